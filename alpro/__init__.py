@@ -1,9 +1,8 @@
-"""ALPRO as a staged pipeline. `from alpro import Model, Searcher` is the Python interface to a
-trained model.
+"""ALPRO as a staged pipeline. `from alpro import Model, Searcher` is the Python interface.
 
-The package is one folder of modules that all rooms use, and a link to each room: `alpro/models` is
-`models`. Only this file, the public face of the package, names a room above it, and only when a
-name is used: importing torch takes seconds, and the command line does not need it.
+The folder of the package has modules that all rooms use, and a link to each room: `alpro/models` is
+`models`. Only this file imports from rooms above it, and only when a name is used: importing torch
+takes seconds, and the command line does not need it.
 """
 
 from importlib import import_module

@@ -1,11 +1,12 @@
-"""An artifact: a folder with a record, artifact.json, which is written last, and has the checksums
-of the other files and of itself."""
+"""Artifacts: folders with a record, artifact.json.
+
+The record is written last. It has the checksums of the other files, and of itself.
+"""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,8 @@ from alpro.log import log
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
-RECORD_DIGEST = "sum"  # the key of the digest of the record's other values
+RECORD_DIGEST = "sum"  # key of the digest of the record's other values
 THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
-
-# Keys that say what is logged, drawn or accepted: no sample and no weight depends on them.
-NOT_FINGERPRINTED = ("*.log_every", "*.max_reject_share")
-# How often a training is validated whose last weights are the result, which is a selection if it
-# starts from a CLIP.
-TIMES = ("train_prompter.validation.times", "pretrain.validation.times")
 
 
 @dataclass(frozen=True)
@@ -33,51 +28,54 @@ class Source:
     fingerprint: str
 
     def folder(self, root: Path) -> Path:
-        """Its folder in a folder of artifacts."""
+        """Return its folder in a folder of artifacts."""
         return root / self.stage / self.fingerprint[:16]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What artifact.json says: what an artifact was built from, what the stage reported, and the
-    run.
+    """The contents of artifact.json: inputs and configuration of a stage, its outcome, and the run.
 
     A stage that has not run has no outcome: `counts` and all fields below are empty.
+
+    Attributes:
+        name: The stage, and the corpus if there are several.
+        files: Digests of outside files, by name.
+        paths: Paths of inputs that no step builds.
+        contents: Size and sha256 of each file.
+        run: When and how long the stage ran, and by which command.
+        values: The JSON object of the file. It may have more keys, which its digest covers.
     """
 
-    name: str = ""  # for users: the stage, and the corpus if there are several
+    name: str = ""
     fingerprint: str = ""
     stage: str = ""
     stage_version: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Source] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # digests of outside files, by name
-    paths: Mapping[str, str] = field(default_factory=dict)  # of inputs that no step builds
+    files: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     precision: str = ""
-    contents: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 of each file
+    contents: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    run: Mapping[str, Any] = field(default_factory=dict)  # when, how long, by which command
-    # The JSON object of the file, which may have more: its digest covers that, too.
+    run: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Record":
-        """The record of a JSON object. What it lacks is empty: a record may be older than a
-        field."""
-        # A name that only a newer version knows stays in `values`, which the digest covers.
+    def from_json(cls, values: Mapping[str, Any]) -> "Record":
+        """Return the record of a JSON object. Fields that an older record lacks are empty."""
         names = {one.name for one in fields(cls)} - {"inputs", "values"}
-        known = {name: value for name, value in values.items() if name in names}
-
+        present = {name: value for name, value in values.items() if name in names}
         inputs = {}
         for name, source in values.get("inputs", {}).items():
             inputs[name] = Source(source["stage"], source["fingerprint"])
-        return cls(**known, inputs=inputs, values=values)
+        return cls(**present, inputs=inputs, values=values)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of a new record, with its digest."""
+        """Return the JSON object of a new record, with its digest."""
         values: dict[str, Any] = {"version": RECORD_VERSION}
         for one in fields(self):
             if one.name != "values":
@@ -85,45 +83,45 @@ class Record:
 
         values["inputs"] = {name: asdict(source) for name, source in self.inputs.items()}
         # Last, because it covers all other values.
-        values[RECORD_DIGEST] = record_digest(values)
+        values[RECORD_DIGEST] = digest_record(values)
         return values
 
 
-def digest_of(record: Record) -> str:
-    """The fingerprint of an artifact: SHA-256 of the stage, its version, its configuration, the
-    fingerprints of its inputs and the contents of outside files, as its record has them. The path
-    of a file whose contents count does not count itself; such a file has the name of its key,
-    STAGE.KEY."""
+def compute_fingerprint(record: Record, without_effect: Collection[str] = ()) -> str:
+    """Return the fingerprint of an artifact, a SHA-256.
+
+    It covers the stage, its version, its configuration, the fingerprints of its inputs and the
+    contents of outside files, as the record has them.
+
+    Args:
+        without_effect: As in `fingerprinted_config`.
+    """
     return digest(
         {
             "stage": record.stage,
             "version": record.stage_version,
-            "config": deciding(record),
+            "config": fingerprinted_config(record, without_effect),
             "inputs": {name: source.fingerprint for name, source in record.inputs.items()},
             "files": record.files,
         }
     )
 
 
-def deciding(record: Record) -> dict[str, Any]:
-    """The values of a configuration on which the result depends, by STAGE.KEY.
+def fingerprinted_config(record: Record, without_effect: Collection[str] = ()) -> dict[str, Any]:
+    """Return the values of a configuration that affect the result, by STAGE.KEY.
 
-    Without the paths of files whose contents count.
+    The path of a file whose contents count is left out. Such a file has the name of its key.
+
+    Args:
+        without_effect: Keys of the stage that no result depends on, such as `log_every`.
     """
-    without_effect: tuple[str, ...] = NOT_FINGERPRINTED
-    if not record.config.get("clip"):
-        without_effect += TIMES
-
-    values = {}
-    for key, value in flatten(record.config, f"{record.stage}.").items():
-        has_effect = not any(fnmatchcase(key, pattern) for pattern in without_effect)
-        if has_effect and key not in record.files:
-            values[key] = value
-    return values
+    ignored = {f"{record.stage}.{key}" for key in without_effect} | record.files.keys()
+    values = flatten(record.config, f"{record.stage}.")
+    return {key: value for key, value in values.items() if key not in ignored}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level with dotted keys; lists of tables are numbered.
+    """Flatten nested values to one level with dotted keys. Lists of tables are numbered.
 
     >>> flatten({"a": {"b": 1}, "c": [{"d": 2}]})
     {'a.b': 1, 'c.0.d': 2}
@@ -141,7 +139,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of an artifact folder; None if there is no readable record, and so no artifact."""
+    """Read the record of an artifact. Return None if the folder has no readable record."""
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -153,59 +151,61 @@ def read_record(folder: Path) -> Record | None:
     if not isinstance(values, dict):
         log.warning(f"{path} is corrupt: its artifact is rebuilt")
         return None
-    if values.get("version") != RECORD_VERSION:  # of an earlier version of this project
+    if values.get("version") != RECORD_VERSION:  # written by an earlier version
         return None
-    return Record.of(values)
+    return Record.from_json(values)
 
 
-def record_digest(values: Mapping[str, Any]) -> str:
-    """The digest of a record's JSON object without its own."""
+def digest_record(values: Mapping[str, Any]) -> str:
+    """Return the digest of a record's JSON object without the digest in it."""
     return digest({key: value for key, value in values.items() if key != RECORD_DIGEST})
 
 
 def check_record(folder: Path, record: Record) -> None:
-    """Raises InputError if a record was changed after it was written. Records of earlier versions
-    have no digest."""
+    """Raise InputError if a record was changed after it was written.
+
+    Records of earlier versions have no digest.
+    """
     values = record.values
-    if RECORD_DIGEST in values and values[RECORD_DIGEST] != record_digest(values):
+    if RECORD_DIGEST in values and values[RECORD_DIGEST] != digest_record(values):
         raise InputError(
             f"{folder / RECORD} was changed after it was written; {repair_hint(folder)}"
         )
 
 
 def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
-    """Compares files of an artifact with its record: those named, or all but the shards, whose
-    samples have checksums of their own. A folder without a record has nothing to compare. Returns
-    the SHA-256 of each file that was read.
+    """Compare the files of an artifact with its record.
 
-    Raises InputError if one is damaged or missing.
+    Args:
+        folder: An artifact, or the model folder in it. Without a record, nothing is compared.
+        names: Files to compare; by default all but the shards, whose samples have checksums.
+
+    Returns:
+        The SHA-256 of each file that was read.
+
+    Raises:
+        InputError: A file is damaged or missing.
     """
-    # A model folder is described by the record of the artifact that it is in.
     if folder.name == "model" and (folder.parent / RECORD).is_file():
         folder = folder.parent
-
     record = read_record(folder)
     if record is None:
         return {}
     check_record(folder, record)
 
     contents = record.contents
-    small = []
-    for name in names or contents:
-        if name in contents and not name.endswith(".tar"):
-            small.append(name)
-    paths = [folder / name for name in small]
-
+    files = [name for name in names or contents if name in contents and not name.endswith(".tar")]
+    paths = [folder / name for name in files]
     with ThreadPoolExecutor(THREADS) as threads:
-        checksums = threads.map(readable_checksum, paths)
-        for name, path, sha256 in zip(small, paths, checksums, strict=True):
+        checksums = threads.map(try_checksum, paths)
+        for name, path, sha256 in zip(files, paths, checksums, strict=True):
             if sha256 != contents[name]["sha256"]:
                 raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
-    return {folder / name: contents[name]["sha256"] for name in small}
+    return {folder / name: contents[name]["sha256"] for name in files}
 
 
-def readable_checksum(path: Path) -> str:
-    """The SHA-256 of a file; empty if it cannot be read."""
+def try_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if it cannot be read."""
     try:
         return checksum(path)
     except OSError:
@@ -213,7 +213,7 @@ def readable_checksum(path: Path) -> str:
 
 
 def require(folder: Path, name: str) -> Path:
-    """The path of a required file of an artifact. Raises InputError if it is missing."""
+    """Return the path of a file of an artifact. Raise InputError if it is missing."""
     path = folder / name
     if not path.exists():
         raise InputError(
@@ -227,23 +227,21 @@ def repair_hint(folder: Path) -> str:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The rows of an evaluation's results.json. Raises InputError if the file is damaged."""
+    """Read the rows of an evaluation's results.json. Raise InputError if the file is damaged."""
     check_artifact(folder, ["results.json"])
     return read_json(folder / "results.json")
 
 
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
-    """The artifacts STAGE/FINGERPRINT in a folder of artifacts that match, with their records,
-    oldest first."""
+    """Return the artifacts STAGE/FINGERPRINT in a folder of artifacts, with records, oldest first.
+
+    Args:
+        pattern: Glob pattern of their folders.
+    """
     matches = []
     for folder in root.glob(pattern):
         record = read_record(folder) if folder.is_dir() else None
         if record:
             matches.append((folder, record))
-
-    def built_at(match: tuple[Path, Record]) -> str:
-        _, record = match
-        # A record without a time counts as the oldest.
-        return record.run.get("at", "")
-
-    return sorted(matches, key=built_at)
+    # A record without a time counts as the oldest.
+    return sorted(matches, key=lambda match: match[1].run.get("at", ""))

@@ -1,7 +1,7 @@
-"""The environment variables with which this project's processes, and all that they start, can work.
+"""Environment variables of this project's processes, and of all that they start.
 
-A person's shell, a company's proxy, a job of a cluster and a container without a user each set or
-miss variables that libraries act on. A program calls `prepare` once, when it starts.
+A shell, a company's proxy, a job of a cluster and a container without a user each set or miss
+variables that libraries act on. A program calls `prepare` once, when it starts.
 """
 
 import os
@@ -12,14 +12,14 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 LOCAL = ("127.0.0.1", "localhost")
-# What torchrun tells its ranks, and, with PET_, the options that it reads.
+# Variables that torchrun sets for its ranks, and, with PET_, options that it reads.
 RANKS = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_.*)"
 )
 
 
 def prepare() -> None:
-    """Makes the environment of this process one that it can work in."""
+    """Normalize environment variables at startup."""
     protect_descendants()
     reach_this_machine(os.environ)
     forget_ranks(os.environ)
@@ -27,22 +27,24 @@ def prepare() -> None:
 
 
 def protect_descendants() -> None:
-    """Keeps the current folder off the import path of interpreters that libraries start from this
-    process on: torchrun's ranks, the runs of a Prefect worker, the servers of MLflow, the children
-    of multiprocessing."""
+    """Keep the current folder off the import path of interpreters that libraries start.
+
+    These are torchrun's ranks, the runs of a Prefect worker, MLflow's servers and the children of
+    multiprocessing.
+    """
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-# A folder without anybody's settings.
+# Folder that has no settings of a program.
 NEUTRAL_FOLDER = sysconfig.get_path("stdlib")
 
 
 @contextmanager
 def outside_current_folder() -> Iterator[None]:
-    """Imports in this block read no settings from the current folder.
+    """Import modules that would read settings from the current folder without them.
 
-    Prefect reads `prefect.toml`, `pyproject.toml` and `.env` of it when it is imported, and its
-    settings can name a configuration of logging, which runs programs: a folder of downloaded data
+    When Prefect is imported, it reads `prefect.toml`, `pyproject.toml` and `.env` there. Its
+    settings can name a logging configuration, which can run programs: a folder of downloaded data
     must not.
     """
     with chdir(NEUTRAL_FOLDER):
@@ -50,8 +52,9 @@ def outside_current_folder() -> Iterator[None]:
 
 
 def reach_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Adds this machine to the hosts that are reached without a proxy, as NO_PROXY names them: no
-    proxy reaches the servers on 127.0.0.1. The user's hosts stay.
+    """Add this machine to NO_PROXY, since no proxy reaches the servers on 127.0.0.1.
+
+    The user's hosts stay.
 
     >>> environment = {"NO_PROXY": "s3.corp.example"}
     >>> reach_this_machine(environment)
@@ -59,33 +62,33 @@ def reach_this_machine(environment: MutableMapping[str, str]) -> None:
     's3.corp.example,127.0.0.1,localhost'
     """
     # Programs differ in which of the two forms they read, so both get the hosts of both.
-    named = ",".join(environment.get(name, "") for name in ("NO_PROXY", "no_proxy"))
-    hosts = [host.strip() for host in named.split(",") if host.strip()]
-    both = ",".join(dict.fromkeys([*hosts, *LOCAL]))
+    listed = ",".join(environment.get(name, "") for name in ("NO_PROXY", "no_proxy"))
+    hosts = [host.strip() for host in listed.split(",") if host.strip()]
+    value = ",".join(dict.fromkeys([*hosts, *LOCAL]))
     if "*" in hosts:
-        both = "*"  # only alone it means all hosts
+        value = "*"  # it means all hosts only if it stands alone
 
-    environment["NO_PROXY"] = both
-    environment["no_proxy"] = both
+    environment["NO_PROXY"] = value
+    environment["no_proxy"] = value
 
 
 def forget_ranks(environment: MutableMapping[str, str]) -> None:
-    """Removes the ranks that a pod or a job has set: what torchrun did not start is alone, and
-    waits for no other.
+    """Unset RANK, WORLD_SIZE and similar, so a process outside torchrun waits for no peers.
+
+    A pod or a job of a cluster may have set them.
 
     >>> environment = {"RANK": "0", "WORLD_SIZE": "8", "PET_NNODES": "2", "PATH": "/bin"}
     >>> forget_ranks(environment)
     >>> environment
     {'PATH': '/bin'}
     """
-    # A list, because entries are removed from what it is made of.
+    # A list, because entries are removed during the loop.
     for name in [name for name in environment if RANKS.fullmatch(name)]:
         del environment[name]
 
 
 def have_a_home(environment: MutableMapping[str, str]) -> None:
-    """Sets HOME as a container's runtime does, for a user without a name and without it: Prefect
-    would not start."""
+    """Set HOME if unset; Prefect requires it. Container runtimes use the same value."""
     try:
         Path.home()
     except RuntimeError:

@@ -1,20 +1,21 @@
-"""Errors that every part of the project raises, and errors of libraries as part of a message."""
+"""Errors that every part of the project raises, and messages that quote errors of libraries."""
 
 MAX_REASON = 200  # characters of a library's message that a message of ours quotes
 MAX_MESSAGE = 2000  # characters of a message of ours, with its paths
 
 
 class InputError(Exception):
-    """An error that the user can fix. The message is one line: what is wrong, where, and what to
-    do. It is shown without a traceback."""
+    """An error that the user can fix.
+
+    The message is one line: what is wrong, where, and what to do. It is shown without a traceback.
+    """
 
 
 def one_line(error: BaseException, max_length: int = MAX_REASON) -> str:
-    """The message of an error as a line of 1 to `max_length` characters; its type if it has no
-    message.
+    """Return the message of an error as a line of 1 to `max_length` characters.
 
-    A message of one line stays as it is, with the spaces of its file names. Longer messages end
-    with an ellipsis.
+    An error without a message is named by its type. A message of one line stays as it is, with the
+    spaces of its file names. Longer messages end with an ellipsis.
 
     >>> one_line(ValueError("Missing keys:\\n\\t'a', 'b'\\n"))
     "Missing keys: 'a', 'b'"

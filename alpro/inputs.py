@@ -1,8 +1,7 @@
-"""The checks of regions and texts that the command line, Python, the server and exported models
-share.
+"""Checks of regions and texts for the command line, Python, the server and exported models.
 
-A region is (left, top, width, height) as fractions of the frame, in every interface. The module
-imports nothing of this package: an exported model has a copy of it.
+In every interface, a region is (left, top, width, height) as fractions of the frame. The module
+imports nothing of this package, because exported models have a copy of it.
 """
 
 from collections.abc import Sequence
@@ -14,17 +13,17 @@ NO_REGION = (
     "is not a region of the frame: it takes left, top, width and height as fractions, such as "
     "0.5, 0, 0.5, 1"
 )
-ROUNDING = 1e-3  # by which left + width, or top + height, may exceed 1
+ROUNDING = 1e-3  # tolerance by which left + width, or top + height, may exceed 1
 
 
 def check_box(box: Sequence[float]) -> Box:
-    """A region inside the frame. Raises ValueError for anything else."""
+    """Return a region inside the frame. Raise ValueError for anything else."""
     try:
         left, top, width, height = (float(side) for side in box)
     except (TypeError, ValueError):
         raise ValueError(f"{box} {NO_REGION}") from None
 
-    # All comparisons are false for NaN, which is therefore refused.
+    # All comparisons with NaN are false, so it is refused.
     starts_inside = left >= 0 and top >= 0
     ends_inside = max(left + width, top + height) <= 1 + ROUNDING
     if not (starts_inside and ends_inside and width > 0 and height > 0):
@@ -33,16 +32,25 @@ def check_box(box: Sequence[float]) -> Box:
 
 
 def parse_box(text: str) -> Box:
-    """The region of `left,top,width,height`. Raises ValueError."""
+    """Parse a region `left,top,width,height`. Raise ValueError if it is not one."""
     try:
         return check_box([float(part) for part in text.split(",")])
     except ValueError:
         raise ValueError(f"{text} {NO_REGION}") from None
 
 
-def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
-    """The patches of a region: left, top, width, height in a grid of `grid` x `grid`, at least one.
-    Raises ValueError if the region is not inside the frame."""
+def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
+    """Return the patches of a region, at least one.
+
+    Args:
+        grid: Number of patches along each side of the frame.
+
+    Returns:
+        The left column, the top row, the number of columns and the number of rows.
+
+    Raises:
+        ValueError: The region is not inside the frame.
+    """
     left, top, width, height = check_box(box)
 
     column = min(grid - 1, round(left * grid))
@@ -57,8 +65,11 @@ def patches_of(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
 
 
 def check_text(text: Any, what: str = "text") -> str:
-    """A text that says something. Raises ValueError if it is empty, not a str, or not Unicode:
-    bytes of an argument."""
+    """Return a text. Raise ValueError if it is empty, not a str, or not valid Unicode.
+
+    Args:
+        what: Name of the text in messages.
+    """
     if not isinstance(text, str):
         raise ValueError(f"a {what} is a str, not {text!r}")
     if text.encode(errors="replace").decode() != text:

@@ -1,4 +1,4 @@
-"""Python programs that this project starts.
+"""Start Python programs safely.
 
 Python puts the current folder first on the import path of `python -m` and `python -c`. People run
 `alpro` in folders of downloaded data, whose `queue.py` or `calendar.py` would then run in place of
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def interpreter(*arguments: str) -> list[str]:
-    """The command line of a Python program that imports nothing from the current folder."""
+    """Return the command line of a Python program that imports nothing from the current folder."""
     return [sys.executable, "-P", *arguments]
 
 

@@ -1,4 +1,4 @@
-"""Locks of files, which the kernel releases when the last process that has them open ends."""
+"""File locks, which the kernel releases when the last process that has them open ends."""
 
 import errno
 import fcntl
@@ -13,11 +13,16 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def acquire(lock: FileLock, blocking: bool = True) -> bool:
-    """Acquires a lock; returns whether this process has it. Without `blocking`, it does not wait
-    for another's.
+    """Acquire a lock.
 
-    Raises InputError if the file system has no locks: without them, two runs would write the same
-    files.
+    Args:
+        blocking: If True, wait until the lock is free.
+
+    Returns:
+        True if this process has the lock.
+
+    Raises:
+        InputError: The file system has no locks. Without them, two runs would write the same files.
     """
     try:
         lock.acquire(blocking=blocking)
@@ -31,8 +36,10 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
 
 
 def check_locks(folder: Path) -> None:
-    """Raises InputError if files in a folder cannot be locked as SQLite locks its databases: it
-    would only say that one is locked."""
+    """Raise InputError if files in a folder cannot be locked as SQLite locks its databases.
+
+    SQLite itself would only say that the database is locked.
+    """
     with NamedTemporaryFile(dir=folder) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,8 +57,10 @@ def without_locks(path: Path | str, error: OSError) -> InputError:
 
 
 def lock_descriptor(lock: FileLock) -> int:
-    """The file descriptor of a lock that is held, for child processes to inherit: it is free when
-    all of them have ended."""
+    """Return the file descriptor of a held lock.
+
+    If child processes inherit it, the lock is free when all of them have ended.
+    """
     # filelock has no public name for it.
     descriptor = lock._context.lock_file_fd
     assert descriptor is not None

@@ -1,5 +1,4 @@
-"""Lines about a run on standard error, and progress: bars on a terminal, and a plain line every few
-seconds elsewhere.
+"""Lines about a run on standard error, and progress: a bar on a terminal, plain lines elsewhere.
 
 The processes of stages inherit the level. Each line starts with its time, except on a terminal, and
 where the program that reads the lines adds times of its own (TIMES). Short tasks show no progress.
@@ -24,12 +23,13 @@ QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 # The time left follows from the speed in this window: a step may take minutes.
 SPEED_SECONDS = 600.0
+BAR_WIDTH = 20  # characters, so that the columns beside it fit on 80
 
 log = logging.getLogger("alpro")
 
 
 class StderrHandler(logging.Handler):
-    """Prints each record as a line on the current standard error."""
+    """Print each record as a line on the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # Names of files are in many lines; a traceback has several lines.
@@ -41,9 +41,10 @@ class StderrHandler(logging.Handler):
 
 
 def printable(text: object) -> str:
-    """A name on one line, without what a terminal would obey: control characters, such as the
-    escape codes of colors, newlines, and marks that turn the direction of writing are written as
-    escapes.
+    """Return a text on one line, without what a terminal would obey.
+
+    Control characters, such as the escape codes of colors, newlines, and marks that turn the
+    direction of writing are written as escapes.
 
     >>> print(printable("a\\x1b[31m\\n.mp4"))
     a\\x1b[31m\\n.mp4
@@ -60,7 +61,7 @@ def printable(text: object) -> str:
 
 @cache
 def warn_once(text: str) -> None:
-    """Logs a warning that other parts of a command may repeat."""
+    """Log a warning that other parts of a command may repeat."""
     log.warning(text)
 
 
@@ -78,22 +79,25 @@ def progress(
     done: int = 0,
     steady: bool = False,
 ) -> Iterator[Callable[..., None]]:
-    """A context of `advance(n, note="")`. The bar, or the line, shows `what`, the number of `total`
-    units, the time left, and the note.
+    """Show the progress of a task: its name, the count, the time left and a note.
 
-    `total` is None if it is unknown. `done` units were done by an earlier run. steady: lines are
-    also printed while no unit is finished, for units of minutes. Of the processes of torchrun, the
-    first shows it.
+    The context is `advance(n=1, note="")`: n more units are finished. Without a note, the last one
+    stays. Of the processes of torchrun, the first one shows it.
+
+    Args:
+        total: Number of units; None if it is unknown.
+        done: Number of units that were done by an earlier run.
+        steady: Also print lines while no unit is finished, for units of minutes.
     """
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         yield lambda n=1, note="": None
         return
 
-    # It is drawn from QUIET_SECONDS on, by `advance`.
+    # `advance` draws it after QUIET_SECONDS.
     bar = None
     task = None
     if os.environ.get(PLAIN) != "1" and sys.stderr.isatty():
-        bar = progress_bar(unit)
+        bar = make_bar(unit)
         task = bar.add_task(what, total=total, completed=done, note="")
     began = last_line = time.monotonic()
     count = done
@@ -106,9 +110,9 @@ def progress(
         details = [f"{count}{of_total} {unit}", f"{now - began:.0f} s"]
         # The units of an earlier run say nothing about the speed of this one.
         if total is not None and count > done:
-            remaining = total - count
-            left = (now - began) * remaining / (count - done)
-            details.append(f"{timedelta(seconds=round(left))} left")
+            remaining = max(0, total - count)
+            seconds_left = (now - began) * remaining / (count - done)
+            details.append(f"{timedelta(seconds=round(seconds_left))} left")
 
         if last_note:
             details.append(last_note)
@@ -117,7 +121,6 @@ def progress(
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal count, last_note
         count += n
-        # A call without a note keeps the last one.
         last_note = note or last_note
 
         now = time.monotonic()
@@ -148,7 +151,8 @@ def progress(
             bar.stop()
 
 
-def progress_bar(unit: str) -> Any:
+def make_bar(unit: str) -> Any:
+    """Return a progress bar whose note alone becomes shorter on a narrow terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -157,15 +161,19 @@ def progress_bar(unit: str) -> Any:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    # With a ratio, a column has the width that the others leave.
+    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(BAR_WIDTH),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=note),
         console=Console(stderr=True),
+        expand=True,
         transient=True,
         speed_estimate_period=SPEED_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""Work in threads, ahead of the one who reads it; and the number of cores to plan for."""
+"""Prefetch in threads, and the number of available cores."""
 
 import os
 from collections import deque
@@ -9,20 +9,20 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MAX_THREADS = 16  # of a machine with many cores
+MAX_THREADS = 16  # on a machine with many cores
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: what a container or a job may use
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores of a container or a job
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) of each item in order, computed in threads, at most two items a thread ahead.
+    """Yield function(item) of each item in order, prefetching at most two items per thread.
 
-    `items` may be a generator without an end; it is read no further than that.
+    `items` may be an infinite generator. It is read only as far as items are prefetched.
     """
     count = min(MAX_THREADS, cores())
     pending = deque[Future[Result]]()
@@ -35,5 +35,5 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
         while pending:
             yield pending.popleft().result()
     finally:
-        # Also if the reader stops early: what has not begun is not computed.
+        # If the consumer stops early, items that have not begun are not computed.
         pool.shutdown(cancel_futures=True)

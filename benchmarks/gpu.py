@@ -49,7 +49,7 @@ from alpro.models.attention import (
     attention_by_products,
     block_mask,
     packed_attention,
-    sequences_in_a_tile,
+    sequences_per_tile,
     tile_mask,
 )
 from alpro.models.clip_prompter import ClipPrompter
@@ -154,7 +154,7 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
     patches = 4 if options.small else 196
     shape = (options.batch * patches, 2 if options.small else 12, 4, 64)
     q, k, v = (torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
-    together = sequences_in_a_tile(shape[0], shape[2])
+    together = sequences_per_tile(shape[0], shape[2])
     mask = block_mask(together, shape[2], DTYPE, q.device)
     variants: dict[str, Callable[..., Tensor]] = {
         "alone": scaled_dot_product_attention,

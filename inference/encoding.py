@@ -20,10 +20,11 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
-from alpro.models.clip_prompter import is_clip, is_hub_name, load_clip, wrap_tokenizer
+from alpro.models.clip_prompter import is_clip, load_clip, wrap_tokenizer
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
+from alpro.models.pretrained import HubName
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import Sample, ShardReader
@@ -66,7 +67,7 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
     cache_prompts, or by its name on the hub. Raises InputError if it is not valid."""
     inside = model_folder(folder)
     # First: a CLIP's folder has a config.json too, which `load_model` would refuse.
-    if is_clip(inside) or is_hub_name(str(folder)):
+    if is_clip(inside) or HubName.parse(str(folder)):
         return load_clip(str(inside), device, "model")
     return load_model(inside, device)
 
@@ -184,7 +185,7 @@ def encode_videos(
     tokens = torch.zeros(count, 1, config.width, device=device)
     decoded = map_ahead(decode, chain.from_iterable(batches))
     for rows in batches:
-        pixels = encoder.pixels_of(islice(decoded, len(rows)))
+        pixels = encoder.clip_pixels(islice(decoded, len(rows)))
         encoded = encoder.model.encode_video(pixels)
         if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
             tokens = torch.zeros(count, *encoded.shape[1:], device=device)
@@ -265,12 +266,12 @@ def score(
                 video_of_pair = pairs[rows, 1] - first_video
                 # No padding and no mask: `batches` puts texts of one length together.
                 length = int(lengths[distinct[0]])  # of all texts of the batch
-                fused = model.multimodal_encoder.pairs(
+                fused = model.multimodal_encoder.fuse_pairs(
                     text=texts.tokens[torch.from_numpy(distinct).to(device), :length],
-                    of_text=torch.from_numpy(text_of_pair).to(device),
+                    text_indices=torch.from_numpy(text_of_pair).to(device),
                     video=tokens,
-                    qkv=qkv,
-                    of_video=torch.from_numpy(video_of_pair).to(device),
+                    video_qkv=qkv,
+                    video_indices=torch.from_numpy(video_of_pair).to(device),
                 )
                 with float32(device):
                     output = head(fused.float())

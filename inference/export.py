@@ -1,9 +1,10 @@
-"""Exports a model as a folder for `transformers` and `sentence-transformers`, which need
-`trust_remote_code=True` and not this package."""
+"""Export a model for transformers and sentence-transformers.
+
+They load the folder with `trust_remote_code=True`, without this package.
+"""
 
 import importlib
 import re
-import shutil
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from alpro.errors import InputError
-from alpro.files import os_errors, use_default_mode, write_json
+from alpro.files import new_folder, use_default_mode, write_json
 from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
-# The files that say to sentence-transformers, from 5.4 on, which methods of the model embed texts
+# Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts
 # and videos.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules.json": [
@@ -47,57 +48,42 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 
 def export(model: Model, folder: Path, card: str) -> None:
-    """Write config, weights, tokenizer, processor, code with its LICENSE and README.md (`card`) to
-    a new folder.
+    """Write a model to a new folder that transformers loads.
+
+    Args:
+        card: Text of README.md.
 
     Raises:
-        InputError: If the folder exists, or for a CLIP or SigLIP, whose folder transformers loads
-            as it is.
+        InputError: The folder exists, or the model is a CLIP or SigLIP, whose folder transformers
+            loads as it is.
     """
     source = model.folder
     if not isinstance(source.model, Prompter):
         raise InputError(
             "a CLIP or SigLIP is not exported: transformers loads the folder model/ of its artifact"
         )
-    if folder.exists():
-        raise InputError(f"{folder}: exists already; choose another folder")
+    logging.disable_progress_bar()  # transformers writes its bars into log files, too
 
-    # transformers draws its bars into log files, too.
-    logging.disable_progress_bar()
-
-    exported = modeling_alpro.AlproModel(configuration(model))
-    exported.model.load_state_dict(source.model.state_dict())
-
-    for kind in ("video", "image"):
-        if kind in model.prompts:
-            getattr(exported, f"{kind}_prompts").copy_(model.prompts[kind])
-
-    # The folder has its name when it is complete: a killed export leaves none.
-    building = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        with os_errors(building):
-            exported.eval().save_pretrained(building)
+    with new_folder(folder) as building:
+        exported = modeling_alpro.AlproModel(configuration(model))
+        exported.model.load_state_dict(source.model.state_dict())
+        for kind, embeddings in model.prompts.items():
+            getattr(exported, f"{kind}_prompts").copy_(embeddings)
+        exported.eval().save_pretrained(building)
         use_default_mode(building / "model.safetensors")
 
         make_processor(model).save_pretrained(building)
 
-        for name, text in code().items():
+        for name, text in exported_code().items():
             (building / f"{name}.py").write_text(text, "utf-8")
         for name, values in SENTENCE_TRANSFORMERS.items():
             write_json(building / name, values)
         (building / "README.md").write_text(card, "utf-8")
 
-        # Of the installed package: there may be no checkout.
+        # The installed package has the license; there may be no checkout.
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
         (building / "LICENSE").write_text(license, "utf-8")
-
-        building.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def make_processor(model: Model) -> processing_alpro.AlproProcessor:
@@ -115,29 +101,31 @@ def make_processor(model: Model) -> processing_alpro.AlproProcessor:
 
 
 def configuration(model: Model) -> configuration_alpro.AlproConfig:
-    """Return the configuration of the exported model. `auto_map` names its classes."""
+    """Return the configuration of the exported model; `auto_map` names its classes."""
     source = model.folder
     classes = {
         "AutoConfig": "configuration_alpro.AlproConfig",
         "AutoModel": "modeling_alpro.AlproModel",
         "AutoProcessor": "processing_alpro.AlproProcessor",
     }
-    # A prompter without the prompts of its entities cannot name them.
-    names_entities = isinstance(source.model, Alpro) or bool(model.prompts)
+    # A prompter without the prompts of its entities cannot label them.
+    labels_entities = isinstance(source.model, Alpro) or bool(model.prompts)
     return configuration_alpro.AlproConfig(
         task=source.task,
         sizes=source.model.config.model_dump(mode="json"),
         **source.preprocessing.model_dump(mode="json"),
-        entities=source.entities if names_entities else [],
+        entities=source.entities if labels_entities else [],
         answers=source.answers,
         auto_map=classes,
         architectures=["AlproModel"],
     )
 
 
-def code() -> dict[str, str]:
-    """Return the source of each exported module by name: the classes, and the modules of this
-    package that they import, with imports relative to the folder."""
+def exported_code() -> dict[str, str]:
+    """Return the source of each exported module by name, with imports relative to the folder.
+
+    These are the classes, and the modules of this package that they import.
+    """
     sources: dict[str, str] = {}
     pending: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
     while pending:
@@ -149,7 +137,7 @@ def code() -> dict[str, str]:
         assert module.__file__ is not None
         source = Path(module.__file__).read_text("utf-8")
         pending += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
-        # transformers loads the modules of a folder, which are not installed.
+        # transformers loads modules of a folder without installing them.
         sources[name] = OWN_IMPORT.sub(
             lambda match: f"from .{match[1].rpartition('.')[2]} import", source
         )

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from alpro.artifact import read_record
-from alpro.credentials import redacted
+from alpro.credentials import redact
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json
 from alpro.inference.items import SCHEMA, Item
@@ -326,7 +326,7 @@ def engine_errors(place: str) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         # Without lines of the engine's source, and without the query that it made of a condition.
         text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
-        raise InputError(f"{place}: {redacted(one_line(ValueError(text)))}") from error
+        raise InputError(f"{place}: {redact(one_line(ValueError(text)))}") from error
 
 
 def make_condition(where: str = "", words: str = "") -> str:

@@ -41,12 +41,12 @@ from alpro.inference.encoding import (
 from alpro.inference.find import PROMPTS, Found, resolve
 from alpro.inference.prompts import read_prompts
 from alpro.inference.unknown_words import describe_unread, truncate
-from alpro.inputs import WHOLE, Box, check_text, patches_of
+from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, load_labels
 from alpro.models.losses import box_mask
-from alpro.models.precision import autocast, precision
+from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
 from alpro.shards.clip import Clip, DecodeError, Limits
 
@@ -133,7 +133,7 @@ class Model:
 
         Args:
             name: A model folder; an artifact, by its fingerprint or the first characters of it, by
-                its stage (the last command's) or by CONFIG/STAGE; a CLIP or SigLIP of the hub.
+                its stage (the last run's) or by CONFIG/STAGE; a CLIP or SigLIP of the hub.
             workspace: Folder in which artifacts are looked up; by default $ALPRO_WORKSPACE, or the
                 folder `workspace`.
             prompts: Artifact of cache_prompts with the entities of a prompter; by default the
@@ -151,11 +151,11 @@ class Model:
         target = pick_device(device)
         loaded = load_prompter(found.model, target)
         if dtype == "auto":
-            compute_dtype = precision(loaded.model.config.video.width, target)
+            torch_dtype = compute_dtype(loaded.model.config.video.width, target)
         else:
-            compute_dtype = getattr(torch, dtype)
+            torch_dtype = getattr(torch, dtype)
         if source is None:
-            return cls(loaded, prompts={}, device=target, dtype=compute_dtype)
+            return cls(loaded, prompts={}, device=target, dtype=torch_dtype)
 
         embedded = read_prompts(require(source, PROMPTS).parent)
         embeddings = {name: value.to(target) for name, value in embedded.items()}
@@ -169,7 +169,7 @@ class Model:
             raise InputError(
                 f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
             )
-        return cls(loaded, prompts=embeddings, device=target, dtype=compute_dtype)
+        return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
 
     # Texts
 
@@ -240,7 +240,7 @@ class Model:
         if not clips:  # `torch.cat` takes no empty list
             return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
         with self.autocast():
-            tokens = self.folder.model.encode_video(self.encoder.pixels_of(clips), cls_only)
+            tokens = self.folder.model.encode_video(self.encoder.clip_pixels(clips), cls_only)
         tokens = tokens.float()  # the projection computes in float32
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
@@ -462,7 +462,7 @@ class Model:
         if text and not isinstance(model, Alpro):
             raise InputError("a prompter reads no text; only a pre-trained model does")
         try:
-            boxes = torch.tensor([patches_of(box, grid)], device=self.device)
+            boxes = torch.tensor([region_to_patches(box, grid)], device=self.device)
         except ValueError as error:
             raise InputError(str(error)) from error
 

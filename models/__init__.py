@@ -1,9 +1,7 @@
-"""PyTorch modules, losses and weights of ALPRO. This package depends on tensors and weight files
-only, not on stages.
+"""PyTorch modules, losses and weights of ALPRO.
 
-A CUDA build of torchvision next to a CPU build of torch fails at import because two operators are
-missing, and timm and transformers import torchvision. Declaring the missing operators makes the
-imports work; this project never calls them.
+timm and transformers import torchvision. A CUDA build of it beside a CPU build of torch lacks two
+operators, and fails at import. They are declared here, and never called.
 """
 
 import torch

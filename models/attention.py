@@ -1,27 +1,30 @@
-"""Multi-head self-attention on PyTorch's fused kernel, and the MLP: used by both encoders."""
+"""Multi-head self-attention on PyTorch's fused kernel, and the MLP of both encoders."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpro.models.precision import type_of_products
+from alpro.models.precision import get_autocast_dtype
 
-# CUDA starts at most this many blocks in the dimension that holds the batch; more fail with
-# "invalid configuration".
+# CUDA allows at most this many blocks in the grid dimension of the batch. More fail with "invalid
+# configuration".
 MAX_SEQUENCES = 65_535
-# The fused kernels of a GPU compute tiles of this many queries and keys, however short a sequence
-# is.
+# The fused kernels of a GPU compute tiles of this many queries and keys, even of a shorter sequence.
 TILE = 128
-MAX_PACKED = 16  # tokens of the longest sequence that is packed with others into a tile
+MAX_PACKED_TOKENS = 16  # longest sequence that is packed with others into a tile
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one linear for queries, keys and values (in that order).
+    """Multi-head self-attention with one linear layer for queries, keys and values, in that order.
 
-    `forward(x, mask, first)`: x (B, L, D) -> (B, L, D). `mask` (B, 1, 1, L) is boolean, True where
-    a token may be attended to; None attends to all tokens; that of `tile_mask` also attends to all,
-    faster. With `first`, only the first tokens attend -> (B, first, D). `attend(qkv, mask)` is the
-    part after the first linear, whose output (B, L, 3D) it takes.
+    Args:
+        x: Tokens (B, L, D).
+        mask: Boolean (B, 1, 1, L), True where a token may be attended to. None attends to all
+            tokens; a `tile_mask` also does, faster.
+        outputs: Number of leading tokens to compute; by default all.
+
+    Shape:
+        (B, L, D) -> (B, L, D), or (B, outputs, D).
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -31,28 +34,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, outputs: int | None = None) -> Tensor:
         length = x.shape[1]
         width = x.shape[-1]
         weight = self.qkv.weight
         bias = self.qkv.bias
 
-        # A token that attends only to itself, as the one frame of an image: the result is its
-        # value.
+        # A token that attends only to itself, such as the one frame of an image, returns its value.
         if length == 1 and mask is None and not self.dropout:
             value = F.linear(x, weight[-width:], bias[-width:])
             return self.proj(value)
-        if first is None:
+        if outputs is None:
             return self.attend(self.qkv(x), mask)
 
-        # The last layer of an encoder of which only [CLS] is read: one query, all keys and values.
-        query = F.linear(x[:, :first], weight[:width], bias[:width])
+        # The last layer of an encoder whose [CLS] alone is read needs one query.
+        leading = x[:, :outputs]
+        query = F.linear(leading, weight[:width], bias[:width])
         key_value = F.linear(x, weight[width:], bias[width:])
         (q,) = self.by_head(query, 1)
         k, v = self.by_head(key_value, 2)
         return self.output(q, k, v, mask)
 
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the attention of projected queries, keys and values (B, L, 3D)."""
         q, k, v = self.by_head(qkv, 3)
         return self.output(q, k, v, mask)
 
@@ -61,8 +65,8 @@ class Attention(nn.Module):
         if is_on_gpu(q):
             out = attention_on_gpu(q, k, v, mask, dropout)
         elif q.dtype == torch.bfloat16 and q.requires_grad:
-            # The backward pass of the fused kernel on a CPU: 66 ms of 8 x 197 tokens, products 45
-            # ms.
+            # On a CPU, the backward pass of the fused kernel takes 66 ms for 8 x 197 tokens, matrix
+            # products take 45 ms.
             out = attention_by_products(q, k, v, mask, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -70,11 +74,14 @@ class Attention(nn.Module):
         return self.proj(out)
 
     def by_head(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
-        """(B, L, count * D) -> `count` tensors (B, heads, L, D / heads)."""
-        # `chunk` first: the gradient of its parts is one concatenation. That of `unbind` on a
-        # permuted tensor is a stack and a copy.
-        parts = x.chunk(count, dim=2)
-        return tuple(part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        """Split (B, L, count * D) into `count` tensors (B, heads, L, D / heads)."""
+        # The gradient of `chunk` is one concatenation. The gradient of `unbind` on a permuted tensor
+        # is a stack and a copy.
+        by_head = []
+        for part in x.chunk(count, dim=2):
+            heads = part.unflatten(2, (self.heads, -1))
+            by_head.append(heads.transpose(1, 2))
+        return tuple(by_head)
 
 
 def attention_on_gpu(
@@ -84,8 +91,10 @@ def attention_on_gpu(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As F.scaled_dot_product_attention, for any number of sequences; with a `tile_mask`, short ones
-    share the tiles of the kernel."""
+    """Compute F.scaled_dot_product_attention for any number of sequences.
+
+    With a `tile_mask`, short sequences share the tiles of the kernel.
+    """
     if mask is not None and mask.dim() == 2:
         return packed_attention(q, k, v, mask, dropout)
 
@@ -96,49 +105,55 @@ def attention_on_gpu(
     outputs = []
     for start in range(0, sequences, MAX_SEQUENCES):
         rows = slice(start, start + MAX_SEQUENCES)
-        # A mask of one row holds for all sequences.
-        mask_of_rows = mask
+        # A mask of one row applies to all sequences.
+        row_mask = mask
         if mask is not None and len(mask) == sequences:
-            mask_of_rows = mask[rows]
+            row_mask = mask[rows]
         output = F.scaled_dot_product_attention(
             q[rows],
             k[rows],
             v[rows],
-            attn_mask=mask_of_rows,
+            attn_mask=row_mask,
             dropout_p=dropout,
         )
         outputs.append(output)
     return torch.cat(outputs)
 
 
-def sequences_in_a_tile(sequences: int, length: int) -> int:
-    """The largest divisor of the number of sequences, of so many that they fit a tile together."""
+def sequences_per_tile(sequences: int, length: int) -> int:
+    """Return the largest divisor of the number of sequences that fits a tile."""
     max_count = max(1, TILE // length)
     divisors = [count for count in range(1, max_count + 1) if sequences % count == 0]
     return max(divisors)
 
 
 def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
-    """The `block_mask` of as many of the `sequences` of `length` tokens as share a tile of a GPU's
-    kernel, in the type of the products of x; None where they are too long to share one, and on a
-    CPU.
+    """Return the mask of sequences that share a tile of a GPU's attention kernel.
 
-    The temporal attention of a clip has a sequence of a few frames for each patch: by the roofline
-    of an H100 (docs/gpu.md), 4 frames of 32 clips take a tenth of the time, since alone, a sequence
-    fills 3 % of a tile. All layers have the same mask.
+    The temporal attention of a clip has a sequence of a few frames for each patch. A sequence of 4
+    frames fills 3 % of a tile; by the roofline of an H100 (docs/gpu.md), packing takes a tenth of
+    the time. All layers have the same mask.
+
+    Args:
+        x: Tokens, for the device and the autocast dtype.
+        sequences: Number of sequences.
+        length: Tokens of a sequence.
+
+    Returns:
+        A `block_mask`; None on a CPU, and if the sequences are too long to share a tile.
     """
-    if not is_on_gpu(x) or not 1 < length <= MAX_PACKED:
+    if not is_on_gpu(x) or not 1 < length <= MAX_PACKED_TOKENS:
         return None
-    packed = sequences_in_a_tile(sequences, length)
+    packed = sequences_per_tile(sequences, length)
     if packed == 1:
         return None
-    return block_mask(packed, length, type_of_products(x), x.device)
+    return block_mask(packed, length, get_autocast_dtype(x), x.device)
 
 
 def block_mask(packed: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The mask (S, S) of `packed` sequences of `length` tokens: 0 within one, -inf between two."""
-    sequence_of_token = torch.arange(packed * length, device=device) // length
-    is_other = sequence_of_token[:, None] != sequence_of_token
+    """Return the mask (S, S) of `packed` sequences: 0 within a sequence, -inf between two."""
+    sequence_index = torch.arange(packed * length, device=device) // length
+    is_other = sequence_index[:, None] != sequence_index
     mask = torch.zeros(is_other.shape, dtype=dtype, device=device)
     return mask.masked_fill(is_other, -torch.inf)
 
@@ -148,8 +163,11 @@ def is_on_gpu(x: Tensor) -> bool:
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention within sequences (B, heads, L, D), S / L of which are one sequence of the kernel;
-    `mask` (S, S) is their `block_mask`."""
+    """Compute attention within sequences (B, heads, L, D) that are packed for the kernel.
+
+    Args:
+        mask: `block_mask` (S, S) of S / L sequences that are packed into one.
+    """
     _, heads, length, width = q.shape
     packed = len(mask) // length
 
@@ -157,8 +175,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: flo
         x = x.unflatten(0, (-1, packed)).transpose(1, 2)
         return x.reshape(-1, heads, packed * length, width)
 
-    # One mask for all sequences and heads, of four dimensions: nothing is packed again.
-    out = attention_on_gpu(pack(q), pack(k), pack(v), mask[None, None], dropout)
+    # A mask of four dimensions applies to all sequences and heads, and is not packed again.
+    mask = mask[None, None]
+    out = attention_on_gpu(pack(q), pack(k), pack(v), mask, dropout)
     by_sequence = out.unflatten(2, (packed, length)).transpose(1, 2)
     return by_sequence.reshape(q.shape)
 
@@ -170,8 +189,10 @@ def attention_by_products(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """As F.scaled_dot_product_attention, by two matrix products with a softmax, which is float32
-    inside."""
+    """Compute F.scaled_dot_product_attention by two matrix products.
+
+    The softmax between them is float32 internally.
+    """
     scale = q.shape[-1] ** -0.5
     scores = (q * scale) @ k.transpose(-2, -1)
     if attn_mask is not None:
@@ -181,9 +202,13 @@ def attention_by_products(
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear: (..., D) -> (..., D).
+    """Linear, GELU, linear.
 
-    activation: gelu is the exact one; quick_gelu is x * sigmoid(1.702 x), that of OpenAI's CLIP.
+    Args:
+        activation: gelu is the exact one; quick_gelu is x * sigmoid(1.702 x), as in OpenAI's CLIP.
+
+    Shape:
+        (..., D) -> (..., D).
     """
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu"):

@@ -1,33 +1,34 @@
-"""A model folder in the style of Hugging Face: config.json, model.safetensors, tokenizer.json and
-label lists."""
+"""Model folders as of Hugging Face: config.json, model.safetensors, tokenizer.json, label lists."""
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from alpro.errors import one_line
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
+from alpro.models.weights import check_values, load_weights, meta_device, read_weights
 from alpro.models.word_pieces import read_tokenizer
 
+Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
 
 
 class Preprocessing(BaseModel):
-    """Input preprocessing: per-channel mean and std of pixels in [0, 1], and the maximum text
-    length in tokens."""
+    """Preprocessing of frames and texts.
+
+    Attributes:
+        mean, std: Statistics of pixels in [0, 1] per channel.
+        max_text_tokens: Length to which texts are truncated.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,15 +38,22 @@ class Preprocessing(BaseModel):
 
 
 class FolderConfig(BaseModel):
-    """config.json of a model folder."""
+    """Values of config.json in a model folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: Literal["alpro"] = "alpro"
-    task: Literal["prompter", "pretrain", "retrieval", "qa"]
+    task: Task
     model: ModelConfig
     preprocessing: Preprocessing = Preprocessing()
     ranking: Ranking = "similarity"
+
+
+def build_model(task: Task, config: ModelConfig, entities: int, answers: int) -> DualEncoder:
+    """Build the model of a task, with heads for so many entities and answers."""
+    if task == "prompter":
+        return Prompter(config)
+    return Alpro(config, entities=entities, answers=answers)
 
 
 def write_tensors(
@@ -53,7 +61,7 @@ def write_tensors(
     path: Path,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file. Raises OSError if it cannot, for example if the disk is full."""
+    """Write a safetensors file. Raise OSError if that fails, for example if the disk is full."""
     with os_errors(path):
         save_file(tensors, path, metadata)
         use_default_mode(path)
@@ -61,10 +69,13 @@ def write_tensors(
 
 @dataclass
 class ModelBundle:
-    """A model with its tokenizer, preprocessing and labels, and by which of its scores it ranks
-    clips better."""
+    """A model with its tokenizer, preprocessing and labels.
 
-    task: Literal["prompter", "pretrain", "retrieval", "qa"]
+    Attributes:
+        ranking: The score by which the model ranked clips better on validation.
+    """
+
+    task: Task
     model: DualEncoder
     tokenizer: Tokenizer
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -73,7 +84,7 @@ class ModelBundle:
     ranking: Ranking = "similarity"
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the folder. model.safetensors holds the model's state dict."""
+        """Write the folder. model.safetensors has the state dict of the model."""
         folder.mkdir(parents=True, exist_ok=True)
         config = FolderConfig(
             task=self.task,
@@ -83,7 +94,7 @@ class ModelBundle:
         )
         (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
 
-        # safetensors refuses tensors that are views in another order.
+        # safetensors refuses views of another memory layout.
         state = self.model.state_dict()
         weights = {key: value.contiguous() for key, value in state.items()}
         write_tensors(weights, folder / "model.safetensors")
@@ -95,48 +106,30 @@ class ModelBundle:
                 (folder / f"{name}.json").write_text(text + "\n")
 
     def normalized(self, device: torch.device) -> NormalizedModel:
-        """The model with its frame normalization, on `device` and in eval mode."""
+        """Return the model with its frame normalization, on a device and in eval mode."""
         model = NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
         return model.to(device).eval()
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Loads a folder written by `save_pretrained`. Raises ValueError with a one-line message if
-        a file is missing, corrupt or does not match the configuration.
+        """Load a folder written by `save_pretrained`, in float32 and eval mode.
 
-        The folder is untrusted: the sizes of the configuration are compared with the shapes in the
-        header of the weights before memory is taken for either.
+        Raises:
+            ValueError: One line, if a file is missing, corrupt or does not match the configuration.
         """
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
 
-        try:
-            config = FolderConfig.model_validate(read_small_json(folder / "config.json"))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(name) for name in first["loc"])
-            raise ValueError(f"{folder}/config.json: {key}: {first['msg']}") from error
-
+        config = read_config(folder)
         entities = load_labels(folder / "entities.json")
         answers = load_labels(folder / "answers.json")
-
-        def build() -> DualEncoder:
-            if config.task == "prompter":
-                return Prompter(config.model)
-            return Alpro(config.model, entities=len(entities), answers=len(answers))
-
-        # The header first: a model of the sizes in config.json may not fit the memory.
-        try:
-            header = shapes(folder / "model.safetensors")
-            check_sizes(config.model, header, build, folder)
-            weights = load_file(folder / "model.safetensors")
-        except SafetensorError as error:
-            raise ValueError(f"{folder}/model.safetensors: not readable: {error}") from error
-
-        model = build().to(device).eval()
-        check_weights(weights, model, folder)
-        model.load_state_dict(weights)
+        with meta_device():
+            model = build_model(config.task, config.model, len(entities), len(answers))
+        weights = read_weights(folder / "model.safetensors")
+        # Copies are aligned, and do not change with the file, which is mapped into memory.
+        weights = {name: value.to(device, copy=True) for name, value in weights.items()}
+        load_weights(model, weights, folder)
 
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         # An id without an embedding is a failed assertion on a GPU, which ends the process.
@@ -148,7 +141,7 @@ class ModelBundle:
             )
         return cls(
             task=config.task,
-            model=model,
+            model=model.float().eval(),
             tokenizer=tokenizer,
             preprocessing=config.preprocessing,
             entities=entities,
@@ -157,8 +150,18 @@ class ModelBundle:
         )
 
 
+def read_config(folder: Path) -> FolderConfig:
+    """Read config.json of a model folder. Raise ValueError with one line if it is not valid."""
+    try:
+        return FolderConfig.model_validate(read_small_json(folder / "config.json"))
+    except ValidationError as error:
+        first_error = error.errors()[0]
+        key = ".".join(str(name) for name in first_error["loc"])
+        raise ValueError(f"{folder}/config.json: {key}: {first_error['msg']}") from error
+
+
 def read_task(folder: Path) -> str:
-    """The task of the model in a folder. Raises ValueError if it is not a model folder."""
+    """Return the task of the model in a folder. Raise ValueError if it is no model folder."""
     try:
         return str(read_small_json(folder / "config.json")["task"])
     except (ValueError, KeyError, TypeError) as error:
@@ -168,8 +171,7 @@ def read_task(folder: Path) -> str:
 
 
 def load_labels(path: Path) -> list[str]:
-    """The labels (entities or answers) in a JSON file of a model folder; empty if there is no such
-    file."""
+    """Read labels (entities or answers) of a model folder; empty if there is no such file."""
     if not path.exists():
         return []
     labels = read_small_json(path)
@@ -178,132 +180,32 @@ def load_labels(path: Path) -> list[str]:
     return labels
 
 
-def shapes(file: Path) -> dict[str, torch.Tensor]:
-    """The weights of a safetensors file as tensors without contents. Raises SafetensorError, and
-    ValueError if one is not of a floating-point type."""
-    with safe_open(file, framework="pt") as weights:
-        header = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-
-    tensors = {}
-    for name, entry in header.items():
-        dtype = entry.get_dtype()
-        # `load_state_dict` would convert integers without a word.
-        if dtype not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{file}: {name} is {dtype}, not of a floating-point type")
-        tensors[name] = torch.empty(entry.get_shape(), device="meta")
-    return tensors
-
-
-class Uninitialized(TorchFunctionMode):
-    """Leaves out the random weights of embeddings: on the meta device, they import the compiler (3
-    s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.init.normal_:
-            return kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def check_sizes(
-    config: ModelConfig,
-    header: dict[str, torch.Tensor],
-    build: Callable[[], DualEncoder],
-    where: Path,
-) -> None:
-    """Raises ValueError if the weights of a file are not those of the model that `build` makes,
-    without its memory."""
-    # Each layer takes time to build, even without memory for its weights.
-    depth = max(config.video.depth, config.text.depth)
-    if depth > len(header):
-        raise ValueError(
-            f"{where}: config.json has {depth} layers, but model.safetensors only {len(header)} "
-            "weights"
-        )
-
-    try:
-        with torch.device("meta"), Uninitialized():
-            model = build()
-    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
-        raise ValueError(
-            f"{where}/config.json: a model of these sizes cannot be built: {one_line(error)}"
-        ) from error
-    check_shapes(header, model, where)
-
-
-def check_weights(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
-    """Raises ValueError if weights are missing, unexpected, of another shape than the model's, or
-    not finite."""
-    check_shapes(weights, model, where)
-    check_finite(weights, where)
-
-
-def check_finite(weights: Mapping[str, torch.Tensor], where: Any) -> None:
-    """Raises ValueError if a weight is not a finite number."""
-    for key, value in weights.items():
-        if not value.isfinite().all():
-            raise ValueError(
-                f"{where}: {key} has weights that are not finite numbers; delete it, or train it "
-                "again"
-            )
-
-
-def check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module, where: Any) -> None:
-    """Raises ValueError if weights are missing, unexpected or of another shape than the model's."""
-    expected = model.state_dict()
-    faults = {
-        "of another shape": other_shapes(weights, expected),
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unknown": sorted(weights.keys() - expected.keys()),
-    }
-    for fault, keys in faults.items():
-        if keys:
-            shown = ", ".join(keys[:3])
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{where}: weights {fault}: {shown}{more}")
-
-
-def other_shapes(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
-    """The names that both have with different shapes, sorted, each with its two shapes."""
-    differences = []
-    for key in sorted(expected.keys() & weights.keys()):
-        actual_shape = tuple(weights[key].shape)
-        expected_shape = tuple(expected[key].shape)
-        if actual_shape != expected_shape:
-            differences.append(f"{key} is {actual_shape}, not {expected_shape}")
-    return differences
-
-
-# Settings that change what a model computes, but not the shapes of the weights that two models
+# Settings that affect the output of a model, but not the shapes of the weights that two models
 # share.
 SETTINGS_NOT_IN_SHAPES = {
     "video": ("depth", "heads", "pre_norm", "activation"),
     "text": ("depth", "fusion_layer", "heads"),
 }
+HEADS = ("pem_head", "qa_head", "mlm_head")
 
 
-def check_values(source: str, config: BaseModel, values: dict[str, Any]) -> None:
-    """Raises ValueError if a configuration has another value of a key that no shape of the weights
-    may show."""
-    for key, value in values.items():
-        configured = getattr(config, key)
-        if configured != value:
-            raise ValueError(f"{source}.{key} is {configured}; set it to {value}")
+def start_from(model: DualEncoder, other: DualEncoder, excluded: tuple[str, ...] = ()) -> None:
+    """Copy the weights that `model` and `other` share by name.
 
+    The time embedding is resized to the model's number of frames (nearest neighbor, as in
+    TimeSformer) and the position embedding to its image size (bicubic). Heads of another shape are
+    not copied.
 
-def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()) -> None:
-    """Copies the weights that `model` and `other` share by name.
+    Args:
+        excluded: Prefixes of weights that are not copied.
 
-    The time embedding is resized to the model's number of frames (nearest neighbour, as in
-    TimeSformer) and the position embedding to its image size (bicubic). Heads of another shape, and
-    those in `but`, are not copied. Raises ValueError if any other shape differs, or a setting that
-    no shape shows.
+    Raises:
+        ValueError: Another weight has another shape, or a setting that no shape shows differs.
     """
     for section, keys in SETTINGS_NOT_IN_SHAPES.items():
-        ours = getattr(model.config, section)
         theirs = getattr(other.config, section)
         values = {key: getattr(theirs, key) for key in keys}
-        check_values(f"model.{section}", ours, values)
+        check_values(f"model.{section}", getattr(model.config, section), values)
 
     expected = model.state_dict()
     weights = dict(other.state_dict())
@@ -312,17 +214,14 @@ def start_from(model: DualEncoder, other: DualEncoder, but: tuple[str, ...] = ()
 
     shared = {}
     for key, value in weights.items():
-        if key in expected and not key.startswith(but):
+        if key not in expected or key.startswith(excluded):
+            continue
+        theirs_shape = tuple(value.shape)
+        ours_shape = tuple(expected[key].shape)
+        if theirs_shape == ours_shape:
             shared[key] = value
-
-    heads = ("pem_head", "qa_head", "mlm_head")
-    wrong = [line for line in other_shapes(shared, expected) if not line.startswith(heads)]
-    if wrong:
-        shown = ", ".join(wrong[:3])
-        raise ValueError(f"weights of another shape: {shown}; use the same [model] sizes")
-
-    fitting = {}
-    for key, value in shared.items():
-        if value.shape == expected[key].shape:
-            fitting[key] = value
-    model.load_state_dict(fitting, strict=False)
+        elif not key.startswith(HEADS):
+            raise ValueError(
+                f"{key} is {theirs_shape}, not {ours_shape}; use the same [model] sizes"
+            )
+    model.load_state_dict(shared, strict=False)

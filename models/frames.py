@@ -1,5 +1,4 @@
-"""Frame normalization: uint8 frames to the inputs of the video encoder, in training, evaluation and
-inference alike."""
+"""Resize and normalize frames for the video encoder, in training, evaluation and inference."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,15 +11,19 @@ from alpro.models.alpro import DualEncoder
 
 
 def scale_frames(frames: Tensor, size: int) -> Tensor:
-    """Frames (B, T, 3, H, W), uint8 or in [0, 1] -> (B, T, 3, size, size) in [0, 1], resized if
-    needed."""
+    """Resize frames, if needed, and scale their pixels to [0, 1].
+
+    Shape:
+        frames: (B, T, 3, H, W), uint8 or in [0, 1].
+        output: (B, T, 3, size, size).
+    """
     pixels = frames
     if not frames.is_floating_point():
         pixels = frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
 
-    # Antialiased: without it, fine patterns of a frame that shrinks become coarse ones.
+    # Without antialiasing, shrinking a frame turns fine patterns into coarse ones.
     resized = F.interpolate(
         pixels.flatten(0, 1),
         (size, size),
@@ -32,14 +35,21 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
 
 
 def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """`scale_frames`, normalized. mean, std (3, 1, 1): per channel, of pixels in [0, 1]."""
+    """Resize frames as `scale_frames`, and normalize them per channel.
+
+    Args:
+        mean, std: Statistics (3, 1, 1) of pixels in [0, 1].
+    """
     centered = scale_frames(frames, size) - mean
     return centered.div_(std)
 
 
 class NormalizedModel(nn.Module):
-    """A model with its frame normalization. mean, std: per channel, of pixels in [0, 1]; not in the
-    state dict."""
+    """A model with its frame normalization, which is not in the state dict.
+
+    Args:
+        mean, std: Statistics of pixels in [0, 1] per channel.
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,19 +62,23 @@ class NormalizedModel(nn.Module):
 
     @property
     def black(self) -> Tensor:
-        """A black pixel after normalization: (3, 1, 1)."""
+        """Normalized black pixel (3, 1, 1)."""
         return -self.mean / self.std
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W), uint8 or in [0, 1], resized to the encoder's size (B, T, 3, S, S)
-        and normalized."""
+        """Resize frames to the size of the encoder, and normalize them.
+
+        Shape:
+            frames: (B, T, 3, H, W), uint8 or in [0, 1].
+            output: (B, T, 3, S, S).
+        """
         size = self.model.config.video.image_size
         return normalize_frames(frames, size, self.mean, self.std)
 
-    def pixels_of(self, clips: Iterable[np.ndarray]) -> Tensor:
-        """`pixels` of clips (T, 3, H, W) uint8 of any heights and widths."""
+    def clip_pixels(self, clips: Iterable[np.ndarray]) -> Tensor:
+        """Return `pixels` of clips (T, 3, H, W) uint8, which may differ in height and width."""
         pixels = []
-        # One by one: clips of different sizes fit no batch before they are resized.
+        # One by one, because clips of different sizes fit no batch before they are resized.
         for clip in clips:
             frames = torch.from_numpy(clip)[None].to(self.mean.device)
             pixels.append(self.pixels(frames))

@@ -1,5 +1,4 @@
-"""The losses of the four objectives as pure functions, and hard negative sampling (paper, section
-3.2)."""
+"""Losses of the four objectives, and hard negative sampling (paper, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,15 +6,21 @@ from torch import Tensor
 
 
 def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same: Tensor) -> Tensor:
-    """Video-text contrastive loss (equations 2 and 3), averaged over both directions and the rows.
+    """Compute the video-text contrastive loss (equations 2 and 3).
 
-    video_to_text, text_to_video (B, G): similarity / temperature of this rank's B pairs against the
-    G pairs of the global batch. target (B,): the column of the row's own pair. same (B, G),
-    boolean: the column belongs to the row's own video. Such columns other than the target are
-    excluded from the negatives, so that the loss never separates a video from a second caption of
-    it.
+    Other captions of a row's own video are excluded from the negatives, so the loss never separates
+    a video from a second caption of it.
+
+    Args:
+        video_to_text, text_to_video: Similarity / temperature (B, G) of this rank's B pairs against
+            the G pairs of the global batch.
+        target: Column (B,) of the row's own pair.
+        same: Boolean (B, G), True if the column belongs to the row's own video.
+
+    Returns:
+        The mean over both directions and all rows.
     """
-    # -inf: a column that is excluded has no share in the denominator, and no gradient.
+    # -inf removes a column from the denominator, and gives it no gradient.
     excluded = same.scatter(1, target[:, None], False)
     v2t_logits = video_to_text.masked_fill(excluded, -torch.inf)
     t2v_logits = text_to_video.masked_fill(excluded, -torch.inf)
@@ -24,15 +29,22 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
     return (v2t + t2v) / 2
 
 
-def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples one column per row with probability proportional to the softmax of the similarity
-    (section 3.2.1).
+def sample_hard_negatives(
+    similarity: Tensor, excluded: Tensor, uniforms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sample one column per row with the probabilities of a softmax (section 3.2.1).
 
-    similarity (B, G): similarity / temperature. excluded (B, G), boolean: columns that are never
-    sampled, such as those of the row's own video. uniforms (B,): random numbers in [0, 1), one per
-    row; the sample is a function of them. Returns columns (B,) and valid (B,), which is False if
-    every column of the row is excluded; the column is then arbitrary, as it is if the similarity is
-    not finite. No device synchronization.
+    The function needs no host-device sync.
+
+    Args:
+        similarity: Similarity / temperature (B, G).
+        excluded: Boolean (B, G), True for columns that must not be sampled, such as other captions
+            of the row's own video.
+        uniforms: Random numbers (B,) in [0, 1). The sample is a function of them.
+
+    Returns:
+        Columns (B,), and a boolean (B,) that is False if every column of the row is excluded. The
+        column is then arbitrary, as it is if the similarity is not finite.
     """
     valid = ~excluded.all(dim=1)
     logits = similarity.detach().float().masked_fill(excluded, -torch.inf)
@@ -40,14 +52,13 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
     weights = torch.where(valid[:, None], logits, 0.0).softmax(dim=1)
     weights = weights.nan_to_num(nan=1.0)  # the loss is NaN as well, and training skips the step
 
-    # Inversion of the distribution function, in double precision: torch.multinomial knows no given
-    # random numbers.
+    # Inverse transform sampling in double precision. torch.multinomial takes no random numbers.
     cumulative = weights.double().cumsum(dim=1)
     targets = uniforms[:, None].double() * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, targets, right=True)
     sampled = sampled.clamp(max=weights.shape[1] - 1)
 
-    # Rounding can select a column of zero weight: take the most likely one instead.
+    # Rounding can select a column of weight zero. Replace it by the most likely one.
     most_likely = weights.argmax(dim=1, keepdim=True)
     has_weight = weights.gather(1, sampled) > 0
     sampled = torch.where(has_weight, sampled, most_likely)
@@ -55,44 +66,58 @@ def hard_negatives(similarity: Tensor, excluded: Tensor, uniforms: Tensor) -> tu
 
 
 def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Video-text matching loss (section 3.2.1): cross-entropy of logits (N, 2) and labels (N,), 1 =
-    match, summed with weights (N,): 1 for rows that count, 0 for others."""
+    """Compute the video-text matching loss (section 3.2.1): weighted sum of cross-entropies.
+
+    Args:
+        logits: (N, 2).
+        labels: (N,), 1 = match.
+        weights: (N,), 1 for rows that count, 0 for others.
+    """
     losses = F.cross_entropy(logits, labels, reduction="none")
     return (losses * weights).sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modeling loss, summed over the masked tokens.
+    """Compute the masked language modeling loss, summed over the masked tokens.
 
-    scores (N, vocab), labels (N,), -100 = not masked.
+    Args:
+        scores: (N, vocab).
+        labels: (N,), -100 = not masked.
     """
     return F.cross_entropy(scores.float(), labels, ignore_index=-100, reduction="sum")
 
 
 def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Prompting entity modeling loss (equation 5): soft cross-entropy summed over the kept samples.
+    """Compute the prompting entity modeling loss (equation 5).
 
-    logits (B, M); pseudo_labels (B, M): the prompter's probabilities. A sample is kept if the
-    probability of its most likely entity is at least `threshold`. Returns the loss and kept (B,),
-    boolean.
+    Args:
+        logits: (B, M).
+        pseudo_labels: Probabilities (B, M) of the prompter.
+        threshold: As in `find_confident`.
+
+    Returns:
+        The soft cross-entropy summed over the confident samples, and which these are (B,).
     """
-    kept = kept_labels(pseudo_labels, threshold)
+    confident = find_confident(pseudo_labels, threshold)
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     losses = -(pseudo_labels * log_probabilities).sum(dim=1)
-    # A product with the mask, not an index: how many are kept would be read back from the device.
-    loss = (losses * kept).sum()
-    return loss, kept
+    # Multiply by the mask; boolean indexing would force a host-device sync.
+    loss = (losses * confident).sum()
+    return loss, confident
 
 
-def kept_labels(pseudo_labels: Tensor, threshold: float) -> Tensor:
-    """Which samples PEM keeps (B,): the most likely entity of pseudo_labels (B, M) has at least
-    `threshold`."""
+def find_confident(pseudo_labels: Tensor, threshold: float) -> Tensor:
+    """Return True (B,) where the most likely entity has at least the probability `threshold`."""
     return pseudo_labels.amax(dim=1) >= threshold
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
-    """Boxes (B, 4) in patches (left, top, width, height) -> boolean mask (B, grid * grid),
-    row-major, True inside."""
+    """Return which patches are inside of boxes.
+
+    Shape:
+        boxes: (B, 4), left, top, width, height in patches.
+        output: Boolean (B, grid * grid), row-major.
+    """
     left, top, width, height = boxes[:, :, None].unbind(1)
     bottom = top + height
     right = left + width

@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Narrower models stay in float32 on a CPU. The sample's prompter, at width 96, takes 0.74 of the
-# CPU time (AMX).
+# Narrower models stay in float32 on a CPU. With bfloat16, the sample's prompter of width 96 takes
+# 0.74 of the CPU time (AMX).
 WIDE = 96
-# Of Intel since 2023, of AMD since Zen 4, of ARM; other processors emulate them slowly.
+# Instructions for bfloat16 of Intel since 2023, AMD since Zen 4, and ARM. Other processors emulate
+# them slowly.
 NATIVE = ("amx_bf16", "avx512_bf16", "bf16")
 
 
-def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
-    """The type of the matrix products of a model of this width.
+def compute_dtype(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:
+    """Return the autocast dtype of a model.
 
-    bfloat16 if `mixed`, on a GPU with instructions for it and on a CPU with bfloat16 instructions
-    if the width is at least WIDE; otherwise float32.
+    Args:
+        width: Hidden size of the model.
+        mixed: If False, the dtype is float32.
+
+    Returns:
+        bfloat16 on a GPU with instructions for it, and on a CPU with instructions for it if the
+        width is at least WIDE; otherwise float32.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -29,41 +35,43 @@ def precision(width: int, device: torch.device, mixed: bool = True) -> torch.dty
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
-    """Matrix products in `dtype`; weights, embeddings, similarities and heads stay float32."""
+    """Return an autocast context; weights, embeddings, similarities and heads stay float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def as_residual(x: Tensor) -> Tensor:
-    """The residual stream of an encoder, on a GPU in the type of autocast's products.
+    """Cast the residual stream of an encoder to the autocast dtype on a GPU.
 
-    Autocast would leave it in float32, with twice the bytes between the layers. The gradient of 12
-    layers with random weights is off by 1.4 % with products in bfloat16, and by 2.5 % with the
-    stream, too (experiments/rounding.py).
+    Autocast would leave it in float32, with twice the bytes between layers. The gradient of 12
+    layers with random weights is off by 1.4 % with matrix products in bfloat16, and by 2.5 % if the
+    residual stream is bfloat16 as well.
     """
-    return x.to(type_of_products(x)) if keeps_half(x) else x
+    return x.to(get_autocast_dtype(x)) if casts_residual(x) else x
 
 
-def type_of_products(x: Tensor) -> torch.dtype:
-    """The type in which the matrix products of x are computed: that of autocast, without it x's."""
+def get_autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the autocast dtype if autocast is enabled on the device of x, else x.dtype."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
-def keeps_half(x: Tensor) -> bool:
-    """Whether the device gains: memory of a GPU is slower than its products, that of a CPU is not
-    (0.96 of a step with AMX)."""
+def casts_residual(x: Tensor) -> bool:
+    """Return True on a GPU, where the residual stream is bandwidth-bound.
+
+    A CPU gains nothing (0.96 of the time of a step with AMX).
+    """
     return x.is_cuda
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor has instructions for products of bfloat16 matrices."""
+    """Return True if this processor has instructions for bfloat16 matrix products."""
     get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.13
     capabilities: Mapping[str, Any] = get_capabilities()
     return any(capabilities.get(name) for name in NATIVE)
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -1,5 +1,4 @@
-"""This process among the ranks of a distributed run, and collectives that are no-ops in a single
-process."""
+"""Ranks of a distributed run, and collectives that are no-ops in a single process."""
 
 from typing import Any, Literal, cast
 
@@ -14,10 +13,14 @@ NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set i
 
 
 def pick_device(name: Device, local: int = 0) -> torch.device:
-    """The device of a name; `auto` is a GPU if there is one. Of several GPUs it is the one with
-    index `local`.
+    """Return the device of a name.
 
-    Raises InputError for `cuda` if there is no GPU.
+    Args:
+        name: `auto` is a GPU if there is one.
+        local: Index of the GPU.
+
+    Raises:
+        InputError: The name is `cuda`, and there is no GPU.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -46,17 +49,21 @@ def check_devices(name: Device, processes: int) -> None:
 
 
 def rank() -> int:
-    """The global rank of this process; 0 without distributed training."""
+    """Return the global rank of this process; 0 without distributed training."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gather(local: Tensor) -> Tensor:
-    """All-gather with gradients: (B, ...) -> (ranks * B, ...), in rank order."""
+    """Gather the tensors of all ranks, with gradients.
+
+    Shape:
+        (B, ...) -> (ranks * B, ...), in rank order.
+    """
     if not dist.is_initialized():
         return local
     return cast(Tensor, _Gather.apply(local))
@@ -65,15 +72,15 @@ def gather(local: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
-        of_ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(of_ranks, local.contiguous())  # collectives refuse strided tensors
-        return torch.cat(of_ranks)
+        by_rank = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(by_rank, local.contiguous())  # collectives refuse strided tensors
+        return torch.cat(by_rank)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The sum of the ranks' gradients of this rank's rows."""
-        # torch.distributed's own all_gather has no gradient: other ranks' losses would not train
-        # this rank's pairs.
+        """Return the sum over all ranks of the gradients of this rank's rows."""
+        # dist.all_gather has no gradient: the losses of other ranks would not train this rank's
+        # pairs.
         (gradient,) = gradients
         summed = all_reduce_sum(gradient.contiguous())
         by_rank = summed.chunk(world_size())
@@ -81,7 +88,7 @@ class _Gather(torch.autograd.Function):
 
 
 def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
-    """Elementwise maximum over all ranks; for flags, whether any rank sets it."""
+    """Return the elementwise maximum over all ranks. A flag is 1 if any rank sets it."""
     if not dist.is_initialized():
         return values
 
@@ -91,14 +98,14 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
 
 
 def broadcast(tensors: list[Tensor]) -> None:
-    """Gives all ranks the values of rank 0, in place."""
+    """Copy the values of rank 0 to all ranks, in place."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
-    """Sum over all ranks, without gradient."""
+    """Return the sum over all ranks, without gradient."""
     summed = local.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(summed)
@@ -106,16 +113,21 @@ def all_reduce_sum(local: Tensor) -> Tensor:
 
 
 def belongs_to_this_rank(batch: int) -> bool:
-    """Whether this rank computes a batch, by its index: the ranks take turns. Afterwards
-    `all_reduce_` gives every rank the results of all."""
+    """Return True if this rank computes a batch. Batches are assigned to ranks round-robin.
+
+    Afterwards `all_reduce_` gives every rank the results of all.
+
+    Args:
+        batch: Index of the batch.
+    """
     return batch % world_size() == rank()
 
 
 def all_reduce_(results: Tensor) -> Tensor:
-    """Sums a tensor over all ranks, in place, and returns it.
+    """Sum a tensor over all ranks, in place, and return it.
 
-    Each rank has filled in the batches that belong to it and left zeros elsewhere. So each value
-    comes from one rank, and does not depend on the number of ranks.
+    Each rank has filled in its batches and left zeros elsewhere. So each value comes from one rank,
+    and does not depend on the number of ranks.
     """
     if dist.is_initialized():
         dist.all_reduce(results)

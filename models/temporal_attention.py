@@ -1,4 +1,4 @@
-"""Temporal attention for the vision tower of a CLIP or SigLIP of transformers: beyond the paper."""
+"""Temporal attention for the vision tower of a CLIP or SigLIP (beyond the paper)."""
 
 from typing import Any
 
@@ -9,12 +9,20 @@ from alpro.models.attention import Attention, tile_mask
 
 
 class TemporalAttention(nn.Module):
-    """Attention over the frames of a clip, at each patch, before a layer of the vision tower: with
-    the layer it is divided space-time attention. Its norm, queries, keys and values start as copies
-    of the layer's, its output projection at zero, so that the tower starts as it was.
+    """Attention over the frames of a clip, at each patch, before a layer of the vision tower.
 
-    The embedding of the times is inside this branch. With another number of frames, the nearest
-    time is used.
+    Together with the layer it is divided space-time attention. Its norm, queries, keys and values
+    start as copies of the layer's, its output projection at zero, so the tower starts unchanged. The
+    time embedding is inside this branch. For another number of frames, the nearest time is used.
+
+    Args:
+        layer: The layer of the tower.
+        heads: Attention heads of the tower.
+        frames: Frames of a clip.
+
+    Shape:
+        x: (B * T, N, D) of clips of T frames.
+        output: Same as x.
     """
 
     def __init__(self, layer: Any, heads: int, frames: int):
@@ -35,13 +43,12 @@ class TemporalAttention(nn.Module):
             nn.init.zeros_(self.attn.proj.bias)
 
     def times(self, frames: int) -> Tensor:
-        """The embeddings (T, D) of the times of `frames` frames."""
+        """Return the time embeddings (T, D) of a clip of `frames` frames."""
         index = torch.arange(frames, device=self.time_embed.device)
         nearest = index * len(self.time_embed) // frames
         return self.time_embed[nearest]
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x (B * T, N, D) of clips of T `frames` -> the same shape."""
         # A sequence of T frames for each patch.
         y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
         y = y + self.times(frames)

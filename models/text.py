@@ -1,5 +1,4 @@
-"""BERT split in two: the first layers encode text, the last ones fuse text and video (paper,
-section 3.1)."""
+"""BERT split in two: text encoder and multimodal encoder (paper, section 3.1)."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -12,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 from alpro.models.precision import as_residual
+from alpro.models.timesformer import MAX_DEPTH, MAX_WIDTH
 
 
 class TextConfig(BaseModel):
@@ -19,19 +19,23 @@ class TextConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(default=30522, ge=5, description="vocabulary size, word pieces")
-    width: int = Field(default=768, ge=8, description="hidden size")
-    depth: int = Field(default=12, ge=2, description="layers of both encoders together")
+    vocab_size: int = Field(
+        default=30522, ge=5, le=2_000_000, description="vocabulary size, tokens"
+    )
+    width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
+    depth: int = Field(
+        default=12, ge=2, le=MAX_DEPTH, description="layers of both encoders together"
+    )
     fusion_layer: int = Field(
         default=6, ge=1, description="layers of the text encoder; the others fuse text and video"
     )
     heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden size of the MLP / width")
-    max_length: int = Field(default=512, ge=8, description="position embeddings")
+    mlp_ratio: float = Field(default=4.0, gt=0, le=64, description="hidden size of the MLP / width")
+    max_length: int = Field(default=512, ge=8, le=65_536, description="position embeddings")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout probability")
 
     @model_validator(mode="after")
-    def _cut(self) -> "TextConfig":
+    def _check_layers(self) -> "TextConfig":
         if self.fusion_layer >= self.depth:
             raise ValueError(
                 f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}"
@@ -42,9 +46,13 @@ class TextConfig(BaseModel):
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and token-type embeddings: ids (B, L) -> (B, L, D). All tokens have type 0.
+    """Word, position and token-type embeddings. All tokens have type 0.
 
-    Raises ValueError for texts longer than the position embeddings.
+    Shape:
+        ids (B, L) -> (B, L, D).
+
+    Raises:
+        ValueError: The text is longer than the position embeddings.
     """
 
     def __init__(self, config: TextConfig):
@@ -70,10 +78,16 @@ class TextEmbeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """A post-norm transformer layer as in BERT: x (B, L, D), mask (B, 1, 1, L) -> (B, L, D).
+    """A post-norm transformer layer as in BERT.
 
-    With `first`, only the first tokens are computed: (B, first, D). `qkv` (B, L, 3D): the projected
-    queries, keys and values of x, where the caller has them.
+    Args:
+        x: Tokens (B, L, D).
+        mask: As in `Attention`.
+        outputs: Number of leading tokens to compute; by default all.
+        qkv: Projected queries, keys and values (B, L, 3D) of x, if the caller has them.
+
+    Shape:
+        (B, L, D) -> (B, L, D), or (B, outputs, D).
     """
 
     def __init__(self, config: TextConfig):
@@ -88,63 +102,77 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        first: int | None = None,
+        outputs: int | None = None,
         qkv: Tensor | None = None,
     ) -> Tensor:
         if qkv is None:
-            attended = self.attention(x, mask, first)
+            attended = self.attention(x, mask, outputs)
         else:
             attended = self.attention.attend(qkv, mask)
 
-        x = as_residual(self.norm1(x[:, :first] + self.dropout(attended)))
+        x = as_residual(self.norm1(x[:, :outputs] + self.dropout(attended)))
         y = self.dropout(self.mlp(x))
         return as_residual(self.norm2(x + y))
 
 
 class Layers(nn.ModuleList):
-    """A stack of layers: x (B, L, D), mask (B, L) with 1 for tokens and 0 for padding -> (B, L, D).
+    """A stack of layers.
 
-    With `first`, the last layer computes the first tokens only: (B, first, D).
+    Args:
+        x: Tokens (B, L, D).
+        mask: (B, L), 1 for tokens and 0 for padding.
+        outputs: Number of leading tokens that the last layer computes; by default all.
+
+    Shape:
+        (B, L, D) -> (B, L, D), or (B, outputs, D).
     """
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
         self.checkpoint_activations = False
 
-    def forward(self, x: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, outputs: int | None = None) -> Tensor:
         mask = mask.bool()[:, None, None, :]  # for all heads and queries
         *layers, last = self
         for layer in layers:
             x = self.compute(layer, x, mask)
-        return self.compute(last, x, mask, first)
+        return self.compute(last, x, mask, outputs)
 
     def forward_groups(
         self,
         x: Tensor,
         mask: Tensor,
         sizes: list[int],
-        firsts: list[int | None],
+        outputs_by_group: list[int | None],
     ) -> list[Tensor]:
-        """`forward` of consecutive groups of the batch, of `sizes` and each with its own `first`:
-        they share all layers but the last."""
+        """Compute consecutive groups of the batch, which share all layers but the last.
+
+        Args:
+            sizes: Size of each group.
+            outputs_by_group: `outputs` of each group.
+        """
         mask = mask.bool()[:, None, None, :]
         *layers, last = self
         for layer in layers:
             x = self.compute(layer, x, mask)
 
-        groups = zip(x.split(sizes), mask.split(sizes), firsts, strict=True)
+        groups = zip(x.split(sizes), mask.split(sizes), outputs_by_group, strict=True)
         return [self.compute(last, *group) for group in groups]
 
     def compute(
-        self, layer: nn.Module, x: Tensor, mask: Tensor, first: int | None = None
+        self, layer: nn.Module, x: Tensor, mask: Tensor, outputs: int | None = None
     ) -> Tensor:
         if self.checkpoint_activations and self.training:
-            return checkpoint(layer, x, mask, first, use_reentrant=False)
-        return layer(x, mask, first)
+            return checkpoint(layer, x, mask, outputs, use_reentrant=False)
+        return layer(x, mask, outputs)
 
 
 class TextEncoder(nn.Module):
-    """Token ids (B, L) and attention mask (B, L) -> text tokens (B, L, D); the first is [CLS]."""
+    """The first layers of a BERT.
+
+    Shape:
+        Token ids (B, L) and attention mask (B, L) -> text tokens (B, L, D), [CLS] first.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -164,29 +192,34 @@ class Pairs:
         text: text tokens (B, L, D).
         mask: (B, L), 1 = token, 0 = padding.
         video: video tokens (B, V, D).
-        first: how many of the fused tokens are read; None: all.
+        outputs: number of leading fused tokens that are read; None: all.
     """
 
     text: Tensor
     mask: Tensor
     video: Tensor
-    first: int | None = None
+    outputs: int | None = None
 
 
 def are_groups_merged(x: Tensor) -> bool:
-    """Whether groups of pairs go through the multimodal encoder in one pass.
+    """Return True if groups of pairs go through the multimodal encoder in one pass.
 
-    On a GPU: a compiled step of pre-training has fewer kernels (docs/gpu.md). On a CPU, one pass is
-    not faster, and sums would be rounded differently.
+    On a GPU, a compiled step of pre-training then has fewer kernels (docs/gpu.md). On a CPU, one
+    pass is not faster, and sums would be rounded differently.
     """
     return x.is_cuda
 
 
 class MultimodalEncoder(nn.Module):
-    """Self-attention over [text tokens; video tokens] (paper, section 3.1, "Multimodal Encoder").
+    """Self-attention over text tokens and video tokens (paper, section 3.1, "Multimodal Encoder").
 
-    text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first. No position embedding
-    is added: both encoders add their own. `first` as in `Layers`.
+    No position embedding is added, because both encoders add their own.
+
+    Args:
+        outputs: As in `Layers`.
+
+    Shape:
+        text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first.
     """
 
     def __init__(self, config: TextConfig):
@@ -198,67 +231,79 @@ class MultimodalEncoder(nn.Module):
         text: Tensor,
         mask: Tensor,
         video: Tensor,
-        first: int | None = None,
+        outputs: int | None = None,
     ) -> Tensor:
         tokens, masks = self.concatenate(text, mask, video)
-        return self.layers(tokens, masks, first)
+        return self.layers(tokens, masks, outputs)
 
     def forward_groups(self, groups: list[Pairs]) -> list[Tensor]:
-        """`forward` of each group in one pass. Texts of all groups have one length."""
+        """Compute all groups in one pass. Texts of all groups have one length."""
         text = torch.cat([as_residual(pairs.text) for pairs in groups])
         mask = torch.cat([pairs.mask for pairs in groups])
         video = torch.cat([as_residual(pairs.video) for pairs in groups])
         tokens, masks = self.concatenate(text, mask, video)
 
         sizes = [len(pairs.text) for pairs in groups]
-        firsts = [pairs.first for pairs in groups]
-        return self.layers.forward_groups(tokens, masks, sizes, firsts)
+        outputs_by_group = [pairs.outputs for pairs in groups]
+        return self.layers.forward_groups(tokens, masks, sizes, outputs_by_group)
 
     def concatenate(self, text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens (B, L + V, D) of pairs and their mask (B, L + V)."""
+        """Return the tokens (B, L + V, D) of pairs and their mask (B, L + V)."""
         tokens = torch.cat([as_residual(text), as_residual(video)], dim=1)
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
         return tokens, torch.cat([mask, video_mask], dim=1)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """The queries, keys and values (B, L, 3D) of tokens (B, L, D) in the first layer, which
-        depend on no other token: those of a text or a video are the same in all its pairs."""
+        """Project tokens (B, L, D) to queries, keys and values (B, L, 3D) of the first layer.
+
+        They depend on no other token, so all pairs of a text or a video share them.
+        """
         first_layer = cast(Layer, self.layers[0])
         return first_layer.attention.qkv(tokens)
 
-    def pairs(
+    def fuse_pairs(
         self,
         text: Tensor,
-        of_text: Tensor,
+        text_indices: Tensor,
         video: Tensor,
-        qkv: Tensor,
-        of_video: Tensor,
+        video_qkv: Tensor,
+        video_indices: Tensor,
     ) -> Tensor:
-        """The fused [CLS] (P, D) of pairs of texts and videos, as `forward` gives it in evaluation
-        mode.
+        """Return the fused [CLS] (P, D) of pairs, as `forward` in evaluation mode.
 
-        text (T, L, D): texts without padding; video (V, N, D); qkv (V, N, 3D): the projected
-        videos; of_text (P,), of_video (P,): indices of texts and videos.
+        Args:
+            text: Tokens (T, L, D) of texts without padding.
+            text_indices: Text (P,) of each pair.
+            video: Tokens (V, N, D) of videos.
+            video_qkv: Projected videos (V, N, 3D).
+            video_indices: Video (P,) of each pair.
         """
-        x = torch.cat([text[of_text], video[of_video]], dim=1)
+        x = torch.cat([text[text_indices], video[video_indices]], dim=1)
         *layers, last = self.layers
 
-        # The first layer reads its queries, keys and values: pairs share those of their texts and
-        # videos.
-        for layer in layers[:1]:
+        qkv = None
+        if layers:
+            # Pairs share the queries, keys and values of their texts and videos.
             text_qkv = self.project(text)
-            shared = torch.cat([text_qkv[of_text], qkv[of_video]], dim=1)
-            x = layer(x, None, qkv=shared)
-        for layer in layers[1:]:
-            x = layer(x, None)
-        # No mask: texts have no padding. Of the last layer only [CLS] is read.
-        cls = last(x, None, first=1)
+            qkv = torch.cat([text_qkv[text_indices], video_qkv[video_indices]], dim=1)
+        for layer in layers:
+            x = layer(x, None, qkv=qkv)
+            qkv = None  # later layers project their own input
+        # Texts have no padding, so no mask is needed. Only [CLS] of the last layer is read.
+        cls = last(x, None, outputs=1)
         return cls[:, 0]
 
 
 class MlmHead(nn.Module):
-    """BERT's prediction head with the decoder tied to the word embeddings: tokens (..., D) ->
-    logits (..., vocab)."""
+    """BERT's prediction head, whose decoder is tied to the word embeddings.
+
+    Args:
+        tokens: (..., D).
+        words: Weight (vocab, D) of the word embeddings.
+
+    Shape:
+        (..., D) -> logits (..., vocab).
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -267,6 +312,5 @@ class MlmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, tokens: Tensor, words: Tensor) -> Tensor:
-        """words (vocab, D): the weight of the word embeddings."""
         hidden = F.gelu(self.dense(tokens))
         return F.linear(self.norm(hidden), words, self.bias)

@@ -1,5 +1,4 @@
-"""The video encoder: TimeSformer with divided space-time attention (paper, section 3.1, "Visual
-Encoder")."""
+"""Video encoder: TimeSformer, divided space-time attention (paper, section 3.1, "Visual Encoder")."""
 
 import math
 from typing import Literal
@@ -11,31 +10,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp, tile_mask
-from alpro.models.precision import as_residual, type_of_products
+from alpro.models.precision import as_residual, get_autocast_dtype
 
-# Epsilon of the layer norms: of most ViTs, and of those of a CLIP, which have `pre_norm`.
+# Epsilon of the layer norms of most ViTs, and of a CLIP, which has `pre_norm`.
 EPS = 1e-6
 CLIP_EPS = 1e-5
+# Bounds of the sizes of a model, because a configuration may come from a stranger.
+MAX_DEPTH = 64
+MAX_WIDTH = 8192
 
 
 class VideoConfig(BaseModel):
-    """Sizes of the video encoder; the defaults are the paper's (ViT-B/16 at 224 x 224, 4
-    frames)."""
+    """Sizes of the video encoder. The defaults are the paper's (ViT-B/16, 224 x 224, 4 frames)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(default=224, ge=16, description="height and width of a frame, pixels")
-    patch_size: int = Field(default=16, ge=4, description="height and width of a patch, pixels")
+    image_size: int = Field(
+        default=224, ge=16, le=4096, description="height and width of a frame, pixels"
+    )
+    patch_size: int = Field(
+        default=16, ge=4, le=4096, description="height and width of a patch, pixels"
+    )
     stem: Literal["patch", "conv"] = Field(
         default="patch",
         description="embedding of patches: linear (patch), or convolutions for training from "
         "random weights (conv)",
     )
-    frames: int = Field(default=4, ge=1, description="frames of a clip")
-    width: int = Field(default=768, ge=8, description="hidden size")
-    depth: int = Field(default=12, ge=1, description="blocks")
+    frames: int = Field(default=4, ge=1, le=4096, description="frames of a clip")
+    width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
+    depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="blocks")
     heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden size of the MLP / width")
+    mlp_ratio: float = Field(default=4.0, gt=0, le=64, description="hidden size of the MLP / width")
     pre_norm: bool = Field(
         default=False, description="layer norm before the first block, as in CLIP"
     )
@@ -50,7 +55,7 @@ class VideoConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _divides(self) -> "VideoConfig":
+    def _check_divisions(self) -> "VideoConfig":
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -66,39 +71,55 @@ class VideoConfig(BaseModel):
 
     @property
     def norm_eps(self) -> float:
-        """The epsilon of the layer norms."""
+        """Epsilon of the layer norms."""
         return CLIP_EPS if self.pre_norm else EPS
 
     @property
     def grid(self) -> int:
-        """Patches along one side of a frame."""
+        """Number of patches along one side of a frame."""
         return self.image_size // self.patch_size
 
 
-def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Convolutions 3 x 3 of stride 2 from frames (N, 3, S, S) to patches (N, D, S / patch, S /
-    patch), whose channels double up to the width D (Xiao et al., Early Convolutions Help
-    Transformers See Better, 2021).
+def build_conv_stem(width: int, patch: int) -> nn.Sequential:
+    """Build convolutions of stride 2 that embed patches, with doubling channels.
 
-    With a linear projection, the outline of a small thing is inside one patch, and a small model
-    trained from random weights hardly learns it.
+    See Xiao et al., Early Convolutions Help Transformers See Better, 2021. With a linear projection,
+    the outline of a small object is inside one patch, and a small model that is trained from random
+    weights hardly learns it.
+
+    Args:
+        width: Channels D of the last convolution.
+        patch: Size of a patch in pixels.
+
+    Shape:
+        Frames (N, 3, S, S) -> (N, D, S / patch, S / patch).
     """
     layers: list[nn.Module] = []
     channels = 3
     halvings = patch.bit_length() - 1
-    for left in reversed(range(halvings)):
-        out_channels = max(8, width >> left)
+    for later_halvings in reversed(range(halvings)):
+        out_channels = max(8, width >> later_halvings)
         layers.append(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1))
         channels = out_channels
-        # The last convolution is the projection: as a linear one, without an activation.
-        if left:
+        # The last convolution is the projection, which has no activation.
+        if later_halvings:
             layers += [nn.GroupNorm(1, channels), nn.GELU()]
     return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
-    """Divided space-time attention: temporal attention per patch, spatial attention per frame, MLP;
-    all pre-norm."""
+    """Divided space-time attention, pre-norm: temporal attention per patch, spatial per frame, MLP.
+
+    Args:
+        x: [CLS] and the patches of T frames (B, 1 + T * N, D).
+        frames: T.
+        keep: Factors (3, B) of the three branches (see `TimeSformer.sample_drop_path`); None: all 1.
+        mask: `tile_mask` of B * N sequences of T tokens.
+        cls_only: If True, compute only [CLS].
+
+    Shape:
+        (B, 1 + T * N, D) -> same, or (B, 1, D) with `cls_only`.
+    """
 
     def __init__(self, config: VideoConfig):
         super().__init__()
@@ -121,13 +142,8 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cls_only: bool = False,
     ) -> Tensor:
-        """x (B, 1 + T * N, D): [CLS] and patches of T `frames` -> the same shape, or [CLS] (B, 1,
-        D) with `cls_only`.
-
-        keep (3, B): factors of the three branches, as of `TimeSformer.sample_drop_path`; None: all
-        1. mask: the `tile_mask` of B * N sequences of T tokens.
-        """
-        # `split`, not slices: the gradient of a slice is a tensor of zeros of the size of x.
+        # The gradient of `split` is one concatenation. The gradient of a slice is a tensor of zeros
+        # of the size of x.
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
         patches = patches.unflatten(1, (frames, -1))
         b, t, n, d = patches.shape
@@ -141,9 +157,10 @@ class Block(nn.Module):
 
         # Spatial attention: a sequence of 1 + N tokens for each frame. [CLS] attends to every frame
         # separately; its T updates are averaged.
-        cls_of_frames = cls.unsqueeze(1).expand(b, t, 1, d)
-        y = torch.cat([cls_of_frames, patches], dim=2).view(b * t, n + 1, d)
-        y = self.attn(self.norm1(y), first=1 if cls_only else None)
+        cls_per_frame = cls.unsqueeze(1).expand(b, t, 1, d)
+        y = torch.cat([cls_per_frame, patches], dim=2)
+        y = self.norm1(y.view(b * t, n + 1, d))
+        y = self.attn(y, outputs=1 if cls_only else None)
         y = drop_path(y, keep, 1).unflatten(0, (b, t))
         cls_update, update = y.split((1, y.shape[2] - 1), dim=2)
         x = cls + cls_update.mean(dim=1)
@@ -156,7 +173,7 @@ class Block(nn.Module):
 
 
 def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
-    """Scales x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
+    """Scale x (B * n, ...), n consecutive rows per factor, by the factors keep[branch] (B,)."""
     if keep is None:
         return x
     factors = keep[branch][:, None]
@@ -165,10 +182,21 @@ def drop_path(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
 
 
 class TimeSformer(nn.Module):
-    """Normalized frames (B, T, 3, S, S) -> tokens (B, 1 + N, D): [CLS], then N = (S / patch)^2
-    patch tokens in row-major order, averaged over the T frames after the final norm."""
+    """Encode clips: [CLS] and patch tokens, which are averaged over the frames after the final norm.
 
-    keep_rates: Tensor
+    Args:
+        frames: Normalized frames (B, T, 3, S, S). T is 1 for an image as one frame.
+        cls_only: If True, the last block computes [CLS] only.
+        patch_indices: Patches (B, K) to encode, the same in every frame (patch dropping: FLIP, Li et
+            al., 2023); by default all N = (S / patch)^2.
+
+    Shape:
+        (B, T, 3, S, S) -> (B, 1 + N, D), [CLS] first, then the patches in row-major order;
+        (B, 1 + K, D) with `patch_indices`; (B, 1, D) with `cls_only`.
+
+    Raises:
+        ValueError: The number or size of the frames is not the configured one.
+    """
 
     def __init__(self, config: VideoConfig):
         super().__init__()
@@ -179,7 +207,7 @@ class TimeSformer(nn.Module):
         patch = config.patch_size
         self.patch_embed: nn.Module
         if config.stem == "conv":
-            self.patch_embed = conv_stem(width, patch)
+            self.patch_embed = build_conv_stem(width, patch)
         else:
             self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -190,22 +218,12 @@ class TimeSformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
-        # Stochastic depth grows linearly from 0 in the first block to `drop_path` in the last.
-        last = max(1, config.depth - 1)
-        keep_rates = []
-        for depth in range(config.depth):
-            drop_rate = config.drop_path * depth / last
-            keep_rates.append(1 - drop_rate)
-        self.register_buffer("keep_rates", torch.tensor(keep_rates), persistent=False)
-
-    def forward(self, frames: Tensor, cls_only: bool = False, kept: Tensor | None = None) -> Tensor:
-        """With `cls_only`: [CLS] (B, 1, D); the last block computes only this token. T is 1 for an
-        image as one frame.
-
-        kept (B, K): encode only these patches, the same in every frame -> tokens (B, 1 + K, D)
-        (patch dropping: FLIP, Li et al., 2023). Raises ValueError if the number or size of the
-        frames is not the configured one.
-        """
+    def forward(
+        self,
+        frames: Tensor,
+        cls_only: bool = False,
+        patch_indices: Tensor | None = None,
+    ) -> Tensor:
         b, t, _, height, width = frames.shape
         size = self.config.image_size
         is_square = (height, width) == (size, size)
@@ -221,8 +239,9 @@ class TimeSformer(nn.Module):
         positions = self.pos_embed[:, None, 1:]
         times = self.time_embed[:, :t, None]
         patches = x.view(b, t, *x.shape[1:]) + positions + times
-        if kept is not None:
-            indices = kept[:, None, :, None].expand(-1, t, -1, patches.shape[3])
+        if patch_indices is not None:
+            width = patches.shape[3]
+            indices = patch_indices[:, None, :, None].expand(-1, t, -1, width)
             patches = patches.gather(2, indices)
 
         cls = self.cls_token + self.pos_embed[:, :1]
@@ -230,29 +249,28 @@ class TimeSformer(nn.Module):
         tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1)
         x = as_residual(self.pre_norm(tokens))
 
-        # The blocks share what does not depend on their weights.
-        keep = self.sample_drop_path(b, type_of_products(x))
+        # Computed once, because it depends on no weights of a block.
+        keep = self.sample_drop_path(x)
         mask = tile_mask(x, b * patches.shape[2], t)
         last = len(self.blocks) - 1
         for depth, block in enumerate(self.blocks):
-            keep_of_block = None if keep is None else keep[depth]
+            block_keep = None if keep is None else keep[depth]
             only_cls = cls_only and depth == last
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, t, keep_of_block, mask, only_cls, use_reentrant=False)
+                x = checkpoint(block, x, t, block_keep, mask, only_cls, use_reentrant=False)
             else:
-                x = block(x, t, keep_of_block, mask, only_cls)
+                x = block(x, t, block_keep, mask, only_cls)
 
-        # Normalize the tokens of each frame, then average over time (the paper's temporal mean
-        # pooling).
+        # The paper's temporal mean pooling averages normalized tokens.
         x = self.norm(x)
         if cls_only:
             return x
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
-        mean_of_frames = patches.unflatten(1, (t, -1)).mean(dim=1)
-        return torch.cat([cls, mean_of_frames], dim=1)
+        frame_mean = patches.unflatten(1, (t, -1)).mean(dim=1)
+        return torch.cat([cls, frame_mean], dim=1)
 
     def set_frames(self, frames: int) -> None:
-        """Changes the number of frames of a clip; the time embedding is resized."""
+        """Change the number of frames of a clip, and resize the time embedding."""
         if frames == self.config.frames:
             return
         times = self.time_embed.data
@@ -261,27 +279,43 @@ class TimeSformer(nn.Module):
         self.time_embed = nn.Parameter(resized)
         self.config = self.config.model_copy(update={"frames": frames})
 
-    def sample_drop_path(self, samples: int, dtype: torch.dtype) -> Tensor | None:
-        """Stochastic depth factors (depth, 3, B): 0 for a dropped branch, else 1 / keep
-        probability; None in eval mode. dtype: that of the branches.
+    def sample_drop_path(self, x: Tensor) -> Tensor | None:
+        """Sample the stochastic depth of all blocks, with one call to the generator.
 
-        One call to the generator for all blocks.
+        The rate grows linearly from 0 in the first block to `drop_path` in the last.
+
+        Returns:
+            Factors (depth, 3, B) of the branches for tokens `x` (B, L, D), in their compute dtype:
+            0 for a dropped branch, else 1 / keep probability. None in eval mode.
         """
         if not self.training or self.config.drop_path == 0.0:
             return None
-        rates = self.keep_rates[:, None, None].expand(-1, 3, samples)
-        # Divided by the rate: the expectation is the value in evaluation.
+        depth = self.config.depth
+        # On the device and in double precision: no copy from the host, and 1 - rate is exact.
+        blocks = torch.arange(depth, dtype=torch.float64, device=x.device)
+        drop_rates = self.config.drop_path * blocks / max(1, depth - 1)
+        keep_rates = (1 - drop_rates).float()
+
+        rates = keep_rates[:, None, None].expand(-1, 3, len(x))
+        # Divided by the rate, the expectation is the value in evaluation.
         factors = torch.bernoulli(rates) / rates
-        return factors.to(dtype)
+        return factors.to(get_autocast_dtype(x))
 
 
 def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
-    """A time embedding (1, T, D) or position embedding (1, 1 + N, D) resized to the length of
-    `target`.
+    """Resize an embedding to the length of another one.
 
-    An embedding that differs in more than its length is returned unchanged, and the caller rejects
-    it. Raises ValueError for a position embedding that is not [CLS] and a square grid, such as that
-    of a distilled ViT.
+    Args:
+        key: Name of the embedding. It ends with `time_embed` or `pos_embed`.
+        embedding: Time embedding (1, T, D) or position embedding (1, 1 + N, D).
+        target: Embedding of the new length.
+
+    Returns:
+        The resized embedding. If it differs from `target` in more than the length, it is unchanged,
+        and the caller rejects it.
+
+    Raises:
+        ValueError: A position embedding is not [CLS] and a square grid, as in a distilled ViT.
     """
     if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2]:
         return embedding
@@ -294,20 +328,20 @@ def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
         resized = F.interpolate(by_channel, size=length, mode="nearest")
         return resized.transpose(1, 2)
 
-    # [CLS] has no place on the grid: it stays as it is.
+    # [CLS] has no position on the grid, so it stays as it is.
     old = grid_side(embedding.shape[1], key)
     new = grid_side(length, key)
     cls = embedding[:, :1]
-    grid = embedding[:, 1:].transpose(1, 2).reshape(1, -1, old, old)
+    by_channel = embedding[:, 1:].transpose(1, 2)
+    grid = by_channel.reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     patches = grid.flatten(2).transpose(1, 2)
     return torch.cat([cls, patches], dim=1)
 
 
 def grid_side(positions: int, key: str = "pos_embed") -> int:
-    """Side length of the square grid of a position embedding whose first position is [CLS].
-
-    Raises ValueError if there is no such grid.
+    """Return the side length of the square grid of a position embedding, whose first position is
+    [CLS]. Raise ValueError if there is no such grid.
     """
     patches = max(0, positions - 1)
     side = math.isqrt(patches)

@@ -1,5 +1,8 @@
-"""Words that users give: prompt templates for entities (paper, section 3.2.2), one set for videos
-and one for images; and lists of entities or answers, in the order of a model's head."""
+"""Words that users give: prompt templates for entities, and lists of entities or answers.
+
+Templates are described in the paper (section 3.2.2): one set for videos, one for images. Lists are in
+the order of a model's head.
+"""
 
 import json
 import re
@@ -16,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from alpro.errors import InputError
 from alpro.files import read_text
 
-# Letters with their combining marks, such as the vowels of Hindi, and the joiners between letters of
-# Persian and of Indic scripts.
+# Letters with their combining marks, such as the vowels of Hindi, and with the joiners between
+# letters of Persian and Indic scripts.
 WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*")
-# The first letter of a word in a script that is written without spaces.
+# First letter of a word in a script that is written without spaces.
 WITHOUT_SPACES = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 )
@@ -27,7 +30,7 @@ OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("u
 
 
 class Templates(BaseModel):
-    """Prompt templates for entities by kind of sample, by default those of the official code."""
+    """Prompt templates for entities by kind of sample. The defaults are the official code's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +47,7 @@ class Templates(BaseModel):
 
     @field_validator("video", "image")
     @classmethod
-    def _one_entity(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_entity(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(
@@ -54,51 +57,57 @@ class Templates(BaseModel):
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
-        """The templates for entities by kind of sample."""
+        """Templates by kind of sample."""
         return {"video": self.video, "image": self.image}
 
     def words(self) -> set[str]:
-        """All words of the templates, in lower case."""
-        return set(words_of(" ".join(self.video + self.image)))
+        """Return all words of the templates, in lower case."""
+        return set(find_words(" ".join(self.video + self.image)))
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text of any script, in lower case and with composed letters (NFC).
+def find_words(text: str) -> list[str]:
+    """Return the words of a text of any script, in lower case and with composed letters (NFC).
 
-    >>> words_of("2 Balls, O'Neil's caf\u00e9")
+    >>> find_words("2 Balls, O'Neil's caf\u00e9")
     ['balls', 'o', 'neil', 's', 'café']
     """
     return WORD.findall(normalize("NFC", text.lower()))
 
 
-def entities_in(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
-    """Those of `entities` that a text has as whole words, in the order of `entities`; of several
-    words, as one phrase.
+def find_entities(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
+    """Return the entities that texts contain as whole words, in their order.
 
-    >>> entities_in(["An ice cream.", "two balls"], ["cream", "ice cream", "ball"])
+    An entity of several words must be one phrase.
+
+    >>> find_entities(["An ice cream.", "two balls"], ["cream", "ice cream", "ball"])
     ['cream', 'ice cream']
     """
-    # Spaces around each word tell it from a part of another; a phrase is of one text.
-    found = "\n".join(f" {' '.join(words_of(text))} " for text in texts)
-    return [entity for entity in entities if (key := _phrase(entity)) and key in found]
+    # Spaces around each word distinguish it from a part of another word. A phrase cannot cross the
+    # line break between two texts.
+    searched = "\n".join(f" {' '.join(find_words(text))} " for text in texts)
+    return [entity for entity in entities if (key := _phrase(entity)) and key in searched]
 
 
-@lru_cache(maxsize=4096)  # the same entities are looked for in each sample
+@lru_cache(maxsize=4096)  # each sample is searched for the same entities
 def _phrase(entity: str) -> str:
-    """What `entities_in` looks for; empty for an entity without letters."""
-    words = " ".join(words_of(entity))
+    """Return the text that `find_entities` looks for; empty for an entity without letters."""
+    words = " ".join(find_words(entity))
     if not words or WITHOUT_SPACES.match(words):
         return words
     return f" {words} "
 
 
 def read_word_list(file: Path, key: str) -> list[str]:
-    """Reads the words of a file in order: a JSON list, a JSON object of word to number
-    (ans2label.json), or lines.
+    """Read the words of a file, in order.
 
-    If all lines end in a number, as in the official list of nouns (`word count`), the numbers are
-    removed. `key` is the configuration key of the file, for messages. Raises InputError for other
-    formats and for duplicate words.
+    Args:
+        file: A JSON list, a JSON object of word to number (ans2label.json), or lines. If all lines
+            end in a number, as in the official list of nouns (`word count`), the numbers are
+            removed.
+        key: Configuration key of the file, for messages.
+
+    Raises:
+        InputError: The file has another format, or a word twice.
     """
     where = f"{key} = {str(file)!r}"
     try:
@@ -109,24 +118,18 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
-        positions = list(value.values())
-        # type(), since True is an int to isinstance().
-        integers = all(type(position) is int for position in positions)
-        consecutive = list(range(len(positions)))
-        if not integers or sorted(positions) != consecutive:
+        numbers = {number: word for word, number in value.items() if isinstance(number, int)}
+        if sorted(numbers) != list(range(len(value))):
             raise InputError(
-                f"{where}: the numbers of its words are not 0 to {len(positions) - 1}, each once"
+                f"{where}: the numbers of its words are not 0 to {len(value) - 1}, each once"
             )
-        value = sorted(value, key=value.__getitem__)
+        value = [numbers[index] for index in range(len(value))]
 
-    are_words = isinstance(value, list) and all(
-        isinstance(word, str) and word.strip() for word in value
-    )
-    if not are_words:
+    are_words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    words = [word.strip() for word in value] if are_words else [""]
+    if not all(words):
         raise InputError(f"{where}: neither a list of words nor an object of word to number")
-
-    words = [word.strip() for word in value]
-    # Two outputs of a head would have one name.
+    # Two outputs of a head must not have one name.
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:
         raise InputError(f"{where}: duplicate word {duplicates[0]!r}; remove one")
@@ -134,12 +137,13 @@ def read_word_list(file: Path, key: str) -> list[str]:
 
 
 def parse_lines(text: str) -> list[str]:
+    """Return the lines of a text, without the counts that all of them may end in."""
     # Not `splitlines`, which also breaks at characters such as U+2028.
     lines = [line for line in text.split("\n") if line.strip()]
     words = []
     for line in lines:
         counted = re.fullmatch(r"(.*\S)\s+\d+", line.strip())
-        # One line without a count: the digits are part of the words.
+        # If a line has no count, digits are part of the words.
         if not counted:
             return lines
         words.append(counted[1])

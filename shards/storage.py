@@ -32,7 +32,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.credentials import redacted, refuse_credentials
+from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import file_state
 from alpro.shards.schema import Member
@@ -79,7 +79,7 @@ def located(text: Location) -> Location:
     if isinstance(text, Path) or not is_url(text):
         return Path(text)
     if "::" in text.removeprefix(CACHE):
-        raise InputError(f"{redacted(text)}: of chained URLs, only {CACHE} is supported")
+        raise InputError(f"{redact(text)}: of chained URLs, only {CACHE} is supported")
 
     protocol, _, path = text.partition("://")
     return Path(path) if protocol.lower() in ("file", "local") else text
@@ -271,7 +271,7 @@ def _line(error: BaseException) -> str:
             phrase = HTTPStatus(status).phrase
         return f"HTTP status {status} ({phrase})"
 
-    return redacted(one_line(error, max_length=MAX_MESSAGE))
+    return redact(one_line(error, max_length=MAX_MESSAGE))
 
 
 def read_range(location: Location, offset: int, size: int) -> bytes:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from alpro.credentials import redacted
+from alpro.credentials import redact
 from alpro.errors import InputError
 from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
@@ -38,7 +38,13 @@ from alpro.stages.corpora.units import (
     merge_units,
     open_units,
 )
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
+from alpro.stages.execution.interface import (
+    NO_EFFECT,
+    Outcome,
+    Resources,
+    StageConfig,
+    StageInputs,
+)
 
 VERSION = 16
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
@@ -80,7 +86,11 @@ class Config(StageConfig, frozen=True):
         "the whole match, is the group",
     )
     max_reject_share: float = Field(
-        default=0.2, ge=0, le=1, description="maximum fraction of rejected items"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="maximum fraction of rejected items",
+        json_schema_extra=NO_EFFECT,
     )
     kinds: Literal["all", "video", "image"] = Field(
         default="all", description="which items of the manifest to decode"
@@ -387,7 +397,7 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
             if error.errno is not None:  # local, such as a full disk
                 raise
             # A server may repeat a password or a signature in its reason.
-            raise DecodeError("not fetched", redacted(str(error))) from None
+            raise DecodeError("not fetched", redact(str(error))) from None
         # Outside of `try`: an OSError of the body is no failed transfer.
         yield path
 

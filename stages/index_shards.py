@@ -39,7 +39,13 @@ from alpro.stages.corpora.tables import (
     write_statistics,
 )
 from alpro.stages.corpora.units import Unit, Units, finish_units, merge_units, open_units
-from alpro.stages.execution.interface import Outcome, Resources, StageConfig, StageInputs
+from alpro.stages.execution.interface import (
+    NO_EFFECT,
+    Outcome,
+    Resources,
+    StageConfig,
+    StageInputs,
+)
 
 VERSION = 4
 
@@ -51,7 +57,11 @@ class Config(StageConfig, frozen=True):
         default="all", description="which samples of the shards to index"
     )
     max_reject_share: float = Field(
-        default=0.2, ge=0, le=1, description="maximum fraction of rejected samples"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="maximum fraction of rejected samples",
+        json_schema_extra=NO_EFFECT,
     )
 
 

@@ -1,8 +1,9 @@
 """Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and
 3.4)."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -35,7 +36,13 @@ from alpro.stages.training.pretrain_objective import (
     PretrainObjective,
     PretrainSettings,
 )
-from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
+from alpro.stages.training.stage import (
+    Training,
+    advance_generator,
+    measure_preprocessing,
+    train,
+    with_vocab_size,
+)
 
 VERSION = 9
 
@@ -72,6 +79,11 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
                 "the two"
             )
         return self
+
+    @classmethod
+    def without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        # The result has the last weights, however often they are validated.
+        return {*super().without_effect(values), "validation.times"}
 
     @property
     def needs_prompter(self) -> bool:
@@ -166,6 +178,7 @@ def load_teacher(
     source = inputs.prompter or inputs.prompts
     teacher = load_prompter(source, device) if config.needs_prompter and source else None
     if teacher and not isinstance(teacher, ClipBundle):
+        advance_generator(teacher)
         return teacher, teacher.tokenizer, teacher.preprocessing
 
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))

@@ -4,8 +4,10 @@ Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is
 of those of the frames, so that this fine-tunes what is otherwise the baseline.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +101,12 @@ class Config(EncoderConfig, frozen=True):
         description="keep the best weights on validation between those of `clip` and the trained "
         "ones (WiSE-FT)",
     )
+
+    @classmethod
+    def without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        keys = super().without_effect(values)
+        # Validation selects the weights of a CLIP, so its result depends on how often there is one.
+        return keys if values.get("clip") else {*keys, "validation.times"}
 
     @property
     def new_lr_scale(self) -> float:

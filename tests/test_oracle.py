@@ -16,9 +16,9 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, VideoConfig
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import Task
 from alpro.models.frames import NormalizedModel
-from alpro.models.official import Task, build, prompt_features, split_prompter
+from alpro.models.official import Imported, build, split_prompter
 from alpro.models.text import TextConfig
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
@@ -35,15 +35,6 @@ MASK_ID = 103
 
 Arrays = dict[str, np.ndarray]
 Results = Iterator[tuple[str, Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def _no_first_values(monkeypatch: pytest.MonkeyPatch):
-    """Skips initialization, which would take a third of the time: `load` checks that every weight
-    is loaded."""
-    monkeypatch.setattr("alpro.models.alpro.initialize", lambda model, how: None)
-    for name in ("kaiming_uniform_", "uniform_", "normal_"):
-        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
 
 @pytest.mark.skipif(
@@ -67,7 +58,7 @@ def difference(ours: Tensor, theirs: np.ndarray) -> float:
 
 
 def retrieval(arrays: Arrays) -> Results:
-    model = imported("retrieval", arrays).model
+    model = imported("retrieval", arrays).bundle.model
     ids, mask, frames = inputs(arrays)
     video = model.encode_video(frames)
     text = model.encode_text(ids, mask)
@@ -84,7 +75,7 @@ def retrieval(arrays: Arrays) -> Results:
 
 
 def qa(arrays: Arrays) -> Results:
-    model = imported("qa", arrays).model
+    model = imported("qa", arrays).bundle.model
     ids, mask, frames = inputs(arrays)
     yield "logits", model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
 
@@ -94,8 +85,9 @@ def pretrain(arrays: Arrays) -> Results:
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
     own, teacher = split_prompter(official_weights("pretrain", arrays))
-    model = imported("pretrain", arrays, own).model
-    prompter = imported("prompter", arrays, teacher).model
+    model = imported("pretrain", arrays, own).bundle.model
+    imported_prompter = imported("prompter", arrays, teacher)
+    prompter = imported_prompter.bundle.model
     # With these statistics the oracle's frames, which are normalized already, go through
     # normalization unchanged, and a black pixel is the zero that the oracle has outside the crop.
     identity = [0.0] * 3, [1.0] * 3
@@ -103,7 +95,7 @@ def pretrain(arrays: Arrays) -> Results:
         model,
         *identity,
         NormalizedModel(prompter, *identity),
-        prompt_features(teacher),
+        imported_prompter.prompts,
         PretrainSettings(threshold=0.0),
     )
     methods = {"video": "encode_video", "text": "encode_text", "video_feat": "project_video"}
@@ -167,12 +159,13 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, 2 * torch.from_numpy(uniform("video", shape, int(arrays["seed"])))
 
 
-def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> ModelBundle:
-    """The model folder of `alpro model import`."""
-    folder, about = build(weights or official_weights(task, arrays), task, tokenizer(), None, None)
-    assert about.unknown == []
-    assert about.config == ModelConfig(video=VideoConfig(frames=int(arrays["num_frames"])))
-    return folder
+def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> Imported:
+    """The model of `alpro model import`."""
+    model = build(weights or official_weights(task, arrays), task, tokenizer())
+    assert model.unknown == []
+    frames = int(arrays["num_frames"])
+    assert model.bundle.model.config == ModelConfig(video=VideoConfig(frames=frames))
+    return model
 
 
 @cache

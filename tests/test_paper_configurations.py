@@ -53,7 +53,7 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
     (folder / words["qa"]).write_text(json.dumps({"circle": 0, "square": 1, "left": 2}))
     for task, model in models.items():
         state = to_official(
-            model.state_dict(), config, "text_encoder." if task == "qa" else "text_encoder.bert."
+            model.state_dict(), config, "text_encoder" if task == "qa" else "text_encoder.bert"
         )
         torch.save({"model": state} if task == "pretrain" else state, folder / f"{task}.pt")
         options = ["--words", str(folder / words[task])] if task in words else []

@@ -1,4 +1,4 @@
-"""The configuration of an exported model."""
+"""Configuration of exported models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,15 @@ from transformers import PretrainedConfig
 
 
 class AlproConfig(PretrainedConfig):
-    """task: prompter, pretrain, retrieval or qa. sizes: those of the encoders (`ModelConfig`).
-    mean, std: per channel, of pixels in [0, 1]. entities, answers: the labels of the heads and of
-    the prompts, in order."""
+    """Configuration of an exported model.
+
+    Args:
+        task: prompter, pretrain, retrieval or qa.
+        sizes: Values of `ModelConfig`.
+        mean, std: Statistics of pixels in [0, 1] per channel.
+        max_text_tokens: Length to which texts are truncated.
+        entities, answers: Labels of the heads and of the prompts, in order.
+    """
 
     model_type = "alpro"
 
@@ -35,5 +41,5 @@ class AlproConfig(PretrainedConfig):
 
     @property
     def projection_dim(self) -> int:
-        """The length of an embedding."""
+        """Dimension of an embedding."""
         return int(self.sizes["embed_dim"])

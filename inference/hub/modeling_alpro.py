@@ -9,15 +9,19 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from alpro.inference.hub.configuration_alpro import AlproConfig
-from alpro.inputs import WHOLE, patches_of
+from alpro.inputs import WHOLE, region_to_patches
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
-from alpro.models.timesformer import TimeSformer
 
 
 @dataclass
 class AlproOutput(ModelOutput):
-    """video_embeds (V, E) and text_embeds (N, E), of length 1; similarity (N, V): their dot
-    products."""
+    """Embeddings and similarity.
+
+    Attributes:
+        video_embeds: (V, E), L2-normalized.
+        text_embeds: (N, E), L2-normalized.
+        similarity: Dot products (N, V).
+    """
 
     video_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -25,8 +29,12 @@ class AlproOutput(ModelOutput):
 
 
 class AlproModel(PreTrainedModel):
-    """Videos are `pixel_values` (V, T, 3, S, S) of `AlproProcessor`, texts `input_ids` and
-    `attention_mask` (N, L)."""
+    """ALPRO for transformers.
+
+    Args:
+        pixel_values: Videos (V, T, 3, S, S) of `AlproProcessor`.
+        input_ids, attention_mask: Texts (N, L).
+    """
 
     config_class = AlproConfig
     base_model_prefix = "alpro"
@@ -40,7 +48,7 @@ class AlproModel(PreTrainedModel):
         self.model: DualEncoder
         if config.task == "prompter":
             self.model = Prompter(sizes)
-            # Buffers, so that the weights' file holds the prompts of the entities.
+            # Buffers, so the file of weights has the prompts of the entities.
             shape = (len(config.entities), sizes.embed_dim)
             self.register_buffer("video_prompts", torch.zeros(shape))
             self.register_buffer("image_prompts", torch.zeros(shape))
@@ -49,26 +57,20 @@ class AlproModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """The modules initialize themselves; this restores what is not in the weights after
-        loading."""
-        # `from_pretrained` builds on the meta device, where a buffer gets no values.
-        if isinstance(module, TimeSformer):
-            rates = torch.linspace(0, module.config.drop_path, module.config.depth)
-            with torch.no_grad():
-                module.keep_rates.copy_(1 - rates)
+        """Leave the weights as they are: the modules initialize themselves."""
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        """The embeddings of the text encoder's tokens."""
+        """Return the word embeddings of the text encoder."""
         return self.model.get_submodule("text_encoder.embeddings.word_embeddings")
 
     def get_video_features(self, pixel_values: Tensor) -> Tensor:
-        """Embeddings (V, E) of length 1."""
-        # The processor's are float32, whatever the weights are.
+        """Embed videos: (V, E), L2-normalized."""
+        # The processor returns float32 for weights of any dtype.
         frames = pixel_values.to(self.dtype)
         return self.model.project_video(self.model.encode_video(frames, cls_only=True))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embeddings (N, E) of length 1."""
+        """Embed texts: (N, E), L2-normalized."""
         return self.model.project_text(self.model.encode_text(input_ids, attention_mask))
 
     def forward(
@@ -78,8 +80,7 @@ class AlproModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         **unused: object,
     ) -> AlproOutput:
-        """The embeddings of what there is, and the similarity of every text and video if there are
-        both."""
+        """Embed videos, texts or both. With both, compute the similarity of all pairs."""
         video = None
         if pixel_values is not None:
             video = self.get_video_features(pixel_values)
@@ -96,13 +97,16 @@ class AlproModel(PreTrainedModel):
         return AlproOutput(video_embeds=video, text_embeds=text, similarity=similarity)
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Probabilities (N, V) that text and video belong together. Raises ValueError for a
-        prompter."""
+        """Return the probabilities (N, V) that text and video belong together.
+
+        Raises:
+            ValueError: The model is a prompter.
+        """
         model = self._alpro()
         videos = model.encode_video(pixel_values.to(self.dtype))
         text = model.encode_text(input_ids, attention_mask)
 
-        # Video by video: the fusion of all pairs at once would need N x V times the memory.
+        # Video by video, because the fusion of all pairs would need N x V times the memory.
         columns = []
         for video in videos:
             repeated = video[None].expand(len(text), -1, -1)
@@ -111,8 +115,11 @@ class AlproModel(PreTrainedModel):
         return torch.stack(columns, dim=1)
 
     def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Probabilities (N, answers) of `config.answers` for the question about each of N videos.
-        Raises ValueError if the model does not answer questions."""
+        """Return the probabilities (N, answers) of `config.answers` for questions about N videos.
+
+        Raises:
+            ValueError: The model does not answer questions.
+        """
         model = self._alpro()
         video = model.encode_video(pixel_values.to(self.dtype))
         text = model.encode_text(input_ids, attention_mask)
@@ -124,14 +131,19 @@ class AlproModel(PreTrainedModel):
         boxes: Sequence[Sequence[float]] | Tensor | None = None,
         image: bool = False,
     ) -> Tensor:
-        """Probabilities (V, entities) of `config.entities` in a region of each video.
+        """Return the probabilities (V, entities) of `config.entities` in a region of each video.
 
-        boxes (V, 4): left, top, width, height as fractions of the frame; None: the whole frame.
-        image: use the prompts of images. Raises ValueError for a region that is not inside the
-        frame, and if this is not a prompter with the prompts of entities.
+        Args:
+            boxes: Regions (V, 4): left, top, width, height as fractions of the frame; by default
+                the whole frame.
+            image: If True, use the prompts of images.
+
+        Raises:
+            ValueError: A region is not inside the frame, or the model is not a prompter with the
+                prompts of entities.
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:
-            raise ValueError("this model names no entities: it is not a prompter with prompts")
+            raise ValueError("this model cannot label entities: it is not a prompter with prompts")
 
         if boxes is None:
             boxes = [WHOLE] * len(pixel_values)
@@ -139,10 +151,10 @@ class AlproModel(PreTrainedModel):
         frames = pixel_values.to(self.dtype)
         grid = self.model.config.video.grid
         patches = torch.tensor(
-            [patches_of(region, grid) for region in regions], device=frames.device
+            [region_to_patches(region, grid) for region in regions], device=frames.device
         )
 
-        # Outside of the region the prompter sees black: 0, normalized.
+        # Pixels outside of the region are black: 0, normalized.
         mean = frames.new_tensor(self.config.mean).view(3, 1, 1)
         std = frames.new_tensor(self.config.std).view(3, 1, 1)
         black = -mean / std
@@ -150,9 +162,9 @@ class AlproModel(PreTrainedModel):
         return self.model.pseudo_labels(frames, patches, prompts, black)
 
     def _alpro(self) -> Alpro:
-        """The model, if it is no prompter. Raises ValueError."""
+        """Return the model. Raise ValueError if it is a prompter."""
         if not isinstance(self.model, Alpro):
             raise ValueError(
-                "a prompter has no multimodal encoder: it only embeds, and names entities"
+                "a prompter has no multimodal encoder: it only embeds, and labels entities"
             )
         return self.model

@@ -13,7 +13,7 @@ from cyclopts import App
 
 from alpro.artifact import Record
 from alpro.errors import InputError
-from alpro.names import find_artifact, index_places, kept_by_name
+from alpro.names import find_artifact, index_places, referenced_fingerprints
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
@@ -209,7 +209,11 @@ def collect_garbage(
     check_exists(snapshot)
     named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
 
-    used = named or kept_by_name(workspace)
+    used = named or referenced_fingerprints(workspace)
+    if not used:  # such as artifacts that were copied here
+        raise InputError(
+            f"{workspace}: no STAGE stands for an artifact; name the artifacts to keep"
+        )
     # The model of an index embeds the text of each search.
     used |= indexed_fingerprints(index_places(workspace))
     used |= registered(workspace)

@@ -29,6 +29,7 @@ from alpro.pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from alpro import Model
+    from alpro.inference.find import Found
     from alpro.shards.storage import Location
 
 group = App(name="model", help="Use, import, export and register models.")
@@ -77,11 +78,12 @@ def import_model(
 
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
 
-    imported = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
-    print(f"{out}: {imported.read} tensors read")
-    for what, keys in (("not used by the model", imported.unused), ("unknown", imported.unknown)):
-        if keys:
-            print(f"  {what}: {len(keys)} tensors", *sorted(keys), sep="\n    ")
+    models = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
+    for imported in models:
+        print(f"{out}: imported a {imported.bundle.task} model")
+        if imported.unknown:
+            unknown = len(imported.unknown)
+            print(f"  {unknown} unknown tensors, not imported:", *imported.unknown, sep="\n    ")
 
 
 @group.command(name="export")
@@ -99,17 +101,14 @@ def export_model(
     """
     from alpro import Model
     from alpro.inference.export import export
-    from alpro.inference.find import find_prompter
     from alpro.pipeline.reports.card import model_card
 
-    source = models.folder(model).resolve()
     if folder.exists():  # before the model is loaded
         raise InputError(f"{folder}: exists already; choose another folder")
 
-    # The weights of a cache_prompts artifact are those of its prompter.
-    inside, prompts = find_prompter(source)
-    loaded = Model.load(inside, prompts=prompts, device="cpu")
-    export(loaded, folder, model_card(inside, loaded.folder, folder.name, license))
+    found = models.find(model)
+    loaded = Model.load(found, device="cpu")
+    export(loaded, folder, model_card(found.model, loaded.folder, folder.name, license))
     print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
 
 
@@ -202,12 +201,11 @@ def entities(  # noqa: PLR0913 - options of a command
     except ValueError as error:
         raise InputError(f"--box {error}") from None
 
-    folder = models.folder(model)
-    if not (loaded := models.find_labeler(models.find(model), models.load)):
+    found = models.find(model)
+    if not (loaded := models.find_labeler(found, models.load)):
         raise InputError(
-            f"{folder}: names no entities, and no prompter with embedded entities was found for "
-            f"it; name a "
-            "train_prompter, cache_prompts or pretrain artifact"
+            f"{found.model}: cannot label entities, and has no prompter with embedded entities; "
+            "name a train_prompter, cache_prompts or pretrain artifact"
         )
 
     name = partial(loaded.entities, box=region, top_k=k, text=text)
@@ -340,9 +338,9 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    folder = models.folder(model)
-    other = models.folder(baseline) if baseline else None
-    scored = Scored(model, folder, baseline, other)
+    scored = Scored(
+        model, models.find(model), baseline, models.find(baseline) if baseline else None
+    )
     score_models(scored, models.videos(data), split, out=out, json=json, models=models)
 
 
@@ -351,9 +349,9 @@ class Scored:
     """A model with the name that a person gave it, and the one that it is compared with, if any."""
 
     name: str
-    folder: Path
+    found: "Found"
     baseline: str = ""
-    baseline_folder: Path | None = None
+    baseline_found: "Found | None" = None
 
 
 def score_models(
@@ -366,7 +364,7 @@ def score_models(
     models: ModelOptions,
 ) -> None:
     """Scores one model, or two over the same videos, and prints which is better."""
-    from alpro.inference.find import Found, find_prompter
+    from alpro.inference.find import find_prompter
     from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
@@ -374,16 +372,16 @@ def score_models(
     from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
 
-    folder = scored.folder
-    other = scored.baseline_folder
-    items, what = labeled(data, split, [folder, other] if other else [folder])
-    prompter, prompts = find_prompter(folder, follow=True)
+    found = scored.found
+    other = scored.baseline_found
+    items, what = labeled(data, split, [one.model for one in (found, other) if one])
+    prompter = find_prompter(found.model)
 
-    loaded = models.load(Found(folder))
-    theirs = models.load(Found(other)) if other else None
+    loaded = models.load(found)
+    theirs = models.load(other) if other else None
     log.info(f"{len(items):,} videos ({what})")
     # Entities are named by the prompter, which may be another folder.
-    naming = models.load(Found(prompter, prompts)) if prompts else loaded
+    naming = loaded if prompter in (None, found) else models.load(prompter)
 
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.
@@ -395,7 +393,7 @@ def score_models(
             raise InputError(f"--out {results_folder}: {error.strerror}") from error
 
         results, decoded, threshold = evaluate(
-            loaded, items, split, results_folder, naming if prompts else None
+            loaded, items, split, results_folder, naming if prompter else None
         )
 
         runs = {scored.name if other else "score": results.rows}

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.names import find_artifact, named_artifacts
+from alpro.names import find_artifact, matching_artifacts
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -62,9 +62,8 @@ Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
 ARTIFACT = (
-    "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (that of a "
-    "configuration, whatever ran "
-    "since), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
+    "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (the last run of a "
+    "configuration without --set), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
     "STAGE@FINGERPRINT, or a folder."
 )
 MODEL = (
@@ -107,12 +106,12 @@ class Source:
 def find_pretrained(name: str, workspace: Path) -> str:
     """Return the folder of the model of `--pretrained`."""
     from alpro.inference.encoding import model_folder
-    from alpro.inference.find import find_model
+    from alpro.inference.find import resolve
 
     # A model folder is taken as it is. Any other name is looked up in the workspace.
     if (expand(name) / "config.json").is_file():
         return name
-    return str(model_folder(find_model(name, workspace)).resolve())
+    return str(model_folder(resolve(name, workspace).model).resolve())
 
 
 def check_exists(option: str, location: str) -> None:
@@ -138,13 +137,9 @@ class ModelOptions:
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
 
-    def folder(self, name: str) -> Path:
-        """The folder of the model that a person names. Raises InputError if there is none."""
-        return self.find(name).model
-
     def find(self, name: str) -> "Found":
-        """The model that a person names. Raises InputError if there is none."""
-        from alpro.inference.find import Found, resolve
+        """Return the model that a name stands for. Raise InputError if there is none."""
+        from alpro.inference.find import resolve
 
         if not name.startswith("models:/"):
             return resolve(name, self.workspace)
@@ -161,7 +156,8 @@ class ModelOptions:
         if not self.tracking_uri:
             check_store(database.parent)
 
-        return Found(registered_folder(self.tracking_uri or f"sqlite:///{database}", name))
+        registered = registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
+        return resolve(registered, self.workspace)
 
     def load(self, found: "Found") -> "Model":
         from alpro import Model
@@ -169,13 +165,20 @@ class ModelOptions:
         return Model.load(found, device=self.device, dtype=self.dtype)
 
     def find_labeler(self, found: "Found", load: "Callable[[Found], Model]") -> "Model | None":
-        """Temporary."""
-        from alpro.inference.find import Found, find_prompter, is_pretrained
+        """Return the model that labels entities for a model: a pre-trained model itself, or the
+        prompter that it was trained with; None if there is none.
 
+        Args:
+            load: `ModelOptions.load`.
+        """
+        from alpro.inference.find import find_prompter, is_pretrained
+
+        # A model of pretrain has a head for entities, any other needs embedded prompts.
         candidates = [found] if is_pretrained(found.model) else []
-        prompter, prompts = find_prompter(found.model, follow=True)
-        if prompts:
-            candidates.append(Found(prompter, prompts))
+        prompter = find_prompter(found.model)
+        if prompter:
+            candidates.append(prompter)
+
         for candidate in candidates:
             model = load(candidate)
             if model.names_entities:
@@ -191,7 +194,7 @@ class ModelOptions:
         if not isinstance(videos, Path) or videos.exists():
             return videos
 
-        if not named_artifacts(name, self.workspace):
+        if not matching_artifacts(name, self.workspace):
             raise InputError(
                 f"{name}: no such file or folder of videos, and no decoded corpus of this name in "
                 f"{self.workspace / 'artifacts'}"

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from alpro.artifact import Record
-from alpro.credentials import has_credentials
+from alpro.credentials import find_credentials
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.locks import check_locks
@@ -101,9 +101,9 @@ def run(
         try:
             scored = Scored(
                 f"{config_name(config)}/{stage}",
-                models.folder(folders[stage]),
+                models.find(folders[stage]),
                 clip_as_typed(command.changes, prompter.clip),
-                models.folder(prompter.clip),
+                models.find(prompter.clip),
             )
             score_models(scored, corpora[0], models=models)
         except InputError as error:  # the training has ended well
@@ -185,7 +185,7 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     and starts the temporary server that a command without PREFECT_API_URL has. Returns the
     workspace's absolute path, and a function that waits for the server."""
     # Prefect stores the parameters of runs, and messages name the store.
-    if has_credentials(options.tracking_uri):
+    if find_credentials(options.tracking_uri):
         raise InputError(
             "--tracking-uri: contains a user name or a password; leave them out, and set "
             "MLFLOW_TRACKING_USERNAME and "

@@ -7,7 +7,7 @@ from typing import cast
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.ranks import check_devices
-from alpro.models.word_pieces import padded
+from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.command import TABLE_OF
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.check_data import check_answers
@@ -57,7 +57,7 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
     for step in steps:
         limit = given or getattr(step.config, "model", settings.model).text.max_length
         tokens = getattr(step.config, "max_text_tokens", 0)
-        if padded(tokens) > limit:
+        if pad_length(tokens) > limit:
             table = TABLE_OF.get(step.stage, step.stage)
             changes[f"{table}.max_text_tokens = {limit // PADDING * PADDING} (it is {tokens})"] = (
                 None

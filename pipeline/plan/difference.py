@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
-from alpro.artifact import Record, deciding
+from alpro.artifact import Record, fingerprinted_config
 from alpro.pipeline.config.command import SHARED, TABLE_OF
-from alpro.stages import CORPUS_STAGES
+from alpro.stages import CORPUS_STAGES, STAGES
 
 Kind = Literal["configuration", "data", "code", "version"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -49,7 +50,7 @@ def recipe(record: Record) -> dict[tuple[Kind, str], str]:
         record: the record of an artifact, or the description of a step that has not run.
     """
     values: dict[tuple[Kind, str], str] = {}
-    for key, value in deciding(record).items():
+    for key, value in fingerprinted_config(record, without_effect(record)).items():
         values["configuration", setting_name(record, key)] = value_text(value)
     for name, source in record.inputs.items():
         values["data", f"{record.name} input {name}"] = source.fingerprint[:8]
@@ -57,6 +58,14 @@ def recipe(record: Record) -> dict[tuple[Kind, str], str]:
         values["data", f"{record.name} file {name}"] = digest[:8]
     values["code", f"{record.stage} version"] = str(record.stage_version)
     return values
+
+
+def without_effect(record: Record) -> set[str]:
+    """Return the keys of a record's stage that no result depends on."""
+    if record.stage not in STAGES:  # of another version
+        return set()
+    config = import_module(f"alpro.stages.{record.stage}").Config
+    return config.without_effect(record.config)
 
 
 def origin(*records: Record) -> Origin:

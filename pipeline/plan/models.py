@@ -1,12 +1,14 @@
 """Settings of a command on this machine, where the models that they name may be local folders."""
 
+from typing import Literal
+
 from alpro.errors import InputError
-from alpro.models.initial import text_sizes, video_sizes
+from alpro.models.initial import read_sizes
 from alpro.pipeline.config.command import MODEL_STAGES, Command
 from alpro.pipeline.config.load import Values, merge, read_values, validate
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 
-ENCODERS = (("video", "vit", video_sizes), ("text", "bert", text_sizes))
+ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (("video", "vit"), ("text", "bert"))
 
 
 def read_settings(command: Command) -> PipelineConfig:
@@ -35,11 +37,11 @@ def with_encoder_sizes(values: Values) -> Values:
     if values.get("pretrained"):
         return values
 
-    for encoder, key, read_sizes in ENCODERS:
+    for encoder, key in ENCODERS:
         names = {stage: table.get(key) for stage, table in stages.items()}
         sizes = {}
         for stage, name in names.items():
-            sizes[stage] = read_sizes(name) if isinstance(name, str) else {}
+            sizes[stage] = read_sizes(key, name) if isinstance(name, str) else {}
         first = next((stage for stage in stages if sizes[stage]), "")
         if not first:
             continue

@@ -201,7 +201,7 @@ def write_record(
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # of killed processes
         stale.unlink(missing_ok=True)
-    return Record.of(values)
+    return Record.from_json(values)
 
 
 def versions() -> dict[str, str]:

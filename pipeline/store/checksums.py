@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, record_digest
+from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, digest_record
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
@@ -72,7 +72,7 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
             changes = []
             if folder.name != record.fingerprint[:16]:
                 changes.append("does not match its fingerprint")
-            if record.values.get(RECORD_DIGEST) != record_digest(record.values):
+            if record.values.get(RECORD_DIGEST) != digest_record(record.values):
                 changes.append("was changed after it was written")
             for detail in changes:
                 yield Problem("damaged", folder.name, record.name, RECORD, detail)

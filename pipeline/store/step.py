@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from alpro.artifact import Record, Source, digest_of
+from alpro.artifact import Record, Source, compute_fingerprint
 from alpro.shards.storage import Location, absolute
 from alpro.stages.execution.interface import StageConfig
 
@@ -44,7 +44,8 @@ class Step:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest_of(self._recipe())
+        recipe = self._recipe()
+        return compute_fingerprint(recipe, self.config.without_effect(recipe.config))
 
     @property
     def description(self) -> Record:

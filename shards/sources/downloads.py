@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-from alpro.credentials import contains_credentials, redacted
+from alpro.credentials import find_credentials, redact
 from alpro.errors import InputError
 from alpro.shards.file_type import (
     HEAD_BYTES,
@@ -77,14 +77,14 @@ class Download:
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     """The reject of a download that failed, with its status and message, or another reason."""
     texts = [str(metadata.get(column) or "") for column in ("status", "error_message")]
-    detail = redacted(": ".join(text for text in texts if text not in SUCCESS))
+    detail = redact(": ".join(text for text in texts if text not in SUCCESS))
     url = str(metadata.get("url") or "")
     return Reject(id=key, path=url, reason="not fetched", detail=detail or otherwise)
 
 
 def without_credentials(record: Record) -> Record:
     """The columns without URLs that contain a password: nothing is fetched from them again."""
-    return {key: value for key, value in record.items() if not contains_credentials(value)}
+    return {key: value for key, value in record.items() if not find_credentials(value)}
 
 
 def is_downloads(data: Location) -> bool:

@@ -21,7 +21,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.artifact import readable_checksum
+from alpro.artifact import try_checksum
 from alpro.files import atomic_write, checksum, make_folder, publish, read_json, write_json
 from alpro.log import log
 from alpro.pool import Died
@@ -78,7 +78,7 @@ class Units:
             contents = [(RECORD, "")]
 
         for name, sha256 in contents:
-            if readable_checksum(folder / name) != sha256:
+            if try_checksum(folder / name) != sha256:
                 log.warning(f"{folder / name} is damaged: its unit is made again")
                 return None
         return None if record["transient"] else record

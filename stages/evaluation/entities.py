@@ -12,7 +12,7 @@ from torch import Tensor
 from alpro.inference.encoding import encode_videos, sample_frames, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
-from alpro.models.words import entities_in
+from alpro.models.words import find_entities
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
@@ -100,7 +100,7 @@ def entities_of_crops(
         of_batch = indices[start : start + batch]
         samples = [reader[index] for index in of_batch]
         # Once for all crops of the batch.
-        pixels = encoder.pixels_of(sample_frames(sample, config) for sample in samples)
+        pixels = encoder.clip_pixels(sample_frames(sample, config) for sample in samples)
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in of_batch]
             labels = model.pseudo_labels(
@@ -247,4 +247,4 @@ def true_entities(metadata: dict, entities: list[str]) -> list[str]:
     stated = metadata["meta"].get("entities")
     if isinstance(stated, list):
         return [e for e in stated if e in entities]
-    return entities_in(metadata["captions"], entities)
+    return find_entities(metadata["captions"], entities)

@@ -19,7 +19,7 @@ import torch
 from alpro.files import write_json
 from alpro.inference.encoding import width_of
 from alpro.log import log
-from alpro.models.precision import autocast, name_of, precision
+from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.metrics import Metric, Score
@@ -186,9 +186,9 @@ def evaluating(
         nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
     ):
         width = max(width_of(model) for model in models if model)
-        dtype = precision(width, world.device, config.mixed_precision)
+        dtype = compute_dtype(width, world.device, config.mixed_precision)
         results = Results.of(config, corpora, Path(folder))
-        results.precision = name_of(dtype)
+        results.precision = dtype_name(dtype)
 
         if world.main:
             log.info(f"matrix products in {results.precision}, on {world.device.type}")

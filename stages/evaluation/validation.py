@@ -14,7 +14,7 @@ from alpro.errors import InputError
 from alpro.inference.encoding import encode_texts, sample_frames, similarities
 from alpro.log import log
 from alpro.models.frames import NormalizedModel
-from alpro.models.losses import box_mask, kept_labels
+from alpro.models.losses import box_mask, find_confident
 from alpro.models.ranks import rank
 from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches
 from alpro.stages.evaluation.metrics import mean_recall, retrieval_metrics
@@ -134,7 +134,7 @@ def pem_scores(
             fused = model.fused_patches(texts.tokens, texts.mask, video)
             logits = model.pem_logits(fused, box_mask(boxes, config.grid)).float()
 
-            kept = kept_labels(labels, objective.threshold)
+            kept = find_confident(labels, objective.threshold)
             # With a weight of 1 for each label, the metrics are sums over the batch.
             values = objective.pem_metrics(logits, labels, kept, kept.new_ones(()).float())
             sums.update({name: float(value) for name, value in values.items()})

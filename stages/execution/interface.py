@@ -61,6 +61,10 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
+# `json_schema_extra` of keys that no result depends on, such as those of the log.
+NO_EFFECT: JsonDict = {"effect": False}
+
+
 def path_kind(field: FieldInfo, value: str) -> str:
     """Return the kind of path that a value is: file, or file or name; empty if it is none."""
     extra: Any = field.json_schema_extra
@@ -75,6 +79,20 @@ class StageConfig(BaseModel, frozen=True, extra="forbid"):
     Subclasses say `frozen=True` as well: they inherit it when they run, but type checkers read it
     from each class. It lets a subclass narrow the type of a field.
     """
+
+    @classmethod
+    def without_effect(cls, values: Mapping[str, Any]) -> set[str]:
+        """Return the keys that the result does not depend on. They are not in the fingerprint.
+
+        Args:
+            values: A configuration as an artifact's record has it.
+        """
+        keys = set()
+        for name, field_info in cls.model_fields.items():
+            extra = field_info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("effect") is False:
+                keys.add(name)
+        return keys
 
 
 class StageInputs(BaseModel):

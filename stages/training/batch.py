@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.models.word_pieces import pad, padded
+from alpro.models.word_pieces import pad, pad_length
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Batch:
                 self.map(itemgetter(rows)), ids=self.ids[rows], lengths=self.lengths[rows]
             )
             if micro_batch.lengths:
-                micro_batch.truncate_texts_(padded(max(micro_batch.lengths)))
+                micro_batch.truncate_texts_(pad_length(max(micro_batch.lengths)))
             micro_batches.append(micro_batch)
         return micro_batches
 
@@ -99,7 +99,7 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
         batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
         # Counted here: the objective would have to wait for the device.
-        batch.max_masked = padded(max(1, int((batch.labels != -100).sum(1).max())))
+        batch.max_masked = pad_length(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
     if "answer" in items[0]:

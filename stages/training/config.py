@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
-from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, NO_EFFECT, StageConfig
 
 Corpora = Mapping[str, Path]  # folders by the names of corpora
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
@@ -139,7 +139,12 @@ class TrainingConfig(StageConfig, frozen=True):
         description="maximum fraction of unreadable examples, which are replaced",
     )
     validation: Validation = Validation()
-    log_every: int = Field(default=10, ge=1, description="steps between logged metrics (means)")
+    log_every: int = Field(
+        default=10,
+        ge=1,
+        description="steps between logged metrics (means)",
+        json_schema_extra=NO_EFFECT,
+    )
     mixed_precision: bool = Field(
         default=True, description="bfloat16 on hardware that computes it; on a CPU from width 96"
     )

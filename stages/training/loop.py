@@ -25,7 +25,7 @@ from alpro.errors import InputError, one_line
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
 from alpro.models.clip_prompter import ClipPrompter
-from alpro.models.precision import autocast, precision
+from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
@@ -438,7 +438,7 @@ class Run:
 
 def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
     """The type of the matrix products of a training run."""
-    return precision(objective.model.config.video.width, world.device, config.mixed_precision)
+    return compute_dtype(objective.model.config.video.width, world.device, config.mixed_precision)
 
 
 def lost_process(processes: set[BaseProcess], error: Exception) -> bool:

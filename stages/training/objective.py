@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, DualEncoder, crop
 from alpro.models.frames import NormalizedModel
-from alpro.models.losses import hard_negatives, vtc_loss, vtm_loss
+from alpro.models.losses import sample_hard_negatives, vtc_loss, vtm_loss
 from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
 from alpro.models.text import Pairs
 from alpro.stages.training.batch import Batch
@@ -295,9 +295,9 @@ class MatchingObjective(Objective):
         uniforms = batch.uniforms
         if uniforms is None:
             uniforms = torch.rand(size, 2, device=v2t.device)
-        videos, valid = hard_negatives(t2v, excluded, uniforms[:, 0])
+        videos, valid = sample_hard_negatives(t2v, excluded, uniforms[:, 0])
         # The excluded pairs are the same in both directions, and so is `valid`.
-        texts, _ = hard_negatives(v2t, excluded, uniforms[:, 1])
+        texts, _ = sample_hard_negatives(v2t, excluded, uniforms[:, 1])
         return Negatives(videos, texts, valid.repeat(2))
 
     def negative_pairs(
@@ -380,12 +380,12 @@ class MatchingObjective(Objective):
         return loss, {"loss_vtm": loss.detach(), "vtm_accuracy": accuracy.detach()}
 
 
-def concatenate(groups: list[Pairs], first: int | None = None) -> Pairs:
-    """One group of the pairs of all, of whose fused tokens the `first` are read."""
+def concatenate(groups: list[Pairs], outputs: int | None = None) -> Pairs:
+    """Join groups of pairs to one, of whose fused tokens the leading `outputs` are read."""
     text = torch.cat([pairs.text for pairs in groups])
     mask = torch.cat([pairs.mask for pairs in groups])
     video = torch.cat([pairs.video for pairs in groups])
-    return Pairs(text, mask, video, first)
+    return Pairs(text, mask, video, outputs)
 
 
 class QaObjective(Objective):

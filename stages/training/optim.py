@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.attention import Attention
-from alpro.models.precision import WIDE, precision
+from alpro.models.precision import WIDE, compute_dtype
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
@@ -163,7 +163,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         "params": matrices,
         "weight_decay": config.weight_decay,
         "qkv": [stacked[id(matrix)] for matrix in matrices],
-        "dtype": precision(WIDE, matrices[0].device, config.mixed_precision),
+        "dtype": compute_dtype(WIDE, matrices[0].device, config.mixed_precision),
     }
     return Muon([*groups, group], **settings)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, crop
 from alpro.models.frames import NormalizedModel, scale_frames
-from alpro.models.losses import box_mask, kept_labels, mlm_loss, pem_loss
+from alpro.models.losses import box_mask, find_confident, mlm_loss, pem_loss
 from alpro.models.ranks import world_size
 from alpro.models.text import Pairs
 from alpro.stages.execution.interface import StageConfig
@@ -166,13 +166,13 @@ class PretrainObjective(MatchingObjective):
         if "pem" in self.losses:
             yield "positive", Pairs(text, batch.mask, video)
         elif "vtm" in self.losses:
-            yield "positive", Pairs(text, batch.mask, video, first=1)
+            yield "positive", Pairs(text, batch.mask, video, outputs=1)
 
         if negatives is not None:
             groups = self.negative_pairs(batch, video, text, negatives)
-            yield "negative", concatenate(groups, first=1)
+            yield "negative", concatenate(groups, outputs=1)
         if "mlm" in self.losses:
-            yield "masked", Pairs(masked, batch.mask, video, first=batch.text.shape[1])
+            yield "masked", Pairs(masked, batch.mask, video, outputs=batch.text.shape[1])
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
         """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them
@@ -207,7 +207,7 @@ class PretrainObjective(MatchingObjective):
             counts["mlm"] = (batch.labels != -100).sum()
         if "pem" in self.losses:
             assert batch.pseudo_labels is not None
-            counts["pem"] = kept_labels(batch.pseudo_labels, self.threshold).sum()
+            counts["pem"] = find_confident(batch.pseudo_labels, self.threshold).sum()
         return counts
 
     def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:

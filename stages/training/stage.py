@@ -16,8 +16,8 @@ from alpro.artifact import require
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelBundle, Preprocessing, start_from
-from alpro.models.precision import name_of
+from alpro.models.folder import ModelBundle, Preprocessing, build_model, start_from
+from alpro.models.precision import dtype_name
 from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
@@ -100,7 +100,7 @@ def train(
         if world.main:
             size = sum(parameter.numel() for parameter in bundle.model.parameters())
             log.info(
-                f"{size / 1e6:.3g} M parameters, matrix products in {name_of(dtype)} on "
+                f"{size / 1e6:.3g} M parameters, matrix products in {dtype_name(dtype)} on "
                 f"{world.device.type}"
             )
             warnings += data.cut_texts()
@@ -129,7 +129,7 @@ def train(
             "examples": sum(len(source) for source in data.sources),
             "samples_without_text": data.skipped,
         }
-        return Outcome(counts, metrics, warnings, name_of(dtype))
+        return Outcome(counts, metrics, warnings, dtype_name(dtype))
 
 
 def fit(
@@ -206,11 +206,23 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
     )
 
 
+def advance_generator(loaded: ModelBundle) -> None:
+    """Draw the random numbers that initialize a model which was loaded.
+
+    Loading once initialized a model before it read the weights. The new weights of a training are
+    drawn after that, so without these numbers the results of all configurations would change.
+    """
+    build_model(
+        loaded.task, loaded.model.config, entities=len(loaded.entities), answers=len(loaded.answers)
+    )
+
+
 def fine_tuned(
     start: ModelBundle, frames: int, device: torch.device, answers: Sequence[str] = ()
 ) -> Alpro:
     """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers,
     if there are any (paper, section 4.1)."""
+    advance_generator(start)
     config = start.model.config
     video = config.video.model_copy(update={"frames": frames})
     config = config.model_copy(update={"video": video})

@@ -106,8 +106,8 @@ def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespac
     no pair for a match, as an early model does."""
     scores = torch.from_numpy(margins)
 
-    def pairs(text, of_text, video, qkv, of_video):
-        return torch.stack([text[of_text, 0, 0], video[of_video, 0, 0]], dim=1)
+    def fuse_pairs(text, text_indices, video, video_qkv, video_indices):
+        return torch.stack([text[text_indices, 0, 0], video[video_indices, 0, 0]], dim=1)
 
     def head(pairs):
         margin = scores[pairs.long().unbind(1)]
@@ -115,7 +115,8 @@ def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespac
 
     texts, videos = (torch.arange(count).view(-1, 1, 1).float() for count in margins.shape)
     model = SimpleNamespace(
-        multimodal_encoder=SimpleNamespace(project=lambda t: t, pairs=pairs), vtm_head=head
+        multimodal_encoder=SimpleNamespace(project=lambda t: t, fuse_pairs=fuse_pairs),
+        vtm_head=head,
     )
     features = Texts(texts, torch.ones(len(texts), 1), torch.from_numpy(similarity))
     return model, features, Videos(videos, torch.eye(len(videos)))

@@ -26,3 +26,8 @@ def tiny() -> ModelConfig:
         embed_dim=8,
         init="scratch",
     )
+
+
+def near(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
+    """Equal but for rounding."""
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-4)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import attention_by_products
-from alpro.models.precision import NATIVE, WIDE, cpu_has_bfloat16, precision
+from alpro.models.precision import NATIVE, WIDE, compute_dtype, cpu_has_bfloat16
 from alpro.models.text import Layer, Layers, TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
+from tests.models.conftest import near
 
 LENGTH = 6
 PATCHES = 17
@@ -42,15 +43,13 @@ def test_padding_does_not_change_the_text(
     text = model.encode_text(ids, mask)
     other = model.encode_text(noise, mask)
     real = mask.bool()
-    torch.testing.assert_close(text[real], other[real])
+    near(text[real], other[real])
     # The result is that of the text without padding.
-    torch.testing.assert_close(
-        model.encode_text(ids[1:2, :4], mask[1:2, :4])[0], text[1, :4], atol=1e-5, rtol=1e-4
-    )
+    near(model.encode_text(ids[1:2, :4], mask[1:2, :4])[0], text[1, :4])
     # Fusion ignores padding as well.
     video = model.encode_video(frames)
     alone = model.match(text[2:, :3], mask[2:, :3], video[2:])
-    torch.testing.assert_close(alone, model.match(text, mask, video)[2:], atol=1e-5, rtol=1e-4)
+    near(alone, model.match(text, mask, video)[2:])
 
 
 def test_what_a_model_cannot_do_is_an_error(
@@ -89,7 +88,7 @@ def test_the_first_tokens_are_those_of_full_fusion(
             | {"fused": fused[:, :first].detach(), "text": words.grad, "video": video.grad}
         )
     for name, value in found[1].items():
-        torch.testing.assert_close(found[0][name], value, atol=1e-5, rtol=1e-5, msg=name)
+        near(found[0][name], value)
 
 
 def test_the_temperature_is_clamped(tiny: ModelConfig):
@@ -196,14 +195,14 @@ def test_a_processor_with_one_of_the_instructions_has_bfloat16(monkeypatch):
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(native, monkeypatch):
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: native)
-    assert precision(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
-    assert precision(WIDE - 1, CPU) == torch.float32
+    assert compute_dtype(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
+    assert compute_dtype(WIDE - 1, CPU) == torch.float32
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
     )
-    assert precision(8, GPU) == (torch.bfloat16 if native else torch.float32)
+    assert compute_dtype(8, GPU) == (torch.bfloat16 if native else torch.float32)
     for device in (CPU, GPU):
-        assert precision(WIDE, device, mixed=False) == torch.float32
+        assert compute_dtype(WIDE, device, mixed=False) == torch.float32
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -212,9 +211,9 @@ def test_attention_by_products_is_the_fused_one(masked):
     mask = torch.rand(3, 1, 1, 5).gt(0.4).index_fill(3, torch.tensor([0]), True) if masked else None
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     actual = attention_by_products(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(actual, expected)
+    near(actual, expected)
     for one, other in zip(
         *(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        near(one, other)
     assert attention_by_products(q, k, v, dropout_p=1.0).abs().max() == 0

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from alpro.models import attention
-from alpro.models.attention import attention_on_gpu, block_mask, sequences_in_a_tile
+from alpro.models.attention import attention_on_gpu, block_mask, sequences_per_tile
+from tests.models.conftest import near
 
 
 def heads_of(sequences: int, length: int) -> list[torch.Tensor]:
@@ -20,12 +21,12 @@ def test_packed_sequences_attend_to_themselves_only(sequences, length):
     expected = F.scaled_dot_product_attention(*(x := heads_of(sequences, length)))
     gradients = torch.autograd.grad(expected.square().sum(), x)
 
-    packed = sequences_in_a_tile(sequences, length)
+    packed = sequences_per_tile(sequences, length)
     mask = block_mask(packed, length, torch.float32, x[0].device)
     actual = attention_on_gpu(*x, mask)
 
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(torch.autograd.grad(actual.square().sum(), x), gradients)
+    near(actual, expected)
+    near(torch.autograd.grad(actual.square().sum(), x), gradients)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_packed_sequences_attend_to_themselves_only(sequences, length):
     [(32 * 196, 4, 32), (16 * 196, 8, 16), (196, 16, 7), (13, 8, 13), (131, 4, 1), (5, 200, 1)],
 )
 def test_as_many_sequences_share_a_tile_as_divide_their_number(sequences, length, packed):
-    assert sequences_in_a_tile(sequences, length) == packed
+    assert sequences_per_tile(sequences, length) == packed
 
 
 @pytest.mark.parametrize("masked", ["none", "each", "all"])
@@ -57,5 +58,5 @@ def test_more_sequences_than_a_kernel_takes_are_computed_in_parts(masked, monkey
 
     monkeypatch.setattr(attention, "MAX_SEQUENCES", 4)
     monkeypatch.setattr(F, "scaled_dot_product_attention", record)
-    torch.testing.assert_close(attention_on_gpu(*x, mask), expected)
+    near(attention_on_gpu(*x, mask), expected)
     assert sizes == [4, 4, 3]

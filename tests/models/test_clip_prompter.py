@@ -14,6 +14,7 @@ from alpro.models import precision
 from alpro.models.clip_prompter import ClipBundle, ClipPrompter, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.conftest import REVISION, one_line
+from tests.models.conftest import near
 
 TEXTS = ["a photo of a dog.", "A Photo of the BALL.", "one cat"]
 CPU = torch.device("cpu")
@@ -73,13 +74,13 @@ def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded,
             pixel_values=own_pixels(loaded, clip)
         ).pooler_output
         expected = normalize(normalize(features, dim=1).mean(0), dim=0)
-        torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
+        near(embedding, expected)
         logits = prompts @ expected * model.clip.logit_scale.exp()
-        torch.testing.assert_close(probabilities, logits.softmax(-1).view(5), atol=1e-5, rtol=1e-4)
+        near(probabilities, logits.softmax(-1).view(5))
     with torch.autocast("cpu", torch.bfloat16):  # similarities stay float32
         rounded = model.probabilities(pixels, prompts)
-    torch.testing.assert_close(rounded.sum(1), torch.ones(2))
-    torch.testing.assert_close(rounded, labels, atol=0.05, rtol=0)
+    near(rounded.sum(1), torch.ones(2))
+    near(rounded, labels, atol=0.05)
 
 
 @torch.no_grad()
@@ -97,25 +98,23 @@ def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frame
     outputs = model.clip(input_ids=words["input_ids"], pixel_values=pixels, **mask)
     prompts = embedded(loaded, TEXTS)
     grid = model.config.video.grid
-    torch.testing.assert_close(prompts, outputs.text_embeds, atol=1e-5, rtol=1e-4)
+    near(prompts, outputs.text_embeds)
     for count in (1, 4):
         clip = pixels.view(2, 1, 3, 32, 32).expand(-1, count, -1, -1, -1)
         actual = model.pseudo_labels(
             clip, torch.tensor([[0, 0, grid, grid]] * 2), prompts, torch.zeros(3, 1, 1)
         )
-        torch.testing.assert_close(
-            actual, outputs.logits_per_image.softmax(1), atol=1e-5, rtol=1e-4
-        )
+        near(actual, outputs.logits_per_image.softmax(1))
 
 
 def test_texts_do_not_depend_on_the_batch_case_and_length(loaded):
     texts = [*TEXTS, "a " * 50 + "dog"]  # longer than the model's 24 tokens
     together = embedded(loaded, texts)
     assert loaded.preprocessing.max_text_tokens == 24
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
+    near(together.norm(dim=1), torch.ones(4))
     alone = torch.cat([embedded(loaded, [text.upper()], 1) for text in texts])
     for other in (alone, embedded(loaded, texts, 3)):
-        torch.testing.assert_close(other, together, atol=1e-5, rtol=1e-4)
+        near(other, together)
 
 
 @torch.no_grad()
@@ -126,7 +125,7 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
     model = trainable
     fresh = load_clip(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
-    torch.testing.assert_close(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
+    near(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
     start = fresh.temporal[0].attn.qkv.weight
     own = fresh.clip.vision_model.encoder.layers[0].self_attn
     assert torch.equal(
@@ -134,7 +133,7 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
     )
     played = model.encode_video(pixels)
     assert (played - model.encode_video(pixels.flip(1))).abs().max() > 1e-3
-    torch.testing.assert_close(model.encode_video(pixels[:1]), played[:1], atol=1e-5, rtol=1e-4)
+    near(model.encode_video(pixels[:1]), played[:1])
     assert {name for name, p in model.named_parameters() if not p.requires_grad} <= {
         "clip.logit_bias"
     }
@@ -159,7 +158,7 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
     )
     again = load_clip(str(tmp_path)).model
     assert again.config.video.frames == count
-    torch.testing.assert_close(again.encode_video(clip), trainable.encode_video(clip))
+    near(again.encode_video(clip), trainable.encode_video(clip))
 
 
 def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
@@ -219,7 +218,7 @@ def test_the_residual_stream_is_in_half_precision_on_a_gpu_alone(trainable, monk
         return torch.cat([trainable.encode_video(frames), trainable.encode_text(ids, ids)])
 
     exact = embed()
-    monkeypatch.setattr(precision, "keeps_half", lambda _: on_gpu)
+    monkeypatch.setattr(precision, "casts_residual", lambda _: on_gpu)
     # Without autocast nothing is cast.
     assert torch.equal(embed(), exact)
     assert seen == {torch.float32}

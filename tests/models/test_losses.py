@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alpro.models.losses import hard_negatives, pem_loss, vtc_loss, vtm_loss
+from alpro.models.losses import pem_loss, sample_hard_negatives, vtc_loss, vtm_loss
 
 
 def logs(shares: list[list[float]]) -> Tensor:
@@ -78,13 +78,13 @@ def test_sampled_negatives_against_a_table():
     uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1.0]
     similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(uniforms), 1)
     same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
-    columns, _ = hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
+    columns, _ = sample_hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
     assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
     for first, order in (
         (1, [1, 0, 2, 3]),
         (0, [0, 2, 3, 1]),
     ):  # before or behind them it is not part of the line
-        columns, _ = hard_negatives(
+        columns, _ = sample_hard_negatives(
             similarity[:, order], same[:, order], torch.tensor(uniforms).double()
         )
         assert [column - first for column in columns.tolist()] == [0, 0, 1, 1, 2, 2, 2]
@@ -105,11 +105,11 @@ def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random
     similarity = torch.where(
         same, similarity + 50, similarity
     )  # nearly all of the mass is on excluded columns
-    columns, valid = hard_negatives(similarity, same, uniforms)
+    columns, valid = sample_hard_negatives(similarity, same, uniforms)
     assert torch.equal(valid, ~same.all(1))
     assert (video[columns] != video[:6])[valid].all()
     some = order[:count]
-    fewer, valid_of_them = hard_negatives(similarity[some], same[some], uniforms[some])
+    fewer, valid_of_them = sample_hard_negatives(similarity[some], same[some], uniforms[some])
     assert torch.equal(valid_of_them, valid[some])
     assert torch.equal(fewer[valid_of_them], columns[some][valid_of_them])
 
@@ -121,13 +121,13 @@ def test_extreme_similarities_and_rows_without_negatives_give_a_column(extreme):
     similarity = torch.zeros(3, 3)
     same = torch.eye(3, dtype=torch.bool)
     similarity[0, 1] = extreme
-    columns, valid = hard_negatives(similarity, same, torch.rand(3))
+    columns, valid = sample_hard_negatives(similarity, same, torch.rand(3))
     assert valid.all()
     assert columns[0] == 1 or extreme != 1e4
     assert ((columns >= 0) & (columns < 3)).all()
     assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are not affected
     assert vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite() == (extreme == 1e4)
     same[0] = True
-    columns, valid = hard_negatives(similarity, same, torch.rand(3))
+    columns, valid = sample_hard_negatives(similarity, same, torch.rand(3))
     assert valid.tolist() == [False, True, True]
     assert 0 <= columns[0] < 3  # an index, although it is arbitrary

@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.folder import ModelBundle
 from alpro.models.official import import_checkpoint
@@ -55,33 +54,28 @@ def official(config):
         unused = {key: torch.zeros(shape) for key, shape in UNUSED.items()}
         if task == "qa":
             model = Alpro(config, answers=6)
-            return model, to_official(model.state_dict(), config, "text_encoder.") | unused
-        if (
-            task == "prompter"
-        ):  # it carries layers, a matching head and an MLM head that nothing reads
+            return model, to_official(model.state_dict(), config, "text_encoder") | unused
+        if task == "prompter":
+            # It has layers, a matching head and an MLM head that nothing reads.
             whole = Alpro(config, entities=5)
+            state = to_official(whole.state_dict(), config)
+            state = {key: value for key, value in state.items() if not key.startswith("mpm_head")}
+            prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
             model = Prompter(config)
             model.load_state_dict(whole.state_dict(), strict=False)
-            state = {
-                k: v
-                for k, v in to_official(whole.state_dict(), config).items()
-                if not k.startswith("mpm_head")
-            }
-            prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
             return model, state | unused | prompts
+
         model = Alpro(config, entities=5)
-        state = dict(
-            sorted((to_official(model.state_dict(), config) | unused).items())
-        )  # key, query, value
+        state = to_official(model.state_dict(), config) | unused
         if task == "pretrain":
-            return model, state | {f"prompter.{k}": v for k, v in make("prompter")[1].items()}
-        return model, state
+            state |= {f"prompter.{key}": value for key, value in make("prompter")[1].items()}
+        return model, dict(sorted(state.items()))  # key, query, value
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("task", "bert"), [("pretrain", "text_encoder.bert."), ("qa", "text_encoder.")]
+    ("task", "bert"), [("pretrain", "text_encoder.bert"), ("qa", "text_encoder")]
 )
 def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(
     task, bert, config
@@ -112,127 +106,127 @@ def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that
         )
 
 
+@pytest.fixture
+def imported(official, tokenizer, tmp_path):
+    """imported(task): the weights of an official model, and the import of its checkpoint to
+    tmp_path/out.
+
+    The keys of the checkpoint are in another order, and stand beside the optimizer.
+    """
+
+    def make(task: str, **options):
+        model, state = official(task)
+        state = dict(reversed((state | {"surprise": torch.zeros(1)}).items()))
+        ddp = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"model": ddp, "optimizer": {"step": 3}}, tmp_path / "official.pt")
+        models = import_checkpoint(
+            tmp_path / "official.pt", tmp_path / "out", task, tokenizer, **options
+        )
+        return model.state_dict(), models
+
+    return make
+
+
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "qa", "prompter"])
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_every_weight_of_the_model_is_imported(
-    task, wrapped, official, config, tokenizer, tmp_path
-):
-    model, state = official(task)
-    state = dict(reversed((state | {"surprise": torch.zeros(1)}).items()))  # in any order
-    if wrapped:
-        state = {
-            "model": {f"module.{k}": v for k, v in state.items()},
-            "optimizer": {"step": 3},
-            "epoch": 1,
-        }
-    torch.save(state, tmp_path / "official.pt")
-    actual = import_checkpoint(tmp_path / "official.pt", tmp_path / "out", task, tokenizer)
+def test_every_weight_of_the_model_is_imported(task, imported, config, tmp_path):
+    expected, _ = imported(task)
+
     folder = ModelBundle.from_pretrained(tmp_path / "out")
-    video = config.video.model_copy(update={"drop_path": 0.1})
-    text = config.text.model_copy(update={"dropout": 0.1})
-    sizes = folder.model.config
-    assert (folder.task, sizes.video, sizes.text, sizes.embed_dim) == (task, video, text, 16)
-    own = folder.model.state_dict()
-    expected = model.state_dict()
+    weights = folder.model.state_dict()
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
-    assert own.keys() == {key for key in expected if not key.startswith(without or "-")}
-    assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+    assert weights.keys() == {key for key in expected if not key.startswith(without)}
+    assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
+    assert folder.task == task
     assert folder.preprocessing.max_text_tokens == (40 if task in ("retrieval", "qa") else 30)
-    assert actual.unknown == ["surprise"]
-    assert actual.unused.count(f"{VISUAL}head.weight") == 1
-    if task != "prompter":
-        assert set(actual.unused) >= UNUSED.keys()
-    if task == "prompter":
-        assert (tmp_path / "out" / "prompts.safetensors").is_file()
-        assert folder.entities == [f"entity {i}" for i in range(5)]
-    if task == "pretrain":
-        teacher = ModelBundle.from_pretrained(tmp_path / "out" / "prompter")
-        assert isinstance(teacher.model, Prompter)
-        assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
-        assert f"prompter.{VISUAL}head.weight" in actual.unused
+    sizes = folder.model.config
+    assert sizes.video == config.video.model_copy(update={"drop_path": 0.1})
+    assert sizes.text == config.text.model_copy(update={"dropout": 0.1})
 
 
-def test_the_words_of_a_head_keep_its_order_and_the_length_of_texts_can_be_given(
-    official, tokenizer, tmp_path
-):
-    _, state = official("qa")
-    torch.save(state, tmp_path / "qa.pt")
+def test_the_prompter_in_a_checkpoint_is_a_model_of_its_own(imported, tmp_path):
+    imported("pretrain")
+
+    teacher = ModelBundle.from_pretrained(tmp_path / "out" / "prompter")
+    assert isinstance(teacher.model, Prompter)
+    assert teacher.entities == [f"entity {i}" for i in range(5)]
+    assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
+
+
+def test_unknown_tensors_are_listed(imported):
+    _, (model,) = imported("retrieval")
+
+    assert model.unknown == ["surprise"]
+
+
+def test_the_words_of_a_head_keep_its_order(imported, tmp_path):
     answers = {word: i for i, word in enumerate("fedcba")}
     (tmp_path / "ans2label.json").write_text(json.dumps(dict(sorted(answers.items()))))
-    import_checkpoint(
-        tmp_path / "qa.pt", tmp_path / "out", "qa", tokenizer, tmp_path / "ans2label.json"
-    )
+
+    imported("qa", words=tmp_path / "ans2label.json")
+
     assert ModelBundle.from_pretrained(tmp_path / "out").answers == list("fedcba")
+
+
+def test_another_number_of_words_or_too_long_texts_are_refused(imported, tmp_path):
     (tmp_path / "few.txt").write_text("a\nb\n")
-    with pytest.raises(InputError, match="2 words, but the checkpoint's head has 6"):
-        import_checkpoint(
-            tmp_path / "qa.pt", tmp_path / "two", "qa", tokenizer, tmp_path / "few.txt"
-        )
-    assert not (tmp_path / "two").exists()
-    command = [
-        "model",
-        "import",
-        str(tmp_path / "qa.pt"),
-        str(tmp_path / "imported" / "qa"),
-        "--task",
-        "qa",
-    ]
-    assert execute([*command, "--tokenizer", str(tokenizer), "--max-text-tokens", "50"]) == 0
-    assert (
-        ModelBundle.from_pretrained(tmp_path / "imported" / "qa").preprocessing.max_text_tokens
-        == 50
-    )
-    with pytest.raises(InputError, match="--max-text-tokens 57 must be from 4 to 56"):
-        import_checkpoint(
-            tmp_path / "qa.pt", tmp_path / "long", "qa", tokenizer, max_text_tokens=57
-        )
+    with one_line("2 words, but the checkpoint's head has 6"):
+        imported("qa", words=tmp_path / "few.txt")
+    with one_line("--max-text-tokens 57 must be from 4 to 56"):
+        imported("qa", max_text_tokens=57)
+
+    assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_are_reported_in_one_line(official, tokenizer, tmp_path):
-    _, whole = official("retrieval")
-    query = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
-    for task, key, value, message in (
-        ("qa", "", None, "no qa_head, which --task qa needs"),
-        ("pretrain", "mpm_head.2.bias", None, "no pem_head, which --task pretrain needs"),
-        ("retrieval", "vision_proj.bias", None, "weights missing: video_proj.bias"),
-        (
-            "retrieval",
-            "text_proj.weight",
-            torch.zeros(16, 31),
-            "text_proj.weight is (16, 31), not (16, 32)",
-        ),
-        (
-            "retrieval",
-            f"{VISUAL}pos_embed",
-            torch.zeros(32),
-            "not the weights of ALPRO's official code",
-        ),
-        ("retrieval", f"{VISUAL}pos_embed", torch.zeros(1, 18, 32), "18 positions, which are not"),
-        (
-            "retrieval",
-            f"{VISUAL}patch_embed.proj.weight",
-            torch.zeros(32, 192),
-            "not the weights of",
-        ),
-        ("retrieval", f"{VISUAL}time_embed", None, f"{VISUAL}time_embed"),
-        (
-            "retrieval",
-            query,
-            torch.zeros(31),
-            "weights missing: text_encoder.layers.0.attention.qkv.bias",
-        ),
-        ("retrieval", query, None, "weights missing: text_encoder.layers.0.attention.qkv.bias"),
-        ("retrieval", "text_encoder.bert.encoder.layer.1", None, "for TextConfig"),
-    ):
-        state = {k: v for k, v in whole.items() if not key or not k.startswith(key)}
-        torch.save(state | ({} if value is None else {key: value}), tmp_path / "a.pt")
-        with one_line(message):
-            import_checkpoint(tmp_path / "a.pt", tmp_path / "out", task, tokenizer)
-        assert not [path for path in tmp_path.iterdir() if "out" in path.name]
-    torch.save(whole, tmp_path / "a.pt")
-    for below in ("a.pt/out", "a.pt/deep/out", "x" * 300):
-        with pytest.raises(InputError, match="cannot be written"):
-            import_checkpoint(tmp_path / "a.pt", tmp_path / below, "retrieval", tokenizer)
+def test_the_command_gives_the_length_of_texts(official, tokenizer, tmp_path):
+    torch.save(official("qa")[1], tmp_path / "qa.pt")
+    options = ["--task", "qa", "--tokenizer", tokenizer, "--max-text-tokens", "50"]
+
+    status = execute(["model", "import", f"{tmp_path}/qa.pt", f"{tmp_path}/a/qa", *options])
+
+    assert status == 0
+    folder = ModelBundle.from_pretrained(tmp_path / "a" / "qa")
+    assert folder.preprocessing.max_text_tokens == 50
+
+
+QUERY = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
+QKV = "text_encoder.layers.0.attention.qkv.bias is missing"
+OTHER = "not the weights of ALPRO's official code"
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value", "message"),
+    [
+        ("qa", "", None, "no head for answer labels; choose the --task"),
+        ("retrieval", "vision_proj.bias", None, "video_proj.bias is missing"),
+        ("retrieval", "text_proj.weight", (16, 31), "text_proj.weight is (16, 31), not (16, 32)"),
+        ("retrieval", f"{VISUAL}pos_embed", (1, 18, 32), "18 positions, which are not"),
+        ("retrieval", f"{VISUAL}patch_embed.proj.weight", (32, 192), OTHER),
+        ("retrieval", QUERY, (31,), QKV),
+        ("retrieval", QUERY, None, QKV),
+    ],
+)
+def test_weights_that_do_not_fit_are_reported_in_one_line(
+    task, key, value, message, official, tokenizer, tmp_path
+):
+    _, state = official("retrieval")
+    state = {name: w for name, w in state.items() if not key or not name.startswith(key)}
+    if value:
+        state[key] = torch.zeros(value)
+    torch.save(state, tmp_path / "a.pt")
+
+    with one_line(str(tmp_path / "a.pt"), message):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "out", task, tokenizer)
+
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+@pytest.mark.parametrize("out", ["a.pt/deep/out", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_one_line(out, official, tokenizer, tmp_path):
+    _, state = official("retrieval")
+    torch.save(state, tmp_path / "a.pt")
+
+    with one_line("cannot be written"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / out, "retrieval", tokenizer)
 
 
 class Bomb:
@@ -240,45 +234,58 @@ class Bomb:
         return (print, ("this must never run",))
 
 
-OTHERS = [
-    "bomb",
-    "config object",
-    "text",
-    "cut",
-    "empty",
-    "nothing",
-    "pipe",
-    "folder there",
-    "other name",
-]
-
-
-@pytest.mark.parametrize("what", [*OTHERS, "no tokenizer"])
-def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(
-    what, official, tokenizer, tmp_path, capsys
-):
-    path = tmp_path / ("x.tar" if what == "other name" else "x.pt")
-    out = tmp_path / "out"
-    _, state = official("retrieval")
-    contents = {
-        "text": b"no checkpoint",
-        "empty": b"",
-        "config object": pickle.dumps({"args": Bomb(), **state}),
-    }
-    if what in contents:
-        path.write_bytes(contents[what])
+def write_checkpoint(path: Path, what: str, state: dict) -> None:
+    """Writes a file that is no plain checkpoint."""
+    if what == "bomb":
+        torch.save(state | {"extra": Bomb()}, path)
+    elif what == "config object":
+        path.write_bytes(pickle.dumps({"args": Bomb(), **state}))
+    elif what == "cut":
+        torch.save(state, path)
+        os.truncate(path, 5000)
     elif what == "pipe":
         os.mkfifo(path)
     elif what != "nothing":
-        torch.save(state | ({"extra": Bomb()} if what == "bomb" else {}), path)
-    if what == "cut":
-        os.truncate(path, 5000)
-    if what == "folder there":
-        out.mkdir()
-    if what == "no tokenizer":
-        (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe[PAD]")
-    causes = {"bomb": "contains code", "nothing": "no such file", "folder there": "exists already"}
-    with one_line(causes.get(what, "")):
-        import_checkpoint(path, out, "retrieval", tokenizer)
+        path.write_bytes(b"" if what == "empty" else b"no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("bomb", "or it contains code"),
+        ("config object", "or it contains code"),
+        ("cut", "not readable as weights"),
+        ("empty", "not readable as weights"),
+        ("text", "no plain checkpoint"),
+        ("nothing", "no such file"),
+        ("pipe", "not a regular file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_that_is_not_a_plain_checkpoint_is_refused_in_one_line(
+    what, cause, official, tokenizer, tmp_path, capsys
+):
+    _, state = official("retrieval")
+    write_checkpoint(tmp_path / "x.pt", what, state)
+
+    with one_line(str(tmp_path / "x.pt"), cause):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "out", "retrieval", tokenizer)
+
     assert "never run" not in capsys.readouterr().out
-    assert not out.exists() or what == "folder there"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_names_of_the_files_are_checked(official, tokenizer, tmp_path):
+    _, state = official("retrieval")
+    torch.save(state, tmp_path / "x.pt")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "broken.json").write_bytes(b"\xff\xfe[PAD]")
+
+    with one_line("a checkpoint is a .pt"):
+        import_checkpoint(tmp_path / "x.tar", tmp_path / "out", "retrieval", tokenizer)
+    with one_line("exists already"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "there", "retrieval", tokenizer)
+    with one_line("tokenizer"):
+        import_checkpoint(
+            tmp_path / "x.pt", tmp_path / "out", "retrieval", str(tmp_path / "broken.json")
+        )

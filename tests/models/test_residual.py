@@ -40,7 +40,7 @@ def match(model: Alpro) -> Tensor:
 def test_the_stream_is_in_half_precision_on_a_gpu_alone(tiny: ModelConfig, monkeypatch, on_gpu):
     model = Alpro(tiny)
     exact = match(model)
-    monkeypatch.setattr(precision, "keeps_half", lambda _: on_gpu)
+    monkeypatch.setattr(precision, "casts_residual", lambda _: on_gpu)
     # Without autocast nothing is cast.
     assert streams(model) == {torch.float32}
     assert torch.equal(match(model), exact)

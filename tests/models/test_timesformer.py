@@ -7,6 +7,7 @@ from torch import Tensor
 from alpro.models.alpro import ModelConfig, initialize
 from alpro.models.timesformer import Block, TimeSformer, VideoConfig, drop_path
 from tests.conftest import one_line
+from tests.models.conftest import near
 
 
 def new(config: VideoConfig, init: str = "scratch", **changes) -> TimeSformer:
@@ -25,21 +26,19 @@ def frames() -> Tensor:
 def test_only_kept_patches_are_encoded(tiny: ModelConfig, frames: Tensor, stem):
     encoder = new(tiny.video, stem=stem)
     everything = torch.arange(16).expand(2, -1)
-    torch.testing.assert_close(encoder(frames, kept=everything), encoder(frames))
+    near(encoder(frames, patch_indices=everything), encoder(frames))
     kept = torch.tensor([[0, 5, 6, 15], [1, 2, 3, 4]])
-    tokens = encoder(frames, kept=kept)
+    tokens = encoder(frames, patch_indices=kept)
     assert tokens.shape == (2, 1 + 4, 16)
-    torch.testing.assert_close(encoder(frames, True, kept), tokens[:, :1])
+    near(encoder(frames, True, kept), tokens[:, :1])
     # Each token keeps its position, and no token comes from another example's patches.
-    flipped = encoder(frames, kept=kept.flip(1))
-    torch.testing.assert_close(
-        flipped, torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1), atol=1e-5, rtol=1e-4
-    )
-    torch.testing.assert_close(encoder(frames[1:], kept=kept[1:]), tokens[1:], atol=1e-5, rtol=1e-4)
+    flipped = encoder(frames, patch_indices=kept.flip(1))
+    near(flipped, torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1))
+    near(encoder(frames[1:], patch_indices=kept[1:]), tokens[1:])
     if stem == "patch":  # what a dropped patch shows is not seen
         hidden = frames.clone()
         hidden[0, :, :, 8:16, :8] = 0  # the first of the second row of patches
-        torch.testing.assert_close(encoder(hidden, kept=kept), tokens)
+        near(encoder(hidden, patch_indices=kept), tokens)
 
 
 @torch.no_grad()
@@ -50,7 +49,7 @@ def test_without_time_embeddings_the_order_of_frames_changes_nothing(
     encoder = new(tiny.video)
     encoder.time_embed.zero_()
     for order in ([3, 2, 1, 0], [1, 2, 3, 0]):
-        torch.testing.assert_close(encoder(frames[:, order]), encoder(frames), atol=1e-5, rtol=1e-4)
+        near(encoder(frames[:, order]), encoder(frames))
     # Frames are not ignored: another frame gives another output.
     assert (encoder(frames[:, [0, 0, 1, 2]]) - encoder(frames)).abs().max() > 0.01
 
@@ -69,7 +68,7 @@ def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
     assert torch.equal(encoder(frames[:, :1]), single(frames[:, :1]))
     encoder.time_embed.copy_(encoder.time_embed[:, :1].expand(-1, 4, -1))
     still = encoder(frames[:, :1].expand(-1, 4, -1, -1, -1))
-    torch.testing.assert_close(still, single(frames[:, :1]), atol=1e-5, rtol=1e-4)
+    near(still, single(frames[:, :1]))
 
 
 def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(
@@ -93,7 +92,7 @@ def stochastic(rate: float, depth: int) -> TimeSformer:
 
 
 def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sample():
-    keep = stochastic(0.8, depth=5).sample_drop_path(2000, torch.float32)
+    keep = stochastic(0.8, depth=5).sample_drop_path(torch.zeros(2000, 1, 8))
     assert keep.shape == (5, 3, 2000)
     # Of 6,000 draws the share has a standard deviation of at most 0.0065.
     assert (keep == 0).double().mean(dim=(1, 2)).tolist() == pytest.approx(
@@ -118,8 +117,8 @@ def test_evaluation_drops_nothing(frames: Tensor):
     plain = stochastic(0.0, depth=2)
     plain.load_state_dict(encoder.state_dict())
     small = frames[:, :2, :, :16, :16]
-    assert encoder.eval().sample_drop_path(3, torch.float32) is None
-    assert plain.sample_drop_path(3, torch.float32) is None  # nor if the rate is 0
+    assert encoder.eval().sample_drop_path(torch.zeros(3, 1, 8)) is None
+    assert plain.sample_drop_path(torch.zeros(3, 1, 8)) is None  # nor if the rate is 0
     assert torch.equal(encoder(small), plain(small))
 
 
@@ -131,14 +130,14 @@ def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
         [[1.0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
     )  # sample n without branch n - 1
     out = block(x, 4, keep)
-    torch.testing.assert_close(out[:1], block(x[:1], 4))
+    near(out[:1], block(x[:1], 4))
     for number, silent in enumerate((block.temporal_attn.proj, block.attn.proj, block.mlp.fc2), 1):
         weights = silent.weight.clone(), silent.bias.clone()
         silent.weight.zero_()
         silent.bias.zero_()
         # What temporal_fc adds to every token does not go through the branch, as in the official
         # code.
-        torch.testing.assert_close(out[number : number + 1], block(x[number : number + 1], 4))
+        near(out[number : number + 1], block(x[number : number + 1], 4))
         silent.weight.copy_(weights[0])
         silent.bias.copy_(weights[1])
 
@@ -155,4 +154,4 @@ def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny: ModelConfig,
             {"cls": cls.detach()} | {name: p.grad.clone() for name, p in encoder.named_parameters()}
         )
     for name, value in actual[0].items():
-        torch.testing.assert_close(actual[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        near(actual[1][name], value)

@@ -134,7 +134,7 @@ def write_artifact(
     folder = root / "artifacts" / stage / record["fingerprint"][:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "artifact.json", record)
-    return folder, Record.of(record)
+    return folder, Record.from_json(record)
 
 
 @contextmanager

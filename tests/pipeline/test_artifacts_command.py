@@ -12,7 +12,7 @@ import pytest
 from alpro.artifact import Source, artifacts, read_record
 from alpro.files import read_json, write_json
 from alpro.inference.index import Index, IndexSettings
-from alpro.names import record_index
+from alpro.names import record_index, write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.step import Step
@@ -54,6 +54,9 @@ def workspace(tmp_path) -> Path:
     add(tmp_path, "e", "train", "a")
     add(tmp_path, "0", "evaluate", "e", "a")
     (tmp_path / "artifacts" / "train" / ("f" * 16) / "parts").mkdir(parents=True)
+    newest = {"decode clips": "a", "decode stills": "b", "train": "e", "evaluate": "0"}
+    fingerprints = {step: mark * 64 for step, mark in newest.items()}
+    write_refs(tmp_path, "sample", [], fingerprints)
     return tmp_path
 
 

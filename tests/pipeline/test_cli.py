@@ -82,7 +82,7 @@ MISTAKES = {
     "test item": [f"run {more} --data {{tmp}}/one.jsonl" for more in ("", "--dry-run")],
     "no test item has captions": ["run train_prompter --config from_clip --data {tmp}/one.jsonl"],
     "no test item has questions": ["run --data {tmp}/asked.jsonl"],
-    "a signature": [
+    "this URL contains ": [
         *(
             f"run --data http://{url}"
             for url in ("me:hush@host:1/m.jsonl", "host:1/m.jsonl?sig=hush")
@@ -306,7 +306,7 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
     folder, _ = write_artifact(tmp_path, "pretrain", fingerprint="ab" * 32)
     (folder / "model").mkdir()
     write_json(folder / "model" / "config.json", {})
-    for name in ("pretrain", "abab", "pretrain@abab", str(folder), f"{folder}/model"):
+    for name in ("abab", "pretrain@abab", str(folder), f"{folder}/model"):
         command = Source(pretrained=name, set=("pretrained=b",)).command("tiny", tmp_path)
         given = folder / "model" if name != str(folder / "model") else name
         assert command.changes == (f'pretrained="{given}"', "pretrained=b")
@@ -462,7 +462,7 @@ def test_options_reach_the_flow_and_a_clip_that_was_trained_is_compared(
     status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *shared, *options)
     assert status == 0, err
     assert [(pair.name, pair.baseline) for pair in scored] == [("tiny/train_prompter", "my/clip")]
-    assert scored[0].folder == prompter
+    assert scored[0].found.model == prompter
 
 
 def test_the_command_line_imports_no_slow_package(tmp_path):
@@ -475,8 +475,8 @@ slow = {{"prefect", "torch", "mlflow", "pydantic", "pyarrow", "fsspec", "numpy",
 assert not slow & sys.modules.keys(), slow & sys.modules.keys()
 assert cli.execute(["run", "pretrain", "--dry-run", "--workspace", {str(tmp_path)!r}]) == 0
 assert not {{"prefect", "mlflow", "pandas"}} & sys.modules.keys()
-import torch, alpro.models.folder as folder, alpro.models.alpro as models
-with torch.device("meta"), folder.Uninitialized():
+import alpro.models.weights as weights, alpro.models.alpro as models
+with weights.meta_device():
     models.Alpro(models.ModelConfig())
 assert not {{"torch._dynamo", "sympy"}} & sys.modules.keys()
 from prefect.settings import get_current_settings

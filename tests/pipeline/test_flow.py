@@ -334,10 +334,10 @@ def test_the_python_example(first, sample, tmp_path, monkeypatch, capsys):
         "finetune_qa",
         "cache_prompts",
     ]
-    for folder in map(Path, first.values()):
-        place = tmp_path / "workspace" / "artifacts" / folder.parent.name / folder.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(folder)
+    (tmp_path / "workspace").mkdir()
+    workspace = Path(first["pretrain"]).parents[2]
+    for name in ("artifacts", "refs"):
+        (tmp_path / "workspace" / name).symlink_to(workspace / name)
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/python.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 4

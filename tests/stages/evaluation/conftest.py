@@ -96,10 +96,15 @@ class Pairing(nn.Module):
     def project(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def pairs(
-        self, text: Tensor, of_text: Tensor, video: Tensor, qkv: Tensor, of_video: Tensor
+    def fuse_pairs(
+        self,
+        text: Tensor,
+        text_indices: Tensor,
+        video: Tensor,
+        video_qkv: Tensor,
+        video_indices: Tensor,
     ) -> Tensor:
-        return torch.stack([text[of_text, 0], qkv[of_video, 0]], dim=1)
+        return torch.stack([text[text_indices, 0], video_qkv[video_indices, 0]], dim=1)
 
 
 class Matching(nn.Module):

@@ -142,7 +142,7 @@ def test_evaluation_in_bfloat16(
     controls = {"controls": ("reversed", "single_frame")} if module is evaluate else {}
     values = []
     for kind in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(evaluation_results, "precision", lambda *_, kind=kind: kind)
+        monkeypatch.setattr(evaluation_results, "compute_dtype", lambda *_, kind=kind: kind)
         config = {"retrieval": "clips", "top_k": top_k, **controls}
         rows = evaluated(module, clips_of_brightness, tmp_path / str(kind), (model,), **config)
         values.append({name: row["value"] for name, row in rows.items()})

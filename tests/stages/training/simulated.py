@@ -178,7 +178,7 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
-        patch.setattr(precision, "keeps_half", lambda _: True)
+        patch.setattr(precision, "casts_residual", lambda _: True)
         # Everything is float32 and on one device from the start; a conversion of fake parameters
         # fails.
         patch.setattr(nn.Module, "float", lambda module: module)

@@ -61,7 +61,7 @@ def towers() -> ClipPrompter:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_layers_of_pretraining_are_few_whole_graphs(graphs, monkeypatch, mixed):
     """`mixed`: in bfloat16 with the residual stream of a GPU."""
-    monkeypatch.setattr(precision, "keeps_half", lambda _: True)
+    monkeypatch.setattr(precision, "casts_residual", lambda _: True)
     objective = objective_of("pretrain").train()
     graphs_of_step = []
     configure_layers(objective, compiled=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from alpro.models import alpro
 from alpro.models.alpro import Alpro
 from alpro.models.frames import normalize_frames
-from alpro.models.losses import box_mask, hard_negatives, vtc_loss
+from alpro.models.losses import box_mask, sample_hard_negatives, vtc_loss
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import Objective
@@ -59,8 +59,8 @@ def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[st
         likely = torch.zeros_like(similarity) if uniform else similarity
         pool = torch.arange(count) // (getattr(objective, "negative_pool_size", 0) or count)
         excluded = same | (pool[:, None] != pool[None])
-        videos, valid = hard_negatives(likely.T, excluded, batch.uniforms[:, 0])
-        texts, _ = hard_negatives(likely, excluded, batch.uniforms[:, 1])
+        videos, valid = sample_hard_negatives(likely.T, excluded, batch.uniforms[:, 0])
+        texts, _ = sample_hard_negatives(likely, excluded, batch.uniforms[:, 1])
         pairs = (
             (text, batch.mask, video),
             (text, batch.mask, video[videos]),

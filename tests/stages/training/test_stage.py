@@ -184,7 +184,7 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     tuned, monkeypatch, capsys
 ):
     """As on a GPU, or on a processor that has it; the weights stay float32."""
-    monkeypatch.setattr(loop, "precision", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
     seen = set[torch.dtype]()
     forward = Mlp.forward
     monkeypatch.setattr(

@@ -1,0 +1,257 @@
+"""Read, convert and check weights of this project, the authors' code, timm and transformers.
+
+Weights may come from a stranger. What protects against them is here, with the bounds of sizes in
+`VideoConfig`, `TextConfig` and `ModelConfig`: a file runs no code, a model takes no memory before
+its shapes were compared with the file, and every weight is a finite number.
+"""
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from alpro.errors import one_line
+from alpro.models.timesformer import grid_side
+
+StateDict = dict[str, Tensor]
+# Regular expressions and their replacements, in order. A name that becomes empty has no use here.
+Names = tuple[tuple[str, str], ...]
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+# Keys under which training scripts save the state dict, beside the state of the optimizer.
+NESTED = ("model", "state_dict", "model_state_dict")
+
+# The three projections of an attention are called q, k and v here; `convert` joins them.
+BERT: Names = (
+    # The MLM decoder is tied to the word embeddings and to `predictions.bias`.
+    (r"^text_encoder\.cls\.predictions\.decoder\..*|.*\.position_ids$", ""),
+    (r"^text_encoder\.(?:bert\.)?encoder\.layer\.", "text_encoder.layers."),
+    (r"^text_encoder\.bert\.", "text_encoder."),
+    (r"\.attention\.self\.(q|k|v)\w+\.", r".attention.\1."),
+    (r"\.attention\.output\.dense\.", ".attention.proj."),
+    (r"\.attention\.output\.LayerNorm\.", ".norm1."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.output\.LayerNorm\.", ".norm2."),
+    (r"^text_encoder\.cls\.predictions\.transform\.", "mlm_head."),
+    (r"^text_encoder\.cls\.predictions\.bias$", "mlm_head.bias"),
+    (r"\.LayerNorm\.", ".norm."),
+)
+TIMM: Names = (
+    (r"^(head|fc_norm)\..*", ""),
+    (r"^patch_embed\.proj\.", "patch_embed."),
+    (r"^norm_pre\.", "pre_norm."),
+)
+# The vision tower of a CLIP of transformers.
+CLIP: Names = (
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed."),
+    (r"^pre_layrnorm\.", "pre_norm."),
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.(q|k|v)_proj\.", r".attn.\1."),
+)
+# The authors' code: 12 layers of a BERT are the text encoder and the multimodal encoder.
+OFFICIAL: Names = (
+    (r"^visual_encoder\.model\.head\..*", ""),
+    (r"^visual_encoder\.model\.patch_embed\.proj\.", "video_encoder.patch_embed."),
+    (r"^visual_encoder\.model\.", "video_encoder."),
+    (r"^vision_proj\.", "video_proj."),
+    (r"^temp$", "temperature"),
+    (r"^itm_head\.", "vtm_head."),
+    (r"^mpm_head\.", "pem_head."),
+    (r"^classifier\.", "qa_head."),
+    *BERT,
+)
+
+
+def read_weights(file: Path) -> StateDict:
+    """Read the state dict in a .pt, .pth, .bin or .safetensors file.
+
+    Only tensors and plain values are unpickled. Training state and the prefix `module.` of DDP are
+    left out.
+
+    Raises:
+        ValueError: One line, if the file contains code, is not readable or has no weights.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file, or not a regular file")
+    content: Any
+    try:
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file}: refused: no plain checkpoint, or it contains code; ask its author for the "
+            "state dict only"
+        ) from error
+    except Exception as error:  # a truncated zip file, a text file: torch raises many types
+        raise ValueError(f"{file}: not readable as weights: {one_line(error)}") from error
+
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+
+    weights = {}
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                weights[str(key).removeprefix("module.")] = value
+    if not weights:
+        raise ValueError(f"{file}: contains no weights")
+    return weights
+
+
+def rename(key: str, names: Names) -> str:
+    """Apply all rows of a table of names to a key."""
+    for pattern, replacement in names:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
+    """Rename the weights of another project, and join its queries, keys and values.
+
+    Args:
+        state: Weights by the names of the other project.
+        names: Table of its names. A name that no row matches stays as it is.
+    """
+    weights = {rename(key, names): value for key, value in state.items()}
+    weights.pop("", None)
+
+    for query in [name for name in weights if re.search(r"\.q\.(weight|bias)$", name)]:
+        attention, _, kind = query.rpartition(".q.")
+        parts = [f"{attention}.{letter}.{kind}" for letter in "qkv"]
+        shapes = {weights[part].shape if part in weights else None for part in parts}
+        # Parts that do not fit together stay, and are reported as unknown.
+        if len(shapes) == 1:
+            tensors = [weights.pop(part) for part in parts]
+            weights[f"{attention}.qkv.{kind}"] = torch.cat(tensors)
+    return weights
+
+
+def split_bert(weights: StateDict, fusion_layer: int) -> StateDict:
+    """Move the layers of a BERT from `fusion_layer` on to the multimodal encoder."""
+    split = {}
+    for name, value in weights.items():
+        match = re.match(r"text_encoder\.layers\.(\d+)\.", name)
+        if match and int(match[1]) >= fusion_layer:
+            layer = int(match[1]) - fusion_layer
+            name = f"multimodal_encoder.layers.{layer}.{name[match.end() :]}"
+        split[name] = value
+    return split
+
+
+def infer_sizes(weights: StateDict) -> dict[str, Any]:
+    """Return the values of `ModelConfig` that the shapes of converted weights tell.
+
+    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and
+    BERT. The text encoder has the layers of both encoders (see `split_bert`).
+
+    Raises:
+        KeyError, ValueError, ZeroDivisionError: A weight is missing, or has other dimensions.
+    """
+    width, _, patch, _ = weights["video_encoder.patch_embed.weight"].shape
+    _, positions, _ = weights["video_encoder.pos_embed"].shape
+    _, frames, _ = weights["video_encoder.time_embed"].shape
+    words, _ = weights["text_encoder.embeddings.word_embeddings.weight"].shape
+    max_length, _ = weights["text_encoder.embeddings.position_embeddings.weight"].shape
+    embed_dim, _ = weights["video_proj.weight"].shape
+
+    def layers(prefix: str) -> dict[str, Any]:
+        hidden, _ = weights[f"{prefix}.0.mlp.fc1.weight"].shape
+        depth = sum(bool(re.fullmatch(rf"{prefix}\.\d+\.mlp\.fc1\.bias", key)) for key in weights)
+        heads = max(1, width // 64)
+        return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": hidden / width}
+
+    video = layers("video_encoder.blocks") | {
+        "image_size": grid_side(positions) * patch,
+        "patch_size": patch,
+        "frames": frames,
+    }
+    text = layers("text_encoder.layers")
+    text |= {
+        "vocab_size": words,
+        "fusion_layer": text["depth"] // 2,
+        "max_length": max_length,
+    }
+    return {"video": video, "text": text, "embed_dim": embed_dim}
+
+
+class _WithoutNormal(TorchFunctionMode):
+    """Leave out `normal_`, which imports the compiler on the meta device (1 to 3 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Build models without memory and without random numbers; `load_weights` gives them both."""
+    with torch.device("meta"), _WithoutNormal():
+        yield
+
+
+def load_weights(model: nn.Module, weights: StateDict, source: object, remedy: str = "") -> None:
+    """Load all weights of a model. One on the meta device takes the tensors themselves.
+
+    Args:
+        source: Where the weights come from, for messages.
+        remedy: What the user can do if they are weights of another model.
+
+    Raises:
+        ValueError: One line, if weights are missing, unknown, of another shape or dtype, or not
+            finite.
+    """
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            fault = "is missing"
+        elif name not in expected:
+            fault = "is unknown"
+        elif weights[name].shape != expected[name].shape:
+            fault = f"is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+        else:
+            continue
+        raise ValueError(f"{source}: {name} {fault}{remedy}")
+
+    check_finite(weights, source)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    model.load_state_dict(weights, assign=on_meta)
+
+
+def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
+    """Raise ValueError if a weight has no floating-point dtype, or is not a finite number."""
+    for name, value in weights.items():
+        # `load_state_dict` would convert integers silently.
+        if not value.is_floating_point():
+            raise ValueError(f"{source}: {name} has {value.dtype}, not a floating-point dtype")
+        if not value.float().isfinite().all():
+            raise ValueError(
+                f"{source}: {name} has weights that are not finite numbers; delete it, or train it "
+                "again"
+            )
+
+
+def check_values(source: str, config: BaseModel, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if a configuration has another value of a key that no shape may show."""
+    for key, value in values.items():
+        configured = getattr(config, key)
+        if configured != value:
+            raise ValueError(f"{source}.{key} is {configured}; set it to {value}")

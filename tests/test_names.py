@@ -1,0 +1,198 @@
+"""Which artifact a name stands for: refs that runs write, fingerprints, folders."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alpro.artifact import RECORD_VERSION
+from alpro.errors import InputError
+from alpro.files import write_json
+from alpro.names import find_artifact, record_run, referenced_fingerprints, similar_name
+from tests.conftest import one_line
+
+
+@pytest.fixture
+def build(tmp_path):
+    """build(stage, mark, name): the folder of a new artifact whose fingerprint is of this mark."""
+
+    def artifact(stage: str, mark: str, name: str = "") -> Path:
+        folder = tmp_path / "artifacts" / stage / (mark * 8)
+        record = {"version": RECORD_VERSION, "stage": stage, "name": name or stage}
+        run = {"at": "2026-02-01T10:20:30", "arguments": {"config": "sample", "changes": ["a=5"]}}
+        folder.mkdir(parents=True)
+        write_json(folder / "artifact.json", record | {"fingerprint": mark * 32, "run": run})
+        return folder
+
+    return artifact
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(config, changes, STEP=mark): a run that built or found artifacts."""
+
+    def record(config: str = "sample", changes: tuple[str, ...] = (), **steps: str) -> None:
+        arguments = {"config": config, "data": "", "changes": list(changes), "stage": ""}
+        marks = {name.replace("__", " "): mark * 32 for name, mark in steps.items()}
+        record_run(tmp_path, arguments, marks)
+
+    return record
+
+
+def found(name: object, workspace: Path) -> Path:
+    return find_artifact(str(name), workspace)[0]
+
+
+@pytest.mark.parametrize("name", ["finetune_qa", "finetune-qa", " finetune_qa\n"])
+def test_a_stage_stands_for_what_the_last_run_built_or_found(name, build, run, tmp_path):
+    first = build("finetune_qa", "ab")
+    build("finetune_qa", "cd")
+    run(finetune_qa="ab")
+    run(finetune_qa="cd")
+    run(finetune_qa="ab")
+
+    assert found(name, tmp_path) == first
+
+
+def test_a_line_says_which_artifact_a_stage_stands_for(build, run, tmp_path, capsys):
+    build("finetune_qa", "ab")
+    run(finetune_qa="ab")
+
+    find_artifact("finetune_qa", tmp_path)
+    find_artifact("abab", tmp_path)
+
+    line = "finetune_qa: abababab (sample a=5, 2026-02-01 10:20)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(build, run, tmp_path):
+    plain = build("finetune_qa", "ab")
+    changed = build("finetune_qa", "cd")
+    run("/x/mine.toml", finetune_qa="ab")
+    run("mine", ("finetune_qa.steps=5",), finetune_qa="cd")
+    run("sample", ("finetune_qa.steps=5",), finetune_qa="cd")
+
+    assert found("finetune_qa", tmp_path) == changed
+    assert found("mine/finetune-qa", tmp_path) == plain
+    with one_line("sample/finetune_qa: no such folder, and no artifact of this name"):
+        find_artifact("sample/finetune_qa", tmp_path)
+
+
+def test_the_refs_are_files_as_those_of_git(build, run, tmp_path):
+    run("mine", decode_videos__clips="ab", decode_videos__stills="cd", pretrain="ef")
+
+    refs = tmp_path / "refs"
+    for folder in (refs, refs / "mine"):
+        files = {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+        assert files == {
+            "decode_videos": f"{'ab' * 32}\n{'cd' * 32}\n",
+            "decode_videos clips": f"{'ab' * 32}\n",
+            "decode_videos stills": f"{'cd' * 32}\n",
+            "pretrain": f"{'ef' * 32}\n",
+        }
+    assert referenced_fingerprints(tmp_path) == {"ab" * 32, "cd" * 32, "ef" * 32}
+
+
+def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_path):
+    clips = build("decode_videos", "ab", "decode_videos clips")
+    stills = build("decode_videos", "cd", "decode_videos stills")
+    run(decode_videos__clips="ab", decode_videos__stills="cd")
+
+    with one_line("several artifacts; name one: ", "decode_videos@abababab (decode_videos clips"):
+        find_artifact("decode_videos", tmp_path)
+    assert found("decode_videos stills", tmp_path) == stills
+    assert found("sample/decode-videos clips", tmp_path) == clips
+
+
+def test_the_corpora_of_the_last_run_alone_are_the_choice(build, run, tmp_path):
+    build("decode_videos", "ab", "decode_videos clips")
+    stills = build("decode_videos", "cd", "decode_videos stills")
+    mine = build("decode_videos", "ef", "decode_videos data")
+    run("sample", decode_videos__clips="ab", decode_videos__stills="cd")
+    run("from_clip", ("corpora.data.data=x",), decode_videos__data="ef")
+
+    assert found("decode_videos", tmp_path) == mine
+    assert found("decode_videos stills", tmp_path) == stills
+
+
+@pytest.mark.parametrize("name", ["ab", "ab" * 32, "finetune_qa@ab", "finetune-qa@abab"])
+def test_a_fingerprint_or_its_start_is_a_name(name, build, tmp_path):
+    folder = build("finetune_qa", "ab")
+    build("finetune_qa", "cd")
+
+    assert found(name, tmp_path) == found(folder, tmp_path) == folder
+
+
+@pytest.mark.parametrize("name", ["c", "f", "pretrain@ab", "evaluate", "finetune_qa", "../x", ""])
+def test_a_name_of_none_or_of_several_is_refused_in_one_line(name, build, tmp_path):
+    """Also that of a stage of which a person has copied an artifact: no run has named it."""
+    build("finetune_qa", "cd")
+    build("pretrain", "ce")
+
+    with one_line(f"{name}: "):
+        find_artifact(name, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", None])
+def test_an_artifact_that_was_removed_or_is_corrupt_is_none(content, build, run, tmp_path):
+    folder = build("finetune_qa", "ab")
+    build("finetune_qa", "cd")
+    run(finetune_qa="ab")
+    if content is None:
+        shutil.rmtree(folder)
+    else:
+        (folder / "artifact.json").write_text(content)
+
+    with one_line("finetune_qa: no such folder"):
+        find_artifact("finetune_qa", tmp_path)
+
+
+@pytest.mark.parametrize("earlier", [{"pretrain": "ab"}, {"evaluate": "cd"}])
+def test_a_configuration_may_have_the_name_of_a_stage(earlier, build, run, tmp_path):
+    pretrained = build("pretrain", "ab")
+    evaluated = build("evaluate", "cd")
+    run("pretrain", **earlier)
+    run("pretrain", pretrain="ab", evaluate="cd")
+
+    assert found("pretrain", tmp_path) == pretrained
+    assert found("pretrain/pretrain", tmp_path) == pretrained
+    assert found("pretrain/evaluate", tmp_path) == evaluated
+
+
+def test_names_of_an_earlier_version_are_made_of_its_runs(build, run, tmp_path):
+    plain = build("pretrain", "ab")
+    changed = build("pretrain", "cd")
+    run(pretrain="ab")
+    run(changes=("a=5",), pretrain="cd")
+    shutil.rmtree(tmp_path / "refs")
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"config": "sample", "artif')  # the power failed
+
+    assert found("pretrain", tmp_path) == changed
+    assert found("sample/pretrain", tmp_path) == plain
+
+
+def test_a_line_that_was_truncated_takes_no_other_with_it(run, tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"config": "sample", "artif')
+
+    run(pretrain="ab")
+
+    *_, last = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert json.loads(last)["artifacts"] == {"pretrain": "ab" * 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sample/pretrai", "sample/pretrain"),
+        ("smple/pretrain", "sample/pretrain"),
+        ("pretrian", "pretrain"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_similar_one(name, meant, run, tmp_path):
+    run(pretrain="ab")
+
+    assert similar_name(name, tmp_path) == meant
+    with pytest.raises(InputError, match=rf"did you mean {meant}\?"):
+        find_artifact(name, tmp_path)
