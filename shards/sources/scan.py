@@ -86,13 +86,15 @@ class Source:
         InputError if it is unusable as a whole."""
         if self.annotations:
             return self.scan_tables(self.open_annotations())
-        has_tars = not self.folder or any(name.endswith(".tar") for name in self.folder.others)
-        if (self.is_folder or not self.folder) and has_tars and is_downloads(self.data):
-            return DOWNLOADS, scan_downloads(self.data, self.items)
-        if self.folder and self.is_folder:
-            return self.scan_folder(self.folder)
+        # First: the folder of a path that does not exist may be large.
         if isinstance(self.data, Path) and not self.data.exists():
             raise InputError(f"{self.data}: no such table (.csv, .jsonl, ...) or folder of videos")
+        if self.folder is None or self.is_folder:
+            has_tars = not self.folder or any(name.endswith(".tar") for name in self.folder.others)
+            if has_tars and is_downloads(self.data):
+                return DOWNLOADS, scan_downloads(self.data, self.items)
+        if self.folder and self.is_folder:
+            return self.scan_folder(self.folder)
         if suffix(self.data) in MEDIA_EXTENSIONS:
             raise InputError(f"{self.data}: a single file; name its folder")
         return self.scan_tables([(Table(self.data, self.form), [Origin()])])
