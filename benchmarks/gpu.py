@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# As a run sets it (`pipeline/execution/launch.py`), before torch reads it.
+# As a run sets it (`pipeline/execution/processes.py`), before torch reads it.
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 

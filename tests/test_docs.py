@@ -17,8 +17,7 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.load import CONFIGS, shipped
-from alpro.pipeline.execution import launch
-from alpro.pipeline.execution.launch import GRACE_SECONDS
+from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.pipeline.plan.models import read_settings
 from alpro.shards.schema import Reason
@@ -222,9 +221,9 @@ def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(
 def test_other_nodes_start_what_the_pipeline_starts():
     script = (ROOT / "docs" / "cluster" / "slurm_nodes.sh").read_text()
     resources = Resources(nodes=2, rendezvous="host:29500")
-    started = launch.command("pretrain", Path("work.json"), resources)
-    assert re.findall(r"-m (alpro\.[\w.]+)", script) == re.findall(
-        r"-m (alpro\.[\w.]+)", " ".join(started)
+    started = get_command("pretrain", Path("work.json"), resources)
+    assert re.findall(r"-m ([a-z][\w.]+)", script) == re.findall(
+        r"-m ([a-z][\w.]+)", " ".join(started)
     )
 
 

@@ -14,7 +14,10 @@ from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.run import create_workspace
-from alpro.pipeline.execution.launch import group_environment
+from alpro.pipeline.execution.processes import Launch, get_environment
+from alpro.pipeline.store.artifacts import Step
+from alpro.stages import render_sample
+from alpro.stages.execution.interface import Resources
 
 
 @pytest.mark.parametrize(
@@ -46,10 +49,10 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
 
-    environment = group_environment({"OMP_NUM_THREADS": "3"}, piped=True)
+    step = Step("render_sample", "render_sample", render_sample.Config())
+    environment = get_environment(step, Resources(), Launch())
     assert ranks.keys().isdisjoint(environment)
     assert environment["NCCL_DEBUG"] == "INFO"
-    assert environment["OMP_NUM_THREADS"] == "3"
 
     forget_ranks(os.environ)
     assert ranks.keys().isdisjoint(os.environ)

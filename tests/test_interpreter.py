@@ -1,5 +1,6 @@
 """Nothing of the current folder runs: people work in folders of downloaded data."""
 
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -7,10 +8,17 @@ from pathlib import Path
 import pytest
 
 from alpro.interpreter import interpreter
-from alpro.pipeline.execution.launch import run_group
+from alpro.pipeline.execution.processes import Processes
+from alpro.stages.execution.lifecycle import supervised
 
 ROOT = Path(__file__).parents[1]
 SHADOWING = ("queue", "calendar", "secrets", "token", "prefect", "av", "ctypes", "multiprocessing")
+
+
+def run_supervised(program: str, lines: list[str]) -> int:
+    """Run a program as this project runs one; returns its exit status."""
+    command = supervised(interpreter("-c", program))
+    return Processes(command, os.environ, on_line=lines.append).wait()
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def test_no_child_imports_from_the_current_folder(downloads, monkeypatch):
             plain = [sys.executable, "-c", "import calendar, secrets, token, ctypes"]
             subprocess.run(plain, check=True)""")
     lines: list[str] = []
-    assert run_group(interpreter("-c", program), (), lines.append) == 0, lines
+    assert run_supervised(program, lines) == 0, lines
     assert not (downloads / "ran").exists()
 
 
@@ -56,7 +64,7 @@ def test_prefect_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch
         print(settings.logging.config_path, settings.api.url)""")
 
     lines: list[str] = []
-    assert run_group(interpreter("-c", program), (), lines.append) == 0, lines
+    assert run_supervised(program, lines) == 0, lines
     assert "of_data.yml" not in lines[-1]
     assert "host.example" not in lines[-1]
 

@@ -33,7 +33,7 @@ export PYTHONSAFEPATH=1 # nothing is imported from the current folder
 if [ -z "${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-}" ]; then
   export PYTORCH_ALLOC_CONF=expandable_segments:True # as on the first node
 fi
-exec python -m alpro.pipeline.execution.torchrun --log-dir /dev/null --nproc-per-node "$processes" \
+exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
   --nnodes "$SLURM_NNODES" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" \
   --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
 ' alpro-nodes "$@" &
@@ -45,8 +45,8 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-# 75: interrupted with a checkpoint; 143: ended by SIGTERM. A job that was cancelled is no longer running.
-if [ "$status" -eq 75 ] || [ "$status" -eq 143 ]; then
+# 143: ended by SIGTERM, with a checkpoint. A job that was cancelled is no longer running.
+if [ "$status" -eq 143 ]; then
   if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
     echo "interrupted; the job is queued again and resumes" >&2
     scontrol requeue "$SLURM_JOB_ID"

@@ -28,8 +28,8 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$step"; ended=$?' TERM
 wait "$step"
 status=${ended:-$?}
 
-# 75: interrupted with a checkpoint; 143: ended by SIGTERM. A job that was cancelled is no longer running.
-if [ "$status" -eq 75 ] || [ "$status" -eq 143 ]; then
+# 143: ended by SIGTERM, with a checkpoint. A job that was cancelled is no longer running.
+if [ "$status" -eq 143 ]; then
   if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
     echo "interrupted; the job is queued again and resumes" >&2
     scontrol requeue "$SLURM_JOB_ID"

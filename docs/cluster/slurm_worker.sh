@@ -4,7 +4,7 @@
 # environment, with the address of Prefect's server and the workspace of its runs:
 #   export PREFECT_API_URL=http://server.example.com:4200/api ALPRO_WORKSPACE=/shared/alpro
 #   sbatch docs/cluster/slurm_worker.sh gpu
-#   sbatch --gpus=0 docs/cluster/slurm_worker.sh cpu --limit 4
+#   sbatch --gpus=0 docs/cluster/slurm_worker.sh cpu 4
 #SBATCH --job-name=alpro-worker
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -17,10 +17,11 @@
 set -u
 
 if [ $# -eq 0 ] || [ -z "${PREFECT_API_URL:-}" ] || [ -z "${ALPRO_WORKSPACE:-}" ]; then
-  echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [OPTION...]" >&2
+  echo "usage: PREFECT_API_URL=http://HOST:4200/api ALPRO_WORKSPACE=/FOLDER sbatch $0 POOL [RUNS AT A TIME]" >&2
   exit 2
 fi
-srun prefect worker start --type process --limit 1 --pool "$@" &
+# A job that is queued again keeps its number, and its worker its name.
+srun python -m alpro.pipeline.flows.worker "$1" "job-$SLURM_JOB_ID" "${2:-1}" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the

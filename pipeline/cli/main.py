@@ -24,7 +24,6 @@ from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.log import log, printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
-from alpro.stages.execution.lifecycle import ignore_signals
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
@@ -65,7 +64,8 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         # A second one would cut short what the first has begun. A second Ctrl-C is meant so.
-        ignore_signals(signal.SIGTERM)
+        # Programs that are started meanwhile would inherit SIG_IGN.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 
@@ -114,12 +114,10 @@ def execute(arguments: Sequence[str]) -> int:
     except Exception as error:
         # Imported only now: `--help` must not wait for them.
         from alpro.shards.storage import DISK_FULL
-        from alpro.stages.execution.interface import EXIT_INTERRUPTED, Interrupted, StageFailed
+        from alpro.stages.execution.interface import StageFailed
 
         if isinstance(error, StageFailed):
             return fail(f"error: {error}", 1)
-        if isinstance(error, Interrupted):
-            return fail(f"{error}; run the same command again to continue", EXIT_INTERRUPTED)
         if not isinstance(error, OSError) or not error.strerror:
             raise
 

@@ -132,17 +132,13 @@ def study(
     """
     root, wait = prepare_run(options)
 
-    from alpro.pipeline.flows.study import load_study, members_of, run_study, work_table
+    from alpro.pipeline.flows.study import load_study, plan_members, run_study
     from alpro.pipeline.reports.terminal import print_table
     from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
     command = source.command(config or loaded.config, options.workspace)
-    members = members_of(loaded, command.config, command.changes, root)
-    if options.dry_run and not options.json:
-        print_table(work_table(members))
-        return
-
+    members = plan_members(loaded, command.config, command.changes, root)
     if options.dry_run:
         # Variants share steps: each is printed once.
         steps = {step.fingerprint: step for member in members for step in member.plan.steps}
@@ -194,6 +190,8 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
 
     root = options.workspace.resolve()
     create_workspace(root)
+    if not options.dry_run:  # what follows imports for seconds
+        log.info(f"starting, with the workspace {root}")
 
     os.environ["ALPRO_COMMAND_LINE"] = "1"
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.

@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
 from alpro.files import read_text
+from alpro.interpreter import interpreter
 from alpro.pipeline.cli.index import IndexPlace, NothingBelow, Rerank, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
@@ -180,7 +182,7 @@ def load_models(
 
 def up(
     *, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE
-) -> None:
+) -> int:
     """Start Prefect, MLflow and workers here.
 
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
@@ -198,18 +200,17 @@ def up(
     from alpro.pipeline.flows import servers
 
     create_workspace(workspace.resolve())
-    servers.up(workspace.resolve(), prefect_port, mlflow_port)
+    return servers.up(workspace.resolve(), prefect_port, mlflow_port)
 
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
-    """Serve the MLflow pages on this machine, and print their address.
+    """Serve the MLflow pages on this machine, until Ctrl-C.
 
-    A workspace that can only be read is shown, too.
+    Also works on a read-only workspace.
     """
-    from alpro.pipeline.flows import servers
-
-    check_workspace(workspace.resolve())
-    database = workspace.resolve() / "mlflow.db"
+    root = workspace.resolve()
+    check_workspace(root)
+    database = root / "mlflow.db"
     try:
         exists = database.is_file()
     except OSError as error:  # a folder of another user's
@@ -220,34 +221,22 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     if not exists:
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
+    print("starting MLflow", flush=True)
 
-    address = f"http://127.0.0.1:{port}"
-    store = f"sqlite:///{database}"
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    options = [
-        "--backend-store-uri",
-        store,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-
-    # Slow to import: mistakes are reported before.
+    # Slow to import: the line above comes at once.
     from alpro.pipeline.tracking.store import check_store, runs_page
 
-    check_store(workspace.resolve())
-    page = runs_page(store)
-    with (
-        servers.log_folder(workspace.resolve()) as logs,
-        servers.programs(logs) as running,
-    ):
-        running.start("mlflow", ["mlflow", "server", *options], environment)
-        running.until(lambda: servers.answers(f"{address}/health"))
-        print(f"MLflow at {address}{page} (Ctrl-C stops it)", flush=True)
-        running.until(lambda: False, seconds=float("inf"))
+    check_store(root)
+    page = runs_page(f"sqlite:///{database}")
+    print(f"MLflow at http://127.0.0.1:{port}{page} (Ctrl-C stops it)", flush=True)
+    os.environ |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # uvicorn would import from the current folder.
+        "UVICORN_APP_DIR": NEUTRAL_FOLDER,
+    }
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{database}"]
+    command = interpreter("-m", "mlflow", "ui", *store, *address)
+    os.chdir(NEUTRAL_FOLDER)
+    os.execv(command[0], command)

@@ -4,45 +4,48 @@
 work pool.
 """
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
+from queue import SimpleQueue
 from typing import Annotated, Any
 
 import prefect
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.exceptions import FailedRun
+from prefect.futures import PrefectFuture
+from prefect.futures import wait as wait_for_all
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 from pydantic import Field, JsonValue
 
 from alpro.environment import prepare
-from alpro.errors import MAX_MESSAGE, InputError, one_line
+from alpro.errors import InputError
+from alpro.interpreter import set_parent_death_signal
+from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import shipped
-from alpro.pipeline.execution.launch import GRACE_SECONDS
-from alpro.pipeline.flows.tasks import EXPECTED, PipelineRun, announce, failure, step_task
+from alpro.pipeline.execution.processes import count_processes, find_gpus
+from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
+from alpro.pipeline.flows.tasks import CURRENT_RUN, get_failed_state, step_task
 from alpro.pipeline.plan.changes import changed_code, changed_values, commit_text
-from alpro.pipeline.plan.dag import Planned, check_files, planned, required
+from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.reports.summaries import latest_summary, report_file
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages import EVALUATIONS, STAGES
-from alpro.stages.execution.interface import STOP, Stop
-from alpro.stages.execution.lifecycle import end_with_parent, ignore_signals, parent_process
+from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
+from alpro.stages.execution.lifecycle import get_parent
 
+# A step waits for its processes in a thread; `Scheduler` says how many run at a time.
+THREADS: Any = ThreadPoolTaskRunner()
 SHIPPED: list[JsonValue] = [*shipped()]
 # The form of a deployment's run offers these as choices. A configuration may also be a file.
 Configuration = (
@@ -54,52 +57,51 @@ StageName = Annotated[str, Field(json_schema_extra={"enum": STAGE_CHOICES})]
 
 
 def start(
-    plan: Planned,
+    plan: Plan,
     arguments: dict[str, Any],
     workspace: Path,
     tracker: Tracker,
     title: str = "",
     tags: dict[str, str] | None = None,
 ) -> dict[str, str]:
-    """Runs a plan as a flow of this process. Returns the folder of each artifact.
+    """Run a plan as a flow of this process. Returns the folder of each artifact.
 
     Args:
         arguments: config, data, changes and stage, as of `alpro`.
-        title: of the run in MLflow; by default that of `title_of`.
+        title: of the run in MLflow; by default that of `get_title`.
         tags: of the run in MLflow.
     """
-    title = title or title_of(plan, arguments)
+    title = title or get_title(plan, arguments)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ended_by: list[Any] = []  # the error of a run that failed
-
-    def work() -> dict[str, str]:
-        return run(plan, arguments, workspace, tracker, title=title, tags=tags)
+    # Prefect's own result lacks the error if the server's answer to its first request is lost.
+    result: Future[dict[str, str]] = Future()
 
     # Prefect's page shows the parameters.
-    def body(config: str, data: str, changes: list[str], stage: str) -> dict[str, str] | State:
-        # Prefect's handler hides from the command what ended it. Elsewhere than in the main thread
-        # it sets none.
+    def body(config: str, data: str, changes: list[str], stage: str) -> Any:
+        # When a flow starts in the main thread, Prefect replaces the handler of SIGTERM. The
+        # command's own goes back, so that the command ends as after Ctrl-C.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-        ended = reported(work)
-        if isinstance(ended, State):
-            ended_by.append(ended.data)
-        return ended
+        try:
+            result.set_result(run(plan, arguments, workspace, tracker, title=title, tags=tags))
+        except EXPECTED as error:
+            result.set_exception(error)
+            return get_failed_state(error)
 
-    # A function: of a text, Prefect would take braces for the names of parameters.
-    flow: Any = Flow(body, name="alpro", flow_run_name=lambda: title, persist_result=False)
-    try:
-        return flow(**arguments)
-    except FailedRun:
-        # If the server's answer is lost, Prefect asks again, and is answered with the state that the
-        # server has, which lacks the error.
-        if ended_by:
-            raise ended_by[0] from None
-        raise
+    # A function: in a text, Prefect would take braces for the names of parameters.
+    flow: Any = Flow(
+        body,
+        name="alpro",
+        flow_run_name=lambda: title,
+        persist_result=False,
+        task_runner=THREADS,
+    )
+    state = flow(**arguments, return_state=True)
+    return result.result() if result.done() else state.result()
 
 
-def run_name() -> str:
-    """The name of a run from its parameters alone: it stands before the plan, which may fail."""
+def get_run_name() -> str:
+    """Return the name of a run from its parameters alone, before there is a plan."""
     parameters = flow_run.parameters
     config = Path(str(parameters.get("config", ""))).stem
     arguments = {
@@ -110,13 +112,17 @@ def run_name() -> str:
     return run_title(config, "", arguments)
 
 
-@prefect.flow(name="alpro", flow_run_name=run_name, persist_result=False)
+@prefect.flow(
+    name="alpro",
+    flow_run_name=get_run_name,
+    persist_result=False,
+    task_runner=THREADS,
+)
 def alpro(
     config: Configuration = "sample",
     data: str = "",
     changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
     stage: StageName = "",
-    parent_run: str = "",
 ) -> Any:
     """Every step that has no cached result, as the run of a deployment, or called from Python.
     Returns the folder of each artifact. Relative paths are relative to the workspace, in Python to
@@ -129,96 +135,54 @@ def alpro(
         changes: Values to change, also of other stages, each as stage.key=value, such as
             pretrain.lr=1e-4.
         stage: Only this stage and its missing inputs. Empty: the whole pipeline.
-        parent_run: The run in MLflow that this one is a part of; the pipeline sets it. Leave it
-            empty.
     """
-    arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
-
-    def work() -> dict[str, str]:
-        # Here, where a mistake becomes the state of this run, in one line.
-        workspace = deployed_workspace() if deployment.id else called_workspace()
-        plan = planned(stage, config, data, changes, workspace)
-        check_files(plan.steps, plan.store)
+    try:
+        workspace = open_workspace()
+        arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
+        plan = make_plan(Command(config, data_changes(data, changes), stage), workspace)
+        deployments = find_deployments()
+        check_plan(plan, deployments)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
+        tracker = Tracker.open(uri, workspace, plan.settings.name)
+        # A pipeline may run this flow as one of its stages.
+        parent = tracker.find_pipeline(flow_run.parent_flow_run_id or "")
         return run(
             plan,
             arguments,
             workspace,
-            tracker=Tracker.open(uri, workspace, plan.settings.name),
-            title=title_of(plan, arguments),
-            deployments=remote_deployments(),
-            parent=parent_run,
+            tracker,
+            title=get_title(plan, arguments),
+            deployments=deployments,
+            parent=parent,
         )
+    except EXPECTED as error:
+        return get_failed_state(error)
 
-    return reported(work)
 
+def open_workspace() -> Path:
+    """Return the folder of this run's artifacts, and create it.
 
-def deployed_workspace() -> Path:
-    """The workspace of a worker, which becomes the current folder: Prefect starts a run in a
-    temporary one. Such a process ends with its worker. Raises InputError."""
-    end_with_worker()
+    Without a deployment, it is in the current folder. The run of a deployment ends with its worker,
+    and the workspace becomes its current folder: Prefect starts it in a temporary one.
+    """
+    named = os.environ.get("ALPRO_WORKSPACE", "")
+    if not deployment.id:
+        workspace = Path(named or "workspace").resolve()
+        workspace.mkdir(parents=True, exist_ok=True)
+        return workspace
+
+    set_parent_death_signal(get_parent(), signal.SIGKILL)
     prepare()
-
-    workspace = Path(os.environ.get("ALPRO_WORKSPACE", ""))
+    workspace = Path(named)
     if not workspace.is_absolute():
-        raise InputError(
-            f"ALPRO_WORKSPACE of this worker is not an absolute path but {str(workspace)!r}"
-        )
-
+        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
     workspace.mkdir(parents=True, exist_ok=True)
-    # Relative paths in a configuration are relative to the workspace.
     os.chdir(workspace)
     return workspace.resolve()
 
 
-def end_with_worker() -> None:
-    """From now on this process receives SIGTERM, once, when its worker ends."""
-
-    # The kernel sends a signal for each thread of the worker. Prefect's handler of SIGTERM raises
-    # every time, and a second time would cut short the stop that the first has begun.
-    def stop(number: int, _: FrameType | None) -> None:
-        ignore_signals(number)
-        signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGUSR1, stop)
-    end_with_parent(parent_process(), signal.SIGUSR1)
-
-
-def called_workspace() -> Path:
-    """The workspace of a flow that a person calls in Python, or as a part of another flow."""
-    workspace = Path(os.environ.get("ALPRO_WORKSPACE", "workspace")).resolve()
-    workspace.mkdir(parents=True, exist_ok=True)
-    return workspace
-
-
-def reported(work: Callable[[], dict[str, str]]) -> dict[str, str] | State:
-    """What `work` returns, or the state of a run that ended by an error which is no bug: its
-    message is one line."""
-    try:
-        return work()
-    except EXPECTED as error:
-        return failure(error)
-
-
-class WithoutTraceback(logging.Filter):
-    """Replaces the traceback of an error that is no bug by its line, in the logs of runs."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, EXPECTED):
-            record.msg = one_line(error, max_length=MAX_MESSAGE)
-            # Without arguments, `logging` does not format a % in the message.
-            record.args = None
-            record.exc_info = None
-        return True
-
-
-for _name in ("prefect.flow_runs", "prefect.engine"):
-    logging.getLogger(_name).addFilter(WithoutTraceback())
-
-
-def remote_deployments() -> dict[str, str]:
-    """The deployments of single stages in other work pools than that of this run, by stage.
+def find_deployments() -> dict[str, str]:
+    """Return the deployments of single stages in other work pools than this run's, by stage.
 
     Empty for a run without a deployment: it runs every stage itself.
     """
@@ -237,14 +201,14 @@ def remote_deployments() -> dict[str, str]:
     }
 
 
-def title_of(plan: Planned, arguments: dict[str, Any]) -> str:
-    """The name of a run: what it changes, its stage and data, the configuration and the last step's
-    fingerprint."""
+def get_title(plan: Plan, arguments: dict[str, Any]) -> str:
+    """Return the name of a run: what it changes, its stage and data, the configuration and the last
+    step's fingerprint."""
     return run_title(plan.settings.name, plan.steps[-1].fingerprint, arguments)
 
 
 def run(  # noqa: PLR0913 - what a command and a deployment know of a run
-    plan: Planned,
+    plan: Plan,
     arguments: dict[str, Any],
     workspace: Path,
     tracker: Tracker,
@@ -254,7 +218,7 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     tags: dict[str, str] | None = None,
     parent: str = "",
 ) -> dict[str, str]:
-    """Runs a plan in a flow, with its run in MLflow and its report. Returns the folder of each
+    """Run a plan in a flow, with its run in MLflow and its report. Returns the folder of each
     artifact.
 
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
@@ -270,7 +234,7 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     if parent:
         mlflow_run = nullcontext(parent)
     else:
-        all_tags = dict(tags or {}) | named_flow_run(title)
+        all_tags = dict(tags or {}) | name_flow_run(title)
         # A comparison of two runs shows that their code differs.
         params = {"commit": commit_text(commit)} | plan.settings.as_written()
         mlflow_run = tracker.run(title, params, all_tags)
@@ -282,14 +246,13 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
             workspace,
             remote_deployments=deployments or {},
             tracker=tracker,
-            run=run_id,
+            mlflow_run=run_id,
             title=title,
             started=started,
             commit=commit,
             changed=changed_values(arguments, plan.settings),
             changed_code=other_code,
         )
-
         if parent:
             run_steps(current)
         else:
@@ -298,13 +261,13 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
 
 
-def named_flow_run(title: str) -> dict[str, str]:
-    """Gives Prefect's run its full name. Returns the tags of MLflow's run that lead to it."""
+def name_flow_run(title: str) -> dict[str, str]:
+    """Give Prefect's run its full name. Returns the tags of MLflow's run that lead to it."""
     context = FlowRunContext.get()
     if not context or not context.flow_run:
         return {}
 
-    # Its first name stands before the plan, and lacks the fingerprint.
+    # Its first name lacks the fingerprint.
     if context.flow_run.name != title:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=title)
@@ -313,7 +276,7 @@ def named_flow_run(title: str) -> dict[str, str]:
 
 
 def run_with_report(current: PipelineRun) -> None:
-    """Runs the steps, and writes the report, also of a run that fails."""
+    """Run the steps, and write the report, also of a run that fails."""
     try:
         run_steps(current)
     except BaseException as error:
@@ -326,87 +289,159 @@ def run_with_report(current: PipelineRun) -> None:
 
 
 def run_steps(current: PipelineRun) -> None:
-    """Runs the steps, each once its inputs exist, and at most `resources.max_stages` here at a
-    time.
+    """Run the steps, each once its inputs exist, and at most `resources.max_stages` here at a time.
 
     A step that fails stops the steps that depend on it, and no others; the first error is raised at
-    the end. If this thread is interrupted, all stages are stopped: they have time to write a
-    checkpoint, then they are killed.
+    the end. If this thread is interrupted, all stages are stopped.
     """
-    steps = required(current.plan.steps, current.plan.store)
-    max_stages = current.plan.settings.resources.max_stages
-    if max_stages > 1:
-        # Trainings take longest: none waits for an evaluation that could run later.
-        steps.sort(key=lambda step: step.stage in EVALUATIONS)
-
-    # A step that runs elsewhere only waits, in a thread that takes no step's turn here.
-    remote = sum(step.stage in current.remote_deployments for step in steps)
-
-    stop = Stop()
-    # Before the threads start, which copy this context.
-    token = STOP.set(stop)
-    workers: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_stages + remote)
-    with workers as runner:
-        futures: dict[str, Any] = {}
-        try:
-            for position, step in enumerate(steps, 1):
-                # An input that exists already has no task.
-                inputs = [
-                    futures[source.name]
-                    for source in step.inputs.values()
-                    if source.name in futures
-                ]
-
-                values: dict[str, Any] = {
-                    "title": stage_title(step.description),
-                    "progress": f"stage {position} of {len(steps)}, ",
-                    "current": quote(current),
-                    "step": quote(step),
-                }
-                futures[step.name] = runner.submit(step_task, values, wait_for=inputs)
-
-            for step in steps:
-                state = futures[step.name].wrapped_future.result()
-                note_failure(current, step, state, last=step is steps[-1])
-        except BaseException:
-            stop_stages(stop, [future.wrapped_future for future in futures.values()])
-            raise
-        finally:
-            STOP.reset(token)
+    scheduler = Scheduler(current)
+    token = CURRENT_RUN.set(current)  # tasks run in threads with a copy of this context
+    try:
+        with ExitStack() as stack:
+            stack.callback(scheduler.end)
+            # Twice: a second signal may interrupt the first call.
+            stack.callback(scheduler.end)
+            scheduler.run()
+    finally:
+        CURRENT_RUN.reset(token)
 
     if current.failures:
         raise next(iter(current.failures.values()))
 
 
-def note_failure(current: PipelineRun, step: Step, state: State, last: bool) -> None:
-    """Notes why a step failed, and announces it, unless it is the `last`, whose error ends the run.
-    Raises what ends the run at once, such as Ctrl-C."""
-    if state.is_completed():
+class Scheduler:
+    """Submits the steps of a run to Prefect in their order, each as soon as it can run."""
+
+    def __init__(self, current: PipelineRun):
+        self.current = current
+        self.resources = current.plan.settings.resources
+        self.steps = required(current.plan.steps, current.plan.store)
+        if self.resources.max_stages > 1:
+            # Trainings take longest: none waits for an evaluation that could run later.
+            self.steps.sort(key=lambda step: step.stage in EVALUATIONS)
+
+        self.waiting = list(self.steps)
+        self.running: dict[str, PrefectFuture] = {}
+        self.completed: dict[str, PrefectFuture] = {}
+        self.left_out: set[str] = set()  # steps that failed, and those that need them
+        self.ended: SimpleQueue[Step] = SimpleQueue()
+
+        self.gpus: list[str] = []  # that no stage uses at present
+        if any(self.gpus_needed(step) for step in self.steps):
+            self.gpus = find_gpus(self.resources)
+        self.has_gpus = bool(self.gpus)
+        self.gpus_of_step: dict[str, list[str]] = {}
+
+    def runs_here(self, step: Step) -> bool:
+        """Return whether no deployment runs the stage of a step."""
+        return step.stage not in self.current.remote_deployments
+
+    def gpus_needed(self, step: Step) -> int:
+        """Return how many GPUs a step uses, where there are any."""
+        computes = step.stage in WITH_MODEL and self.runs_here(step)
+        return count_processes(step.stage, self.resources) if computes else 0
+
+    def run(self) -> None:
+        """Run all steps, except those whose inputs failed."""
+        self.submit_ready()
+        while self.running:
+            step = self.ended.get()
+            future = self.running.pop(step.name)
+            self.gpus += self.gpus_of_step.pop(step.name, [])
+            self.note_end(step, future)
+            self.submit_ready()
+
+    def submit_ready(self) -> None:
+        """Submit the steps whose inputs exist and for which there is a place."""
+        for step in list(self.waiting):
+            inputs = {source.name for source in step.inputs.values()}
+            if inputs & self.left_out:
+                self.waiting.remove(step)
+                self.left_out.add(step.name)
+                announce(f"{step.name}: skipped, because an input failed")
+                continue
+
+            unfinished = self.running.keys() | {other.name for other in self.waiting}
+            if not inputs & unfinished and self.has_place(step):
+                self.waiting.remove(step)
+                self.submit(step)
+
+    def has_place(self, step: Step) -> bool:
+        """Return whether a step can run beside those that run."""
+        if not self.runs_here(step):
+            return True
+        here = [name for name in self.running if name in self.gpus_of_step]
+        if len(here) >= self.resources.max_stages:
+            return False
+        return not self.has_gpus or len(self.gpus) >= self.gpus_needed(step)
+
+    def submit(self, step: Step) -> None:
+        """Submit a step, with GPUs if it runs here."""
+        if self.runs_here(step):
+            count = self.gpus_needed(step) if self.has_gpus else 0
+            self.gpus_of_step[step.name] = self.gpus[:count]
+            self.gpus = self.gpus[count:]
+
+        sources = [source.name for source in step.inputs.values()]
+        task: Any = step_task.with_options(name=step.name)
+        future = task.submit(
+            stage_title(step.description),
+            f"stage {self.steps.index(step) + 1} of {len(self.steps)}, ",
+            self.current.plan.steps.index(step),
+            self.gpus_of_step.get(step.name, []),
+            # Prefect draws an arrow from each.
+            wait_for=[self.completed[name] for name in sources if name in self.completed],
+        )
+        self.running[step.name] = future
+        future.add_done_callback(lambda _: self.ended.put(step))
+
+    def note_end(self, step: Step, future: PrefectFuture) -> None:
+        """Note whether a step has its artifact, and announce why not.
+
+        Raises what ends the run at once, such as KeyboardInterrupt.
+        """
+        future.wait()
+        if future.state.is_completed():
+            self.completed[step.name] = future
+            return
+
+        error: Any = future.state.result(raise_on_failure=False)
+        self.left_out.add(step.name)
+        self.current.failures[step.name] = error
+        if not isinstance(error, Exception):
+            raise error
+        if self.waiting or self.running or len(self.current.failures) > 1:
+            announce(f"failed: {error}")  # a single error ends the run, which reports it
+
+    def end(self) -> None:
+        """Stop the stages that still run, because an exception ends the run, and wait for them.
+
+        They have time to write a checkpoint; a second Ctrl-C kills them.
+        """
+        futures = list(self.running.values())
+        if not futures:
+            return
+
+        with sigterm_ignored():
+            try:
+                self.current.stop()
+                wait_for_all(futures)
+            except KeyboardInterrupt:
+                for processes in self.current.processes:
+                    processes.kill()
+                raise
+
+
+@contextmanager
+def sigterm_ignored() -> Iterator[None]:
+    """Ignore SIGTERM in this block: a second one must not cut short what the first one began."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    if state.name == "NotReady":
-        announce(f"{step.name}: skipped, because an input failed")
-        return
 
-    error: Any = state.result(raise_on_failure=False)
-    current.failures[step.name] = error
-
-    if not isinstance(error, Exception):
-        raise error
-    if not last:
-        announce(f"{step.name}: failed: {error}")
-
-
-def stop_stages(stop: Stop, futures: list[Future[Any]]) -> None:
-    """Asks all stages to stop, waits while they write checkpoints, and kills what is left."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    if main:  # a second one must not cut this short
-        ignore_signals(signal.SIGTERM)
-    stop.request()
-
+    # Programs that are started meanwhile would inherit SIG_IGN.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        wait(futures, GRACE_SECONDS)
+        yield
     finally:
-        stop.request(signal.SIGKILL)
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)

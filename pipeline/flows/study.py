@@ -1,16 +1,14 @@
 """Studies: every variant of a configuration with every seed, and a table of their scores.
 
 The runs are those of `alpro run`, one after another. What they share is built once, because an
-artifact is found by its fingerprint; so a study that was stopped continues when it is run again.
-The seeds are the outer loop: after the first, all variants can be compared.
+artifact is found by its fingerprint, so a study that was stopped continues when it is run again.
+The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -24,7 +22,7 @@ from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.load import CONFIGS, find_config, load_config, read_toml
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
 from alpro.pipeline.plan.checks import check_plan
-from alpro.pipeline.plan.plan import Plan, make_plan, required
+from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
     Rows,
     Table,
@@ -38,13 +36,17 @@ from alpro.shards.storage import absolute
 from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, STUDIED, VALIDATION_SCORES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 STUDIES = CONFIGS / "studies"
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
+# Columns of a score that do not depend on the variant.
+DESCRIPTION = ("what", "direction", "metric", "unit", "higher_is_better")
 NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by "
-    "seed: the variant minus "
-    "the first with the same seed. The intervals cover what a seed changes, and not the choice of "
-    "test items."
+    "seed: the variant minus the first one with the same seed. The intervals cover what a seed "
+    "changes, not the choice of test items."
 )
 
 
@@ -69,7 +71,7 @@ class Study(BaseModel):
 
 
 def load_study(source: str) -> Study:
-    """Loads a study from a TOML file, or a shipped one by name. Raises InputError if it is
+    """Load a study from a TOML file, or a shipped one by name. Raises InputError if it is
     invalid."""
     path = find_config(source, shipped_in=STUDIES)
     values = read_toml(path)
@@ -94,8 +96,8 @@ class Member(NamedTuple):
         return f"{self.variant} · seed {self.seed}"
 
 
-def members_of(study: Study, config: str, changes: tuple[str, ...], root: Path) -> list[Member]:
-    """Plan all runs, seeds first.
+def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path) -> list[Member]:
+    """Plan all runs of a study, seeds first.
 
     Args:
         changes: changes of the command line. They come after those of the study, and before those
@@ -106,17 +108,17 @@ def members_of(study: Study, config: str, changes: tuple[str, ...], root: Path) 
     """
     members = []
     for seed in study.seeds:
-        for variant, its_changes in study.variants.items():
-            own = [*study.changes, *changes, *its_changes, f'name="{study.name}"']
+        for variant, variant_changes in study.variants.items():
+            every = [*study.changes, *changes, *variant_changes, f'name="{study.name}"']
             try:
                 # Which stages a variant has decides which of the seeds are set.
-                settings = load_config(Command(config, tuple(own)))
-                own += [
+                settings = load_config(Command(config, tuple(every)))
+                every += [
                     f"{stage}.seed={seed}"
                     for stage in study.seed_stages
                     if getattr(settings, stage) is not None
                 ]
-                plan = make_plan(Command(config, tuple(own), study.until), root)
+                plan = make_plan(Command(config, tuple(every), study.until), root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
 
@@ -127,9 +129,15 @@ def members_of(study: Study, config: str, changes: tuple[str, ...], root: Path) 
 def run_study(
     study: Study, members: list[Member], root: Path, tracking_uri: str = ""
 ) -> tuple[Table | None, Path, list[str]]:
-    """Runs all members. Returns the table of the selected scores, None without scores, the file
-    with all of them, and the titles of the runs that failed: one does not stop the others. Raises
-    InputError before the first run if files are missing."""
+    """Run all members of a study; one that fails does not stop the others.
+
+    Returns:
+        The table of the selected scores, None without scores; the file with all scores; and the
+        titles of the runs that failed.
+
+    Raises:
+        InputError: Files are missing. Raised before the first run.
+    """
     with outside_current_folder():
         from alpro.pipeline.flows import flow
 
@@ -140,17 +148,19 @@ def run_study(
         check_plan(member.plan)
     tracker = Tracker.open(tracking_uri, root, study.name)
 
-    scores: dict[str, dict[int, Rows]] = {variant: {} for variant in study.variants}
+    scores: Rows = []
     failed: dict[str, str] = {}
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
-        tags = {"study": study.name, "variant": member.variant, "seed": str(member.seed)}
+        command = member.plan.command
         arguments = {
-            "config": member.plan.command.config,
+            "config": command.config,
             "data": "",
-            "changes": list(member.plan.command.changes),
+            "changes": list(command.changes),
             "stage": study.until,
         }
+        labels = {"variant": member.variant, "seed": member.seed}
+        tags = {"study": study.name} | {name: str(value) for name, value in labels.items()}
         try:
             folders = flow.start(
                 member.plan, arguments, root, tracker, title=member.title, tags=tags
@@ -162,189 +172,114 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
+        scores += [row | labels for row in read_scores(map(Path, folders.values()))]
 
-        read = [(folder, read_record(folder)) for folder in map(Path, folders.values())]
-        found = [(folder, record) for folder, record in read if record]
-        # Of a study that ends with a training, what each run reached on the validation split.
-        scores[member.variant][member.seed] = rows(found) or validation_rows(found[-1][1])
-
-    summaries = score_rows(scores)
-
+    summaries = summarize(scores, list(study.variants))
     # The same file for a study that continues, another one if anything of it has changed.
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = {
+    described = {
         "study": study.model_dump(mode="json", by_alias=True),
         "config": members[0].plan.command.config,
     }
-    write_json(file, about | {"failed": failed, "scores": summaries})
+    write_json(file, described | {"failed": failed, "scores": summaries})
 
     selected = [
         row
         for row in summaries
         if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)
     ]
+    table = make_table(study.name, selected or summaries) if summaries else None
+    return table, file, list(failed)
 
-    return study_table(study.name, selected or summaries) if summaries else None, file, list(failed)
+
+def read_scores(folders: Iterable[Path]) -> Rows:
+    """Return the scores of the artifacts of a run; of one that ends with a training, those on the
+    validation split."""
+    artifacts = [(folder, record) for folder in folders if (record := read_record(folder))]
+    return rows(artifacts) or validation_rows(artifacts[-1][1])
 
 
 def validation_rows(record: Record) -> Rows:
-    """What a training reached on the validation split, as rows of results.json; without chance and
-    interval."""
-    scores = []
+    """Return what a training reached on the validation split, as rows of results.json."""
     shown = VALIDATION_SCORES | {INTERPOLATION_SHARE: "share of the fine-tuning"}
-    for name, metric in shown.items():
-        if name in record.metrics:
-            is_share = name == INTERPOLATION_SHARE
-            row: dict[str, Any] = {
-                "name": name,
-                "what": record.name,
-                "direction": "",
-                "metric": metric,
-                "unit": "" if is_share else "%",
-            }
-            row |= {"higher_is_better": True, "value": record.metrics[name]}
-            scores.append(row | {"items": None, "chance": None})
-    return scores
+    described = {"what": record.name, "direction": "", "higher_is_better": True}
+    return [
+        {"name": name, "metric": metric, "value": record.metrics[name], **described}
+        | {"unit": "" if name == INTERPOLATION_SHARE else "%", "items": None, "chance": None}
+        for name, metric in shown.items()
+        if name in record.metrics
+    ]
 
 
-def work_table(members: list[Member]) -> Table:
-    """What is left to do of a study: for each run, the stages that no earlier run builds, and how
-    long these take by the newest record of each stage in the workspace."""
-    store = members[0].plan.store
-    seconds = {record.name: record.run.get("seconds") for _, record in store.all()}
-    counted: set[str] = set()
-    stages: list[str] = []
-    lines = []
-    for member in members:
-        # A stage counts for the first run that builds it.
-        left = [
-            step
-            for step in required(member.plan.steps, store)
-            if step.fingerprint not in counted and not store.find(step)
-        ]
-        counted |= {step.fingerprint for step in left}
-        names = [step.name for step in left]
-        stages += names
-        lines.append([member.title, ", ".join(names) or "cached", hours_text(names, seconds)])
-
-    lines.append(["total", f"{len(stages)} stages", hours_text(stages, seconds)])
-
-    unknown = sorted({name for name in stages if not seconds.get(name)})
-    note = (
-        "Hours: by the newest record of each stage in this workspace, whatever its configuration."
-    )
-    note += f" No record has {', '.join(unknown)}." if unknown else ""
-    return Table(f"{len(members)} runs", ["run", "stages to run", "hours"], lines, note, texts=True)
-
-
-def hours_text(names: list[str], seconds: Mapping[str, float | None]) -> str:
-    """How long stages take, as hours; a ? for those of which no record says it.
-
-    >>> hours_text(["a", "b", "c"], {"a": 3600, "b": 1800})
-    '1.50 + ?'
-    """
-    known = [value for name in names if (value := seconds.get(name))]
-    parts = [f"{sum(known) / 3600:.2f}"] if known else []
-    parts += ["?"] if len(known) < len(names) else []
-    return " + ".join(parts)
-
-
-def score_rows(scores: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
-    """A row for each score and variant, scores in the order of the results.
+def summarize(scores: Rows, variants: list[str]) -> Rows:
+    """Return a row for each score and variant, scores in the order of the results.
 
     `values`, `items` and `seeds` are lists in the same order; `difference` is the mean of the
     difference to the first variant over the seeds that both have. `interval` and
-    `difference_interval` are half widths, None for fewer than two seeds.
+    `difference_interval` are half widths. What is missing is None.
 
-    scores: rows of results.json by variant and seed.
+    Args:
+        scores: rows of results.json, each with its variant and seed.
+        variants: their names in order.
     """
-    by_score: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # by score, variant and seed
-    for variant, runs in scores.items():
-        for seed, of_run in runs.items():
-            for row in of_run:
-                if row["value"] is not None:
-                    variants = by_score.setdefault(row["name"], {})
-                    variants.setdefault(variant, {})[seed] = row
+    import pandas as pd
 
-    first = next(iter(scores))
-    table = []
-    for name, by_variant in by_score.items():
-        for variant, by_seed in by_variant.items():
-            baseline = {} if variant == first else by_variant.get(first, {})
-            table.append({"score": name, "variant": variant, **summary_of(by_seed, baseline)})
-    return table
+    frame = pd.DataFrame([row for row in scores if row["value"] is not None])
+    if frame.empty:
+        return []
 
-
-def summary_of(
-    by_seed: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """One score of a variant over its seeds, as `score_rows` describes it. baseline: the rows of
-    the first variant; empty for the first itself."""
-    rows = list(by_seed.values())
-    values = [row["value"] for row in rows]
-    chances = [row["chance"] for row in rows if row["chance"] is not None]
-
+    frame["score"] = pd.Categorical(frame["name"], frame["name"].unique())
+    frame["variant"] = pd.Categorical(frame["variant"], variants)
+    frame["chance"] = frame["chance"].astype(float)
+    frame["items"] = frame["items"].astype(object)
     # The seeds pair the runs: what a seed changes for both cancels in the difference.
-    both = sorted(baseline.keys() & by_seed.keys())
-    pairs = [by_seed[seed]["value"] - baseline[seed]["value"] for seed in both]
+    pairs: Any = frame[["name", "seed"]]
+    baseline = frame[frame["variant"] == variants[0]].set_index(["name", "seed"])["value"]
+    paired = baseline.reindex(pd.MultiIndex.from_frame(pairs)).to_numpy()
+    frame["difference"] = (frame["value"] - paired).where(frame["variant"] != variants[0])
 
-    described = ("what", "direction", "metric", "unit", "higher_is_better")
-    return {
-        **{key: rows[0][key] for key in described},
-        "seeds": list(by_seed),
-        "values": values,
-        "items": [row["items"] for row in rows],
-        "mean": mean(values),
-        "interval": interval(values),
-        "difference": mean(pairs) if pairs else None,
-        "difference_interval": interval(pairs),
-        "chance": mean(chances) if chances else None,
-    }
+    columns: dict[str, Any] = {name: (name, "first") for name in DESCRIPTION}
+    columns |= {"seeds": ("seed", list), "values": ("value", list), "items": ("items", list)}
+    columns |= {"mean": ("value", "mean"), "interval": ("value", interval)}
+    columns |= {"chance": ("chance", "mean"), "difference": ("difference", "mean")}
+    columns |= {"difference_interval": ("difference", interval)}
+    table = frame.groupby(["score", "variant"], observed=True).agg(**columns).reset_index()
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def interval(values: list[float]) -> float | None:
-    """Half the width of Student's 95 % interval of the mean; None for fewer than two values.
+def interval(values: "pd.Series") -> float | None:
+    """Return half the width of Student's 95 % interval of the mean; None for fewer than two values.
 
-    >>> round(interval([1.0, 2.0, 3.0]), 2)  # 4.303 x 1 / sqrt(3)
-    2.48
+    Missing values do not count.
     """
-    from scipy.stats import t as student
+    from scipy import stats
 
-    if len(values) < 2:
-        return None
-
-    # Student's t(0.975, n - 1) times s / sqrt(n).
-    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    count = values.count()
+    quantile: Any = stats.t.ppf(0.975, count - 1)
+    return quantile * values.sem() if count > 1 else None
 
 
-def study_table(title: str, summaries: list[dict[str, Any]]) -> Table:
-    """The rows as a table to print."""
-    lines = []
-    for row in summaries:
-        difference = row["difference"]
-        lines.append(
-            [
-                f"{row_label(row)}, {metric_text(row)}",
-                row["variant"],
-                number_text(row["mean"], row["unit"]),
-                half_width(row["interval"]),
-                "" if difference is None else change_text(difference, None, None),
-                half_width(row["difference_interval"]),
-                " ".join(f"{value:.1f}" for value in row["values"]),
-                number_text(row["chance"], row["unit"]),
-            ]
-        )
-
-    return Table(
-        title,
-        ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"],
-        lines,
-        NOTE,
-    )
+def make_table(title: str, summaries: Rows) -> Table:
+    """Return the summaries as a table to print."""
+    header = ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"]
+    lines = [
+        [
+            f"{row_label(row)}, {metric_text(row)}",
+            row["variant"],
+            number_text(row["mean"], row["unit"]),
+            format_half_width(row["interval"]),
+            "" if row["difference"] is None else change_text(row["difference"], None, None),
+            format_half_width(row["difference_interval"]),
+            " ".join(f"{value:.1f}" for value in row["values"]),
+            number_text(row["chance"], row["unit"]),
+        ]
+        for row in summaries
+    ]
+    return Table(title, header, lines, NOTE)
 
 
-def half_width(value: float | None) -> str:
-    """Half an interval behind its mean; empty without one."""
+def format_half_width(value: float | None) -> str:
+    """Return half an interval as it stands behind its mean; empty without one."""
     return "" if value is None else f"± {value:.1f}"

@@ -7,8 +7,10 @@ the next run with the same fingerprint resumes.
 
 import platform
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +34,7 @@ from alpro.pipeline.store.snapshot import Artifact, Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.ffmpeg_copy import ffmpeg_version
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import FILE_OR_NAME, STOP, Outcome, path_kind
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, path_kind
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
@@ -65,10 +67,20 @@ class Store:
         return self.snapshot().artifacts
 
     @contextmanager
-    def lock(self, step: Step, announce: Callable[[str], None] | None = None) -> Iterator[FileLock]:
-        """Locks a step's folder for writing. Of two runs with the same fingerprint, the second
-        announces that it waits, and reads the artifact of the first. Raises InputError if the
-        store's folder is not writable, and Stopped."""
+    def lock(
+        self,
+        step: Step,
+        announce: Callable[[str], None] | None = None,
+        stopping: threading.Event | None = None,
+    ) -> Iterator[FileLock]:
+        """Lock a step's folder for writing. Of two runs with the same fingerprint, the second
+        announces that it waits, and reads the artifact of the first.
+
+        Raises:
+            InputError: The store's folder is not writable.
+            CancelledError: `stopping` was set while it waited.
+        """
+        stopping = stopping or threading.Event()
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
         try:
@@ -78,7 +90,8 @@ class Store:
                     announce(f"{step.name}: waiting for another run to build it")
                 # Once, however long it waits.
                 announce = None
-                STOP.get().wait(LOCK_SECONDS)
+                if stopping.wait(LOCK_SECONDS):
+                    raise CancelledError(f"{step.name} was stopped")
         except OSError as error:
             raise InputError(f"{folder.parent}: {error.strerror}") from error
 

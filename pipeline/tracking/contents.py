@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,6 @@ from mlflow.utils import mlflow_tags
 from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES, STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
-from alpro.stages.execution.interface import Interrupted
 
 TABLE_ROWS = 500
 QUOTES = "\"' "  # around values of changes
@@ -68,10 +68,9 @@ def shorten_change(change: str) -> str:
 
 
 def status_after(error: BaseException) -> str:
-    """The status of a run that an exception ended: KILLED if somebody stopped it, else FAILED."""
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
-    # Prefect's exceptions, by name: this folder does not import Prefect.
-    stopped = stopped or type(error).__name__ in ("TerminationSignal", "Abort", "CancelledError")
+    """Return the status of a run that an exception ended: KILLED if it was stopped, else FAILED."""
+    # What is no Exception, such as KeyboardInterrupt, stops a program.
+    stopped = isinstance(error, CancelledError) or not isinstance(error, Exception)
     return "KILLED" if stopped else "FAILED"
 
 

@@ -1,7 +1,7 @@
 """The MLflow store of a workspace: an SQLite file and a folder of files, both made where the
 workspace is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -127,6 +127,16 @@ def runs_page(uri: str) -> str:
     except Exception as error:
         raise unusable(uri, error) from error
     return f"/#/experiments/{newest[0].info.experiment_id}/runs" if newest else ""
+
+
+def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
+    """End what runs of Prefect that were killed left running, as KILLED."""
+    client = MlflowClient(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    for flow_run in flow_runs:
+        query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
+        for run in client.search_runs(experiments, query):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def unusable(uri: str, error: Exception) -> InputError:

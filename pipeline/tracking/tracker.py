@@ -210,6 +210,14 @@ class Tracker:
         page = f"#/experiments/{self.experiment}/runs/{run}"
         return f"{page}/artifacts/{quote(file)}" if file else page
 
+    def find_pipeline(self, flow_run: str) -> str:
+        """Return the run of the pipeline that a run of Prefect logs to; empty if there is none."""
+        experiments = [one.experiment_id for one in self._call("search_experiments") or ()]
+        query = f"tags.prefect_flow_run = '{flow_run}'"
+        runs = self._call("search_runs", experiments, query) or () if flow_run else ()
+        pipelines = [run for run in runs if mlflow_tags.MLFLOW_PARENT_RUN_ID not in run.data.tags]
+        return pipelines[0].info.run_id if pipelines else ""
+
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
         # A training and its evaluation may be in different experiments.

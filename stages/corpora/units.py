@@ -27,7 +27,7 @@ from alpro.log import log
 from alpro.pool import Died
 from alpro.shards.schema import INDEX, REJECTS
 from alpro.stages.corpora.tables import table_writer
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import FINISHED_UNITS, Resources
 from alpro.stages.execution.workers import run_tasks
 from alpro.threads import map_ahead
 
@@ -36,8 +36,6 @@ TaskT = TypeVar("TaskT")
 ARTIFACTS = "artifacts"  # the folder of a workspace with the folders of stages
 RECORD = "unit.json"
 SHARD = "shard.tar"
-# In the folder of a stage that runs: the key of each finished unit, on a line.
-PROGRESS = "parts/units"
 # A row for each unit of a corpus, in units.parquet.
 UNITS = pa.schema([("name", pa.string()), ("key", pa.string())])
 
@@ -168,10 +166,10 @@ def finish_units(
 ) -> Iterator[tuple[TaskT, Unit]]:
     """Find or make units in processes (`run_tasks`), and yield them in order of completion.
 
-    The folder of the stage, `out`, gets a line for each finished unit: a stage that ends with more
-    lines than it began with runs again.
+    The folder of the stage, `out`, gets a line for each finished unit: a stage that dies with more
+    finished units than it began with runs again.
     """
-    with open(out / PROGRESS, "a") as progress:
+    with open(out / FINISHED_UNITS, "a") as progress:
         for task, unit in run_tasks(tasks, work, resources, retry):
             print(unit.key, file=progress, flush=True)
             yield task, unit
@@ -190,8 +188,8 @@ def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
             continue
         if (stage / "units.parquet").is_file():
             used.update(pq.read_table(stage / "units.parquet")["key"].to_pylist())
-        if (stage / PROGRESS).is_file():
-            used.update((stage / PROGRESS).read_text().splitlines())
+        if (stage / FINISHED_UNITS).is_file():
+            used.update((stage / FINISHED_UNITS).read_text().splitlines())
     return [folder for folder in sorted(workspace.glob("units/*")) if folder.name not in used]
 
 

@@ -1,11 +1,8 @@
 """What stages share with those who run them: configuration, resources, outcome, errors and exit
-statuses, and a request to stop."""
+statuses."""
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -16,37 +13,24 @@ from pydantic.fields import FieldInfo
 
 from alpro.errors import InputError
 from alpro.shards.storage import Location
-from alpro.stages.execution.lifecycle import signal_group
 from alpro.threads import cores
 
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
-EXIT_INTERRUPTED = (
-    75  # exit status (EX_TEMPFAIL) of a run that stopped on a signal with a checkpoint
-)
+EXIT_STOPPED = 75  # exit status (EX_TEMPFAIL) of a training that was stopped, with a checkpoint
+WORK_FILE = "work.json"  # what the processes of a stage read
+RESULT_FILE = "result.json"  # what they leave beside it
 
 
 class StageFailed(Exception):
-    """A stage's process failed with an error, which it has printed."""
+    """A stage's processes ended without a result.
 
-
-class Interrupted(Exception):
-    """A stage's process received SIGTERM, or lost a process that it needs. The next run resumes."""
-
-
-class InterruptedExit(SystemExit):
-    """A training ends before its last step, with status EXIT_INTERRUPTED: all its ranks have agreed
-    on it, or it cannot go on. The next run resumes from the last checkpoint.
-
-    reason: what a person reads of it.
+    Attributes:
+        progressed: whether they left more finished work than they began with.
     """
 
-    def __init__(self, reason: str):
-        super().__init__(EXIT_INTERRUPTED)
-        self.reason = reason
-
-
-class Stopped(Interrupted):
-    """The pipeline stops, and this stage with it. The next run resumes."""
+    def __init__(self, message: str, progressed: bool = False):
+        super().__init__(message)
+        self.progressed = progressed
 
 
 # `json_schema_extra` of keys whose value is a path: of a file that must exist, or of one that may
@@ -252,43 +236,18 @@ class Outcome:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-class Stop:
-    """A request to stop, which the stages of one pipeline share. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._requested = threading.Event()
-        self._lock = threading.Lock()
-        self._leaders: set[int] = set()  # of process groups
-
-    def is_requested(self) -> bool:
-        return self._requested.is_set()
-
-    def request(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Sends a signal to all process groups. Threads in `wait` raise Stopped."""
-        with self._lock:
-            # Under the lock: a group that registers meanwhile is signalled or refused.
-            self._requested.set()
-            for leader in self._leaders:
-                signal_group(leader, number)
-
-    def wait(self, seconds: float) -> None:
-        """Waits. Raises Stopped as soon as the pipeline stops."""
-        if self._requested.wait(seconds):
-            raise Stopped("the pipeline was stopped")
-
-    @contextmanager
-    def signals(self, leader: int) -> Iterator[None]:
-        """Registers a process group for the time of the body."""
-        with self._lock:
-            if self._requested.is_set():
-                raise Stopped("the pipeline was stopped")
-            self._leaders.add(leader)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._leaders.discard(leader)
+# In the folder of a stage that runs: the key of each finished unit, on a line.
+FINISHED_UNITS = "parts/units"
 
 
-# The pipeline's; without a pipeline, one that is never requested.
-STOP: ContextVar[Stop] = ContextVar("STOP", default=Stop())  # noqa: B039 (shared on purpose)
+def count_finished(out: Path) -> int:
+    """Count the finished work in the folder of a stage: steps in its newest checkpoint, and units.
+
+    A stage that died runs again only if this number has grown.
+    """
+    steps = [int(folder.name.removeprefix("step-")) for folder in out.glob("checkpoints/step-*")]
+    # A unit that the stage found again has a second line.
+    units = set()
+    with suppress(FileNotFoundError):
+        units.update((out / FINISHED_UNITS).read_text().splitlines())
+    return max(steps, default=0) + len(units)

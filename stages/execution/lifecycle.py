@@ -1,58 +1,122 @@
-"""Child processes that end with their parent, by the kernel.
+"""Processes that end with the process that started them.
 
-`python -P -m alpro.stages.execution.lifecycle PARENT COMMAND...` becomes COMMAND, which receives
-SIGTERM when the thread that started it ends, however that happens: a training writes a checkpoint
-then. This works on Linux only.
+`python -P -m alpro.stages.execution.lifecycle CLIENT GRACE STOP_FILE COMMAND...` runs COMMAND until
+it ends, the process CLIENT ends, or SIGTERM arrives. It is the only place that ends the processes of
+a stage: whoever stops one sends it SIGTERM, or just dies.
 """
 
-import ctypes
+import math
 import os
+import select
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 from alpro.environment import protect_descendants
-from alpro.interpreter import interpreter
+from alpro.interpreter import interpreter, set_parent_death_signal
 
-PR_SET_PDEATHSIG = 1
-# The variable with the process that started this one, of the descendants of a program.
+# Name of the file in a stage's folder at which its training writes a checkpoint and ends.
+STOP_FILE = "stop"
+# Environment variable with the process ID of a supervised command: its descendants may start after
+# it has ended.
 PARENT = "ALPRO_PARENT"
+POLL_SECONDS = 0.1
+# Python's resource tracker removes the semaphores of killed processes, then ends.
+TRACKER_SECONDS = 2.0
 
 
-def with_parent(command: list[str]) -> list[str]:
-    """The command line of a program that ends with this process."""
-    return interpreter("-m", "alpro.stages.execution.lifecycle", str(os.getpid()), *command)
+def supervised(command: list[str], grace: float = 0.0, stop_file: Path | None = None) -> list[str]:
+    """Return the command line that runs a command for this process; see `supervise`."""
+    arguments = [str(os.getpid()), str(grace), str(stop_file or "")]
+    return interpreter("-m", "alpro.stages.execution.lifecycle", *arguments, *command)
 
 
-def parent_process() -> int:
-    """The process that started this one, also if it has ended since, as far as that is known."""
+def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> int:
+    """Run a command until it ends, this process receives SIGTERM, or the process `client` ends.
+
+    A command with a stop file is stopped by creating that file, and others by SIGTERM, or by
+    SIGKILL if their client has ended. What has not ended `grace` seconds later is killed. If this
+    process is killed, the kernel kills the command.
+
+    Returns:
+        The exit status, as a shell reports it: 128 + N for a command that signal N ended.
+    """
+    requests: list[int] = []
+    # The kernel and batch systems may send several, so a signal only leaves a mark.
+    signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
+    has_ended = _watch(client)
+    if has_ended():
+        return 1
+
+    child = subprocess.Popen(command, preexec_fn=partial(_join_supervisor, os.getpid()))
+    deadline = math.inf
+    while child.poll() is None:
+        orphaned = has_ended()
+        if (requests or orphaned) and deadline == math.inf:
+            deadline = time.monotonic() + grace
+            if stop_file:
+                Path(stop_file).touch()
+            elif orphaned:
+                deadline = 0.0
+            else:
+                child.terminate()
+
+        if time.monotonic() >= deadline:
+            child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_SECONDS)
+
+    if child.returncode:
+        _wait_for_group()
+    if has_ended():
+        os.killpg(0, signal.SIGKILL)  # nobody else is left to end the group
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _watch(client: int) -> Callable[[], bool]:
+    """Return a function that tells whether a process has ended."""
+    if not hasattr(os, "pidfd_open"):  # not Linux: only a parent can be watched
+        return lambda: os.getppid() == 1
+    try:
+        # A number may be another process's by the next look, and a handle may not.
+        handle = os.pidfd_open(client)
+    except ProcessLookupError:
+        return lambda: True
+    return lambda: bool(select.select([handle], [], [], 0)[0])
+
+
+def _join_supervisor(supervisor: int) -> None:
+    """Prepare a forked child to run a supervised command."""
+    set_parent_death_signal(supervisor, signal.SIGKILL)
+    os.environ[PARENT] = str(os.getpid())
+
+
+def get_parent() -> int:
+    """Return the process that started this one, even if it has ended, where that is known."""
     return int(os.environ.get(PARENT, os.getppid()))
 
 
-def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """From now on this process receives a signal when its parent ends. Exits if that has happened
-    already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-    # A parent that ended before `prctl` sends no signal.
-    if os.getppid() != parent:
-        os._exit(1)
+def _wait_for_group() -> None:
+    """Wait until this process is alone in its group, at most `TRACKER_SECONDS`."""
+    deadline = time.monotonic() + TRACKER_SECONDS
+    while time.monotonic() < deadline and _group_size() > 1:
+        time.sleep(POLL_SECONDS)
 
 
-def ignore_signals(*numbers: int) -> None:
-    """From now on, these signals do nothing in this process. Unlike SIG_IGN, this does not pass on
-    to the programs that it starts."""
-    for number in numbers:
-        signal.signal(number, lambda *_: None)
-
-
-def signal_group(leader: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # the group is empty
-        os.killpg(leader, number)
+def _group_size() -> int:
+    """Count the processes of this process's group."""
+    size = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            size += os.getpgid(int(folder.name)) == os.getpgrp()
+    return size
 
 
 if __name__ == "__main__":
     protect_descendants()
-    end_with_parent(int(sys.argv[1]), signal.SIGTERM)
-    os.environ[PARENT] = str(os.getpid())  # COMMAND has the same number
-    os.execvp(sys.argv[2], sys.argv[2:])
+    sys.exit(supervise(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]))

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
+from alpro.interpreter import set_parent_death_signal
 from alpro.models.clip_prompter import wrap_tokenizer
 from alpro.models.word_pieces import BertTokenizer
 from alpro.shards.reader import Sample, ShardReader, Unreadable
@@ -376,10 +377,15 @@ class TrainingDataset(Dataset[Batch]):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=batches_per_worker,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # otherwise the loader advances the restored global generator
         )
-        return map(_raise_errors, iter(loader))
+        items = iter(loader)
+        if loader.num_workers:
+            # torch's handler raises wherever this process is when a worker dies. Without it, the
+            # next batch raises.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return map(_raise_errors, items)
 
 
 def shared_memory() -> int:
@@ -429,8 +435,11 @@ class _ErrorsAsItems(Dataset[Batch | InputError]):
             return error
 
 
-def ignore_signals(worker: int) -> None:
-    """Worker processes receive signals of the process group too; the training process stops and
-    terminates them."""
-    for received in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(received, signal.SIG_IGN)
+def prepare_worker(worker: int) -> None:
+    """Have a DataLoader worker end with its parent, and by nothing else.
+
+    Signals reach the whole process group, and the training process finishes its step first.
+    """
+    set_parent_death_signal(os.getppid(), signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,5 @@
 """The training loop of all stages; they differ in objective, data and validation."""
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -11,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
 from alpro.models.clip_prompter import ClipPrompter
@@ -29,7 +26,8 @@ from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.models.text import Layer, Layers
 from alpro.models.timesformer import Block, TimeSformer
-from alpro.stages.execution.interface import InterruptedExit, Resources
+from alpro.stages.execution.interface import EXIT_STOPPED, Resources
+from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
 from alpro.stages.training.config import TrainingConfig
@@ -44,8 +42,6 @@ MAX_LOGGED = 20  # unreadable examples that are logged one by one
 MIN_UNREADABLE = 10  # unreadable examples below which training never stops
 # Minimum time between checkpoints, as a multiple of the time to write one.
 MIN_SAVE_INTERVAL_RATIO = 20
-LOST_SECONDS = 10.0  # for a loading process that is dying to end
-OF_A_DEATH = "DataLoader worker (pid"  # in torch's messages
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 MIN_COMPILED_WIDTH = 512  # the smallest hidden size whose layers are compiled
 MAX_GRAPHS = 32  # of one type of layer
@@ -162,13 +158,19 @@ class Run:
         return state
 
     def train(self, validate: Validate | None = None, select: str = "") -> dict[str, float]:
-        """Trains to the last step and returns the final metrics.
+        """Train to the last step and return the final metrics.
 
-        `validate()` returns metrics and is called `validation.times` times, the last time at the
-        end. If `select` names one of them, the weights with its highest value are the result,
-        otherwise the last weights. SIGTERM and Ctrl-C write a checkpoint and raise InterruptedExit,
-        as does a loading process that dies, without one. Raises InputError if too many examples are
-        unreadable, or after MAX_SKIPPED_IN_ROW non-finite steps.
+        The file STOP_FILE in `out`, SIGTERM and Ctrl-C write a checkpoint and exit with
+        EXIT_STOPPED.
+
+        Args:
+            validate: returns metrics; called `validation.times` times, the last time at the end.
+            select: the metric whose highest value decides which weights are the result. Empty: the
+                last weights are.
+
+        Raises:
+            InputError: too many examples are unreadable, or MAX_SKIPPED_IN_ROW steps in succession
+                are not finite.
         """
         steps = len(self.data)
         world = self.world
@@ -179,71 +181,55 @@ class Run:
         final: dict[str, float] = {}
         clock = Clock()
         next_sync = first
-        others = set(multiprocessing.active_children())  # which are no loading processes
         bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first)
         self.objective.train()
         with catch_stop_signals() as received, bar as advance:
-            loading: set[BaseProcess] = set()
-            try:
-                batches = self.data.loader(first, self.resources, world.device)
-                loading = set(multiprocessing.active_children()) - others
-                for step, batch in enumerate(batches, first + 1):
-                    clock.batch_loaded()
-                    self.log_unreadable(batch)
-                    self.update(batch.to(world.device))
-                    self.state.step = step
+            batches = self.data.loader(first, self.resources, world.device)
+            for step, batch in enumerate(batches, first + 1):
+                clock.batch_loaded()
+                self.log_unreadable(batch)
+                self.update(batch.to(world.device))
+                self.state.step = step
 
-                    pace = clock.seconds() / clock.steps
-                    last = step == steps
-                    logged = step % self.config.log_every == 0 or last
-                    if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
-                        self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
-                    message = self.log(clock) if logged else ""
-                    if world.main:
-                        advance(1, message)
+                pace = clock.seconds() / clock.steps
+                last = step == steps
+                logged = step % self.config.log_every == 0 or last
+                if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
+                    self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+                message = self.log(clock) if logged else ""
+                if world.main:
+                    advance(1, message)
 
-                    if validate and self.is_validated(step):
-                        final = self.validate(validate, select)
-                        clock.start_window()
-                    # Not after every step: a collective makes the ranks wait for each other.
-                    if not last and (step >= next_sync or world.size == 1):
-                        pace = self.save_or_stop(clock, bool(received), pace)
-                        next_sync = step + max(
-                            1, min(self.config.log_every, int(SYNC_SECONDS / pace))
-                        )
-                    clock.last_step = time.monotonic()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                # torch's handler of SIGCHLD raises a RuntimeError anywhere, also from here on, when
-                # the next loading process dies. It raises once for a loader, also in `signal`.
-                try:
-                    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                except RuntimeError:
-                    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                if not lost_process(loading, error):
-                    signal.signal(signal.SIGCHLD, handler)
-                    raise
-                # The error may interrupt a step: only the last checkpoint is consistent.
-                died = f"a loading process died ({one_line(error)})"
-                log.warning(f"{died}; continue from the last checkpoint")
-                raise InterruptedExit(
-                    f"{died}; if memory is short, lower resources.workers"
-                ) from error
+                if validate and self.is_validated(step):
+                    final = self.validate(validate, select)
+                    clock.start_window()
+                # Not after every step: a collective makes the ranks wait for each other.
+                if not last and (step >= next_sync or world.size == 1):
+                    pace = self.save_or_stop(clock, bool(received), pace)
+                    next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
+                clock.last_step = time.monotonic()
 
         if select and self.state.best_step and world.main:  # rank 0 saves the model
             self.load_best()
         return final
 
-    def save_or_stop(self, clock: Clock, stop_requested: bool, pace: float) -> float:
-        """Saves if it is time to, and exits after a stop signal.
+    def save_or_stop(self, clock: Clock, signalled: bool, pace: float) -> float:
+        """Save a checkpoint if it is time to, and exit with one if a rank is to stop.
 
-        pace: seconds a step. Ranks agree by a collective; returns the pace of the slowest.
+        Args:
+            signalled: whether this rank received a signal that stops it.
+            pace: seconds a step.
+
+        Returns:
+            The pace of the slowest rank.
         """
         interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
         started = time.monotonic()
         save_due = started - clock.last_save > interval
-        stop, save, pace = all_reduce_max([stop_requested, save_due, pace], self.world.device)
+        # Every rank looks, because NFS may show a new file to other nodes a minute later.
+        stop_requested = signalled or (self.out / STOP_FILE).exists()
+        device = self.world.device
+        stop, save, pace = all_reduce_max([stop_requested, save_due, pace], device)
 
         if stop or save:
             self.save()
@@ -252,7 +238,9 @@ class Run:
         if stop:
             if self.world.main:
                 log.info(f"stopped after step {self.state.step}")
-            raise InterruptedExit("it received SIGTERM")
+            # The first rank that exits ends the others: they wait until rank 0 has saved.
+            all_reduce_max([0.0], device)
+            raise SystemExit(EXIT_STOPPED)
         return pace
 
     def load_best(self) -> None:
@@ -439,23 +427,6 @@ class Run:
 def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
     """The type of the matrix products of a training run."""
     return compute_dtype(objective.model.config.video.width, world.device, config.mixed_precision)
-
-
-def lost_process(processes: set[BaseProcess], error: Exception) -> bool:
-    """Whether an error means that one of the loading processes has died.
-
-    Its type does not tell: torch's handler of SIGCHLD raises a RuntimeError anywhere, which other
-    code may replace by its own, also by an InputError, and the sockets of a dying process close
-    before it has ended: ConnectionResetError, EOFError.
-    """
-    # One that died as it started may not be among the processes.
-    if OF_A_DEATH in str(error):
-        return True
-    if not processes:
-        return False
-    # An input that is wrong is no sign of a death: not waited for.
-    seconds = 0.0 if isinstance(error, InputError) else LOST_SECONDS
-    return bool(wait([process.sentinel for process in processes], seconds))
 
 
 def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:

@@ -137,21 +137,35 @@ def write_artifact(
     return folder, Record.from_json(record)
 
 
+class InProcess:
+    """Stands for `Processes`: the stage runs in the thread that waits for it."""
+
+    stopped = False
+    last_lines = ()
+
+    def __init__(self, command: list[str], *_: object):
+        self.work_file = Path(command[-1])
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def wait(self) -> int:
+        from alpro.pipeline.execution import run_stage
+
+        return run_stage.main(self.work_file)
+
+
 @contextmanager
 def in_process() -> Iterator[None]:
     """Stages run in this process, not in a group of processes: that takes a tenth of the time."""
-    from alpro.pipeline.execution import launch, run_stage
+    from alpro.pipeline.execution import processes
     from alpro.pool import in_this_process
     from alpro.stages.training import loop
 
-    def run(arguments: list[str], *_: object) -> int:
-        return run_stage.main(Path(arguments[-1]))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "run_group", run)
-        patch.setattr(
-            loop, "catch_stop_signals", lambda: nullcontext([])
-        )  # a task runs in a thread
+        patch.setattr(processes, "Processes", InProcess)
+        # A task runs in a thread.
+        patch.setattr(loop, "catch_stop_signals", lambda: nullcontext([]))
         with in_this_process():
             yield
 

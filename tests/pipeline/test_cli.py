@@ -21,15 +21,15 @@ from alpro.files import write_json
 from alpro.log import warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages.execution.interface import Interrupted, StageFailed
+from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import ROOT, TINY, write_artifact
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
 
 
 def call(monkeypatch, capsys, *arguments):
-    """Calls the command line; returns its exit status, standard output and standard error."""
+    """Calls the command line; returns its exit status, standard output and standard error without
+    the first line of `alpro run`."""
     warn_once.cache_clear()  # as in a process of its own
     monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
     monkeypatch.setattr(
@@ -40,7 +40,9 @@ def call(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()
-    return left.value.code, printed.out, printed.err
+    lines = printed.err.splitlines(keepends=True)
+    errors = [line for line in lines if "starting, with the workspace" not in line]
+    return left.value.code, printed.out, "".join(errors)
 
 
 def manifest(folder, *rows):
@@ -216,7 +218,7 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     done = subprocess.run([*as_root, *command], cwd=ROOT, capture_output=True, text=True)
     tmp_path.chmod(0o755)
     closed.chmod(0o755)
-    assert done.stdout == "[2, 2, 2, 2]\n"
+    assert done.stdout.endswith("[2, 2, 2, 2]\n")
     lines = done.stderr.splitlines()
     assert [line[:7] for line in lines] == ["error: "] * len(commands)
     assert all(str(tmp_path) in line for line in lines)
@@ -236,51 +238,24 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys
     assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}
 
 
-def test_ui_prints_its_address_when_mlflow_answers(mlflow_store, tmp_path, monkeypatch, capsys):
-    from alpro.pipeline.flows import servers
-
-    running = Mock()
-    printed = []
-
-    def until(condition, seconds=0):
-        printed.append(capsys.readouterr().out)
-        if len(printed) == 2:
-            raise KeyboardInterrupt
-        assert condition()
-
-    running.until = until
-    monkeypatch.setattr(servers, "programs", lambda logs: nullcontext(running))
-    monkeypatch.setattr(servers, "answers", lambda url: url == "http://127.0.0.1:5017/health")
-    mlflow_store(tmp_path)
-    Tracker.open("", tmp_path, "mine")
-    assert call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)[0] == 130
-    assert "MLflow at" not in printed[0]
-    assert printed[1].startswith("MLflow at http://127.0.0.1:5017")
-    _, words, environment = running.start.call_args.args
-    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in words
-    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-
-
-def test_ui_shows_a_workspace_in_which_nothing_can_be_written(
+def test_ui_prints_its_address_and_becomes_mlflows_program(
     mlflow_store, tmp_path, monkeypatch, capsys
 ):
-    """The log is in a temporary folder for the time of the command."""
-    from alpro.pipeline.flows import servers
-
-    logs = []
-
-    def programs(folder):
-        (folder / "mlflow.log").touch()
-        logs.append(folder)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(servers, "programs", programs)
+    """At once, before slow imports, and from a folder with nobody's files."""
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.chdir(tmp_path)
     mlflow_store(tmp_path)
-    Tracker.open("", tmp_path, "mine")
-    (tmp_path / "logs").touch()  # no mode stops root: a file is where the folder would be
-    assert call(monkeypatch, capsys, "ui", "--port", 5018, "--workspace", tmp_path)[0] == 130
-    assert tmp_path not in logs[0].parents
-    assert not logs[0].exists()
+
+    _, out, _ = call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)
+
+    first, address = out.splitlines()
+    assert first == "starting MLflow"
+    assert address.startswith("MLflow at http://127.0.0.1:5017")
+    (command,) = started
+    assert command[1:5] == ["-P", "-m", "mlflow", "ui"]
+    assert f"sqlite:///{tmp_path / 'mlflow.db'}" in command
+    assert os.path.isfile("os.py")  # noqa: PTH113 - the current folder
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
@@ -398,11 +373,6 @@ def terminated(*arguments):
             OSError(errno.EIO, "Input/output error", "a.json"),
             2,
             "error: a.json: Input/output error; check this disk and run again to resume\n",
-        ),
-        (
-            Interrupted("pretrain stopped"),
-            75,
-            "pretrain stopped; run the same command again to continue\n",
         ),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
         (terminated, 143, "stopped; run the same command again to continue\n"),

@@ -20,7 +20,7 @@ from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 from alpro import stages
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
-from alpro.stages.execution.interface import STOP, StageFailed
+from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import (
     STAGES,
     TINY,
@@ -89,7 +89,7 @@ def deployed(first, workspace, monkeypatch):
         for module in (flow, tasks):
             monkeypatch.setattr(module, "get_client", lambda sync_client: client)
         monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-        monkeypatch.setattr(flow, "end_with_worker", lambda: None)
+        monkeypatch.setattr(flow, "set_parent_death_signal", lambda *_: None)
         monkeypatch.setattr(tasks, "run_deployment", run_deployment)
         monkeypatch.setattr(tasks, "POLL_SECONDS", 0)
         monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
@@ -110,12 +110,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     )
     started = deployed(client, changes)
     (parent, *others), nested = runs(workspace)
-    parameters = {
-        "config": TINY,
-        "data": "",
-        "changes": changes,
-        "parent_run": parent.info.run_id,
-    }
+    parameters = {"config": TINY, "data": "", "changes": changes}
     assert started == [
         (f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")
     ]
@@ -157,7 +152,7 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
     def stop(one: str) -> SimpleNamespace:
         if client.read_flow_run.call_count == 2:
             signal.pthread_kill(main, signal.SIGINT)
-            STOP.get()._requested.wait(120)
+            assert tasks.CURRENT_RUN.get().stopping.wait(120)
         return SimpleNamespace(state=Running())
 
     client.read_flow_run.side_effect = stop
@@ -170,7 +165,7 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
 
 def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
     monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-    monkeypatch.setattr(flow, "end_with_worker", lambda: None)
+    monkeypatch.setattr(flow, "set_parent_death_signal", lambda *_: None)
     for workspace in ("", "relative/folder"):
         monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
         with pytest.raises(InputError, match="ALPRO_WORKSPACE"):
@@ -183,8 +178,8 @@ def folders_of(result: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
-    """Called, with other options, as a part of another flow, and without Prefect. The workspace is
-    in the current folder, or where the variable says."""
+    """Called, with other options, and as a part of another flow. The workspace is where the variable
+    says."""
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
 
     @prefect.flow
@@ -195,7 +190,6 @@ def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
     for call in (
         lambda: flow.alpro(config=TINY, stage="train_tokenizer"),
         lambda: flow.alpro.with_options(retries=0)(TINY, stage="train_tokenizer"),
-        lambda: flow.alpro.fn(TINY, stage="train_tokenizer"),
         outer,
     ):
         assert folders_of(call()).items() >= {STAGES[3]: expected[STAGES[3]]}.items()

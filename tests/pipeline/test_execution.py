@@ -1,264 +1,286 @@
-"""Running a stage as a group of processes on free GPUs: what it receives, its result, and why it
-ended."""
+"""Running a stage as a group of processes: what it receives, its result, and why it ended."""
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import textwrap
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.execution import devices, launch
+from alpro.pipeline.execution import processes
 from alpro.pipeline.execution import run_stage as program
-from alpro.pipeline.execution.devices import reserved, visible_devices
-from alpro.pipeline.execution.launch import command, run_group, run_stage
+from alpro.pipeline.execution.processes import Launch, find_gpus, get_command, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.storage import DISK_FULL
 from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
-    EXIT_INTERRUPTED,
-    STOP,
-    Interrupted,
-    InterruptedExit,
+    FINISHED_UNITS,
     Outcome,
     Resources,
     StageFailed,
-    Stop,
-    Stopped,
+    count_finished,
 )
 from tests.conftest import ROOT, one_line
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
-ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step(
     "pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
 )
 
+# Starting a stage.
+
+
+class Group:
+    """Stands for `Processes`: leaves a result and a status, and records what it was given."""
+
+    def __init__(self) -> None:
+        self.result = {"counts": {"items": 3}, "metrics": {"score": 0.5}}
+        self.status = 0
+        self.work = lambda folder: None  # what it does in the stage's folder
+        self.stopped = False
+        self.last_lines: list[str] = []
+
+    def __call__(self, command, environment, descriptors, on_line):
+        self.file = Path(command[-1])
+        self.described = read_json(self.file)
+        self.command = command
+        self.environment = environment
+        self.descriptors = descriptors
+        return self
+
+    def wait(self) -> int:
+        self.work(self.file.parent)
+        if self.result is not None:
+            write_json(self.file.with_name("result.json"), self.result)
+        return self.status
+
 
 @pytest.fixture
-def stop():
-    """A request to stop, of the pipeline in which the test runs."""
-    token = STOP.set(stop := Stop())
-    yield stop
-    STOP.reset(token)
-
-
-# Launching.
+def group(monkeypatch) -> Group:
+    group = Group()
+    monkeypatch.setattr(processes, "Processes", group)
+    monkeypatch.setattr(processes, "RESULT_SECONDS", 0)
+    return group
 
 
 @pytest.fixture
-def group(monkeypatch) -> dict[str, Any]:
-    """Records commands instead of starting processes. "result" is what they write, "status" their
-    exit status."""
-    seen: dict[str, Any] = {
-        "status": 0,
-        "result": {"counts": {"items": 3}, "metrics": {"score": 0.5}},
-    }
+def run(tmp_path):
+    """run(step, launch, **resources): runs its stage in the folder of the test."""
 
-    def run_group(arguments, locks, say, settings):
-        file = Path(arguments[-1])
-        seen.update(arguments=arguments, locks=locks, settings=settings, work=read_json(file))
-        if seen["result"] is not None:
-            write_json(file.with_name("result.json"), seen["result"])
-        return seen["status"]
+    def start(step: Step, launch: Launch | None = None, **resources: object) -> Outcome:
+        store = Store(tmp_path)
+        return run_stage(step, tmp_path, store, Resources(**resources), launch or Launch())
 
-    monkeypatch.setattr(launch, "run_group", run_group)
-    return seen
+    return start
 
 
-def test_a_process_gets_the_resources_returns_its_outcome_and_the_command_for_other_nodes_is_printed(
-    group, tmp_path
-):
-    resources = Resources(
-        workers=3, device="cpu", compile=True, rank_timeout=7.5, processes=2, max_stages=2
-    )
-    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
-    outcome = run_stage(
-        PRETRAIN, tmp_path, Store(tmp_path), resources, lock_file=5, say=pytest.fail
-    )
+def test_a_stage_receives_its_configuration_and_resources(group, run, tmp_path):
+    resources = {"workers": 3, "device": "cpu", "rank_timeout": 7.5, "processes": 2}
+
+    run(PRETRAIN, Launch(descriptors=[5]), **resources)
+
+    described = group.described
+    assert described["stage"] == "pretrain"
+    assert described["config"] == PRETRAIN.config.model_dump(mode="json")
+    assert described["out"] == str(tmp_path)
+    assert Resources.model_validate(described["resources"]) == Resources(**resources)
+    assert group.descriptors == [5]
+
+
+def test_an_outcome_is_read_and_no_file_of_its_processes_stays(group, run, tmp_path):
+    write_json(tmp_path / "result.json", {"error": "of an earlier attempt"})
+    group.work = lambda folder: (folder / "stop").touch()
+
+    outcome = run(EVALUATE)
+
     assert (outcome.counts, outcome.metrics) == ({"items": 3}, {"score": 0.5})
-    assert not list(tmp_path.iterdir())  # it leaves no files of its own
-    assert Resources.model_validate(group["work"]["resources"]) == resources
-    assert (group["work"]["stage"], group["work"]["config"]) == (
-        "pretrain",
-        PRETRAIN.config.model_dump(mode="json"),
-    )
-    assert (group["work"]["out"], group["locks"]) == (str(tmp_path), (5,))
-    assert group["settings"] == {"ALPRO_PLAIN_PROGRESS": "1"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_stage_has_written_counts_however_its_processes_end(group, run):
+    """A library may abort the process as it ends."""
+    group.status = 134
+
+    assert run(EVALUATE).counts == {"items": 3}
+
+
+def test_only_a_training_has_time_to_end(group, run):
+    for step, grace, stop_file in ((PRETRAIN, "45.0", "stop"), (DATA, "0.0", "")):
+        run(step)
+        _, _, _, _, _, seconds, file = group.command[:7]
+        assert (seconds, Path(file).name if file else "") == (grace, stop_file)
+
+
+def test_models_that_share_a_cpu_share_its_cores(group, run, monkeypatch):
+    """torchrun would give each process one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(step: Step, processes: int, stages: int, gpus: tuple[str, ...] = ()) -> str | None:
+        run(step, Launch(gpus), processes=processes, max_stages=stages)
+        return group.environment.get("OMP_NUM_THREADS")
+
+    assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
+    assert threads(PRETRAIN, 1, 2) == "3"
+    assert threads(PRETRAIN, 2, 2) == "1"
+    assert threads(CACHE, 2, 1) is None  # in one process
+    assert threads(DATA, 1, 2) is None  # it has no model
+    assert threads(PRETRAIN, 1, 2, ("0",)) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads(PRETRAIN, 1, 2) == "4"  # the user's
+
+
+def test_the_output_of_stages_side_by_side_is_plain(group, run):
+    run(DATA, max_stages=2)
+    assert group.environment["ALPRO_PLAIN_PROGRESS"] == "1"
+
+
+def test_a_stage_uses_the_gpus_that_it_is_given(group, run, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+
+    run(PRETRAIN, Launch(gpus=["2", "GPU-b"]), processes=2)
+
+    assert group.environment["CUDA_VISIBLE_DEVICES"] == "2,GPU-b"
+    assert group.environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_gpus_have_the_names_of_cuda(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for visible, names in (
+        ("", ["0", "1"]),
+        ("3, GPU-b", ["3", "GPU-b"]),
+        ("MIG-1,MIG-2,unknown", ["MIG-1", "MIG-2"]),  # CUDA stops at the first unknown name
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert find_gpus(Resources()) == names
+    assert find_gpus(Resources(device="cpu")) == []
+
+
+def test_the_command_for_other_nodes_is_printed(group, run, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     printed: list[str] = []
-    resources = Resources(nodes=2, rendezvous="host:29500")
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), resources, say=printed.append)
+
+    run(PRETRAIN, Launch(["0"], on_line=printed.append), nodes=2, rendezvous="host:29500")
+
     (line,) = printed
-    assert (
-        "python -P -m alpro.pipeline.execution.torchrun --log-dir /dev/null --nproc-per-node=1 "
-        in line
-    )
+    # GPUs have other names there.
+    start = "pretrain: start on each other node: PYTORCH_ALLOC_CONF=expandable_segments:True python"
+    assert line.startswith(f"{start} -P -m torch.distributed.run --log-dir /dev/null ")
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
-def test_threads_of_a_stage_on_a_cpu(group, tmp_path, monkeypatch):
-    """torchrun would set 1."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))  # that this process may use
-
-    def threads(step: Step, processes: int, beside: int) -> str | None:
-        resources = Resources(device="cpu", processes=processes)
-        run_stage(step, tmp_path, Store(tmp_path), resources, concurrent_stages=beside)
-        return group["settings"].get("OMP_NUM_THREADS")
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's
-    assert threads(PRETRAIN, 1, 2) is None
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
-    assert (threads(PRETRAIN, 1, 2), threads(PRETRAIN, 2, 2)) == ("3", "1")
-    assert threads(CACHE, 2, 1) is None  # in one process
-    assert threads(DATA, 1, 2) is None  # it has no model
-
-
-def test_a_resumed_stage_keeps_its_threads(group, tmp_path, monkeypatch):
-    """With another number, the last bits of its weights would be others."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    started = []
-    for folder, beside in (("one", 2), ("one", 1), ("two", 1), ("two", 2)):
-        out = tmp_path / folder
-        out.mkdir(exist_ok=True)
-        resources = Resources(device="cpu")
-        run_stage(PRETRAIN, out, Store(tmp_path), resources, concurrent_stages=beside)
-        started.append(group["settings"].get("OMP_NUM_THREADS"))
-        # As if it had been killed: a stage that succeeds removes its work file.
-        write_json(out / "work.json", group["work"])
-    assert started == ["3", "3", None, None]
-
-
-ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage", "work.json"]
-TORCHRUN = [sys.executable, "-P", "-m", "alpro.pipeline.execution.torchrun"]
-TORCHRUN += ["--log-dir", "/dev/null"]
+ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage"]
+TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--log-dir", "/dev/null"]
+NODES = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
 TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
 
 
-def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes():
+@pytest.mark.parametrize("stage", STAGES)
+def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes(stage):
     file = Path("pretrain/0123/work.json")
+    module = [*ALONE[2:], str(file)]
+    one = [*ALONE, str(file)]
+    four = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
     nodes = {"nodes": 2, "rendezvous": "host:29500"}
-    meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
-    module = [*ALONE[2:-1], str(file)]
-    for stage in STAGES:
-        several = stage in (*TRAININGS, "zero_shot", "evaluate")
-        many = (
-            [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
-            if several
-            else [*ALONE[:2], *module]
-        )
-        assert command(stage, file, Resources()) == [*ALONE[:2], *module]
-        assert command(stage, file, Resources(processes=4)) == many
-        expected = (
-            [*TORCHRUN, "--nproc-per-node=4", *meeting, *module] if stage in TRAININGS else many
-        )
-        assert command(stage, file, Resources(processes=4, **nodes)) == expected
-        if stage in TRAININGS:
-            assert command(stage, file, Resources(**nodes))[6] == "--nproc-per-node=1"
+    trains = stage in TRAININGS
+    several = four if trains or stage in ("zero_shot", "evaluate") else one
+
+    assert get_command(stage, file, Resources()) == one
+    assert get_command(stage, file, Resources(processes=4)) == several
+    on_nodes = [*TORCHRUN, "--nproc-per-node=4", *NODES, *module]
+    assert get_command(stage, file, Resources(processes=4, **nodes)) == (
+        on_nodes if trains else several
+    )
+    if trains:
+        assert "--nproc-per-node=1" in get_command(stage, file, Resources(**nodes))
+
+
+# How a stage ends.
+
+
+def test_a_users_mistake_has_the_name_of_the_stage(group, run):
+    """Whatever the status, which is torchrun's with several ranks."""
+    group.result = {"error": "clips: no captions"}
+    group.status = 137
+
+    with one_line("evaluate: clips: no captions"):
+        run(EVALUATE)
+
+
+def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
+    group.result = None
+    group.status = 75
+    group.stopped = True
+
+    with one_line("evaluate was stopped", of=processes.CancelledError):
+        run(EVALUATE)
 
 
 @pytest.mark.parametrize(
-    ("status", "result", "error", "message"),
+    ("status", "lines", "message"),
     [
-        (2, {"error": "clips: no captions"}, InputError, "^clips: no captions$"),
-        (
-            1,
-            {"error": "clips: no captions"},
-            InputError,
-            "^clips: no captions$",
-        ),  # torchrun's own status
-        (2, None, InputError, "evaluate"),  # a full disk has no room for a result
-        (75, None, Interrupted, "evaluate"),
-        (1, {"interrupted": "x"}, Interrupted, "evaluate"),
-        (-15, None, Interrupted, "evaluate"),
-        (-14, None, Interrupted, "evaluate"),
-        (1, None, StageFailed, "status 1"),
-        (-9, None, StageFailed, "memory"),
-        (-11, None, StageFailed, "status -11"),
+        (1, [], "evaluate ended with status 1; its output is above"),
+        (1, ["File x", "ValueError: y"], "evaluate ended with status 1: File x | ValueError: y"),
+        (139, [], "evaluate was ended by SIGSEGV"),
+        (-11, [], "evaluate was ended by SIGSEGV"),
+        (137, [], "evaluate was killed, probably for memory"),
+        (75, [], "evaluate ended with status 75"),  # of a signal that others sent
+        (0, [], "all nodes must share its folder"),
     ],
 )
-def test_the_status_of_the_process_is_the_status_of_the_stage(
-    status, result, error, message, group, tmp_path, stop
+def test_a_stage_without_a_result_has_failed_with_its_last_lines(
+    status, lines, message, group, run, tmp_path
 ):
-    write_json(tmp_path / "result.json", {"error": "of an earlier try"})
-    group |= {"status": status, "result": result}
-    with pytest.raises(error, match=message) as raised:
-        run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
-    assert type(raised.value) is error
-    stop.request()  # a pipeline that stops is not a stage that failed
-    with pytest.raises(InputError if result and "error" in result else Stopped):
-        run_stage(EVALUATE, tmp_path, Store(tmp_path), Resources())
+    group.result = None
+    group.status = status
+    group.last_lines = lines
+
+    with one_line(message, f"unfinished results are in {tmp_path}", of=StageFailed):
+        run(EVALUATE)
 
 
-def python(text: str) -> list[str]:
-    return [sys.executable, "-c", textwrap.dedent(text)]
+def test_a_full_disk_has_no_room_for_a_result(group, run):
+    group.result = None
+    group.status = EXIT_INPUT_ERROR
+
+    with one_line("evaluate: stopped by the error above"):
+        run(EVALUATE)
 
 
-def test_the_output_of_a_process_is_read_to_its_end_whatever_the_log_raises():
-    lines: list[str] = []
-    both = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(3)"
-    assert run_group(python(both), (), lines.append) == 3
-    assert sorted(lines) == ["to stderr", "to stdout"]
-
-    def raise_as_rich_does(line: str) -> None:
-        raise SystemExit(1)
-
-    long = "for _ in range(40_000): print('more than the pipe and its reader hold')"
-    assert run_group(python(long), (), raise_as_rich_does) == 0
+def write_progress(folder: Path, step: int, units: int) -> None:
+    (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    (folder / "parts").mkdir(exist_ok=True)
+    # A unit that was found again has a second line.
+    lines = [f"key-{unit}\n" for unit in [*range(units), 0]]
+    (folder / FINISHED_UNITS).write_text("".join(lines))
 
 
-def test_a_stop_ends_the_group_and_none_starts_after_it(stop):
-    lines: list[str] = []
-    waits = "import signal; signal.signal(15, lambda *_: exit(75)); print('ready', flush=True); signal.pause()"
-    assert run_group(python(waits), (), lambda line: (lines.append(line), stop.request())) == 75
-    assert lines == ["ready"]
-    with pytest.raises(Stopped):
-        run_group(python("print('started')"), (), lines.append)
-    with pytest.raises(Stopped):
-        stop.wait(600)
+@pytest.mark.parametrize(
+    ("step", "units", "progressed"), [(3, 2, False), (4, 2, True), (3, 3, True), (2, 2, False)]
+)
+def test_only_more_finished_work_is_progress(step, units, progressed, group, run, tmp_path):
+    assert count_finished(tmp_path) == 0
+    write_progress(tmp_path, 3, 2)
+    assert count_finished(tmp_path) == 5
 
+    def work(folder: Path) -> None:
+        for old in folder.glob("checkpoints/*"):
+            old.rmdir()
+        write_progress(folder, step, units)
 
-def test_what_a_process_leaves_behind_ends_with_it():
-    reading, writing = os.pipe()
-    child = "import signal; print('ready', flush=True); signal.pause()"
-    leaves = f"""
-        import subprocess, sys
-        command = [sys.executable, "-c", {child!r}]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[{writing}])
-        child.stdout.readline()"""
-    assert run_group(python(leaves), (writing,), lambda line: None) == 0
-    os.close(writing)
-    assert os.read(reading, 1) == b""  # nobody has it open any more
-    os.close(reading)
-
-
-def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path):
-    """As Python's, it acts when the pipe from the process closes."""
-    tracker = f"""
-        import os, sys
-        print(flush=True)
-        sys.stdin.read()
-        open({str(tmp_path / "cleaned up")!r}, "w").close()"""
-    killed = f"""
-        import os, subprocess, sys
-        command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
-        tracker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        tracker.stdout.readline()  # so that its start does not count
-        os.kill(os.getpid(), 9)"""
-    assert run_group(python(killed), (), lambda line: None) == -signal.SIGKILL
-    assert (tmp_path / "cleaned up").exists()
+    group.result = None
+    group.work = work
+    group.status = 1
+    with pytest.raises(StageFailed) as raised:
+        run(PRETRAIN)
+    assert raised.value.progressed is progressed
 
 
 # The program of a stage.
@@ -279,12 +301,11 @@ def work(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(work, monkeypatch):
-    """run(result, rank): the status and result.json of a stage that returns or raises `result`, and
+def main(work, monkeypatch):
+    """main(result, rank): the status and result.json of a stage that returns or raises `result`, and
     its arguments."""
-    monkeypatch.setattr(program, "end_with_parent", lambda *_: None)
 
-    def start(result, rank: str = "") -> tuple[int, dict, list]:
+    def start(result, rank: str = "0") -> tuple[int, dict, list]:
         received: list = []
 
         def stage(*arguments) -> Outcome:
@@ -294,8 +315,7 @@ def run(work, monkeypatch):
             return result
 
         monkeypatch.setattr(decode_videos, "run", stage)
-        for name, value in (("RANK", rank), ("WORLD_SIZE", "3")):
-            monkeypatch.setenv(name, value) if rank else monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("RANK", rank)
         status = program.main(work)
         file = work.with_name("result.json")
         return status, read_json(file) if file.exists() else {}, received
@@ -303,196 +323,81 @@ def run(work, monkeypatch):
     return start
 
 
-def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(run, tmp_path):
+def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(main, tmp_path):
     outcome = Outcome(
         {"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"}
     )
-    status, result, (config, inputs, out, resources) = run(outcome)
+
+    status, result, (config, inputs, out, resources) = main(outcome)
+
     assert (status, Outcome(**result)) == (0, outcome)
     assert (config.size, config.frames) == (64, 8)
     assert (inputs, out) == (decode_videos.Inputs(manifest=tmp_path), tmp_path / "out")
     assert (resources.workers, resources.device) == (3, "cpu")
 
 
-ERRORS = {
-    EXIT_INPUT_ERROR: [
-        InputError("no captions"),
-        *(OSError(number, "No space", "clips.tar") for number in DISK_FULL),
-    ],
-    EXIT_INTERRUPTED: [
-        OSError(errno.ESTALE, "Stale file handle"),
-        TimeoutError(),
-        InterruptedExit("it received SIGTERM"),
-    ],
-    "raised": [FileNotFoundError("x"), PermissionError("x"), ValueError("a bug"), SystemExit(3)],
-}
-# Of a signal: torchrun also sends it to the ranks that are left when one has failed.
-ERRORS["raised"] += [SystemExit(EXIT_INTERRUPTED)]
-ERRORS[EXIT_INTERRUPTED] += [ConnectionResetError("https://host/a.mp4: reset")]
+MISTAKES = [InputError("no captions"), MemoryError()]
+MISTAKES += [OSError(number, "No space", "clips.tar") for number in DISK_FULL]
+FAULTS = [
+    ValueError("a bug"),
+    PermissionError("x"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    SystemExit(75),  # stopped
+]
 
 
-@pytest.mark.parametrize("status", ERRORS)
-def test_an_error_is_the_persons_or_passes_or_is_a_bug(status, run, work, capsys):
-    for error in ERRORS[status]:
-        if status == "raised":
-            with pytest.raises(type(error)):
-                run(error)
-            continue
-        work.with_name("result.json").unlink(missing_ok=True)
-        found, result, _ = run(error)
-        assert (found, list(result)) == (
-            status,
-            ["error" if status == EXIT_INPUT_ERROR else "interrupted"],
-        )
-        said = status == EXIT_INTERRUPTED and not isinstance(
-            error, SystemExit
-        )  # what ends the run, the launcher says
-        assert len(capsys.readouterr().err.splitlines()) == said
+@pytest.mark.parametrize("error", MISTAKES, ids=repr)
+def test_an_error_that_the_user_can_fix_is_one_line(error, main):
+    status, result, _ = main(error)
+
+    assert status == EXIT_INPUT_ERROR
+    assert len(result["error"].splitlines()) == 1
 
 
-def test_the_first_rank_that_fails_says_why_and_the_first_rank_writes_the_outcome(
-    run, work, capsys, monkeypatch
-):
-    monkeypatch.setenv("GROUP_RANK", "1")  # of another node, which has a terminal of its own
-    assert run(InputError("clips: no captions"), "1")[:2] == (
-        EXIT_INPUT_ERROR,
-        {"error": "clips: no captions"},
-    )
+@pytest.mark.parametrize("error", FAULTS, ids=repr)
+def test_any_other_error_is_raised(error, main, work):
+    with pytest.raises(type(error)):
+        main(error)
+    assert not work.with_name("result.json").exists()
+
+
+def test_the_first_rank_that_fails_says_why(main, capsys, monkeypatch):
+    monkeypatch.setenv("ALPRO_PARENT", "1")  # its pipeline prints it
+    main(InputError("clips: no captions"), "1")
+
+    assert main(InputError("other"), "2")[1] == {"error": "clips: no captions"}
+    assert capsys.readouterr().err == ""
+
+
+def test_on_another_node_the_program_says_why(main, capsys, monkeypatch):
+    monkeypatch.delenv("ALPRO_PARENT", raising=False)
+    main(InputError("clips: no captions"), "1")
     assert capsys.readouterr().err == "error: clips: no captions\n"
-    assert run(InputError("other"), "2")[1] == {"error": "clips: no captions"}
-    work.with_name("result.json").unlink()
-    assert run(Outcome({"items": 2}), "1")[1] == {}
-    assert run(Outcome({"items": 2}), "0")[1]["counts"] == {"items": 2}
+
+
+def test_the_first_rank_writes_the_outcome(main):
+    assert main(Outcome({"items": 2}), "1")[1] == {}
+    assert main(Outcome({"items": 2}), "0")[1]["counts"] == {"items": 2}
+
+
+def test_memory_that_other_processes_hold_is_named(main, monkeypatch):
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        mem_get_info=lambda: (2**30, 80 * 2**30),
+        memory_reserved=lambda: 9 * 2**30,
+    )
+    monkeypatch.setattr("torch.cuda", cuda)
+
+    _, result, _ = main(MemoryError())
+
+    assert "other processes hold 70 of the 80 GiB of its GPU" in result["error"]
+    assert "CUDA_VISIBLE_DEVICES" in result["error"]
 
 
 def test_it_runs_as_a_module(work, tmp_path):
     write_json(work, read_json(work) | {"inputs": {"sample": str(tmp_path / "nowhere")}})
-    done = subprocess.run([*ALONE[:-1], str(work)], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (EXIT_INPUT_ERROR, "")
+
+    done = subprocess.run([*ALONE, str(work)], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == EXIT_INPUT_ERROR
     assert "nowhere" in read_json(work.with_name("result.json"))["error"]
-
-
-# GPUs, of which this machine needs none.
-
-# names, and what identifies each
-ONE = {"0": "a"}
-TWO = {"0": "a", "1": "b"}
-
-
-def test_runs_take_different_devices_and_then_wait(tmp_path, monkeypatch):
-    lines: list[str] = []
-    with ExitStack() as other:
-        assert other.enter_context(reserved(TWO, 1, pytest.fail, tmp_path))[0] == ["0"]
-        with reserved(TWO, 1, pytest.fail, tmp_path) as (names, locks):
-            assert (names, len(locks)) == (["1"], 1)
-        # A device is locked whatever a job calls it: "0" may be another one in another job.
-        with reserved({"GPU-a": "a", "GPU-b": "b"}, 1, pytest.fail, tmp_path) as (names, _):
-            assert names == ["GPU-b"]
-            with reserved({"0": "c"}, 1, pytest.fail, tmp_path) as (others, _):
-                assert others == ["0"]
-
-        waits = [other.close, lambda: None]  # the other run ends in the meantime
-
-        def wait(self: Stop, seconds: float) -> None:
-            with reserved(TWO, 1, pytest.fail, tmp_path) as (free, _):
-                assert free == ["1"]  # a run that waits for two holds none
-            waits.pop()()
-
-        monkeypatch.setattr(Stop, "wait", wait)
-        with reserved(TWO, 2, lines.append, tmp_path) as (names, _):
-            assert names == ["0", "1"]
-    assert lines == ["waits for 2 free GPUs of 2; others are in use"]
-
-
-def test_a_stopped_run_does_not_wait(tmp_path, stop):
-    with reserved(ONE, 1, pytest.fail, tmp_path), pytest.raises(Stopped):
-        reserved(ONE, 1, lambda line: stop.request(), tmp_path).__enter__()
-    with reserved(ONE, 1, pytest.fail, tmp_path) as (names, _):
-        assert names == ["0"]
-
-
-def test_a_process_that_inherits_the_locks_keeps_the_devices(tmp_path):
-    """A training process whose pipeline is killed."""
-    pipeline = f"""
-        import os, subprocess
-        from pathlib import Path
-        from alpro.pipeline.execution.devices import reserved
-        with reserved({ONE}, 1, print, Path({str(tmp_path)!r})) as (_, locks):
-            subprocess.Popen(["cat"], pass_fds=locks)
-            os._exit(9)"""
-    killed = subprocess.Popen(python(pipeline), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert killed.wait() == 9
-    with reserved(TWO, 1, pytest.fail, tmp_path) as (names, _):
-        assert names == ["1"]
-    killed.stdin.close()  # cat ends
-    assert killed.stdout.read() == b""
-    with reserved(ONE, 1, print, tmp_path) as (
-        names,
-        _,
-    ):  # it may close its output first, and then the lock
-        assert names == ["0"]
-
-
-def test_without_devices_nothing_is_reserved_and_too_few_or_no_folder_are_errors(tmp_path):
-    with reserved({}, 4, pytest.fail, tmp_path / "locks") as taken:
-        assert taken == ([], ())
-    assert not (tmp_path / "locks").exists()
-    assert visible_devices(Resources(device="cpu")) == {}
-    (tmp_path / "file").write_text("")
-    for count, folder, named in (
-        (2, tmp_path, "visible GPUs is 1"),
-        (1, tmp_path / "file" / "x", "locks of the GPUs"),
-    ):
-        with pytest.raises(InputError, match=named), reserved(ONE, count, print, folder):
-            pass
-
-
-def test_devices_have_the_names_of_cuda_and_an_identity(monkeypatch):
-    """The identities are asked of CUDA in a process of its own."""
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(devices, "UUIDS", "print('a', 'b')")
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-    devices.device_uuids.cache_clear()
-    assert visible_devices(Resources()) == TWO
-    for visible, found in (
-        ("", TWO),
-        ("3, GPU-b", {"3": "a", "GPU-b": "b"}),
-        ("MIG-1,MIG-2", {"MIG-1": "MIG-1", "MIG-2": "MIG-2"}),  # two parts of one GPU
-    ):
-        monkeypatch.setenv(devices.VISIBLE, visible)
-        devices.device_uuids.cache_clear()
-        assert visible_devices(Resources()) == found
-    devices.device_uuids.cache_clear()
-
-
-def test_a_driver_that_is_too_old_is_one_line_with_its_version(monkeypatch, tmp_path):
-    """NVML counts the GPU, but CUDA cannot use it."""
-    reason = "The NVIDIA driver on your system is too old (found version 12040)."
-    driver = tmp_path / "version"
-    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5 2024\n")
-    monkeypatch.setattr(devices, "DRIVER", driver)
-    monkeypatch.setattr(devices, "UUIDS", f"raise RuntimeError({reason!r})")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.delenv(devices.VISIBLE, raising=False)
-    devices.device_uuids.cache_clear()
-    with one_line("too old", "550.54.15", "resources.device=cpu"):
-        visible_devices(Resources())
-
-
-def test_a_stage_gets_free_devices_and_their_locks(group, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        launch, "visible_devices", lambda resources: {"0": "a", "GPU-1": "b", "2": "c"}
-    )
-    monkeypatch.setattr(launch, "reserved", partial(reserved, folder=tmp_path / "locks"))
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), Resources(processes=2), lock_file=5)
-    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0,GPU-1", **ALLOCATOR}
-    assert len(group["locks"]) == 3
-    several = Resources(nodes=2, rendezvous="host:29500")
-    printed: list[str] = []
-    run_stage(PRETRAIN, tmp_path, Store(tmp_path), several, say=printed.append)
-    # GPUs have other names on another node.
-    assert "PYTORCH_ALLOC_CONF=expandable_segments:True python" in printed[0]
-    run_stage(
-        CACHE, tmp_path, Store(tmp_path), Resources(processes=2)
-    )  # it is neither training nor evaluation
-    assert group["settings"] == {"CUDA_VISIBLE_DEVICES": "0", **ALLOCATOR}

@@ -292,7 +292,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
         "stage": "evaluate",
     }
     title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate']).name[:6]}"
-    assert flow.title_of(plan_of(TINY, workspace=workspace), arguments) == title
+    assert flow.get_title(plan_of(TINY, workspace=workspace), arguments) == title
 
 
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):

@@ -1,11 +1,11 @@
-"""Steps of a flow: which run together, what a failure or an interruption stops, what runs again."""
+"""Steps of a flow: which run together, what a failure or a stop ends, what runs again."""
 
 import shutil
 import signal
 import threading
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration.base import BaseClient
@@ -13,7 +13,8 @@ from prefect.client.orchestration.base import BaseClient
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
 from alpro.pipeline.store.artifacts import Step
-from alpro.stages.execution.interface import STOP, Interrupted, Outcome, StageFailed, Stopped
+from alpro.stages import WITH_MODEL
+from alpro.stages.execution.interface import Outcome, StageFailed
 from tests.pipeline.conftest import (
     RUN_STAGE,
     STAGES,
@@ -27,103 +28,175 @@ from tests.pipeline.conftest import (
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
-
 CORPORA = ["corpora.clips.timeout=71", "corpora.stills.timeout=71"]
 FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit", "most", "beside"),  # beside: how many stages with a model share the cores
-    [
-        (CORPORA, 1, 1, {}),
-        (FINE_TUNING, 2, 2, {"finetune_retrieval": 2, "finetune_qa": 2}),
-        (FINE_TUNING[1:], 2, 1, {"finetune_qa": 1}),  # the other one is cached
-        (["pretrain.lr=7e-4"], 2, 1, {"pretrain": 1}),  # the others need it
-    ],
-)
-def test_independent_stages_run_together_within_the_limit_and_a_failure_stops_only_what_depends_on_it(
-    changes, limit, most, beside, first, workspace, monkeypatch, capsys
-):
-    seen = SimpleNamespace(running=0, most=0, started={})
-    changed = threading.Condition()
+class Together:
+    """Stands for `run_stage`: each stage waits until as many run as are expected, then fails."""
 
-    def fail(step: Step, *_: object, **options: object) -> Outcome:
-        with changed:
-            seen.started[step.name] = options["concurrent_stages"]
-            seen.running += 1
-            seen.most = max(seen.most, seen.running)
-            changed.notify_all()
-            assert changed.wait_for(lambda: seen.most >= most, timeout=120)
-            seen.running -= 1
+    def __init__(self, expected: int):
+        self.expected = expected
+        self.changed = threading.Condition()
+        self.running = 0
+        self.most = 0
+        self.started: list[str] = []
+        self.gpus: list[list[str]] = []
+
+    def __call__(self, step: Step, out: Path, store: object, resources: object, launch) -> Outcome:
+        with self.changed:
+            self.started.append(step.name)
+            self.gpus.append([*launch.gpus])
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.most >= self.expected, timeout=120)
+            self.running -= 1
         raise StageFailed(f"{step.name} broke")
 
-    monkeypatch.setattr(RUN_STAGE, fail)
+
+@pytest.fixture
+def together(first, monkeypatch):
+    """together(expected): replaces the stages; the record of what they did."""
+
+    def replace(expected: int) -> Together:
+        record = Together(expected)
+        monkeypatch.setattr(RUN_STAGE, record)
+        return record
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "most"),
+    [
+        (CORPORA, 1, 1),
+        (FINE_TUNING, 2, 2),
+        (FINE_TUNING[1:], 2, 1),  # the other one is cached
+        (["pretrain.lr=7e-4"], 2, 1),  # the others need it
+    ],
+)
+def test_independent_stages_run_together_within_the_limit(
+    changes, limit, most, together, workspace
+):
+    record = together(most)
+
+    with pytest.raises(StageFailed):
+        alpro(TINY, changes=[*changes, f"resources.max_stages={limit}"], workspace=workspace)
+
+    assert (len(record.started), record.most) == (len(changes), most)
+    if limit == 1:
+        assert record.started == [name for name in STAGES if name in record.started]
+
+
+def test_a_failure_stops_only_what_depends_on_it(together, workspace, monkeypatch, capsys):
     monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
-    changes = [*changes, f"resources.max_stages={limit}"]
-    with pytest.raises(StageFailed) as raised:
-        alpro(TINY, changes=changes, workspace=workspace)
-    in_order = [name for name in STAGES if name in seen.started]
-    assert (len(in_order), seen.most, str(raised.value)) == (
-        len(changes) - 1,
-        most,
-        f"{in_order[0]} broke",
-    )
-    assert limit == 2 or list(seen.started) == in_order
-    assert beside.items() <= seen.started.items()
+    record = together(1)
+
+    with pytest.raises(StageFailed, match="decode_videos clips broke"):
+        alpro(TINY, changes=CORPORA, workspace=workspace)
+
     printed = capsys.readouterr().err
-    assert all(f"{name}: failed: {name} broke" in printed for name in in_order)
-    assert "evaluate: skipped" in printed
-    assert statuses_of(workspace) == dict.fromkeys(["", *in_order], "FAILED")
-    summary = summary_of(workspace, changes)
-    states = states_of(workspace, changes)
-    assert (summary["state"], summary["reason"]) == ("failed", f"{in_order[0]} broke")
-    assert {name for name in STAGES if states[name] == "failed"} == seen.started.keys()
+    assert all(f"failed: {name} broke" in printed for name in record.started)
+    assert "evaluate: skipped, because an input failed" in printed
+    assert statuses_of(workspace) == dict.fromkeys(["", *record.started], "FAILED")
+    summary = summary_of(workspace, CORPORA)
+    states = states_of(workspace, CORPORA)
+    assert (summary["state"], summary["reason"]) == ("failed", "decode_videos clips broke")
+    assert {name for name in STAGES if states[name] == "failed"} == {*record.started}
     assert (states["render_sample"], states["evaluate"]) == ("cached", "unfinished")
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_stages_that_run_at_the_same_time_stop_together_and_their_runs_are_killed(
-    first, workspace, monkeypatch
-):
-    running = threading.Barrier(2)
+def test_the_limit_holds_where_deployments_run_some_stages(together, workspace, monkeypatch):
+    """Of decodings, each of which uses all cores."""
+    monkeypatch.setattr(flow, "find_deployments", lambda: dict.fromkeys(WITH_MODEL, ""))
+    monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
+    record = together(1)
 
-    def run_until_stopped(*_: object, **__: object) -> Outcome:
-        if running.wait(120) == 0:
+    with pytest.raises(StageFailed):
+        flow.alpro(TINY, changes=[*CORPORA, "corpora.clips.timeout=72"])
+
+    assert (len(record.started), record.most) == (2, 1)
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(["0", "1"], 1), (["0", "1", "2", "3"], 2)])
+def test_stages_side_by_side_use_different_gpus(gpus, most, together, workspace, monkeypatch):
+    """Each as many as it has processes; then the next one has them."""
+    monkeypatch.setattr(flow, "find_gpus", lambda resources: [*gpus])
+    record = together(most)
+    resources = ["resources.max_stages=2", "resources.processes=2"]
+
+    with pytest.raises(StageFailed):
+        alpro(TINY, changes=[*FINE_TUNING, *resources], workspace=workspace)
+
+    used = record.gpus if most == 1 else [record.gpus[0] + record.gpus[1]]
+    assert record.most == most
+    assert all(sorted(names) == gpus for names in used)
+
+
+class Endless:
+    """Stands for `run_stage` and its processes: runs until it is stopped, or until it is killed."""
+
+    def __init__(self, stages: int, until: str):
+        self.running = threading.Barrier(stages)
+        self.until = until
+        self.ended = threading.Event()
+        self.pressed_again = False
+
+    def stop(self) -> None:
+        if self.until == "stop":
+            self.ended.set()
+        elif not self.pressed_again:
+            self.pressed_again = True
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        STOP.get().wait(120)
-        raise AssertionError("not stopped")
 
-    monkeypatch.setattr(RUN_STAGE, run_until_stopped)
-    monkeypatch.setattr(flow, "GRACE_SECONDS", 600)  # they end because they are asked to
+    def kill(self) -> None:
+        self.ended.set()
+
+    def __call__(self, step: Step, out: Path, store: object, resources: object, launch) -> Outcome:
+        launch.on_start(self)
+        if self.running.wait(120) == 0:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert self.ended.wait(120), "not stopped"
+        raise CancelledError(f"{step.name} was stopped")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("until", ["stop", "kill"])
+def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, workspace, monkeypatch):
+    monkeypatch.setattr(RUN_STAGE, Endless(2, until))
     changes = [*FINE_TUNING, "resources.max_stages=2"]
+
     with pytest.raises(KeyboardInterrupt):
         alpro(TINY, changes=changes, workspace=workspace)
-    assert statuses_of(workspace) == {
-        "": "KILLED",
-        "finetune_retrieval": "KILLED",
-        "finetune_qa": "KILLED",
-    }
+
+    stages = {"finetune_retrieval": "KILLED", "finetune_qa": "KILLED"}
+    assert statuses_of(workspace) == {"": "KILLED", **stages}
     assert summary_of(workspace, changes)["state"] == "stopped"
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
+
+
+def died(progressed: bool = True) -> StageFailed:
+    return StageFailed("evaluate ended with status 1", progressed)
 
 
 @pytest.mark.parametrize(
     ("errors", "seed", "times", "state"),
     [
-        ([Interrupted("evaluate: it received SIGTERM")], 101, 2, "Completed"),
-        ([Interrupted("evaluate: lost")] * 4, 102, 4, "Interrupted"),
-        ([InputError("a: no\ncaptions")], 103, 1, "Failed"),
-        ([Stopped("evaluate was stopped")], 104, 1, "Interrupted"),
-        ([OSError("a bug")], 105, 1, "Failed"),
+        ([died()], 101, 2, "Completed"),
+        ([died()] * 11, 102, 11, "Failed"),  # ten times again
+        ([died(), died(progressed=False)], 103, 2, "Failed"),
+        ([InputError("a: no\ncaptions")], 104, 1, "Failed"),
+        ([OSError("of a disk")], 105, 1, "Failed"),
     ],
 )
-def test_only_an_interrupted_stage_runs_again(
+def test_only_a_stage_that_gets_further_runs_again(
     errors, seed, times, state, first, workspace, monkeypatch
 ):
     left = list(errors)
     tried = []
 
-    def work(step: Step, out: Path, *_: object, **__: object) -> Outcome:
+    def work(step: Step, out: Path, *_: object) -> Outcome:
         tried.append(step.name)
         if left:
             raise left.pop(0)
@@ -131,9 +204,11 @@ def test_only_an_interrupted_stage_runs_again(
         return Outcome({"items": 1})
 
     monkeypatch.setattr(RUN_STAGE, work)
-    monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0, 0, 0])
+    monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0])
+
     with nullcontext() if state == "Completed" else pytest.raises(type(errors[0])):
         alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
+
     assert tried == ["evaluate"] * times
     (found,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
     assert found.name == state
@@ -151,7 +226,7 @@ def test_the_error_of_a_run_does_not_depend_on_the_answer_of_prefects_server(
         is_lost = path.endswith("/set_state")
         return request(client, method, path, *rest, **more) if is_lost else answer
 
-    def fail(*_: object, **options: object) -> Outcome:
+    def fail(*_: object) -> Outcome:
         raise StageFailed("pretrain broke")
 
     monkeypatch.setattr(BaseClient, "request", request_twice)

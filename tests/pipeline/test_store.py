@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,14 +15,14 @@ import pytest
 from alpro.artifact import Record, Source, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.execution.launch import run_stage
+from alpro.pipeline.execution.processes import Launch, run_stage
 from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
-from alpro.stages.execution.interface import STOP, Outcome, Resources, Stop, Stopped
+from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import REVISION
 from tests.pipeline.conftest import write_artifact
 
@@ -171,26 +173,23 @@ def test_nothing_stays_of_work_whose_files_changed(store):
     assert store.find(step)
 
 
-def test_a_run_waits_for_another_and_says_so_once(store, monkeypatch):
+def test_a_run_waits_for_another(store, monkeypatch):
+    """It says so once."""
     step = sample_step()
     lines: list[str] = []
     with store.lock(step, pytest.fail) as held:
-        waits = iter([lambda: None, lambda: None, held.release])
-        monkeypatch.setattr(Stop, "wait", lambda self, seconds: next(waits)())
-        with store.lock(step, lines.append):
+        looks = iter([lambda: None, lambda: None, held.release])
+        stopping = SimpleNamespace(wait=lambda seconds: next(looks)())
+        with store.lock(step, lines.append, stopping):
             assert lines == [f"{step.name}: waiting for another run to build it"]
 
 
-def test_a_run_that_is_stopped_no_longer_waits(store):
-    stop = Stop()
-    token = STOP.set(stop)
-    try:
-        with store.lock(sample_step()):
-            stop.request()
-            with pytest.raises(Stopped), store.lock(sample_step()):
-                pass
-    finally:
-        STOP.reset(token)
+def test_a_run_that_is_stopped_does_not_wait(store):
+    step = sample_step()
+    stopping = threading.Event()
+    stopping.set()
+    with store.lock(step), pytest.raises(CancelledError), store.lock(step, None, stopping):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_an_input_error(store):
@@ -298,7 +297,7 @@ def test_no_stage_starts_with_a_damaged_input(store, built, name, damage):
             check_inputs([place])
     step = decode_step()
     with pytest.raises(InputError, match=f"{name} is damaged"):
-        run_stage(step, store.folder(step), store, Resources())
+        run_stage(step, store.folder(step), store, Resources(), Launch())
 
 
 # What was built from what, and removal.

@@ -3,6 +3,7 @@ costs."""
 
 import json
 import threading
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.types.schema import Schema
 from PIL import Image
+from prefect.exceptions import TerminationSignal
 
 from alpro.artifact import Record
 from alpro.files import digest, write_json
@@ -24,7 +26,6 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.tracking import tracker as module
 from alpro.pipeline.tracking.contents import TABLE_ROWS, read_table, run_title
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages.execution.interface import Interrupted
 from tests.pipeline.conftest import write_artifact
 
 # What is known of a stage before it runs.
@@ -158,8 +159,7 @@ def test_the_record_and_the_pictures_are_files_of_the_run(stage):
 
 
 def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path):
-    termination = type("TerminationSignal", (BaseException,), {})  # Prefect's, by its name
-    stops = (KeyboardInterrupt(), Interrupted("pretrain"), SystemExit(75), termination())
+    stops = (KeyboardInterrupt(), CancelledError("pretrain"), TerminationSignal(15))
 
     for error, status in (*((stop, "KILLED") for stop in stops), (ValueError("a bug"), "FAILED")):
         folder = tmp_path / type(error).__name__

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
-from alpro.stages.execution.interface import EXIT_INTERRUPTED, Resources
+from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.training import dataset, loop
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
@@ -175,7 +175,7 @@ class Run:
         """A SIGTERM as step `before` begins."""
         with pytest.raises(SystemExit) as left:
             self.start(before=before, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert left.value.code == EXIT_INTERRUPTED
+        assert left.value.code == EXIT_STOPPED
 
     def kill(self, before: int) -> None:
         """An abrupt end as step `before` begins."""

@@ -1,0 +1,319 @@
+"""Runs a stage as a group of processes, with torchrun if it has several ranks, and ends them."""
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpro.environment import forget_ranks
+from alpro.errors import InputError
+from alpro.files import read_json, write_json
+from alpro.interpreter import interpreter
+from alpro.log import PLAIN, TIMES, log
+from alpro.pipeline.store.artifacts import Step, Store, check_inputs
+from alpro.shards.storage import Location, absolute
+from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
+from alpro.stages.execution.interface import (
+    EXIT_INPUT_ERROR,
+    RESULT_FILE,
+    WORK_FILE,
+    Outcome,
+    Resources,
+    StageFailed,
+    count_finished,
+)
+from alpro.stages.execution.lifecycle import STOP_FILE, supervised
+from alpro.threads import cores
+
+DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+GRACE_SECONDS = 45.0  # to write a checkpoint
+# NFS shows a file that another node has written up to a minute later.
+RESULT_SECONDS = 60.0
+LAST_LINES = 3  # of the output, in the message of a stage that failed
+
+
+class Processes:
+    """A running program: a process group, which this process watches and ends.
+
+    Args:
+        command: the program, which must be a `supervised` one.
+        environment: its environment variables.
+        descriptors: open files that the group inherits, such as a lock that it holds until it ends,
+            even if this process is killed.
+        on_line: receives the output line by line, in place of this terminal.
+        folder: the current folder of the program; by default this process's.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        descriptors: Sequence[int] = (),
+        on_line: Callable[[str], None] | None = None,
+        folder: str | None = None,
+    ):
+        self.stopped = False
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._lock = threading.Lock()
+        self._reader: threading.Thread | None = None
+        self._leader = subprocess.Popen(
+            command,
+            start_new_session=True,  # Ctrl-C reaches this process only
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if on_line else None,
+            stderr=subprocess.STDOUT if on_line else None,
+            pass_fds=tuple(descriptors),
+            text=True,
+            errors="replace",
+        )
+        if on_line:
+            self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+            self._reader.start()
+
+    def stop(self) -> None:
+        """Ask the group to end: a training writes a checkpoint."""
+        self.stopped = True
+        with self._lock:
+            if self._leader.returncode is None:
+                os.kill(self._leader.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the group at once."""
+        with self._lock:
+            if self._leader.returncode is None:
+                os.killpg(self._leader.pid, signal.SIGKILL)
+
+    def is_running(self) -> bool:
+        """Return whether the leader has not ended."""
+        options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        return os.waitid(os.P_PID, self._leader.pid, options) is None
+
+    def wait(self) -> int:
+        """Wait until the leader has ended, and end what is left. Returns the exit status."""
+        # The leader is not reaped before the group is gone: until then, no other group can get its
+        # number.
+        os.waitid(os.P_PID, self._leader.pid, os.WEXITED | os.WNOWAIT)
+        self.kill()
+        with self._lock:
+            status = self._leader.wait()
+        if self._reader:
+            self._reader.join(timeout=5)
+        return status
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        """Read to the end, whatever `on_line` raises: with a full pipe, the stage would block."""
+        assert self._leader.stdout is not None
+        for line in self._leader.stdout:
+            if line.strip("=- \n"):  # torchrun frames its last lines
+                self.last_lines.append(line.strip())
+            # Rich raises SystemExit if the worker that prints Prefect's log has ended.
+            with suppress(BaseException):
+                on_line(line.rstrip())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a stage is started on this machine.
+
+    Attributes:
+        gpus: the GPUs that it uses, by names that CUDA_VISIBLE_DEVICES accepts.
+        descriptors, on_line: as of `Processes`.
+        on_start: receives the running processes.
+    """
+
+    gpus: Sequence[str] = ()
+    descriptors: Sequence[int] = ()
+    on_line: Callable[[str], None] | None = None
+    on_start: Callable[[Processes], None] = lambda running: None
+
+
+def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch: Launch) -> Outcome:
+    """Run the stage of a step in processes of its own, with the output folder `out`.
+
+    Raises:
+        InputError: the user can fix what stopped it.
+        CancelledError: the pipeline stopped it.
+        StageFailed: it ended for any other reason.
+    """
+    trains = step.stage in TRAININGS
+    work_file = write_work(step, out, store, resources)
+    command = get_command(step.stage, work_file, resources)
+    if resources.nodes > 1 and trains:
+        announce_nodes(step, command, launch)
+
+    log.debug(f"{step.name}: {shlex.join(command)}")
+    finished = count_finished(out)
+    stop_file = work_file.with_name(STOP_FILE)
+    stop_file.unlink(missing_ok=True)
+    running = Processes(
+        supervised(command, GRACE_SECONDS, stop_file) if trains else supervised(command),
+        get_environment(step, resources, launch),
+        launch.descriptors,
+        launch.on_line,
+    )
+    launch.on_start(running)
+    status = running.wait()
+    stop_file.unlink(missing_ok=True)
+
+    result = read_result(work_file, wait=status == 0)
+    if "error" in result:
+        raise InputError(f"{step.name}: {result['error']}")
+    if result:
+        work_file.unlink()
+        work_file.with_name(RESULT_FILE).unlink()
+        return Outcome(**result)
+
+    if running.stopped:
+        raise CancelledError(f"{step.name} was stopped")
+    rest = f"unfinished results are in {work_file.parent}"
+    if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result
+        raise InputError(f"{step.name}: stopped by the error above; {rest}")
+    reason = describe_end(status, running.last_lines)
+    raise StageFailed(f"{step.name} {reason}; {rest}", progressed=count_finished(out) > finished)
+
+
+def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Path:
+    """Check the inputs of a step, and write the file that its processes read. Returns its path."""
+    inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
+    inputs |= step.given
+    # Just before the stage reads them, which may be hours after the plan.
+    check_inputs(inputs.values())
+
+    file = out.resolve() / WORK_FILE
+    described = {
+        "stage": step.stage,
+        "config": step.config.model_dump(mode="json"),
+        "inputs": {name: str(absolute(path)) for name, path in inputs.items()},
+        "out": str(out.resolve()),
+        "resources": resources.model_dump(mode="json"),
+    }
+    write_json(file, described)
+    # The result of an earlier attempt would be taken for this one's.
+    file.with_name(RESULT_FILE).unlink(missing_ok=True)
+    return file
+
+
+def read_result(work_file: Path, wait: bool) -> dict[str, Any]:
+    """Read what the processes of a stage left; empty if they left nothing.
+
+    wait: they have ended well, so rank 0 may have written it on another node.
+    """
+    file = work_file.with_name(RESULT_FILE)
+    deadline = time.monotonic() + RESULT_SECONDS
+    while wait and not file.exists() and time.monotonic() < deadline:
+        list(file.parent.iterdir())  # has NFS look for new files
+        time.sleep(0.1)
+    return read_json(file) if file.exists() else {}
+
+
+def describe_end(status: int, last_lines: Sequence[str]) -> str:
+    """Say how the processes of a stage ended without a result."""
+    # A supervisor reports signals as a shell does.
+    number = status - 128 if status > 128 else -status
+    output = f": {' | '.join(last_lines)}" if last_lines else "; its output is above"
+    if status == 0:
+        return f"ended well but left no {RESULT_FILE}; all nodes must share its folder"
+    if number == signal.SIGKILL:
+        return (
+            "was killed, probably for memory: fewer resources.workers or a smaller batch need "
+            "less; the same command resumes"
+        )
+    if number in set(signal.Signals):
+        return f"was ended by {signal.Signals(number).name}{output}"
+    return f"ended with status {status}{output}"
+
+
+def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
+    """Return the command line of a stage's process or processes."""
+    module = ("-m", "alpro.pipeline.execution.run_stage", str(work_file))
+    nodes = resources.nodes if stage in TRAININGS else 1
+    processes = count_processes(stage, resources)
+    if processes * nodes == 1:
+        return interpreter(*module)
+
+    # Otherwise torchrun leaves an empty folder for logs.
+    torchrun = interpreter("-m", "torch.distributed.run", "--log-dir", os.devnull)
+    torchrun += [f"--nproc-per-node={processes}"]
+    if nodes == 1:
+        return [*torchrun, "--standalone", *module]
+
+    # The folder is named by the fingerprint, so its name is the same on all nodes.
+    rendezvous = [
+        f"--nnodes={resources.nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={resources.rendezvous}",
+        f"--rdzv-id={work_file.parent.name}",
+    ]
+    return [*torchrun, *rendezvous, *module]
+
+
+def announce_nodes(step: Step, command: Sequence[str], launch: Launch) -> None:
+    """Print the command that starts a training on each other node."""
+    # Another node may have its interpreter elsewhere, and GPUs of other names.
+    variables = [f"{name}={value}" for name, value in get_allocator(launch.gpus).items()]
+    elsewhere = shlex.join([*variables, "python", *command[1:]])
+    (launch.on_line or log.info)(f"{step.name}: start on each other node: {elsewhere}")
+
+
+def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[str, str]:
+    """Return the environment variables of a stage's processes.
+
+    A variable that the user sets is left as it is, except the ranks of a pod or a job.
+    """
+    # Threads that wait for each other yield soon: a step of the sample takes 0.28 s beside another
+    # busy process on two cores, and 1.1 to 2.4 s with OpenMP's default; on idle cores it is as
+    # fast. Huge pages: 0.87 of the time.
+    defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    # Models that share a CPU share its cores: if each used all of them, they would wait for each
+    # other. The share depends on nothing that happens to run, and with it the last bits of sums.
+    models = resources.max_stages * count_processes(step.stage, resources)
+    if step.stage in WITH_MODEL and not launch.gpus and models > 1:
+        defaults["OMP_NUM_THREADS"] = str(max(1, cores() // models))
+
+    environment = {**defaults, **get_allocator(launch.gpus), **os.environ}
+    if launch.gpus:
+        environment[VISIBLE_GPUS] = ",".join(launch.gpus)
+    if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
+        environment[PLAIN] = "1"
+    if launch.on_line:  # Prefect's log adds times
+        environment[TIMES] = "0"
+    forget_ranks(environment)
+    return environment
+
+
+def count_processes(stage: str, resources: Resources) -> int:
+    """Return the number of processes that run a stage on this machine."""
+    return resources.processes if stage in DISTRIBUTED_STAGES else 1
+
+
+def get_allocator(gpus: Sequence[str]) -> dict[str, str]:
+    """Return the setting of the memory of GPUs, unless the environment has its own."""
+    if not gpus or {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        return {}
+    # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def find_gpus(resources: Resources) -> list[str]:
+    """Return the GPUs that stages of this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if resources.device == "cpu":
+        return []
+
+    import torch
+
+    count = torch.cuda.device_count()
+    # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
+    named = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    return named[:count] or [str(index) for index in range(count)]

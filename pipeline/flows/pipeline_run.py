@@ -1,0 +1,213 @@
+"""A run of a pipeline: what it has built and found, what stops it, and its report."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.utilities.urls import url_for
+
+from alpro.artifact import Record
+from alpro.errors import MAX_MESSAGE, InputError, one_line
+from alpro.files import atomic_write, write_json
+from alpro.log import log
+from alpro.names import record_run
+from alpro.pipeline.execution.processes import Processes
+from alpro.pipeline.plan.plan import Plan
+from alpro.pipeline.reports.document import describe_run
+from alpro.pipeline.reports.summaries import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    earlier_runs,
+    report_file,
+)
+from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.tracking.contents import status_after
+from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
+from alpro.stages.execution.interface import StageFailed
+
+# Errors that end a run and are not bugs: of the user, of a stage, which has printed why, a stop, or
+# of a disk.
+EXPECTED = (InputError, StageFailed, CancelledError, OSError)
+DEFAULT_UI = "http://127.0.0.1:5000"  # the server of `alpro ui`, without --port
+
+
+@dataclass
+class PipelineRun:
+    """A run of a plan, whose MLflow run is open.
+
+    Attributes:
+        arguments: config, data, changes and stage, as of the flow.
+        workspace: the folder of artifacts and reports.
+        remote_deployments: the deployments that run the steps of a stage, by stage.
+        mlflow_run: the id of the run in MLflow.
+        changed: changed values, each as KEY: OLD -> NEW.
+        changed_code: what changed in the code since the run before; empty if nothing did.
+        artifacts_by_name: the artifact of each finished step.
+        cached: names of the steps whose artifacts existed.
+        failures: by the name of a step, why it has no artifact.
+        processes: of the stages that run or ran here.
+        stopping: set once the run is to stop.
+    """
+
+    plan: Plan
+    arguments: Mapping[str, Any]
+    workspace: Path
+    remote_deployments: Mapping[str, str]
+    tracker: Tracker
+    mlflow_run: str
+    title: str
+    started: datetime
+    commit: str
+    changed: list[str]
+    changed_code: str
+    artifacts_by_name: dict[str, tuple[Path, Record]] = field(default_factory=dict)
+    cached: set[str] = field(default_factory=set)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    processes: list[Processes] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def command(self) -> dict[str, Any]:
+        """The command as an artifact's record has it, with the folder that its paths are relative
+        to."""
+        arguments = {name: self.arguments[name] for name in ("config", "data", "changes")}
+        return {**arguments, "folder": str(Path.cwd())}
+
+    @property
+    def artifacts(self) -> dict[str, tuple[Path, Record]]:
+        """The artifacts with their records by the names of the steps, in the order of the plan."""
+        built = self.artifacts_by_name
+        return {step.name: built[step.name] for step in self.plan.steps if step.name in built}
+
+    def add_processes(self, processes: Processes) -> None:
+        """Add a stage's processes to those that `stop` stops."""
+        self.processes.append(processes)
+        # `stop` may have looked at the list just before.
+        if self.stopping.is_set():
+            processes.stop()
+
+    def stop(self) -> None:
+        """Stop all stages of this run, and start no other."""
+        self.stopping.set()
+        for processes in self.processes:
+            processes.stop()
+
+    def write_report(self, error: BaseException | None) -> None:
+        """Write the report with its summary as JSON, and show the results in MLflow and Prefect.
+
+        error: what ended the run, if it did not finish.
+        """
+        run_summary = self.summarize(error)
+        artifacts = list(self.artifacts.values())
+        fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
+        # Also of a run that failed: STAGE stands for what was built last.
+        record_run(self.workspace, self.arguments, fingerprints)
+
+        report = report_file(self.workspace, self.plan)
+        document = describe_run(run_summary, artifacts, earlier_runs(report, run_summary))
+        # The server of a command ends with it: no link leads to its page.
+        context = FlowRunContext.get()
+        flow_run = context.flow_run if context and not is_command_line() else None
+        prefect = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
+        links = {"MLflow": self.get_mlflow_page(DEFAULT_UI), "Prefect": prefect}
+        report.parent.mkdir(exist_ok=True)
+        with atomic_write(report) as temporary:
+            temporary.write_text(document.page(links), "utf-8")
+        write_json(report.with_suffix(".json"), run_summary)
+
+        # The report is one of the files of MLflow's run, which has a page for each.
+        in_mlflow = {"Report": self.tracker.page(self.mlflow_run, report.name), "Prefect": prefect}
+        self.tracker.log_pipeline(
+            self.mlflow_run,
+            artifacts,
+            files=[report, report.with_suffix(".json")],
+            figures=document.figures,
+            description=document.markdown(in_mlflow, MAX_DESCRIPTION),
+        )
+
+        if not is_command_line():  # the command line prints it below the results
+            announce(f"report: {report}")
+        if flow_run:
+            links = {
+                "Report": self.get_mlflow_page("", report.name),
+                "MLflow": self.get_mlflow_page(""),
+            }
+            text = document.markdown(links | {"Prefect": prefect})
+            create_markdown_artifact(text, key="results", description=self.title)
+
+    def get_mlflow_page(self, default_server: str, file: str = "") -> str:
+        """Return the address of the run in MLflow, or of one of its files; empty without a run or
+        a server.
+
+        Args:
+            default_server: Address of a server for a store that is a file.
+        """
+        server = self.tracker.server or default_server
+        known = self.mlflow_run and server
+        return f"{server}/{self.tracker.page(self.mlflow_run, file)}" if known else ""
+
+    def summarize(self, error: BaseException | None) -> dict[str, Any]:
+        """Return the summary of the run, as it is written beside the report."""
+        settings = self.plan.settings
+        state = FINISHED
+        if error is not None:
+            state = FAILED if status_after(error) == "FAILED" else STOPPED
+
+        return {
+            "title": self.title,
+            "name": settings.name,
+            "stage": self.arguments["stage"],
+            "state": state,
+            "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
+            "commit": self.commit,
+            "arguments": self.command,
+            "changed": self.changed,
+            "changed_code": self.changed_code,
+            "config": settings.model_dump(mode="json"),
+            "steps": [
+                {
+                    "name": step.name,
+                    "stage": step.stage,
+                    "fingerprint": step.fingerprint,
+                    "inputs": [source.name for source in step.inputs.values()],
+                    "state": self.get_state(step, finished=error is None),
+                }
+                for step in self.plan.steps
+            ],
+        }
+
+    def get_state(self, step: Step, finished: bool) -> str:
+        """Return what became of a step, in a word."""
+        error = self.failures.get(step.name)
+        if error and not isinstance(error, CancelledError):
+            return "failed"
+        if step.name in self.artifacts_by_name:
+            return "cached" if step.name in self.cached else "built"
+        return "unused" if finished else "unfinished"
+
+
+def is_command_line() -> bool:
+    """Return whether a user called the command line, and no Prefect worker did."""
+    return "ALPRO_COMMAND_LINE" in os.environ
+
+
+def announce(text: str) -> None:
+    """Print progress for the command line, or log it to Prefect."""
+    (get_log_sink() or log.info)(text)
+
+
+def get_log_sink() -> Callable[[str], None] | None:
+    """Return what receives the output of a stage's processes line by line: the log of Prefect's
+    run, or None for this terminal."""
+    return None if is_command_line() else get_run_logger().info

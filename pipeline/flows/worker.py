@@ -1,0 +1,158 @@
+"""A Prefect worker on this machine: `python -m alpro.pipeline.flows.worker POOL NAME [LIMIT]`.
+
+It is Prefect's worker of processes, and two things more. When it starts, the runs that an earlier
+life of it left unfinished become Crashed, so that they take no slot of a deployment. When SIGTERM
+or Ctrl-C ends it, its runs write checkpoints and report first; Prefect's own would kill them.
+
+NAME must be the same in each life, and of one worker at a time. LIMIT is the number of runs at a
+time. The environment says where runs read and write: PREFECT_API_URL, ALPRO_WORKSPACE,
+ALPRO_TRACKING_URI.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+from filelock import FileLock
+from httpx import HTTPError
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Crashed
+from prefect.workers.process import ProcessWorker
+
+from alpro.environment import prepare
+from alpro.errors import InputError
+from alpro.files import make_folder
+from alpro.locks import acquire
+from alpro.pipeline.flows.servers import check_server
+from alpro.pipeline.tracking.store import end_runs, store_uri
+from alpro.stages.execution.lifecycle import PARENT
+
+UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+WORKER_LABEL = "prefect.worker.name"
+END_SECONDS = 60.0  # for runs to write checkpoints and to report
+POLL_SECONDS = 0.5
+CRASHED = "its worker ended while it ran; run it again to continue"
+
+
+async def work(pool: str, name: str, limit: int | None) -> None:
+    """Run a worker until it receives SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+    crashed = await end_earlier_runs(pool, name)
+    if crashed:
+        uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_workspace())
+        end_runs(uri, map(str, crashed))
+        print(f"{len(crashed)} runs of an earlier life of this worker are Crashed", flush=True)
+
+    worker = ProcessWorker(pool, name=name, limit=limit)
+    take_runs = worker.get_and_submit_flow_runs
+
+    async def take_runs_unless_stopping() -> list[FlowRun]:
+        return [] if stopping.is_set() else await take_runs()
+
+    worker.get_and_submit_flow_runs = take_runs_unless_stopping  # type: ignore[method-assign]
+    working = asyncio.create_task(worker.start())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.is_set():
+        await end_own_runs(pool, name)
+        working.cancel()
+    await asyncio.wait({working})
+    if not working.cancelled():
+        working.result()
+
+
+async def find_unfinished(pool: str, name: str) -> list[UUID]:
+    """Return the unfinished runs of the worker of this name, as the server knows them."""
+    async with get_client() as client:
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        )
+    # A worker that died just after it had taken a run has not labelled it.
+    return [run.id for run in runs if run.labels.get(WORKER_LABEL, name) == name]
+
+
+async def end_earlier_runs(pool: str, name: str) -> list[UUID]:
+    """Mark the runs that an earlier life of a worker left unfinished as Crashed. Returns them."""
+    crashed = await find_unfinished(pool, name)
+    async with get_client() as client:
+        for run in crashed:
+            # By force: nothing else leads out of Cancelling.
+            await client.set_flow_run_state(run, Crashed(message=CRASHED), force=True)
+    return crashed
+
+
+async def end_own_runs(pool: str, name: str) -> None:
+    """Have the runs of this process write checkpoints and end, and wait until the server knows."""
+    deadline = time.monotonic() + END_SECONDS
+    signalled: set[int] = set()
+    with suppress(HTTPError):  # nobody is left to report to
+        while time.monotonic() < deadline:
+            runs = psutil.Process().children()
+            for run in runs:
+                if run.pid not in signalled:
+                    run.terminate()
+                    signalled.add(run.pid)
+            await asyncio.sleep(POLL_SECONDS)
+            if not runs and not await find_unfinished(pool, name):
+                return
+
+
+def get_workspace() -> Path:
+    """Return the workspace of this worker. Raises InputError if it is not an absolute path."""
+    named = os.environ.get("ALPRO_WORKSPACE", "")
+    if not Path(named).is_absolute():
+        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
+    return Path(named)
+
+
+def main(pool: str, name: str, limit: str = "") -> None:
+    """Run a worker, once Prefect's server answers.
+
+    Raises:
+        InputError: the environment lacks something, or a worker of this name runs already.
+    """
+    prepare()
+    # Runs that start after this process has ended notice it.
+    os.environ[PARENT] = str(os.getpid())
+    folder = get_workspace() / "prefect"
+    make_folder(folder)
+    lock = FileLock(folder / f"worker-{name}.lock")
+    if not acquire(lock, blocking=False):
+        raise InputError(f"a worker named {name} runs already; give this one another name")
+
+    url = os.environ.get("PREFECT_API_URL", "")
+    while True:
+        try:
+            check_server(url)
+            break
+        except InputError as error:
+            print(f"waiting: {error}", flush=True)
+            time.sleep(3)
+    asyncio.run(work(pool, name, int(limit) if limit else None))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")

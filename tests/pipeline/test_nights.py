@@ -1,0 +1,300 @@
+"""Real servers (`make test-long`): Ctrl-C to a command, the day of a deployment through two pools,
+and the nights after each way to end `alpro up`."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from alpro.artifact import read_record
+from alpro.stages.training.metrics import read_metrics
+from tests.pipeline.conftest import ROOT, TINY, wait_for
+from tests.pipeline.stops import descendants, start
+
+pytestmark = pytest.mark.long
+
+LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=600"]
+STEPS = 400
+
+
+def rows(database: Path, query: str) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [value for (value,) in connection.execute(query)]
+
+
+def stages_of(folder: Path) -> list[psutil.Process]:
+    """The processes of stages of a workspace."""
+    found = [(one, " ".join(one.info["cmdline"] or ())) for one in psutil.process_iter(["cmdline"])]
+    return [one for one, line in found if "execution.run_stage" in line and str(folder) in line]
+
+
+# A command.
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "everything"])
+def test_a_command_that_is_stopped_reports_and_continues(how, tmp_path):
+    command = ["alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
+    for change in (f"train_prompter.phases.0.steps={STEPS}", "resources.checkpoint_interval=0.2"):
+        command += ["--set", change]
+    command += ["--workspace", str(tmp_path)]
+    log = tmp_path / "log"
+    process = start(command, log)
+    wait_for(lambda: list(tmp_path.glob("artifacts/train_prompter/*/checkpoints/step-*")))
+    (folder,) = tmp_path.glob("artifacts/train_prompter/*/")
+    started = descendants(process)
+
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:  # as systemd or a batch system ends a job
+        for one in (psutil.Process(process.pid), *started):
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+
+    assert process.wait(600) == (130 if how == "ctrl-c" else 143)
+    *progress, last = log.read_text().splitlines()
+    assert last == "stopped; run the same command again to continue"
+    assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
+    # The server was there to the end, unless it received the signal.
+    state = rows(tmp_path / "prefect/prefect.db", "select state_type from flow_run")
+    assert how == "everything" or state == ["CRASHED"]
+    query = "select status from runs where status != 'FINISHED'"
+    assert rows(tmp_path / "mlflow.db", query) == ["KILLED", "KILLED"]  # pipeline and stage
+    assert psutil.wait_procs(started, 60)[1] == []
+    assert read_record(folder) is None
+    reached = max(int(path.name[5:]) for path in folder.glob("checkpoints/step-*"))
+
+    assert start(command, log).wait(600) == 0, log.read_text()
+    assert f"continuing from step {reached} of {STEPS}" in log.read_text()
+    steps = [
+        line["step"] for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line
+    ]
+    assert steps == list(range(2, STEPS + 1, 2))
+
+
+# `alpro up`.
+
+
+class Machine:
+    """A running `alpro up` in a workspace."""
+
+    def __init__(self, workspace: Path, ports: tuple[int, int]):
+        self.workspace = workspace
+        self.api = f"http://127.0.0.1:{ports[0]}/api"
+        self.log = workspace / "up.out"
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment = own | {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_HOME": str(workspace / "client"),
+        }
+        self.log.write_text("")
+        command = ["alpro.pipeline.cli.main", "up", "--workspace", str(workspace)]
+        command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        self.process = start(command, self.log)
+        wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
+
+    @property
+    def programs(self) -> dict[str, psutil.Process]:
+        """The servers and the workers, by a word of their command lines."""
+        found = {}
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            line = " ".join(one.cmdline())
+            if "execution.lifecycle" in line or "multiprocessing" in line:
+                continue
+            for word in ("prefect server", "mlflow server", "worker cpu", "worker gpu"):
+                if word in line:
+                    found[word] = one
+        return found
+
+    def check(self) -> None:
+        assert self.process.poll() is None, self.log.read_text()
+
+    def prefect(self, *words: str) -> str:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, name: str, *changes: str) -> str:
+        """Start a run of a deployment; returns its id."""
+        values = ("-p", f"config={TINY}", "-p", f"changes={json.dumps(changes)}")
+        output = self.prefect("deployment", "run", f"alpro/{name}", *values)
+        return re.findall(r"UUID: (\S+)", output)[0]
+
+    def client(self) -> Any:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.api, httpx_settings={"timeout": 120})
+
+    def wait_for_state(self, run: str, condition: Callable[[Any], object], seconds: int) -> Any:
+        with self.client() as client:
+
+            def look() -> Any:
+                state = client.read_flow_run(run).state
+                return state if state and condition(state) else None
+
+            return wait_for(look, seconds, self.check)
+
+    def ended(self, run: str) -> Any:
+        """Return the final state of a run."""
+        return self.wait_for_state(run, lambda state: state.is_final(), 1800)
+
+    def step(self) -> int:
+        """Return the last step of the training of the prompter; 0 before the first."""
+        files = self.workspace.glob("artifacts/train_prompter/*/metrics.jsonl")
+        return max((line["step"] for file in files for line in read_metrics(file)), default=0)
+
+    def train_on(self) -> int:
+        """Wait until the training gets further; returns its step."""
+        before = self.step()
+        wait_for(lambda: self.step() > before, 1200, self.check)
+        return self.step()
+
+    def checkpoint(self) -> int:
+        """Return the step of the newest checkpoint; 0 without one."""
+        found = self.workspace.glob("artifacts/train_prompter/*/checkpoints/step-*")
+        return max((int(path.name[5:]) for path in found), default=0)
+
+    def end(self, victims: list[psutil.Process], number: int, statuses: set[int]) -> None:
+        """End programs, and with them `alpro up`; nothing is left behind."""
+        everything = {*descendants(self.process), *stages_of(self.workspace)}
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):  # another one's end has ended it
+                victim.send_signal(number)
+        assert self.process.wait(300) in statuses
+        assert psutil.wait_procs(everything, 120)[1] == []
+
+
+@pytest.fixture
+def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
+    """machine(): `alpro up` in one workspace, with the same ports each time."""
+    ports = (free_port(), free_port())
+    started = []
+    yield lambda: started.append(Machine(tmp_path, ports)) or started[-1]
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_a_day_of_deployments_through_two_pools(machine, tmp_path):
+    up = machine()
+    for kind in ("application/json", "text/plain"):
+        evil = {"Content-Type": kind, "Origin": "http://evil.example"}
+        answer = httpx.post(
+            f"{up.api}/flows/", content=b'{"name": "evil"}', headers=evil, timeout=60
+        )
+        assert answer.status_code == 403
+
+    # A pipeline in the pool `cpu`, whose steps with a model are runs in `gpu`.
+    run = up.start("alpro")
+    assert up.ended(run).is_completed()
+    with up.client() as client:
+        runs = client.read_flow_runs()
+    assert {one.work_pool_name for one in runs if str(one.id) != run} == {"gpu"}
+    assert len(runs) == 8
+    assert len(list(tmp_path.glob("artifacts/*/*/artifact.json"))) == 12
+    query = "select count(*) from tags where key = 'mlflow.parentRunId'"
+    assert rows(tmp_path / "mlflow.db", query) == [12]  # in one run of MLflow
+
+    # A mistake is one line, which the terminal shows.
+    values = ("-p", f"config={TINY}", "-p", 'changes=["pretrain.lrr=1"]')
+    with pytest.raises(AssertionError, match=r"did you mean 'lr'"):
+        up.prefect("deployment", "run", "alpro/pretrain", *values, "--watch")
+
+    # A schedule, as in docs/operate.md, every minute.
+    deployment = ["alpro.pipeline.flows.flow:alpro", "--name", "minutely", "--pool", "cpu"]
+    deployment += ["--cron", "* * * * *", "--param", f"config={TINY}"]
+    up.prefect("deploy", *deployment, "--param", "stage=build_vocabulary")
+
+    def is_scheduled() -> bool:
+        with up.client() as client:
+            found = client.read_flow_runs()
+        return any(one.auto_scheduled and one.state and one.state.is_completed() for one in found)
+
+    wait_for(is_scheduled, 900, up.check)
+    up.prefect("deployment", "delete", "alpro/minutely")
+
+    # A run that is cancelled leaves a checkpoint and no process.
+    run = up.start("alpro", *LONG)
+    step = up.train_on()
+    up.prefect("flow-run", "cancel", run)
+    assert up.ended(run).is_cancelled()
+    wait_for(lambda: not stages_of(tmp_path), 300, up.check)
+    assert up.checkpoint() >= step
+
+
+# How `alpro up` ends, and its possible exit statuses.
+ENDS = {
+    "ctrl-c": (signal.SIGINT, {130}),
+    "sigterm": (signal.SIGTERM, {143}),
+    "killed": (signal.SIGKILL, {-signal.SIGKILL}),
+    "worker killed": (signal.SIGKILL, {1}),
+    "all killed": (signal.SIGKILL, {1, -signal.SIGKILL}),
+    "long stop": (signal.SIGKILL, {-signal.SIGKILL}),
+}
+RUNNING = "select count(*) from runs where status = 'RUNNING'"
+WITHIN = 10  # seconds of the automation, which docs/cluster has at 900
+
+
+def end_night(up: Machine, how: str) -> None:
+    """End `alpro up` in one of the ways of ENDS."""
+    number, statuses = ENDS[how]
+    victims = [psutil.Process(up.process.pid)]
+    if how == "worker killed":
+        victims = [up.programs["worker gpu"]]
+    if how == "all killed":
+        victims += descendants(up.process)
+    up.end(victims, number, statuses)
+    if how == "long stop":
+        until = time.monotonic() + 3 * WITHIN
+        wait_for(lambda: time.monotonic() > until)
+
+
+def test_the_night_after_each_end_of_alpro_up_trains(machine, tmp_path):
+    """With the deployment and the automation of docs/operate.md."""
+    up = machine()
+    automation = tmp_path / "automation.yaml"
+    text = (ROOT / "docs" / "cluster" / "automation.yaml").read_text()
+    automation.write_text(text.replace("within: 900", f"within: {WITHIN}"))
+    up.prefect("automation", "create", "--from-file", str(automation))
+    deployment = ["alpro.pipeline.flows.flow:alpro", "--name", "nightly", "--pool", "cpu"]
+    deployment += ["--cron", "0 2 * * *", "--timezone", "Europe/Berlin"]
+    deployment += ["--concurrency-limit", "1", "--collision-strategy", "CANCEL_NEW"]
+    up.prefect("deploy", *deployment, "--param", "stage=train_prompter")
+
+    reached = 0
+    run = up.start("nightly", *LONG)
+    for how in ENDS:
+        step = up.train_on()
+        assert step > reached, how
+        end_night(up, how)
+        # What the machine had time for is in a checkpoint, also if everything was killed.
+        if how != "all killed":
+            assert up.checkpoint() >= step, how
+        reached = up.checkpoint()
+
+        up = machine()
+        assert up.ended(run).is_crashed(), how
+        assert rows(tmp_path / "mlflow.db", RUNNING) == [0], how
+        run = up.start("nightly", *LONG)
+        up.wait_for_state(run, lambda state: state.is_running(), 600)
+
+    up.train_on()
+    up.prefect("flow-run", "cancel", run)
+    assert up.ended(run).is_cancelled()
+    with up.client() as client:
+        deployment = client.read_deployment_by_name("alpro/nightly")
+    assert deployment.global_concurrency_limit.active_slots == 0

@@ -1,0 +1,300 @@
+"""Ends of processes: one property, a run that is killed at a random instant leaves no process and
+continues to the same bytes; and the laws that it stands on."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+
+from alpro.files import checksum, write_json
+from alpro.pipeline.execution.processes import Processes
+from alpro.stages.execution.lifecycle import supervised
+from tests.conftest import ROOT
+from tests.pipeline.conftest import TINY
+from tests.pipeline.stops import ROLES, SIGNALS, end_at_random, start
+from tests.plans import configure
+
+STEPS = 60
+# Of the run that was killed. 0: what was killed was not needed, or the stage continued by itself.
+ENDS = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+
+
+@pytest.fixture(scope="session")
+def stage(clips, stills, vocabulary, tmp_path_factory) -> Callable[[Path, int], list[str]]:
+    """stage(folder, ranks): the command of a training alone, without Prefect and MLflow."""
+    config = configure(TINY, f"train_prompter.phases.0.steps={STEPS}").train_prompter
+    paths = {"clips": str(clips), "stills": str(stills), "tokenizer": str(vocabulary)}
+    file = tmp_path_factory.mktemp("step") / "step.json"
+    write_json(file, {"config": config.model_dump(mode="json"), "paths": paths})
+    return lambda folder, ranks: ["tests.pipeline.one_stage", str(file), str(folder), str(ranks)]
+
+
+def pipeline(workspace: Path, ranks: int) -> list[str]:
+    """Return the command of a training with Prefect's server and MLflow."""
+    command = ["alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
+    changes = [f"train_prompter.phases.0.steps={STEPS}", "resources.checkpoint_interval=0.05"]
+    for change in (*changes, f"resources.processes={ranks}"):
+        command += ["--set", change]
+    return [*command, "--workspace", str(workspace)]
+
+
+def read_weights(folder: Path) -> str:
+    """Return the checksum of the model of the only training in a folder."""
+    (file,) = folder.rglob("train_prompter/*/model/model.safetensors")
+    return checksum(file)
+
+
+def run_to_the_end(command: list[str], folder: Path) -> str:
+    """Run a command that nothing interrupts. Returns the checksum of its model."""
+    status = start(command, folder / "log").wait(600)
+    assert status == 0, (folder / "log").read_text()
+    return read_weights(folder)
+
+
+@pytest.fixture(scope="session")
+def whole_stage(stage, build_once) -> Callable[[int], str]:
+    """whole_stage(ranks): the checksum of the model of a training that nothing interrupts."""
+
+    def train(ranks: int) -> str:
+        def build(folder: Path) -> None:
+            run_to_the_end(stage(folder, ranks), folder)
+
+        return read_weights(build_once(f"prompter-{ranks}", build))
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory) -> Callable[[int], tuple[Path, str]]:
+    """whole_run(ranks): a workspace, and the checksum of its model; nothing interrupted the run."""
+
+    @cache
+    def run(ranks: int) -> tuple[Path, str]:
+        workspace = tmp_path_factory.mktemp("whole")
+        return workspace, run_to_the_end(pipeline(workspace, ranks), workspace)
+
+    return run
+
+
+def kill_and_run_again(draw: random.Random, command: list[str], folder: Path, ranks: int) -> str:
+    """Kill a run at a random instant, and run it again. Returns the checksum of its model."""
+    role = draw.choice([role for role in ROLES if ranks > 1 or role != "torchrun"])
+    signals = draw.choice([*SIGNALS])
+    log = folder / "log"
+
+    killed = start(command, log)
+    end_at_random(killed, role, SIGNALS[signals], draw, seconds=draw.choice([0.0, 0.5, 1.5]))
+    assert killed.returncode in ENDS, f"{role}, {signals}\n{log.read_text()}"
+    return run_to_the_end(command, folder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stage_that_is_killed_continues_to_the_same_bytes(seed, stage, whole_stage, tmp_path):
+    ranks = 1 + seed % 2
+    command = stage(tmp_path, ranks)
+    assert kill_and_run_again(random.Random(seed), command, tmp_path, ranks) == whole_stage(ranks)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(40))
+def test_a_run_that_is_killed_continues_to_the_same_bytes(seed, whole_run):
+    ranks = 1 + seed % 2
+    workspace, expected = whole_run(ranks)
+    shutil.rmtree(workspace / "artifacts" / "train_prompter")
+    command = pipeline(workspace, ranks)
+    assert kill_and_run_again(random.Random(seed), command, workspace, ranks) == expected
+
+
+# A group of processes.
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(text)]
+
+
+def run_group(text: str, on_line: Callable[[str], object] = lambda line: None, **options) -> int:
+    """Run a Python program as a supervised group; returns its exit status."""
+    return Processes(supervised(python(text)), os.environ, on_line=on_line, **options).wait()
+
+
+def test_the_output_of_a_group_is_read_to_its_end():
+    lines: list[str] = []
+    both = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(3)"
+    group = Processes(supervised(python(both)), os.environ, on_line=lines.append)
+
+    assert group.wait() == 3
+    assert sorted(lines) == ["to stderr", "to stdout"]
+    assert sorted(group.last_lines) == sorted(lines)
+
+
+def test_the_output_of_a_group_is_read_whatever_the_log_raises():
+    def raise_as_rich_does(line: str) -> None:
+        raise SystemExit(1)
+
+    long = "for _ in range(40_000): print('more than the pipe and its reader hold')"
+    assert run_group(long, raise_as_rich_does) == 0
+
+
+def test_what_a_group_leaves_behind_ends_with_it():
+    reading, writing = os.pipe()
+    child = "import signal; print('ready', flush=True); signal.pause()"
+    leaves = f"""
+        import subprocess, sys
+        command = [sys.executable, "-c", {child!r}]
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.readline()"""
+
+    assert run_group(leaves, descriptors=[writing]) == 0
+
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # nobody has it open any more
+    os.close(reading)
+
+
+def test_a_group_is_killed_before_its_leader_is_reaped(monkeypatch):
+    """Later, another group may have its number."""
+    killpg = os.killpg
+    states = []
+
+    def record(leader: int, number: int) -> None:
+        states.append(psutil.Process(leader).status())
+        killpg(leader, number)
+
+    monkeypatch.setattr(os, "killpg", record)
+    group = Processes(supervised(python("")), os.environ, on_line=print)
+    group.wait()
+    group.kill()  # of a user who presses Ctrl-C again
+    group.stop()
+    assert states == [psutil.STATUS_ZOMBIE]
+
+
+def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path):
+    """As Python's, it acts when the pipe from the process closes."""
+    tracker = f"""
+        import sys
+        print(flush=True)
+        sys.stdin.read()
+        open({str(tmp_path / "cleaned up")!r}, "w").close()"""
+    killed = f"""
+        import os, subprocess, sys
+        command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
+        tracker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        tracker.stdout.readline()  # so that its start does not count
+        os.kill(os.getpid(), 9)"""
+
+    assert run_group(killed) == 128 + signal.SIGKILL
+    assert (tmp_path / "cleaned up").exists()
+
+
+# A supervisor.
+
+PRINT_PID = "print(os.getpid(), flush=True)"
+WAITS = "import signal; print('ready', flush=True); signal.pause()"
+STOPS = """
+import pathlib, sys, time
+print("ready", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print("stopped", flush=True)
+sys.exit(75)
+"""
+
+
+def run_until_ready(command: list[str]) -> Processes:
+    """Start a supervised command that prints `ready`, and wait for it."""
+    ready = threading.Event()
+    group = Processes(command, os.environ, on_line=lambda line: ready.set())
+    assert ready.wait(60)
+    return group
+
+
+def test_sigterm_to_a_supervisor_creates_the_stop_file_however_often_it_comes(tmp_path):
+    file = tmp_path / "stop"
+    group = run_until_ready(supervised([*python(STOPS), str(file)], 600, file))
+
+    for _ in range(3):
+        group.stop()
+
+    assert group.wait() == 75
+    assert list(group.last_lines) == ["ready", "stopped"]
+
+
+def test_a_command_that_does_not_stop_in_time_is_killed(tmp_path):
+    group = run_until_ready(supervised(python(WAITS), 0.1, tmp_path / "stop"))
+    group.stop()
+    assert group.wait() == 128 + signal.SIGKILL
+
+
+def test_a_command_without_a_stop_file_receives_sigterm():
+    group = run_until_ready(supervised(python(WAITS), 600))
+    group.stop()
+    assert group.wait() == 128 + signal.SIGTERM
+
+
+STARTER = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from alpro.stages.execution.lifecycle import supervised
+command = supervised(sys.argv[4:], 600, Path(sys.argv[1]) if sys.argv[1] else None)
+if sys.argv[2]:
+    command[4] = sys.argv[2]  # another client
+child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+print(child.pid, child.stdout.readline().strip())
+sys.stdout.flush()
+os.kill(child.pid if sys.argv[3] == "supervisor" else os.getpid(), signal.SIGKILL)
+print(child.stdout.read(), child.wait())
+"""
+
+
+def start_and_kill(
+    victim: str, command: list[str], stop_file: str = "", client: str = ""
+) -> tuple[int, str]:
+    """Start a supervised command from a process, and kill that or the supervisor.
+
+    Returns:
+        The number of the supervisor, and what it has printed.
+    """
+    starter = [*python(STARTER), stop_file, client, victim, *command]
+    done = subprocess.run(starter, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    supervisor, _, printed = done.stdout.partition(" ")
+    return int(supervisor), printed
+
+
+def test_a_training_whose_parent_is_killed_stops(tmp_path, wait_for_end):
+    """It writes its checkpoint."""
+    file = tmp_path / "stop"
+    mark = f"open({str(tmp_path / 'saved')!r}, 'w').close()"
+    program = STOPS.replace('print("stopped", flush=True)', mark)
+
+    supervisor, printed = start_and_kill("parent", [*python(program), str(file)], str(file))
+
+    assert printed.strip() == "ready"
+    wait_for_end(supervisor)
+    assert (tmp_path / "saved").exists()
+
+
+def test_any_other_command_whose_parent_is_killed_is_killed(wait_for_end):
+    supervisor, printed = start_and_kill("parent", python(f"import os; {PRINT_PID}; {WAITS}"))
+    wait_for_end(supervisor)
+    wait_for_end(int(printed))
+
+
+def test_a_command_whose_supervisor_is_killed_is_killed(wait_for_end):
+    _, printed = start_and_kill("supervisor", python(f"import os; {PRINT_PID}; {WAITS}"))
+    wait_for_end(int(printed.split()[0]))
+
+
+def test_a_command_whose_client_has_ended_already_does_not_start():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    _, printed = start_and_kill("nobody", python("print('started')"), client=str(gone.pid))
+    assert "started" not in printed
