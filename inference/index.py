@@ -121,14 +121,14 @@ class Index:
     @property
     def settings(self) -> IndexSettings:
         metadata = self.table.schema.field("vector").metadata or {}
-        with self._errors():
+        with engine_errors(self.place, self.table):
             return IndexSettings.model_validate_json(metadata.get(SETTINGS.encode(), b""))
 
     def change_settings(self, **values: Any) -> None:
         """Change the model's folder or the root, for all rows at once."""
         settings = self.settings.model_copy(update=values)
         metadata = {SETTINGS: settings.model_dump_json()}
-        with self._errors():
+        with engine_errors(self.place, self.table):
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
 
     @property
@@ -138,9 +138,8 @@ class Index:
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
-        """Columns that this index keeps of its manifest, with their types."""
-        hidden = {*SCHEMA.names, "vector"}
-        return {field.name: field.type for field in self.table.schema if field.name not in hidden}
+        """Columns that this index has of its manifest, with their types."""
+        return manifest_columns(self.table.schema)
 
     def count(self, sql: str = IS_CLIP) -> int:
         """Count rows.
@@ -148,7 +147,7 @@ class Index:
         Raises:
             InputError: The condition is invalid.
         """
-        with self._errors():
+        with engine_errors(self.place, self.table):
             return self.table.count_rows(sql)
 
     def rows(self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0) -> list[Item]:
@@ -159,14 +158,14 @@ class Index:
         """
         from lancedb.query import ColumnOrdering
 
-        with self._errors():
+        with engine_errors(self.place, self.table):
             query = self.table.search().select(self._names).where(sql).limit(k).offset(offset)
             order = [ColumnOrdering(column_name=name) for name in ORDER]
             return self._items(query.order_by(order).to_list())
 
     def embedding(self, key: str) -> np.ndarray:
         """Return the embedding (E,) of a clip."""
-        with self._errors():
+        with engine_errors(self.place, self.table):
             query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
             return np.array(query.to_list()[0]["vector"], np.float32)
 
@@ -188,27 +187,19 @@ class Index:
         Raises:
             InputError: The condition is invalid, or the embedding is of another model.
         """
-        clips = self.count()
 
-        def query(limit: int, farthest: float | None = None) -> list[Item]:
+        def query(limit: int, max_distance: float | None = None) -> list[Item]:
             search: Any = self.table.search(vector, vector_column_name="vector")
-            search = (
-                search.distance_type("dot")
-                .select([*self._names, "_distance"])
-                .where(sql)
-                .limit(limit)
-            )
-            if farthest is not None:
-                search = search.distance_range(upper_bound=farthest)
-            is_exact = exact or clips <= EXACT_CLIPS
-            search = search.bypass_vector_index() if is_exact else search.nprobes(PROBES)
-            return search.to_list()
+            search = search.distance_type("dot").where(sql).limit(limit).nprobes(PROBES)
+            search = search.select([*self._names, "_distance"])
+            search = search.distance_range(upper_bound=max_distance)
+            return (search.bypass_vector_index() if exact else search).to_list()
 
-        with self._errors():
+        with engine_errors(self.place, self.table):
             rows = query(k + 1)
-            # If the last place is shared, all that share it are candidates.
+            # If the last place is shared, all clips that share it are candidates.
             if len(rows) > k and rows[k]["_distance"] - rows[k - 1]["_distance"] < 10**-DIGITS:
-                rows = query(clips, rows[k]["_distance"] + 10**-DIGITS)
+                rows = query(self.table.count_rows(), rows[k]["_distance"] + 10**-DIGITS)
 
         for row in rows:
             row["similarity"] = round(1 - row.pop("_distance"), DIGITS)
@@ -228,25 +219,10 @@ class Index:
             row["columns"] = {name: row.pop(name) for name in names}
         return rows
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Raise the engine's errors as InputError. A wrong column is named with those that exist."""
-        try:
-            with engine_errors(self.place):
-                yield
-        except InputError as error:
-            unknown = re.search(r'No field named "?([^".]+)', str(error))
-            if not unknown:
-                raise
-            names = ", ".join([*SHOWN_COLUMNS, *self.columns])
-            raise InputError(
-                f"no column {unknown[1]}; {self.place} has {names}, and text is in single quotes"
-            ) from error
-
     def known(self) -> pa.Table:
         """Return `key`, `path`, `identity` and `reason` of all rows. Paths are as they are stored."""
         columns = ["key", "path", "identity", "reason"]
-        with self._errors():
+        with engine_errors(self.place, self.table):
             return self.table.search().select(columns).limit(None).to_arrow()
 
     def write(self, items: list[Item]) -> None:
@@ -260,14 +236,14 @@ class Index:
             rows.append(item | item["columns"] | more)
 
         upsert = self.table.merge_insert("key").when_matched_update_all()
-        with self._errors():
+        with engine_errors(self.place, self.table):
             data = pa.Table.from_pylist(rows, self.table.schema)
             upsert.when_not_matched_insert_all().execute(data, on_bad_vectors="null")
 
     def remove(self, sql: str) -> None:
         """Remove rows, also from the disk."""
         table = self.table
-        with self._errors():
+        with engine_errors(self.place, self.table):
             query = table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
             # The engine only marks deleted rows, but it deletes a file in which no others are left.
             for fragment in {row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()}:
@@ -281,7 +257,7 @@ class Index:
         there are many clips."""
         from lancedb.index import IvfFlat
 
-        with self._errors():
+        with engine_errors(self.place, self.table):
             self.table.optimize(cleanup_older_than=timedelta(minutes=10))
             if len(self) > EXACT_CLIPS and not self.table.list_indices():
                 config = IvfFlat(distance_type="dot", num_partitions=PARTITIONS)
@@ -318,15 +294,34 @@ def connect(address: str) -> "DBConnection":
 
 
 @contextmanager
-def engine_errors(place: str) -> Iterator[None]:
-    """Raise the engine's errors as InputError, and those of the disk as OSError."""
+def engine_errors(place: str, table: "Table | None" = None) -> Iterator[None]:
+    """Raise the engine's errors as InputError, and errors of the disk as OSError.
+
+    Args:
+        place: Folder or address of the index.
+        table: Its table, whose columns the message lists if a condition names another one.
+    """
     try:
         with os_errors(place):
             yield
     except (ValueError, RuntimeError) as error:
-        # Without lines of the engine's source, and without the query that it made of a condition.
+        # Leave out lines of the engine's source, and the query that it made of a condition.
         text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
-        raise InputError(f"{place}: {redact(one_line(ValueError(text)))}") from error
+        message = f"{place}: {redact(one_line(ValueError(text)))}"
+        unknown = re.search(r'No field named "?([^".]+)', message)
+        if unknown and table is not None:
+            columns = [*SHOWN_COLUMNS, *manifest_columns(table.schema)]
+            message = (
+                f"no column {unknown[1]}; the columns are {', '.join(columns)}; text is in single "
+                "quotes"
+            )
+        raise InputError(message) from error
+
+
+def manifest_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Return the columns of an index that come from its manifest, with their types."""
+    own = {*SCHEMA.names, "vector"}
+    return {field.name: field.type for field in schema if field.name not in own}
 
 
 def make_condition(where: str = "", words: str = "") -> str:

@@ -144,6 +144,10 @@ async function showHits(query) {
     if (number !== request) return;
     // The last results stay, with the reason why there are no others.
     say("");
+    if (file) {
+      upload = null;
+      $("#like").hidden = true;
+    }
     warn($("#warning"), file ? `${file.name}: ${error.message}` : error.message);
   }
 }
