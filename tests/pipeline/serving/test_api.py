@@ -48,16 +48,9 @@ def test_a_search_has_the_hits_of_python(client, models):
     assert get(client, "search", k=7) == as_json(models.search.all(7))
 
 
-def test_pages_follow_one_another(client):
-    whole = clip_keys(get(client, "search", text=TEXT, k=9))
-    pages = [get(client, "search", text=TEXT, k=3, offset=at) for at in (0, 3, 6)]
-    assert [key for page in pages for key in clip_keys(page)] == whole
-
-
-def test_conditions_and_words_choose_clips(client, keys):
+def test_a_condition_chooses_clips_or_is_refused_in_a_line(client, keys):
     found = get(client, "search", where="day >= '2024-02-01' AND kind = 'video'")
     assert (clip_keys(found), found["clips"]) == (keys[1:3], 2)
-    assert clip_keys(get(client, "search", text=TEXT, words="png")) == keys[4:5]
     wrong = client.get("/api/search", params={"where": "color = 'red'"})
     assert (wrong.status_code, "no column color" in wrong.json()["detail"]) == (400, True)
 
@@ -83,44 +76,39 @@ def test_clips_and_uploads_have_similar_clips(client, models, videos, keys):
     ]
 
 
+def words(ranked):
+    return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
+
+
 @pytest.mark.parametrize("number", [1, 4])
-def test_questions_and_entities_of_clips_and_uploads(number, models, pretrained, videos, keys):
-    """A pre-trained model also reads the caption."""
-    own = Model.load(pretrained, device="cpu")
+def test_questions_and_entities_of_clips_and_uploads(number, client, models, videos, keys):
     file = videos[1] if number == 1 else videos[0].parent / "red.png"
-    content = file.read_bytes()
-
-    def words(ranked):
-        return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
-
-    client = TestClient(application(models))
     question = {"question": "what moves?", "k": 2}
+    region = {"box": "0.5,0,0.5,1", "k": 3}
     answers = words(models.ask.ask(file, "what moves?", 2))
-    assert get(client, "ask", **question, clip=keys[number])["answers"] == answers
-    assert client.post("/api/ask", params=question, content=content).json()["answers"] == answers
+    names = words(models.entities.entities(file, (0.5, 0.0, 0.5, 1.0), 3))
+    for path, query, expected in (
+        ("ask", question, {"answers": answers}),
+        ("entities", region, {"entities": names}),
+    ):
+        of_clip = get(client, path, **query, clip=keys[number])
+        of_upload = client.post(f"/api/{path}", params=query, content=file.read_bytes()).json()
+        assert of_clip == of_upload == of_clip | expected
+    assert of_clip["note"].endswith("always named")
 
-    for text, model in {"": models.entities, "a ball": own}.items():
-        client = TestClient(application(replace(models, entities=model)))
-        region = {"box": "0.5,0,0.5,1", "k": 3, "text": text}
-        named = words(model.entities(file, (0.5, 0.0, 0.5, 1.0), 3, text=text))
-        assert get(client, "entities", **region, clip=keys[number])["entities"] == named
-        posted = client.post("/api/entities", params=region, content=content).json()
-        assert posted["entities"] == named
-        assert posted["note"].endswith("always named")
+
+def test_a_pre_trained_model_also_reads_the_caption(models, pretrained, videos, keys):
+    model = Model.load(pretrained, device="cpu")
+    client = TestClient(application(replace(models, entities=model)))
     assert "text" in get(client, "health")["offers"]
+    found = get(client, "entities", clip=keys[1], text="a ball", k=3)["entities"]
+    assert found == words(model.entities(videos[1], top_k=3, text="a ball"))
 
 
 def test_notes_are_about_the_text(client, keys):
     assert "parliament" in get(client, "search", text="a parliament")["note"]
     long = "what moves to the left and then to the right " * 9
     assert "reads only the first" in get(client, "ask", clip=keys[1], question=long)["note"]
-
-
-def test_a_part_of_a_video_is_asked_about(client, keys):
-    whole, half = (
-        get(client, "ask", clip=keys[number], question="what moves?") for number in (0, 3)
-    )
-    assert whole != half
 
 
 def test_files_are_played_in_ranges_and_stay_private(client, videos, keys):
@@ -167,7 +155,7 @@ def test_what_the_server_has_no_model_for_is_refused(models):
     [
         (RETRIEVAL, "", "", (True, False, "")),
         ("", QA, PROMPTER, (True, True, "prompter")),
-        (None, QA, "pretrain", (False, True, "pretrain")),
+        (None, QA, "", (False, True, "")),
         (None, "", PROMPTER, (False, False, "prompter")),
         (None, "", "", None),
         (None, "", PROMPTER + "0", None),
@@ -175,50 +163,35 @@ def test_what_the_server_has_no_model_for_is_refused(models):
         ("", "", QA, None),
     ],
 )
-def test_what_is_offered_follows_from_the_models(
-    own, ask, entities, expected, models, trained, pretrained, monkeypatch
-):
-    """Whatever a model can do it does, and it is loaded once. own: None without an index."""
-    loaded = []
-    load = Model.load
-    monkeypatch.setattr(Model, "load", lambda *a, **more: loaded.append(a) or load(*a, **more))
+def test_what_is_offered_follows_from_the_models(own, ask, entities, expected, models, trained):
+    """own: name of the model of an index; None without an index."""
     index = "" if own is None else models.search.index.place
-    entities = str(pretrained) if entities == "pretrain" else entities
+    options = Options(device="cpu", workspace=trained)
     with pytest.raises(InputError) if expected is None else nullcontext():
-        options = Options(device="cpu", workspace=trained)
-        found = load_models(index, own or "", ask, entities, options)
-        naming = found.entities.folder.task if found.entities else ""
-        assert (bool(found.search), bool(found.ask), naming) == expected
-    assert len(loaded) == len(set(loaded))
+        served = load_models(index, own or "", ask, entities, options)
+        task = served.entities.folder.task if served.entities else ""
+        assert (bool(served.search), bool(served.ask), task) == expected
 
 
 REFUSED = {
     400: [
         "search?text=+",
-        "search?where=x",
-        "search?text=a&where=color='red'",
         "search?text=a&clip=1",
         "search?where=kind=%ed%a0%80",
         "ask?question=a",
         "ask?question=&clip=KEY",
-        *(f"entities?clip=KEY&box={box}" for box in ("1,2,3,4", "nan,0,1,1", "%ff")),
+        "entities?clip=KEY&box=nan,0,1,1",
     ],
-    404: ["search?clip=none", "clip/..%2f..%2fetc%2fpasswd", "clip/' OR 1=1 --", "other"],
+    404: ["search?clip=none", "clip/..%2f..%2fetc%2fpasswd", "clip/' OR 1=1 --"],
     422: [
-        *(f"search?text=a&k={k}" for k in ("0", "101", "1e999", "NaN", "-1", "")),
-        "search?text=a&offset=99999999999999999999",
-        "search?text=a&limit=3",
+        "search?k=0",
+        "search?k=1e999",
+        "search?offset=99999999999999999999",
+        "search?limit=3",
         "search?text=" + "a" * 501,
         "clip/KEY?view=all",
     ],
-    200: [
-        "search?text=%ed%a0%80",
-        "search?text=%00%ff",
-        "search?text=a&words=%ed%a0%80",
-        "search?text=a&k=100",
-        "search?text=a&where=start>1e999",
-        "search?text=" + "a" * 500,
-    ],
+    200: ["search?text=%ed%a0%80", "search?text=%00%ff", "search?where=start>1e999"],
 }
 
 
@@ -231,22 +204,19 @@ def test_a_wrong_request_is_refused(path, status, client, keys):
 
 UPLOADS = {
     b"no video": "is a text, not a video",
-    b'{"text": "a", "k": 1e999}': "is a text",
-    b'"\\ud800"': "is a text",
     b"%PDF-1.7\0": "is a PDF",
     b"<!doctype html><html>": "is a HTML page",
     b"\x89PNG": "cannot be decoded",
-    b"\xff\xd8\xff": "cannot be decoded",
     b"\0\1\2": "cannot be decoded",
 }
 
 
 @pytest.mark.parametrize("body", UPLOADS)
-@pytest.mark.parametrize("path", ["search", "ask?question=a", "entities"])
-def test_an_upload_that_is_no_video_says_what_it_is(path, body, client):
-    answer = client.post(f"/api/{path}", content=body, headers={"Content-Type": "video/mp4"})
-    detail = answer.json()["detail"]
-    assert (answer.status_code, UPLOADS[body] in detail, "/" in detail) == (400, True, False)
+def test_an_upload_that_is_no_video_says_what_it_is(body, client):
+    for path in ("search", "ask?question=a"):
+        answer = client.post(f"/api/{path}", content=body)
+        detail = answer.json()["detail"]
+        assert (answer.status_code, UPLOADS[body] in detail, "/" in detail) == (400, True, False)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +252,7 @@ def basic(password):
     return b"Basic " + base64.b64encode(f"me:{password}".encode())
 
 
-@pytest.mark.parametrize("path", ["/", "/page.js", "/api/health", "/api/openapi.json", "/none"])
+@pytest.mark.parametrize("path", ["/", "/api/health", "/api/openapi.json", "/none"])
 def test_a_token_is_required_everywhere(path, app):
     client = TestClient(guarded(app, "0.0.0.0", TOKEN), base_url="http://videos.example:7860")
     wrong = [b"", b"Bearer ", b"Bearer \xe9", basic("x"), b"Basic !", b"Basic \xe9"]
@@ -318,16 +288,10 @@ def test_a_changed_index_is_noticed(models, videos, tmp_path):
     """A clip that was removed is not another one; an index of another model is refused."""
     index = Index.open(shutil.copytree(models.search.index.place, tmp_path / "index"))
     client = TestClient(application(ServedModels(Searcher(index, models.search.model))))
-    (removed, _), total = (
-        clip_keys(get(client, "search", where=f"path LIKE '%{videos[0].name}'")),
-        len(index),
-    )
+    removed = clip_keys(get(client, "search", where=f"path LIKE '%{videos[0].name}'"))[0]
     remove_videos(index.place, [str(videos[0])])
 
-    after = get(client, "search", k=100)
-
-    assert (after["total"], removed in clip_keys(after)) == (total - 2, False)
-    assert get(client, "health")["clips"] == after["total"]
+    assert removed not in clip_keys(get(client, "search", k=100))
     for path in (f"search?clip={removed}", f"clip/{removed}", f"clip/{removed}?view=still"):
         assert client.get(f"/api/{path}").status_code == 404
     index.change_settings(digest="other")
