@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tarfile
+from contextlib import contextmanager
 from pathlib import Path
 from unicodedata import normalize
 
@@ -21,7 +22,6 @@ from alpro.pool import Died
 from alpro.shards.clip import DecodeError
 from alpro.shards.duration import video_seconds
 from alpro.shards.reader import read_index
-from alpro.stages.evaluation.any_model import labeled
 
 
 @pytest.fixture
@@ -73,14 +73,6 @@ def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened
     for name, same in {"notes": "0", "1": "2", "new": "2", "4": "1"}.items():
         np.testing.assert_allclose(after[name], before[same], atol=1e-6)
     assert rejected(opened()) == []
-
-
-def test_a_file_that_was_replaced_by_none_is_a_reject(update, own, opened):
-    update(own)
-    replace(own / "1.mp4", b"broken")
-    counts, _ = update(own)
-    assert (counts.replaced, counts.reasons) == (1, {"unreadable": 1})
-    assert (len(opened()), rejected(opened())) == (4, ["1", "notes"])
 
 
 def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
@@ -148,29 +140,30 @@ def test_a_unit_that_dies_costs_only_the_file_that_kills_it(update, own, opened,
     assert update(own)[0].embedded == 1  # it may have been the memory
 
 
-def test_a_video_that_could_not_be_fetched_is_tried_again(update, own, opened, monkeypatch):
-    real = clips_module.load_clip
+@pytest.fixture
+def down(monkeypatch):
+    """down(): a context in which no store answers."""
 
-    def down(source, *options):
-        if source.path.name == "1.mp4":
+    @contextmanager
+    def run():
+        def load_clip(source, *options):
             raise DecodeError("not fetched", "the server is down")
-        return real(source, *options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(clips_module, "load_clip", down)
-        assert update(own)[0].reasons == {"not fetched": 1, "unreadable": 1}
-    counts, lines = update(own)
-    assert (counts.embedded, counts.skipped, lines) == (1, 5, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(clips_module, "load_clip", load_clip)
+            yield
+
+    return run
 
 
-def test_a_clip_stays_while_its_store_does_not_answer(update, own, opened, monkeypatch):
-    def down(source, *options):
-        raise DecodeError("not fetched", "the server is down")
-
-    update(own)
+def test_what_could_not_be_fetched_is_tried_again_and_what_the_index_has_stays(
+    update, own, opened, down
+):
+    with down():
+        assert update(own)[0].reasons == {"not fetched": 6}
+    assert update(own)[0].embedded == 5
     replace(own / "1.mp4", b"newer")
-    with monkeypatch.context() as patch:
-        patch.setattr(clips_module, "load_clip", down)
+    with down():
         assert update(own)[0].reasons == {"not fetched": 1}
     assert len(opened()) == 5
     assert update(own)[0].reasons == {"unreadable": 1}
@@ -213,13 +206,6 @@ def test_another_folder_is_not_where_a_missing_one_moved(update, own, tmp_path, 
     assert paths == {*(f"{own}/{n}.mp4" for n in range(5)), f"{other}/0.mp4"}
     (tmp_path / "unmounted").rename(own)
     assert update(own)[0].embedded == 0
-
-
-def test_a_copy_is_another_clip(update, own, tmp_path, opened):
-    update(own)
-    shutil.copytree(own, tmp_path / "copy")  # with its times
-    assert update(tmp_path / "copy")[0].embedded == 5
-    assert len(opened()) == 10
 
 
 def write_rows(file, rows):
@@ -281,15 +267,6 @@ def test_what_cannot_be_added_to_an_index_is_refused(update, own, tmp_path):
     ):
         with pytest.raises(InputError, match=named):
             update(own, **options)
-
-
-def test_the_place_of_the_model_is_recorded(update, own, folders, tmp_path, opened):
-    update(own)
-    moved = shutil.copytree(folders["retrieval"], tmp_path / "moved")
-    folders = folders | {"moved": moved}
-    embedder = module.Embedder(module.Found(moved), device="cpu")
-    assert module.add_videos(tmp_path / "index", embedder, own).embedded == 0
-    assert opened().settings.model == str(moved)
 
 
 def windows(index):
@@ -383,12 +360,3 @@ def test_a_file_is_removed_by_its_name_as_any_system_spells_it(
     update(folder)
     name = folder / normalize(other, "café.mp4")
     assert len(remove_videos(tmp_path / "index", [str(name)])) == 1
-
-
-def test_a_table_of_captions_is_read_as_a_run_reads_it(tmp_path):
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "b.csv").write_text("video,caption\na.mp4,a dog\n")
-    (item,) = scan_videos(tmp_path / "b.csv")
-    ((labels,), _) = labeled(tmp_path / "b.csv", "test")
-    assert (item["path"], item["caption"]) == (str(tmp_path / "a.mp4"), "a dog")
-    assert labels.metadata["captions"] == ("a dog",)
