@@ -23,7 +23,6 @@ from alpro.log import log
 
 RUNS = "runs.jsonl"
 REFS = "refs"
-INDEXES = "indexes.txt"  # folders and addresses, a line each
 # Similarity of two names in difflib's measure: sample/pretrai and sample/pretrain have 0.97.
 SIMILAR = 0.8
 STAGE_NAME = re.compile(
@@ -249,32 +248,3 @@ def summarize(record: Record, name: str = "") -> str:
     start = record.fingerprint[:8]
     details = ", ".join(filter(None, (name, made_by, minute)))
     return f"{start} ({details})" if details else start
-
-
-def record_index(workspace: Path, place: str) -> None:
-    """Note an index, so that the model that embedded its videos is not removed as unused.
-
-    Args:
-        place: Its absolute path or its address.
-    """
-    file = workspace / INDEXES
-    if workspace.is_dir() and place not in index_lines(file):
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(f"{place}\n")
-
-
-def index_places(workspace: Path) -> list[str]:
-    """Return the indexes that were noted, and those in the workspace, beside it and here."""
-    root = workspace.resolve()
-    places = set()
-    for searched in {root, root.parent, Path.cwd()}:
-        places |= {str(table.parent) for table in searched.glob("*/clips.lance")}
-
-    for place in index_lines(workspace / INDEXES):
-        if "://" in place or Path(place, "clips.lance").is_dir():
-            places.add(place)
-    return sorted(places)
-
-
-def index_lines(file: Path) -> list[str]:
-    return file.read_text("utf-8").splitlines() if file.is_file() else []

@@ -6,7 +6,7 @@ makes each change atomic: a search can run beside a writer, and a killed writer 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
 PARTITIONS = 1024  # of the approximate index
 PROBES = 384  # partitions that a query reads
 DIGITS = 6  # of a similarity: beyond, equal vectors may differ
+INDEXES = "indexes.txt"  # of a workspace: a folder or an address on each line
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
 ORDER = ("path", "start", "id")  # of the index
@@ -366,12 +367,31 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
         )
 
 
-def indexed_fingerprints(places: Iterable[str | Path]) -> set[str]:
-    """Return the fingerprints of the artifacts whose models embedded the clips of indexes."""
+def record_index(workspace: Path, index: Index) -> None:
+    """Note an index in a workspace, so that its model is not removed as unused."""
+    file = workspace / INDEXES
+    if workspace.is_dir() and index.place not in read_lines(file):
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(f"{index.place}\n")
+
+
+def indexed_fingerprints(workspace: Path) -> set[str]:
+    """Return the fingerprints of the artifacts whose models embedded the clips of indexes: of those
+    that were noted, and of those in the workspace, beside it and here."""
+    root = workspace.resolve()
+    places = set(read_lines(workspace / INDEXES))
+    for folder in (root, root.parent, Path.cwd()):
+        places |= {str(table.parent) for table in folder.glob("*/clips.lance")}
+
     fingerprints = set()
     for place in places:
-        model = Path(Index.open(place).settings.model)
-        record = read_record(model.parent if model.name == "model" else model)
-        if record:
-            fingerprints.add(record.fingerprint)
+        if is_url(place) or Path(place, "clips.lance").is_dir():
+            model = Path(Index.open(place).settings.model)
+            record = read_record(model.parent if model.name == "model" else model)
+            if record:
+                fingerprints.add(record.fingerprint)
     return fingerprints
+
+
+def read_lines(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines() if file.is_file() else []

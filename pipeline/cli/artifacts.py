@@ -13,7 +13,7 @@ from cyclopts import App
 
 from alpro.artifact import Record
 from alpro.errors import InputError
-from alpro.names import find_artifact, index_places, referenced_fingerprints
+from alpro.names import find_artifact, referenced_fingerprints
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
@@ -215,7 +215,7 @@ def collect_garbage(
             f"{workspace}: no STAGE stands for an artifact; name the artifacts to keep"
         )
     # The model of an index embeds the text of each search.
-    used |= indexed_fingerprints(index_places(workspace))
+    used |= indexed_fingerprints(workspace)
     used |= registered(workspace)
 
     chosen = []

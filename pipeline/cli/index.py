@@ -12,7 +12,6 @@ from cyclopts.validators import Number
 from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.log import printable
-from alpro.names import record_index
 from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             date,project.
         scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
     """
-    from alpro.inference.index import Index, index_exists
+    from alpro.inference.index import Index, index_exists, record_index
     from alpro.inference.index_videos import Embedder, add_videos
 
     name = model
@@ -101,7 +100,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
 
     opened = Index.open(index)
     # `alpro artifacts gc` keeps the models of these indexes.
-    record_index(models.workspace, opened.place)
+    record_index(models.workspace, opened)
     clips = len(opened)
     captions = opened.count("reason IS NULL AND caption IS NOT NULL")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))

@@ -11,8 +11,8 @@ import pytest
 
 from alpro.artifact import Source, artifacts, read_record
 from alpro.files import read_json, write_json
-from alpro.inference.index import Index, IndexSettings
-from alpro.names import record_index, write_refs
+from alpro.inference.index import Index, IndexSettings, record_index
+from alpro.names import write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.step import Step
@@ -265,7 +265,7 @@ def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
     place = tmp_path_factory.mktemp("elsewhere") / "index"
     settings = IndexSettings(model=str(folder_of(workspace, "train", "c")), digest="x")
     index = Index.create(place, settings, 8, {})
-    record_index(workspace, index.place)
+    record_index(workspace, index)
 
     alpro(workspace, "gc", "--yes")
 
