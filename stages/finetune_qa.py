@@ -15,7 +15,7 @@ from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
-from alpro.stages.training.stage import Training, fine_tuned, train
+from alpro.stages.training.stage import Training, build_fine_tuned, train
 
 VERSION = 7  # a byte order mark does not belong to the first answer
 
@@ -71,7 +71,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             folders = [inputs.corpora[name] for name in config.corpora]
             answers = frequent_answers(folders, config.answers)
 
-        model = fine_tuned(start, config.frames, device, answers)
+        model = build_fine_tuned(start, config.frames, device, answers)
         objective = QaObjective(
             model,
             mean=start.preprocessing.mean,

@@ -12,7 +12,7 @@ from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
-from alpro.stages.training.stage import Training, fine_tuned, train
+from alpro.stages.training.stage import Training, build_fine_tuned, train
 
 VERSION = 6
 
@@ -49,7 +49,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)
-        model = fine_tuned(start, config.frames, device)
+        model = build_fine_tuned(start, config.frames, device)
         objective = MatchingObjective(
             model,
             mean=start.preprocessing.mean,

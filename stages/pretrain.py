@@ -1,5 +1,4 @@
-"""Pre-trains ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and
-3.4)."""
+"""Pre-train ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,8 +53,7 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
     start: str = Field(
         default="scratch",
         description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or "
-        "the path of an "
-        "ALPRO model",
+        "the path of an ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
     )
     mlm_probability: float = Field(
@@ -87,12 +85,12 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
 
     @property
     def needs_prompter(self) -> bool:
-        """Whether a prompter is required, for pseudo-labels or initial weights."""
+        """Whether pseudo-labels or initial weights require a prompter."""
         return self.weights.pem > 0 or self.start == "prompter"
 
     @property
     def objective(self) -> PretrainSettings:
-        """The settings of the objective."""
+        """Settings of the objective."""
         return PretrainSettings(
             weights=self.weights,
             threshold=self.threshold,
@@ -103,9 +101,8 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """The tokenizer, the entities and the corpora of the phases; a trained prompter and its prompts
-    if `Config.needs_prompter`, or only the prompts, which then have a CLIP or SigLIP beside
-    them."""
+    """The tokenizer, the entities and the corpora of the phases. If `Config.needs_prompter`, also a
+    trained prompter and its prompts, or prompts with a CLIP or SigLIP beside them."""
 
     tokenizer: Path
     vocabulary: Path
@@ -115,6 +112,7 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
+    """Pre-train if it is configured."""
     config: Config | None = pipeline.pretrain
     if config is None:
         return None
@@ -128,18 +126,18 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes model/ and pictures/."""
+    """Write model/ and pictures/."""
     entities = read_entities(inputs.vocabulary)
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
         prompts: dict[str, Tensor] = {}
         if prompter and inputs.prompts:
-            # On the device once: PEM reads them in each step.
+            # Moved to the device once, because PEM reads them in each step.
             stored = read_prompts(inputs.prompts)
             prompts = {kind: embeddings.to(device) for kind, embeddings in stored.items()}
 
-        # Weights of vit and bert first: `start` replaces those that it has, too.
+        # Weights of vit and bert are loaded first, because `start` replaces those that it has.
         model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
         bundle = ModelBundle("pretrain", model, tokenizer, preprocessing, entities)
         config.load_initial(model)
@@ -173,8 +171,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 def load_teacher(
     config: Config, inputs: Inputs, device: torch.device
 ) -> tuple[ModelBundle | None, Tokenizer, Preprocessing]:
-    """The prompter, if one is required, and the tokenizer and the normalization of the model to
-    train: those of a trained prompter. A CLIP or SigLIP keeps its own."""
+    """Load the prompter, if one is required, and the tokenizer and normalization of the model to
+    train.
+
+    The model has those of a trained prompter, and not those of a CLIP or SigLIP.
+    """
     source = inputs.prompter or inputs.prompts
     teacher = load_prompter(source, device) if config.needs_prompter and source else None
     if teacher and not isinstance(teacher, ClipBundle):
@@ -186,8 +187,11 @@ def load_teacher(
 
 
 def copy_start(target: ModelBundle, start: ModelBundle) -> None:
-    """Copies the weights of another model, and its PEM head if it names the same entities. Raises
-    InputError if its word pieces or its encoders differ."""
+    """Copy the weights of another model, and its PEM head if it has the same entities.
+
+    Raises:
+        InputError: If its word pieces or its encoders differ.
+    """
     if start.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
@@ -195,15 +199,13 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
             "the tokenizer.json in its folder"
         )
 
-    theirs = (start.preprocessing.mean, start.preprocessing.std)
-    ours = (target.preprocessing.mean, target.preprocessing.std)
-    if theirs != ours:
+    start_normalization = (start.preprocessing.mean, start.preprocessing.std)
+    if start_normalization != (target.preprocessing.mean, target.preprocessing.std):
         log.warning(
             "pretrain.start: this model was trained with another normalization of the pixels"
         )
 
-    # The last layer of the PEM head has a row for each entity: with other entities its rows mean
-    # nothing.
+    # The rows of the PEM head's last layer belong to the entities, and are not used for others.
     excluded = () if start.entities == target.entities else ("pem_head.2",)
     try:
         start_from(target.model, start.model, excluded)
@@ -219,20 +221,20 @@ def draw_pseudo_labels(
     file: Path,
     count: int = 12,
 ) -> None:
-    """Draws pseudo-labels of crops of the first batch of videos, or of images; they stay the same
-    in training.
+    """Draw the pseudo-labels of crops in the first batch of videos, or of images if there are no
+    videos. The frozen prompter gives the same labels throughout training.
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    # A batch is of one kind.
-    kinds = [data.sources[source].kind for source in data.source_of]
+    # A batch has samples of one kind.
+    kinds = [data.sources[source].kind for source in data.step_sources]
     step = kinds.index("video") if "video" in kinds else 0
-    source = data.sources[data.source_of[step]]
+    source = data.sources[data.step_sources[step]]
 
     batch = objective.with_pseudo_labels(data[step].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
-    # One transfer instead of one for each picture.
+    # One host-device sync instead of one for each picture.
     labels = batch.pseudo_labels.cpu()
 
     grid = objective.model.config.video.grid

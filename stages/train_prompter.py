@@ -1,7 +1,7 @@
-"""Trains the prompter: a video and a text encoder, with the VTC loss only (paper, section 3.2.2).
+"""Train the prompter, a video and a text encoder, with the VTC loss only (paper, section 3.2.2).
 
-Or both towers of a CLIP or SigLIP, beyond the paper: its embedding of a clip is at first the mean
-of those of the frames, so that this fine-tunes what is otherwise the baseline.
+Beyond the paper, it can be both towers of a CLIP or SigLIP. Its embedding of a clip is at first the
+mean over the frames, so this fine-tunes what is otherwise the baseline.
 """
 
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ SELECTED = "validation/vtc/mean_recall"
 
 
 class Crops(StageConfig, frozen=True):
-    """Training clips that show a crop of the frame, black outside, as PEM asks the prompter
-    (section 3.2.2). Their captions are unchanged. Without them, the probabilities of a crop mean
-    little: the prompter never saw one."""
+    """Training clips that are black outside of a crop, as PEM shows them to the prompter (section
+    3.2.2). Their captions are unchanged. A prompter that was trained without crops has poor
+    pseudo-labels."""
 
     share: float = Field(
         default=0.0, ge=0, le=1, description="fraction of the examples that show a crop"
@@ -62,8 +62,8 @@ class Crops(StageConfig, frozen=True):
         return self
 
     def check(self, grid: int) -> None:
-        """Raises InputError if no crop of whole patches has the area."""
-        # `random_box` returns a box of another area where none fits.
+        """Raise InputError if no crop of whole patches has the area."""
+        # `random_box` returns a box of another area if none fits.
         _, _, width, height = random_box(grid, np.random.default_rng(0), self.area)
         smallest, largest = self.area
         if self.share and not smallest <= width * height / grid**2 <= largest:
@@ -93,8 +93,7 @@ class Config(EncoderConfig, frozen=True):
         -1,
         ge=-1,
         description="last layers of each tower of `clip` that are trained, with all that follows "
-        "them; -1: "
-        "everything; 0: temporal attention, final norms and projections",
+        "them; -1: everything; 0: temporal attention, final norms and projections",
     )
     interpolate: bool = Field(
         False,
@@ -130,15 +129,15 @@ class Config(EncoderConfig, frozen=True):
 
 
 class Inputs(StageInputs):
-    """The tokenizer, except for the towers of a CLIP, which has its own; the corpora of the
-    phases."""
+    """The corpora of the phases, and the tokenizer, unless the prompter is a CLIP, which has its
+    own."""
 
     tokenizer: Path | None = None
     corpora: dict[str, Path]
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """Where pre-training needs a prompter, and no other one is configured."""
+    """Train a prompter if pre-training needs one and no other is configured."""
     config: Config | None = pipeline.train_prompter
     if config is None or not pipeline.uses_prompter or pipeline.cache_prompts.prompter:
         return None
@@ -147,15 +146,16 @@ def needs(pipeline: Pipeline) -> Needs | None:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes model/."""
+    """Write model/."""
 
     def build(device: torch.device) -> Training:
         bundle: ModelBundle
         if config.clip:
             bundle = load_towers(config, device)
         else:
-            bundle = untrained(config, inputs, device)
-        config.crops.check(bundle.model.config.video.grid)  # that of a CLIP is not known before
+            bundle = build_prompter(config, inputs, device)
+        # The grid of a CLIP is known only when it is loaded.
+        config.crops.check(bundle.model.config.video.grid)
 
         objective = PrompterObjective(
             bundle.model,
@@ -171,7 +171,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
                 "validation split: the last weights are kept"
             )
 
-        # The paper's prompter has its last weights; a short training of a CLIP may lose on the way.
+        # The paper's prompter has the last weights. A short training may make a CLIP worse.
         if not config.clip or validate is None:
             return Training(bundle, objective, validate)
         return Training(
@@ -186,16 +186,16 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def with_mean_recall(validate: Validate) -> dict[str, float]:
-    """The metrics of a validation, and the mean of the recalls, by which weights are selected."""
+    """Validate, and add the mean of the recalls, by which weights are selected."""
     values = validate()
     prefix = SELECTED.removesuffix("mean_recall")
     recalls = {name.removeprefix(prefix): value for name, value in values.items()}
     return values | {SELECTED: mean_recall(recalls)}
 
 
-def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:
-    """A prompter with the configured sizes, initial weights and normalization."""
-    # `needs` leaves it out for `clip` alone.
+def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:
+    """Build a prompter with the configured sizes, initial weights and normalization."""
+    # `needs` omits the tokenizer only for `clip`.
     assert inputs.tokenizer is not None
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
@@ -204,11 +204,14 @@ def untrained(config: Config, inputs: Inputs, device: torch.device) -> ModelBund
 
 
 def load_towers(config: Config, device: torch.device) -> ClipBundle:
-    """The towers of `clip`, to be trained. Raises InputError if they are not available or too small
-    for the texts."""
+    """Load the towers of `clip` for training.
+
+    Raises:
+        InputError: If they are not available or too small for the texts.
+    """
     key = "train_prompter.clip"
     bundle = load_clip(config.clip, device, key)
-    # The plan has checked it already, unless it was still on the hub.
+    # The plan could not check a CLIP that was still on the hub.
     check_clip(config.clip, key, config.max_text_tokens)
 
     bundle.prompter.unfreeze(config.model.video.frames, config.trained_layers)

@@ -1,5 +1,5 @@
-"""The batch of a training step: its tensors, and how examples become one; and what the loader
-samples for it: masked tokens for MLM, crops for PEM (paper, section 3.2), and patches to keep."""
+"""The batch of a training step, and what is sampled for it: masked tokens for MLM and crops for PEM
+(paper, section 3.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -15,31 +15,31 @@ from alpro.models.word_pieces import pad, pad_length
 
 @dataclass
 class Batch:
-    """One rank's share of a step's batch. Frames are uint8; the objective normalizes them on its
+    """One rank's part of a step's batch. Frames are uint8; the objective normalizes them on its
     device."""
 
     step: int
     kind: str
     ids: list[str]
-    video: Tensor  # (B,) index of each example's video; captions of one video share it
+    video: Tensor  # (B,) index of each example's video; captions of the same video share it
     frames: Tensor  # (B, T, 3, H, W) uint8
     text: Tensor  # (B, L) token ids
     mask: Tensor  # (B, L) 1 = token, 0 = padding
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
-    # (B, M) of the crops; None: the objective asks the prompter
+    # (B, M) probabilities of the entities in the crops; None: the objective asks the prompter
     pseudo_labels: Tensor | None = None
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
-    # (B, 2) in [0, 1): they sample the hard negatives; None: sampled in the objective
+    # (B, 2) random numbers in [0, 1) for hard negatives; None: drawn in the objective
     uniforms: Tensor | None = None
-    max_masked: int = 0  # upper bound of the masked tokens per text; 0: not known
-    # Lengths of the texts; empty if all batches have the same length
+    max_masked: int = 0  # upper bound of the masked tokens per text; 0: unknown
+    # Lengths of the texts; empty if all batches have one length
     lengths: list[int] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `change` applied to each tensor."""
+        """Return the batch with `change` applied to each tensor."""
         values: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -47,15 +47,15 @@ class Batch:
         return Batch(**values)
 
     def to(self, device: torch.device) -> "Batch":
-        # Copied while the GPU computes: the loader has pinned the memory.
+        # The memory is pinned, so it is copied while the GPU computes.
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         return self.map(Tensor.pin_memory)
 
     def split(self, count: int) -> list["Batch"]:
-        """Equal micro-batches in order, for gradient accumulation; each is padded to its own
-        longest text."""
+        """Split into equal micro-batches in order, for gradient accumulation. Each is padded to its
+        own longest text."""
         if count == 1:
             return [self]
 
@@ -72,7 +72,7 @@ class Batch:
         return micro_batches
 
     def truncate_texts_(self, length: int) -> None:
-        """Drops the text positions from `length` on, in place."""
+        """Truncate the texts to `length` positions, in place."""
         self.text = self.text[:, :length]
         self.mask = self.mask[:, :length]
         if self.masked is not None and self.labels is not None:
@@ -81,7 +81,7 @@ class Batch:
 
 
 def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
-    """Collates examples to a batch; texts are padded to `length`, or to the longest if it is 0."""
+    """Collate examples to a batch. Texts are padded to `length`, or if it is 0 to the longest."""
     batch = Batch(
         step=step,
         kind=kind,
@@ -94,11 +94,11 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
         lengths=[] if length else [len(item["ids"]) for item in items],
     )
 
-    # What only some objectives ask for.
+    # Only some objectives need these.
     if "masked" in items[0]:
         batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
         batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
-        # Counted here: the objective would have to wait for the device.
+        # Counted here: in the objective it would be a host-device sync.
         batch.max_masked = pad_length(max(1, int((batch.labels != -100).sum(1).max())))
     if "box" in items[0]:
         batch.boxes = torch.tensor([item["box"] for item in items])
@@ -115,19 +115,24 @@ def mask_words(
     probability: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masking: 80 % of the chosen tokens become [MASK], 10 % a random token, 10 % are
-    unchanged.
+    """Mask tokens as BERT does: 80 % of the selected tokens become [MASK], 10 % a random token, and
+    10 % are unchanged.
 
-    ids (L,); special (L,), boolean: tokens that are never chosen. Returns masked ids (L,) and
-    labels (L,), -100 = not chosen.
+    Args:
+        ids: Token ids (L,).
+        special: Booleans (L,); these tokens are never selected.
+        probability: Of a token to be selected.
+
+    Returns:
+        The masked ids (L,) and the labels (L,), -100 for tokens that are not selected.
     """
-    chosen = (rng.random(ids.shape) < probability) & ~special
+    selected = (rng.random(ids.shape) < probability) & ~special
     action = rng.random(ids.shape)
     random_ids = rng.integers(0, vocab_size, ids.shape)
 
-    masked = np.where(chosen & (action < 0.8), mask_id, ids)
-    masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
-    return masked.astype(ids.dtype), np.where(chosen, ids, -100)
+    masked = np.where(selected & (action < 0.8), mask_id, ids)
+    masked = np.where(selected & (action >= 0.8) & (action < 0.9), random_ids, masked)
+    return masked.astype(ids.dtype), np.where(selected, ids, -100)
 
 
 def random_box(
@@ -136,12 +141,18 @@ def random_box(
     area: tuple[float, float] = (0.3, 0.5),
     aspect: tuple[float, float] = (0.3, 3.3),
 ) -> tuple[int, int, int, int]:
-    """A crop (left, top, width, height) in patches, of `area` (share of the grid) and `aspect`
-    (width : height).
+    """Sample a crop as random resized cropping does, rounded to the patch grid.
 
-    Boxes are sampled as in random resized cropping and rounded to the patch grid; one that rounds
-    to an area outside the range is sampled again. After 100 failures (a grid too coarse): the most
-    central half.
+    A crop that rounds to an area outside the range is sampled again. After 100 failures, because the
+    grid is too coarse, the result is the central half.
+
+    Args:
+        grid: Side of the grid in patches.
+        area: Range of the fraction of the grid.
+        aspect: Range of width : height.
+
+    Returns:
+        left, top, width and height in patches.
     """
     smallest, largest = area
     for _ in range(100):

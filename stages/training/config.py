@@ -1,4 +1,4 @@
-"""The configuration that all training stages share: data, schedule and optimizer."""
+"""The configuration of all training stages: data, schedule and optimizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
 from alpro.stages.execution.interface import FILE_OR_NAME, NO_EFFECT, StageConfig
 
-Corpora = Mapping[str, Path]  # folders by the names of corpora
+Corpora = Mapping[str, Path]  # folders of the corpora by name
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
 class Phase(StageConfig, frozen=True):
-    """A phase of training on a set of corpora. Every batch has samples of one corpus and one kind
-    (video or image)."""
+    """A phase of training on a set of corpora. A batch has samples of one corpus and one kind, video
+    or image."""
 
     corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
     weights: tuple[float, ...] = Field(
@@ -42,7 +42,7 @@ class Phase(StageConfig, frozen=True):
 
 
 class Validation(StageConfig, frozen=True):
-    """Validation frequency, and how much of the validation split of each corpus is used."""
+    """Frequency of validation, and the part of each corpus's validation split that it uses."""
 
     times: int = Field(
         default=1, ge=1, description="validations, equally spaced; the last at the end"
@@ -64,7 +64,7 @@ class ContrastValidation(Validation, frozen=True):
 
 
 class MatchingValidation(Validation, frozen=True):
-    """Validation of retrieval by matching (VTM); the default is the test protocol."""
+    """Validation of retrieval by matching (VTM). The default is the test protocol."""
 
     captions: int = Field(
         default=0, ge=0, description="captions per video that are queries, the first ones; 0: all"
@@ -86,8 +86,7 @@ class TrainingConfig(StageConfig, frozen=True):
     contrast: Literal["micro_batch", "batch"] = Field(
         default="micro_batch",
         description="pairs that VTC compares: of a micro_batch, or of the whole batch (which "
-        "encodes twice, and "
-        "needs negative_pool_size where it exists)",
+        "encodes twice, and needs negative_pool_size where it exists)",
     )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(
@@ -129,8 +128,7 @@ class TrainingConfig(StageConfig, frozen=True):
     augmentation: Literal["none", "official"] = Field(
         default="none",
         description="official: RandAugment; for images also a random resized crop, and a flip "
-        "unless the text "
-        "says left or right",
+        "unless the text says left or right",
     )
     max_unreadable_share: float = Field(
         default=0.01,
@@ -151,7 +149,7 @@ class TrainingConfig(StageConfig, frozen=True):
 
     @property
     def new_lr_scale(self) -> float:
-        """The learning rate of modules that the initial weights lack, as a multiple of `lr`."""
+        """Learning rate of the modules that the initial weights lack, as a multiple of `lr`."""
         return 1.0
 
     @property
@@ -161,17 +159,17 @@ class TrainingConfig(StageConfig, frozen=True):
 
     @property
     def corpora(self) -> list[str]:
-        """The distinct names of the training corpora, in the order of the phases."""
+        """Distinct names of the training corpora, in the order of the phases."""
         return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
 
     def check_division(self, ranks: int) -> None:
         """Check that a batch can be divided equally among processes.
 
         Args:
-            ranks: number of processes on all machines.
+            ranks: Number of processes on all machines.
 
         Raises:
-            InputError: It cannot.
+            InputError: If it cannot.
         """
         parts = ranks * self.accumulation_steps
         if self.batch_size % parts:
@@ -189,8 +187,7 @@ class MatchingConfig(TrainingConfig, frozen=True):
         default=0,
         ge=0,
         description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. "
-        "The paper: "
-        "16, the batch of a GPU",
+        "The paper uses 16, the per-GPU batch size",
     )
 
     @model_validator(mode="after")
@@ -199,9 +196,8 @@ class MatchingConfig(TrainingConfig, frozen=True):
         if self.contrasts_whole_batch and not self.negative_pool_size:
             raise ValueError(
                 "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives "
-                "from the whole "
-                f"batch would need the tokens of all micro-batches; set it to a divisor of "
-                f"{pairs}, such as {pairs}"
+                "from the whole batch would need the tokens of all micro-batches; set it to a "
+                f"divisor of {pairs}, such as {pairs}"
             )
         if self.negative_pool_size and pairs % self.negative_pool_size:
             raise ValueError(
@@ -215,12 +211,11 @@ class MatchingConfig(TrainingConfig, frozen=True):
         pairs = self.batch_size // self.accumulation_steps // ranks
         pool = self.negative_pool_size
 
-        # A rank then has whole pools, or a pool whole ranks: no pool spans parts of two ranks.
+        # Ranks have whole pools, or pools have whole ranks: no pool spans parts of two ranks.
         if pool and pairs % pool and pool % pairs:
             raise InputError(
                 f"negative_pool_size {pool} and the {pairs} pairs per process and micro-batch "
-                f"({ranks} "
-                "processes): one must be a multiple of the other"
+                f"({ranks} processes): one must be a multiple of the other"
             )
 
 
@@ -243,13 +238,15 @@ class EncoderConfig(TrainingConfig, frozen=True):
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         default="clip",
         description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 "
-        "(SigLIP). "
-        "Pre-training uses those of a trained prompter",
+        "(SigLIP). Pre-training uses those of a trained prompter",
     )
 
     def load_initial(self, model: Prompter) -> None:
-        """Loads the ViT and BERT weights into a model. Raises InputError if they are not available
-        or do not match."""
+        """Load the ViT and BERT weights into a model.
+
+        Raises:
+            InputError: If they are not available or do not match.
+        """
         try:
             if self.vit:
                 load_vit(model, self.vit)

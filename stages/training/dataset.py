@@ -1,5 +1,8 @@
-"""The training data set: which examples step n has, and their arrays. A batch is a function of the
-seed and the step, so that a checkpoint stores the position in the data as one number."""
+"""The training data set: which examples a step has, and their arrays.
+
+A batch is a function of the seed and the step, so a checkpoint stores the position in the data as
+one number.
+"""
 
 import os
 import shutil
@@ -27,22 +30,26 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate, mask_words, random_box
 from alpro.stages.training.config import Phase, TrainingConfig
 
-# What there is one training example of; see `CorpusExamples`.
+# An epoch has one example per sample, caption or question; see `CorpusExamples`.
 Granularity = Literal["sample", "caption", "question"]
-# Texts of a source that are tokenized before training to count those that are cut.
+# Samples of a source whose texts are tokenized before training, to count those that are truncated.
 MAX_MEASURED = 5000
-MAX_ATTEMPTS = 20  # consecutive samples to try if one cannot be read
-PREFETCH_BATCHES = 32  # batches in shared memory per training process
-PREFETCH_BYTES = 2**31  # and their bytes
-SHARED_MEMORY = Path("/dev/shm")  # where loading processes leave their batches
+MAX_ATTEMPTS = 20  # consecutive samples that are tried if one cannot be read
+PREFETCH_BATCHES = 32  # maximum batches in shared memory per training process
+PREFETCH_BYTES = 2**31  # maximum bytes of these batches
+SHARED_MEMORY = Path("/dev/shm")  # DataLoader workers leave their batches there
 
 
 class CorpusExamples:
     """The training examples of one corpus and one kind.
 
-    granularity "sample": one example per sample, with a random one of its captions (pre-training);
-    "caption": one per caption, so that an epoch has a video once with each (retrieval); "question":
-    one per question (QA). Samples without a text are skipped and counted in `skipped`.
+    Samples without a text are skipped and counted in `skipped`.
+
+    Args:
+        granularity: "sample": one example per sample, with a random caption of it (pre-training).
+            "caption": one per caption, so an epoch has a video once with each (retrieval).
+            "question": one per question (QA).
+        first_video: Index of its first sample among the samples of all sources.
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class CorpusExamples:
         counts = pc.list_value_length(texts).to_numpy(zero_copy_only=False)
         self.skipped = int((counts == 0).sum())
 
-        # Rows (sample, text) of the examples; text -1: a random one.
+        # A row (sample, text) for each example; text -1 is a random caption.
         if granularity == "sample":
             samples = np.flatnonzero(counts)
             text_indices = np.full(len(samples), -1)
@@ -75,37 +82,47 @@ class CorpusExamples:
         return len(self.examples)
 
     def order(self, seed: int, epoch: int, grouped: bool) -> np.ndarray:
-        """The examples of an epoch in training order. grouped: examples of a group are adjacent."""
+        """Return the examples of an epoch in training order.
+
+        Args:
+            grouped: Whether examples of a group are adjacent.
+        """
         key = (epoch, grouped)
         if key not in self._orders:
-            # 17 keeps this generator apart from those of the schedule (11) and of examples (23).
+            # Different constants separate the generators of the order (17), schedule (11) and
+            # examples (23).
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
             order = grouped_order(self.groups, rng) if grouped else rng.permutation(len(self))
 
-            # A batch may span two epochs; earlier orders are not asked for again.
+            # A batch may span two epochs. Orders of earlier ones are not needed again.
             previous = {k: v for k, v in self._orders.items() if k[0] == epoch - 1}
             self._orders = {**previous, key: order}
         return self._orders[key]
 
     def at(self, position: int, count: int, seed: int, grouped: bool) -> list[tuple[int, int]]:
-        """`count` pairs (epoch, example) from `position` on in the infinite sequence of epochs."""
+        """Return `count` pairs (epoch, example), starting at `position` in the infinite sequence of
+        epochs."""
         examples: list[tuple[int, int]] = []
         while len(examples) < count:
             epoch, start = divmod(position + len(examples), len(self))
             end = start + count - len(examples)
-            chosen = self.order(seed, epoch, grouped)[start:end]
-            examples += [(epoch, int(example)) for example in chosen]
+            indices = self.order(seed, epoch, grouped)[start:end]
+            examples += [(epoch, int(index)) for index in indices]
         return examples
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a training example is made of.
+    """Contents of a training example.
 
-    granularity: see `CorpusExamples`. frames, image_size, grid: shape of the video encoder's input,
-    grid in patches. mlm_probability: unless None, examples have masked tokens and crops.
-    crop_share: share of the examples that show a crop, of crop_area of the frame; their box is then
-    that of what is shown. answers: the classes of question answering.
+    Attributes:
+        granularity: See `CorpusExamples`.
+        frames, image_size, grid: Shape of the video encoder's input; `grid` in patches.
+        mlm_probability: Fraction of the tokens that are masked. If None, examples have neither
+            masked tokens nor boxes.
+        crop_share: Fraction of the examples that show a crop. Their box is the crop, of the fraction
+            `crop_area` of the frame.
+        answers: The classes of question answering.
     """
 
     granularity: Granularity
@@ -119,12 +136,16 @@ class Examples:
 
 
 class TrainingDataset(Dataset[Batch]):
-    """The batches of a training run: item n is this rank's share of step n, a pure function of
-    seed, step and rank.
+    """The batches of a training run. Item n is this rank's part of step n, a pure function of seed,
+    step and rank.
 
-    corpora: folders of decoded corpora by name. spec: what an example is made of. one_length: all
-    texts are padded to max_text_tokens. Raises InputError if a phase has no examples or the batch
-    size is not divisible.
+    Args:
+        corpora: Folders of decoded corpora by name.
+        spec: Contents of an example.
+        one_length: Whether all texts are padded to max_text_tokens.
+
+    Raises:
+        InputError: If a phase has no examples, or the batch size is not divisible.
     """
 
     def __init__(
@@ -150,38 +171,38 @@ class TrainingDataset(Dataset[Batch]):
         self.skipped = 0
         for name in config.corpora:
             for kind in ("video", "image"):
-                # Videos are numbered through all sources: equal numbers are one video.
+                # Videos are numbered across sources: equal numbers are the same video.
                 first_video = sum(len(source.reader) for source in self.sources)
                 source = CorpusExamples(name, corpora[name], kind, spec.granularity, first_video)
-                self.skipped += source.skipped  # also for a source without examples
+                self.skipped += source.skipped  # including sources without examples
                 if len(source):
                     self.sources.append(source)
         self._schedule()
 
-    def cut_texts(self) -> Iterator[str]:
-        """A warning for each source with texts of more than `max_text_tokens` tokens, of which the
-        rest is not used."""
+    def find_truncated_texts(self) -> Iterator[str]:
+        """Yield a warning for each source with texts of more than `max_text_tokens` tokens, which
+        are truncated."""
         limit = self.config.max_text_tokens
         column = "questions" if self.spec.granularity == "question" else "captions"
         for source in self.sources:
-            # Of a large corpus, evenly spaced samples.
+            # Evenly spaced samples, if the corpus is large.
             samples = len(source.reader)
             measured = segment_starts(samples, min(samples, MAX_MEASURED))
             texts: list[str] = []
             for values in source.reader.column(column).take(measured).to_pylist():
                 texts += [text["question"] if column == "questions" else text for text in values]
 
-            # One token more than the limit is enough to tell.
+            # One token above the limit shows that a text is longer.
             lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
-            cut = sum(length > limit for length in lengths)
-            if cut:
+            truncated = sum(length > limit for length in lengths)
+            if truncated:
                 yield (
-                    f"{source.name}: {cut} of {len(texts)} {column} have more than "
-                    f"max_text_tokens = {limit} tokens and are cut"
+                    f"{source.name}: {truncated} of {len(texts)} {column} have more than "
+                    f"max_text_tokens = {limit} tokens and are truncated"
                 )
 
     def _schedule(self) -> None:
-        """Assigns a source to every step, and counts the earlier batches of that source."""
+        """Assign a source to every step, and count the earlier steps of that source."""
         rng = np.random.default_rng([self.config.seed, 11])
         sources_of_phases = []
         for phase in self.config.phases:
@@ -193,45 +214,44 @@ class TrainingDataset(Dataset[Batch]):
                 )
 
             shares = np.array([self._share(source, phase) for source in sources])
-            steps = self.steps_of(phase, sources)
+            steps = self._count_steps(phase, sources)
             sources_of_phases.append(rng.choice(sources, steps, p=shares / shares.sum()))
         self.phase_steps = [len(steps) for steps in sources_of_phases]
-        self.source_of = np.concatenate(sources_of_phases)
+        self.step_sources = np.concatenate(sources_of_phases)
 
-        self.turn = np.zeros(len(self.source_of), np.int64)
+        self.earlier_steps = np.zeros(len(self.step_sources), np.int64)
         for source in range(len(self.sources)):
-            steps_of_source = self.source_of == source
-            self.turn[steps_of_source] = np.arange(steps_of_source.sum())
+            is_source = self.step_sources == source
+            self.earlier_steps[is_source] = np.arange(is_source.sum())
 
     def _share(self, source: int, phase: Phase) -> float:
-        """The relative number of steps of a source: the weight of its corpus, or its number of
+        """Return the relative number of steps of a source: the weight of its corpus, or its number of
         examples."""
         name = self.sources[source].name
         examples = len(self.sources[source])
         if not phase.weights:
             return examples
 
-        # The videos and the images of a corpus divide its weight by their numbers.
+        # Videos and images of a corpus share its weight in proportion to their numbers.
         weight = phase.weights[phase.corpora.index(name)]
-        in_corpus = sum(len(other) for other in self.sources if other.name == name)
+        in_corpus = sum(len(source) for source in self.sources if source.name == name)
         return weight * examples / in_corpus
 
-    def steps_of(self, phase: Phase, sources: list[int]) -> int:
+    def _count_steps(self, phase: Phase, sources: list[int]) -> int:
         examples = sum(len(self.sources[i]) for i in sources)
         return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
 
     def __len__(self) -> int:
-        return len(self.source_of)
+        return len(self.step_sources)
 
     def __getitem__(self, step: int) -> Batch:
-        source = self.sources[self.source_of[step]]
+        source = self.sources[self.step_sources[step]]
         size = self.config.batch_size
         phase = self.config.phases[np.searchsorted(np.cumsum(self.phase_steps), step, side="right")]
-        position = int(self.turn[step]) * size
+        position = int(self.earlier_steps[step]) * size
         examples = source.at(position, size, self.config.seed, phase.group_batches)
 
-        # All ranks share each micro-batch, so that its examples do not depend on the number of
-        # ranks.
+        # All ranks share each micro-batch, so its examples do not depend on the number of ranks.
         shares = np.arange(size).reshape(self.config.accumulation_steps, self.ranks, -1)
         indices = shares[:, self.rank].ravel()
 
@@ -248,11 +268,11 @@ class TrainingDataset(Dataset[Batch]):
     def readable(
         self, source: CorpusExamples, epoch: int, example: int, unreadable: list[str]
     ) -> dict[str, Any]:
-        """The arrays of an example, or of the next readable one; then the error is added to
-        `unreadable`.
+        """Return the arrays of an example. If it is unreadable, its error is added to `unreadable`,
+        and the next readable one takes its place: ranks need batches of the same size.
 
-        The batch size stays the same on all ranks. Raises InputError after MAX_ATTEMPTS unreadable
-        samples.
+        Raises:
+            InputError: If MAX_ATTEMPTS consecutive samples are unreadable.
         """
         samples = source.examples[:, 0]
         errors: list[str] = []
@@ -264,21 +284,20 @@ class TrainingDataset(Dataset[Batch]):
                     unreadable.append(str(error))
                 errors.append(str(error))
 
-            # The next example of another sample: adjacent examples can be captions of the same
-            # video.
-            others = np.flatnonzero(np.roll(samples, -example) != samples[example])
-            if not len(others):
+            # Adjacent examples can be captions of the same sample, which is skipped as a whole.
+            offsets = np.flatnonzero(np.roll(samples, -example) != samples[example])
+            if not len(offsets):
                 break
-            example = (example + int(others[0])) % len(source)
+            example = (example + int(offsets[0])) % len(source)
         raise InputError(
             f"{len(errors)} consecutive samples cannot be read, the last: {errors[-1]}; check the "
             "shards"
         )
 
     def example(self, source: CorpusExamples, epoch: int, example: int) -> dict[str, Any]:
-        """The arrays of an example. Its random generator is seeded by seed, epoch and example."""
-        # The draws below keep their order: a new one goes behind all others, or it changes every
-        # example.
+        """Return the arrays of an example. Its random generator is seeded by seed, epoch and
+        example."""
+        # New random numbers are drawn after the existing ones: otherwise all examples change.
         rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, example])
         sample_index, text_index = source.examples[example]
         sample = source.reader[int(sample_index)]
@@ -298,7 +317,7 @@ class TrainingDataset(Dataset[Batch]):
                 text_index = int(rng.integers(len(captions)))
             text = full_text = captions[text_index]
 
-        # Augmentation reads the text: a clip is not mirrored if it says left or right.
+        # Augmentation reads the text: a clip is not mirrored if its text says left or right.
         load_frames = self.still if source.kind == "image" else self.clip
         frames = load_frames(sample, full_text, rng)
         item["frames"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
@@ -328,19 +347,20 @@ class TrainingDataset(Dataset[Batch]):
         return item
 
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
-        """Sampled, cropped and augmented frames of a video (T, H, W, 3) uint8; the model resizes
+        """Sample, crop and augment frames of a video -> (T, H, W, 3) uint8. The model resizes
         them."""
         choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
         count = self.spec.frames
-        chosen = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
+        indices = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
 
-        frames = random_crop(sample.frames(chosen), self.config.random_crop, rng)
+        frames = random_crop(sample.frames(indices), self.config.random_crop, rng)
         if self.config.augmentation == "official":
             frames = augment_video(frames, text, rng)
         return frames
 
     def still(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
-        """An image of any aspect ratio: a still clip (T, size, size, 3) uint8, or one frame."""
+        """Crop and augment an image of any aspect ratio -> a still clip (T, size, size, 3) uint8, or
+        one frame."""
         frame = sample.frames([0])
         if self.config.augmentation == "official":
             frame = augment_image(frame[0], self.spec.image_size, text, rng)[None]
@@ -352,15 +372,15 @@ class TrainingDataset(Dataset[Batch]):
         return np.broadcast_to(frame, (count, *frame.shape[1:]))
 
     def batch_bytes(self, step: int) -> int:
-        """The bytes of the frames of a step's batch on this rank, from one example."""
-        source = self.sources[self.source_of[min(step, len(self) - 1)]]
+        """Estimate the bytes of the frames of a step's batch on this rank from one example."""
+        source = self.sources[self.step_sources[min(step, len(self) - 1)]]
         example = self.readable(source, 0, 0, [])
         return example["frames"].nbytes * (self.config.batch_size // self.ranks)
 
     def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
-        """The batches from step `first` on, in order; on a GPU worker processes, which start at
-        once, prefetch them."""
-        # On a CPU, worker processes would compete with training for the same cores.
+        """Return the batches in order, starting at step `first`. On a GPU, DataLoader workers, which
+        start at once, prefetch them."""
+        # On a CPU, DataLoader workers would compete with training for the same cores.
         workers = 0
         batches_per_worker = None
         if device.type == "cuda":
@@ -389,29 +409,31 @@ class TrainingDataset(Dataset[Batch]):
 
 
 def shared_memory() -> int:
-    """Free bytes of shared memory on this machine; on a system without its folder, no limit is
-    known."""
+    """Return the free bytes of shared memory. A system without its folder has no known limit."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 2 * PREFETCH_BYTES
 
 
 def batches_ahead(batch_bytes: int, available: int) -> int:
-    """How many batches loading processes may hold. Raises InputError if one does not fit into half
-    of the available bytes of shared memory: a write beyond its end would kill the process (bus
-    error)."""
+    """Return how many batches DataLoader workers may hold.
+
+    Raises:
+        InputError: If a batch does not fit into half of the available bytes of shared memory.
+            Writing beyond its end would kill the process (bus error).
+    """
     usable = available // 2
     if batch_bytes <= usable:
         fitting = min(PREFETCH_BYTES, usable) // batch_bytes
         return max(1, min(PREFETCH_BATCHES, fitting))
     raise InputError(
         f"{SHARED_MEMORY} has {available / 2**20:.0f} MiB free for each training process, and a "
-        f"batch has "
-        f"{batch_bytes / 2**20:.0f}; start the container with --shm-size=16g, or lower batch_size"
+        f"batch has {batch_bytes / 2**20:.0f}; start the container with --shm-size=16g, or lower "
+        "batch_size"
     )
 
 
 @lru_cache(2**16)
 def token_ids(words: BertTokenizer, text: str, length: int) -> np.ndarray:
-    """The ids of one text as of `words.ids`. They must not be changed."""
+    """Return the token ids of one text. They must not be modified: they are cached."""
     return words.ids([text], length)[0]
 
 
@@ -423,8 +445,8 @@ def _raise_errors(item: Batch | InputError) -> Batch:
 
 @dataclass
 class _ErrorsAsItems(Dataset[Batch | InputError]):
-    """Returns InputErrors as items, so that the training process raises them without the worker's
-    traceback."""
+    """Data set with InputErrors as items, so that the training process raises them without the
+    worker's traceback."""
 
     dataset: TrainingDataset
 

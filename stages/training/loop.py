@@ -1,4 +1,4 @@
-"""The training loop of all stages; they differ in objective, data and validation."""
+"""The training loop of all stages, which differ in objective, data and validation."""
 
 import os
 import resource
@@ -39,36 +39,35 @@ from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MAX_LOGGED = 20  # unreadable examples that are logged one by one
-MIN_UNREADABLE = 10  # unreadable examples below which training never stops
+MIN_UNREADABLE = 10  # fewer unreadable examples never stop a training
 # Minimum time between checkpoints, as a multiple of the time to write one.
 MIN_SAVE_INTERVAL_RATIO = 20
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
-MIN_COMPILED_WIDTH = 512  # the smallest hidden size whose layers are compiled
-MAX_GRAPHS = 32  # of one type of layer
+MIN_COMPILED_WIDTH = 512  # smallest hidden size whose layers are compiled
+MAX_GRAPHS = 32  # compiled graphs of one type of layer
 
 Validate = Callable[[], dict[str, float]]
 
 
 @dataclass
 class TrainerState:
-    """The state in a checkpoint other than weights: completed steps, the best validation,
+    """The state in a checkpoint beside the weights: completed steps, the best validation and
     counters."""
 
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
-    best_sum: str = ""  # checksum of the best weights
+    best_sum: str = ""  # SHA-256 of the file of the best weights
     best_metrics: dict[str, float] = field(default_factory=dict)
     # Metric sums since the last logged step.
     unlogged: dict[str, float] = field(default_factory=dict)
-    skipped: int = 0  # non-finite steps: in total, and consecutive
-    skipped_in_row: int = 0
+    skipped: int = 0  # non-finite steps
+    skipped_in_row: int = 0  # consecutive non-finite steps
     unreadable: int = 0  # examples that could not be read from their shards
 
 
 class Clock:
-    """The time of steps since the last logged one, without validation, and that of the last
-    checkpoint."""
+    """Time of the steps since the last logged one, without validation, and of the last checkpoint."""
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
@@ -78,30 +77,34 @@ class Clock:
     def start_window(self) -> None:
         self.started = time.monotonic()
         self.steps = 0
-        self.waited = 0.0  # seconds for batches
+        self.waited = 0.0  # seconds of waiting for batches
 
     def batch_loaded(self) -> None:
         self.steps += 1
         self.waited += time.monotonic() - self.last_step
 
     def seconds(self) -> float:
-        """Seconds since the start of the window."""
+        """Return the seconds since the start of the window."""
         return max(time.monotonic() - self.started, 1e-9)
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB, of the GPU or of this process."""
+    """Return the peak memory of the GPU or of this process in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
 
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In bytes on macOS, in KiB on Linux.
+    # macOS counts bytes, and Linux KiB.
     return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Run:
-    """The training of an objective's model on all steps of a data set, from the newest checkpoint
-    in `out` if there is one. Raises InputError if ranks find different checkpoints."""
+    """Training of an objective's model on all steps of a data set. It continues from the newest
+    checkpoint in `out`.
+
+    Raises:
+        InputError: If ranks find different checkpoints.
+    """
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class Run:
         if world.device.type == "cuda":
             objective.cast_frozen_(self.dtype)
 
-        if world.rank:  # otherwise dropout is the same on every rank
+        if world.rank:  # ranks need different random numbers for dropout
             torch.manual_seed(config.seed + world.rank)
         self.optimizer = build_optimizer(objective, config)
         self.checkpoints = Checkpoints(out / "checkpoints")
@@ -136,12 +139,13 @@ class Run:
         self.file = MetricsFile(out, world.main)
         self.file.drop_after(self.state.step)
 
-        # After `restore`: DDP sends the weights of rank 0 to all.
+        # After `restore`: DDP broadcasts the weights of rank 0.
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
-        self.unreadable: list[str] = []  # of this rank, since the last count
+        # Errors of this rank since the last count.
+        self.unreadable: list[str] = []
 
     def restore(self) -> TrainerState:
         stored = self.checkpoints.restore(self.objective, self.optimizer, self.world.rank)
@@ -154,7 +158,7 @@ class Run:
                 "restart when all ranks see the same files"
             )
         if not self.world.main:
-            state.unlogged = {}  # the sums over all ranks, which rank 0 restores
+            state.unlogged = {}  # rank 0 restores the sums over all ranks
         return state
 
     def train(self, validate: Validate | None = None, select: str = "") -> dict[str, float]:
@@ -244,22 +248,25 @@ class Run:
         return pace
 
     def load_best(self) -> None:
-        """Loads the weights that were the best on validation. Raises InputError if their file is
-        corrupt."""
+        """Load the weights that were the best on validation.
+
+        Raises:
+            InputError: If their file is corrupt.
+        """
         best = self.best_weights(self.state.best_step)
         if not best.exists() or checksum(best) != self.state.best_sum:
             raise InputError(f"{best}: corrupt; delete {self.out} and run again")
         self.objective.load_state_dict(load_file(best), strict=False)
 
     def update(self, batch: Batch) -> None:
-        """One optimizer step on this rank's share of the global batch, without a device
-        synchronization."""
+        """Take an optimizer step on this rank's part of the global batch, without a host-device
+        sync."""
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
 
-        # What all micro-batches need to know of each other.
+        # Each micro-batch needs the counts of all, and for contrast over the batch their features.
         features = None
         with self.autocast():
             micro_batches = [
@@ -285,7 +292,7 @@ class Run:
 
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
-        # The gradient and its norm are those of all ranks; the losses are this rank's.
+        # Gradients and their norm are averaged over the ranks, but the losses are this rank's.
         wrong = all_reduce_sum((~torch.isfinite(values)).float())
         finite = wrong.sum() == 0
 
@@ -295,7 +302,7 @@ class Run:
         self.skipped.add(self.state.step, names, wrong)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Averages gradients over the ranks in the last micro-batch of a step only."""
+        """Return a context that averages gradients over the ranks only in the last micro-batch."""
         if isinstance(self.module, DistributedDataParallel) and not last:
             return self.module.no_sync()
         return nullcontext()
@@ -304,22 +311,25 @@ class Run:
         return autocast(self.dtype, self.world.device)
 
     def is_validated(self, step: int) -> bool:
-        """Whether to validate after `step`: `validation.times` in a run, equally spaced, the last
-        one at the end."""
+        """Return whether to validate after `step`. Validations are equally spaced, and the last one
+        is at the end."""
         times = self.config.validation.times
         steps = len(self.data)
         return step * times // steps > (step - 1) * times // steps
 
     def log_unreadable(self, batch: Batch) -> None:
-        """Logs unreadable examples, up to MAX_LOGGED."""
+        """Log unreadable examples, up to MAX_LOGGED."""
         remaining = max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))
         for error in batch.unreadable[:remaining]:
             log.warning(f"step {self.state.step}: {error}; replaced by another example")
         self.unreadable += batch.unreadable
 
     def count_unreadable(self) -> None:
-        """Sums the unreadable examples over all ranks. Raises InputError, on all ranks, if there
-        are too many."""
+        """Sum the unreadable examples over all ranks.
+
+        Raises:
+            InputError: On all ranks, if there are too many.
+        """
         last = f"; the last: {self.unreadable[-1]}" if self.unreadable else ""
         new = torch.tensor(len(self.unreadable), device=self.world.device)
         self.unreadable = []
@@ -335,13 +345,16 @@ class Run:
             )
 
     def log(self, clock: Clock) -> str:
-        """Writes mean metrics over all ranks and throughput since the last log; returns the
-        progress bar's message."""
+        """Write the means of the metrics over all ranks and the throughput since the last log.
+
+        Returns:
+            The message of the progress bar.
+        """
         self.count_unreadable()
         values = {f"train/{name}": value for name, value in self.mean.read().items()}
         seconds = clock.seconds()
         values |= {
-            # Of the step that is done, which `state.step` counts already.
+            # `state.step` counts the step that is done, whose rate this is.
             "train/lr": learning_rate(self.state.step - 1, len(self.data), self.config),
             "train/skipped_steps": self.state.skipped,
             "train/unreadable": self.state.unreadable,
@@ -361,8 +374,11 @@ class Run:
         )
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validates in the precision of training, and saves the weights if they are the best so
-        far."""
+        """Validate in the precision of training, and save the weights if they are the best so far.
+
+        Returns:
+            The metrics of this validation, or with `select` those of the best one so far.
+        """
         values = self.measure(validate)
         self.file.write(self.state.step, values)
         if not select:
@@ -381,7 +397,7 @@ class Run:
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
 
     def measure(self, validate: Validate) -> dict[str, float]:
-        """The metrics of the present weights, in the precision of training."""
+        """Return the metrics of the current weights in the precision of training."""
         self.objective.eval()
         with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
             values = validate()
@@ -389,13 +405,13 @@ class Run:
         return values
 
     def best_weights(self, step: int) -> Path:
-        """The file of the weights after `step`, which were the best on validation at that time."""
+        """Return the file of the weights after `step`, the best on validation until then."""
         return self.out / "checkpoints" / f"best-{step:08d}.safetensors"
 
     def save(self) -> None:
-        """Writes a checkpoint with the random states of all ranks.
+        """Write a checkpoint with the random states of all ranks.
 
-        If it cannot be written, for example because the disk is full, a warning is printed and
+        If it cannot be written, for example because the disk is full, a warning is logged and
         training continues.
         """
         self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
@@ -425,13 +441,13 @@ class Run:
 
 
 def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
-    """The type of the matrix products of a training run."""
+    """Return the compute dtype of a training."""
     return compute_dtype(objective.model.config.video.width, world.device, config.mixed_precision)
 
 
 def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:
-    """Whether a training compiles its layers: on a GPU with what torch.compile needs, of models
-    that are large enough for the minutes of compilation to pay."""
+    """Return whether a training compiles its layers: on a GPU, if torch.compile finds its tools, and
+    if the model is large enough to make up for the minutes of compilation."""
     if not resources.compile or world.device.type != "cuda":
         return False
     if objective.model.config.video.width < MIN_COMPILED_WIDTH:
@@ -447,16 +463,16 @@ def are_layers_compiled(objective: Objective, resources: Resources, world: World
 def configure_layers(
     objective: Objective, compiled: bool = False, checkpoint_activations: bool = False
 ) -> None:
-    """Sets up activation checkpointing and compilation of the encoders' layers.
+    """Set up activation checkpointing and compilation of the encoders' layers.
 
     Layers are compiled one by one (regional compilation): layers of one type share compiled code,
     and collectives, sampling and losses are not compiled.
     """
     if compiled:
-        # No graph breaks at DDP bucket boundaries.
+        # Otherwise graphs break at the boundaries of DDP's buckets.
         torch._dynamo.config.optimize_ddp = False
-        # Pre-training with images as one frame and contrast over the batch has ten graphs of a
-        # block: above the default of 8, the others would stay eager.
+        # Pre-training with images of one frame and contrast over the batch has ten graphs of a
+        # block. Above the default limit of 8, the others would stay eager.
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
 
     for module in objective.modules():
@@ -478,8 +494,8 @@ def configure_layers(
 
 @contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
-    """Yields a list that receives SIGTERM and SIGINT instead of the process, so that the current
-    step can finish."""
+    """Yield a list that receives SIGTERM and SIGINT instead of the process, so that the current step
+    can finish."""
     received: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
-"""Training objectives: a batch in, loss and metrics out (paper, section 3.2). That of pre-training
-has its own file.
+"""Training objectives, which compute a loss and metrics from a batch (paper, section 3.2). The one of
+pre-training is in pretrain_objective.py.
 
-Losses and metrics of a step are the means of those of its micro-batches and ranks. A loss that is a
-mean over items, such as masked words, divides the sum of a micro-batch by the mean number of items
-(`Counts`): each item counts alike.
+Losses and metrics of a step are means over its micro-batches and ranks. If a loss is a mean over
+items such as masked tokens, a micro-batch divides its sum by the mean number of items in all of them
+(`Counts`), so that each item has the same weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,10 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Granularity
 
 Metrics = dict[str, Tensor]
-# By loss, the mean number of items in a micro-batch of a step, on all ranks.
+# Mean number of items in a micro-batch of a step on all ranks, by loss.
 Counts = Mapping[str, Tensor]
 
-# The submodules that each loss trains, besides the video and text encoders, which every loss
-# trains.
+# Submodules that each loss trains. Every loss also trains the video and text encoders.
 TRAINED_BY = {
     "vtc": {"video_proj", "text_proj", "temperature"},
     "vtm": {"multimodal_encoder", "vtm_head"},
@@ -41,8 +40,10 @@ class StepFeatures:
     """Embeddings of all P micro-batches of a step on this rank, without gradient, for VTC over the
     whole batch.
 
-    video, text (P, b, E); video_ids (P, b): index of each pair's video; micro_batch: the one that
-    is computed.
+    Attributes:
+        video, text: (P, b, E).
+        video_ids: (P, b), the index of each pair's video.
+        micro_batch: Index of the micro-batch that is computed.
     """
 
     video: Tensor
@@ -51,18 +52,25 @@ class StepFeatures:
     micro_batch: int = 0
 
     def with_gradient(self, features: Tensor, current: Tensor) -> Tensor:
-        """Features (P, b, E), of which those of the computed micro-batch are replaced by `current`
-        (b, E), which has a gradient -> (P * b, E)."""
-        # The loss is averaged over P micro-batches, but only one of them has a gradient for these
-        # features: the gradient is multiplied by P. `lerp` from x to x keeps the value and has the
+        """Replace the features of the computed micro-batch by those that have a gradient.
+
+        Args:
+            features: (P, b, E).
+            current: (b, E), with a gradient.
+
+        Returns:
+            The features (P * b, E).
+        """
+        # The loss is averaged over P micro-batches, but only one of them gives these features a
+        # gradient, which is therefore multiplied by P: `lerp` from x to x has the value x and the
         # weight as its derivative.
         current = torch.lerp(current.detach(), current, float(len(features)))
         before = features[: self.micro_batch]
         after = features[self.micro_batch + 1 :]
         return torch.cat([*before, current, *after])
 
-    def of_micro_batch(self, similarity: Tensor) -> Tensor:
-        """Similarities (P * b, ranks * P * b) -> those of the pairs of this micro-batch (b, ranks *
+    def select_micro_batch(self, similarity: Tensor) -> Tensor:
+        """Select the similarities of the computed micro-batch: (P * b, ranks * P * b) -> (b, ranks *
         b)."""
         micro_batches, size = self.video_ids.shape
         start = self.micro_batch * size
@@ -73,11 +81,12 @@ class StepFeatures:
 
 @dataclass(frozen=True)
 class Negatives:
-    """The hard negatives of B pairs.
+    """Hard negatives of B pairs.
 
     Attributes:
-        videos: for each text the index of a video (B,), of those of all ranks if they share texts.
-        texts: for each video the index of a text (B,).
+        videos: (B,), the index of a video for each text; among those of all ranks if they share
+            texts.
+        texts: (B,), the index of a text for each video.
         valid: (2B,), False for rows without a negative.
     """
 
@@ -87,12 +96,12 @@ class Negatives:
 
 
 class Objective(NormalizedModel):
-    """A model to train; forward(batch, counts, features) -> (loss, metrics) of a micro-batch.
+    """A model to train. forward(batch, counts, features) -> (loss, metrics) of a micro-batch.
 
-    counts: of `step_counts`. features: of `step_features`, if contrast is over the whole batch of a
-    step; None: over the micro-batch. The forward pass reads no value back from the device: a GPU
-    would wait. losses: names of the losses, keys of `TRAINED_BY`. The metrics have `loss_<name>` of
-    each, detached.
+    `counts` are those of `step_counts`. `features` are those of `step_features` if contrast is over
+    the whole batch of a step, and None if it is over the micro-batch. The forward pass has no
+    host-device sync. The metrics have a detached `loss_<name>` for each of `losses`, the keys of
+    `TRAINED_BY`.
     """
 
     granularity: Granularity
@@ -100,7 +109,7 @@ class Objective(NormalizedModel):
 
     @property
     def examples(self) -> Examples:
-        """What a training example is made of."""
+        """Contents of a training example."""
         video = self.model.config.video
         return Examples(
             granularity=self.granularity,
@@ -111,55 +120,53 @@ class Objective(NormalizedModel):
 
     @property
     def unused_parameters(self) -> set[str]:
-        """Names of submodules and parameters that no loss trains."""
+        """Names of the submodules and parameters that no loss trains."""
         submodules = set().union(*TRAINED_BY.values())
         unused = submodules.difference(*(TRAINED_BY[name] for name in self.losses))
-        # Not every model has all of them: a prompter has no multimodal encoder.
+        # A model may lack some of them: a prompter has no multimodal encoder.
         return {name for name in unused if getattr(self.model, name, None) is not None}
 
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
-        """Tokens of the frames of a batch."""
+        """Encode the frames of a batch as tokens."""
         return self.model.encode_video(self.pixels(batch.frames), cls_only)
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
-        """The batch with pseudo-labels, if the objective uses any."""
+        """Return the batch with pseudo-labels, if the objective uses any."""
         return batch
 
     def cast_frozen_(self, dtype: torch.dtype) -> None:
-        """Casts the matrices of a frozen model to the type of their products, once: autocast keeps
-        no copies of weights that are not trained, and would cast them in every pass."""
+        """Cast the matrices of a frozen model to the compute dtype. Autocast does not cache weights
+        that are not trained, and would cast them in every pass."""
 
     def shares_texts(self, pairs: int) -> bool:
-        """Whether ranks with this many pairs each use texts of each other, which then need one
+        """Return whether ranks with this many pairs each use texts of each other, which then need one
         length."""
         return False
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """By loss, the number of items of this micro-batch that it is averaged over, of losses that
-        have items."""
+        """Count the items in this micro-batch that a loss is averaged over, for each loss that has
+        items."""
         return {}
 
     def step_counts(self, micro_batches: Sequence[Batch]) -> Counts:
-        """The counts of the micro-batches of a step on this rank; one collective of all ranks, if
-        there are any."""
+        """Average the counts over the micro-batches of a step on all ranks, in one collective."""
         counts = [self.counts(batch) for batch in micro_batches]
         names = list(counts[0])
         if not names:
             return {}
 
-        sums = [torch.stack([of_batch[name] for of_batch in counts]).sum() for name in names]
-        # Without any item the sum of losses is 0 too: at least 1 keeps the mean 0 instead of NaN.
+        sums = [torch.stack([values[name] for values in counts]).sum() for name in names]
+        # Without items the sum of losses is 0. Dividing it by at least 1 gives 0 instead of NaN.
         totals = all_reduce_sum(torch.stack(sums).float()).clamp(min=1)
         means = totals / (len(micro_batches) * world_size())
         return dict(zip(names, means.unbind(), strict=True))
 
     @torch.no_grad()
     def step_features(self, micro_batches: Sequence[Batch]) -> StepFeatures:
-        """The features of the micro-batches of a step on this rank, from a forward pass without
-        gradient.
+        """Compute the features of the micro-batches of a step on this rank without gradient.
 
-        A micro-batch then contrasts with the whole batch in its own memory (as in OpenCLIP). Where
-        it is computed again, dropout and stochastic depth are drawn anew.
+        Each micro-batch can then be contrasted with the whole batch in the memory of one (as in
+        OpenCLIP). When it is computed again, dropout and stochastic depth are sampled again.
         """
         videos = []
         texts = []
@@ -174,20 +181,25 @@ class Objective(NormalizedModel):
         return StepFeatures(torch.stack(videos), torch.stack(texts), video_ids)
 
     def project(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Video tokens (B, V, D) and text tokens (B, L, D) -> embeddings (B, E) of both, in
+        """Project video tokens (B, V, D) and text tokens (B, L, D) to embeddings (B, E) in
         float32."""
-        # Autocast is off: it would compute the projections in bfloat16.
+        # Autocast would compute the projections in bfloat16.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             return self.model.project_video(video.float()), self.model.project_text(text.float())
 
     def contrast(
         self, batch: Batch, video: Tensor, text: Tensor, features: StepFeatures | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """VTC (equations 1 to 3) over G pairs from video tokens (B, V, D) and text tokens (B, L,
-        D): the pairs of all ranks in this micro-batch, or with `features` in all micro-batches.
+        """Compute VTC (equations 1 to 3) over the pairs of all ranks in this micro-batch, or with
+        `features` in all micro-batches.
 
-        Returns the loss, similarity / temperature (B, ranks * B) of this rank's videos to all texts
-        of the micro-batch and of its texts to all videos, and metrics.
+        Args:
+            video: Tokens (B, V, D).
+            text: Tokens (B, L, D).
+
+        Returns:
+            The loss; similarity / temperature (B, ranks * B) of this rank's videos to all texts of
+            the micro-batch, and of its texts to all videos; and metrics.
         """
         video, text = self.project(video, text)
         video_ids = batch.video
@@ -196,19 +208,19 @@ class Objective(NormalizedModel):
             text = features.with_gradient(features.text, text)
             video_ids = features.video_ids.flatten()
 
-        # Gathered with gradients: a pair is also a negative in the losses of the other ranks, and
-        # without their gradients the step would not be that of one rank with the whole batch.
+        # Gathered with gradients: a pair is also a negative in the losses of other ranks. Without
+        # their gradients, the step would differ from the step of one rank with the whole batch.
         all_video = gather(video)
         all_text = gather(text)
         all_video_ids = gather(video_ids)
 
         temperature = self.model.clamped_temperature()
-        # In float32: after division by the temperature, bfloat16 keeps two digits of a similarity.
+        # In float32: divided by the temperature, bfloat16 keeps only two digits of a similarity.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             v2t = video @ all_text.T / temperature
             t2v = text @ all_video.T / temperature
 
-        # Labels by global rank: this rank's pairs start at column rank * B.
+        # This rank's pairs start at column rank * B.
         target = torch.arange(len(video), device=v2t.device) + rank() * len(video)
         same_video = video_ids[:, None] == all_video_ids[None]
         loss = vtc_loss(v2t, t2v, target, same_video)
@@ -218,16 +230,20 @@ class Objective(NormalizedModel):
             "in_batch_recall": (t2v.argmax(1) == target).float().mean(),
         }
 
-        # VTM needs the tokens of its negatives, and only those of this micro-batch exist.
+        # VTM needs the tokens of its negatives, which exist only for this micro-batch.
         if features:
-            v2t = features.of_micro_batch(v2t)
-            t2v = features.of_micro_batch(t2v)
+            v2t = features.select_micro_batch(v2t)
+            t2v = features.select_micro_batch(t2v)
         return loss, v2t, t2v, metrics
 
 
 class PrompterObjective(Objective):
-    """VTC only: training of the prompter (section 3.2.2). crop_share, crop_area: the share of the
-    examples that show a crop, and the share of the frame that a crop has."""
+    """Only VTC: training of the prompter (section 3.2.2).
+
+    Args:
+        crop_share: Fraction of the examples that show a crop.
+        crop_area: Range of the fraction of the frame that a crop shows.
+    """
 
     granularity: Granularity = "sample"
     losses = ("vtc",)
@@ -251,7 +267,7 @@ class PrompterObjective(Objective):
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
         pixels = self.pixels(batch.frames)
         if batch.boxes is not None:
-            # Pixels are normalized: black is not 0.
+            # Pixels are normalized, so black is not 0.
             patch_size = pixels.shape[-1] // self.examples.grid
             pixels = crop(pixels, batch.boxes, patch_size, self.black)
         return self.model.encode_video(pixels, cls_only)
@@ -268,8 +284,9 @@ class PrompterObjective(Objective):
 class MatchingObjective(Objective):
     """VTC + VTM: fine-tuning for retrieval, and the base class of pre-training (section 3.2.1).
 
-    negative_pool_size: hard negatives of a pair are sampled from this many consecutive pairs of the
-    global batch (0: from all), so that a step does not depend on the number of ranks.
+    Args:
+        negative_pool_size: Hard negatives of a pair are sampled from this many consecutive pairs of
+            the global batch (0: from all), so that a step does not depend on the number of ranks.
     """
 
     model: Alpro
@@ -283,10 +300,10 @@ class MatchingObjective(Objective):
         self.negative_pool_size = negative_pool_size
 
     def sample_negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> Negatives:
-        """Samples a hard negative video for each text and a hard negative text for each video, from
-        similarity / temperature as of `contrast`. One vectorized sample per direction."""
+        """Sample a hard negative video for each text and a hard negative text for each video, from
+        the similarity / temperature that `contrast` returns."""
         size = len(batch.video)
-        excluded = self.excluded(batch)
+        excluded = self.find_excluded(batch)
         if not self.shares_texts(size):
             columns = slice(rank() * size, (rank() + 1) * size)
             v2t = v2t[:, columns]
@@ -296,20 +313,20 @@ class MatchingObjective(Objective):
         if uniforms is None:
             uniforms = torch.rand(size, 2, device=v2t.device)
         videos, valid = sample_hard_negatives(t2v, excluded, uniforms[:, 0])
-        # The excluded pairs are the same in both directions, and so is `valid`.
+        # Both directions have the same excluded pairs, and so the same `valid`.
         texts, _ = sample_hard_negatives(v2t, excluded, uniforms[:, 1])
         return Negatives(videos, texts, valid.repeat(2))
 
     def negative_pairs(
         self, batch: Batch, video: Tensor, text: Tensor, negatives: Negatives
     ) -> list[Pairs]:
-        """The pairs of each text with its negative video, and those of each video with its negative
-        text."""
+        """Return the pairs of each text with its negative video, and the pairs of each video with its
+        negative text."""
         videos = video
         texts = text
         masks = batch.mask
         if self.shares_texts(len(batch.video)):
-            # With gradients: an example is also trained as a negative of the other ranks.
+            # With gradients: an example is also trained as a negative of other ranks.
             videos = gather(videos)
             texts = gather(texts)
             masks = gather(masks)
@@ -320,18 +337,20 @@ class MatchingObjective(Objective):
         ]
 
     def shares_texts(self, pairs: int) -> bool:
-        """Whether a pool of negatives spans ranks."""
+        """Return whether a pool of negatives spans ranks."""
         return (self.negative_pool_size or pairs * world_size()) > pairs
 
-    def excluded(self, batch: Batch) -> Tensor:
-        """Pairs (B, G) of the global batch that are no negatives of this rank's pairs: those of
-        other pools and of the same video. If no pool spans ranks, (B, B): this rank's pairs
-        only."""
+    def find_excluded(self, batch: Batch) -> Tensor:
+        """Find the pairs of the global batch that cannot be negatives of this rank's pairs: the pairs
+        of other pools and of the same video.
+
+        Returns:
+            Booleans (B, G) for all pairs. If no pool spans ranks, (B, B) for this rank's pairs.
+        """
         size = len(batch.video)
         pool_size = self.negative_pool_size or size * world_size()
 
-        # Rows and columns are indices of pairs in the global batch, in which this rank's are
-        # consecutive.
+        # Indices of pairs in the global batch, where this rank's pairs are consecutive.
         first = rank() * size
         rows = torch.arange(first, first + size, device=batch.video.device)
         columns = rows
@@ -345,8 +364,8 @@ class MatchingObjective(Objective):
         return other_pool | same_video
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """VTM: B positives, and 2B negatives without the rows that have none."""
-        has_negative = ~self.excluded(batch).all(dim=1)
+        """Count the pairs of VTM: B positives, and 2B negatives without the rows that have none."""
+        has_negative = ~self.find_excluded(batch).all(dim=1)
         return {"vtm": len(batch.video) + 2 * has_negative.sum()}
 
     def forward(
@@ -365,10 +384,12 @@ class MatchingObjective(Objective):
         return vtc + vtm, metrics | vtm_metrics
 
     def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        """VTM, averaged over the pairs that count.
+        """Compute VTM, averaged over the positives and the valid negatives.
 
-        cls (3B, D): fused [CLS] of B positives, B texts with a negative video, B videos with a
-        negative text. valid (2B,): which negatives count.
+        Args:
+            cls: Fused [CLS] (3B, D) of B positives, B texts with a negative video, and B videos with
+                a negative text.
+            valid: Booleans (2B,) for the negatives.
         """
         positives = len(cls) - len(valid)
         logits = self.model.vtm_head(cls).float()
@@ -392,7 +413,8 @@ class QaObjective(Objective):
     """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are
     ignored.
 
-    answers: the classes, in order.
+    Args:
+        answers: The classes in order.
     """
 
     model: Alpro
@@ -410,7 +432,7 @@ class QaObjective(Objective):
         return replace(super().examples, answers=self.answers)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """The known answers."""
+        """Count the known answers."""
         assert batch.answers is not None
         return {"qa": (batch.answers != -100).sum()}
 
@@ -424,6 +446,6 @@ class QaObjective(Objective):
 
         losses = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
         loss = losses / counts["qa"]
-        # An unknown answer, -100, equals no class.
+        # No class equals -100, an unknown answer.
         accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]
         return loss, {"loss_qa": loss.detach(), "qa_accuracy": accuracy.detach()}

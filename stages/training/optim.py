@@ -1,5 +1,4 @@
-"""AdamW or Muon with their parameter groups, and the learning rate schedule (paper, section
-4.1)."""
+"""AdamW and Muon with their parameter groups, and the learning rate schedule (paper, section 4.1)."""
 
 import math
 from collections import defaultdict
@@ -24,41 +23,43 @@ NO_DECAY = {
     "temperature",
     "token_type_embeddings",
 }
-NO_DECAY |= {"position_embedding"}  # of a CLIP
-NEW = {"temporal"}  # modules that a CLIP gets beside its own weights
+NO_DECAY |= {"position_embedding"}  # a CLIP's name of it
+NEW_MODULES = {"temporal"}  # modules that are added to a CLIP
 BETAS = (0.9, 0.98)
 EPS = 1e-6
 
 MOMENTUM = 0.95
 ITERATIONS = 5
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the Newton-Schulz iteration (Jordan et al., Muon, 2024)
+# Coefficients of the Newton-Schulz iteration (Jordan et al., Muon, 2024).
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose group with `qkv` has matrices that are trained by Muon: a step along the
-    orthogonalized momentum.
+    """AdamW whose last group has matrices that Muon trains: a step along the orthogonalized momentum.
 
-    The step is scaled to the RMS of one of AdamW, 0.2, so that both share learning rate and weight
-    decay (Liu et al., Muon is Scalable for LLM Training, 2025). qkv: for each matrix, the number of
-    matrices that it stacks. Ranks divide the matrices among themselves; which rank computes one
-    does not change it. torch.optim.Muon knows no `found_inf`, which skips a step without a device
-    synchronization, and no stacked matrices, and takes one matrix at a time.
+    The step is scaled to the RMS of AdamW's, 0.2, so both share learning rate and weight decay (Liu
+    et al., Muon is Scalable for LLM Training, 2025). `qkv` of the group has the number of matrices
+    that each matrix stacks. Ranks divide the matrices among themselves, which does not change the
+    results.
+
+    torch.optim.Muon lacks `found_inf`, which skips a step without a host-device sync, and stacked
+    matrices, and it orthogonalizes one matrix at a time.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # AdamW's own asks for a `step` of every parameter, which those of Muon do not have.
+        # AdamW's method requires the state `step` of every parameter, which Muon's lack.
         torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        # AdamW trains the groups before the last one.
+        # AdamW trains all groups but the last one.
         group = self.param_groups.pop()
         try:
             super().step(closure)
         finally:
             self.param_groups.append(group)
 
-        # The updates are views of one tensor: one collective for all of them.
+        # The updates are views of one tensor, so that one collective reduces all of them.
         matrices = group["params"]
         finite = 1.0 - getattr(self, "found_inf", torch.zeros(()))
         sizes = [matrix.numel() for matrix in matrices]
@@ -66,11 +67,12 @@ class Muon(torch.optim.AdamW):
         updates = merged.split(sizes)
 
         # Matrices of one shape are orthogonalized in one batch.
-        by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)  # update, direction
+        # Pairs of update and direction, by the shape of the direction.
+        by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)
         for index, (matrix, stacked) in enumerate(zip(matrices, group["qkv"], strict=True)):
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             gradient = torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
-            # A skipped step leaves the momentum as it is; a product with 0 would keep NaN.
+            # A skipped step does not change the momentum. Multiplying by 0 would keep NaN.
             gradient = torch.where(finite > 0, gradient, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             if belongs_to_this_rank(index):
@@ -79,7 +81,7 @@ class Muon(torch.optim.AdamW):
 
         for pairs in by_shape.values():
             directions = [direction for _, direction in pairs]
-            results = orthogonalized(torch.cat(directions), group["dtype"])
+            results = orthogonalize(torch.cat(directions), group["dtype"])
             split = results.split([len(direction) for direction in directions])
             for (update, _), result in zip(pairs, split, strict=True):
                 torch.mul(result.reshape(-1), finite, out=update)
@@ -90,15 +92,20 @@ class Muon(torch.optim.AdamW):
             matrix.mul_(decay).add_(update.view_as(matrix), alpha=-group["lr"])
 
 
-def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Matrices (B, N, M) with all singular values near 1, times 0.2 sqrt(max(N, M)): RMS of about
-    0.2. dtype: of the products; in bfloat16, as in Jordan et al., the sample's take 6 ms a step
-    instead of 17 (AMX)."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bring all singular values of matrices near 1, and scale to an RMS of about 0.2, by 0.2
+    sqrt(max(N, M)).
+
+    Args:
+        matrices: (B, N, M).
+        dtype: Compute dtype. In bfloat16, as in Jordan et al., the sample takes 6 ms a step instead
+            of 17 (AMX).
+    """
     a, b, c = COEFFICIENTS
     rows, columns = matrices.shape[1:]
-    # The smaller of the two Gram matrices.
+    # Transposed so that the Gram matrix is the smaller of the two.
     x = matrices.mT if rows > columns else matrices
-    # Singular values up to 1, for which the iteration converges.
+    # The iteration converges for singular values up to 1.
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     # x <- a x + (b G + c G^2) x, with G = x x^T.
     for _ in range(ITERATIONS):
@@ -109,13 +116,12 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
+    """Build AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
 
-    Weight decay is on matrices only: not on biases, norms, position and time embeddings,
-    temperature. Modules that are new beside the initial weights have groups with an `lr_scale`.
+    Weight decay applies to matrices, and not to biases, norms, position and time embeddings and the
+    temperature. Modules that the initial weights lack have groups with an `lr_scale`.
     """
-    # By the id of a matrix of a layer, how many matrices it stacks: three if it is that of queries,
-    # keys and values.
+    # Number of stacked matrices by the id of a layer's matrix: queries, keys and values are three.
     stacked: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, Block | Layer):
@@ -126,7 +132,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
     muon = config.optimizer == "muon"
     matrices: list[nn.Parameter] = []
-    decays = defaultdict[tuple[bool, bool], list[nn.Parameter]](list)  # by new, decayed
+    # Keys are (is_new, is_decayed).
+    decays = defaultdict[tuple[bool, bool], list[nn.Parameter]](list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -136,7 +143,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
             continue
 
         names = set(name.split("."))
-        is_new = config.new_lr_scale != 1 and bool(names & NEW)
+        is_new = config.new_lr_scale != 1 and bool(names & NEW_MODULES)
         is_decayed = parameter.ndim >= 2 and not names & NO_DECAY
         decays[is_new, is_decayed].append(parameter)
 
@@ -153,12 +160,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
             }
             groups.append(group)
 
-    # Fused: no other AdamW reads `found_inf`, see `step_if`.
+    # Only the fused AdamW reads `found_inf`; see `step_if`.
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, **settings)
 
-    # The group of Muon is the last one.
+    # Muon's group is the last one.
     group = {
         "params": matrices,
         "weight_decay": config.weight_decay,
@@ -169,7 +176,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
-    """Takes a step if `finite`, a boolean tensor, is True, without a device synchronization.
+    """Take a step if `finite`, a boolean tensor, is True, without a host-device sync.
 
     torch.amp.GradScaler uses the same attribute to make the fused AdamW skip a step.
     """
@@ -178,11 +185,11 @@ def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """The learning rate of a step from 0 to steps - 1: linear warm-up to lr, then linear decay to
-    min_lr_ratio * lr."""
+    """Compute the learning rate of a step from 0 to steps - 1: linear warm-up to lr, then linear
+    decay to min_lr_ratio * lr."""
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
-        # From above 0: a step with a rate of 0 would train nothing.
+        # The first rate is above 0: a step with a rate of 0 would train nothing.
         return config.lr * (step + 1) / warmup
     remaining = (steps - step) / max(1, steps - warmup)
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)

@@ -2,7 +2,7 @@
 
 To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY`
 (objective.py), and a term to `PretrainObjective.forward` (and to `counts`, if it is a mean over
-items). Report, MLflow and checkpoints follow from these.
+items). The report, MLflow and checkpoints then have it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ from alpro.stages.training.objective import (
 
 
 class LossWeights(StageConfig, frozen=True):
-    """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed; all 0: no
-    training."""
+    """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed. If all are 0, nothing
+    is trained."""
 
     vtc: float = Field(default=1.0, ge=0, description="video-text contrast")
     vtm: float = Field(default=1.0, ge=0, description="video-text matching")
@@ -45,12 +45,11 @@ class PretrainSettings:
     """Settings of `PretrainObjective`.
 
     Attributes:
-        weights: the weights of the losses.
+        weights: Weights of the losses.
         threshold: PEM ignores crops whose most likely entity is less probable (section 3.4: 0.2).
-        negative_pool_size: see `MatchingObjective`.
-        uniform_negatives: VTM samples its negatives uniformly and not by similarity, as without
-            VTC.
-        mlm_probability: the fraction of the tokens that MLM masks (section 3.2.3: 15 %).
+        negative_pool_size: See `MatchingObjective`.
+        uniform_negatives: Whether VTM samples negatives uniformly and not by similarity.
+        mlm_probability: Fraction of the tokens that MLM masks (section 3.2.3: 15 %).
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
@@ -63,8 +62,9 @@ class PretrainSettings:
 class PretrainObjective(MatchingObjective):
     """Weighted sum of VTC, VTM, MLM and PEM. A loss of weight 0 is not computed.
 
-    prompter: the frozen teacher of PEM, which PEM needs. prompts: the embeddings (M, E) of the
-    entities by kind of sample, "video" and "image".
+    Args:
+        prompter: The frozen teacher, which only PEM needs.
+        prompts: Embeddings (M, E) of the entities by kind of sample, "video" and "image".
     """
 
     granularity: Granularity = "sample"
@@ -94,7 +94,7 @@ class PretrainObjective(MatchingObjective):
     def train(self, mode: bool = True) -> "PretrainObjective":
         super().train(mode)
         if self.prompter:
-            self.prompter.eval()  # frozen: no dropout in the pseudo-labels
+            self.prompter.eval()  # pseudo-labels are computed without dropout
         return self
 
     def cast_frozen_(self, dtype: torch.dtype) -> None:
@@ -102,8 +102,8 @@ class PretrainObjective(MatchingObjective):
             return
 
         teacher = self.prompter.model
-        # Embeddings are compared in float32 (`DualEncoder.probabilities`), so their projections
-        # stay in it.
+        # The projections stay in float32, in which embeddings are compared
+        # (`DualEncoder.probabilities`).
         projections = {teacher.video_proj, teacher.text_proj}
         for module in teacher.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections:
@@ -120,7 +120,7 @@ class PretrainObjective(MatchingObjective):
         video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
 
-        # Without VTC, all pairs are equally similar: the negatives of VTM are uniform.
+        # Without VTC, all pairs are equally similar, so the negatives of VTM are uniform.
         v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
         if "vtc" in self.losses:
             loss, v2t, t2v, metrics = self.contrast(batch, video, text, features)
@@ -141,7 +141,7 @@ class PretrainObjective(MatchingObjective):
         if "mlm" in self.losses:
             terms["mlm"] = self.masked_words(batch, fused["masked"], counts)
         if "pem" in self.losses:
-            # Behind the text tokens and the video's [CLS].
+            # Patches follow the text tokens and the video's [CLS].
             patches = fused["positive"][:, batch.text.shape[1] + 1 :]
             terms["pem"] = self.entities(batch, patches, counts)
 
@@ -160,9 +160,13 @@ class PretrainObjective(MatchingObjective):
         masked: Tensor,
         negatives: Negatives | None,
     ) -> Iterator[tuple[str, Pairs]]:
-        """The pairs that the losses fuse, by name. `text` and `masked` (B, L, D): the tokens of the
-        clean and of the masked texts."""
-        # Fused once for both losses: VTM reads [CLS], PEM the patches.
+        """Yield the pairs that the losses fuse, by name.
+
+        Args:
+            text: Tokens (B, L, D) of the texts.
+            masked: Tokens (B, L, D) of the masked texts.
+        """
+        # Positives are fused once: VTM reads [CLS] and PEM the patches.
         if "pem" in self.losses:
             yield "positive", Pairs(text, batch.mask, video)
         elif "vtm" in self.losses:
@@ -175,8 +179,8 @@ class PretrainObjective(MatchingObjective):
             yield "masked", Pairs(masked, batch.mask, video, outputs=batch.text.shape[1])
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
-        """The batch with the prompter's pseudo-labels of its crops, for PEM, unless it has them
-        already."""
+        """Return the batch with the prompter's pseudo-labels of its crops, if PEM needs them and the
+        batch lacks them."""
         if "pem" not in self.losses or batch.pseudo_labels is not None:
             return batch
         assert batch.boxes is not None
@@ -184,11 +188,15 @@ class PretrainObjective(MatchingObjective):
         return replace(batch, pseudo_labels=labels)
 
     def pseudo_labels(self, frames: Tensor, boxes: Tensor, kind: str) -> Tensor:
-        """The prompter's probabilities (B, M) of the entities in crops of frames (B, T, 3, H, W)
-        uint8, black outside.
+        """Compute the prompter's probabilities of the entities in crops (equation 4). Frames are
+        black outside of the crop, and have the prompter's own size and normalization.
 
-        Equation 4. boxes (B, 4) in patches of this model; the prompter sees the crops with its own
-        size and normalization.
+        Args:
+            frames: (B, T, 3, H, W) uint8.
+            boxes: (B, 4) in patches of this model.
+
+        Returns:
+            Probabilities (B, M).
         """
         assert self.prompter is not None
         prompts = self.image_prompts if kind == "image" else self.video_prompts
@@ -200,7 +208,7 @@ class PretrainObjective(MatchingObjective):
         return self.prompter.model.probabilities(self.prompter.pixels(crops), prompts)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """VTM: pairs; MLM: masked words; PEM: kept samples of a batch with pseudo-labels."""
+        """Count the pairs of VTM, the masked tokens of MLM, and the confident pseudo-labels of PEM."""
         counts = super().counts(batch) if "vtm" in self.losses else {}
         if "mlm" in self.losses:
             assert batch.labels is not None
@@ -211,8 +219,8 @@ class PretrainObjective(MatchingObjective):
         return counts
 
     def encode_texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Text tokens (B, L, D) of the clean and of the masked texts in one pass; without MLM, the
-        clean ones twice."""
+        """Encode the texts and the masked texts in one pass -> tokens (B, L, D) of both. Without MLM,
+        the tokens of the texts are returned twice."""
         if "mlm" not in self.losses:
             text = self.model.encode_text(batch.text, batch.mask)
             return text, text
@@ -223,10 +231,13 @@ class PretrainObjective(MatchingObjective):
         return both[: len(batch.text)], both[len(batch.text) :]
 
     def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        """MLM, averaged over the masked words. words (B, L, D): the fused tokens of the masked
-        texts."""
+        """Compute MLM, averaged over the masked tokens.
+
+        Args:
+            words: Fused tokens (B, L, D) of the masked texts.
+        """
         assert batch.labels is not None
-        # The vocabulary is large: only masked positions are scored.
+        # Only masked positions are scored, because the vocabulary is large.
         positions, labels = masked_positions(batch.labels, batch.max_masked)
         indices = positions[..., None].expand(-1, -1, words.shape[2])
         scores = self.model.mlm_scores(words.gather(1, indices))
@@ -234,10 +245,11 @@ class PretrainObjective(MatchingObjective):
         return loss, {"loss_mlm": loss.detach()}
 
     def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
-        """PEM (equation 5), averaged over the kept samples, with `pem_metrics`.
+        """Compute PEM (equation 5), averaged over the confident pseudo-labels.
 
-        patches (B, P, D): the fused patch tokens of the positive pairs, which are averaged inside
-        the crop.
+        Args:
+            patches: Fused patch tokens (B, P, D) of the positive pairs, which are averaged inside
+                the crop.
         """
         assert batch.boxes is not None
         assert batch.pseudo_labels is not None
@@ -251,9 +263,15 @@ class PretrainObjective(MatchingObjective):
         return loss, {"loss_pem": loss.detach(), **metrics}
 
     def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
-        """The share of labels (B, M) that are kept (B,), and over these: how often logits (B, M)
-        have the most likely entity of the label, and the entropy of the labels, below which the
-        loss cannot fall. each: the weight of a kept label in the mean."""
+        """Compute the fraction of confident labels, and over these the accuracy of the most likely
+        entity and the entropy of the labels, below which the loss cannot fall.
+
+        Args:
+            logits: (B, M).
+            labels: Pseudo-labels (B, M).
+            kept: Whether each label is confident (B,).
+            each: Weight of a confident label in the mean.
+        """
         correct = (logits.argmax(1) == labels.argmax(1)) & kept
         entropy = torch.special.entr(labels.float()).sum(1) * kept
         return {
@@ -264,13 +282,14 @@ class PretrainObjective(MatchingObjective):
 
 
 def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Positions (B, P) where labels (B, L) are not -100, and the labels there, padded with -100.
+    """Find the positions (B, P) where labels (B, L) are not -100, and the labels there, padded with
+    -100, without a host-device sync.
 
-    limit: P, an upper bound of the masked words per text, known on the host; 0: P = L. No device
-    synchronization.
+    Args:
+        limit: P, an upper bound of the masked tokens per text that the host knows. 0: P = L.
     """
     masked = (labels != -100).int()
-    # A stable sort puts the masked positions first, in order, without reading how many they are.
+    # A stable sort puts the masked positions first in order. Their number stays on the device.
     order = masked.argsort(dim=1, descending=True, stable=True)
     positions = order[:, : limit or labels.shape[1]]
     return positions, labels.gather(1, positions)

@@ -1,5 +1,5 @@
-"""What the four training stages share: seed, model, data, objective, validation, training, model
-folder."""
+"""The common steps of the four training stages: seed, model, data, objective, validation, training,
+model folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from alpro.stages.training.loop import (
 from alpro.stages.training.metrics import losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective
 
-# Mean and std of each channel of pixels in [0, 1].
+# Mean and standard deviation of each channel of pixels in [0, 1].
 CONSTANTS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -42,18 +42,18 @@ CONSTANTS = {
 
 @dataclass
 class Training:
-    """What a training stage defines; `train` does the rest.
+    """The parts of a training that its stage defines.
 
-    An objective without losses skips training and validates the initial weights.
+    If the objective has no losses, `train` validates the initial weights instead of training.
 
     Attributes:
-        bundle: the model to train with its tokenizer, preprocessing and labels; it is saved as the
+        bundle: Model to train with its tokenizer, preprocessing and labels; it is saved as the
             result.
-        validate: the validation function, if any.
-        select: the metric for model selection; empty: the last weights are the result.
-        draw: called by rank 0 with the data set before training.
-        interpolates: the result is the best on validation between the initial weights and the
-            trained ones (needs `select`).
+        validate: Validation function, if any.
+        select: Metric for model selection. Empty: the last weights are the result.
+        draw: Called by rank 0 with the data set before training.
+        interpolates: Whether the result is the best interpolation between the initial and the
+            trained weights on validation (needs `select`).
     """
 
     bundle: ModelBundle
@@ -71,18 +71,24 @@ def train(
     out: Path,
     resources: Resources,
 ) -> Outcome:
-    """Runs a training stage: seeds the generators, builds its model and objective on this rank's
-    device, loads the data, trains, and writes `out`/model. Raises InputError as `TrainingDataset`,
-    the validation and `Run` do."""
+    """Run a training stage, and write `out`/model.
+
+    Args:
+        build: Builds the model and the objective on this rank's device, after the generators have
+            been seeded.
+
+    Raises:
+        InputError: As `TrainingDataset`, the validation and `Run`.
+    """
     with init_distributed(resources) as world:
-        # New weights are the same on every rank; `Run` then seeds dropout by rank.
+        # New weights are the same on every rank. `Run` then seeds dropout by rank.
         torch.manual_seed(config.seed)
         training = build(world.device)
         bundle = training.bundle
         objective = training.objective
 
-        # Texts have one length where ranks use those of each other, and where a new one compiles
-        # the layers again.
+        # Texts have one length if ranks use texts of each other, and if layers are compiled, which
+        # another length would compile again.
         pairs_per_rank = config.batch_size // (world.size * config.accumulation_steps)
         compiled = are_layers_compiled(objective, resources, world)
         data = TrainingDataset(
@@ -103,7 +109,7 @@ def train(
                 f"{size / 1e6:.3g} M parameters, matrix products in {dtype_name(dtype)} on "
                 f"{world.device.type}"
             )
-            warnings += data.cut_texts()
+            warnings += data.find_truncated_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
             if training.draw:
@@ -140,8 +146,12 @@ def fit(
     world: World,
     resources: Resources,
 ) -> dict[str, float]:
-    """Trains the objective and, if the training `interpolates`, moves its weights towards the
-    initial ones. Returns the metrics of the final weights."""
+    """Train the objective. If the training `interpolates`, its weights are interpolated with the
+    initial ones.
+
+    Returns:
+        The metrics of the final weights.
+    """
     objective = training.objective
     initial: dict[str, Tensor] = {}
     if training.interpolates:
@@ -159,9 +169,9 @@ def fit(
 def save_model(
     training: Training, config: TrainingConfig, metrics: Mapping[str, float], folder: Path
 ) -> None:
-    """Writes the trained model with what this training decides of its preprocessing and ranking."""
+    """Write the trained model with its text length and its better ranking on validation."""
     bundle = training.bundle
-    # A PEM head that this training did not train names nothing.
+    # A PEM head without training cannot label entities.
     if "pem_head" in training.objective.unused_parameters:
         model = cast(Alpro, bundle.model)
         model.pem_head = None
@@ -172,7 +182,7 @@ def save_model(
         update={"max_text_tokens": config.max_text_tokens}
     )
 
-    # If one of the scores was not measured, similarity stays.
+    # Without both scores, the model ranks by similarity.
     by_matching = metrics.get("validation/mean_recall", 0)
     by_similarity = metrics.get("validation/vtc/mean_recall", np.inf)
     if by_matching > by_similarity:
@@ -181,14 +191,17 @@ def save_model(
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The configuration with the vocabulary size of the tokenizer."""
+    """Return the configuration with the vocabulary size of the tokenizer."""
     text = config.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     return config.model_copy(update={"text": text})
 
 
 def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocessing:
-    """The frame normalization: constants, or the statistics of the corpora, averaged. Raises
-    InputError."""
+    """Return the normalization of frames: constants, or the averaged statistics of the corpora.
+
+    Raises:
+        InputError: If a corpus has no statistics.
+    """
     if config.normalization == "clip":
         return Preprocessing(max_text_tokens=config.max_text_tokens)
     if config.normalization in CONSTANTS:
@@ -217,11 +230,11 @@ def advance_generator(loaded: ModelBundle) -> None:
     )
 
 
-def fine_tuned(
+def build_fine_tuned(
     start: ModelBundle, frames: int, device: torch.device, answers: Sequence[str] = ()
 ) -> Alpro:
-    """A model for fine-tuning with the weights of `start`, `frames` frames and a head for answers,
-    if there are any (paper, section 4.1)."""
+    """Build a model for fine-tuning with the weights of `start`, `frames` frames and a head for the
+    answers, if there are any (paper, section 4.1)."""
     advance_generator(start)
     config = start.model.config
     video = config.video.model_copy(update={"frames": frames})
@@ -230,8 +243,7 @@ def fine_tuned(
     entities = 0 if answers else len(start.entities)
     model = Alpro(config, entities=entities, answers=len(answers)).to(device)
 
-    # The last layer of the head has a row for each answer: with other answers its rows mean
-    # nothing.
+    # The rows of the head's last layer belong to the answers, and are not used for other answers.
     excluded = () if start.answers == answers else ("qa_head.2",)
     start_from(model, start.model, excluded)
     return model

@@ -159,7 +159,7 @@ def test_the_training_split_is_used_in_an_order_of_the_seed_with_all_captions(
     for drawn in ("frames", "masked", "box", "uniforms"):
         assert not np.array_equal(*(example[drawn] for example in shared)), drawn
     two = {name: corpus(6, prefix=name) for name in "ab"}
-    assert (steps_of(two, 40, seed=1).source_of != steps_of(two, 40, seed=2).source_of).any()
+    assert (steps_of(two, 40, seed=1).step_sources != steps_of(two, 40, seed=2).step_sources).any()
     data = steps_of({"a": corpus(1, captions=3)}, 30, batch_size=1)
     assert len({tuple(data[step].text[0].tolist()) for step in range(30)}) == 3
 
@@ -189,7 +189,7 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
 def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
     corpora = {"a": corpus(4, prefix="a"), "b": corpus(12, prefix="b")}
     by_size = steps_of(corpora, 2000)
-    assert (by_size.source_of == 0).mean() == pytest.approx(0.25, abs=0.03)
+    assert (by_size.step_sources == 0).mean() == pytest.approx(0.25, abs=0.03)
     corpora = {
         **two_kinds,
         "b": corpus(40, prefix="b"),
@@ -197,7 +197,7 @@ def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
     by_weight = steps_of(
         corpora, phases=[{"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}]
     )
-    shares = [(by_weight.source_of == number).mean() for number in range(3)]
+    shares = [(by_weight.step_sources == number).mean() for number in range(3)]
     assert shares == pytest.approx([0.75 * 7 / 12, 0.75 * 5 / 12, 0.25], abs=0.03)
 
 

@@ -152,7 +152,7 @@ def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
         assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (3, 4, 3, 8, 8)
 
 
-def test_cut_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, tokenizer):
+def test_truncated_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, tokenizer):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
     corpus = corpus_of(tmp_path, sample_rows(3, captions=2, questions=question))
     texts = ["red ball", "how many balls are there?"]
@@ -160,15 +160,16 @@ def test_cut_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, token
     limit = length[texts[1]] - 1
     (line,) = steps_of(
         {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit
-    ).cut_texts()
+    ).find_truncated_texts()
     assert (
-        line == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are cut"
+        line
+        == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are truncated"
     )
     longer = steps_of(
         {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1
     )
-    assert list(longer.cut_texts()) == []
-    (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).cut_texts()
+    assert list(longer.find_truncated_texts()) == []
+    (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).find_truncated_texts()
     assert line.startswith("a: 6 of 6 captions have more")
 
 

@@ -177,7 +177,7 @@ def test_muon_steps_along_nesterov_momentum():
         momentum = 0.95 * momentum + 0.05 * weight.grad
         expected = (
             weight.detach()
-            - 0.1 * optim.orthogonalized((0.05 * weight.grad + 0.95 * momentum)[None])[0]
+            - 0.1 * optim.orthogonalize((0.05 * weight.grad + 0.95 * momentum)[None])[0]
         )
         step_if(optimizer, YES)
         assert torch.allclose(weight, expected, atol=1e-5)

@@ -230,7 +230,7 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
         answers=["a", "b"],
     )
     heads = [
-        stage.fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2]
+        stage.build_fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2]
         for answers in (["a", "b"], ["b", "a"])
     ]
     assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [
