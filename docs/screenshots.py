@@ -1,9 +1,9 @@
-"""The pictures of pages in the documentation: `python docs/screenshots.py --workspace W [--mlflow
-URL] [--serve URL]`.
+"""Take the pictures of the documentation from a run of the sample.
 
-Reads the newest report of a workspace (`alpro run`), and
-the pages of `alpro ui` and `alpro serve` (docs/search.md has the command) at their addresses. Needs
-playwright and Chromium.
+python docs/screenshots.py --workspace W [--mlflow URL] [--serve URL]
+
+The workspace has the newest report and the pictures that the stages wrote. `alpro ui` and
+`alpro serve` print the addresses (docs/results.md has the command). Needs playwright and Chromium.
 """
 
 import argparse
@@ -12,11 +12,15 @@ import os
 import shutil
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, sync_playwright
 
-OUT = Path(__file__).parent / "pictures"
+from alpro.shards.pictures import INK, PAPER, TILE, font, sample_strips, sheet
+from alpro.shards.reader import ShardReader
 
+OUT = Path(__file__).parent / "pictures"
+SHEET_WIDTH = 8 * (TILE + 4) + 12
+QUERY = "a cyan ball moves to the left"
 
 # Stills below the window are loaded when the page scrolls to them.
 STILLS_ARE_SHOWN = """
@@ -47,18 +51,18 @@ def main() -> None:
         "--serve", default="", metavar="URL", help="address of `alpro serve` on the sample"
     )
     arguments = parser.parse_args()
-    reports = arguments.workspace.resolve().glob("reports/*.html")
-    program = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    workspace = arguments.workspace.resolve()
+    draw_sample(workspace / "artifacts")
+
+    programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=program, chromium_sandbox=os.getuid() != 0
+            executable_path=next(filter(None, programs), None),
+            chromium_sandbox=os.getuid() != 0,
         )
-        for newest in sorted(reports, key=lambda path: path.stat().st_mtime)[-1:]:
-            page = chromium.new_page(viewport={"width": 1100, "height": 1340})
-            page.goto(newest.as_uri(), wait_until="networkidle")
-            save(page, "report")
+        page = chromium.new_page(viewport={"width": 1100, "height": 1340})
+        page.goto(find_newest(workspace, "reports/*.html").as_uri(), wait_until="networkidle")
+        save(page, "report")
         if arguments.mlflow:
             shoot_mlflow(chromium, arguments.mlflow)
         if arguments.serve:
@@ -66,10 +70,42 @@ def main() -> None:
         chromium.close()
 
 
+def find_newest(folder: Path, pattern: str) -> Path:
+    """Return the newest file of a pattern."""
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def write_image(image: Image.Image, name: str) -> None:
+    """Write a picture with few colors, so that it is small."""
+    few_colors = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few_colors.save(OUT / f"{name}.png", optimize=True)
+
+
+def draw_sample(artifacts: Path) -> None:
+    """Join pictures that the stages wrote: clips with their texts, the pseudo-labels of the first
+    batch of pre-training, and retrieval on test clips."""
+    folders = [path.parents[1] for path in artifacts.glob("decode_videos/*/pictures/samples.png")]
+    clips = next(one for one in folders if "clips" in (one / "artifact.json").read_text())
+    pictures = {
+        "Clips of the sample with captions and questions": sheet(
+            sample_strips(ShardReader(clips, "train"), 2), 2
+        ),
+        "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows "
+        "the entity": Image.open(find_newest(artifacts, "pretrain/*/pictures/pseudo_labels.png")),
+        "The four best test clips for the texts with the best ranks (left) and the worst "
+        "(right)": Image.open(find_newest(artifacts, "evaluate/*/pictures/retrieval.png")),
+    }
+    rows = []
+    for title, picture in pictures.items():
+        heading = Image.new("RGB", (SHEET_WIDTH, 34), PAPER)
+        ImageDraw.Draw(heading).text((2, 8), title, INK, font(20))
+        rows += [heading, picture]
+    write_image(sheet(rows), "sample")
+
+
 def save(page: Page, name: str) -> None:
-    """Save a picture of the window, with few colors so that it is small."""
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(OUT / f"{name}.png", optimize=True)
+    """Save a picture of the window."""
+    write_image(Image.open(io.BytesIO(page.screenshot())), name)
 
 
 def shoot_mlflow(chromium: Browser, url: str) -> None:
@@ -95,7 +131,7 @@ def shoot_page(chromium: Browser, url: str) -> None:
     """Save the results of a text, and a clip with a question and a box."""
     page = chromium.new_page(viewport={"width": 1100, "height": 900}, bypass_csp=True)
     page.set_default_timeout(120_000)
-    page.goto(f"{url}?text=a red ball goes to the left")
+    page.goto(f"{url}?text={QUERY}")
     page.locator(".card").first.wait_for()
     page.wait_for_function(STILLS_ARE_SHOWN)
     save(page, "serve-search")
@@ -111,11 +147,11 @@ def shoot_page(chromium: Browser, url: str) -> None:
     page.get_by_role("button", name="Draw a box").click()
     area = page.locator("#media").bounding_box()
     assert area
-    left = area["x"] + 0.2 * area["width"]
-    top = area["y"] + 0.1 * area["height"]
+    left = area["x"] + 0.4 * area["width"]
+    top = area["y"] + 0.15 * area["height"]
     page.mouse.move(left, top)
     page.mouse.down()
-    page.mouse.move(left + 0.6 * area["width"], top + 0.8 * area["height"], steps=4)
+    page.mouse.move(left + 0.46 * area["width"], top + 0.65 * area["height"], steps=4)
     page.mouse.up()
     page.get_by_role("button", name="Name what the box shows").click()
     page.locator("#entities dd").nth(4).wait_for()

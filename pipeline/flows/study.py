@@ -26,11 +26,11 @@ from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
     Rows,
     Table,
-    change_text,
     metric_text,
     number_text,
     row_label,
     rows,
+    signed,
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -270,7 +270,7 @@ def make_table(title: str, summaries: Rows) -> Table:
             row["variant"],
             number_text(row["mean"], row["unit"]),
             format_half_width(row["interval"]),
-            "" if row["difference"] is None else change_text(row["difference"], None, None),
+            "" if row["difference"] is None else signed(row["difference"]),
             format_half_width(row["difference_interval"]),
             " ".join(f"{value:.1f}" for value in row["values"]),
             number_text(row["chance"], row["unit"]),

@@ -1,11 +1,10 @@
 """The card of an exported model, README.md: its training, data and scores, from its artifact."""
 
-import json
 from pathlib import Path
 
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Rows, Table, data_table, row_label, tables
+from alpro.pipeline.reports.results import Rows, Table, data_table, tables
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
@@ -42,7 +41,7 @@ library_name: transformers
 license: {license_tag}
 pipeline_tag: {tag}
 tags: [alpro, video-text, sentence-transformers]
-{model_index}---
+---
 
 # {name}
 
@@ -126,7 +125,6 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         license_tag=license or "other",
         tag=tag,
         name=name,
-        model_index=model_index(name, tag, split, scores),
         what=what.format(answers=answers),
         parameters=sum(p.numel() for p in model.model.parameters()),
         video=model.model.config.video,
@@ -146,14 +144,12 @@ def describe_training(sources: list[tuple[Path, Record]]) -> str:
     if not sources:
         return "Not recorded: the model was exported from a folder without an artifact."
 
+    # The lineage also has corpora and vocabularies, which no learning rate trains.
+    trainings = [record for _, record in sources if "lr" in record.config]
     lines = []
-    for _, record in sources:
-        # The lineage also has corpora and vocabularies, which no learning rate trains.
-        config = record.config
-        if "lr" in config:
-            steps = str(record.counts.get("steps", ""))
-            size = str(config["batch_size"])
-            lines.append([record.name, record.fingerprint[:16], steps, size, f"{config['lr']:g}"])
+    for record in trainings:
+        values = [record.counts.get("steps", ""), record.config["batch_size"], record.config["lr"]]
+        lines.append([record.name, record.fingerprint[:16], *map(str, values)])
 
     # `lineage` lists inputs before their users: the exported model is the last one.
     _, last = sources[-1]
@@ -181,21 +177,3 @@ def newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
                 split = evaluation.config["split"]
                 scores = own
     return split, scores
-
-
-def model_index(name: str, task: str, split: str, scores: Rows) -> str:
-    """Return the scores as the hub reads them, a line of the card's header; JSON is YAML too."""
-    if not scores:
-        return ""
-    metrics = []
-    for row in scores:
-        label = " ".join(filter(None, (row_label(row), row["direction"], row["metric"])))
-        metrics.append({"type": row["metric"], "name": label, "value": round(row["value"], 3)})
-
-    # The hub requires the data set's type and name, and does not have these videos.
-    result = {
-        "task": {"type": task},
-        "dataset": {"type": "own", "name": "captioned videos", "split": split},
-        "metrics": metrics,
-    }
-    return f"model-index: {json.dumps([{'name': name, 'results': [result]}])}\n"

@@ -62,8 +62,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem a
 h1, p, li {{ overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem; border-top: 1px solid #8886; margin-top: 1.6rem; padding-top: .8rem }}
 nav a {{ margin-right: 1rem }}
-.table {{ overflow-x: auto }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
 th[style], td[style] {{ white-space: nowrap }}
 img {{ max-width: 100%; height: auto; background: #fff }}
@@ -123,14 +122,7 @@ class Document:
                     data = base64.b64encode(self._read_picture(str(child.attrs["src"])))
                     child.attrs["src"] = f"data:image/png;base64,{data.decode()}"
 
-        rendered = parser.renderer.render(tokens, parser.options, {})
-        # A wide table scrolls, and not the page.
-        return re.sub(
-            "<table>.*?</table>",
-            r'<div class="table" tabindex="0">\g<0></div>',
-            rendered,
-            flags=re.DOTALL,
-        )
+        return parser.renderer.render(tokens, parser.options, {})
 
     def _read_picture(self, address: str) -> bytes:
         """Return the PNG of a figure, or of a file."""

@@ -3,25 +3,19 @@ and the calibration of probabilities."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 
-# Files of an evaluation with probabilities, and what these are of.
+# What the probabilities in files of an evaluation belong to.
 PROBABILITIES = {"qa.parquet": "answers", "entity_crops.parquet": "entities of crops"}
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "figure.constrained_layout.use": True,
-}  # legible on a phone
-WIDTH = 5  # inches
+WIDTH = 6  # inches: legible on a phone
 
 
-@rc_context(STYLE)
 def draw_scores(rows: Rows) -> Figure | None:
     """Draw scores with their intervals and chance levels.
 
@@ -32,7 +26,7 @@ def draw_scores(rows: Rows) -> Figure | None:
     if not scores:
         return None
 
-    figure = Figure(figsize=(WIDTH, 0.4 * len(scores) + 0.6))
+    figure = Figure(figsize=(WIDTH, 0.5 * len(scores) + 0.8), layout="constrained")
     axes = figure.subplots()
     for line, row in enumerate(scores):
         axes.text(0, line - 0.25, f"{row_label(row)}, {metric_text(row)}: {score_text(row)}")
@@ -46,7 +40,6 @@ def draw_scores(rows: Rows) -> Figure | None:
     return figure
 
 
-@rc_context(STYLE)
 def draw_calibration(folders: Iterable[Path]) -> Figure | None:
     """Draw the accuracy of predictions over their probability.
 
@@ -56,16 +49,14 @@ def draw_calibration(folders: Iterable[Path]) -> Figure | None:
     Returns:
         The figure; None if no evaluation wrote probabilities.
     """
-    figure = Figure(figsize=(WIDTH, 4))
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots()
-    for folder in folders:
-        for name, what in PROBABILITIES.items():
-            if (folder / name).is_file():
-                table = pq.read_table(folder / name, columns=["probability", "right"])
-                bins = calibration(table["probability"].to_numpy(), table["right"].to_numpy())
-                _, probabilities, accuracies = zip(*bins, strict=True)
-                label = f"{what}, {table.num_rows} predictions"
-                axes.plot(probabilities, accuracies, "o-", label=label)
+    for file in [folder / name for folder in folders for name in PROBABILITIES]:
+        if file.is_file():
+            table = pq.read_table(file, columns=["probability", "right"])
+            bins = calibration(*map(np.asarray, table.columns))
+            _, probabilities, accuracies = zip(*bins, strict=True)
+            axes.plot(probabilities, accuracies, "o-", label=PROBABILITIES[file.name])
 
     if not axes.lines:
         return None

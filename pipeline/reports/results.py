@@ -1,8 +1,8 @@
 """The results of runs as tables, with the runs as columns: for the terminal, the document of a run,
 and the card of a model.
 
-results.json of an evaluation has the rows (`alpro.stages.evaluation.results`); every number of them
-that users read is made into text here.
+results.json of an evaluation has the rows (`alpro.stages.evaluation.results`). Their numbers are
+formatted here only.
 """
 
 import html
@@ -52,10 +52,10 @@ class Table:
 
     def grouped_lines(self) -> list[list[str]]:
         """Return the lines without a first cell that is the same as in the line above."""
-        above = [None, *(line[0] for line in self.lines)]
+        above = [[""], *self.lines]
         return [
-            ["" if first == previous else first, *cells]
-            for previous, (first, *cells) in zip(above, self.lines, strict=False)
+            ["", *line[1:]] if line[0] == previous[0] else line
+            for previous, line in zip(above, self.lines, strict=False)
         ]
 
     def markdown(self) -> str:
@@ -110,12 +110,12 @@ def tables(
             differences and p values. A score over other queries has none.
         marked: Name of the score that counts.
     """
-    groups: dict[str, Rows] = {group: [] for group in TITLES}
-    names = set[str]()
+    rows_by_name: dict[str, dict[str, Any]] = {}
     for row in chain.from_iterable(runs.values()):
-        if row["name"] not in names:  # the first run that has it
-            names.add(row["name"])
-            groups.setdefault(row["table"], []).append(row)
+        rows_by_name.setdefault(row["name"], row)
+    groups: dict[str, Rows] = {group: [] for group in TITLES}
+    for row in rows_by_name.values():
+        groups.setdefault(row["table"], []).append(row)
 
     return [
         score_table(TITLES.get(group, group.capitalize()), scores, runs, compared, marked)
@@ -128,35 +128,35 @@ def score_table(
     title: str,
     scores: Rows,
     runs: Mapping[str, Rows],
-    compared: Sequence[Comparison] = (),
-    marked: str = "",
+    compared: Sequence[Comparison],
+    marked: str,
 ) -> Table:
     """Return a table of scores: values, differences, chance level, number of queries.
 
     The line of the score `marked` has an arrow.
     """
     first, *others = runs
-    rows_by_run = [{row["name"]: row for row in of_run} for of_run in runs.values()]
-    differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
-
-    lines = []
-    for row in scores:
-        name = row["name"]
-        line = [row_label(row), metric_text(row) + (MARK if name == marked else "")]
-        for run_index, by_name in enumerate(rows_by_run):
-            line.append(score_text(by_name[name]) if name in by_name else "")
-            # The first run is what the others are compared with.
-            if run_index and compared:
-                line += difference_cells(differences[run_index - 1].get(name))
-        lines.append([*line, number_text(row["chance"], row["unit"]), str(row["items"])])
-
     heads = ["", "", first]
     for other in others:
         heads += [other, f"{other} - {first}", "p"] if compared else [other]
     heads += [scores[0]["baseline"] or "chance", "items"]
 
+    # The texts of each run after the first, by the names of scores.
+    values = [{row["name"]: score_text(row) for row in of_run} for of_run in runs.values()]
+    differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
+    lines = []
+    for row in scores:
+        name = row["name"]
+        line = [row_label(row), metric_text(row) + (MARK if name == marked else "")]
+        line.append(values[0].get(name, ""))
+        for run_index, texts in enumerate(values[1:]):
+            line.append(texts.get(name, ""))
+            if compared:
+                line += difference_cells(differences[run_index].get(name))
+        lines.append([*line, number_text(row["chance"], row["unit"]), str(row["items"])])
+
     notes = [describe_scores(scores), describe_differences(others, compared)]
-    if any(row["name"] == marked for row in scores):
+    if marked in {row["name"] for row in scores}:
         notes.insert(0, "← the score that counts.")
     return Table(title, heads, lines, "\n".join(filter(None, notes)))
 
@@ -165,7 +165,10 @@ def difference_cells(change: PairedDifference | None) -> list[str]:
     """Return a difference with its interval, and its p value; empty cells without one."""
     if change is None:
         return ["", ""]
-    return [change_text(change.difference, change.low, change.high), f"{change.p:.4f}"]
+    text = signed(change.difference)
+    if change.low is not None and change.high is not None:
+        text += f" [{signed(change.low)}, {signed(change.high)}]"
+    return [text, f"{change.p:.4f}"]
 
 
 def main_rows(results: Rows) -> Rows:
@@ -204,48 +207,27 @@ def data_table(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
 
 def describe_scores(scores: Rows) -> str:
     """Return what the brackets are, whether there are few videos, and the protocols."""
-    sentences = []
+    notes = []
     if any(row["low"] is not None for row in scores):
-        sentences.append("In brackets: 95 % bootstrap interval over test videos.")
-    few_videos = few_videos_note(scores)
-    if few_videos:
-        sentences.append(few_videos)
-
-    labels_by_protocol: dict[str, dict[str, None]] = {}
-    for row in scores:
-        if row["protocol"]:
-            labels_by_protocol.setdefault(row["protocol"], {})[row_label(row)] = None
-    if len(labels_by_protocol) == 1:
-        lines = [f"Protocol: {next(iter(labels_by_protocol))}."]
-    else:
-        lines = [
-            f"{protocol}: {', '.join(labels)}." for protocol, labels in labels_by_protocol.items()
-        ]
-    return "\n".join(filter(None, [" ".join(sentences), *lines]))
+        notes.append("In brackets: 95 % bootstrap interval over test videos.")
+    notes.append(few_videos_note(scores))
+    protocols = [f"{row_label(row)}: {row['protocol']}." for row in scores if row["protocol"]]
+    return "\n".join(filter(None, [*notes, *dict.fromkeys(protocols)]))
 
 
 def few_videos_note(scores: Rows) -> str:
     """Return a warning if there are few test videos: how far a score may be off by chance alone.
 
-    That is half the 95 % interval of a proportion at its widest, 1.96 sqrt(0.5 x 0.5 / n). n is not
-    the number of queries: those of one video are right or wrong together (`independent_videos`). If
-    the directions of retrieval differ, the one with fewer videos counts.
+    It is half the 95 % interval of a proportion at its widest, 1.96 sqrt(0.5 x 0.5 / n). Queries of
+    one video are right or wrong together, so that n is not their number (`independent_videos`).
     """
-    counted = [row for row in scores if row.get("independent_videos") and row["items"]]
-    # A clip with a known entity is no question: entities only count if there is nothing else.
-    counted = [row for row in counted if row["table"] != "entities"] or counted
-    if not counted:
-        return ""
-    # The row over all queries of a direction, and not over a part of them, is the last.
-    largest_by_direction = {
-        row["direction"]: row for row in sorted(counted, key=lambda row: row["items"])
-    }
-    fewest = min(largest_by_direction.values(), key=lambda row: row["independent_videos"])
-    independent = fewest["independent_videos"]
-    if independent >= FEW_VIDEOS:
+    # A score of a part of the queries has fewer videos than the others.
+    largest = max(scores, key=lambda row: row.get("independent_videos") or 0)
+    independent = largest.get("independent_videos")
+    if not independent or independent >= FEW_VIDEOS:
         return ""
 
-    videos = fewest["videos"]
+    videos = largest["videos"]
     shown = f"{videos} test video{'' if videos == 1 else 's'}"
     if independent < 0.8 * videos:
         shown += f", which count as {independent:.0f} because some have most of the queries"
@@ -289,13 +271,6 @@ def score_text(row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return number_text(row["value"], row["unit"])
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-
-
-def change_text(difference: float, low: float | None, high: float | None) -> str:
-    """Return a difference with its sign, and its interval, if it has one."""
-    if low is None or high is None:
-        return signed(difference)
-    return f"{signed(difference)} [{signed(low)}, {signed(high)}]"
 
 
 def signed(value: float) -> str:

@@ -90,7 +90,7 @@ def print_table(table: Table, title: bool = True) -> None:
     """Print a table; a name that several lines share is printed in the first."""
     if title:
         print(table.title)
-    print_columns(table.heads, table.grouped_lines(), table.numeric, rule=title)
+    print_columns(table.heads, table.grouped_lines(), table.numeric)
     if table.note:
         print(table.note)
     if title:
@@ -109,10 +109,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_columns(
-    heads: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    right: Collection[int],
-    rule: bool = False,
+    heads: Sequence[str], lines: Sequence[Sequence[str]], right: Collection[int]
 ) -> None:
     """Print lines of cells in columns below their heads.
 
@@ -121,7 +118,6 @@ def print_columns(
 
     Args:
         right: Indices of the columns that are aligned on the right.
-        rule: Whether a line of dashes is below the heads.
     """
     is_terminal = sys.stdout.isatty()
     # By default, Rich colors numbers and paths.
@@ -138,9 +134,5 @@ def print_columns(
     with console.capture() as capture:
         console.print(grid)
     # Rich fills every cell of a column with spaces, also the last of a line.
-    head, *shown = [line.rstrip() for line in capture.get().splitlines()]
-    print(head)
-    if rule:
-        print("-" * console.measure(grid).maximum)
-    for line in shown:
-        print(line)
+    for line in capture.get().splitlines():
+        print(line.rstrip())

@@ -33,8 +33,6 @@ INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
     """Register a copy of the model of an artifact, unless a version has it, and set an alias.
 
-    The version links the logged model of its training, which has the scores.
-
     Returns:
         The version.
 
@@ -44,46 +42,16 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
-    # The signature depends on the kind of model: an answer, or a similarity and perhaps a match.
-    columns = score_names(Model.load(folder, device="cpu"))
-    outputs: list[Any] = [
-        ColSpec("string" if column == "answer" else "double", column) for column in columns
-    ]
-
+    query = f"name = '{name}' and tags.fingerprint = '{record.fingerprint}'"
     try:
         client = MlflowClient(uri)
-        # `log_model` belongs to the fluent API, which has one store per process.
-        mlflow.set_tracking_uri(uri)
-        version = ""
-        for other in client.search_model_versions(f"name = '{name}'"):
-            if other.tags.get("fingerprint") == record.fingerprint:
-                version = str(other.version)
-
-        if not version:
+        versions = client.search_model_versions(query)
+        if versions:
+            version = str(versions[0].version)
+        else:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
-            model = tracker.logged_model(record.fingerprint)
-            if not model:  # its training was logged to another store
-                tracker.log_artifact(folder, record)
-                model = tracker.logged_model(record.fingerprint)
-
-            # MLflow prints what the command prints, and asks for an example: no video is on every
-            # machine.
-            with warnings.catch_warnings(), redirect_stderr(StringIO()):
-                warnings.filterwarnings("ignore", message=".*input example")
-                logged = mlflow.pyfunc.log_model(
-                    model_id=model,
-                    name=record.stage,
-                    loader_module=__name__,
-                    data_path=str(folder / "model"),
-                    signature=ModelSignature(INPUTS, Schema(outputs)),
-                    pip_requirements=["alpro-pipeline"],
-                    registered_model_name=name,
-                    metadata={"fingerprint": record.fingerprint},
-                )
-
-            version = str(logged.registered_model_version)
+            version = copy_model(tracker, folder, record, name)
             client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
-
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except InputError:  # it says what to do
@@ -91,6 +59,33 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     except Exception as error:
         raise unusable(uri, error) from error
     return version
+
+
+def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str:
+    """Copy a model into a store as a new version of a registered model. Returns the version.
+
+    The version links the logged model of its training, which has the scores.
+    """
+    # A training that was logged to another store is logged here first.
+    if not tracker.logged_model(record.fingerprint):
+        tracker.log_artifact(folder, record)
+
+    # `log_model` belongs to the fluent API, which has one store per process.
+    mlflow.set_tracking_uri(tracker.uri)
+    # MLflow prints what the command prints, and asks for an example: no video is on every machine.
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.filterwarnings("ignore", message=".*input example")
+        logged = mlflow.pyfunc.log_model(
+            model_id=tracker.logged_model(record.fingerprint),
+            name=record.stage,
+            loader_module=__name__,
+            data_path=str(folder / "model"),
+            signature=ModelSignature(INPUTS),
+            pip_requirements=["alpro-pipeline"],
+            registered_model_name=name,
+            metadata={"fingerprint": record.fingerprint},
+        )
+    return str(logged.registered_model_version)
 
 
 def registered_folder(uri: str, name: str) -> Path:
@@ -122,13 +117,6 @@ def registered_fingerprints(uri: str) -> set[str]:
     return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
 
 
-def score_names(model: Model) -> list[str]:
-    """Return the columns that `ServedModel.predict` returns."""
-    if model.folder.answers:
-        return ["answer", "probability"]
-    return ["similarity", "match"] if model.can_match else ["similarity"]
-
-
 class ServedModel:
     """The model that `mlflow.pyfunc.load_model` wraps."""
 
@@ -145,26 +133,26 @@ class ServedModel:
         Returns:
             A row for each pair: `answer` and `probability` of a question; otherwise `similarity` of
             the embeddings, -1 to 1, and `match`, the probability that they belong together, except
-            for a prompter. The row of a file that cannot be decoded is empty, and a warning names
-            it.
+            for a prompter. The row of a file that cannot be decoded has no values, and a warning
+            names it.
         """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
-        rows = [self._score(video, text) for video, text in pairs]
-        return pd.DataFrame(rows, columns=score_names(self.model))
+        score = self._answer if self.model.folder.answers else self._match
+        return pd.DataFrame([score(video, text) for video, text in pairs])
 
-    def _score(self, video: str, text: str) -> dict[str, Any]:
-        model = self.model
-        if not model.folder.answers:
-            scores = {"similarity": model.similarity([text], [video]).item()}
-            if model.can_match:
-                scores["match"] = model.match([text], [video]).item()
-            return scores
+    def _answer(self, video: str, question: str) -> dict[str, Any]:
         try:
-            ((answer, probability),) = model.ask(video, text, top_k=1)
+            ((answer, probability),) = self.model.ask(video, question, top_k=1)
         except DecodeError as error:
             warnings.warn(str(error), stacklevel=4)
-            return {}
+            return {"answer": None, "probability": None}
         return {"answer": answer, "probability": probability}
+
+    def _match(self, video: str, text: str) -> dict[str, float]:
+        scores = {"similarity": self.model.similarity([text], [video]).item()}
+        if self.model.can_match:
+            scores["match"] = self.model.match([text], [video]).item()
+        return scores
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -1,8 +1,7 @@
 """The MLflow store of a workspace: an SQLite file and a folder of files, both made where the
 workspace is."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -64,20 +63,14 @@ def create_store(database: Path, files: Path) -> None:
     It gets its name when it is complete: MLflow can never open a store that lacks tables, because
     its process was killed or the disk was full.
     """
-    with creation_lock(database):
+    # Two pipelines that start together would both create it.
+    lock = FileLock(f"{database}.lock")
+    acquire(lock)
+    try:
         if not database.exists():
             with atomic_write(database) as temporary:
                 uri = f"sqlite:///{temporary}"
                 SqlAlchemyStore(uri, files.resolve().as_uri()).engine.dispose()
-
-
-@contextmanager
-def creation_lock(database: Path) -> Iterator[None]:
-    """Lock a store: two pipelines that start together would both create it."""
-    lock = FileLock(f"{database}.lock")
-    acquire(lock)
-    try:
-        yield
     finally:
         lock.release()
 

@@ -10,7 +10,7 @@ warning: `alpro artifacts log` logs an artifact again. MLflow's fluent API has o
 process and stages run side by side, so each call names its run.
 """
 
-import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,23 +19,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
+import pandas as pd
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
 
 from alpro.artifact import Record, flatten, read_record
 from alpro.errors import one_line
 from alpro.log import log
 from alpro.pipeline.tracking.contents import (
-    DIGEST_LENGTH,
-    common_tags,
+    describe_corpora,
+    git_commit,
     headlines,
-    input_corpora,
     metric_name,
-    own_corpus,
-    read_table,
     stage_title,
     status_after,
 )
@@ -48,20 +47,12 @@ FOLLOW_SECONDS = 2.0
 SYSTEM_SECONDS = 10  # between values of CPU, memory and GPU
 # After a call that MLflow did not answer, none is made for a while: each may take a timeout.
 PAUSE_SECONDS = 30.0
-MAX_PARAMS = 100  # in a call
-MAX_METRICS = 1000
-MAX_PARAM_LENGTH = 6000  # characters
-MAX_DESCRIPTION = 8000
+MAX_ENTRIES = {"params": 100, "tags": 100, "metrics": 1000}  # in a call
+MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
-DIGITS = 3  # behind the point
-TABLES = (
-    "results.json",
-    "retrieval_t2v.parquet",
-    "entities.parquet",
-    "left_out.parquet",
-    "rejects.parquet",
-    "qa.parquet",
-)
+DIGITS = 3  # after the decimal point
+TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")
+TABLE_ROWS = 500
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
 
 
@@ -69,11 +60,10 @@ class Tracker:
     """Logs to one experiment of one MLflow store. Runs are named by their ids; an empty id is a run
     that MLflow does not have, of which nothing is logged."""
 
-    def __init__(self, client: MlflowClient, experiment: str, uri: str, name: str = ""):
+    def __init__(self, client: MlflowClient, experiment: str, uri: str):
         self.client = client
         self.experiment = experiment
         self.uri = uri
-        self.name = name
         self.warnings = set[str]()  # each is printed once
         self.paused_until = 0.0
         self.lock = threading.RLock()  # stages log side by side
@@ -92,8 +82,7 @@ class Tracker:
         uri = uri or store_uri(workspace)
         if uri == store_uri(workspace):
             check_store(workspace)
-        client, identity = open_experiment(uri, workspace, experiment)
-        return cls(client, identity, uri, experiment)
+        return cls(*open_experiment(uri, workspace, experiment), uri)
 
     @contextmanager
     def run(
@@ -103,18 +92,18 @@ class Tracker:
 
         Yields its id. The run ends as the body does: FINISHED, FAILED or KILLED.
         """
-        all_tags = common_tags() | dict(tags)
+        all_tags = {"host": socket.gethostname(), mlflow_tags.MLFLOW_GIT_COMMIT: git_commit()}
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
+        all_tags = resolve_tags(all_tags | dict(tags))
         created = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
         # Without an answer there is no run, and what is logged for an empty id goes nowhere.
         run = created.info.run_id if created else ""
 
-        values = [Param(key, str(v)[:MAX_PARAM_LENGTH]) for key, v in flatten(params).items()]
         status = "FINISHED"
         try:
-            for start in range(0, len(values), MAX_PARAMS):
-                self._call("log_batch", run, params=values[start : start + MAX_PARAMS])
+            values = flatten(params).items()
+            self._send(run, "params", [Param(key, str(value)) for key, value in values])
             yield run
         # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
         except BaseException as error:
@@ -147,7 +136,7 @@ class Tracker:
             all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
         params = {record.stage: record.config}
         with self.run(stage_title(record), params, all_tags, parent) as run:
-            self._call("log_inputs", run, datasets=input_corpora(folder, record))
+            self._call("log_inputs", run, datasets=describe_corpora(folder, record))
             is_monitored = run and is_live and STAGES[record.stage] == "training"
             with (
                 self._followed(run, folder) as follower,
@@ -182,16 +171,14 @@ class Tracker:
         """
         scores = dict[str, float]()
         training = dict[str, float]()
-        corpora: list[DatasetInput] = []
         for folder, record in artifacts:
-            corpora += own_corpus(folder, record)
+            self._call("log_inputs", run, datasets=describe_corpora(folder, record))
             if record.stage in EVALUATIONS:
                 scores |= record.metrics
             else:
                 prefix = f"training/{record.stage}"
                 training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
         self.log_metrics(run, headlines(scores) | scores | training)
-        self._call("log_inputs", run, datasets=corpora)
 
         for file in files:
             self._call("log_artifact", run, str(file))
@@ -227,29 +214,22 @@ class Tracker:
         return models[0].model_id if models else ""
 
     def log_metrics(
-        self, run: str, values: Mapping[str, float], step: int = 0, **subject: str
+        self, run: str, values: Mapping[str, float], step: int = 0, model: str | None = None
     ) -> None:
-        """Log values of a step.
-
-        Args:
-            subject: `model_id`, `dataset_name` and `dataset_digest` that the values belong to.
-        """
+        """Log values of a step, and with the logged model that reached them, if it is given."""
         now = int(time.time() * 1000)
         metrics = []
         for key, value in values.items():
             # MLflow's pages show every digit.
-            metrics.append(Metric(metric_name(key), round(value, DIGITS), now, step, **subject))
-        self._send(run, metrics)
+            rounded = round(value, DIGITS)
+            metrics.append(Metric(metric_name(key), rounded, now, step, model_id=model))
+        self._send(run, "metrics", metrics)
 
     @contextmanager
     def _followed(self, run: str, folder: Path) -> Iterator[MetricsFollower]:
         """Log the lines of metrics.jsonl as they are written, from a thread, and the last ones at
         the end."""
         follower = MetricsFollower(folder / "metrics.jsonl")
-        if not run:
-            yield follower
-            return
-
         done = threading.Event()
         unsent: list[Metric] = []  # after an outage, all since
 
@@ -259,7 +239,7 @@ class Tracker:
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
                     unsent.append(Metric(metric_name(key), value, milliseconds, step))
-            if self._send(run, unsent):
+            if self._send(run, "metrics", unsent):
                 unsent.clear()
 
         def loop() -> None:
@@ -287,41 +267,35 @@ class Tracker:
             monitor.finish()
 
     def _log_result(self, run: str, folder: Path, record: Record, step: int) -> None:
-        """Log a finished artifact: its record, numbers, pictures, and the first rows of its tables;
-        its model, or the scores of the models that it evaluates."""
-        numbers = dict(record.metrics)
+        """Log a finished artifact: its numbers, its files, the first rows of its tables; and its
+        model, or the scores of the models that it evaluates."""
+        scores: dict[str, float] = {}
         if record.stage in EVALUATIONS:
-            scores = headlines(numbers)
+            scores = headlines(record.metrics)
             self._log_model_scores(run, record, scores, step)
-            # MLflow's pages start with what is logged first.
-            numbers = scores | numbers
         elif STAGES[record.stage] == "training" and (folder / "model").is_dir():
-            model = self._log_model(run, folder, record, step)
-            validated = [key for key in VALIDATION_SCORES if key in numbers][:1]
-            if model:
-                self.log_metrics(
-                    run, {key: numbers[key] for key in validated}, step, model_id=model
-                )
-        self.log_metrics(run, numbers, step)
+            self._log_model(run, folder, record, step)
+        # MLflow's pages start with what is logged first.
+        self.log_metrics(run, {**scores, **record.metrics}, step)
 
         # Not metrics: MLflow would draw a chart of one dot for each.
         counts = {f"counts.{name}": count for name, count in record.counts.items()}
         counts["seconds"] = record.run.get("seconds", 0)
-        tags = [RunTag(key, str(value)) for key, value in counts.items()]
-        self._call("log_batch", run, tags=tags)
-        self._call("log_inputs", run, datasets=own_corpus(folder, record))
+        self._send(run, "tags", [RunTag(key, str(value)) for key, value in counts.items()])
+        self._call("log_inputs", run, datasets=describe_corpora(folder, record))
 
         self._call("log_artifact", run, str(folder / "artifact.json"))
         for picture in sorted(folder.glob("pictures/*.png")):
             self._call("log_artifact", run, str(picture), "pictures")
         for name in TABLES:
-            if (folder / name).is_file():
-                shown = f"tables/{Path(name).stem}.json"
-                self._call("log_table", run, read_table(folder / name), shown)
+            file = folder / f"{name}.parquet"
+            if file.is_file():
+                rows = pd.read_parquet(file).head(TABLE_ROWS)
+                self._call("log_table", run, rows, f"tables/{name}.json")
 
-    def _log_model(self, run: str, folder: Path, record: Record, step: int) -> str:
-        """Log a model that stays in its folder as the output of its run. Returns its id; nothing if
-        MLflow does not answer."""
+    def _log_model(self, run: str, folder: Path, record: Record, step: int) -> None:
+        """Log a model that stays in its folder as the output of its run, with what it reached on
+        the validation split."""
         tags = {
             mlflow_tags.MLFLOW_MODEL_IS_EXTERNAL: "true",
             "path": str(folder / "model"),
@@ -329,48 +303,38 @@ class Tracker:
         }
         values = flatten({record.stage: record.config})
         params = {key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()}
-        # MLflow refuses names with other characters.
-        name = re.sub(r"[/:.%\"']", "_", f"{record.stage} {record.fingerprint[:8]} {self.name}")
+        name = f"{record.stage} {record.fingerprint[:8]}"
         logged = run and self._call(
             "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
         )
         if not logged:
-            return ""
+            return
         self._call("finalize_logged_model", logged.model_id, "READY")
         self._call("log_outputs", run, [LoggedModelOutput(logged.model_id, step)])
-        return logged.model_id
+        for key in VALIDATION_SCORES:
+            if key in record.metrics:
+                self.log_metrics(run, {key: record.metrics[key]}, step, logged.model_id)
 
     def _log_model_scores(
         self, run: str, record: Record, scores: Mapping[str, float], step: int
     ) -> None:
         """Log the headline scores of an evaluation with the models that reached them: MLflow's
         table of models sorts by them."""
-        models = set[str]()
-        for short, value in scores.items():
-            source = record.inputs.get(MODEL_OF_HEADLINE[short])
+        for name, score in scores.items():
+            source = record.inputs.get(MODEL_OF_HEADLINE[name])
             model = self.logged_model(source.fingerprint) if source else ""
-            # Its training was logged to another store, or to none.
-            if not model:
-                continue
+            # Its training may have been logged to another store, or to none.
+            if model:
+                self._call("log_inputs", run, models=[LoggedModelInput(model)])
+                self.log_metrics(run, {name: score}, step, model)
 
-            models.add(model)
-            subject = {"model_id": model}
-            corpus = record.config.get("qa" if short == "QA" else "retrieval", "")
-            if corpus in record.inputs:
-                digest = record.inputs[corpus].fingerprint[:DIGEST_LENGTH]
-                subject |= {"dataset_name": corpus, "dataset_digest": digest}
-            self.log_metrics(run, {short: value}, step, **subject)
-
-        if models:
-            self._call("log_inputs", run, models=[LoggedModelInput(model) for model in models])
-
-    def _send(self, run: str, metrics: Sequence[Metric]) -> bool:
-        """Log metrics. Returns False if MLflow did not answer: they may be sent again."""
+    def _send(self, run: str, kind: str, entries: Sequence[Any]) -> bool:
+        """Log metrics, params or tags. Returns False if MLflow did not answer: they may be sent
+        again."""
+        size = MAX_ENTRIES[kind]
+        batches = [entries[start : start + size] for start in range(0, len(entries), size)]
         # After a batch that fails, no other is sent.
-        return all(
-            self._call("log_batch", run, metrics=metrics[start : start + MAX_METRICS]) is not None
-            for start in range(0, len(metrics), MAX_METRICS)
-        )
+        return all(self._call("log_batch", run, **{kind: one}) is not None for one in batches)
 
     def _call(self, method: str, *args: Any, **values: Any) -> Any:
         """Call a method of the client, unless MLflow did not answer a moment ago, or the run of the
@@ -390,13 +354,13 @@ class Tracker:
                 is_refused = status in (400, 404)  # this call only: the store works
                 if not is_refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
-                reason = one_line(error)
-                self._warn_once(reason if is_refused else "outage", reason)
+                self._warn_once(one_line(error), is_refused)
                 return False if is_refused else None
             return True if answer is None else answer
 
-    def _warn_once(self, kind: str, reason: str) -> None:
-        if kind not in self.warnings:  # while an outage lasts, every call fails
+    def _warn_once(self, reason: str, is_refused: bool) -> None:
+        kind = reason if is_refused else "outage"  # while it lasts, every call fails
+        if kind not in self.warnings:
             self.warnings.add(kind)
             log.warning(
                 f"warning: MLflow store {self.uri} misses entries: {reason}; "

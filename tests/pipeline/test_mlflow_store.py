@@ -6,7 +6,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
@@ -57,14 +56,6 @@ def test_a_workspace_that_stays_is_not_written(original):
     check_store(original / "nowhere")
 
     assert (original / "mlflow.db").read_bytes() == before
-
-
-def test_experiments_with_files_elsewhere_are_accepted(original):
-    client = MlflowClient(store_uri(original))
-    client.create_experiment("in a bucket", "s3://bucket/mlflow/experiment")
-    client.create_experiment("beside", f"{original.as_uri()}/mlflow2/beside")
-
-    check_store(original)
 
 
 def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):

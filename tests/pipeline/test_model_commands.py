@@ -260,9 +260,6 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert "question answering" not in card
     header = yaml.safe_load(card.split("---")[1])
     assert "sentence-transformers" in header["tags"]
-    (scores,) = header["model-index"][0]["results"]
-    assert scores["metrics"][0]["type"] == "R@1"
-    assert 51.5 in [metric["value"] for metric in scores["metrics"]]
     assert "SentenceTransformer(folder" in card
     assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
 
