@@ -75,16 +75,11 @@ class Died:
     timed_out: bool = False
 
 
-class SchedulerLost(ConnectionError):
-    """The connection to a cluster's scheduler was lost. Finished tasks are kept."""
-
-
 def each(
     tasks: Iterable[Task],
     work: Callable[[Task], Result],
     workers: int,
     scheduler: str = "",
-    seconds: float | None = None,
 ) -> Iterator[tuple[Task, Result | Died]]:
     """Run a function on tasks in other processes, and yield each task with its result.
 
@@ -93,7 +88,6 @@ def each(
         work: A function that can be pickled. An exception that it raises is raised here.
         workers: Number of processes on this machine.
         scheduler: Address of a Dask scheduler, whose workers run the tasks instead.
-        seconds: Time limit of a task.
 
     Returns:
         The tasks in order of completion. If the iteration ends early, by an exception or by
@@ -101,7 +95,7 @@ def each(
 
     Raises:
         InputError: The scheduler does not answer, or a worker has other versions.
-        SchedulerLost: The scheduler ended.
+        ConnectionError: The scheduler was lost. Finished tasks are kept.
     """
     pending = iter(tasks)
     if _runs_inline:
@@ -123,7 +117,7 @@ def each(
             # At least one task, also while a cluster has no workers.
             free = max(engine.capacity(), 1) - len(running)
             for task in islice(pending, max(free, 0)):
-                future = engine.submit(pickle.dumps((work, task)), seconds)
+                future = engine.submit(pickle.dumps((work, task)))
                 running[future] = task
                 future.add_done_callback(finished.put)
             if not running:
@@ -255,16 +249,16 @@ class _Processes:
     def capacity(self) -> int:
         return self._workers
 
-    def submit(self, call: bytes, seconds: float | None) -> Future:
-        return self._threads.submit(self.run, call, seconds)
+    def submit(self, call: bytes) -> Future:
+        return self._threads.submit(self.run, call)
 
     def read(self, future: Future) -> bytes | Died:
         return future.result()
 
-    def run(self, call: bytes, seconds: float | None, output: str = "") -> bytes | Died:
+    def run(self, call: bytes, output: str = "") -> bytes | Died:
         """Run a task in a child process. Return the answer of `_attempt`, or Died."""
         pool = self._find_pool()
-        future = pool.schedule(_attempt, (call, output), timeout=seconds)
+        future = pool.schedule(_attempt, (call, output))
         self._busy[future] = pool
         # A process that is killed while it starts breaks its pool, which then forgets the task.
         while pool.active and not wait([future], timeout=1).done:
@@ -273,13 +267,11 @@ class _Processes:
         answer: bytes | Died
         try:
             answer = future.result(timeout=0)
-        except TimeoutError:
-            answer = Died("its process took too long", timed_out=future.done())
         except ProcessExpired as expired:
             answer = Died(f"its process ended with status {expired.exitcode}")
             if expired.exitcode == EXIT_TIMEOUT:
                 answer = Died("its process took too long", timed_out=True)
-        except BrokenProcessPool:  # it ended before Pebble knew of its task
+        except (BrokenProcessPool, TimeoutError):  # it ended before Pebble knew of its task
             answer = Died("its process ended")
 
         del self._busy[future]
@@ -360,9 +352,9 @@ class _Cluster:
         # One that runs and one that waits on each thread.
         return 2 * self._threads
 
-    def submit(self, call: bytes, seconds: float | None) -> Any:
+    def submit(self, call: bytes) -> Any:
         # Not pure: equal calls are made as often as they are submitted.
-        future = self._client.submit(_answer, self._job, call, seconds, versions(), pure=False)
+        future = self._client.submit(_answer, self._job, call, versions(), pure=False)
         self._futures.add(future)
         return future
 
@@ -373,7 +365,7 @@ class _Cluster:
         try:
             answer, lines = future.result()
         except CancelledError:
-            raise SchedulerLost(f"{self._scheduler}: the scheduler was lost") from None
+            raise ConnectionError(f"{self._scheduler}: the scheduler was lost") from None
         except KilledWorker as killed:
             return Died(f"its worker was lost {killed.allowed_failures + 1} times")
         except ModuleNotFoundError as missing:
@@ -397,7 +389,7 @@ _jobs: defaultdict[str, _Processes] = defaultdict(_Processes)
 
 
 def _answer(
-    job: str, call: bytes, seconds: float | None, client_versions: Mapping[str, str]
+    job: str, call: bytes, client_versions: Mapping[str, str]
 ) -> tuple[bytes | Died, list[str]]:
     """Run a task on a worker of a cluster, in a child process.
 
@@ -413,7 +405,7 @@ def _answer(
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
     with NamedTemporaryFile() as output:
-        answer = _jobs[job].run(call, seconds, output.name)
+        answer = _jobs[job].run(call, output.name)
         text = output.read().decode(errors="replace")
     return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
 

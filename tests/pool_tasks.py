@@ -37,8 +37,6 @@ def kill_then_hang(process: int) -> None:
 
 
 def behave(how: str) -> str:
-    if how == "hang":
-        threading.Event().wait()
     if how == "hang in an item":
         with exit_after(0.5):
             threading.Event().wait()
