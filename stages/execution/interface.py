@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
@@ -108,43 +108,9 @@ class StageInputs(BaseModel):
             raise InputError(f"{stage}: input {name}: {first['msg']}") from error
 
 
-class Pipeline(Protocol):
-    """What a stage's `needs` asks of the configuration of a pipeline: its tables, None for a stage
-    that is left out."""
-
-    @property
-    def render_sample(self) -> Any: ...
-    @property
-    def train_tokenizer(self) -> Any: ...
-    @property
-    def build_vocabulary(self) -> Any: ...
-    @property
-    def train_prompter(self) -> Any: ...
-    @property
-    def cache_prompts(self) -> Any: ...
-    @property
-    def pretrain(self) -> Any: ...
-    @property
-    def finetune_retrieval(self) -> Any: ...
-    @property
-    def finetune_qa(self) -> Any: ...
-    @property
-    def evaluate(self) -> Any: ...
-
-    @property
-    def uses_prompter(self) -> bool:
-        """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
-        ...
-
-    @property
-    def start(self) -> Path | None:
-        """The model folder that the pipeline starts from, instead of pre-training."""
-        ...
-
-    @property
-    def start_task(self) -> str:
-        """The task of the model in `start`: pretrained, retrieval or qa; empty without one."""
-        ...
+# The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
+# that is left out, and `uses_prompter`, `start` and `start_task`. Its class is in a room above.
+Pipeline: TypeAlias = Any
 
 
 @dataclass(frozen=True)
