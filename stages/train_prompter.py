@@ -137,9 +137,10 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> Needs | None:
-    """Train a prompter if pre-training needs one and no other is configured."""
+    """Train a CLIP, or a prompter for pre-training, unless another one is configured."""
     config: Config | None = pipeline.train_prompter
-    if config is None or not pipeline.uses_prompter or pipeline.cache_prompts.prompter:
+    is_read = pipeline.finetunes_clip or pipeline.uses_prompter
+    if config is None or not is_read or pipeline.cache_prompts.prompter:
         return None
     stages = {} if config.clip else {"tokenizer": "train_tokenizer"}
     return Needs(config, stages, corpora=config.corpora)

@@ -64,7 +64,8 @@ def needs(pipeline: Pipeline) -> Needs | None:
     config = Config.model_validate(values)
 
     # Of a model that is fine-tuned already, no score is zero-shot.
-    searches = config.retrieval and pipeline.start_task in ("", "pretrained")
+    is_pretrained = pipeline.pretrain or pipeline.start_task == "pretrained"
+    searches = config.retrieval and is_pretrained
     if not (config.corpora and (searches or pipeline.uses_prompter)):
         return None
 

@@ -3,7 +3,7 @@
 import atexit
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,7 +19,6 @@ from alpro.names import config_name, record_run
 from alpro.pipeline.cli.model import Scored, score_models
 from alpro.pipeline.cli.options import ModelOptions, RunOptions, Source, check_workspace, print_json
 from alpro.pipeline.config.command import changed_key, covers
-from alpro.stages import CORPUS_STAGES
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.plan import Plan
@@ -46,14 +45,14 @@ def run(
         if source.data:
             log.info(
                 "configuration: own_videos, small models from random weights for a first look, not "
-                "for results; --config from_clip takes a pre-trained CLIP, --config from_weights an "
-                "ALPRO"
+                "for results; --config finetune_clip takes a pre-trained CLIP, --config from_weights "
+                "an ALPRO"
             )
     command = source.command(config, options.workspace, stage)
     root, wait = prepare_run(options)
 
     # Slow to import: meanwhile the temporary server starts.
-    from alpro.pipeline.plan.checks import check_plan, check_test_items
+    from alpro.pipeline.plan.checks import check_plan
     from alpro.pipeline.plan.plan import make_plan
     from alpro.pipeline.reports.summaries import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
@@ -63,16 +62,6 @@ def run(
     check_plan(plan)
     if options.dry_run:
         print_plan(plan, options.json)
-
-    # A CLIP that is trained further is compared with the original below, on the test items of the
-    # zero-shot evaluation, which the plan of this one stage does not have.
-    prompter = plan.settings.train_prompter
-    compares = bool(stage == "train_prompter" and prompter and prompter.clip)
-    if compares:
-        whole = make_plan(replace(command, stage=""), root)
-        evaluations = [step for step in whole.steps if step.stage == "zero_shot"]
-        check_test_items(replace(plan, steps=evaluations))
-    if options.dry_run:
         return
 
     report = report_file(root, plan)
@@ -95,23 +84,33 @@ def run(
     paths = {name: Path(folder) for name, folder in folders.items()}
     print_results(paths, root, report, options.json)
 
-    corpora = [path for name, path in paths.items() if name.partition(" ")[0] in CORPUS_STAGES]
-    if compares and prompter and corpora and not options.json:
-        models = ModelOptions(workspace=options.workspace)
-        try:
-            scored = Scored(
-                f"{config_name(config)}/{stage}",
-                models.find(folders[stage]),
-                clip_as_typed(command.changes, prompter.clip),
-                models.find(prompter.clip),
-            )
-            score_models(scored, corpora[0], models=models)
-        except InputError as error:  # the training has ended well
-            log.info(f"not compared with the CLIP: {error}")
+    if plan.compares_clip and not options.json:
+        compare_clip(plan, paths, options.workspace)
+
+
+def compare_clip(plan: "Plan", paths: Mapping[str, Path], workspace: Path) -> None:
+    """Print the test scores of a CLIP that was trained further, beside the CLIP as it was."""
+    prompter = plan.settings.train_prompter
+    name = plan.settings.evaluate.retrieval
+    corpora = [path for step, path in paths.items() if step.partition(" ")[2] == name]
+    if not prompter or not name or not corpora:
+        return
+
+    models = ModelOptions(workspace=workspace)
+    try:
+        scored = Scored(
+            f"{plan.command.config_name}/train_prompter",
+            models.find(str(paths["train_prompter"])),
+            clip_as_typed(plan.command.changes, prompter.clip),
+            models.find(prompter.clip),
+        )
+        score_models(scored, corpora[0], models=models)
+    except InputError as error:  # the training has ended well
+        log.info(f"not compared with the CLIP: {error}")
 
 
 def clip_as_typed(changes: Sequence[str], clip: str) -> str:
-    """The CLIP as a person named it with --set, and not as an absolute path."""
+    """Return the CLIP as --set names it, rather than as an absolute path."""
     prefix = "train_prompter.clip="
     typed = [change.removeprefix(prefix) for change in changes if change.startswith(prefix)]
     return typed[-1].strip("\"'") if typed else clip

@@ -141,22 +141,26 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
-        """Pre-training starts from a prompter that this pipeline trains or names, or is replaced by
-        a model that is there already."""
+        """A pipeline starts from a model that is there already, from a prompter for pre-training,
+        or from a CLIP, which it only fine-tunes."""
         teacher = self.train_prompter
         student = self.pretrain
         named_clip = self.cache_prompts.prompter
+        clip = named_clip or (teacher and teacher.clip)
 
         if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
-        if not self.pretrained and not ((named_clip or teacher) and student):
+        if (
+            not self.pretrained
+            and not self.finetunes_clip
+            and not ((named_clip or teacher) and student)
+        ):
             raise ValueError(
-                "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or pretrained: "
-                "the model folder to start from"
+                "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or only "
+                "[train_prompter] with a clip; or pretrained: the model folder to start from"
             )
 
         # The weights of a CLIP's towers do not fit into ours.
-        clip = named_clip or (teacher and teacher.clip)
         if clip and student and student.start == "prompter":
             raise ValueError(
                 f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to "
@@ -194,6 +198,13 @@ class PipelineConfig(BaseModel):
     def uses_prompter(self) -> bool:
         """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
         return self.pretrain is not None and self.pretrain.needs_prompter
+
+    @property
+    def finetunes_clip(self) -> bool:
+        """Whether the pipeline ends with a CLIP that it trains further."""
+        others = (self.pretrain, self.finetune_retrieval, self.finetune_qa)
+        is_clip = bool(self.train_prompter and self.train_prompter.clip)
+        return is_clip and not any(others) and not self.cache_prompts.prompter
 
     @property
     def start(self) -> Path | None:

@@ -1,6 +1,6 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -90,20 +90,36 @@ def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
         InputError: A corpus has none.
     """
     for step in plan.steps_to_run:
-        if step.stage not in EVALUATIONS:
-            continue
-        config = cast(EvaluationConfig, step.config)
-        for name in config.corpora:
-            source = step.inputs[name]
-            if corpus and corpus.fingerprint != source.fingerprint:
-                continue
+        if step.stage in EVALUATIONS:
+            config = cast(EvaluationConfig, step.config)
+            check_corpora(plan, config, config.corpora, step.inputs, corpus)
 
-            if corpus or plan.snapshot.find(source):
-                check_items(config, name, plan.store.folder(source))
-            # Shards and the sample are checked once the corpus is made.
-            elif "manifest" in source.given:
-                manifest = Manifest(Path(source.given["manifest"]))
-                check_manifest(plan.settings, config, name, manifest)
+    # A CLIP that is trained further is compared with the original at the end of the run.
+    name = plan.settings.evaluate.retrieval
+    corpora = {step.name.partition(" ")[2]: step for step in plan.steps}
+    if plan.compares_clip and name in corpora:
+        check_corpora(plan, plan.settings.evaluate, [name], corpora, corpus)
+
+
+def check_corpora(
+    plan: Plan,
+    config: EvaluationConfig,
+    names: Iterable[str],
+    corpora: Mapping[str, Step],
+    corpus: Step | None,
+) -> None:
+    """Check that corpora have items to evaluate, as `check_test_items` does."""
+    for name in names:
+        source = corpora[name]
+        if corpus and corpus.fingerprint != source.fingerprint:
+            continue
+
+        if corpus or plan.snapshot.find(source):
+            check_items(config, name, plan.store.folder(source))
+        # Shards and the sample are checked once the corpus is made.
+        elif "manifest" in source.given:
+            manifest = Manifest(Path(source.given["manifest"]))
+            check_manifest(plan.settings, config, name, manifest)
 
 
 def check_manifest(

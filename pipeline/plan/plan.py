@@ -43,6 +43,13 @@ class Plan:
         return required(self.steps, self.snapshot)
 
     @property
+    def compares_clip(self) -> bool:
+        """Whether the last result is a CLIP that was trained further."""
+        prompter = self.settings.train_prompter
+        ends = self.settings.finetunes_clip or self.command.stage == "train_prompter"
+        return ends and bool(prompter and prompter.clip)
+
+    @property
     def steps_to_run(self) -> list[Step]:
         """The steps whose artifacts have to be built, in order."""
         return [step for step in self.required if not self.snapshot.find(step)]

@@ -109,7 +109,7 @@ class StageInputs(BaseModel):
 
 
 # The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
-# that is left out, and `uses_prompter`, `start` and `start_task`. Its class is in a room above.
+# that is left out, and `uses_prompter`, `finetunes_clip`, `start` and `start_task`. Its class is in a room above.
 Pipeline: TypeAlias = Any
 
 

@@ -82,7 +82,7 @@ MISTAKES = {
     "empty.jsonl": ["run --data {tmp}/empty.jsonl"],
     "render_sample": ["run render_sample --config own_videos --data {tmp}/one.jsonl"],
     "test item": [f"run {more} --data {{tmp}}/one.jsonl" for more in ("", "--dry-run")],
-    "no test item has captions": ["run train_prompter --config from_clip --data {tmp}/one.jsonl"],
+    "no test item has captions": ["run --config finetune_clip --data {tmp}/one.jsonl"],
     "no test item has questions": ["run --data {tmp}/asked.jsonl"],
     "this URL contains ": [
         *(

@@ -10,7 +10,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.pipeline.config.load import CONFIGS, shipped
+from alpro.pipeline.config.load import CONFIGS, read_config, shipped
 from docs.write_configuration import document
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
@@ -24,13 +24,13 @@ def complete(name: str, folder: Path) -> list[str]:
     """The changes that a configuration needs to be complete."""
     if name == TINY:
         return ["train_prompter.model.video.depth=3", "pretrain.start=scratch"]
-    values = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+    values = read_config(CONFIGS / f"{name}.toml")
     changes = [
         f"corpora.{key}.data={folder}"
         for key, corpus in values["corpora"].items()
         if "manifest" not in corpus
     ]
-    starts_from_a_model = {"pretrained", "base"} & values.keys()
+    starts_from_a_model = "pretrained" in values
     return [*changes, f"pretrained={folder / 'model'}"] if starts_from_a_model else changes
 
 

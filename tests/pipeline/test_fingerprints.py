@@ -21,6 +21,7 @@ OF_TESTS = "tests/tiny.toml"
 RECORDED = Path(__file__).with_name("fingerprints.json")
 DATA = {
     "didemo_retrieval": ("didemo", "webvid", "cc3m"),
+    "finetune_clip": ("data",),
     "from_clip": ("data",),
     "from_vit": ("data",),
     "from_weights": ("data",),
