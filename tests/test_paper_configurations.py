@@ -505,9 +505,8 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
     # The CLIP alone is there already.
     (tmp_path / "run" / "mlflow.db").touch()
     options = ["--data", str(sample / "clips.jsonl"), "--workspace", str(tmp_path / "run")]
-    shared = ("corpora", "model.", "train_prompter")
-    options += [f"--set={change}" for change in changes if change.startswith(shared)]
-    assert execute(["run", "--config", "finetune_clip", *options]) == 0
+    options += [f"--set={change}" for change in changes]
+    assert execute(["run", "train_prompter", "--config", "from_clip", *options]) == 0
 
     # The verdict has the name that was typed.
     assert f"keep {clip}" in capsys.readouterr().out
