@@ -187,7 +187,9 @@ def write_source(folder: Path, rows: int) -> None:
     (folder / "data").mkdir()
     with open(folder / "data" / "clips.jsonl", "w") as file:
         for row in make_rows(rows):
-            values = {"path": f"{row.id}.mp4", "id": row.id, "captions": row.captions}
+            # At URLs: an import looks for the files of a disk.
+            url = f"https://host.example/{row.id}.mp4"
+            values = {"path": url, "id": row.id, "captions": row.captions}
             print(json.dumps(values), file=file)
     import_source(folder / "data" / "clips.jsonl", folder / "manifests")
 

@@ -128,7 +128,9 @@ def short(line: str, described: set[tuple[str, str]]) -> str:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    return f"| `{name}` | {default(field)} | {field.description or ''}{choices(field)}{limits(field)} |"
+    # A description of several lines would end the table.
+    description = " ".join((field.description or "").split()).replace("|", "\\|")
+    return f"| `{name}` | {default(field)} | {description}{choices(field)}{limits(field)} |"
 
 
 def choices(field: FieldInfo) -> str:

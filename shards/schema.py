@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from alpro.shards.clip import MAX_SECONDS, Reason
 from alpro.shards.file_type import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
@@ -58,7 +58,10 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(min_length=1)
-    path: str | Path = Field(union_mode="left_to_right")  # a str is a URL
+    # A str is a URL. JSON has both as texts.
+    path: Annotated[
+        str | Path, BeforeValidator(lambda path: path if "://" in str(path) else Path(str(path)))
+    ] = Field(union_mode="left_to_right")
     kind: Kind
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -70,14 +73,6 @@ class Row(BaseModel):
     name: str = ""
     member: Member | None = None  # of the tar `path`
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
-
-    @field_validator("path")
-    @classmethod
-    def _path_or_url(cls, value: str | Path) -> str | Path:
-        # JSON has a path and a URL as texts alike.
-        if isinstance(value, str) and "://" not in value:
-            return Path(value)
-        return value
 
     @property
     def file_name(self) -> str:

@@ -21,6 +21,7 @@ from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.pipeline.plan.models import read_settings
 from alpro.shards.schema import Reason
+from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Resources
 from tests.plans import configure
@@ -68,6 +69,8 @@ def test_generated_pages_and_tables_are_up_to_date():
     assert tuple(
         re.findall(r"^\| `([a-z ]+)` \|", table_of("prepare_data.md", "reason"), re.MULTILINE)
     ) == get_args(Reason)
+    columns = re.findall(r"^\| (`.*?`) \|", table_of("prepare_data.md", "key"), re.MULTILINE)
+    assert sorted(re.findall(r"\w+", " ".join(columns))) == sorted(Columns.model_fields)
     assert set(re.findall(r"`(\w+)`", table_of("evaluate.md", "shipped study"))) == set(
         shipped(STUDIES)
     )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from alpro.shards.schema import Question
-from alpro.shards.sources.form import NO_TEXT, TABLE, Form, Record, fold, read_cell, read_words
+from alpro.shards.sources.form import NO_TEXT, TABLE, WORDS, Form, Record, fold, read_cell
 
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 INLINE_TAG = re.compile(r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>")
@@ -98,7 +98,7 @@ def read_captions(value: Any) -> Iterator[str]:
                 raise ValueError("captions are not a list of strings")
             yield from read_captions(each)
     elif isinstance(value, dict):
-        words = {*read_words("usual")["captions"], "raw"}
+        words = {*WORDS["usual"]["captions"], "raw"}
         named = [cell for key, cell in value.items() if fold(key) in words]
         if len(named) != 1:
             keys = ", ".join(value)
@@ -189,6 +189,8 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
     """Return the parts of its file that a record is about, each with its captions: one, or as many
     as its lists of times and of captions have. Raises ValueError if a time is none."""
     captions = [read_cell(record, column) for column in form.captions]
+    if not (form.span or form.start or form.end):
+        return [((None, None), captions)]
     if form.span:
         cell = parse_cell(read_cell(record, form.span))
         is_list = isinstance(cell, list) and any(isinstance(each, list) for each in cell)

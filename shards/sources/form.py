@@ -1,29 +1,27 @@
-"""What the columns of a table mean: the published forms (forms.toml), or a user's own,
-`[corpora.NAME.columns]`."""
+"""The meaning of a table's columns: a published form (forms.toml), or `[corpora.NAME.columns]`."""
 
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
-VERSION = 1  # Increase it when the same files give other rows: sources are imported again.
-PLACE = re.compile(r"\{([^{}]+)\}")  # of a column in a template
+# Increase it if the same files give other rows: sources are then imported again.
+VERSION = 1
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))
+TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
 
 NO_TEXT = {"", "nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
-
-
-def as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+# A single name may be written without brackets.
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 
 
 class Join(BaseModel):
@@ -101,48 +99,45 @@ class Form(Columns):
     """The meaning of the columns of a table."""
 
     title: str = "your columns"
-    has: tuple[str, ...] = ()  # Columns that tell the form.
+    has: tuple[str, ...] = ()  # Columns that identify the form.
     lacks: tuple[str, ...] = ()
-    format: str = ""  # Extension of its files, where the columns alone are common.
+    format: str = ""  # Extension of its files, if its columns are common.
     usual: bool = False  # Whether columns that are not set have their usual names.
     _bound: dict[tuple[str, ...], "Form"] = PrivateAttr(default_factory=dict)
+
+    def fits(self, columns: Iterable[str], extension: str) -> bool:
+        """Return whether a table with these columns has this published form."""
+        names = {*columns}
+        is_format = self.format in ("", extension)
+        return is_format and names.issuperset(self.has) and names.isdisjoint(self.lacks)
 
     def bind(self, record: Iterable[str]) -> "Form":
         """Return the form with the usual names that the columns of a record have."""
         columns = tuple(record)
-        if columns not in self._bound:
-            self._bound[columns] = self._bind(columns) if self.usual else self
-        return self._bound[columns]
-
-    def _bind(self, columns: tuple[str, ...]) -> "Form":
+        if not self.usual or columns in self._bound:
+            return self._bound.get(columns, self)
         names = {fold(name): name for name in reversed(columns)}
         changes: dict[str, Any] = {}
-        for key, words in read_words("usual").items():
+        for key, words in WORDS["usual"].items():
             present = [names[word] for word in words if word in names]
             if not present or key in self.model_fields_set:
                 continue
             changes[key] = present[0]
-            if key == "captions":  # A row may have `caption` and `captions`.
+            if key == "captions":
+                # A row may have `caption` and `captions`.
                 single = fold(present[0]).rstrip("s")
                 changes[key] = [name for name in present if fold(name).rstrip("s") == single]
-        return Form.model_validate(self.model_dump() | changes | {"usual": True})
+        self._bound[columns] = Form.model_validate(self.model_dump() | changes)
+        return self._bound[columns]
 
     @cached_property
     def meanings(self) -> set[str]:
         """The columns that have a meaning. The others are stored as `meta`."""
-        columns = {
-            self.question,
-            self.answer,
-            self.questions,
-            self.type,
-            self.start,
-            self.end,
-            self.span,
-            self.url,
-        }
-        columns |= {self.split, self.group, self.id, self.kind, *self.captions, *self.options}
+        keys = ("question", "answer", "questions", "type", "start", "end", "span", "url")
+        columns = {getattr(self, key) for key in (*keys, "split", "group", "id", "kind")}
+        columns.update(self.captions, self.options)
         for template in self.file:
-            columns.update(places(template))
+            columns.update(TEMPLATE_COLUMN.findall(template) or [template])
         return columns - {""}
 
     @property
@@ -151,60 +146,27 @@ class Form(Columns):
         return bool(self.captions or self.questions or is_asked)
 
 
-def places(template: str) -> list[str]:
-    """Return the columns of a file template; a text without braces is a column.
-
-    >>> places("{page_dir}/{videoid}"), places("clip_path")
-    (['page_dir', 'videoid'], ['clip_path'])
-    """
-    return PLACE.findall(template) or [template]
-
-
 @lru_cache(4096)
 def fold(name: str) -> str:
     """Return a name as names of columns are compared: without case, spaces, `-` and `_`."""
     return re.sub(r"[\s_-]", "", normalize("NFKC", name).casefold())
 
 
-@cache
-def read_words(table: str) -> Any:
-    """Return a table of forms.toml."""
-    return tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))[table]
-
-
-@cache
-def published_forms() -> list[Form]:
-    return [Form.model_validate(values) for values in read_words("form")]
-
-
-def user_form(columns: Columns) -> Form:
-    return Form.model_validate({"usual": True} | columns.model_dump(exclude_unset=True))
-
-
+FORMS = [Form.model_validate(values) for values in WORDS["form"]]
 TABLE = Form(title="a table", usual=True)
 LIST = Form(title="a list of files", file=("$value",))
 
 
 def find_form(columns: Iterable[str], extension: str) -> Form | None:
-    """Return the form of a table with these columns: a published one, or that of a table with a
-    column of files; None if the columns are not known."""
+    """Return the form of a table with these columns: a published one, or `TABLE` if it has a column
+    of files; None if the columns are not known."""
     names = list(columns)
-    for form in published_forms():
-        if not (form.records or form.line) and fits(form, names, extension):
+    for form in FORMS:
+        if not (form.records or form.line) and form.fits(names, extension):
             return form
     if names == ["$value"]:
         return LIST
     return TABLE if TABLE.bind(names).file else None
-
-
-def fits(form: Form, columns: Iterable[str], extension: str) -> bool:
-    """Return whether a table with these columns has a published form."""
-    names = {*columns}
-    return (
-        names.issuperset(form.has)
-        and names.isdisjoint(form.lacks)
-        and form.format in ("", extension)
-    )
 
 
 def read_cell(record: Record, column: str) -> Any:
@@ -231,7 +193,7 @@ def split_in(text: str) -> Split | None:
     if text.strip().lower() in NO_TEXT | {"-", "unknown"}:
         return ""
     words = {fold(text), *(word.removesuffix("set") for word in re.findall("[a-z]+", text.lower()))}
-    splits = [split for split, names in read_words("splits").items() if words & {*names}]
+    splits = [split for split, names in WORDS["splits"].items() if words & {*names}]
     # "not_train" names no split.
     return splits[0] if len(splits) == 1 and not words & {"no", "non", "not"} else None
 
@@ -239,19 +201,18 @@ def split_in(text: str) -> Split | None:
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
     """Yield the records of a JSON document with their places, joined with those of its other list;
     a reason in place of a record that is none."""
-    join = form.join if form.join and form.join.list else None
-    others: dict[str, Record] = {}
-    if join:
-        for _, other in walk(document, [join.list], ""):
-            if isinstance(other, dict):
-                others[str(other.get(join.key))] = other
+    partners: dict[str, Record] | None = None
+    join = form.join
+    if join and join.list:
+        others = (other for _, other in walk(document, [join.list], "") if isinstance(other, dict))
+        partners = {str(other.get(join.key)): other for other in others}
     for where, record in walk(document, form.records.split(".") if form.records else [], "entry"):
-        if join and isinstance(record, dict):
-            key = str(record.get(join.on))
-            joined = f"no entry of `{join.list}` has the {join.key} {key}"
-            yield where, {**others[key], **record} if key in others else joined
-        else:
+        if join is None or partners is None or not isinstance(record, dict):
             yield where, record
+            continue
+        key = str(record.get(join.on))
+        missing = f"no entry of `{join.list}` has the {join.key} {key}"
+        yield where, {**partners[key], **record} if key in partners else missing
 
 
 def walk(
@@ -259,8 +220,10 @@ def walk(
 ) -> Iterator[tuple[str, Record | str]]:
     """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
 
-    outer: the texts and numbers of the objects around, which the record has too, with the innermost
-    key as `$key`; None at the top of a document, whose own texts are about the document.
+    Args:
+        outer: The texts and numbers of the objects around, which the record has too, with the
+            innermost key as `$key`; None at the top of a document, whose own texts describe the
+            document.
     """
     around = outer or {}
     if isinstance(value, list) and (path or not around or any(isinstance(e, dict) for e in value)):

@@ -29,7 +29,6 @@ from alpro.files import (
     publish,
     read_json,
     temporary_name,
-    write_json,
 )
 from alpro.shards.schema import MANIFEST, REJECTS, Row
 from alpro.shards.sources.downloads import tars
@@ -122,7 +121,7 @@ def import_source(
             # The names of all files count if one was looked up among them.
             "names": digest_names(source) if source.folder and source.folder.is_listed else "",
         }
-        write_json(temporary / "about.json", about)
+        (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
         with suppress(OSError):  # another process has imported it
             publish(temporary, target)
     except PermissionError as error:
@@ -178,15 +177,10 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
         pq.ParquetWriter(out / "rejects.parquet", REJECTS) as reject_file,
     ):
 
-        def flush_rows() -> None:
-            row_file.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), ROW_GROUP)
-            counts["rows"] += len(rows)
-            rows.clear()
-
-        def flush_rejects() -> None:
-            reject_file.write_table(pa.Table.from_pylist(rejects, schema=REJECTS))
-            counts["rejects"] += len(rejects)
-            rejects.clear()
+        def flush(name: str, values: list[dict[str, Any]], file: pq.ParquetWriter) -> None:
+            file.write_table(pa.Table.from_pylist(values, schema=file.schema), ROW_GROUP)
+            counts[name] += len(values)
+            values.clear()
 
         for record in records:
             values = record.model_dump(mode="json")
@@ -209,11 +203,11 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                 rejects.append(values)
             # Readers find a row by its number: every group but the last has ROW_GROUP rows.
             if len(rows) == ROW_GROUP:
-                flush_rows()
+                flush("rows", rows, row_file)
             if len(rejects) == ROW_GROUP:
-                flush_rejects()
-        flush_rows()
-        flush_rejects()
+                flush("rejects", rejects, reject_file)
+        flush("rows", rows, row_file)
+        flush("rejects", rejects, reject_file)
 
     return {
         **counts,

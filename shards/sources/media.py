@@ -8,15 +8,15 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from posixpath import splitext
 from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
-from alpro.shards.sources.form import read_words
+from alpro.shards.sources.form import WORDS
 
 MARKERS = {"mlflow.db", "artifact.json"}  # of a workspace, and of an artifact
 # What a workspace consists of, from its first moment on.
@@ -25,12 +25,12 @@ WORKSPACE |= {"reports", "runs.jsonl", "units"}
 MAX_NAMED = 3  # names that are shown as examples
 
 
+@dataclass
 class Notes:
     """What a user should know of a source: reasons, how often each applies, and examples."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1
@@ -43,13 +43,16 @@ class Notes:
         return [self.line(reason) for reason in self.counts]
 
 
+@dataclass
 class Folder:
-    """The files of a folder by their paths relative to it. It is listed once, when they are asked
-    for. notes: gets what is left out."""
+    """The files of a folder by their paths relative to it. It is listed once, when they are needed.
 
-    def __init__(self, path: Path, notes: Notes):
-        self.path = path
-        self.notes = notes
+    Args:
+        notes: Receives what is left out.
+    """
+
+    path: Path
+    notes: Notes
 
     @property
     def is_listed(self) -> bool:
@@ -95,42 +98,44 @@ class Folder:
         return [path for path in self.files if read_suffix(path) not in MEDIA_EXTENSIONS]
 
     @cached_property
-    def _by_stem(self) -> dict[tuple[str, bool], list[str]]:
-        """The paths of the media by the name of the file without its extension, and by whether it
-        is an image."""
-        paths: defaultdict[tuple[str, bool], list[str]] = defaultdict(list)
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The paths of the media by the name of the file without its extension."""
+        paths: defaultdict[str, list[str]] = defaultdict(list)
         for path in self.media:
-            paths[file_stem(path), is_image(path)].append(path)
+            paths[file_stem(path)].append(path)
         return paths
 
     def find(self, name: str, prefixes: Sequence[str] = (), anywhere: bool = False) -> str | None:
         """Return the path of the file that a name means, or None.
 
         It is the file of this path, also with one of the prefixes, and with another extension, or
-        with one if the name has none. anywhere: otherwise, the only file in a subfolder. Raises
-        ValueError if the name could mean several files.
+        with one if the name has none.
+
+        Args:
+            anywhere: Whether it is otherwise the only file of this path in a subfolder.
+
+        Raises:
+            ValueError: If the name could mean several files.
         """
         # Of a folder that is listed, most names need no request to the disk.
         if (self.is_listed and name in self.files) or is_file(self.path / name):
             return name
         folder, slash, file = name.rpartition("/")
-        files = [file, *(f"{prefix}{file}" for prefix in prefixes)]
-        files += [file.removeprefix(prefix) for prefix in prefixes if file.startswith(prefix)]
-        stems = [cut_extension(f"{folder}{slash}{each}") for each in files]
-        # A name without an extension means the video rather than its picture.
-        has_extension = read_suffix(name) in MEDIA_EXTENSIONS
-        for is_inside, of_images in product((False, True), (False, True)):
-            if (is_inside and not anywhere) or (has_extension and of_images != is_image(name)):
-                continue
-            paths = []
-            for stem in stems:
-                for path in self._by_stem.get((file_stem(stem), of_images), ()):
-                    whole = cut_extension(path)
-                    if whole == stem or (is_inside and whole.endswith(f"/{stem}")):
-                        paths.append(path)
+        files = {file, *(f"{prefix}{file}" for prefix in prefixes)}
+        files |= {file.removeprefix(prefix) for prefix in prefixes}
+        stems = {cut_extension(f"{folder}{slash}{each}") for each in files}
+        candidates = [path for stem in stems for path in self._by_stem.get(file_stem(stem), ())]
+        if read_suffix(name) in MEDIA_EXTENSIONS:
+            candidates = [path for path in candidates if is_image(path) == is_image(name)]
+        beside = [path for path in candidates if cut_extension(path) in stems]
+        ends = tuple(f"/{stem}" for stem in stems)
+        inside = [path for path in candidates if anywhere and cut_extension(path).endswith(ends)]
+        for paths in (beside, inside):
+            # A name without an extension means the video rather than its picture.
+            paths = [path for path in paths if not is_image(path)] or paths
             if len(paths) > 1:
                 raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
-            if paths and is_inside:
+            if paths and not beside:
                 self.notes.add("names were found in a subfolder", f"{name} ({paths[0]})")
             if paths:
                 return paths[0]
@@ -146,7 +151,7 @@ class Folder:
 def why_left_out(entry: os.DirEntry[str]) -> str:
     """Return what a file or folder is, if it is not data."""
     name = entry.name.lower()
-    for reason, words in read_words("left_out").items():
+    for reason, words in WORDS["left_out"].items():
         if name in words or read_suffix(name) in words:
             return reason
     if name.startswith("."):
@@ -163,14 +168,10 @@ def read_suffix(path: str) -> str:
     return splitext(path)[1].lower()
 
 
-def spelled(path: str) -> str:
-    """Return a path as names are compared: a disk may decompose accents (NFD), as macOS does."""
-    return normalize("NFC", path)
-
-
 def cut_extension(path: str) -> str:
-    """Return a path without the extension of a video or image, as names are compared."""
-    stem, suffix = splitext(spelled(path))
+    """Return a path without the extension of a video or image, as names are compared: with composed
+    accents, which a disk may decompose (NFD), as macOS does."""
+    stem, suffix = splitext(normalize("NFC", path))
     return stem if suffix.lower() in MEDIA_EXTENSIONS else stem + suffix
 
 

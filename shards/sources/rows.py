@@ -1,29 +1,26 @@
-"""The rows of a source: what the records of its tables say of a file, or of a part of it, in a
-split, joined to one row.
+"""The rows of a source: what its records say of a file, or of a part of it, in a split.
 
-The records are not held in memory: each is written to a temporary file, with hashes of what it is
-about. If no two are about the same, as in a table with a row for each video, each is a row;
-otherwise those that are about the same are joined.
+The records are not held in memory: SQLite groups them in a temporary file.
 """
 
 import json
 import os
 import re
-from array import array
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from tempfile import SpooledTemporaryFile
+from itertools import groupby
+from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.shards.file_type import media_kind, read_head
+from alpro.shards.file_type import is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, Reject, Row
 from alpro.shards.sources.cells import (
     has_words,
@@ -32,15 +29,41 @@ from alpro.shards.sources.cells import (
     read_questions,
     read_text,
 )
-from alpro.shards.sources.form import Form, Record, fold, places, read_cell, read_words, split_in
-from alpro.shards.sources.media import Folder, Notes, cut_extension, is_file
+from alpro.shards.sources.form import (
+    TEMPLATE_COLUMN,
+    WORDS,
+    Form,
+    Record,
+    fold,
+    read_cell,
+    split_in,
+)
+from alpro.shards.sources.media import Folder, Notes, cut_extension, is_image
 from alpro.shards.storage import Location, is_url, resolve, suffix
 
-TEXTS = "texts"  # in place of a split: the texts of files that other tables only list
-MEMORY_BYTES = 1 << 26  # of records, beyond which they are in a file on the disk
-MAX_WORDLESS_SHARE = 0.2  # of the texts
-MAX_COMPARED = 50  # names without a file that are compared with those of all files
-NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: after an even number of backslashes
+TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
+MAX_WORDLESS_SHARE = 0.2
+MAX_COMPARED = 50  # Names without a file that are compared with those of all files.
+# The records of an item have one split and one place: the file and its times.
+PARTS = "CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB)"
+# The parts of each item in their order; the items in the order of their first parts.
+ITEMS = f"""
+    SELECT min(rowid) OVER (PARTITION BY split, place) AS first, place, part
+    FROM parts WHERE split != '{TEXTS}' ORDER BY first, rowid
+"""
+PLACES_OF_SEVERAL_SPLITS = f"""
+    SELECT place FROM parts WHERE split != '{TEXTS}'
+    GROUP BY place HAVING count(DISTINCT split) > 1
+"""
+IDS_OF_SEVERAL_ITEMS = f"""
+    SELECT id FROM
+    (SELECT id, min(rowid) FROM parts WHERE split != '{TEXTS}' GROUP BY split, place)
+    GROUP BY id HAVING count(*) > 1
+"""
+# Texts of files that other tables list.
+INDEX_OF_TEXTS = f"CREATE INDEX texts ON parts (place) WHERE split = '{TEXTS}'"
+TEXTS_OF_PLACE = f"SELECT part FROM parts WHERE split = '{TEXTS}' AND place = ?"
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # In JSON: after an even number of backslashes.
 MAYBE_ANIMATED = {".png", ".webp", ".avif"}
 # Notes.
 NO_FILE = (
@@ -55,8 +78,14 @@ Part = dict[str, Any]  # The fields of a row, and `where` and `paragraphs`.
 
 @dataclass(frozen=True)
 class Origin:
-    """Where records come from: the split of their table, the folder that its names are relative to,
-    its number among the tables, and whether only rows of its split are read."""
+    """Where records come from.
+
+    Args:
+        split: The split of their table.
+        inside: The folder that its names are relative to.
+        number: Its number among the tables.
+        selects: Whether only rows of this split are read.
+    """
 
     split: str = ""
     inside: str = ""
@@ -65,26 +94,30 @@ class Origin:
 
 
 class Items:
-    """The records of a source, joined by split, file, start and end. An item has the id, the group
-    and the other columns of its first record, and the texts of all."""
+    """The records of a source, joined by split, file, start and end.
+
+    An item has the id, the group and the other columns of its first record, and the texts of all.
+
+    Args:
+        root: The folder that names are relative to.
+        folder: Its files; None at a URL.
+        names_root: The folder that corresponds to `root` in the names.
+    """
 
     def __init__(
         self, root: Location, notes: Notes, folder: Folder | None, names_root: Path | None
     ):
-        """root: what names are relative to. folder: its files; None at a URL. names_root: the
-        folder that corresponds to it in the names."""
         self.root = root
         self.notes = notes
         self.folder = folder
         self.names_root = names_root
-        self.text_count = 0
+        self._text_count = 0
         self._splits: Counter[str] = Counter()  # that records name
         self._folder_splits: Counter[str] = Counter()
         self._missing: set[int] = set()
-        self._texts: dict[str, Part] = {}  # of files that other tables list
-        self._parts = SpooledTemporaryFile(MEMORY_BYTES)
-        # For each part: the hashes of its file and times, with its split, and of its id.
-        self._hashes = array("q")
+        self._part_count = 0
+        self._parts = sqlite3.connect("")
+        self._parts.execute(PARTS)
 
     def add(
         self,
@@ -94,9 +127,14 @@ class Items:
         origin: Origin = Origin(),
         media: Part | None = None,
     ) -> Iterator[Reject]:
-        """Add a record; yields the reject of an invalid one, or of the first whose file is missing.
-        media: the file, if the record does not name it. Raises InputError for a URL with a
-        secret."""
+        """Add a record. Yield the reject of an invalid one, or of the first whose file is missing.
+
+        Args:
+            media: The file, if the record does not name it.
+
+        Raises:
+            InputError: If it has a URL with a secret.
+        """
         try:
             part = {"where": where} | (media or {})
             yield from self._add(part, check_record(record), form.bind(record), origin)
@@ -113,7 +151,7 @@ class Items:
         if any(read(column) != value for column, value in form.where.items()):
             self.notes.add("rows are left out by `where`", part["where"])
             return
-        split = split_in(read(form.split))
+        split = split_in(read(form.split)) if form.split else ""
         if split is None:
             raise ValueError(f"unknown split {read(form.split)!r}; use train, validation, test")
         if origin.selects and split not in ("", origin.split):
@@ -124,22 +162,22 @@ class Items:
         part["meta"] = {
             key: cell
             for key, cell in record.items()
-            if key not in form.meanings and read_text(cell) != ""
+            if key not in form.meanings and cell is not None and cell != ""
         }
-        for key, cell in ({"id": part["id"], "group": part["group"]} | part["meta"]).items():
-            refuse_credentials(key, cell)
+        for key in ("id", "group", "meta"):
+            refuse_credentials(key, part[key])
         part["questions"] = [asked.model_dump() for asked in read_questions(record, form)]
         times = read_parts(record, form)
 
         if "path" not in part:
-            name, path = self._find(read_file_name(record, form), form, origin, read(form.url))
-            key = hash((part["split"], name, times[0][0]))
-            if not path and part["split"] != TEXTS and key not in self._missing:
-                self._missing.add(key)
+            name, part["path"] = self._find(record, form, origin)
+            missing = hash((part["split"], name, times[0][0]))
+            if not part["path"] and part["split"] != TEXTS and missing not in self._missing:
+                self._missing.add(missing)
                 yield self._reject_missing(part["id"] or cut_extension(name), name)
-            if not path:
+            if not part["path"]:
                 return
-            part |= {"name": name, "path": path, "kind": read(form.kind).lower() or find_kind(path)}
+            part |= {"name": name, "kind": read(form.kind).lower() or find_kind(part["path"])}
             if part["kind"] not in KINDS:
                 raise ValueError(f"kind: {part['kind']!r}; use video or image")
         for (start, end), cells in times:
@@ -147,19 +185,21 @@ class Items:
             part |= {"start": start, "end": end, "captions": [], "paragraphs": {}}
             if form.paragraph:
                 # Each row is one, or all rows of a table that have this file.
-                number = len(self._hashes) if form.paragraph == "row" else -origin.number
+                number = self._part_count if form.paragraph == "row" else -origin.number
                 part["paragraphs"][str(number)] = texts
             else:
                 part["captions"] = list(dict.fromkeys(texts))
             self._write(part)
 
-    def _find(self, text: str, form: Form, origin: Origin, url: str) -> tuple[str, str]:
-        """Return the name of a file, relative to the data, and its path, which is empty if the file
-        is missing; of a URL, both are the URL."""
-        location = self._resolve(text) if self.folder is None or is_url(text) else Path(text)
-        if self.folder is None or isinstance(location, str):
-            return str(location), str(location)
-        name = str(location).replace("\\", "/")  # as Windows writes it
+    def _find(self, record: Record, form: Form, origin: Origin) -> tuple[str, str]:
+        """Return the name of a record's file, relative to the data, and its path, which is empty if
+        the file is missing; of a URL, both are the URL."""
+        text = read_file_name(record, form)
+        if self.folder is None or is_url(text):
+            location = str(self._resolve(text))
+            if self.folder is None or is_url(location):
+                return location, location
+        name = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:
             whole = os.path.normpath(self.names_root / name)
             name = whole.removeprefix(f"{self.names_root}/")
@@ -168,6 +208,7 @@ class Items:
         if name == whole:
             raise ValueError(f"{text!r} names no file")
         found = self.folder.find(name, form.prefixes, form.anywhere)
+        url = read_text(read_cell(record, form.url)) if form.url else ""
         if not found and url and not self.folder.media:
             url = str(self._resolve(url))
             return url, url
@@ -194,116 +235,107 @@ class Items:
 
     def _read_captions(self, cell: Any, where: str) -> Iterator[str]:
         for text in read_captions(cell):
-            self.text_count += 1
+            self._text_count += 1
             if has_words(text):
                 yield text
             else:
                 self.notes.add(WORDLESS, f"{text[:60]!r} ({where})")
 
     def _write(self, part: Part) -> None:
-        place = place_of(part)
-        if part["split"] == TEXTS:
-            join_part(self._texts.setdefault(place, {}), part)
-            return
-        self._splits[part["split"]] += 1
-        self._folder_splits[split_of_path(part["name"])] += 1
-        part["name_id"] = default_id(part)
-        self._parts.write(to_json(part) + b"\n")
-        row_id = part["id"] or part["name_id"]
-        self._hashes.extend(map(hash, (place, part["split"] + place, row_id)))
-
-    def _read_parts(self) -> Iterator[tuple[int, Part]]:
-        """The records in their order, each with the hash of what is joined."""
-        self._parts.seek(0)
-        for key, line in zip(self._hashes[1::3], self._parts, strict=True):
-            yield key, from_json(line)
+        if part["split"] != TEXTS:
+            self._splits[part["split"]] += 1
+            self._folder_splits[split_of_path(part["name"])] += 1
+        self._part_count += 1
+        place = json.dumps([part[key] for key in ("path", "name", "start", "end")])
+        part["id"] = part["id"] or default_id(part)
+        values = (part["split"], place, part["id"], to_json(part))
+        self._parts.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
 
     def rows(self) -> Rows:
-        """Yields a row for each item, in the order of their first records. Raises InputError if an
-        id is used twice, or if many texts have no word."""
-        self.check_words()
-        hashes = np.array(self._hashes, np.int64).reshape(-1, 3)
-        first = hashes[np.unique(hashes[:, 1], return_index=True)[1]]
-        places, _, ids = map(find_repeated, first.T)
-        repeated = find_repeated(hashes[:, 1])
-        joined: dict[str, Part] = {}
-        for key, part in self._read_parts() if repeated else ():
-            if key in repeated:
-                join_part(joined.setdefault(part["split"] + place_of(part), {}), part)
+        """Yield a row for each item, in the order of their first records.
 
-        used: dict[str, str] = {}  # where ids were used that several items would have
-        for key, part in self._read_parts():
-            if key in repeated:
-                # Without one, it was joined to an earlier record.
-                part = joined.pop(part["split"] + place_of(part), {})
-            if not part:
-                continue
-            row_id = part["id"] or part["name_id"]
-            if hash(row_id) in ids:
-                # The split of a file in several comes first, or else the name has its extension.
-                if hash(place_of(part)) in places:
-                    row_id = f"{part['split'] or 'train'}/{row_id}"
-                elif not part["id"]:
-                    row_id = row_id.replace(cut_extension(part["name"]), part["name"])
-                place = f"{part['path']} ({part['where']})"
-                if row_id in used:
-                    raise InputError(
-                        f"{place}: the id {row_id!r} is also that of {used[row_id]}; ids must be unique"
-                    )
-                used[row_id] = place
-            yield self._row(part | {"id": row_id})
-        self._note_folders()
+        Raises:
+            InputError: If an id is used twice, or if many texts have no word: they are boxes, times
+                or measurements.
+        """
+        if self.notes.counts[WORDLESS] > MAX_WORDLESS_SHARE * self._text_count:
+            raise InputError(f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}")
+        # Whether no record names a split, and files are in folders of training and of another.
+        folders = self._folder_splits.keys() - {""}
+        names_no_split = self._splits.keys() <= {""}
+        has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
-    def _note_folders(self) -> None:
-        """Note whether folders that are named as splits are splits."""
-        for split in self._folder_splits.keys() - {""} if self._splits.keys() <= {""} else ():
-            reason = "folders named as splits are splits"
-            if not self.has_split_folders:
-                reason = (
-                    "folders are named as splits and are none, without one of train and another: "
-                    "name the splits in a column `split`"
-                )
+        self._parts.execute(INDEX_OF_TEXTS)
+        places = {place for (place,) in self._parts.execute(PLACES_OF_SEVERAL_SPLITS)}
+        repeated_ids = {row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)}
+        used_ids: dict[str, str] = {}
+        for (_, place), parts in groupby(self._parts.execute(ITEMS), lambda values: values[:2]):
+            item = join_parts(part for _, _, part in parts)
+            if not (item["captions"] or item["paragraphs"] or item["questions"]):
+                texts = [part for (part,) in self._parts.execute(TEXTS_OF_PLACE, (place,))]
+                joined = join_parts(iter(texts)) if texts else item
+                item |= {key: joined[key] for key in ("captions", "paragraphs", "questions")}
+            if item["id"] in repeated_ids:
+                item["id"] = make_unique(item, place in places, used_ids)
+            if has_split_folders:
+                item["split"] = split_of_path(item["name"])
+            yield make_row(item)
+
+        reason = "folders named as splits are splits"
+        if not has_split_folders:
+            reason = (
+                "folders are named as splits and are none, without one of train and another: name "
+                "the splits in a column `split`"
+            )
+        for split in folders if names_no_split else ():
             self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")
 
-    def check_words(self) -> None:
-        """Raises InputError if many texts have no word: they are boxes, times or measurements."""
-        if self.notes.counts[WORDLESS] > MAX_WORDLESS_SHARE * self.text_count:
-            raise InputError(f"{self.root}: of {self.text_count}, {self.notes.line(WORDLESS)}")
 
-    def _row(self, part: Part) -> Row | Reject:
-        if not (part["captions"] or part["paragraphs"] or part["questions"]):
-            texts = self._texts.get(place_of(part), part)
-            part |= {key: texts[key] for key in ("captions", "paragraphs", "questions")}
-        if self.has_split_folders:
-            part["split"] = split_of_path(part["name"])
-        part["captions"] += filter(None, map(" ".join, part["paragraphs"].values()))
-        try:
-            return Row.model_validate(part)
-        except ValidationError as error:
-            first = error.errors()[0]
-            detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            return Reject(id=part["where"], path=part["name"], reason="bad row", detail=detail)
+def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:
+    """Return the id of an item that others would have, too: with its split in front if its file is
+    in several, otherwise a default id with the extension of its file.
 
-    @property
-    def has_split_folders(self) -> bool:
-        """Whether no record names a split, and files are in folders of training and of another."""
-        folders = self._folder_splits.keys() - {""}
-        return self._splits.keys() <= {""} and "train" in folders and len(folders) > 1
+    Raises:
+        InputError: If it is used already.
+    """
+    row_id = item["id"]
+    if is_in_splits:
+        row_id = f"{item['split'] or 'train'}/{row_id}"
+    elif row_id == default_id(item):
+        row_id = row_id.replace(cut_extension(item["name"]), item["name"])
+    where = f"{item['path']} ({item['where']})"
+    if row_id in used_ids:
+        raise InputError(
+            f"{where}: the id {row_id!r} is also that of {used_ids[row_id]}; ids must be unique"
+        )
+    used_ids[row_id] = where
+    return row_id
+
+
+def make_row(item: Part) -> Row | Reject:
+    item["captions"] += filter(None, map(" ".join, item["paragraphs"].values()))
+    try:
+        return Row.model_validate(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return Reject(id=item["where"], path=item["name"], reason="bad row", detail=detail)
 
 
 def check_record(record: Record) -> Record:
     """Return a record as JSON has it: bytes and dates become texts, a lone surrogate a question
     mark.
 
-    Raises ValueError if it cannot be stored and read again: it is nested too deeply or too large,
-    or has bytes that are not UTF-8, or a NUL, as a hole in a file has.
+    Raises:
+        ValueError: If it cannot be stored and read again: it is nested too deeply or too large, or
+            has bytes that are not UTF-8, or a NUL, as a hole in a file has.
     """
-
-    def convert(value: Any) -> str:
-        return value.decode() if isinstance(value, bytes) else str(value)
-
     try:
-        text = json.dumps(record, default=convert, ensure_ascii=False)
+        text = json.dumps(
+            record,
+            default=lambda cell: cell.decode() if isinstance(cell, bytes) else str(cell),
+            ensure_ascii=False,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     encoded = text.encode("utf-8", "replace")
@@ -317,11 +349,14 @@ def check_record(record: Record) -> Record:
 
 
 def read_file_name(record: Record, form: Form) -> str:
-    """Return the file that a record names: that of the first template whose columns it has. Raises
-    ValueError if it names none."""
+    """Return the file that a record names: that of the first template whose columns it has.
+
+    Raises:
+        ValueError: If it names none.
+    """
     for template in form.file:
         name = template
-        for column in places(template):
+        for column in TEMPLATE_COLUMN.findall(template) or [template]:
             cell = read_cell(record, column)
             # Hugging Face's datasets have an object with the path.
             text = read_text(cell.get("path") if isinstance(cell, dict) else cell).strip()
@@ -338,7 +373,7 @@ def split_of_path(path: str) -> str:
     """Return the split that the first folder of a path with a split's name names, or an empty
     string."""
     for folder in path.split("/")[:-1]:
-        for split, words in read_words("splits").items():
+        for split, words in WORDS["splits"].items():
             if fold(folder) in words:
                 return split
     return ""
@@ -346,9 +381,10 @@ def split_of_path(path: str) -> str:
 
 def find_kind(path: str) -> str:
     """Return the kind of a file: that of its extension, unless it is animated."""
-    extension = suffix(path if is_url(path) else Path(path))
-    is_read = extension in MAYBE_ANIMATED and is_file(Path(path))
-    return media_kind(PurePosixPath(f"a{extension}"), read_head(Path(path)) if is_read else b"")
+    if not is_image(path) and not (is_url(path) and is_image(f"a{suffix(path)}")):
+        return "video"
+    is_moving = splitext(path)[1].lower() in MAYBE_ANIMATED and is_animated_file(Path(path))
+    return "video" if is_moving else "image"
 
 
 def default_id(part: Part) -> str:
@@ -366,25 +402,16 @@ def default_id(part: Part) -> str:
     return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"
 
 
-def place_of(part: Part) -> str:
-    return f"{part['path']}\0{part['name']}\0{part['start']}\0{part['end']}"
-
-
-def join_part(item: Part, part: Part) -> None:
-    """Adds to an item what a record says of it."""
-    # Each record of a question may have the captions of its video.
-    known = item["captions"] if item and part["questions"] else ()
-    texts = [text for text in part["captions"] if text not in known]
-    item.setdefault("captions", []).extend(texts)
-    item.setdefault("questions", []).extend(part["questions"])
-    for number, sentences in part["paragraphs"].items():
-        item.setdefault("paragraphs", {}).setdefault(number, []).extend(sentences)
-    item["meta"] = part["meta"] | item.get("meta", {})
-    for key, value in part.items():
-        item.setdefault(key, value)
-
-
-def find_repeated(values: np.ndarray) -> set[int]:
-    """Return the values that occur more than once."""
-    unique, counts = np.unique(values, return_counts=True)
-    return set(unique[counts > 1].tolist())
+def join_parts(parts: Iterator[bytes]) -> Part:
+    """Return an item of its records: the first one, with the texts of all."""
+    item: Part = from_json(next(parts))
+    for text in parts:
+        part = from_json(text)
+        # Each record of a question may have the captions of its video.
+        known = item["captions"] if part["questions"] else ()
+        item["captions"] += [caption for caption in part["captions"] if caption not in known]
+        item["questions"] += part["questions"]
+        for number, sentences in part["paragraphs"].items():
+            item["paragraphs"].setdefault(number, []).extend(sentences)
+        item["meta"] = part["meta"] | item["meta"]
+    return item

@@ -1,11 +1,11 @@
 """What a source is: a table, the tables of a folder, texts beside videos, or shards of a download,
 and its rows."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
 from alpro.errors import InputError
@@ -14,17 +14,17 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.folder_tables import choose_tables, open_tables
-from alpro.shards.sources.form import TABLE, Columns, Record, user_form
-from alpro.shards.sources.media import Folder, Notes
+from alpro.shards.sources.form import TABLE, Columns, Form, Record, split_in
+from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_options, unknown_columns
-from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows
-from alpro.shards.sources.sidecars import BESIDE, Sidecars
-from alpro.shards.sources.tables import Table
+from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, split_of_path
+from alpro.shards.sources.sidecars import BESIDE, NOT_TEXTS, TEXT_SUFFIXES, Sidecars
+from alpro.shards.sources.tables import TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
-Tables = list[tuple[Table, list[Origin]]]  # with what each is read for
+MAX_TABLES = 100  # Tables of a folder that are opened.
+Tables = list[tuple[Table, list[Origin]]]  # Tables with the splits that each is read for.
 
 
 def scan_source(
@@ -37,13 +37,14 @@ def scan_source(
 
 
 def log_notes(rows: Rows, notes: Notes) -> Rows:
+    """Yield rows, then log the notes."""
     yield from rows
     for line in notes.lines():
         log.info(f"note: {printable(line)}")
 
 
 def is_folder(path: Path) -> bool:
-    """Raises InputError if a folder above may not be read."""
+    """Return whether a path is a folder. Raises InputError if a folder above may not be read."""
     try:
         return path.is_dir()
     except OSError as error:
@@ -52,7 +53,18 @@ def is_folder(path: Path) -> bool:
 
 class Source:
     """A source of items, read once: a table, whose files lie beside it or below, a folder of videos,
-    the tables of `annotations`, or shards of video2dataset or img2dataset."""
+    the tables of `annotations`, or shards of video2dataset or img2dataset.
+
+    Args:
+        annotations: Tables by split; with the key "texts", the texts of the files that the others
+            only list.
+        root: The folder that corresponds to `data` in the names of the tables.
+        columns: The meaning of the tables' columns, if they have no published form.
+        require_texts: Whether a table needs texts.
+
+    Raises:
+        InputError: If a folder above may not be read.
+    """
 
     def __init__(
         self,
@@ -62,28 +74,27 @@ class Source:
         columns: Columns | None = None,
         require_texts: bool = True,
     ):
-        """annotations: tables by split; with the key "texts", the texts of the files that the others
-        only list. root: the folder that corresponds to `data` in the names of the tables. columns:
-        what the columns of the tables mean, if they have no published form. require_texts: whether
-        a table needs texts. Raises InputError if a folder above may not be read."""
         self.data = data
         self.annotations = annotations or {}
         self.require_texts = require_texts
-        self.form = user_form(columns) if columns else None
+        self.form = None
+        if columns:
+            keys = columns.model_dump(exclude_unset=True)
+            self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
         self.folder = None
         if isinstance(data, Path):
             self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
+        self.is_folder = self.folder is not None and self.folder.path == data
         base = self.folder.path if self.folder else parent(data)
         self.items = Items(base, self.notes, self.folder, root)
 
-    @cached_property
-    def is_folder(self) -> bool:
-        return self.folder is not None and self.folder.path == self.data
-
     def scan(self) -> tuple[str, Rows]:
-        """Return what the source is, and its rows, with a reject for each invalid record. Raises
-        InputError if it is unusable as a whole."""
+        """Return what the source is, and its rows, with a reject for each invalid record.
+
+        Raises:
+            InputError: If it is unusable as a whole.
+        """
         if self.annotations:
             return self.scan_tables(self.open_annotations())
         # First: the folder of a path that does not exist may be large.
@@ -111,12 +122,15 @@ class Source:
         return [(Table(file, self.form), each) for file, each in origins.items()]
 
     def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
-        sidecars = Sidecars(folder, self.form.texts if self.form else ())
-        is_told = self.form is not None and not self.form.texts
-        if is_told or not any(map(sidecars.find, folder.media)):
-            opened = open_tables(folder, self.form)
+        sidecars = None
+        is_named = self.form is not None and not self.form.texts
+        if not is_named and any(read_suffix(path) in TEXT_SUFFIXES for path in folder.others):
+            sidecars = Sidecars(folder, self.form.texts if self.form else ())
+        if not sidecars or not any(map(sidecars.find, folder.media)):
+            opened = self.open_tables(folder)
             tables = choose_tables(folder, opened)
-            if self.form and not tables:  # None has the columns that the user has told.
+            if self.form and not tables:
+                # None has the columns of the user.
                 tables = [(table, [Origin()]) for table in opened.values()]
             if tables:
                 return self.scan_tables(tables)
@@ -125,19 +139,52 @@ class Source:
                 return "videos.txt and prompts.txt", self.read_lists(*lists)
             for table in opened.values():
                 error = unknown_columns(table, self.items)
-                if error.is_complete:
+                if error.is_complete or not folder.media:
                     raise error
-        return BESIDE.title, sidecars.scan(self.items)
+        return BESIDE.title, (sidecars or Sidecars(folder, ())).scan(self.items)
+
+    def open_tables(self, folder: Folder) -> dict[str, Table]:
+        """Return the tables of a folder by their paths: those at its root, or all if none of these
+        has texts. What cannot be read may be settings or logs.
+
+        Raises:
+            InputError: For a placeholder, and for a table with the bytes of videos.
+        """
+        stems = {splitext(path)[0] for path in folder.media}
+        paths = []
+        for path in folder.others:
+            name = path.lower().removesuffix(".gz")
+            is_table = splitext(name)[1] in TABLES or (name.endswith(".txt") and "/" not in name)
+            # The metadata of one video are no table: a.json, a.info.json.
+            stem = splitext(path)[0]
+            is_beside = stem in stems or splitext(stem)[0] in stems
+            if is_table and not is_beside and not NOT_TEXTS.match(path):
+                paths.append(path)
+
+        tables: dict[str, Table] = {}
+        for path in sorted(paths, key=lambda path: "/" in path)[:MAX_TABLES]:
+            if "/" in path and any(tables[name].has_texts for name in tables if "/" not in name):
+                break
+            try:
+                tables[path] = Table(folder.path / path, self.form)
+            except UnreadableTable:
+                raise
+            except InputError:
+                continue
+        return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
-        """The rows of tables. Raises InputError if columns are not known."""
+        """Return what tables are, and their rows. Raises InputError if columns are not known."""
         has_texts = any(origin.split == TEXTS for _, (origin, *_) in tables)
         for table, _ in tables:
-            may_list = table.bound.file and (has_texts or not self.require_texts)
-            is_unknown = not (table.has_texts or may_list) or hides_options(table)
-            # Columns that a user has told, and that the first records lack, may come later.
-            has_told = table.columns and (not self.form or self.form.meanings <= {*table.columns})
-            if is_unknown and has_told:
+            form = table.bound
+            may_list = form.file and (has_texts or not self.require_texts)
+            is_unknown = not (table.has_texts or may_list)
+            if form.usual and form.question and form.answer and not form.options:
+                is_unknown |= hides_options(table)
+            # Columns that a user has named, and that the first records lack, may come later.
+            has_named = table.columns and (not self.form or self.form.meanings <= {*table.columns})
+            if is_unknown and has_named:
                 raise unknown_columns(table, self.items)
         titles = dict.fromkeys(table.bound.title for table, _ in tables)
         names = ", ".join(table.name for table, _ in tables)
@@ -147,7 +194,10 @@ class Source:
         # Records that complete those of other tables, as answers do questions, by split and id.
         partners: dict[tuple[str, str], Record] = {}
         is_empty = True
-        for table, origins in sorted(tables, key=reading_order):
+        # Answers are read before their questions, and texts before the lists of their files.
+        for table, origins in sorted(
+            tables, key=lambda pair: (not pair[0].is_partner, pair[1][0].split != TEXTS)
+        ):
             form = table.form or table.bound
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
@@ -171,7 +221,7 @@ class Source:
         yield from self.items.rows()
 
     def read_lists(self, names: Table, texts: Table) -> Rows:
-        """The rows of names and captions in two texts, line by line."""
+        """Yield the rows of names and captions in two texts, line by line."""
         for name, text in zip_longest(names.records(), texts.records()):
             if name is None or text is None:
                 raise InputError(f"{names.path}: not as many lines as {texts.name}")
@@ -181,8 +231,11 @@ class Source:
         yield from self.items.rows()
 
     def check_columns(self, table: Table, columns: set[str]) -> None:
-        """Note what the columns of a table may mean. Raises InputError if no record has a column
-        that the user has named."""
+        """Note the columns of a table that have no meaning.
+
+        Raises:
+            InputError: If no record has a column that the user has named.
+        """
         stored = columns - table.bound.meanings
         if table.bound.usual and stored:
             reason = (
@@ -205,15 +258,67 @@ class Source:
                 )
 
 
-def reading_order(pair: tuple[Table, list[Origin]]) -> tuple[bool, bool]:
-    """Answers are read before their questions, and texts before the lists of their files."""
-    table, origins = pair
-    return not table.is_partner, origins[0].split != TEXTS
+def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
+    """Return the tables that are read, with their splits; none if none has texts.
+
+    Several must each name their split: by their own name, by that of a folder, or in a column.
+
+    Raises:
+        InputError: If it is not clear which are meant.
+    """
+    tables: Tables = []
+    for path, split in choose_splits(folder, opened).items():
+        inside = path[: path.rfind("/") + 1]
+        has_media = any(media.startswith(inside) for media in folder.media)
+        origin = Origin(split, inside if has_media else "", len(tables))
+        tables.append((opened.pop(path), [origin]))
+    for path in opened if tables else ():
+        folder.notes.add("tables are not read (`annotations` names those of a split)", path)
+    return tables
+
+
+def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
+    """Return the splits of the tables that are read, by their paths."""
+    splits = {path: name_split(path) for path in opened}
+    with_texts = {path: splits[path] for path, table in opened.items() if table.has_texts}
+    # Lists of the videos of each split, and one table with the texts of all.
+    lists = {
+        path: split
+        for path, split in splits.items()
+        if split and path not in with_texts and opened[path].bound.file
+    }
+    if len(with_texts) == 1 and "" in with_texts.values():
+        is_clear = len(lists) > 1 and max(Counter(lists.values()).values()) == 1
+        return {**dict.fromkeys(with_texts, TEXTS), **lists} if is_clear else with_texts
+    if len(with_texts) == 1:
+        # Alone, its name says nothing about the splits of its rows.
+        is_one_of_several = len({*splits.values()} - {""}) > 1
+        return with_texts if is_one_of_several else dict.fromkeys(with_texts, "")
+
+    folders = {path.rpartition("/")[0] for path in with_texts}
+    are_named = all(split or opened[path].names_splits for path, split in with_texts.items())
+    has_both = bool(lists) and "" in with_texts.values()
+    if with_texts and (has_both or not are_named) and len(folders) < len(with_texts):
+        raise InputError(
+            f"{folder.path}: several tables ({', '.join([*with_texts][:5])}): name those of each "
+            "split in [corpora.data.annotations] of a configuration, or pass one of them"
+        )
+    return with_texts
+
+
+def name_split(path: str) -> str:
+    """Return the split that a table is named by, or an empty string.
+
+    >>> [name_split(path) for path in ("val_1.json", "train/metadata.csv", "train_val.json")]
+    ['validation', 'train', '']
+    """
+    stem = splitext(path.removesuffix(".gz"))[0]
+    return split_in(stem.rpartition("/")[2]) or split_of_path(path)
 
 
 def scan_media(folder: Path) -> Rows:
-    """A row for each video and image of a folder, also for those that its tables do not name, with
-    its captions."""
+    """Yield a row for each video and image of a folder, also for those that its tables do not name,
+    with its captions."""
     source = Source(folder, require_texts=False)
     assert source.folder is not None
     texts: dict[str, Row] = {}

@@ -18,7 +18,7 @@ from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
-from alpro.shards.sources.form import Form, Record, read_words
+from alpro.shards.sources.form import WORDS, Form, Record
 from alpro.shards.sources.media import Folder, read_suffix
 from alpro.shards.sources.rows import Items, Rows
 
@@ -122,7 +122,7 @@ class Sidecars:
         """Note what is in the folder and not read."""
         for path in self.folder.others:
             suffix = read_suffix(path)
-            for remedy, suffixes in read_words("not_read").items():
+            for remedy, suffixes in WORDS["not_read"].items():
                 if suffix in suffixes and path not in self.used and not NOT_TEXTS.match(path):
                     placeholder = find_placeholder(read_head(self.folder.path / path))
                     if placeholder:

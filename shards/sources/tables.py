@@ -18,7 +18,6 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import cached_property
 from itertools import chain, islice, zip_longest
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -31,16 +30,7 @@ from alpro.files import UTF16_MARKS
 from alpro.log import progress
 from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholder
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import (
-    TABLE,
-    Form,
-    Record,
-    find_form,
-    fits,
-    published_forms,
-    records_in,
-    walk,
-)
+from alpro.shards.sources.form import FORMS, TABLE, Form, Record, find_form, records_in, walk
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
 
@@ -53,8 +43,12 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrog
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 
 
-class PlaceholderTable(InputError):
-    """A table is a placeholder of what is stored elsewhere."""
+class UnreadableTable(InputError):
+    """Raised if a table is a placeholder of what is stored elsewhere, or has the bytes of media."""
+
+
+class MediaInside(ValueError):
+    """Raised if a column has the bytes of media."""
 
 
 class Table:
@@ -72,38 +66,19 @@ class Table:
         self._start = b""
         self._records = self._read()
         self.head = list(islice(self._records, HEAD))
+        self.head_records = [record for _, record in self.head if isinstance(record, dict)]
+        self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
         if self.form is None:
             self.form = find_form(self.columns, self.extension)
         if self.form is None:
             self.refuse_placeholder()
-
-    @cached_property
-    def columns(self) -> list[str]:
-        """The columns of the first records."""
-        return list(dict.fromkeys(chain.from_iterable(self.head_records)))
-
-    @property
-    def head_records(self) -> list[Record]:
-        return [record for _, record in self.head if isinstance(record, dict)]
-
-    @cached_property
-    def bound(self) -> Form:
-        """The form with the columns of the first records; without any if they are not known."""
-        return self.form.bind(self.columns) if self.form else Form()
-
-    @property
-    def is_partner(self) -> bool:
-        """Whether its records only complete those of another table."""
-        return bool(self.form) and not (self.bound.file or self.bound.usual)
-
-    @property
-    def has_texts(self) -> bool:
-        return self.bound.has_texts or self.is_partner
-
-    @property
-    def names_splits(self) -> bool:
-        column = self.bound.split
-        return any(column and record.get(column) for record in self.head_records)
+        # The form with the columns of the first records; without any if they are not known.
+        self.bound = self.form.bind(self.columns) if self.form else Form()
+        # Whether its records only complete those of another table.
+        self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
+        self.has_texts = self.bound.has_texts or self.is_partner
+        split = self.bound.split
+        self.names_splits = any(split and record.get(split) for record in self.head_records)
 
     def records(self) -> Records:
         advance = None
@@ -116,10 +91,10 @@ class Table:
                 yield pair
 
     def refuse_placeholder(self) -> None:
-        """Raises PlaceholderTable if the contents are stored elsewhere."""
+        """Raise UnreadableTable if the contents are stored elsewhere."""
         placeholder = find_placeholder(self._start)
         if placeholder:
-            raise PlaceholderTable(f"{self.path}: a {placeholder.kind}: {placeholder.remedy}")
+            raise UnreadableTable(f"{self.path}: {placeholder}")
 
     def _read(self) -> Records:
         try:
@@ -131,6 +106,8 @@ class Table:
                     return
                 file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
                 yield from self._read_text(file)
+        except MediaInside as error:
+            raise UnreadableTable(f"{self.path}: {error}") from None
         except (
             OSError,
             EOFError,
@@ -180,9 +157,9 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return read_json_lines(io.StringIO(content), self.form)  # under another name
 
-        for form in published_forms() if self.form is None else ():
+        for form in FORMS if self.form is None else ():
             first = next(records_in(self.document, form), ("", ""))[1] if form.records else ""
-            if isinstance(first, dict) and fits(form, first, self.extension):
+            if isinstance(first, dict) and form.fits(first, self.extension):
                 self.form = form
                 break
         return records_in(self.document, self.form or TABLE)
@@ -191,7 +168,7 @@ class Table:
         """The lines of a text: by the pattern of a form, as rows below a header, or as values."""
         first = text.readline()
         lines = chain([first], text)
-        for form in published_forms() if self.form is None else ():
+        for form in FORMS if self.form is None else ():
             if form.line and form.line.fullmatch(first.strip()):
                 self.form = form
                 break
@@ -324,14 +301,14 @@ def read_parquet(file: IO[bytes]) -> Records:
 
 
 def refuse_media(table: pq.ParquetFile) -> None:
-    """Raises ValueError if a column has bytes of media, as `push_to_hub` and the output `parquet` of
+    """Raise MediaInside if a column has bytes of media, as `push_to_hub` and the output `parquet` of
     video2dataset write them. A text has no NUL."""
     columns = [field.name for field in table.schema_arrow if "binary" in str(field.type)]
     for batch in islice(table.iter_batches(1, columns=columns), 1) if columns else ():
         for name, (cell,) in batch.to_pydict().items():
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if isinstance(content, bytes) and b"\0" in content[:HEAD_BYTES]:
-                raise ValueError(
+                raise MediaInside(
                     f"the videos or images are inside of the table, in the column {name!r}; write "
                     "each into a file, and a table with the columns `video` and `caption`"
                 )

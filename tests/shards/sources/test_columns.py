@@ -9,7 +9,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.pipeline.cli.main import execute
-from alpro.shards.sources.form import Columns, published_forms
+from alpro.shards.sources.form import FORMS, Columns
 from tests.conftest import one_line
 from tests.shards.sources.conftest import write_files
 
@@ -17,7 +17,7 @@ MEDIA = "clips/a.mp4 clips/b.mp4 c.mp4 7.mp4"
 
 
 def test_every_published_form_has_the_keys_of_columns():
-    for form in published_forms():
+    for form in FORMS:
         told = {
             key: value for key, value in form.model_dump().items() if key in Columns.model_fields
         }
@@ -164,9 +164,9 @@ UNKNOWN = {
     ),
     "German questions": (
         {
-            "x.csv": "Nr,Film,Frage,Antwort\n1,c.mp4,Was läuft hier?,Hund\n2,7.mp4,Wer schläft?,eine Katze\n"
+            "x.csv": "Nr,Film,Frage,Antwort,Art\n1,c.mp4,Was läuft?,Hund,was\n2,7,Wer schläft?,eine Katze,wer\n"
         },
-        {"c.mp4": ("Was läuft hier? Hund",), "7.mp4": ("Wer schläft? eine Katze",)},
+        {"c.mp4": ("Was läuft? Hund",), "7.mp4": ("Wer schläft? eine Katze",)},
     ),
     "questions with options": (
         {
@@ -179,6 +179,26 @@ UNKNOWN = {
             "x.json": {
                 "info": {"year": 1},
                 "data": {"k": {"src": "c.mp4", "items": [{"t": "a dog runs"}]}},
+            }
+        },
+        {"c.mp4": ("a dog runs",)},
+    ),
+    "JSON with several keys": (
+        {
+            "x.json": {
+                "data": {
+                    name: {"src": f"{name}.mp4", "items": [{"t": f"{name} is it"}]}
+                    for name in ("c", "7")
+                }
+            }
+        },
+        {"c.mp4": ("c is it",), "7.mp4": ("7 is it",)},
+    ),
+    "objects inside of records": (
+        {
+            "x.json": {
+                "info": {"year": 1},
+                "data": [{"clip": {"name": "c.mp4"}, "notes": [{"l": 1, "t": "a dog runs"}]}],
             }
         },
         {"c.mp4": ("a dog runs",)},
@@ -223,8 +243,8 @@ UNKNOWN = {
         {"c.mp4": ("a dog runs", "ein Hund läuft")},
     ),
     "addresses": (
-        {"x.jsonl": [{"link": "https://host.example/x.mp4", "said": "a dog runs"}]},
-        {"https://host.example/x.mp4": ("a dog runs",)},
+        {"x.jsonl": [{"link": "https://host.example/get?v=7", "said": "a dog runs"}]},
+        {"https://host.example/get?v=7": ("a dog runs",)},
     ),
 }
 

@@ -160,5 +160,6 @@ def test_media_inside_of_a_parquet_table_are_one_line(columns, read):
     cells = {"video": {"bytes": video, "path": "a.mp4"}, "mp4": video, "caption": "a dog"}
     table = [{name: cells.get(name, "x") for name in columns}]
 
-    with one_line("inside of the table", repr(columns[0])):
-        read({"data/train-00000-of-00001.parquet": table}, data="data/train-00000-of-00001.parquet")
+    for data in ("", "data/train-00000-of-00001.parquet"):
+        with one_line("inside of the table", repr(columns[0])):
+            read({"data/train-00000-of-00001.parquet": table}, data=data)
