@@ -13,7 +13,7 @@ from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import decode_data
-from tests.stages.conftest import contents, too_slow, write_manifest
+from tests.stages.conftest import contents, write_manifest
 
 
 def decode_images(
@@ -141,47 +141,3 @@ def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
         patch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
         assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
     assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
-
-
-def test_a_damaged_shard_is_decoded_again(tmp_path, resources, inline_pool, capsys):
-    """In a folder whose name has a meaning in URLs. The corpus that has it stays damaged."""
-    folder = tmp_path / "w#1 ?%20"
-    _, old = decode_images([*WALLS, SILENT], folder, resources)
-    shard = old / "train-image-00001.tar"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1] + b"x")
-
-    outcome, new = decode_images([*WALLS, SILENT], folder, resources)
-
-    assert (outcome.counts["samples"], outcome.counts["rejected"]) == (24, 1)
-    assert 0 < outcome.counts["linked"] < 24
-    assert (new / shard.name).read_bytes() == content
-    assert "is damaged: its unit is made again" in capsys.readouterr().err
-
-
-def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(
-    tmp_path, resources, inline_pool, monkeypatch
-):
-    """What was decoded may be either of the two."""
-
-    def change(path: Path, *args, **options):
-        clip = decode_image(path, *args, **options)
-        os.utime(path, (7, 7))
-        return clip
-
-    decode_image = decode_videos.decode_image
-    with monkeypatch.context() as patch:
-        patch.setattr(decode_videos, "decode_image", change)
-        decode_images(WALLS[:4], tmp_path, resources)
-
-    outcome, _ = decode_images(WALLS[:4], tmp_path, resources)
-
-    assert outcome.counts["linked"] == 0
-
-
-def test_transient_rejects_are_retried(tmp_path, resources, inline_pool, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(decode_videos, "decode_image", too_slow)
-        first, _ = decode_images(WALLS[:4], tmp_path, resources, max_reject_share=1)
-    second, _ = decode_images(WALLS[:4], tmp_path, resources, max_reject_share=1)
-    assert (first.counts["rejected"], second.counts["rejected"]) == (4, 0)

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.files import read_json
 from alpro.stages.corpora.units import Units, find_unused, link, open_units
 
 
@@ -173,12 +172,3 @@ def test_a_unit_is_in_use_by_a_corpus_or_by_an_interrupted_stage(units, out, tmp
 
     assert unused == {"unused", ".killed.part"}
     assert without_corpus == {"unused", ".killed.part", "linked"}
-
-
-def test_the_record_of_a_unit_has_the_checksums_of_its_files(units):
-    units.make("key", write)
-
-    assert set(read_json(units.folder("key") / "unit.json")["files"]) == {
-        "shard.tar",
-        "index.parquet",
-    }

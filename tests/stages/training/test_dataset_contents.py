@@ -110,27 +110,16 @@ def test_texts_are_truncated_and_end_with_sep(clips, steps_of, tokenizer):
         assert set(row[mask == 0].tolist()) <= {tokenizer.token_to_id("[PAD]")}
 
 
-def test_a_clip_is_cropped_and_then_augmented_by_its_text_and_answer(
-    clips, stills, steps_of, monkeypatch
-):
-    """As in the official code: what an operation moves in from outside is grey, not the frame
-    beyond the crop."""
-    seen = []
+def test_augmentation_reads_the_question_and_its_answer(clips, steps_of, monkeypatch):
+    """A clip whose answer is a direction is not mirrored."""
+    texts = []
     monkeypatch.setattr(
-        dataset, "augment_video", lambda frames, text, rng: seen.append((frames, text)) or frames
+        dataset, "augment_video", lambda frames, text, rng: texts.append(text) or frames
     )
-    batches = steps_of({"clips": clips}, 3, "question", augmentation="official", random_crop=0.5)
-    assert {batches[step].frames.shape for step in range(3)} == {(8, 4, 3, 20, 20)}
-    assert {frames.shape for frames, _ in seen} == {(4, 20, 20, 3)}
-    assert {text.split("? ")[-1] for _, text in seen} & {"left", "right", "up", "down"}
-    seen.clear()
-    monkeypatch.setattr(
-        dataset,
-        "augment_image",
-        lambda frame, size, *more: seen.append(more) or frame[:size, :size],
-    )
-    assert steps_of({"stills": stills}, 1, augmentation="official")[0].frames.shape[-2:] == (8, 8)
-    assert all(text for text, _ in seen)
+
+    steps_of({"clips": clips}, 3, "question", augmentation="official")[0]
+
+    assert {text.split("? ")[-1] for text in texts} & {"left", "right", "up", "down"}
 
 
 def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):

@@ -169,20 +169,6 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
     assert_same(whole, broken)
 
 
-def test_best_weights_are_kept_while_a_checkpoint_refers_to_them(new_run):
-    scores = iter([1.0, 2.0, 3.0, 4.0])
-    run = {
-        "validate": lambda _: {"validation/score": next(scores)},
-        "select": "validation/score",
-        **OFTEN,
-    }
-    killed = new_run("run", run=run, validation={"times": 4})
-    killed.kill(before=6)
-    # Checkpoints of steps 5 and 6 are kept; the best so far was that of step 4, then of step 6.
-    best = [name for name in killed.checkpoints if name.startswith("best")]
-    assert best == ["best-00000004.safetensors", "best-00000006.safetensors"]
-
-
 def test_corrupt_best_weights_are_an_error(new_run):
     scores = iter([2.0, 1.0, 0.5, 0.1])
     validate = {
