@@ -1,25 +1,24 @@
-"""What each stage reads and writes, a module for each. Stages know models and shards, and neither
-Prefect nor who runs them.
+"""The stages, a module for each. They use models and shards, and neither Prefect nor MLflow.
 
 A stage's module has:
 
-- VERSION, which rises when its output changes for the same configuration and inputs;
+- VERSION, which is increased when its output changes for the same configuration and inputs;
 - a frozen `Config`, and frozen `Inputs` with the folders that it reads;
-- `needs(pipeline) -> Needs | None`: whether a pipeline has this stage, and where its inputs come from. The stages that
-  make a corpus have none: `pipeline/plan/corpora.py` has a step for each corpus;
+- `needs(pipeline) -> Needs | None`, whether a pipeline has this stage, and where its inputs come
+  from. The stages that make a corpus have none: `pipeline/plan/corpora.py` plans a step for each
+  corpus;
 - `run(config, inputs, out, resources) -> Outcome`.
 
-This table is what the command line, the launcher and the deployments need to know of the stages,
-without importing them.
+The command line and the deployments read this table, so that they need not import the stages.
 """
 
 from typing import Literal
 
 Kind = Literal["data", "text", "training", "model", "evaluation"]
 
-# In an order in which they can run. `data` and `text` run in the pipeline's process and in the pool
-# `cpu`; the others hold a model and run in a process of their own and in the pool `gpu`. `training`
-# may use several processes, `evaluation` writes results.json.
+# In an order in which they can run. Each runs in a process of its own. The deployments of `data` and
+# `text` are in the pool `cpu`; the others hold a model, and are in the pool `gpu`. A `training` may
+# use several processes. An `evaluation` writes results.json.
 STAGES: dict[str, Kind] = {
     "render_sample": "data",
     "decode_videos": "data",
@@ -37,11 +36,11 @@ STAGES: dict[str, Kind] = {
 CORPUS_STAGES = ("decode_videos", "index_shards")  # each of their artifacts is a corpus
 
 
-def of_kind(*kinds: Kind) -> tuple[str, ...]:
-    """The names of the stages of these kinds, in order."""
+def list_stages(*kinds: Kind) -> tuple[str, ...]:
+    """List the names of the stages of these kinds, in order."""
     return tuple(name for name, kind in STAGES.items() if kind in kinds)
 
 
-EVALUATIONS = of_kind("evaluation")
-TRAININGS = of_kind("training")
-WITH_MODEL = of_kind("training", "model", "evaluation")
+EVALUATIONS = list_stages("evaluation")
+TRAININGS = list_stages("training")
+WITH_MODEL = list_stages("training", "model", "evaluation")

@@ -299,9 +299,6 @@ def decode_apart(
         # The unit of a single item is this unit already.
         if store.find(key) is None:
             store.make(key, partial(join_units, task, items, config, store))
-        for unit in items.values():
-            if isinstance(unit, Unit) and unit.key != key:
-                store.remove(unit.key)
         yield task, Unit(task.name, key, made=True)
 
 
