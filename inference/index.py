@@ -220,7 +220,7 @@ class Index:
             row["columns"] = {name: row.pop(name) for name in names}
         return rows
 
-    def known(self) -> pa.Table:
+    def identities(self) -> pa.Table:
         """Return `key`, `path`, `identity` and `reason` of all rows. Paths are as they are stored."""
         columns = ["key", "path", "identity", "reason"]
         with engine_errors(self.place, self.table):

@@ -198,16 +198,16 @@ class Addition:
     counts: Counts = field(default_factory=Counts, init=False)
     unit_size: int = field(default=FIRST_UNIT, init=False)
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
-    known: dict[str, str] = field(default_factory=dict, init=False)  # identities by key, before
-    keys: set[str] = field(default_factory=set, init=False)  # of this run
-    paths: dict[str, str] = field(default_factory=dict, init=False)  # identities by path
+    indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
+    scanned: set[str] = field(default_factory=set, init=False)  # keys of this run
+    identities: dict[str, str] = field(default_factory=dict, init=False)  # by path, of this run
 
     def run(self, videos: Location) -> Counts:
-        before = self.index.known() if self.index is not None else SCHEMA.empty_table()
-        for row in iterate_rows(before):
+        old_rows = SCHEMA.empty_table() if self.index is None else self.index.identities()
+        for row in iterate_rows(old_rows):
             # A file that could not be reached is tried again.
             if row["reason"] not in TRANSIENT_REASONS:
-                self.known[row["key"]] = row["identity"]
+                self.indexed[row["key"]] = row["identity"]
 
         items: Iterable[Item] = scan_videos(videos, list(self.types))
         if self.settings.window and self.settings.stride:
@@ -229,7 +229,7 @@ class Addition:
 
         self._write()
         if self.index is not None:
-            self._remove_old(before, videos)
+            self._remove_old(old_rows, videos)
             self.index.optimize()
         return self.counts
 
@@ -237,19 +237,20 @@ class Addition:
         """Yield the items that the index does not have, or whose files have changed."""
         remaining = iter(items)
         while chunk := list(islice(remaining, CHUNK)):
-            paths = {item["path"] for item in chunk if not item["reason"]} - self.paths.keys()
-            self.paths |= zip(paths, identities(map(located, paths)), strict=True)
+            paths = {item["path"] for item in chunk if not item["reason"]}
+            paths -= self.identities.keys()
+            self.identities |= zip(paths, identities(map(located, paths)), strict=True)
 
             for row in map(self._make_row, chunk):
                 key = row["key"]
-                is_repeated = key in self.keys
-                self.keys.add(key)
+                is_repeated = key in self.scanned
+                self.scanned.add(key)
                 if row["reason"]:
                     self._add(row)
-                elif is_repeated or self.known.get(key) == row["identity"]:
+                elif is_repeated or self.indexed.get(key) == row["identity"]:
                     self.counts.skipped += 1
                 else:
-                    self.counts.replaced += key in self.known
+                    self.counts.replaced += key in self.indexed
                     yield row
 
     def _make_row(self, item: Item) -> Item:
@@ -266,28 +267,27 @@ class Addition:
             values = {name: convert(value, self.types[name]) for name, value in values.items()}
         except pa.ArrowException as error:
             raise InputError(f"{item['path']}: a column of another type: {error}") from error
-        identity = "" if item["reason"] else self.paths[item["path"]]
+        identity = "" if item["reason"] else self.identities[item["path"]]
         return item | {"key": key, "identity": identity, "columns": values}
 
     def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
-        """Embed items in units, in other processes."""
-        work = partial(embed, self.embedder)
-        crashed: list[Item] = []
-        for unit, result in each(self._units(items), work, 1, self.embedder.scheduler):
-            if isinstance(result, Died):
-                crashed += unit
-                continue
-            rows, seconds = result
-            self.unit_size = max(1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3)))
-            yield unit, rows
+        """Embed items in units, in other processes.
 
-        # One by one, so that a file that crashes its decoder costs no others.
-        units = ([item] for item in crashed)
-        for unit, result in each(units, work, 1, self.embedder.scheduler):
-            if isinstance(result, Died):
-                yield unit, [{"reason": "crashed", "detail": result.reason}]
-            else:
-                yield unit, result[0]
+        A unit whose process dies is repeated one item at a time, so that a file that crashes its
+        decoder costs no others.
+        """
+        repeated: list[Item] = []
+        for units in (self._units(items), ([item] for item in repeated)):
+            work = partial(embed, self.embedder)
+            for unit, result in each(units, work, 1, self.embedder.scheduler):
+                if not isinstance(result, Died):
+                    rows, seconds = result
+                    self.unit_size = max(1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3)))
+                    yield unit, rows
+                elif len(unit) > 1:
+                    repeated += unit
+                else:
+                    yield unit, [{"reason": "crashed", "detail": result.reason}]
 
     def _units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         remaining = iter(items)
@@ -304,7 +304,7 @@ class Addition:
             name = row["path"] or row["id"]
             self.report(f"{name}: {reason}: {row['detail']}".removesuffix(": "))
         # What the index has of a file stays while its store does not answer.
-        if reason not in TRANSIENT_REASONS or row["key"] not in self.known:
+        if reason not in TRANSIENT_REASONS or row["key"] not in self.indexed:
             self.pending.append(row)
 
     def _write(self) -> None:
@@ -316,27 +316,27 @@ class Addition:
             self.index.write(self.pending)
             self.pending = []
 
-    def _remove_old(self, before: pa.Table, videos: Location) -> None:
+    def _remove_old(self, old_rows: pa.Table, videos: Location) -> None:
         """Remove bad rows of earlier runs, windows that a changed file no longer has, and clips of
         the folder whose files are gone."""
         assert self.index is not None
         folder = find_root(videos)
-        old = []
+        removed = []
         unseen = {}
-        for row in iterate_rows(before):
+        for row in iterate_rows(old_rows):
             path = whole_path(row["path"], self.settings.root)
-            if row["key"] in self.keys:
+            if row["key"] in self.scanned:
                 continue
-            if not row["identity"] or self.paths.get(path, row["identity"]) != row["identity"]:
-                old.append(row["key"])
+            if not row["identity"] or self.identities.get(path, row["identity"]) != row["identity"]:
+                removed.append(row["key"])
             elif folder and path.startswith(f"{folder}/"):
                 unseen[row["key"]] = Path(path)
 
-        gone = zip(unseen, identities(unseen.values()), strict=True)
-        old += [key for key, identity in gone if identity == "missing"]
-        if old:
-            self.index.remove(f"key IN ({', '.join(map(quoted, old))})")
-        self.counts.removed = len(old)
+        current = zip(unseen, identities(unseen.values()), strict=True)
+        removed += [key for key, identity in current if identity == "missing"]
+        if removed:
+            self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
+        self.counts.removed = len(removed)
 
 
 def iterate_rows(table: pa.Table) -> Iterator[Item]:
@@ -385,19 +385,18 @@ def remove_videos(place: str | Path, names: Sequence[str]) -> list[Item]:
         InputError: A name stands for nothing in the index, which then stays as it is.
     """
     index = Index.open(place)
-    locations = ("path", f"concat({quoted(f'{index.settings.root}/')}, path)")
+    root = quoted(f"{index.settings.root}/")
     conditions = []
     for name in names:
         # A disk may compose accents, as Linux does, or decompose them.
         texts = {
             normalize(form, text) for form in ("NFC", "NFD") for text in (name, str(absolute(name)))
         }
-        meant = []
-        for text in texts:
-            meant.append(f"id = {quoted(text)}")
-            for location in locations:
-                meant.append(f"{location} = {quoted(text)}")
-                meant.append(f"starts_with({location}, {quoted(f'{text}/')})")
+        listed = ", ".join(map(quoted, texts))
+        meant = [f"id IN ({listed})"]
+        for path in ("path", f"concat({root}, path)"):
+            meant.append(f"{path} IN ({listed})")
+            meant += [f"starts_with({path}, {quoted(f'{text}/')})" for text in texts]
         conditions.append(" OR ".join(meant))
         if not index.count(conditions[-1]):
             raise InputError(
