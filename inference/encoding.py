@@ -1,8 +1,7 @@
-"""Encoding of texts and videos, each once, and scores of many pairs: what a head makes of their
-fused [CLS].
+"""Encode texts and videos, each once, and score many pairs of them with a head.
 
-Work that pairs share is done once: the encoders before, and here the queries, keys and values of
-the first fusion layer. Pairs of texts of one length form a batch, so that no padding is computed.
+Pairs share the encoded texts and videos, and the queries, keys and values of the first fusion
+layer. A batch has pairs whose texts have one length, so that no padding is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,6 +31,9 @@ from alpro.shards.sampling import segment_starts
 from alpro.shards.transforms import squash
 from alpro.threads import map_ahead
 
+VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
+PAIRS = 512  # pairs in a batch on a GPU
+CPU_VALUES = 2**19  # activations of a batch on a CPU, about what its cache holds
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
 
@@ -54,7 +56,7 @@ class Videos:
 
 
 def load_model(folder: Path, device: torch.device) -> ModelBundle:
-    """Loads a model folder, or the folder model/ of an artifact. Raises InputError if it is not
+    """Load a model folder, or the folder model/ of an artifact. Raise InputError if it is not
     valid."""
     try:
         return ModelBundle.from_pretrained(model_folder(folder), device)
@@ -63,8 +65,8 @@ def load_model(folder: Path, device: torch.device) -> ModelBundle:
 
 
 def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
-    """Loads a model as `load_model`, or a CLIP or SigLIP, such as that in an artifact of
-    cache_prompts, or by its name on the hub. Raises InputError if it is not valid."""
+    """Load a model as `load_model` does, or a CLIP or SigLIP from a folder, an artifact or the hub.
+    Raise InputError if it is not valid."""
     inside = model_folder(folder)
     # First: a CLIP's folder has a config.json too, which `load_model` would refuse.
     if is_clip(inside) or HubName.parse(str(folder)):
@@ -73,7 +75,7 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder model/ of an artifact, or the folder itself."""
+    """Return the folder model/ of an artifact, or the folder itself."""
     inside = folder / "model"
     if inside.is_dir():
         return inside
@@ -81,8 +83,8 @@ def model_folder(folder: Path) -> Path:
 
 
 def width_of(folder: Path) -> int:
-    """The width of the model in an input of a stage, 0 if it has no model. A CLIP or SigLIP counts
-    as wide."""
+    """Return the width of the model in an input of a stage; 0 if it has no model. A CLIP or SigLIP
+    counts as wide."""
     file = model_folder(folder) / "config.json"
     if not file.is_file():
         return 0
@@ -91,12 +93,13 @@ def width_of(folder: Path) -> int:
 
 
 def float32(device: torch.device) -> AbstractContextManager:
-    """No autocast."""
+    """Return a context without autocast."""
     return torch.autocast(device.type, enabled=False)
 
 
 def similarities(texts: Tensor, videos: Tensor) -> Tensor:
-    """Dot products (N, M) of features (N, E) and (M, E), in float32 also under autocast."""
+    """Compute the dot products (N, M) of features (N, E) and (M, E) in float32, also under
+    autocast."""
     with float32(texts.device):
         return texts @ videos.T
 
@@ -109,9 +112,8 @@ def encode_texts(
     length: int,
     batch: int = 256,
 ) -> Texts:
-    """Encodes texts of at most `length` tokens. Their tokens stay on the model's device; for many
+    """Encode texts of at most `length` tokens. Their tokens stay on the model's device; for many
     texts use `embed_texts`."""
-
     device = next(model.parameters()).device
     ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
     mask = mask.to(device)
@@ -137,8 +139,8 @@ def embed_texts(
     length: int,
     batch: int = 256,
 ) -> Tensor:
-    """The features (N, E) of texts, without their tokens. A CLIP truncates texts at its own
-    length."""
+    """Return the features (N, E) of texts, without their tokens. A CLIP truncates texts at its
+    own length."""
     features = []
     for start in range(0, len(texts), batch):
         encoded = encode_texts(model, tokenizer, texts[start : start + batch], length, batch)
@@ -154,13 +156,14 @@ def encode_videos(
     batch: int = 32,
     reorder: Reorder | None = None,
 ) -> Videos:
-    """Encodes samples: uniformly sampled frames, resized to the encoder's size without a crop.
+    """Encode uniformly sampled frames of samples, resized to the encoder's size without a crop.
 
-    reorder: permutation of the frames of a clip, for the controls. Several processes share the
-    batches, and all have the result. Each calls `reorder` for every clip in order, so that a random
-    permutation does not depend on the number of processes.
+    Ranks share the batches, and all of them return the result.
+
+    Args:
+        reorder: Permutes the frames of a clip, for the controls. Each rank calls it for every clip
+            in order, so that a random permutation does not depend on the number of ranks.
     """
-
     config = encoder.model.config.video
     device = encoder.mean.device
     count = len(sample_indices)
@@ -203,11 +206,11 @@ def sample_frames(
     config: VideoConfig,
     frame_indices: list[int] | None = None,
 ) -> np.ndarray:
-    """The chosen frames of a sample: (T, 3, H, W) uint8; by default, the first of each of
+    """Return frames (T, 3, H, W) uint8 of a sample; by default, the first of each of
     `config.frames` segments.
 
-    Images, which are stored with their aspect ratio, are resized to the encoder's size; video
-    frames are stored at one size.
+    Images are stored with their aspect ratio, and resized to the encoder's size here. Video frames
+    are stored at one size.
     """
     if frame_indices is None:
         frame_indices = segment_starts(len(sample), config.frames)
@@ -216,11 +219,6 @@ def sample_frames(
     if sample.metadata["kind"] == "image":
         frames = squash(frames, config.image_size)
     return frames.transpose(0, 3, 1, 2)
-
-
-VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
-PAIRS = 512  # in a batch on a GPU
-CPU_VALUES = 2**19  # in the activations of a batch on a CPU, about what its cache holds
 
 
 @torch.no_grad()
@@ -232,11 +230,17 @@ def score(
     pairs: np.ndarray,
     batch: int = 0,
 ) -> Tensor:
-    """The outputs of a head (P, ...), in float32 on the device, for pairs (P, 2) of text and video
-    indices.
+    """Compute the outputs of a head, in float32 on the device.
 
-    head: of fused [CLS] tokens (B, D). batch: pairs at a time; 0: as suits the device. Several
-    processes share the batches, and all have the result.
+    Ranks share the batches, and all of them return the result.
+
+    Args:
+        head: Maps fused [CLS] tokens (B, D) to outputs (B, ...).
+        pairs: Indices (P, 2) of texts and videos.
+        batch: Number of pairs in a batch; 0: as many as suit the device.
+
+    Returns:
+        Outputs (P, ...).
     """
 
     device = videos.tokens.device
@@ -285,7 +289,7 @@ def score(
 
 
 def pairs_at_a_time(tokens: Tensor) -> int:
-    """The number of pairs in a batch that suits the device. tokens: of the videos (N, 1 + patches,
+    """Return the number of pairs in a batch that suits the device of video tokens (N, 1 + patches,
     D)."""
     if tokens.is_cuda:
         return PAIRS
@@ -293,15 +297,15 @@ def pairs_at_a_time(tokens: Tensor) -> int:
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
-    """The logit margin (match minus no match) of pairs (P, 2) of text and video indices: (P,). It
-    has the order of the probability, without its rounding near 0 and 1."""
+    """Compute the logit margin (P,), match minus no match, of pairs (P, 2) of text and video
+    indices. It has the order of the probability, without its rounding near 0 and 1."""
     logits = score(model, model.vtm_head, texts, videos, pairs, batch)
     no_match, is_match = logits.unbind(1)
     return is_match - no_match
 
 
 def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
-    """The logit margin of every pair: (texts, videos)."""
+    """Compute the logit margin (texts, videos) of every pair."""
     shape = (len(texts.tokens), len(videos.tokens))
     # Row by row, so that the margins have the order of the matrix.
     pairs = np.argwhere(np.ones(shape, bool))
@@ -316,9 +320,14 @@ def match_top_k(
     k: int,
     directions: tuple[str, ...] = ("t2v", "v2t"),
 ) -> np.ndarray:
-    """Scores (directions, texts, videos): logit margin + similarity for the k most similar videos
-    of each text (t2v), or texts of each video (v2t); the other pairs of a direction are ranked by
-    similarity below them."""
+    """Match the most similar pairs of each direction, and rank the others below by similarity.
+
+    Args:
+        k: Number of videos that are matched with each text (t2v), or texts with each video (v2t).
+
+    Returns:
+        Scores (directions, texts, videos). The score of a matched pair is margin + similarity.
+    """
     similarity = similarities(texts.features, videos.features).cpu()
     is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
     for direction, of_direction in zip(directions, is_chosen, strict=True):
@@ -340,8 +349,8 @@ def match_top_k(
 
 
 def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of VIDEOS consecutive videos: the index of the first one, and the rows of their pairs
-    (P, 2)."""
+    """Yield blocks of VIDEOS consecutive videos: the index of the first one, and the rows of pairs
+    (P, 2) with these videos."""
     block = pairs[:, 1] // VIDEOS
     order = block.argsort(kind="stable")
     borders = np.flatnonzero(np.diff(block[order])) + 1
@@ -350,10 +359,11 @@ def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The rows of text indices (P,), at most `size` at a time, of texts of one length, and pairs of
-    a text together.
+    """Yield rows of pairs whose texts have one length, at most `size` at a time.
 
-    lengths (T,): number of tokens of each text.
+    Args:
+        texts: Text index (P,) of each pair.
+        lengths: Number of tokens (T,) of each text.
     """
     # By length, then by text: pairs of one text share its queries, keys and values.
     order = np.lexsort((texts, lengths[texts]))

