@@ -197,9 +197,15 @@ def up(
     check_port("--mlflow-port", mlflow_port)
 
     from alpro.pipeline.cli.run import create_workspace
-    from alpro.pipeline.flows import servers
 
     create_workspace(workspace.resolve())
+    print(
+        "starting Prefect and MLflow; the first start creates their databases, about a minute",
+        flush=True,
+    )
+    # Slow to import.
+    from alpro.pipeline.flows import servers
+
     return servers.up(workspace.resolve(), prefect_port, mlflow_port)
 
 

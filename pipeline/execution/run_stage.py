@@ -5,6 +5,8 @@ The work file contains the stage, its configuration, the folders of its inputs, 
 and the resources. The process leaves its outcome, or the mistake that stopped it, in result.json
 beside the work file; `processes.run_stage` starts it and reads that. It needs neither Prefect nor
 MLflow.
+
+With `--debug`, everything runs in this process, and exceptions are raised, for a debugger.
 """
 
 import os
@@ -19,6 +21,7 @@ from typing import NoReturn
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
+from alpro.pool import in_this_process
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import (
@@ -29,6 +32,18 @@ from alpro.stages.execution.interface import (
     Resources,
 )
 from alpro.stages.execution.lifecycle import PARENT, get_parent
+
+# Parts of PyTorch's messages.
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+
+
+def debug(file: Path) -> Outcome:
+    """Run the stage of a work file in this process alone. Returns its outcome."""
+    work = read_json(file)
+    work["resources"] |= {"workers": 1, "processes": 1, "nodes": 1}
+    # A debugger does not follow into children.
+    with in_this_process():
+        return run(work)
 
 
 def main(file: Path) -> int:
@@ -91,20 +106,9 @@ def report(result: Path, message: str) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether the memory of a GPU or of this machine ran out."""
-    if isinstance(error, MemoryError):
-        return True
-
-    torch = sys.modules.get("torch")  # most stages run without it
-    if torch is None or not isinstance(error, RuntimeError):
-        return False
-
     # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
-    message = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "CUBLAS_STATUS_ALLOC_FAILED" in message
-        or "DefaultCPUAllocator" in message
-    )
+    is_of_torch = isinstance(error, RuntimeError) and any(map(str(error).__contains__, NO_MEMORY))
+    return isinstance(error, MemoryError) or is_of_torch
 
 
 def describe_memory(stage: str, error: Exception) -> str:
@@ -167,4 +171,7 @@ def end(status: int, is_rank: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    start(Path(sys.argv[1]))
+    if sys.argv[2:] == ["--debug"]:
+        print(debug(Path(sys.argv[1])))
+    else:
+        start(Path(sys.argv[1]))

@@ -16,12 +16,13 @@ from queue import SimpleQueue
 from typing import Annotated, Any
 
 import prefect
-from prefect import Flow
+from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.futures import wait as wait_for_all
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, JsonValue
@@ -156,7 +157,11 @@ def alpro(
             parent=parent,
         )
     except EXPECTED as error:
-        return get_failed_state(error)
+        state = get_failed_state(error)
+        # `--watch` ends soon after the state, and shows what was logged before.
+        get_run_logger().error(state.message)
+        APILogHandler().flush()
+        return state
 
 
 def open_workspace() -> Path:
@@ -314,9 +319,9 @@ class Scheduler:
 
     def __init__(self, current: PipelineRun):
         self.current = current
-        self.resources = current.plan.settings.resources
+        resources = current.plan.settings.resources
         self.steps = required(current.plan.steps, current.plan.store)
-        if self.resources.max_stages > 1:
+        if resources.max_stages > 1:
             # Trainings take longest: none waits for an evaluation that could run later.
             self.steps.sort(key=lambda step: step.stage in EVALUATIONS)
 
@@ -326,29 +331,27 @@ class Scheduler:
         self.left_out: set[str] = set()  # steps that failed, and those that need them
         self.ended: SimpleQueue[Step] = SimpleQueue()
 
-        self.gpus: list[str] = []  # that no stage uses at present
-        if any(self.gpus_needed(step) for step in self.steps):
-            self.gpus = find_gpus(self.resources)
-        self.has_gpus = bool(self.gpus)
+        # Steps that run here share places and GPUs.
+        here = [step for step in self.steps if step.stage not in current.remote_deployments]
+        with_model = [step for step in here if step.stage in WITH_MODEL]
+        self.places = resources.max_stages
+        self.gpus = find_gpus(resources) if with_model else []
         self.gpus_of_step: dict[str, list[str]] = {}
-
-    def runs_here(self, step: Step) -> bool:
-        """Return whether no deployment runs the stage of a step."""
-        return step.stage not in self.current.remote_deployments
-
-    def gpus_needed(self, step: Step) -> int:
-        """Return how many GPUs a step uses, where there are any."""
-        computes = step.stage in WITH_MODEL and self.runs_here(step)
-        return count_processes(step.stage, self.resources) if computes else 0
+        # By the name of each step that runs here.
+        self.gpu_counts = {step.name: 0 for step in here}
+        if self.gpus:
+            for step in with_model:
+                self.gpu_counts[step.name] = count_processes(step.stage, resources)
 
     def run(self) -> None:
         """Run all steps, except those whose inputs failed."""
         self.submit_ready()
         while self.running:
             step = self.ended.get()
-            future = self.running.pop(step.name)
-            self.gpus += self.gpus_of_step.pop(step.name, [])
-            self.note_end(step, future)
+            if step.name in self.gpu_counts:
+                self.places += 1
+                self.gpus += self.gpus_of_step.pop(step.name)
+            self.note_end(step, self.running.pop(step.name))
             self.submit_ready()
 
     def submit_ready(self) -> None:
@@ -368,19 +371,19 @@ class Scheduler:
 
     def has_place(self, step: Step) -> bool:
         """Return whether a step can run beside those that run."""
-        if not self.runs_here(step):
+        if step.name not in self.gpu_counts:  # a deployment runs it
             return True
-        here = [name for name in self.running if name in self.gpus_of_step]
-        if len(here) >= self.resources.max_stages:
-            return False
-        return not self.has_gpus or len(self.gpus) >= self.gpus_needed(step)
+        return self.places > 0 and len(self.gpus) >= self.gpu_counts[step.name]
 
     def submit(self, step: Step) -> None:
         """Submit a step, with GPUs if it runs here."""
-        if self.runs_here(step):
-            count = self.gpus_needed(step) if self.has_gpus else 0
-            self.gpus_of_step[step.name] = self.gpus[:count]
+        gpus: list[str] = []
+        if step.name in self.gpu_counts:
+            count = self.gpu_counts[step.name]
+            gpus = self.gpus[:count]
+            self.gpus_of_step[step.name] = gpus
             self.gpus = self.gpus[count:]
+            self.places -= 1
 
         sources = [source.name for source in step.inputs.values()]
         task: Any = step_task.with_options(name=step.name)
@@ -388,7 +391,7 @@ class Scheduler:
             stage_title(step.description),
             f"stage {self.steps.index(step) + 1} of {len(self.steps)}, ",
             self.current.plan.steps.index(step),
-            self.gpus_of_step.get(step.name, []),
+            gpus,
             # Prefect draws an arrow from each.
             wait_for=[self.completed[name] for name in sources if name in self.completed],
         )

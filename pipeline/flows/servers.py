@@ -34,25 +34,29 @@ from alpro.stages.execution.lifecycle import supervised
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
-# Variables that may be of another, permanent server: its password, its database.
-OF_A_SERVER = ("PREFECT_SERVER_", "PREFECT_API_")
+# Prefixes of variables that may be of another, permanent server: its password, its database.
+SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
+# uvicorn, which all servers run on, would import from the current folder first.
+ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 EXIT_SIGINT = 128 + signal.SIGINT
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
-WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def answers(url: str) -> bool:
-    """Return whether a server of this machine answers a request."""
-    # A proxy would look for 127.0.0.1 on its own machine.
+def find_problem(url: str) -> str:
+    """Return why no server answers at an address; empty if one does, whatever it answers."""
     try:
-        with WITHOUT_PROXY.open(url, timeout=10) as answer:
-            return answer.status == 200
-    except (OSError, HTTPException):
-        return False
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except HTTPError:
+        return ""  # Prefect knows how to log in
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        # Prefect has settings of its own for certificates.
+        return "" if isinstance(reason, ssl.SSLError) else str(reason)
+    return ""
 
 
 def start_temporary_server() -> Callable[[], None]:
@@ -78,7 +82,7 @@ def start_temporary_server() -> Callable[[], None]:
     starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
     acquire(starting)
 
-    for name in [name for name in os.environ if name.startswith(OF_A_SERVER)]:
+    for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
         del os.environ[name]
     # As Prefect sets them for a server that it starts by itself (SubprocessASGIServer).
     settings = {
@@ -91,7 +95,7 @@ def start_temporary_server() -> Callable[[], None]:
     options = ["--port", str(port), "--log-level", "error"]
     server = Processes(
         supervised(interpreter("-m", *app, *options), SERVER_SECONDS),
-        isolate(os.environ | settings | guard(address)),
+        {**os.environ, **settings, **guard(address), **ISOLATED},
         on_line=log.debug,
         folder=NEUTRAL_FOLDER,
     )
@@ -106,7 +110,7 @@ def start_temporary_server() -> Callable[[], None]:
 
     def wait() -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{address}/api/health"):
+        while find_problem(f"{address}/api"):
             if not server.is_running() or time.monotonic() > deadline:
                 reason = " | ".join(server.last_lines)
                 raise StageFailed(f"Prefect's server did not start: {reason}")
@@ -118,20 +122,14 @@ def start_temporary_server() -> Callable[[], None]:
 
 def check_server(url: str) -> None:
     """Raise InputError if no server answers at the address in PREFECT_API_URL."""
-    # Messages do not repeat the password that an address may have.
-    place = urlsplit(url).netloc.rpartition("@")[2] or url
-    try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
-    except HTTPError:
-        return  # it answers; Prefect knows how to log in
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return  # Prefect has settings of its own for certificates
+    reason = find_problem(url)
+    if reason:
+        # Messages do not repeat the password that an address may have.
+        place = urlsplit(url).netloc.rpartition("@")[2] or url
         raise InputError(
             f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
             "`alpro up`, or unset the variable: a command then has a server of its own"
-        ) from error
+        )
 
 
 def guard(address: str, *more: str) -> dict[str, str]:
@@ -142,18 +140,6 @@ def guard(address: str, *more: str) -> dict[str, str]:
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([address, *more]),
     }
-
-
-def isolate(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a server that imports nothing from the current folder.
-
-    uvicorn, which all servers run on, would put that folder first on its path.
-    """
-    isolated = {**environment, "UVICORN_APP_DIR": NEUTRAL_FOLDER}
-    if "PYTHONPATH" in isolated:
-        folders = [path for path in isolated["PYTHONPATH"].split(os.pathsep) if path]
-        isolated["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
-    return isolated
 
 
 class Programs(manager.Manager):
@@ -172,7 +158,10 @@ class Programs(manager.Manager):
         command = shlex.join(supervised(interpreter("-m", *words), grace))
         log_file = shlex.quote(str(self.logs / f"{name}.log"))
         self.add_process(
-            name, f"exec {command} >> {log_file} 2>&1", env=isolate(environment), cwd=self.logs
+            name,
+            f"exec {command} >> {log_file} 2>&1",
+            env={**environment, **ISOLATED},
+            cwd=NEUTRAL_FOLDER,
         )
 
     def terminate(self) -> None:
@@ -211,7 +200,6 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     Raises:
         StageFailed: one of the programs ended.
     """
-    say("starting Prefect and MLflow; the first start creates their databases, about a minute")
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
         check_store(workspace)
 
@@ -236,7 +224,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
         programs.add(name, ["alpro.pipeline.flows.worker", *words], worker | gpus, WORKER_SECONDS)
 
     def announce() -> None:
-        while not (answers(f"{prefect}/api/health") and answers(f"{mlflow}/health")):
+        while find_problem(f"{prefect}/api") or find_problem(mlflow):
             time.sleep(POLL_SECONDS)
         say("Prefect and MLflow answer; registering the deployments")
         # It fails until the workers have made their pools.

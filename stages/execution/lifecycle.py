@@ -26,8 +26,6 @@ STOP_FILE = "stop"
 # it has ended.
 PARENT = "ALPRO_PARENT"
 POLL_SECONDS = 0.1
-# Python's resource tracker removes the semaphores of killed processes, then ends.
-TRACKER_SECONDS = 2.0
 
 
 def supervised(command: list[str], grace: float = 0.0, stop_file: Path | None = None) -> list[str]:
@@ -71,8 +69,6 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
 
-    if child.returncode:
-        _wait_for_group()
     if has_ended():
         os.killpg(0, signal.SIGKILL)  # nobody else is left to end the group
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
@@ -99,22 +95,6 @@ def _join_supervisor(supervisor: int) -> None:
 def get_parent() -> int:
     """Return the process that started this one, even if it has ended, where that is known."""
     return int(os.environ.get(PARENT, os.getppid()))
-
-
-def _wait_for_group() -> None:
-    """Wait until this process is alone in its group, at most `TRACKER_SECONDS`."""
-    deadline = time.monotonic() + TRACKER_SECONDS
-    while time.monotonic() < deadline and _group_size() > 1:
-        time.sleep(POLL_SECONDS)
-
-
-def _group_size() -> int:
-    """Count the processes of this process's group."""
-    size = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(ProcessLookupError):
-            size += os.getpgid(int(folder.name)) == os.getpgrp()
-    return size
 
 
 if __name__ == "__main__":

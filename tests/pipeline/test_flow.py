@@ -4,14 +4,13 @@ run and then looked at."""
 import json
 import re
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from alpro.artifact import RECORD, read_record
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
@@ -140,20 +139,6 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
         assert model.name == f"{stage} {Path(first[stage]).name[:8]} tiny"
         assert model.tags["path"] == f"{first[stage]}/model"
         assert reached[stage] in {metric.key for metric in model.metrics}
-
-
-def test_a_stage_runs_again_for_a_debugger(first, workspace, tmp_path):
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    module, artifact, _ = re.findall(r"-m pdb -m (\S+) (\S+) (\S+)", page)[0]
-    (folder,) = workspace.parent.glob(artifact.replace("workspace", workspace.name))
-    for stage in (folder, Path(first["render_sample"])):  # whose work is in a pool
-        out = tmp_path / stage.parent.name
-        outcome = import_module(module).main([str(stage), str(out)])
-        assert outcome.counts == read_record(stage).counts
-        made = {file.name for file in out.iterdir()}
-        assert made == {file.name for file in stage.iterdir()} - {RECORD}
-    with pytest.raises(InputError, match=r"artifact\.json"):
-        import_module(module).main([str(tmp_path), str(tmp_path / "other")])
 
 
 def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):

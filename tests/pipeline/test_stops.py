@@ -177,24 +177,6 @@ def test_a_group_is_killed_before_its_leader_is_reaped(monkeypatch):
     assert states == [psutil.STATUS_ZOMBIE]
 
 
-def test_the_resource_tracker_of_a_killed_process_has_time_to_clean_up(tmp_path):
-    """As Python's, it acts when the pipe from the process closes."""
-    tracker = f"""
-        import sys
-        print(flush=True)
-        sys.stdin.read()
-        open({str(tmp_path / "cleaned up")!r}, "w").close()"""
-    killed = f"""
-        import os, subprocess, sys
-        command = [sys.executable, "-c", {textwrap.dedent(tracker)!r}]
-        tracker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        tracker.stdout.readline()  # so that its start does not count
-        os.kill(os.getpid(), 9)"""
-
-    assert run_group(killed) == 128 + signal.SIGKILL
-    assert (tmp_path / "cleaned up").exists()
-
-
 # A supervisor.
 
 PRINT_PID = "print(os.getpid(), flush=True)"
