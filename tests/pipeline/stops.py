@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from alpro.interpreter import set_parent_death_signal
+
 ROOT = Path(__file__).parents[2]
 LOADER = Path(__file__).with_name("with_dataloader_worker")
 # How a run is ended: a role, and the signals that it receives.
@@ -21,6 +23,13 @@ SIGNALS = {
     "SIGINT twice": [signal.SIGINT, signal.SIGINT],
     "SIGKILL": [signal.SIGKILL],
 }
+
+
+def prepare_child(parent: int) -> None:
+    """Let a program end with the tests, also if they are killed, and by Ctrl-C."""
+    set_parent_death_signal(parent, signal.SIGTERM)
+    # A shell's background jobs ignore Ctrl-C, and their children with them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
@@ -37,8 +46,7 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
             stdout=output,
             stderr=output,
             cwd=ROOT,
-            # A shell's background jobs ignore Ctrl-C, and their children with them.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(prepare_child, os.getpid()),
             start_new_session=True,
         )
 
