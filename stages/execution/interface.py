@@ -87,29 +87,33 @@ class StageInputs(BaseModel):
 
     @classmethod
     def of(cls, locations: Mapping[str, Location]) -> Self:
-        """The inputs from locations by name, as a work file and an artifact's record list them: a
-        name that is no field stands for a corpus. Raises InputError for a required input that is
-        missing, and for an unknown name."""
+        """Build the inputs from locations by name, as a work file and an artifact's record have
+        them. A name that is no field is the name of a corpus.
+
+        Raises:
+            InputError: If a required input is missing, or a name is unknown.
+        """
         fields = cls.model_fields.keys() - {"corpora"}
         values: dict[str, Any] = {name: locations[name] for name in fields & locations.keys()}
-        others = {name: path for name, path in locations.items() if name not in fields}
+        corpora = {name: path for name, path in locations.items() if name not in fields}
         if "corpora" in cls.model_fields:
-            values["corpora"] = others
+            values["corpora"] = corpora
         else:
-            values |= others
+            values |= corpora
 
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            # A mistake is one line: the others follow once this one is fixed.
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
+            # Only the first mistake is reported, in one line.
+            mistake = error.errors()[0]
+            name = ".".join(str(part) for part in mistake["loc"])
             stage = cls.__module__.rpartition(".")[2]
-            raise InputError(f"{stage}: input {name}: {first['msg']}") from error
+            raise InputError(f"{stage}: input {name}: {mistake['msg']}") from error
 
 
 # The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
-# that is left out, and `uses_prompter`, `finetunes_clip`, `start` and `start_task`. Its class is in a room above.
+# that is left out, and `uses_prompter`, `finetunes_clip`, `start` and `start_task`. Its class is in a
+# room above.
 Pipeline: TypeAlias = Any
 
 
@@ -117,9 +121,11 @@ Pipeline: TypeAlias = Any
 class Needs:
     """How a stage takes part in a pipeline: its configuration, and where its inputs come from.
 
-    stages: by input, the stage that builds it; an input of a stage that the pipeline leaves out is
-    left out, too. folders: by input, a model folder of the user's. corpora: the names of the
-    corpora that it reads.
+    Attributes:
+        stages: The stage that builds each input. If the pipeline omits that stage, the input is
+            omitted as well.
+        folders: Model folders of the user, by input.
+        corpora: Names of the corpora that the stage reads.
     """
 
     config: StageConfig
@@ -188,11 +194,15 @@ class Resources(StageConfig, frozen=True):
 
 @dataclass
 class Outcome:
-    """The result of a stage: counts of items that it read and dropped, and its final metrics.
+    """The result of a stage.
 
-    warnings: lines on what makes the result worth less than it looks, for the end of the run and
-    its report. precision: type of the models' matrix products; empty: no model. sha256: checksums
-    that the stage knows, by the names of the files in its folder; these files are not read again.
+    Attributes:
+        counts: Numbers of items that it read and dropped.
+        metrics: Final metrics.
+        warnings: Lines on limits of the result, for the end of the run and its report.
+        precision: Compute dtype of the models; empty without a model.
+        sha256: Checksums of files in its folder that the stage has computed, by name. These files
+            are not read again.
     """
 
     counts: dict[str, int] = field(default_factory=dict)

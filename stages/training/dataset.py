@@ -377,8 +377,10 @@ class TrainingDataset(Dataset[Batch]):
         example = self.readable(source, 0, 0, [])
         return example["frames"].nbytes * (self.config.batch_size // self.ranks)
 
-    def loader(self, first: int, resources: Resources, device: torch.device) -> Iterator[Batch]:
-        """Return the batches in order, starting at step `first`. On a GPU, DataLoader workers, which
+    def loader(
+        self, first_step: int, resources: Resources, device: torch.device
+    ) -> Iterator[Batch]:
+        """Return the batches in order, starting at `first_step`. On a GPU, DataLoader workers, which
         start at once, prefetch them."""
         # On a CPU, DataLoader workers would compete with training for the same cores.
         workers = 0
@@ -386,14 +388,14 @@ class TrainingDataset(Dataset[Batch]):
         if device.type == "cuda":
             # The training processes of this machine share its cores and its shared memory.
             local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            batches = batches_ahead(self.batch_bytes(first), shared_memory() // local)
+            batches = batches_ahead(self.batch_bytes(first_step), shared_memory() // local)
             workers = max(1, min(resources.worker_count // local, batches))
             batches_per_worker = max(1, min(4, batches // workers))
 
         loader = DataLoader(
             _ErrorsAsItems(self),
             batch_size=None,
-            sampler=range(first, len(self)),
+            sampler=range(first_step, len(self)),
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=batches_per_worker,

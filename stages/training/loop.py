@@ -178,18 +178,18 @@ class Run:
         """
         steps = len(self.data)
         world = self.world
-        first = self.state.step
-        if world.main and first:
-            log.info(f"continuing from step {first} of {steps}")
+        first_step = self.state.step
+        if world.main and first_step:
+            log.info(f"continuing from step {first_step} of {steps}")
 
         final: dict[str, float] = {}
         clock = Clock()
-        next_sync = first
-        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first)
+        next_sync = first_step
+        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first_step)
         self.objective.train()
         with catch_stop_signals() as received, bar as advance:
-            batches = self.data.loader(first, self.resources, world.device)
-            for step, batch in enumerate(batches, first + 1):
+            batches = self.data.loader(first_step, self.resources, world.device)
+            for step, batch in enumerate(batches, first_step + 1):
                 clock.batch_loaded()
                 self.log_unreadable(batch)
                 self.update(batch.to(world.device))

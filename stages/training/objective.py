@@ -351,8 +351,8 @@ class MatchingObjective(Objective):
         pool_size = self.negative_pool_size or size * world_size()
 
         # Indices of pairs in the global batch, where this rank's pairs are consecutive.
-        first = rank() * size
-        rows = torch.arange(first, first + size, device=batch.video.device)
+        start = rank() * size
+        rows = torch.arange(start, start + size, device=batch.video.device)
         columns = rows
         column_videos = batch.video
         if self.shares_texts(size):

@@ -238,7 +238,7 @@ class PretrainObjective(MatchingObjective):
         """
         assert batch.labels is not None
         # Only masked positions are scored, because the vocabulary is large.
-        positions, labels = masked_positions(batch.labels, batch.max_masked)
+        positions, labels = find_masked_positions(batch.labels, batch.max_masked)
         indices = positions[..., None].expand(-1, -1, words.shape[2])
         scores = self.model.mlm_scores(words.gather(1, indices))
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
@@ -257,31 +257,33 @@ class PretrainObjective(MatchingObjective):
         inside = box_mask(batch.boxes, self.model.config.video.grid)
         logits = self.model.pem_logits(patches, inside)
 
-        loss_sum, kept = pem_loss(logits, labels, self.threshold)
+        loss_sum, confident = pem_loss(logits, labels, self.threshold)
         loss = loss_sum / counts["pem"]
-        metrics = self.pem_metrics(logits, labels, kept, 1 / counts["pem"])
+        metrics = self.pem_metrics(logits, labels, confident, 1 / counts["pem"])
         return loss, {"loss_pem": loss.detach(), **metrics}
 
-    def pem_metrics(self, logits: Tensor, labels: Tensor, kept: Tensor, each: Tensor) -> Metrics:
+    def pem_metrics(
+        self, logits: Tensor, labels: Tensor, confident: Tensor, weight: Tensor
+    ) -> Metrics:
         """Compute the fraction of confident labels, and over these the accuracy of the most likely
         entity and the entropy of the labels, below which the loss cannot fall.
 
         Args:
             logits: (B, M).
             labels: Pseudo-labels (B, M).
-            kept: Whether each label is confident (B,).
-            each: Weight of a confident label in the mean.
+            confident: Whether each label is confident (B,).
+            weight: Weight of a confident label in the mean.
         """
-        correct = (logits.argmax(1) == labels.argmax(1)) & kept
-        entropy = torch.special.entr(labels.float()).sum(1) * kept
+        correct = (logits.argmax(1) == labels.argmax(1)) & confident
+        entropy = torch.special.entr(labels.float()).sum(1) * confident
         return {
-            "pseudo_labels_kept": kept.float().mean(),
-            "pem_accuracy": correct.sum() * each,
-            "pseudo_label_entropy": entropy.sum() * each,
+            "pseudo_labels_kept": confident.float().mean(),
+            "pem_accuracy": correct.sum() * weight,
+            "pseudo_label_entropy": entropy.sum() * weight,
         }
 
 
-def masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def find_masked_positions(labels: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Find the positions (B, P) where labels (B, L) are not -100, and the labels there, padded with
     -100, without a host-device sync.
 
