@@ -26,7 +26,6 @@ from alpro.pipeline.reports.summaries import (
     FAILED,
     FINISHED,
     STOPPED,
-    earlier_runs,
     report_file,
 )
 from alpro.pipeline.store.artifacts import Step
@@ -113,7 +112,7 @@ class PipelineRun:
         record_run(self.workspace, self.arguments, fingerprints)
 
         report = report_file(self.workspace, self.plan)
-        document = describe_run(run_summary, artifacts, earlier_runs(report, run_summary))
+        document = describe_run(run_summary, artifacts)
         # The server of a command ends with it: no link leads to its page.
         context = FlowRunContext.get()
         flow_run = context.flow_run if context and not is_command_line() else None

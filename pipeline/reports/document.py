@@ -147,15 +147,12 @@ def anchor(heading: str) -> str:
     return re.sub(r"\W+", "-", heading.lower())
 
 
-def describe_run(
-    run: Mapping[str, Any], artifacts: Artifacts, earlier: Mapping[str, str]
-) -> Document:
+def describe_run(run: Mapping[str, Any], artifacts: Artifacts) -> Document:
     """Return the document of a run.
 
     Args:
         run: Title, state, reason, times, commit, arguments and steps of the run.
         artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
-        earlier: Pages of earlier runs by their names.
     """
     results = rows(artifacts)
     scores = main_rows(results)
@@ -183,7 +180,6 @@ def describe_run(
     parts["Rejected"] = show_table(rejects_table(artifacts))
     parts["Stages"] = show_table(stages_table(run, artifacts))
     parts["Run"] = describe_command(run, artifacts)
-    parts["Earlier runs"] = show_list(f"[{escape(name)}]({page})" for name, page in earlier.items())
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
     return Document(run["title"], summarize(run, artifacts, results), sections, drawn)

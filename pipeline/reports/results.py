@@ -135,10 +135,10 @@ def score_table(
 
     The line of the score `marked` has an arrow.
     """
-    first, *others = runs
-    heads = ["", "", first]
-    for other in others:
-        heads += [other, f"{other} - {first}", "p"] if compared else [other]
+    baseline, *names = runs
+    heads = ["", "", baseline]
+    for name in names:
+        heads += [name, f"{name} - {baseline}", "p"] if compared else [name]
     heads += [scores[0]["baseline"] or "chance", "items"]
 
     # The texts of each run after the first, by the names of scores.
@@ -155,7 +155,7 @@ def score_table(
                 line += difference_cells(differences[run_index].get(name))
         lines.append([*line, number_text(row["chance"], row["unit"]), str(row["items"])])
 
-    notes = [describe_scores(scores), describe_differences(others, compared)]
+    notes = [describe_scores(scores), describe_differences(names, compared)]
     if marked in {row["name"] for row in scores}:
         notes.insert(0, "← the score that counts.")
     return Table(title, heads, lines, "\n".join(filter(None, notes)))
@@ -236,7 +236,7 @@ def few_videos_note(scores: Rows) -> str:
     return f"Only {shown}: by chance alone, a score may be off by {points:.0f} points."
 
 
-def describe_differences(others: Sequence[str], compared: Sequence[Comparison]) -> str:
+def describe_differences(names: Sequence[str], compared: Sequence[Comparison]) -> str:
     """Return how differences and p values are computed, and which scores have none."""
     if not compared:
         return ""
@@ -244,7 +244,7 @@ def describe_differences(others: Sequence[str], compared: Sequence[Comparison]) 
         "Differences: over the same queries, with their 95 % interval, paired bootstrap over test "
         "videos. p: permutation test by video, two-sided, not corrected for the number of scores."
     )
-    for name, comparison in zip(others, compared, strict=True):
+    for name, comparison in zip(names, compared, strict=True):
         for score, (first, second, shared) in comparison.other_queries.items():
             note += (
                 f"\n{name} has other queries of {score}: {first} and {second}, {shared} of them "

@@ -101,9 +101,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of equal keys below these as heads, without the columns that have no value."""
     if not rows:
         return
-    first = rows[0]
-    keys = [key for key in first if any(row[key] not in (None, "") for row in rows)]
-    right = [column for column, key in enumerate(keys) if isinstance(first[key], int | float)]
+    keys = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
+    right = [column for column, key in enumerate(keys) if isinstance(rows[0][key], int | float)]
     lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
     print_columns(keys, lines, right)
 

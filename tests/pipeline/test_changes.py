@@ -64,7 +64,6 @@ def test_a_run_says_that_its_code_differs_from_that_of_the_run_before(tmp_path):
     }
     assert changed_code("0123abc", None) == ""
     write_json(tmp_path / "tiny.json", run)
-    (tmp_path / "tiny.html").touch()
     later = "2026-11-22T10:20:30+00:00"
     assert latest_summary(tmp_path, "other", later) is None
     assert latest_summary(tmp_path, "tiny", run["started"]) is None
@@ -75,7 +74,7 @@ def test_a_run_says_that_its_code_differs_from_that_of_the_run_before(tmp_path):
     assert "commit 0123abc -> 0123abc, with uncommitted changes" in line
     assert "may differ" in changed_code("0123abc+", run | {"commit": "0123abc+"})
     run |= {"started": later, "commit": "0123abc+", "changed_code": line}
-    assert line.replace(">", "&gt;") in describe_run(run, [], {}).head
+    assert line.replace(">", "&gt;") in describe_run(run, []).head
 
 
 def test_stages_that_existed_before_have_their_own_commits():
