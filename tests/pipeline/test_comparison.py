@@ -17,7 +17,7 @@ ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
-    """Evaluations of 12 questions: a has 3 right answers, b all, c 6. c has another seed."""
+    """Write evaluations of 12 questions: a has 3 right answers, b all, c 6. c has another seed."""
     for mark, right, seed in (("a", 3, 0), ("b", 12, 0), ("c", 6, 1)):
         run = {"at": f"2026-01-01T00:00:0{right % 10}", "seconds": 1.0, "commit": "abc"}
         more = {"fingerprint": mark * 64, "config": {"seed": seed}, "run": run}
@@ -34,7 +34,7 @@ def compare(workspace: Path, *artifacts: str) -> int:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The cells of printed tables, line by line."""
+    """Return the cells of printed tables, line by line."""
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
 
 

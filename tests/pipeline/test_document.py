@@ -47,7 +47,7 @@ def artifacts(tmp_path) -> list[tuple[Path, Record]]:
 
 
 def document_of(artifacts: list[tuple[Path, Record]], **values: Any) -> Document:
-    """The document of a run of four steps."""
+    """Describe a run of four steps."""
     states = values.pop("states", STATES)
     steps = []
     for name in STAGES:
@@ -62,13 +62,13 @@ def document_of(artifacts: list[tuple[Path, Record]], **values: Any) -> Document
 
 
 def section(document: Document, heading: str) -> str:
-    """The text of a section; empty without one."""
+    """Return the text of a section; empty without one."""
     start = f"## {heading}\n\n"
     return "".join(one.removeprefix(start) for one in document.sections if one.startswith(start))
 
 
 def cells(document: Document, heading: str) -> list[list[str]]:
-    """The lines of a table in a section."""
+    """Return the lines of a table in a section."""
     _, _, *lines = section(document, heading).splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 

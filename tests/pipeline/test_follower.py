@@ -24,7 +24,7 @@ def append(file: Path, text: str) -> None:
 
 
 def read(follower: MetricsFollower, final: bool = False) -> list[int]:
-    """The steps of the lines that are read."""
+    """Return the steps of the lines that are read."""
     return [line["step"] for line in follower.read(final)]
 
 

@@ -16,7 +16,7 @@ from tests.pipeline.conftest import write_artifact
 
 @pytest.fixture
 def original(mlflow_store, tmp_path) -> Path:
-    """A workspace with an artifact and an experiment that has a run."""
+    """Create a workspace with an artifact and an experiment that has a run."""
     folder = tmp_path / "first place"
     folder.mkdir()
     mlflow_store(folder)

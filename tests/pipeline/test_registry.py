@@ -21,7 +21,7 @@ TEXTS = ["a red ball moves left", "where does it go?"]
 
 
 def predictions(model: Model, stage: str, videos: list[str]) -> dict[str, list]:
-    """What a registered model predicts of pairs of a video and a text, by column."""
+    """Return the expected predictions for pairs of a video and a text, by column."""
     if stage == "finetune_qa":
         pairs = [
             model.ask(video, text, top_k=1)[0] for video, text in zip(videos, TEXTS, strict=True)

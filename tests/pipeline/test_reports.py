@@ -160,7 +160,7 @@ def test_a_table_in_markdown_has_its_numbers_on_the_right():
 
 
 def cells(printed: str) -> list[list[str]]:
-    """The lines of printed tables as their cells; columns are at least two spaces apart."""
+    """Return the cells of printed tables; columns are at least two spaces apart."""
     lines = [
         [cell.strip() for cell in line.split("  ") if cell.strip()] for line in printed.splitlines()
     ]
@@ -183,7 +183,7 @@ def test_tables_and_rows_are_aligned(capsys):
 
 @pytest.fixture
 def evaluated(rows, tmp_path, monkeypatch) -> Path:
-    """An evaluation with all scores that are printed, many others, and warnings."""
+    """Write an evaluation with all scores that are printed, many others, and warnings."""
     score = rows[5] | {"value": 49.55, "low": 42.5, "high": 56.5, "chance": 0.5}
     scores = []
     for n, name in enumerate([*PRINTED, *(f"control_{n}/t2v/R1" for n in range(70))]):

@@ -46,7 +46,7 @@ def write(file: Path, step: int, **values: float) -> None:
 
 
 def history(tracker: Tracker, run: str, key: str) -> list[tuple[float, int, int]]:
-    """The values of a metric of a run, with step and time."""
+    """Return the values of a metric of a run, with step and time."""
     return [(m.value, m.step, m.timestamp) for m in tracker.client.get_metric_history(run, key)]
 
 
@@ -91,7 +91,7 @@ def client(tracker, monkeypatch) -> Client:
 
 @pytest.fixture(scope="module")
 def stage(mlflow_store, tmp_path_factory) -> SimpleNamespace:
-    """The run of a stage inside a pipeline's, with what MLflow had while the stage ran."""
+    """Log a stage inside a pipeline, with what MLflow had while the stage ran."""
     root = tmp_path_factory.mktemp("stage")
     mlflow_store(root)
     tracker = Tracker.open("", root, "sample")
