@@ -109,8 +109,8 @@ def save(page: Page, name: str) -> None:
 
 
 def shoot_mlflow(chromium: Browser, url: str) -> None:
-    """Save a comparison of the two newest runs, with what differs between them."""
-    page = chromium.new_page(viewport={"width": 1400, "height": 1120})
+    """Save a comparison of the two newest runs: what differs, and the scores."""
+    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(120_000)
     page.goto(url)
     page.locator(".ag-row").nth(1).wait_for()
@@ -122,7 +122,7 @@ def shoot_mlflow(chromium: Browser, url: str) -> None:
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.get_by_role("button", name="Compare").click()
     page.get_by_text("Show diff only").first.click()
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.get_by_text("Visualizations").click()  # folds the plots
     page.wait_for_timeout(2000)
     save(page, "mlflow")
 

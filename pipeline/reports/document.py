@@ -66,6 +66,7 @@ table {{ display: block; overflow-x: auto; border-collapse: collapse; font-varia
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
 th[style], td[style] {{ white-space: nowrap }}
 img {{ max-width: 100%; height: auto; background: #fff }}
+img[alt=scores], img[alt=calibration] {{ width: 38rem }}
 </style>
 </head>
 <body>
