@@ -51,7 +51,14 @@ MAX_ENTRIES = {"params": 100, "tags": 100, "metrics": 1000}  # in a call
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
-TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")
+TABLES = (
+    "results.json",
+    "retrieval_t2v.parquet",
+    "entities.parquet",
+    "left_out.parquet",
+    "rejects.parquet",
+    "qa.parquet",
+)
 TABLE_ROWS = 500
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
 
@@ -288,10 +295,11 @@ class Tracker:
         for picture in sorted(folder.glob("pictures/*.png")):
             self._call("log_artifact", run, str(picture), "pictures")
         for name in TABLES:
-            file = folder / f"{name}.parquet"
+            file = folder / name
             if file.is_file():
-                rows = pd.read_parquet(file).head(TABLE_ROWS)
-                self._call("log_table", run, rows, f"tables/{name}.json")
+                read = pd.read_json if file.suffix == ".json" else pd.read_parquet
+                rows = read(file).head(TABLE_ROWS)
+                self._call("log_table", run, rows, f"tables/{file.stem}.json")
 
     def _log_model(self, run: str, folder: Path, record: Record, step: int) -> None:
         """Log a model that stays in its folder as the output of its run, with what it reached on
