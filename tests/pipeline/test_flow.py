@@ -136,7 +136,7 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     reached |= {"finetune_retrieval": "R1", "finetune_qa": "QA"}
     assert models.keys() == reached.keys()
     for stage, model in models.items():
-        assert model.name == f"{stage} {Path(first[stage]).name[:8]} tiny"
+        assert model.name == f"{stage} {Path(first[stage]).name[:8]}"
         assert model.tags["path"] == f"{first[stage]}/model"
         assert reached[stage] in {metric.key for metric in model.metrics}
 
