@@ -63,7 +63,7 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
 
     pages = [
         (ROOT / page).read_text()
-        for page in ("docs/search.md", "docs/results.md", "pipeline/serving/page.html")
+        for page in ("docs/search.md", "docs/results.md", "pipeline/serving/page/index.html")
     ]
     assert {q for page in pages for q in re.findall(r'"(what [^"]*\?)"', page)} == {
         "what color is the fish?"

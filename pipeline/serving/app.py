@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,8 +26,7 @@ from alpro.pipeline.serving.requests import RequestQueue
 from alpro.shards.clip import DecodeError
 from alpro.shards.storage import located, suffix
 
-HERE = Path(__file__).parent
-PAGE_FILES = ("page.css", "page.js", "clip.js", "parts.js")
+PAGE = Path(__file__).parent / "page"
 MAX_TEXT = 500  # characters
 MAX_RESULTS = 100  # of one answer
 MAX_RANK = 10_000  # to which results can be paged through
@@ -110,7 +110,7 @@ def application(
     _add_answers(app, models, queue)
     _add_clips(app, models)
     _add_health(app, models)
-    _add_page(app)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
@@ -278,30 +278,15 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
         }
 
 
-def _add_page(app: FastAPI) -> None:
-    # A function for each file: a lambda in a loop would serve the last name.
-    def add(address: str, name: str) -> None:
-        app.get(address, include_in_schema=False)(lambda: FileResponse(HERE / name))
-
-    add("/", "page.html")
-    for name in PAGE_FILES:
-        add(f"/{name}", name)
-
-
 def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"text": text, "probability": probability} for text, probability in ranked]
 
 
 def examples(models: ServedModels) -> list[str]:
-    """Return three texts to try: captions of the index."""
+    """Return up to three texts to try: short captions of the index."""
     if not models.search:
         return []
-    index = models.search.index
-    captioned = make_condition(f"length(caption) BETWEEN 1 AND {MAX_EXAMPLE}")
-    count = index.count(captioned)
-
-    # Evenly spread: neighbors in an index are often alike.
-    texts = []
-    for offset in range(0, count, max(1, -(-count // 3))):
-        texts += [item["caption"] for item in index.rows(captioned, 1, offset)]
-    return list(dict.fromkeys(texts))
+    short = make_condition(f"length(caption) BETWEEN 1 AND {MAX_EXAMPLE}")
+    # Clips of one video may share its caption.
+    captions = [item["caption"] for item in models.search.index.rows(short, 50)]
+    return list(dict.fromkeys(captions))[:3]

@@ -7,6 +7,7 @@ from socket import socket
 
 import uvicorn
 from fastapi.responses import PlainTextResponse
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,16 +34,13 @@ class Guard:
     def __init__(self, app: ASGIApp, token: str = "", public_name: str = ""):
         self.app = app
         self.token = token.encode()
-        # What a browser names as the origin of the page that a TLS proxy passes on, whatever Host
-        # the proxy sends.
+        # Origin of the page that a TLS proxy passes on, whatever Host the proxy sends.
         self.public_origin = f"https://{public_name}".lower().encode() if public_name else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # ASGI wants names in lower case.
-                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *added]
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         await (self.refusal(scope) or self.app)(scope, receive, with_headers)
@@ -54,27 +52,23 @@ class Guard:
             return None
 
         headers = dict(scope["headers"])
-        origin = headers.get(b"origin")
-        is_own_page = origin in (None, self.public_origin)
-        # Without a proxy, the origin is the Host that the browser has asked.
-        if origin is not None and not is_own_page:
-            is_own_page = origin.partition(b"://")[2] == headers.get(b"host")
-
-        # Browsers send "none" for an address that a person types, programs send no such header. A
-        # link of another site may open the page; its scripts do not reach the API.
+        host = headers.get(b"host", b"")
+        # Without a proxy, the origin is the Host that the browser has asked. A program sends none.
+        own_origins = (None, b"http://" + host, b"https://" + host, self.public_origin)
+        # Browsers send "none" for an address that was typed, programs send no such header. A link
+        # of another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
         is_foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
-        if is_foreign or not is_own_page:
+        if is_foreign or headers.get(b"origin") not in own_origins:
             return PlainTextResponse("a page of another site", 403)
 
-        if self.token and not compare_digest(
-            password(headers.get(b"authorization", b"")), self.token
-        ):
+        sent = parse_token(headers.get(b"authorization", b""))
+        if self.token and not compare_digest(sent, self.token):
             return PlainTextResponse("the token is missing or wrong", 401, CHALLENGE)
         return None
 
 
-def password(authorization: bytes) -> bytes:
+def parse_token(authorization: bytes) -> bytes:
     """Return the token of a bearer, or the password that a browser asks for."""
     scheme, _, value = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
@@ -98,10 +92,8 @@ def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> 
     # Other machines may know this one by any name, but they need a token.
     names = ["*"]
     if host in LOCAL:
-        names = [*LOCAL, *([public_name.partition(":")[0].lower()] if public_name else [])]
-
-    guard = Guard(app, token, public_name)
-    return TrustedHostMiddleware(guard, names, www_redirect=False)
+        names = [*LOCAL, public_name.partition(":")[0].lower() or host]
+    return TrustedHostMiddleware(Guard(app, token, public_name), names, www_redirect=False)
 
 
 def serve(app: ASGIApp, listening: socket) -> None:
