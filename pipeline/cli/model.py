@@ -101,14 +101,14 @@ def export_model(
     """
     from alpro import Model
     from alpro.inference.export import export
-    from alpro.pipeline.reports.card import model_card
+    from alpro.pipeline.reports.card import write_card
 
     if folder.exists():  # before the model is loaded
         raise InputError(f"{folder}: exists already; choose another folder")
 
     found = models.find(model)
     loaded = Model.load(found, device="cpu")
-    export(loaded, folder, model_card(found.model, loaded.folder, folder.name, license))
+    export(loaded, folder, write_card(found.model, loaded.folder, folder.name, license))
     print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Rows, Table, data_table, tables
+from alpro.pipeline.reports.results import Rows, Table, list_corpora, tables
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
@@ -93,7 +93,7 @@ training started from, may restrict the use of the weights.
 """
 
 
-def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "") -> str:
+def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "") -> str:
     """Return the text of README.md.
 
     Args:
@@ -110,14 +110,14 @@ def model_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     if record:
         # A store has its artifacts at STAGE/FINGERPRINT.
         store = Snapshot(artifact.parents[1])
-        split, scores = newest_scores(store, record)
+        split, scores = find_newest_scores(store, record)
         sources = store.lineage(record)
 
     shown = "\n\n".join(table.markdown() for table in tables({"score": scores}))
     similarity = (
         "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
     )
-    data = data_table(sources)
+    data = list_corpora(sources)
     rendered = any(source.stage == "render_sample" for _, source in sources)
 
     return CARD.format(
@@ -160,7 +160,7 @@ def describe_training(sources: list[tuple[Path, Record]]) -> str:
     return Table("", heads, lines, built).markdown()
 
 
-def newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
+def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
     """Return the split and the scores of the newest evaluation of a model; empty without one."""
     split = ""
     scores: Rows = []

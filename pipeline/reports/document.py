@@ -24,8 +24,8 @@ from alpro.pipeline.reports.results import (
     CONTROL,
     Rows,
     Table,
-    data_table,
     escape,
+    list_corpora,
     main_rows,
     main_table,
     rows,
@@ -106,7 +106,7 @@ class Document:
         return PAGE.format(
             title=html.escape(self.title),
             head=self._render(join_links(links) + self.head),
-            contents=" ".join(f'<a href="#{anchor(name)}">{name}</a>' for name in headings),
+            contents=" ".join(f'<a href="#{make_anchor(name)}">{name}</a>' for name in headings),
             body=self._render(body),
         )
 
@@ -117,7 +117,7 @@ class Document:
         tokens = parser.parse(text)
         for token, following in pairwise(tokens):
             if token.type == "heading_open":
-                token.attrs["id"] = anchor(following.content)
+                token.attrs["id"] = make_anchor(following.content)
             for child in token.children or ():
                 if child.type == "image":
                     data = base64.b64encode(self._read_picture(str(child.attrs["src"])))
@@ -139,10 +139,10 @@ def join_links(links: Mapping[str, str]) -> str:
     return "".join(f"[{escape(name)}]({address}) · " for name, address in links.items() if address)
 
 
-def anchor(heading: str) -> str:
+def make_anchor(heading: str) -> str:
     """Return the name of a section in an address.
 
-    >>> anchor("What the controls show")
+    >>> make_anchor("What the controls show")
     'what-the-controls-show'
     """
     return re.sub(r"\W+", "-", heading.lower())
@@ -177,9 +177,9 @@ def describe_run(run: Mapping[str, Any], artifacts: Artifacts) -> Document:
     for folder, record in artifacts:
         pictures = sorted(folder.resolve().glob("pictures/*.png"))
         parts[record.name] = "\n\n".join(show_picture(quote(str(path))) for path in pictures)
-    parts["Data"] = show_table(data_table(artifacts))
-    parts["Rejected"] = show_table(rejects_table(artifacts))
-    parts["Stages"] = show_table(stages_table(run, artifacts))
+    parts["Data"] = show_table(list_corpora(artifacts))
+    parts["Rejected"] = show_table(count_rejects(artifacts))
+    parts["Stages"] = show_table(list_stages(run, artifacts))
     parts["Run"] = describe_command(run, artifacts)
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
@@ -195,7 +195,9 @@ def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> st
     reason = f": {escape(run['reason'])}" if run["reason"] else ""
     scores = escape(headline(results))
     changes = run.get("changed") or run["arguments"]["changes"]
-    changed = f"Changed: {', '.join(map(code, changes))}" if changes else "No value was changed"
+    changed = (
+        f"Changed: {', '.join(map(format_code, changes))}" if changes else "No value was changed"
+    )
     if run.get("changed_code"):
         changed += f"; {escape(run['changed_code'])}"
 
@@ -210,16 +212,16 @@ def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> st
 def describe_command(run: Mapping[str, Any], artifacts: Artifacts) -> str:
     """Return when a run started, how long it took, and what it was called with."""
     arguments = run["arguments"]
-    data = f", data {code(arguments['data'])}" if arguments["data"] else ""
+    data = f", data {format_code(arguments['data'])}" if arguments["data"] else ""
     older = built_before(run["commit"], [record for _, record in artifacts])
     started = run["started"][:19].replace("T", " ")
     return (
-        f"Started {started} UTC, took {duration(run['seconds'])}. Configuration "
-        f"{code(arguments['config'])}{data}, commit {commit_text(run['commit'])}{older}."
+        f"Started {started} UTC, took {format_duration(run['seconds'])}. Configuration "
+        f"{format_code(arguments['config'])}{data}, commit {commit_text(run['commit'])}{older}."
     )
 
 
-def code(text: str) -> str:
+def format_code(text: str) -> str:
     """Return a text as code in Markdown."""
     return escape(text) if "`" in text else f"`{text}`"
 
@@ -243,7 +245,7 @@ def show_picture(address: str) -> str:
     return f"{caption}\n\n![{escape(kind)}]({address})"
 
 
-def rejects_table(artifacts: Artifacts) -> Table:
+def count_rejects(artifacts: Artifacts) -> Table:
     """Return the rejected items of each corpus by reason, the most frequent first."""
     lines = []
     for folder, record in artifacts:
@@ -254,14 +256,14 @@ def rejects_table(artifacts: Artifacts) -> Table:
     return Table("Rejected", ["", "reason", "items"], lines)
 
 
-def stages_table(run: Mapping[str, Any], artifacts: Artifacts) -> Table:
+def list_stages(run: Mapping[str, Any], artifacts: Artifacts) -> Table:
     """Return the steps of a run: how long each took, what it read, and what it counted."""
     records = {record.name: record for _, record in artifacts}
     lines = []
     for step in run["steps"]:
         record = records.get(step["name"], Record())
         built = step["state"] == "built"
-        time = duration(record.run["seconds"]) if built else step["state"]
+        time = format_duration(record.run["seconds"]) if built else step["state"]
         # The tables of results have what an evaluation counts.
         counts = {} if record.stage in EVALUATIONS else record.counts
         text = ", ".join(
@@ -273,6 +275,6 @@ def stages_table(run: Mapping[str, Any], artifacts: Artifacts) -> Table:
     return Table("Stages", heads, lines, texts=True)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

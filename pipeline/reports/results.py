@@ -191,10 +191,10 @@ def main_table(results: Rows) -> Table | None:
 
     brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
     heads = ["", "", f"score{brackets}", "chance"]
-    return Table("Results", heads, lines, few_videos_note(chosen))
+    return Table("Results", heads, lines, warn_of_few_videos(chosen))
 
 
-def data_table(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
+def list_corpora(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
     """Return the corpora among artifacts with their counts; None without a corpus."""
     lines = []
     for _, record in artifacts:
@@ -210,12 +210,12 @@ def describe_scores(scores: Rows) -> str:
     notes = []
     if any(row["low"] is not None for row in scores):
         notes.append("In brackets: 95 % bootstrap interval over test videos.")
-    notes.append(few_videos_note(scores))
+    notes.append(warn_of_few_videos(scores))
     protocols = [f"{row_label(row)}: {row['protocol']}." for row in scores if row["protocol"]]
     return "\n".join(filter(None, [*notes, *dict.fromkeys(protocols)]))
 
 
-def few_videos_note(scores: Rows) -> str:
+def warn_of_few_videos(scores: Rows) -> str:
     """Return a warning if there are few test videos: how far a score may be off by chance alone.
 
     It is half the 95 % interval of a proportion at its widest, 1.96 sqrt(0.5 x 0.5 / n). Queries of

@@ -82,7 +82,7 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
         row: Row of results.json, the score that counts.
         difference: Second minus first, over the same queries.
     """
-    scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {p_text(difference.p)}"
+    scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {format_p(difference.p)}"
     scope = f"on {count_clips(row)} ({scores})"
     if difference.p >= SIGNIFICANT or not difference.difference:
         return (
@@ -129,10 +129,10 @@ def count_clips(row: Mapping[str, Any]) -> str:
     return f"{count} test clip{'' if count == 1 else 's'}"
 
 
-def p_text(p: float) -> str:
+def format_p(p: float) -> str:
     """Return a p value with two digits, and never as zero.
 
-    >>> p_text(1.0), p_text(0.0213), p_text(0.0005)
+    >>> format_p(1.0), format_p(0.0213), format_p(0.0005)
     ('p = 1.0', 'p = 0.021', 'p < 0.001')
     """
     if p < 0.001:

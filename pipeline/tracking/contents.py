@@ -63,7 +63,7 @@ def status_after(error: BaseException) -> str:
     return "KILLED" if stopped else "FAILED"
 
 
-def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+def select_headlines(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the headline scores of an evaluation under their short names.
 
     Args:
@@ -134,10 +134,10 @@ def git_commit() -> str:
         return "unknown"
 
 
-def metric_name(name: str) -> str:
+def clean_metric_name(name: str) -> str:
     """Return a name that MLflow takes: letters, digits and _ - . : / and spaces, at most 250.
 
-    >>> metric_name("test/qa/acc_what's")
+    >>> clean_metric_name("test/qa/acc_what's")
     'test/qa/acc_what_s'
     """
     return re.sub(r"[^\w\-.:/ ]", "_", name)[:250]

@@ -31,10 +31,10 @@ from alpro.artifact import Record, flatten, read_record
 from alpro.errors import one_line
 from alpro.log import log
 from alpro.pipeline.tracking.contents import (
+    clean_metric_name,
     describe_corpora,
     git_commit,
-    headlines,
-    metric_name,
+    select_headlines,
     stage_title,
     status_after,
 )
@@ -185,7 +185,7 @@ class Tracker:
             else:
                 prefix = f"training/{record.stage}"
                 training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
-        self.log_metrics(run, headlines(scores) | scores | training)
+        self.log_metrics(run, select_headlines(scores) | scores | training)
 
         for file in files:
             self._call("log_artifact", run, str(file))
@@ -229,7 +229,7 @@ class Tracker:
         for key, value in values.items():
             # MLflow's pages show every digit.
             rounded = round(value, DIGITS)
-            metrics.append(Metric(metric_name(key), rounded, now, step, model_id=model))
+            metrics.append(Metric(clean_metric_name(key), rounded, now, step, model_id=model))
         self._send(run, "metrics", metrics)
 
     @contextmanager
@@ -245,7 +245,7 @@ class Tracker:
                 step = line.pop("step")
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
-                    unsent.append(Metric(metric_name(key), value, milliseconds, step))
+                    unsent.append(Metric(clean_metric_name(key), value, milliseconds, step))
             if self._send(run, "metrics", unsent):
                 unsent.clear()
 
@@ -278,7 +278,7 @@ class Tracker:
         model, or the scores of the models that it evaluates."""
         scores: dict[str, float] = {}
         if record.stage in EVALUATIONS:
-            scores = headlines(record.metrics)
+            scores = select_headlines(record.metrics)
             self._log_model_scores(run, record, scores, step)
         elif STAGES[record.stage] == "training" and (folder / "model").is_dir():
             self._log_model(run, folder, record, step)

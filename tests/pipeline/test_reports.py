@@ -11,7 +11,7 @@ import pytest
 from alpro.artifact import Record
 from alpro.files import write_json
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.results import Table, data_table, main_table, tables
+from alpro.pipeline.reports.results import Table, list_corpora, main_table, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED
@@ -133,13 +133,13 @@ def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
     assert results.rows(artifacts) == rows
     assert results.rows(artifacts[:1]) == []
     assert main_table(rows) is None  # none of those that users look at first
-    assert data_table(artifacts) is None
+    assert list_corpora(artifacts) is None
 
 
 def test_a_corpus_has_a_line(tmp_path):
     counts = {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}
     corpus = Record(stage="decode_videos", name="decode_videos clips", counts=counts)
-    table = data_table([(tmp_path, corpus)])
+    table = list_corpora([(tmp_path, corpus)])
     assert table.heads == ["", "fingerprint", "samples", "captions", "questions", "rejected"]
     assert table.lines == [["clips", "", "2,000", "3", "4", "5"]]
 
