@@ -72,12 +72,7 @@ class DualEncoder(nn.Module, ABC):
     text_proj: nn.Module
 
     @abstractmethod
-    def encode_video(
-        self,
-        frames: Tensor,
-        cls_only: bool = False,
-        patch_indices: Tensor | None = None,
-    ) -> Tensor:
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         """Encode normalized frames (B, T, 3, S, S) to video tokens (B, 1 + N, D).
 
         The arguments are as in `TimeSformer`.
@@ -182,13 +177,8 @@ class Prompter(DualEncoder):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         initialize(self, config.init)
 
-    def encode_video(
-        self,
-        frames: Tensor,
-        cls_only: bool = False,
-        patch_indices: Tensor | None = None,
-    ) -> Tensor:
-        return self.video_encoder(frames, cls_only, patch_indices)
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
+        return self.video_encoder(frames, cls_only)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(ids, mask)

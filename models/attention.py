@@ -131,8 +131,8 @@ def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
     """Return the mask of sequences that share a tile of a GPU's attention kernel.
 
     The temporal attention of a clip has a sequence of a few frames for each patch. A sequence of 4
-    frames fills 3 % of a tile; by the roofline of an H100 (docs/gpu.md), packing takes a tenth of
-    the time. All layers have the same mask.
+    frames fills 3 % of a tile. The gain is not measured yet (docs/gpu.md). All layers have the same
+    mask.
 
     Args:
         x: Tokens, for the device and the autocast dtype.

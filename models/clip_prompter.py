@@ -106,12 +106,7 @@ class ClipPrompter(DualEncoder):
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
             self.clip.logit_bias.requires_grad_(False)
 
-    def encode_video(
-        self,
-        frames: Tensor,
-        cls_only: bool = False,
-        patch_indices: Tensor | None = None,
-    ) -> Tensor:
+    def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         """Encode clips to the mean of the L2-normalized embeddings of their frames.
 
         Shape:

@@ -132,11 +132,8 @@ class Layers(nn.ModuleList):
         self.checkpoint_activations = False
 
     def forward(self, x: Tensor, mask: Tensor, outputs: int | None = None) -> Tensor:
-        mask = mask.bool()[:, None, None, :]  # for all heads and queries
-        *layers, last = self
-        for layer in layers:
-            x = self.compute(layer, x, mask)
-        return self.compute(last, x, mask, outputs)
+        (tokens,) = self.forward_groups(x, mask, [len(x)], [outputs])
+        return tokens
 
     def forward_groups(
         self,
@@ -151,7 +148,7 @@ class Layers(nn.ModuleList):
             sizes: Size of each group.
             outputs_by_group: `outputs` of each group.
         """
-        mask = mask.bool()[:, None, None, :]
+        mask = mask.bool()[:, None, None, :]  # for all heads and queries
         *layers, last = self
         for layer in layers:
             x = self.compute(layer, x, mask)

@@ -187,12 +187,10 @@ class TimeSformer(nn.Module):
     Args:
         frames: Normalized frames (B, T, 3, S, S). T is 1 for an image as one frame.
         cls_only: If True, the last block computes [CLS] only.
-        patch_indices: Patches (B, K) to encode, the same in every frame (patch dropping: FLIP, Li et
-            al., 2023); by default all N = (S / patch)^2.
 
     Shape:
-        (B, T, 3, S, S) -> (B, 1 + N, D), [CLS] first, then the patches in row-major order;
-        (B, 1 + K, D) with `patch_indices`; (B, 1, D) with `cls_only`.
+        (B, T, 3, S, S) -> (B, 1 + N, D), [CLS] first, then the N = (S / patch)^2 patches in row-major
+        order; (B, 1, D) with `cls_only`.
 
     Raises:
         ValueError: The number or size of the frames is not the configured one.
@@ -218,12 +216,7 @@ class TimeSformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
-    def forward(
-        self,
-        frames: Tensor,
-        cls_only: bool = False,
-        patch_indices: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         b, t, _, height, width = frames.shape
         size = self.config.image_size
         is_square = (height, width) == (size, size)
@@ -239,10 +232,6 @@ class TimeSformer(nn.Module):
         positions = self.pos_embed[:, None, 1:]
         times = self.time_embed[:, :t, None]
         patches = x.view(b, t, *x.shape[1:]) + positions + times
-        if patch_indices is not None:
-            width = patches.shape[3]
-            indices = patch_indices[:, None, :, None].expand(-1, t, -1, width)
-            patches = patches.gather(2, indices)
 
         cls = self.cls_token + self.pos_embed[:, :1]
         cls = cls.expand(b, -1, -1)
