@@ -21,9 +21,9 @@ RANKS = re.compile(
 def prepare() -> None:
     """Normalize environment variables at startup."""
     protect_descendants()
-    reach_this_machine(os.environ)
-    forget_ranks(os.environ)
-    have_a_home(os.environ)
+    exempt_local_hosts(os.environ)
+    unset_ranks(os.environ)
+    ensure_home_dir(os.environ)
 
 
 def protect_descendants() -> None:
@@ -51,13 +51,13 @@ def outside_current_folder() -> Iterator[None]:
         yield
 
 
-def reach_this_machine(environment: MutableMapping[str, str]) -> None:
+def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
     """Add this machine to NO_PROXY, since no proxy reaches the servers on 127.0.0.1.
 
     The user's hosts stay.
 
     >>> environment = {"NO_PROXY": "s3.corp.example"}
-    >>> reach_this_machine(environment)
+    >>> exempt_local_hosts(environment)
     >>> environment["no_proxy"]
     's3.corp.example,127.0.0.1,localhost'
     """
@@ -72,13 +72,13 @@ def reach_this_machine(environment: MutableMapping[str, str]) -> None:
     environment["no_proxy"] = value
 
 
-def forget_ranks(environment: MutableMapping[str, str]) -> None:
+def unset_ranks(environment: MutableMapping[str, str]) -> None:
     """Unset RANK, WORLD_SIZE and similar, so a process outside torchrun waits for no peers.
 
     A pod or a job of a cluster may have set them.
 
     >>> environment = {"RANK": "0", "WORLD_SIZE": "8", "PET_NNODES": "2", "PATH": "/bin"}
-    >>> forget_ranks(environment)
+    >>> unset_ranks(environment)
     >>> environment
     {'PATH': '/bin'}
     """
@@ -87,7 +87,7 @@ def forget_ranks(environment: MutableMapping[str, str]) -> None:
         del environment[name]
 
 
-def have_a_home(environment: MutableMapping[str, str]) -> None:
+def ensure_home_dir(environment: MutableMapping[str, str]) -> None:
     """Set HOME if unset; Prefect requires it. Container runtimes use the same value."""
     try:
         Path.home()

@@ -95,8 +95,17 @@ class Encoded:
 
 
 class Model:
-    """A model with its preprocessing. Videos and images are files, whose frames are sampled as in
-    evaluation."""
+    """A model with its preprocessing.
+
+    Videos and images are files, whose frames are sampled as in evaluation.
+
+    Attributes:
+        folder: The model with its tokenizer, preprocessing and labels (`ModelBundle`).
+        prompts: Prompt embeddings (M, E) of a prompter, by kind of sample.
+        device: Device of the weights.
+        dtype: Compute dtype of the encoders.
+        encoder: The model with its frame normalization.
+    """
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from alpro.environment import forget_ranks, have_a_home, reach_this_machine
+from alpro.environment import ensure_home_dir, exempt_local_hosts, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
@@ -33,7 +33,7 @@ from alpro.stages.execution.interface import Resources
 def test_this_machine_is_reached_past_proxies_and_the_users_hosts_stay(given, hosts):
     environment = {"HTTP_PROXY": "http://proxy:3128", **given}
     for _ in range(2):  # a program of this project starts another
-        reach_this_machine(environment)
+        exempt_local_hosts(environment)
         assert environment == {
             "HTTP_PROXY": "http://proxy:3128",
             "NO_PROXY": hosts,
@@ -54,20 +54,20 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
     assert ranks.keys().isdisjoint(environment)
     assert environment["NCCL_DEBUG"] == "INFO"
 
-    forget_ranks(os.environ)
+    unset_ranks(os.environ)
     assert ranks.keys().isdisjoint(os.environ)
 
 
 def test_a_user_without_a_home_has_one(monkeypatch):
     environment: dict[str, str] = {}
-    have_a_home(environment)
+    ensure_home_dir(environment)
     assert environment == {}
 
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", home)
-    have_a_home(environment)
+    ensure_home_dir(environment)
     assert environment == {"HOME": "/"}
 
 

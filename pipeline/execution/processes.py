@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpro.environment import forget_ranks
+from alpro.environment import unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.interpreter import interpreter
@@ -289,7 +289,7 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
         environment[PLAIN] = "1"
     if launch.on_line:  # Prefect's log adds times
         environment[TIMES] = "0"
-    forget_ranks(environment)
+    unset_ranks(environment)
     return environment
 
 

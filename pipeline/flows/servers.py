@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock
 from honcho import manager, printer
 
-from alpro.environment import NEUTRAL_FOLDER, reach_this_machine
+from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
 from alpro.errors import InputError
 from alpro.files import digest, make_folder
 from alpro.interpreter import interpreter
@@ -289,7 +289,7 @@ def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str
         "ALPRO_WORKSPACE": str(workspace),
         "ALPRO_TRACKING_URI": mlflow,
     }
-    reach_this_machine(environment)
+    exempt_local_hosts(environment)
     return environment
 
 
