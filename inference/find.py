@@ -2,6 +2,7 @@
 hub."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,6 +70,26 @@ def resolve(name: str | Path | Found, workspace: Path) -> Found:
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")
     return verified(model, prompts)
+
+
+def find_in_workspace(name: str | Path | Found, workspace: str | Path | None) -> Found:
+    """Return the model that a name in Python stands for.
+
+    Args:
+        workspace: By default $ALPRO_WORKSPACE, or the folder `workspace`.
+
+    Raises:
+        InputError: As in `resolve`. The message names `workspace=` if there is no workspace.
+    """
+    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    try:
+        return resolve(name, root)
+    except InputError as error:
+        if (root / "artifacts").is_dir():
+            raise
+        message = f"{error}; there is no workspace {root.absolute()}: name another with workspace="
+    # Outside of `except`, so that the traceback shows one error.
+    raise InputError(message)
 
 
 def find_folder(name: str, workspace: Path) -> Path:

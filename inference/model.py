@@ -4,7 +4,6 @@ Videos are encoded a batch at a time and decoded a few ahead, so their number is
 memory. A file that cannot be decoded is reported with the reason, and the others go on.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +37,7 @@ from alpro.inference.encoding import (
     load_prompter,
     match_all,
 )
-from alpro.inference.find import PROMPTS, Found, resolve
+from alpro.inference.find import PROMPTS, Found, find_in_workspace
 from alpro.inference.prompts import read_prompts
 from alpro.inference.unknown_words import describe_unread, truncate
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
@@ -516,19 +515,6 @@ def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> list[tupl
     best = probabilities.topk(min(top_k, len(words)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [(words[i], probability) for i, probability in ranked]
-
-
-def find_in_workspace(name: PathLike | Found, workspace: PathLike | None) -> Found:
-    """Resolve the name of a model in Python. Raise InputError, which names `workspace=` if there is
-    no workspace."""
-    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
-    try:
-        return resolve(name, root)
-    except InputError as error:
-        if (root / "artifacts").is_dir():
-            raise
-        message = f"{error}; there is no workspace {root.absolute()}: name another with workspace="
-    raise InputError(message)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
