@@ -1,5 +1,6 @@
 """Tells what a file is by its name and its first bytes."""
 
+import os
 import re
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
@@ -48,9 +49,13 @@ PLACEHOLDERS = {
 
 
 def read_head(path: Path) -> bytes:
-    """Return the first bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read(HEAD_BYTES)
+    """Return the first bytes of a file; none of a named pipe, which would block."""
+    with open(path, "rb", opener=open_without_waiting) as file:
+        return file.read(HEAD_BYTES) or b""
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def find_placeholder(head: bytes) -> Placeholder | None:

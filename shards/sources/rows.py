@@ -164,8 +164,8 @@ class Items:
             for key, cell in record.items()
             if key not in form.meanings and cell is not None and cell != ""
         }
-        for key in ("id", "group", "meta"):
-            refuse_credentials(key, part[key])
+        for key, value in {"id": part["id"], "group": part["group"], **part["meta"]}.items():
+            refuse_credentials(key, value)
         part["questions"] = [asked.model_dump() for asked in read_questions(record, form)]
         times = read_parts(record, form)
 
