@@ -358,10 +358,11 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(
     BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
     tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
     with open(tmp_path / "webvid.csv", "w", newline="") as file:
-        csv.writer(file).writerow(["videoid", "name", "page_dir"])
-        csv.writer(file).writerows(
-            [r["id"], r["captions"][0], "x"] for r in rows if r["split"] == "train"
-        )
+        csv.writer(file).writerow(["videoid", "contentUrl", "name"])
+        for row in rows:
+            if row["split"] == "train":
+                url = f"https://example.com/{row['id']}.mp4"
+                csv.writer(file).writerow([row["id"], url, row["captions"][0]])
     stills = [json.loads(line) for line in (sample / "stills.jsonl").read_text().splitlines()]
     listing = [
         {"image": f"/export/cc3m/{Path(row['path']).name}", "caption": row["captions"][0]}
