@@ -47,6 +47,15 @@ def test_links_lead_to_files_and_headings(name):
         assert not heading or "://" in link or heading in anchors(target), f"{link}#{heading}"
 
 
+def test_the_tests_that_hold_the_laws_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for text in sources for name in re.findall(r"^def (test_\w+)", text, re.M)}
+
+    assert len(named) > 20
+    assert named - defined == set()
+
+
 def test_every_page_is_in_the_readme_and_every_picture_on_a_page():
     assert [
         page.name
