@@ -10,9 +10,6 @@ import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from alpro.shards.clip import MAX_SECONDS, Reason
-from alpro.shards.file_type import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
-from alpro.shards.file_type import MEDIA_EXTENSIONS as MEDIA_EXTENSIONS
-from alpro.shards.file_type import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
 from alpro.shards.file_type import Kind
 
 SAMPLE_VERSION: Literal[1] = 1

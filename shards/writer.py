@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.files import publish, temporary_name
 from alpro.shards.clip import Clip, DecodeError
-from alpro.shards.schema import INDEX, MAX_JSON_BYTES, VIDEO_EXTENSIONS, Row, SampleMetadata
+from alpro.shards.file_type import VIDEO_EXTENSIONS
+from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, samples_in
 
 FRAME = re.compile(r"([0-9]{1,6})\.jpg")  # the extension of a frame

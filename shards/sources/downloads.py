@@ -75,7 +75,7 @@ class Download:
 
 
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
-    """The reject of a download that failed, with its status and message, or another reason."""
+    """Return the reject of a failed download, with its status and message, or another reason."""
     texts = [str(metadata.get(column) or "") for column in ("status", "error_message")]
     detail = redact(": ".join(text for text in texts if text not in SUCCESS))
     url = str(metadata.get("url") or "")
@@ -83,12 +83,12 @@ def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
 
 
 def without_credentials(record: Record) -> Record:
-    """The columns without URLs that contain a password: nothing is fetched from them again."""
+    """Return the columns without URLs that contain a password: nothing is fetched from these."""
     return {key: value for key, value in record.items() if not find_credentials(value)}
 
 
 def is_downloads(data: Location) -> bool:
-    """Whether a folder has shards of video2dataset or img2dataset: tars whose first sample has
+    """Return whether a folder has shards of video2dataset or img2dataset: tars whose first sample has
     media as a file of its own, not as numbered frames."""
 
     def has_media(file: BinaryIO) -> bool | None:
@@ -111,7 +111,7 @@ def is_downloads(data: Location) -> bool:
 
 
 def tars(data: Location) -> list[Location]:
-    """The tars of a folder or URL, in order; empty if it is a file or does not exist."""
+    """List the tars of a folder or URL, in order; none if it is a file or does not exist."""
     # Of a URL, the extension tells: no request is needed.
     is_file = data.is_file() if isinstance(data, Path) else suffix(data) != ""
     if is_file:
@@ -123,8 +123,8 @@ def tars(data: Location) -> list[Location]:
 
 
 def compressed_tars(data: Location) -> list[Location]:
-    """The tars of a folder or URL that are compressed as a whole, which no reader seeks in, without
-    those that `gunzip --keep` has unpacked beside them."""
+    """List the tars of a folder or URL that are compressed as a whole, which no reader seeks in,
+    without those that `gunzip --keep` has unpacked beside them."""
     unpacked = {str(shard).removesuffix(".tar") for shard in listing(data, ".tar")}
     shards = []
     for extension, compression in ((".tar.gz", ".gz"), (".tgz", ".tgz")):
@@ -136,7 +136,7 @@ def compressed_tars(data: Location) -> list[Location]:
 
 
 def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
-    """Calls a function with the open tar, again from its start if a request to a store fails."""
+    """Call a function with the open tar, again from its start if a request to a store fails."""
 
     def read(system: Any, name: str) -> T:
         with system.open(name, "rb", **REQUEST_OPTIONS) as file:
@@ -146,10 +146,11 @@ def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
 
 
 def scan_downloads(folder: Location, items: Items) -> Rows:
-    """Yields the rows of all shards of a folder, and a reject for each failed download and each
+    """Yield the rows of all shards of a folder, and a reject for each failed download and each
     invalid sample.
 
-    Raises InputError if a shard cannot be read, or if two samples have the same key.
+    Raises:
+        InputError: If a shard cannot be read, or if two samples have the same key.
     """
     for shard in tars(folder):
         try:
@@ -248,7 +249,7 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
 
 
 def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject]:
-    """The downloads of a shard that failed, and those that succeeded and that it lacks, from the
+    """Yield the downloads of a shard that failed, and those that succeeded and that it lacks, from the
     table beside it."""
     name = PurePosixPath(str(shard)).stem
     table = join(parent(shard), f"{name}.parquet")

@@ -53,7 +53,7 @@ class Manifest:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What is known of a source.
+        """The description of a source.
 
         `source` and `form`; `rows` and `rejects`, how many there are, and the `digest` of both;
         `splits`, the numbers of items with a text, captions, questions and different answers by the
@@ -164,8 +164,11 @@ def digest_names(source: Source) -> str:
 
 
 def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
-    """Writes the rows and the rejects of a source to a folder. Returns what there is to know of
-    them. base: the folder that paths are relative to in the digest."""
+    """Write the rows and the rejects of a source to a folder, and return their counts.
+
+    Args:
+        base: The folder that paths are relative to in the digest.
+    """
     splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     answers: defaultdict[str, set[int]] = defaultdict(set)
     content = hashlib.sha256()

@@ -131,8 +131,10 @@ class Folder:
         ends = tuple(f"/{stem}" for stem in stems)
         inside = [path for path in candidates if anywhere and cut_extension(path).endswith(ends)]
         for paths in (beside, inside):
-            # A name without an extension means the video rather than its picture.
-            paths = [path for path in paths if not is_image(path)] or paths
+            # A name with its extension means that file; one without it the video rather than its
+            # picture.
+            same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
+            paths = same or [path for path in paths if not is_image(path)] or paths
             if len(paths) > 1:
                 raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
             if paths and not beside:

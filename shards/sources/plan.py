@@ -34,6 +34,7 @@ GROUPINGS = {
     "prefix": re.compile(r"^(.*?[^/_. -])(?:[_. -]+|(?<=[^/]{3}[^/\d]))\d+\.\w+$"),
 }
 TEXT_COUNTS = ("captions", "questions")
+NAMES = ("group", "name")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,19 @@ def read_rows(table: pa.Table) -> Iterator[Row]:
 
 
 class DecodePlan:
-    """The splits and the units of the rows of a manifest."""
+    """The splits and the units of the rows of a manifest.
+
+    Args:
+        kinds: The kind of the rows that are planned, or "all".
+        group_pattern: What it finds in the name of a row without a group is its group: the first
+            parenthesized group, or the whole match. It may be a name of GROUPINGS.
+        validation: The probability of a group to be in this split, if no row has a split.
+        test: The same of this split.
+        max_rows: Maximum number of rows in a unit.
+
+    Raises:
+        InputError: If the pattern matches no name.
+    """
 
     def __init__(
         self,
@@ -81,56 +94,27 @@ class DecodePlan:
         seed: int = 0,
         max_rows: int = 256,
     ):
-        """kinds: the kind of the rows that are planned, or all. group_pattern: what it finds in the
-        name of a row without a group is its group: the first parenthesized group, or the whole
-        match; it may be a name of GROUPINGS. `validation` and `test` are the chances of a group to
-        be in these splits, used if no row has a split; `max_rows` is the maximum number of rows in a
-        unit. Raises InputError if the pattern matches no name."""
         self.manifest = manifest
         pattern = GROUPINGS.get(group_pattern, group_pattern)
         self.pattern = re.compile(pattern) if pattern else None
         self.named_splits = any(split for split in manifest.about["splits"])
         self.shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         self.generated_splits = not self.named_splits and test + validation > 0
-        columns = ("kind", "split", "cut", *TEXT_COUNTS)
-        arrays: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        self.seed = seed
+        if self.pattern and not any(map(self.pattern.search, self._names_without_group())):
+            for name in self._names_without_group():
+                # Every file would be its own group.
+                raise InputError(
+                    f"{manifest.about['source']}: group_pattern = {group_pattern!r} matches no "
+                    f"file's path, such as {name!r}"
+                )
 
-        is_matched = False
-        unmatched = ""
-        for batch in manifest.batches([*columns, "group", "name"]):
-            if self.pattern:
-                without_group = batch.filter(pc.equal(batch["group"], ""))
-                names = without_group["name"].to_pylist()
-                is_matched = is_matched or any(map(self.pattern.search, names))
-                unmatched = unmatched or next(iter(names), "")
-
-            if self.named_splits:
-                split_index = pc.index_in(batch["split"], pa.array(SPLITS))
-                # A row without a split is for training.
-                split = pc.fill_null(split_index, 0).to_numpy()
-            elif self.generated_splits:
-                split = _splits(f"{seed}/", self._groups(batch), test, validation)
-            else:
-                split = np.zeros(len(batch), np.int8)
-
-            kind = pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy()
-            arrays["split"].append(split.astype(np.int8))
-            arrays["kind"].append(kind.astype(np.int8))
-            arrays["cut"].append(batch["cut"].to_numpy())
-            for name in TEXT_COUNTS:
-                text_count = pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False)
-                arrays[name].append(text_count.astype(np.int32))
-
-        if self.pattern and unmatched and not is_matched:  # every file would be its own group
-            raise InputError(
-                f"{manifest.about['source']}: group_pattern = {group_pattern!r} matches no file's "
-                f"path, such as {unmatched!r}"
-            )
-
-        empty = [np.zeros(0, np.int64)]
+        columns = ["kind", "split", "cut", *TEXT_COUNTS]
+        batches = [self._read_columns(batch) for batch in manifest.batches([*columns, *NAMES])]
         self.columns: dict[str, np.ndarray] = {}
-        for name, batches in arrays.items():
-            self.columns[name] = np.concatenate(batches or empty)
+        for name in columns:
+            arrays = [batch[name] for batch in batches]
+            self.columns[name] = np.concatenate(arrays or [np.zeros(0, np.int64)])
 
         row_count = len(self.columns["kind"])
         self.is_planned = np.ones(row_count, bool)  # of each row of the manifest
@@ -143,8 +127,27 @@ class DecodePlan:
         # Consecutive units are in the same row groups.
         self._row_group = lru_cache(maxsize=4)(file.read_row_group)
 
+    def _read_columns(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Return the numbers that describe each row of a batch."""
+        if self.named_splits:
+            # A row without a split is for training.
+            split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
+        elif self.generated_splits:
+            shares = self.shares["test"], self.shares["validation"]
+            split = draw_splits(f"{self.seed}/", self._groups(batch), *shares)
+        else:
+            split = np.zeros(len(batch), np.int8)
+
+        kind = pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy()
+        columns = {"kind": kind.astype(np.int8), "split": split.astype(np.int8)}
+        columns["cut"] = batch["cut"].to_numpy()
+        for name in TEXT_COUNTS:
+            text_count = pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False)
+            columns[name] = text_count.astype(np.int32)
+        return columns
+
     def _groups(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
-        """The group of each row of a batch with the columns `group` and `name`."""
+        """Return the group of each row of a batch with the columns `group` and `name`."""
         groups = batch["group"].to_pylist()
         names = batch["name"].to_pylist()
         return [
@@ -160,9 +163,11 @@ class DecodePlan:
         return match[0]
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The units of each split and kind. A unit, except the last, has at least half of
-        `max_rows` rows. It ends at the next row whose hash is a multiple of a quarter of
-        `max_rows`, or at `max_rows` rows."""
+        """Yield the units of each split and kind.
+
+        A unit, except the last, has at least half of `max_rows` rows. It ends at the next row whose
+        hash is a multiple of a quarter of `max_rows`, or at `max_rows` rows.
+        """
         min_rows = max(1, max_rows // 2)
         divisor = max(2, max_rows // 4)
         is_possible_end = self.columns["cut"] % divisor == 0
@@ -220,7 +225,7 @@ class DecodePlan:
         return (Reject(**row) for row in self.manifest.rejects().to_pylist())
 
     def evenly_spaced(self, count: int) -> list[Row]:
-        """At most `count` rows, evenly spaced in the order of the manifest."""
+        """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
         starts = segment_starts(planned, min(count, planned))
         # Typed: an empty list would be an array of floats, which cannot be an index.
@@ -272,7 +277,7 @@ class DecodePlan:
         judging by their names; otherwise an empty string."""
         if not self.generated_splits or self.pattern:
             return ""
-        names = self._names_without_group()
+        names = list(dict.fromkeys(self._names_without_group()))
         for key, pattern in GROUPINGS.items():
             groups: defaultdict[str, list[str]] = defaultdict(list)
             for name in names:
@@ -291,24 +296,20 @@ class DecodePlan:
                 )
         return ""
 
-    def _names_without_group(self) -> list[str]:
-        names: dict[str, None] = {}
+    def _names_without_group(self) -> Iterator[str]:
         for batch in self.manifest.batches(["group", "name"]):
-            without_group = batch.filter(pc.equal(batch["group"], ""))
-            names.update(dict.fromkeys(without_group["name"].to_pylist()))
-        return [*names]
+            yield from batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
 
 
-def _splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
-    """The split of each group, by its seeded hash alone, so that no other row moves when rows are
-    added, removed or renamed: by two thresholds, so that the shares are met only on average."""
+def draw_splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
+    """Return the codes of the splits of groups.
+
+    A group's seeded hash alone decides, so that no other row moves when rows are added, removed or
+    renamed. The shares are met only on average.
+    """
     hashes = bytearray()
     for group in groups:
-        digest = hashlib.sha256((seed + group).encode()).digest()
-        hashes += digest[:8]
-
+        hashes += hashlib.sha256((seed + group).encode()).digest()[:8]
     fractions = np.frombuffer(hashes, ">u8") / 2.0**64
-    is_test = fractions < test
-    is_validation = fractions < test + validation
     # The codes of SPLITS.
-    return np.select([is_test, is_validation], [2, 1], default=0)
+    return np.select([fractions < test, fractions < test + validation], [2, 1], default=0)

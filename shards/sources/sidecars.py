@@ -84,8 +84,12 @@ class Sidecars:
         return value if isinstance(value, dict) else {"captions": value}
 
     def scan(self, items: Items) -> Rows:
-        """Yields a row for each video or image, with the captions in its text, and a reject for each
-        text whose video is missing. Raises InputError if there is no video or image."""
+        """Yield a row for each video or image, with the captions in its text, and a reject for each
+        text whose video is missing.
+
+        Raises:
+            InputError: If there is no video or image.
+        """
         folder = self.folder
         for path in folder.media:
             text = self.find(path)

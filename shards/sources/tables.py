@@ -53,11 +53,14 @@ class MediaInside(ValueError):
 
 class Table:
     """A table: its form, None if its columns are not known, and its records with their lines or
-    entries. The file is opened once."""
+    entries. The file is opened once; the first records are read at once.
+
+    Raises:
+        InputError: If the table is missing, corrupt, in another format or not UTF-8, or if it is a
+            placeholder.
+    """
 
     def __init__(self, path: Location, form: Form | None = None):
-        """Read the first records. Raises InputError if the table is missing, corrupt, in another
-        format or not UTF-8, or if it is a placeholder."""
         self.path = path
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
@@ -145,7 +148,7 @@ class Table:
         )
 
     def _read_document(self, content: str) -> Records:
-        """The records of a JSON document, where its form says."""
+        """Return the records of a JSON document, where its form says."""
         if NOT_UTF8.search(content):
             raise ValueError("not UTF-8")
         try:
@@ -165,7 +168,7 @@ class Table:
         return records_in(self.document, self.form or TABLE)
 
     def _read_lines(self, text: IO[str]) -> Records:
-        """The lines of a text: by the pattern of a form, as rows below a header, or as values."""
+        """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values."""
         first = text.readline()
         lines = chain([first], text)
         for form in FORMS if self.form is None else ():
@@ -187,7 +190,7 @@ class Table:
 
 
 def read_json_lines(text: IO[str], form: Form | None) -> Records:
-    """The objects of JSON Lines."""
+    """Yield the objects of JSON Lines."""
     first = text.readline()
     # Each line is an entry of a list, in which `*` stands for its entries.
     path = form.records.removeprefix("*.").split(".") if form and form.records else []
@@ -216,7 +219,7 @@ def parse_object(line: str) -> Record | str:
 
 
 def read_cells(lines: Iterable[str], extension: str) -> Records:
-    """The rows below the names of the columns."""
+    """Yield the rows below the names of the columns."""
     text = iter(lines)
     skipped = 0
     header = next(text, "")
@@ -289,7 +292,7 @@ def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record 
 
 
 def read_parquet(file: IO[bytes]) -> Records:
-    """The rows of a Parquet file. Raises ValueError if it has the bytes of media."""
+    """Yield the rows of a Parquet file. Raise MediaInside if it has the bytes of media."""
     with pq.ParquetFile(file) as table:
         check_columns(table.schema_arrow.names)
         refuse_media(table)

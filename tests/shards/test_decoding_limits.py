@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from alpro.shards import clip, ffmpeg_copy, seeking
-from alpro.shards.clip import DecodeError, Limits
+from alpro.shards.clip import DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_video
+from alpro.shards.file_type import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from alpro.shards.reader import ShardReader
-from alpro.shards.schema import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Reason
 from alpro.stages import decode_videos
 from tests.conftest import ROOT, decode_data
 from tests.shards.conftest import refusal

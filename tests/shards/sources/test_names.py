@@ -71,13 +71,18 @@ def test_a_name_of_two_files_is_a_reject(media, read):
 
 
 def test_a_form_may_find_a_file_anywhere_and_a_note_counts_it(read):
-    table = "path,caption\na,a dog\nb,a cat\nc,a bird\n"
+    table = "path,caption\na,a dog\nb,a cat\nc,a bird\nd.mov,a cow\n"
+    media = "A/a.mp4 A/b.mp4 B/b.mp4 c.mp4 A/d.mov A/d.mp4"
 
-    imported = read({"x.csv": table}, "A/a.mp4 A/b.mp4 B/b.mp4 c.mp4", columns={"anywhere": True})
+    imported = read({"x.csv": table}, media, columns={"anywhere": True})
 
-    assert imported.captions == {"A/a.mp4": ("a dog",), "c.mp4": ("a bird",)}
+    assert imported.captions == {
+        "A/a.mp4": ("a dog",),
+        "c.mp4": ("a bird",),
+        "A/d.mov": ("a cow",),
+    }
     assert "could mean A/b.mp4 or B/b.mp4" in imported.details[0]
-    assert "1 names were found in a subfolder: a (A/a.mp4)" in imported.notes
+    assert "2 names were found in a subfolder: a (A/a.mp4)" in imported.notes
 
 
 def test_prefixes_belong_to_a_form(read):
