@@ -21,7 +21,7 @@ CREAM = (235, 215, 165)
 
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
-    """The scene as (frames, size, size, 3) uint8."""
+    """Draw the scene as (frames, size, size, 3) uint8."""
     rng = np.random.default_rng(scene.background)
     ground = background(rng, size)
     for thing in reversed(scene.things[1:]):  # they stay still
@@ -86,7 +86,7 @@ def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | No
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A dark tint with weak, smooth texture: (size, size, 3) float32."""
+    """Draw a dark tint with weak, smooth texture: (size, size, 3) float32."""
     tint = rng.uniform(18, 55, 3)
     noise = rng.random((6, 6)) * 255
     coarse = Image.fromarray(noise.astype(np.uint8))
@@ -100,12 +100,12 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def sprite(kind: str, color: str) -> np.ndarray:
-    """A thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
+    """Draw a thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
     return draw_shape(kind, COLORS[color])
 
 
 def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
-    """A thing in any color (RGB), as `sprite`."""
+    """Draw a thing in any color (RGB), as `sprite`."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(image), side)
@@ -170,7 +170,7 @@ def _on_circle(count: int, radius: float) -> list[tuple[float, float]]:
 
 
 def _star() -> list[tuple[float, float]]:
-    """The five tips of a star and the corners between them, from the top."""
+    """Return the five tips of a star and the corners between them, from the top."""
     corners = np.arange(10)
     angles = corners * np.pi / 5 - np.pi / 2
     is_between = corners % 2

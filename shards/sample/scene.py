@@ -119,7 +119,7 @@ class Scene:
         return self.things[0]
 
     def reverse(self) -> "Scene":
-        """The same scene with time running backwards."""
+        """Return the same scene with time running backwards."""
         things = []
         for thing in self.things:
             motion = REVERSED.get(thing.motion, thing.motion)
@@ -138,7 +138,7 @@ def draw_scene(
     wide: bool = False,
     main: tuple[str, str] | None = None,
 ) -> Scene:
-    """A random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
+    """Draw a random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
     wide: a single thing is anywhere in the frame and its size varies more (for still images). main:
     kind and color of the main thing; None: random.
@@ -211,7 +211,7 @@ def _arrange(
     count: int,
     motion: str,
 ) -> tuple[str | None, list[np.ndarray]]:
-    """The relation of the main thing to the others, and the center of each.
+    """Return the relation of the main thing to the others, and the center of each.
 
     Nothing lies on the path of the main thing: beside a lane that runs left or right, the others
     are above or below.
@@ -249,7 +249,7 @@ def training_scene(
     motion: str | None = None,
     wide: bool = False,
 ) -> Scene:
-    """A scene without held-out combinations, forwards and reversed."""
+    """Draw a scene without held-out combinations, forwards and reversed."""
     while True:
         scene = draw_scene(rng, count, motion, wide)
         # Its reverse is a training clip, too.
@@ -263,7 +263,7 @@ def draw_main(
     held_out: bool,
     taken: set[tuple[str, str, str]],
 ) -> tuple[str, str, str]:
-    """A combination of kind, color and motion that is not taken, held out from training or not."""
+    """Draw a combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
         kind = str(rng.choice(THING_KINDS))
         color = str(rng.choice(list(COLORS)))
@@ -315,7 +315,7 @@ def scene_of(
     main: tuple[str, str, str],
     mains: set[tuple[str, str, str]],
 ) -> Scene:
-    """A scene with this main combination, in which the other things are neither held out nor one of
+    """Draw a scene with this main combination, in which the other things are neither held out nor one of
     `mains`."""
     kind, color, motion = main
     count = draw_count(rng)
@@ -374,7 +374,7 @@ def _relation_phrase(scene: Scene, rng: np.random.Generator, color: bool, kind: 
 
 
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A complete caption: kind, color, motion, relation and the other things."""
+    """Write a complete caption: kind, color, motion, relation and the other things."""
     start = rng.choice(["", "", "in this video ", "here ", "we see how "])
     motion = motion_phrase(scene.main.motion, rng)
     text = f"{start}{name(scene.main)} {motion}"
@@ -384,7 +384,7 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a training clip: full, without colors, only the motion, short, or counting."""
+    """Write a caption of a training clip: full, without colors, only the motion, short, or counting."""
     main = scene.main
     styles = {
         "full": 0.45,
@@ -427,7 +427,7 @@ def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a still image, which has no motion: kinds and colors, or only one of the two, or
+    """Write a caption of a still image, which has no motion: kinds and colors, or only one of the two, or
     counting.
 
     Kinds and colors are each named alone: a model that tells the images apart by one of them may
