@@ -133,6 +133,8 @@ def suffix(location: Location) -> str:
 
     >>> [suffix(text) for text in ("https://host/a.MP4?key=1.2", "filecache::s3://b/a.webm", "s3://b/a")]
     ['.mp4', '.webm', '']
+    >>> [suffix(text) for text in ("https://host/a%2Emp4#t=1", "s3://b/a.x y/../z", Path("A.JPG"))]
+    ['.mp4', '', '.jpg']
     """
     if isinstance(location, Path):
         return location.suffix.lower()

@@ -265,18 +265,6 @@ def test_a_row_cannot_refer_to_other_local_files(root):
             resolve(url, "1x::file:///etc/passwd")
 
 
-def test_the_extension_of_a_location():
-    for place, ending in (
-        ("https://host/a.MP4?key=1.2", ".mp4"),
-        ("https://host/a%2Emp4#t=1", ".mp4"),
-        ("filecache::s3://b/a.webm", ".webm"),
-        ("s3://b/a", ""),
-        ("s3://b/a.x y/../z", ""),
-        (Path("A.JPG"), ".jpg"),
-    ):
-        assert storage.suffix(place) == ending
-
-
 def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "CHUNK_BYTES", 1000)
     place = join(folder, "data.bin")
