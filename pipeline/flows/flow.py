@@ -28,12 +28,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, JsonValue
 
 from alpro.environment import prepare
-from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
+from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.flows.tasks import CURRENT_RUN, get_failed_state, step_task
 from alpro.pipeline.plan.changes import changed_code, changed_values, commit_text
 from alpro.pipeline.plan.checks import check_plan
@@ -170,17 +170,14 @@ def open_workspace() -> Path:
     Without a deployment, it is in the current folder. The run of a deployment ends with its worker,
     and the workspace becomes its current folder: Prefect starts it in a temporary one.
     """
-    named = os.environ.get("ALPRO_WORKSPACE", "")
     if not deployment.id:
-        workspace = Path(named or "workspace").resolve()
+        workspace = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace").resolve()
         workspace.mkdir(parents=True, exist_ok=True)
         return workspace
 
     set_parent_death_signal(get_parent(), signal.SIGKILL)
     prepare()
-    workspace = Path(named)
-    if not workspace.is_absolute():
-        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
+    workspace = get_worker_workspace()
     workspace.mkdir(parents=True, exist_ok=True)
     os.chdir(workspace)
     return workspace.resolve()

@@ -257,15 +257,17 @@ def get_workers(workspace: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
     """
     # The same in each life, and another one in another workspace.
     mark = digest(str(workspace))[:8]
+    count = 1
+    if VISIBLE_GPUS not in os.environ:
+        # In a process of its own: this one stays small.
+        count = int(subprocess.check_output(interpreter("-c", COUNT_GPUS)))
+
     workers: dict[str, tuple[list[str], dict[str, str]]] = {
         "worker-cpu": (["cpu", f"cpu-{mark}"], {})
     }
-    # In a process of its own: this one stays small.
-    count = int(subprocess.check_output(interpreter("-c", COUNT_GPUS)))
-    if count < 2 or VISIBLE_GPUS in os.environ:
+    if count < 2:
         workers["worker-gpu"] = (["gpu", f"gpu-{mark}", "1"], {})
         return workers
-
     for gpu in map(str, range(count)):
         workers[f"worker-gpu-{gpu}"] = (["gpu", f"gpu-{mark}-{gpu}", "1"], {VISIBLE_GPUS: gpu})
     return workers
@@ -291,6 +293,14 @@ def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str
     }
     exempt_local_hosts(environment)
     return environment
+
+
+def get_worker_workspace() -> Path:
+    """Return the workspace of a worker and its runs. Raises InputError if it is not absolute."""
+    named = os.environ.get("ALPRO_WORKSPACE", "")
+    if not Path(named).is_absolute():
+        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
+    return Path(named)
 
 
 def deploy(file: Path, environment: Mapping[str, str]) -> bool:

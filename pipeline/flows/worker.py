@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -37,7 +36,7 @@ from alpro.environment import prepare
 from alpro.errors import InputError
 from alpro.files import make_folder
 from alpro.locks import acquire
-from alpro.pipeline.flows.servers import check_server
+from alpro.pipeline.flows.servers import check_server, get_worker_workspace
 from alpro.pipeline.tracking.store import end_runs, store_uri
 from alpro.stages.execution.lifecycle import PARENT
 
@@ -56,7 +55,7 @@ async def work(pool: str, name: str, limit: int | None) -> None:
 
     crashed = await end_earlier_runs(pool, name)
     if crashed:
-        uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_workspace())
+        uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
         end_runs(uri, map(str, crashed))
         print(f"{len(crashed)} runs of an earlier life of this worker are Crashed", flush=True)
 
@@ -117,14 +116,6 @@ async def end_own_runs(pool: str, name: str) -> None:
                 return
 
 
-def get_workspace() -> Path:
-    """Return the workspace of this worker. Raises InputError if it is not an absolute path."""
-    named = os.environ.get("ALPRO_WORKSPACE", "")
-    if not Path(named).is_absolute():
-        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
-    return Path(named)
-
-
 def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker, once Prefect's server answers.
 
@@ -134,7 +125,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
     prepare()
     # Runs that start after this process has ended notice it.
     os.environ[PARENT] = str(os.getpid())
-    folder = get_workspace() / "prefect"
+    folder = get_worker_workspace() / "prefect"
     make_folder(folder)
     lock = FileLock(folder / f"worker-{name}.lock")
     if not acquire(lock, blocking=False):

@@ -32,12 +32,14 @@ def prepare_child(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
+def start(command: list[str], log: Path) -> subprocess.Popen:
     """Start a command as a terminal does, in a process group of its own.
 
     Its trainings have a DataLoader worker, as on a machine with a GPU.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LOADER)} | variables
+    # Tests have settings of Prefect, such as the level of its log.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LOADER)}
     with open(log, "ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", *command],

@@ -14,10 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ParameterTypeError
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
-from alpro import stages
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
 from alpro.stages.execution.interface import StageFailed
@@ -163,15 +161,6 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
     ]
 
 
-def test_a_worker_names_an_absolute_workspace(prefect, monkeypatch):
-    monkeypatch.setattr(flow, "deployment", SimpleNamespace(id="d"))
-    monkeypatch.setattr(flow, "set_parent_death_signal", lambda *_: None)
-    for workspace in ("", "relative/folder"):
-        monkeypatch.setenv("ALPRO_WORKSPACE", workspace)
-        with pytest.raises(InputError, match="ALPRO_WORKSPACE"):
-            flow.alpro(TINY)
-
-
 def folders_of(result: dict[str, str]) -> dict[str, str]:
     """The folders of a run by their names, without the workspace."""
     return {name: Path(folder).name for name, folder in result.items()}
@@ -214,17 +203,6 @@ def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatc
     assert "did you mean 'lr'" in run.state.message
     assert "\n" not in run.state.message
     assert "Traceback" not in caplog.text
-
-
-def test_the_form_offers_configurations_and_stages_and_takes_a_file():
-    properties = flow.alpro.parameters.properties
-    assert properties["stage"]["enum"] == ["", *stages.STAGES]
-    choices, file = properties["config"]["anyOf"]
-    assert {"sample", "from_clip", "own_videos"} <= set(choices["enum"])
-    assert file["type"] == "string"
-    assert "enum" not in file
-    with pytest.raises(ParameterTypeError):
-        flow.alpro.validate_parameters({"changes": 3})
 
 
 def test_a_run_of_prefect_shows_its_results(first, workspace, monkeypatch):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from alpro.stages.execution.interface import (
     StageFailed,
     count_finished,
 )
-from tests.conftest import ROOT, one_line
+from tests.conftest import one_line
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
 DATA = Step("render_sample", "render_sample", render_sample.Config())
@@ -392,12 +391,3 @@ def test_memory_that_other_processes_hold_is_named(main, monkeypatch):
 
     assert "other processes hold 70 of the 80 GiB of its GPU" in result["error"]
     assert "CUDA_VISIBLE_DEVICES" in result["error"]
-
-
-def test_it_runs_as_a_module(work, tmp_path):
-    write_json(work, read_json(work) | {"inputs": {"sample": str(tmp_path / "nowhere")}})
-
-    done = subprocess.run([*ALONE, str(work)], cwd=ROOT, capture_output=True, text=True)
-
-    assert done.returncode == EXIT_INPUT_ERROR
-    assert "nowhere" in read_json(work.with_name("result.json"))["error"]

@@ -211,7 +211,7 @@ def test_a_day_of_deployments_through_two_pools(machine, tmp_path):
 
     # A mistake is one line, which the terminal shows.
     values = ("-p", f"config={TINY}", "-p", 'changes=["pretrain.lrr=1"]')
-    with pytest.raises(AssertionError, match=r"did you mean 'lr'"):
+    with pytest.raises(AssertionError, match=r"did\s+you\s+mean\s+'lr'"):
         up.prefect("deployment", "run", "alpro/pretrain", *values, "--watch")
 
     # A schedule, as in docs/operate.md, every minute.
@@ -246,7 +246,7 @@ ENDS = {
     "long stop": (signal.SIGKILL, {-signal.SIGKILL}),
 }
 RUNNING = "select count(*) from runs where status = 'RUNNING'"
-WITHIN = 10  # seconds of the automation, which docs/cluster has at 900
+WITHIN = 60  # seconds of the automation, which docs/cluster has at 900
 
 
 def end_night(up: Machine, how: str) -> None:
@@ -259,7 +259,7 @@ def end_night(up: Machine, how: str) -> None:
         victims += descendants(up.process)
     up.end(victims, number, statuses)
     if how == "long stop":
-        until = time.monotonic() + 3 * WITHIN
+        until = time.monotonic() + 2 * WITHIN
         wait_for(lambda: time.monotonic() > until)
 
 

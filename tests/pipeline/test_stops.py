@@ -224,59 +224,37 @@ def test_a_command_without_a_stop_file_receives_sigterm():
 
 STARTER = """
 import os, signal, subprocess, sys
-from pathlib import Path
 from alpro.stages.execution.lifecycle import supervised
-command = supervised(sys.argv[4:], 600, Path(sys.argv[1]) if sys.argv[1] else None)
-if sys.argv[2]:
-    command[4] = sys.argv[2]  # another client
+command = supervised(sys.argv[2:])
+if sys.argv[1]:
+    command[4] = sys.argv[1]  # another client
 child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 print(child.pid, child.stdout.readline().strip())
 sys.stdout.flush()
-os.kill(child.pid if sys.argv[3] == "supervisor" else os.getpid(), signal.SIGKILL)
-print(child.stdout.read(), child.wait())
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def start_and_kill(
-    victim: str, command: list[str], stop_file: str = "", client: str = ""
-) -> tuple[int, str]:
-    """Start a supervised command from a process, and kill that or the supervisor.
+def start_and_kill_parent(command: list[str], client: str = "") -> tuple[int, str]:
+    """Start a supervised command from a process that is killed then.
 
     Returns:
-        The number of the supervisor, and what it has printed.
+        The number of the supervisor, and the first line that the command has printed.
     """
-    starter = [*python(STARTER), stop_file, client, victim, *command]
+    starter = [*python(STARTER), client, *command]
     done = subprocess.run(starter, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
     supervisor, _, printed = done.stdout.partition(" ")
     return int(supervisor), printed
 
 
-def test_a_training_whose_parent_is_killed_stops(tmp_path, wait_for_end):
-    """It writes its checkpoint."""
-    file = tmp_path / "stop"
-    mark = f"open({str(tmp_path / 'saved')!r}, 'w').close()"
-    program = STOPS.replace('print("stopped", flush=True)', mark)
-
-    supervisor, printed = start_and_kill("parent", [*python(program), str(file)], str(file))
-
-    assert printed.strip() == "ready"
-    wait_for_end(supervisor)
-    assert (tmp_path / "saved").exists()
-
-
-def test_any_other_command_whose_parent_is_killed_is_killed(wait_for_end):
-    supervisor, printed = start_and_kill("parent", python(f"import os; {PRINT_PID}; {WAITS}"))
+def test_a_command_whose_parent_is_killed_is_killed(wait_for_end):
+    supervisor, printed = start_and_kill_parent(python(f"import os; {PRINT_PID}; {WAITS}"))
     wait_for_end(supervisor)
     wait_for_end(int(printed))
-
-
-def test_a_command_whose_supervisor_is_killed_is_killed(wait_for_end):
-    _, printed = start_and_kill("supervisor", python(f"import os; {PRINT_PID}; {WAITS}"))
-    wait_for_end(int(printed.split()[0]))
 
 
 def test_a_command_whose_client_has_ended_already_does_not_start():
     gone = subprocess.Popen(["true"])
     gone.wait()
-    _, printed = start_and_kill("nobody", python("print('started')"), client=str(gone.pid))
+    _, printed = start_and_kill_parent(python("print('started')"), client=str(gone.pid))
     assert "started" not in printed

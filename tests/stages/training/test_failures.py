@@ -177,10 +177,7 @@ def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, re
     ("how", "output"),
     [
         ("input-error", "clips/shard-000001.tar: cut short"),
-        pytest.param("error", "ValueError: a rank's own error", marks=pytest.mark.long),
         pytest.param("silent", "imed out", marks=pytest.mark.long),
-        # The other rank receives SIGTERM, which does not mean that a person stopped the job.
-        pytest.param("killed", "Signal 9 (SIGKILL)", marks=pytest.mark.long),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, free_port):
