@@ -213,4 +213,4 @@ def test_a_run_of_prefect_shows_its_results(first, workspace, monkeypatch):
         (artifact,) = client.read_artifacts(flow_run_filter=only)
     assert (artifact.key, artifact.type) == ("results", "markdown")
     assert "| --- |" in artifact.data
-    assert "finished" in artifact.data
+    assert "**Finished**" in artifact.data
