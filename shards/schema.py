@@ -125,6 +125,18 @@ class Reject(BaseModel):
     detail: str = ""
 
 
+class MissingItem(Reject):
+    """A rejected item whose file is missing, with what decides its split and the numbers of its
+    texts: a score counts what a split should have."""
+
+    reason: Reason = "missing"
+    kind: Kind = "video"
+    split: Literal["", "train", "validation", "test"] = ""
+    group: str = ""
+    captions: int = 0
+    questions: int = 0
+
+
 def arrow_schema(
     model: type[BaseModel], exclude: Collection[str] = (), **more: pa.DataType
 ) -> pa.Schema:
@@ -156,6 +168,8 @@ def arrow_type(annotation: Any) -> pa.DataType:
 
 
 REJECTS = arrow_schema(Reject)
+# One row per item of a source that is rejected when it is imported.
+IMPORT_REJECTS = arrow_schema(MissingItem)
 # One row per item of a source, as it is imported. `cut` is a hash of the id, which decides where
 # shards are cut.
 MANIFEST = arrow_schema(Row, cut=pa.uint32())

@@ -405,8 +405,8 @@ def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> O
     Checks that the counts add up. The outcome has the checksums of the shards, which are hashed
     when they are written.
     """
-    records = merge_units(units, store, out, [plan.manifest.rejects()])
-    counts = write_statistics(out, records, plan.splits())
+    records = merge_units(units, store, out, [plan.reject_table()])
+    counts = write_statistics(out, records, plan.annotated())
     # No row is left out in silence: each one is a sample or a reject.
     assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
 

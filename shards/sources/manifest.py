@@ -30,7 +30,7 @@ from alpro.files import (
     read_json,
     temporary_name,
 )
-from alpro.shards.schema import MANIFEST, REJECTS, Row
+from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, Row
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
 from alpro.shards.sources.media import read_suffix
@@ -75,7 +75,8 @@ class Manifest:
             yield from file.iter_batches(ROW_GROUP, columns=columns)
 
     def rejects(self) -> pa.Table:
-        return pq.read_table(self.folder / "rejects.parquet", schema=REJECTS)
+        """Return the rejects of the import. Those without a file have what decides their split."""
+        return pq.read_table(self.folder / "rejects.parquet", schema=IMPORT_REJECTS)
 
 
 def import_source(
@@ -177,7 +178,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
     counts = {"rows": 0, "rejects": 0}
     with (
         pq.ParquetWriter(out / "manifest.parquet", MANIFEST) as row_file,
-        pq.ParquetWriter(out / "rejects.parquet", REJECTS) as reject_file,
+        pq.ParquetWriter(out / "rejects.parquet", IMPORT_REJECTS) as reject_file,
     ):
 
         def flush(name: str, values: list[dict[str, Any]], file: pq.ParquetWriter) -> None:
@@ -203,7 +204,8 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                 split["questions"] += len(record.questions)
                 answers[record.split].update(hash(asked.answer) for asked in record.questions)
             else:
-                rejects.append(values)
+                # Of a row that is invalid, these columns are empty.
+                rejects.append(dict.fromkeys(IMPORT_REJECTS.names) | values)
             # Readers find a row by its number: every group but the last has ROW_GROUP rows.
             if len(rows) == ROW_GROUP:
                 flush("rows", rows, row_file)

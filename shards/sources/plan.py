@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import KINDS, SPLITS, Reject, Row
+from alpro.shards.schema import KINDS, REJECTS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
@@ -101,6 +101,7 @@ class DecodePlan:
         self.shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         self.generated_splits = not self.named_splits and test + validation > 0
         self.seed = seed
+        self.kinds = list(KINDS) if kinds == "all" else [kinds]
         if self.pattern and not any(map(self.pattern.search, self._names_without_group())):
             for name in self._names_without_group():
                 # Every file would be its own group.
@@ -129,22 +130,24 @@ class DecodePlan:
 
     def _read_columns(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the numbers that describe each row of a batch."""
-        if self.named_splits:
-            # A row without a split is for training.
-            split = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
-        elif self.generated_splits:
-            shares = self.shares["test"], self.shares["validation"]
-            split = draw_splits(f"{self.seed}/", self._groups(batch), *shares)
-        else:
-            split = np.zeros(len(batch), np.int8)
-
         kind = pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy()
-        columns = {"kind": kind.astype(np.int8), "split": split.astype(np.int8)}
+        columns = {"kind": kind.astype(np.int8), "split": self._assign_splits(batch)}
         columns["cut"] = batch["cut"].to_numpy()
         for name in TEXT_COUNTS:
             text_count = pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False)
             columns[name] = text_count.astype(np.int32)
         return columns
+
+    def _assign_splits(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
+        """Return the codes of the splits of rows with the columns `split`, `group` and `name`."""
+        if self.named_splits:
+            # A row without a split is for training.
+            codes = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
+            return codes.astype(np.int8)
+        if self.generated_splits:
+            shares = self.shares["test"], self.shares["validation"]
+            return draw_splits(f"{self.seed}/", self._groups(batch), *shares).astype(np.int8)
+        return np.zeros(len(batch), np.int8)
 
     def _groups(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
         """Return the group of each row of a batch with the columns `group` and `name`."""
@@ -222,7 +225,29 @@ class DecodePlan:
             yield DecodeUnit(name, pa.concat_tables(self.tables(indices)))
 
     def rejects(self) -> Iterator[Reject]:
-        return (Reject(**row) for row in self.manifest.rejects().to_pylist())
+        return (Reject(**row) for row in self.reject_table().to_pylist())
+
+    def reject_table(self) -> pa.Table:
+        """Return the rejects of the import, with the columns of REJECTS."""
+        return self.manifest.rejects().select(REJECTS.names)
+
+    def annotated(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of items with a text, captions and questions that each split should
+        have: of its rows, and of the items whose files are missing."""
+        missing = self.manifest.rejects().filter(pc.equal(pc.field("reason"), "missing"))
+        missing = missing.filter(pc.is_in(missing["kind"], pa.array(self.kinds)))
+        missing = missing.rename_columns({"path": "name"})
+        codes = self._assign_splits(missing)
+        texts = {name: missing[name].to_numpy().astype(np.int64) for name in TEXT_COUNTS}
+        texts["items"] = sum(texts.values()) > 0
+
+        annotated: dict[str, dict[str, int]] = {}
+        for code, (split, counts) in enumerate(self.splits().items()):
+            annotated[split] = {
+                name: counts[name] + int(values[codes == code].sum())
+                for name, values in texts.items()
+            }
+        return annotated
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""

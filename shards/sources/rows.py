@@ -21,7 +21,7 @@ from pydantic_core import from_json, to_json
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.file_type import is_animated_file
-from alpro.shards.schema import KINDS, MAX_JSON_BYTES, Reject, Row
+from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
 from alpro.shards.sources.cells import (
     has_words,
     read_captions,
@@ -114,7 +114,6 @@ class Items:
         self._text_count = 0
         self._splits: Counter[str] = Counter()  # that records name
         self._folder_splits: Counter[str] = Counter()
-        self._missing: set[int] = set()
         self._part_count = 0
         self._parts = sqlite3.connect("")
         self._parts.execute(PARTS)
@@ -127,7 +126,7 @@ class Items:
         origin: Origin = Origin(),
         media: Part | None = None,
     ) -> Iterator[Reject]:
-        """Add a record. Yield the reject of an invalid one, or of the first whose file is missing.
+        """Add a record. Yield the reject of an invalid one.
 
         Args:
             media: The file, if the record does not name it.
@@ -137,14 +136,14 @@ class Items:
         """
         try:
             part = {"where": where} | (media or {})
-            yield from self._add(part, check_record(record), form.bind(record), origin)
+            self._add(part, check_record(record), form.bind(record), origin)
         except (ValueError, TypeError, OverflowError) as error:
             shown = where.encode("utf-8", "replace").decode()
             yield Reject(id=shown, path="", reason="bad row", detail=str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
-    def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> Iterator[Reject]:
+    def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
         def read(column: str) -> str:
             return read_text(read_cell(record, column)).strip() if column else ""
 
@@ -171,12 +170,11 @@ class Items:
 
         if "path" not in part:
             name, part["path"] = self._find(record, form, origin)
-            missing = hash((part["split"], name, times[0][0]))
-            if not part["path"] and part["split"] != TEXTS and missing not in self._missing:
-                self._missing.add(missing)
-                yield self._reject_missing(part["id"] or cut_extension(name), name)
             if not part["path"]:
-                return
+                if part["split"] == TEXTS:
+                    return
+                assert self.folder is not None
+                part |= {"path": f"{self.folder.path}/{name}", "missing": True}
             part |= {"name": name, "kind": read(form.kind).lower() or find_kind(part["path"])}
             if part["kind"] not in KINDS:
                 raise ValueError(f"kind: {part['kind']!r}; use video or image")
@@ -224,14 +222,25 @@ class Items:
                 "or set `root` of the corpus to the folder that corresponds to it"
             ) from error
 
-    def _reject_missing(self, row_id: str, name: str) -> Reject:
+    def _reject_missing(self, item: Part) -> MissingItem:
         assert self.folder is not None
-        similar = self.folder.similar(name) if len(self._missing) <= MAX_COMPARED else []
+        name = item["name"]
+        is_compared = self.notes.counts[NO_FILE] < MAX_COMPARED
+        similar = self.folder.similar(name) if is_compared else []
         # Names of files may have bytes that are not UTF-8.
         shown = ", ".join(similar).encode("utf-8", "replace").decode()
         detail = f"similar files: {shown}" if similar else ""
         self.notes.add(NO_FILE, f"{name} ({detail})" if detail else name)
-        return Reject(id=row_id, path=name, reason="missing", detail=detail)
+        return MissingItem(
+            id=item["id"],
+            path=name,
+            detail=detail,
+            kind=item["kind"],
+            split=item["split"],
+            group=item["group"],
+            captions=len(item["captions"]),
+            questions=len(item["questions"]),
+        )
 
     def _read_captions(self, cell: Any, where: str) -> Iterator[str]:
         for text in read_captions(cell):
@@ -279,7 +288,8 @@ class Items:
                 item["id"] = make_unique(item, place in places, used_ids)
             if has_split_folders:
                 item["split"] = split_of_path(item["name"])
-            yield make_row(item)
+            item["captions"] += filter(None, map(" ".join, item["paragraphs"].values()))
+            yield self._reject_missing(item) if "missing" in item else make_row(item)
 
         reason = "folders named as splits are splits"
         if not has_split_folders:
@@ -313,7 +323,6 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
 
 
 def make_row(item: Part) -> Row | Reject:
-    item["captions"] += filter(None, map(" ".join, item["paragraphs"].values()))
     try:
         return Row.model_validate(item)
     except ValidationError as error:
