@@ -121,6 +121,7 @@ class Index:
 
     @property
     def settings(self) -> IndexSettings:
+        """Settings that all clips of the index share."""
         metadata = self.table.schema.field("vector").metadata or {}
         with engine_errors(self.place, self.table):
             return IndexSettings.model_validate_json(metadata.get(SETTINGS.encode(), b""))

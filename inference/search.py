@@ -111,7 +111,12 @@ class SearchResult:
 
 
 class Searcher:
-    """Search an index with the model that embedded its clips."""
+    """Search an index with the model that embedded its clips.
+
+    Attributes:
+        index: The index.
+        model: The model, which embeds texts and files.
+    """
 
     def __init__(self, index: Index, model: Model):
         self.index = index

@@ -256,6 +256,13 @@ def test_the_package_lists_its_names_and_its_version():
         _ = alpro.modle
 
 
+@pytest.mark.parametrize("name", ["Index", "Model", "Searcher"])
+def test_what_the_public_classes_do_not_document_begins_with_an_underscore(name):
+    public = [item for item in vars(getattr(alpro, name)).items() if not item[0].startswith("_")]
+
+    assert [key for key, value in public if not value.__doc__] == []
+
+
 # The log.
 
 
