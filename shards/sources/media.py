@@ -84,8 +84,11 @@ class Folder:
                     self.notes.add(f"{reason} are left out", f"{inside}{name}")
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(f"{inside}{name}/")
-                else:
+                # A broken link may be one of git-annex; a pipe would block who reads it.
+                elif entry.is_file() or entry.is_symlink():
                     files.append(f"{inside}{name}")
+                else:
+                    self.notes.add("pipes, sockets and devices are left out", f"{inside}{name}")
         # `scandir` has no order, and a source must give the same rows on any disk.
         return dict.fromkeys(sorted(files, key=lambda path: path.split("/")))
 

@@ -400,3 +400,13 @@ def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):
 def test_a_source_that_is_none_is_one_line(name, says, read):
     with one_line(says):
         read({}, "a.mp4", data=name)
+
+
+def test_a_named_pipe_is_left_out(tmp_path):
+    for name in ("a.mp4", "b.txt", "c.jsonl", "d.png"):
+        os.mkfifo(tmp_path / name)
+
+    folder = Folder(tmp_path, Notes())
+
+    assert not folder.files
+    assert sum(folder.notes.counts.values()) == 4
