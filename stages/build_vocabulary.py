@@ -95,11 +95,11 @@ class Inputs(StageInputs):
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Build it for pre-training, from its corpora."""
     if pipeline.pretrain is None:
-        return None
-    return Needs(pipeline.build_vocabulary, corpora=pipeline.pretrain.corpora)
+        return []
+    return [Needs(pipeline.build_vocabulary, corpora=pipeline.pretrain.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

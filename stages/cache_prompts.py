@@ -48,12 +48,12 @@ class Inputs(StageInputs):
     prompter: Path | None = None
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Cache prompts if pre-training needs a prompter."""
     if not pipeline.uses_prompter:
-        return None
+        return []
     stages = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
-    return Needs(pipeline.cache_prompts, stages)
+    return [Needs(pipeline.cache_prompts, stages)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

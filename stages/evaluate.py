@@ -1,140 +1,152 @@
-"""Evaluates the fine-tuned models: retrieval, question answering, and controls (paper, section
-4)."""
+"""Evaluate a model: retrieval, question answering, entities, and controls (paper, section 4).
 
-from functools import partial
+A pipeline has a step for each model: `evaluate prompter`, `evaluate pretrained`,
+`evaluate retrieval`, `evaluate qa`, and `evaluate baseline`, a CLIP that was not trained. Scores of
+the same name are over the same queries, so any two steps can be compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from pydantic import Field
 
-from alpro.log import progress
-from alpro.stages.evaluation.controls import (
-    CONTROLS,
-    ControlName,
-    add_retrieval_control,
-    answer_under,
-)
-from alpro.stages.evaluation.gallery import Gallery, Questions, draw_searches, extremes
+from alpro.log import log
+from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
+from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
+from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import TABLE_VERSION
-from alpro.stages.evaluation.protocol import EvaluationConfig, excluded
-from alpro.stages.evaluation.results import Results, evaluating
-from alpro.stages.evaluation.scorer import Scorer
-from alpro.stages.evaluation.scores import add_answers, add_rankers, unanswerable
+from alpro.stages.evaluation.protocol import EvaluationConfig, describe_data, find_excluded
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.running import evaluating
+from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 
-VERSION = f"16 {TABLE_VERSION}"
+# One step for each model; a row names its model; intervals of scipy.
+VERSION = f"17 {TABLE_VERSION}"
 
 
 class Config(EvaluationConfig, frozen=True):
-    """Evaluation. The stage `zero_shot` uses the same keys, except `controls`, `contrasts` and
-    `seed`."""
+    """Evaluation of one model: the keys of `[evaluate]` that concern it."""
 
-    controls: tuple[ControlName, ...] = Field(
-        default=(),
-        description="shuffled, reversed, single_frame (the best one as a still clip), text_only "
-        "(questions "
-        "without the video)",
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the shuffled frames")
-    contrasts: tuple[tuple[str, str], ...] = Field(
-        default=(), description="pairs of answers to compare, such as left and right"
+    model_name: str = Field(description="what results call the model")
+    threshold: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="minimum probability of the pseudo-labels that PEM keeps",
     )
 
 
 class Inputs(StageInputs):
-    """The fine-tuned models, or one of them; the corpora of the evaluation."""
+    """The model, unless it is the baseline or the CLIP beside the prompts; the prompts of a
+    prompter; the corpora of the evaluation."""
 
-    retrieval: Path | None = None
-    qa: Path | None = None
+    model: Path | None = None
+    prompts: Path | None = None
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
-    """Where the pipeline fine-tunes a model, or starts from one that is fine-tuned, unless it
-    fine-tunes it again."""
-    config: Config = pipeline.evaluate
-    tunings = {"retrieval": pipeline.finetune_retrieval, "qa": pipeline.finetune_qa}
-    is_tuned = pipeline.start_task in tunings and tunings[pipeline.start_task] is None
-    if not (config.corpora and (is_tuned or any(tunings.values()))):
-        return None
+def needs(pipeline: Pipeline) -> list[Needs]:
+    """Return a step for each model of a pipeline that there is anything to ask about.
 
-    stages = {"retrieval": "finetune_retrieval", "qa": "finetune_qa"}
-    folders = {pipeline.start_task: pipeline.start} if is_tuned and pipeline.start else {}
-    return Needs(config, stages=stages, folders=folders, corpora=config.corpora)
+    A step has only the keys that concern its model: another control must not evaluate the
+    pre-trained model again.
+    """
+    table: EvaluationConfig = pipeline.evaluate
+    values = table.model_dump()
+    given = pipeline.start_task
+    shared = {"top_k", "split", "min_decoded_share", "exclude_overlap", "mixed_precision"}
+    ranking = {"retrieval", "frames", "max_text_tokens", *shared}
+    controls = {"controls", "seed"}
+    steps = []
+
+    def add(
+        task: str, model_name: str, keys: set[str], stages: Mapping[str, str], **more: Any
+    ) -> None:
+        chosen = {key: values[key] for key in keys} | more
+        config = Config.model_validate({"model_name": model_name, **chosen})
+        if config.corpora:
+            folders = {"model": pipeline.start} if given == task and pipeline.start else {}
+            steps.append(Needs(config, stages, folders, config.corpora, name=task))
+
+    if pipeline.baseline and table.retrieval:
+        frames = table.frames or pipeline.frames
+        name = Path(pipeline.baseline).name
+        add("baseline", name, ranking, {}, baseline=pipeline.baseline, frames=frames)
+
+    if pipeline.uses_prompter or pipeline.finetunes_clip:
+        name = FINE_TUNED if pipeline.finetunes_clip else PROMPTER
+        more: dict[str, Any] = {} if table.retrieval else {"qa": table.qa}
+        if pipeline.pretrain:
+            more["threshold"] = pipeline.pretrain.threshold
+        stages = {"model": "train_prompter", "prompts": "cache_prompts"}
+        add("prompter", name, {*ranking, "entity_crops"}, stages, **more)
+
+    # Of a model that is fine-tuned already, no score is pre-trained.
+    if table.retrieval and given in ("", "pretrained") and (pipeline.pretrain or given):
+        add("pretrained", PRETRAINED, ranking, {"model": "pretrain"})
+    if table.retrieval and (pipeline.finetune_retrieval or given == "retrieval"):
+        stages = {"model": "finetune_retrieval"}
+        add("retrieval", FINE_TUNED, ranking | controls, stages)
+    if table.qa and (pipeline.finetune_qa or given == "qa"):
+        keys = {"qa", "contrasts", *shared, *controls}  # frames and tokens are of retrieval
+        add("qa", FINE_TUNED, keys, {"model": "finetune_qa"})
+    return steps
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Writes results.json and per-query tables."""
-    tasks = []
-    if config.retrieval and inputs.retrieval:
-        tasks.append(retrieval)
-    if config.qa and inputs.qa:
-        tasks.append(question_answering)
+    """Write results.json, scores.parquet and tables of the queries."""
+    folder = Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
+    assert folder is not None
+    with evaluating(folder, out, resources, config.mixed_precision) as place:
+        model = LoadedModel.load(
+            config.model_name,
+            folder,
+            place.device,
+            prompts=inputs.prompts,
+            frames=config.frames,
+            length=config.max_text_tokens,
+        )
+        results = Results(config.model_name)
+        describe_data(results, config, inputs.corpora)
+        for column, name in (("captions", config.retrieval), ("questions", config.qa)):
+            if name:
+                corpus = inputs.corpora[name]
+                results.extend(evaluate_corpus(model, config, corpus, column, place.out))
 
-    # The widest of them decides the precision.
-    models = [inputs.retrieval, inputs.qa]
-    with evaluating(config, inputs.corpora, models, out, resources) as (results, device):
-        with progress("evaluating", len(tasks), "tasks") as advance:
-            for task in tasks:
-                task(config, inputs, results, device)
-                advance()
-        return results.outcome()
-
-
-def retrieval(config: Config, inputs: Inputs, results: Results, device: torch.device) -> None:
-    """Retrieval by the fine-tuned model, by each of its scores; controls."""
-    assert inputs.retrieval is not None
-    model = Scorer.load(config, inputs.retrieval, device)
-    corpus = inputs.corpora[config.retrieval]
-    gallery = Gallery.of(corpus, config.split, excluded(config, corpus))
-
-    matching, similarity = model.score(gallery)
-    add_rankers(
-        results,
-        what="fine-tuned",
-        name="retrieval",
-        model=model,
-        labels=gallery.labels,
-        scored=(matching, similarity),
-    )
-
-    # By similarity, as `alpro search` ranks: the picture shows what a search would find.
-    picture = results.out / "pictures" / "retrieval.png"
-    draw_searches(gallery, similarity, extremes(gallery, similarity), picture)
-
-    for control in controls_of(config):
-        if control != "text_only":  # which is of answers: retrieval without the video is chance
-            add_retrieval_control(results, control, config.seed, model, gallery)
+        rows, metrics = results.write(place.out, config.split)
+        return Outcome(
+            {row["name"]: row["items"] for row in rows},
+            metrics,
+            warnings=results.warnings,
+            precision=place.precision,
+        )
 
 
-def controls_of(config: Config) -> list[ControlName]:
-    """The configured controls, in the order of the table of results."""
-    return [control for control in CONTROLS if control in config.controls]
-
-
-def question_answering(
-    config: Config, inputs: Inputs, results: Results, device: torch.device
-) -> None:
-    """Accuracy by type with the most frequent training answer as chance level; two-way accuracy;
-    controls."""
-    config = config.model_copy(update={"frames": 0, "max_text_tokens": 0})  # those are of retrieval
-    assert inputs.qa is not None
-    model = Scorer.load(config, inputs.qa, device)
-    corpus = inputs.corpora[config.qa]
-    questions = Questions.of(corpus, config.split, excluded(config, corpus))
-    add = partial(
-        add_answers,
-        results,
-        answers=model.answers,
-        asked=questions.items,
-        video_ids=questions.video_ids,
-        trained=Questions.of(corpus, "train").items,
+def evaluate_corpus(
+    model: LoadedModel, config: Config, corpus: Path, column: str, out: Path
+) -> Results:
+    """Evaluate a model on the captions or the questions of a corpus."""
+    excluded = find_excluded(config, corpus)
+    gallery = Gallery.read(corpus, config.split, excluded, column)
+    asked = Asked(
+        top_k=config.top_k,
+        controls=config.controls,
+        seed=config.seed,
         contrasts=config.contrasts,
+        entity_crops=config.entity_crops,
+        threshold=config.threshold,
     )
+    if model.answers and column == "questions":
+        training = Gallery.read(corpus, "train", column=column)
+        asked = replace(asked, training_questions=training.questions)
 
-    # No training lifts the limit that the list of answers sets.
-    results.warnings += unanswerable(questions.items, model.answers)
-    add(what="question answering", name="qa", logits=model.answer(questions))
-    for control in controls_of(config):
-        logits = answer_under(control, config.seed, model, questions)
-        add(what=f"control: {CONTROLS[control].label}", name=f"qa_{control}", logits=logits)
+    log.info(f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}")
+    results = evaluate_model(model, gallery, asked)
+    if results.similarity is not None:
+        # By similarity, as `alpro search` ranks: the picture shows what a search would find.
+        texts = find_extremes(gallery, results.similarity)
+        draw_searches(gallery, results.similarity, texts, out / "pictures" / "retrieval.png")
+    return results

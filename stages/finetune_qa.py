@@ -50,14 +50,14 @@ class Inputs(StageInputs):
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Fine-tune the pre-trained model, or the model folder that replaces it (`start`)."""
     config: Config | None = pipeline.finetune_qa
     if config is None:
-        return None
+        return []
 
     folders = {"model": pipeline.start} if pipeline.start else {}
-    return Needs(config, {"model": "pretrain"}, folders, config.corpora)
+    return [Needs(config, {"model": "pretrain"}, folders, config.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -111,18 +111,18 @@ class Inputs(StageInputs):
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Pre-train if it is configured."""
     config: Config | None = pipeline.pretrain
     if config is None:
-        return None
+        return []
     stages = {
         "tokenizer": "train_tokenizer",
         "vocabulary": "build_vocabulary",
         "prompter": "train_prompter",
         "prompts": "cache_prompts",
     }
-    return Needs(config, stages, corpora=config.corpora)
+    return [Needs(config, stages, corpora=config.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -93,8 +93,8 @@ class Inputs(StageInputs):
     """No inputs."""
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
-    return Needs(pipeline.render_sample) if pipeline.render_sample else None
+def needs(pipeline: Pipeline) -> list[Needs]:
+    return [Needs(pipeline.render_sample)] if pipeline.render_sample else []
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

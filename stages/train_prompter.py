@@ -136,14 +136,14 @@ class Inputs(StageInputs):
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Train a CLIP, or a prompter for pre-training, unless another one is configured."""
     config: Config | None = pipeline.train_prompter
     is_read = pipeline.finetunes_clip or pipeline.uses_prompter
     if config is None or not is_read or pipeline.cache_prompts.prompter:
-        return None
+        return []
     stages = {} if config.clip else {"tokenizer": "train_tokenizer"}
-    return Needs(config, stages, corpora=config.corpora)
+    return [Needs(config, stages, corpora=config.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
@@ -178,7 +178,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         return Training(
             bundle,
             objective,
-            partial(with_mean_recall, validate),
+            partial(add_mean_recall, validate),
             select=SELECTED,
             interpolates=config.interpolate,
         )
@@ -186,12 +186,10 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     return train(build, config, inputs.corpora, out, resources)
 
 
-def with_mean_recall(validate: Validate) -> dict[str, float]:
+def add_mean_recall(validate: Validate) -> dict[str, float]:
     """Validate, and add the mean of the recalls, by which weights are selected."""
     values = validate()
-    prefix = SELECTED.removesuffix("mean_recall")
-    recalls = {name.removeprefix(prefix): value for name, value in values.items()}
-    return values | {SELECTED: mean_recall(recalls)}
+    return values | {SELECTED: mean_recall(values, SELECTED.removesuffix("/mean_recall"))}
 
 
 def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:

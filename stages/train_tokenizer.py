@@ -46,15 +46,15 @@ class Inputs(StageInputs):
     corpora: dict[str, Path]
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
+def needs(pipeline: Pipeline) -> list[Needs]:
     """Train it for pre-training, on its corpora. A tokenizer that is not trained reads no captions
     and depends on no other key."""
     config: Config = pipeline.train_tokenizer
     if pipeline.pretrain is None:
-        return None
+        return []
     if config.tokenizer != "train":
-        return Needs(Config(tokenizer=config.tokenizer))
-    return Needs(config, corpora=pipeline.pretrain.corpora)
+        return [Needs(Config(tokenizer=config.tokenizer))]
+    return [Needs(config, corpora=pipeline.pretrain.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

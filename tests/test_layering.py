@@ -115,8 +115,7 @@ LIGHT = [
     "pipeline.execution.run_stage",
 ]
 LIGHT += [
-    f"stages.{stage}"
-    for stage in ("train_prompter", "cache_prompts", "pretrain", "zero_shot", "evaluate")
+    f"stages.{stage}" for stage in ("train_prompter", "cache_prompts", "pretrain", "evaluate")
 ]
 LIGHT += ["stages.finetune_retrieval", "stages.finetune_qa"]
 HEAVY = (

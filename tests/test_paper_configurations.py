@@ -13,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
@@ -25,8 +26,10 @@ from alpro.pipeline.plan.checks import check_plan, check_test_items
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import build_steps
+from alpro.pipeline.reports.verdict import compare_with_start
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
+from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.execution.interface import Resources
 from tests.official_checkpoints import one_head, to_official
 from tests.plans import configure, plan_of
@@ -284,17 +287,19 @@ def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
     changes += [f"{stage}.max_text_tokens=24"]
     changes += ["finetune_retrieval.negative_pool_size=4"] if stage == "finetune_retrieval" else []
     folders = make(configure(name, *changes), tmp_path)
-    before = set() if stage == "finetune_qa" else {"zero_shot"}
-    assert set(folders) == {f"decode_videos {corpus}", stage, "evaluate"} | before
+    task = stage.removeprefix("finetune_")
+    before = set() if task == "qa" else {"evaluate pretrained"}
+    assert set(folders) == {f"decode_videos {corpus}", stage, f"evaluate {task}"} | before
     results = [
-        json.loads((folders[name] / "results.json").read_text()) for name in (*before, "evaluate")
+        json.loads((folders[name] / "results.json").read_text())
+        for name in (*before, f"evaluate {task}")
     ]
-    items = {row["name"]: row["items"] for rows in results for row in rows}
+    items = {full_name(row): row["items"] for rows in results for row in rows}
     test = [row for row in rows if row["split"] == "test"]
     if stage == "finetune_qa":
-        assert items["qa/acc"] == sum(len(row["questions"]) for row in test)
+        assert items["fine-tuned/qa/acc"] == sum(len(row["questions"]) for row in test)
         return
-    assert items["zero_shot/t2v/R1"] == items["retrieval/v2t/R1"] == len(test)
+    assert items["pre-trained/matching/t2v/R1"] == items["fine-tuned/matching/v2t/R1"] == len(test)
     index = pq.read_table(folders[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
     captions = {row["id"]: row["captions"] for row in index}
     for row in rows:
@@ -322,7 +327,7 @@ def test_missing_test_videos_are_an_error_unless_allowed_and_a_wrong_evaluation_
         configure("msrvtt_retrieval", *short, "evaluate.min_decoded_share=0.5"),
         tmp_path,
     )
-    results = json.loads((folders["evaluate"] / "results.json").read_text())
+    results = json.loads((folders["evaluate retrieval"] / "results.json").read_text())
     (message,) = (row for row in results if row["name"].startswith("decoded"))
     assert (message["metric"], message["value"]) == ("8 of 10", 80.0)
 
@@ -392,7 +397,7 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(
         changes += [f"{stage}.bert={tmp_path / 'bert'}"]
     folders = make(configure("webvid_cc3m", *changes), tmp_path)
     assert (folders["pretrain"] / "model" / "model.safetensors").is_file()
-    assert "evaluate" not in folders
+    assert not any(name.startswith("evaluate") for name in folders)
 
 
 # Other people's weights, without editing a file: the recipes of docs/reproduce.md.
@@ -432,23 +437,27 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
     folders = make_from("pretrain", *SHORT)
     assert folders.keys() == {
         "decode_videos data",
-        "zero_shot",
         "finetune_retrieval",
         "finetune_qa",
-        "evaluate",
+        "evaluate pretrained",
+        "evaluate retrieval",
+        "evaluate qa",
     }
-    for name in ("zero_shot", "evaluate"):
+    for name in ("evaluate pretrained", "evaluate retrieval", "evaluate qa"):
         assert (folders[name] / "results.json").is_file()
     assert ModelBundle.from_pretrained(folders["finetune_retrieval"] / "model").task == "retrieval"
     for task in ("retrieval", "qa"):
         folders = make_from(task, "finetune_retrieval=false", "finetune_qa=false")
-        assert folders.keys() == {"decode_videos data", "evaluate"}
-        assert (folders["evaluate"] / "results.json").is_file()
+        assert folders.keys() == {"decode_videos data", f"evaluate {task}"}
+        assert (folders[f"evaluate {task}"] / "results.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("stage", "tables"),
-    [("", ["evaluate", "finetune_retrieval", "finetune_qa"]), ("zero_shot", ["evaluate"])],
+    [
+        ("", ["evaluate", "finetune_retrieval", "finetune_qa"]),
+        ("evaluate pretrained", ["evaluate"]),
+    ],
 )
 def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_runs(
     stage, tables, official, sample, tmp_path
@@ -476,9 +485,8 @@ def test_longer_texts_than_the_text_encoder_takes_are_refused_before_anything_ru
     check(*changed)
 
 
-def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool, capsys):
-    """The whole path of `from_clip` with small random weights: scores are not measured, but beside
-    the CLIP's."""
+def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool):
+    """The whole path of `from_clip` with small random weights: scores are not measured."""
     clip = clip_folders["clip"]
     changes = [
         *SIZES,
@@ -501,13 +509,21 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         changes += [f"{stage}.phases=[{{corpora=['data'], steps=2}}]"]
     folders = make(configure("from_clip", *changes, data=sample / "clips.jsonl"), tmp_path / "run")
     assert is_clip(folders["train_prompter"] / "model")
-    assert all((folders[stage] / "results.json").is_file() for stage in ("evaluate", "zero_shot"))
+    assert all(
+        (folders[stage] / "results.json").is_file() for stage in folders if stage[:8] == "evaluate"
+    )
 
-    # The CLIP alone is there already.
-    (tmp_path / "run" / "mlflow.db").touch()
-    options = ["--data", str(sample / "clips.jsonl"), "--workspace", str(tmp_path / "run")]
-    options += [f"--set={change}" for change in changes]
-    assert execute(["run", "train_prompter", "--config", "from_clip", *options]) == 0
 
-    # The verdict has the name that was typed.
-    assert f"keep {clip}" in capsys.readouterr().out
+def test_a_clip_that_is_fine_tuned_is_compared_with_the_clip_as_it_was(
+    clip_folders, sample, tmp_path, inline_pool
+):
+    changes = [*SIZES, f"train_prompter.clip={clip_folders['clip']}", "model.video.frames=3"]
+    changes += ["train_prompter.max_text_tokens=24", "train_prompter.batch_size=8"]
+    changes += ["train_prompter.accumulation_steps=2"]
+    changes += ["train_prompter.phases=[{corpora=['data'], steps=2}]"]
+
+    folders = make(configure("finetune_clip", *changes, data=sample / "clips.jsonl"), tmp_path)
+
+    made = [(folder, read_record(folder)) for folder in folders.values()]
+    # Few clips cannot show a difference.
+    assert f"keep {clip_folders['clip'].name}" in compare_with_start(made)

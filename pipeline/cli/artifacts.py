@@ -318,17 +318,17 @@ def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) ->
 
 
 def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
-    """Return the last two evaluations of the same stage, the older first."""
+    """Return the last two evaluations of the same model of a pipeline, the older first."""
     evaluated: dict[str, list[tuple[Path, Record]]] = {}
     for folder, record in reversed(snapshot.artifacts):
         if record.stage in EVALUATIONS:
-            evaluated.setdefault(record.stage, []).append((folder, record))
+            evaluated.setdefault(record.name, []).append((folder, record))
 
-    # The stage that was evaluated last comes first.
+    # The model that was evaluated last comes first.
     for newest in evaluated.values():
         if len(newest) > 1:
             return [newest[1], newest[0]]
-    raise InputError(f"{snapshot.root}: no two evaluations of one stage to compare")
+    raise InputError(f"{snapshot.root}: no two evaluations of one model to compare")
 
 
 def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
@@ -381,7 +381,8 @@ def headline(record: Record) -> str:
         metrics = {name.partition("/")[2]: value for name, value in record.metrics.items()}
         for short, name in HEADLINES.items():
             if name in metrics:
-                shown.append(f"{short.replace('_', ' ')} {metrics[name]:.1f}")
+                label = short.rpartition("/")[2].replace("_", " ")
+                shown.append(f"{label} {metrics[name]:.1f}")
         return ", ".join(shown[:2])
 
     for name, short in VALIDATION_SCORES.items():

@@ -3,7 +3,6 @@
 import json as json_format
 import os
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +28,8 @@ from alpro.pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.inference.find import Found
-    from alpro.shards.storage import Location
+    from alpro.stages.evaluation.labeled_data import LabeledData
+    from alpro.stages.evaluation.results import Results as Scores
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[
@@ -338,50 +337,25 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    scored = Scored(
-        model, models.find(model), baseline, models.find(baseline) if baseline else None
-    )
-    score_models(scored, models.videos(data), split, out=out, json=json, models=models)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model with the name that a person gave it, and the one that it is compared with, if any."""
-
-    name: str
-    found: "Found"
-    baseline: str = ""
-    baseline_found: "Found | None" = None
-
-
-def score_models(
-    scored: Scored,
-    data: "Location",
-    split: str = "test",
-    *,
-    out: Path | None = None,
-    json: bool = False,
-    models: ModelOptions,
-) -> None:
-    """Scores one model, or two over the same videos, and prints which is better."""
     from alpro.inference.find import find_prompter
     from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models, decisive
-    from alpro.stages.evaluation.any_model import evaluate, labeled
     from alpro.stages.evaluation.comparison import Comparison, compare
+    from alpro.stages.evaluation.labeled_data import Threshold, read_labeled
 
-    found = scored.found
-    other = scored.baseline_found
-    items, what = labeled(data, split, [one.model for one in (found, other) if one])
+    found = models.find(model)
+    other = models.find(baseline) if baseline else None
+    folders = [one.model for one in (found, other) if one]
+    labeled = read_labeled(models.videos(data), split, folders)
     prompter = find_prompter(found.model)
 
     loaded = models.load(found)
     theirs = models.load(other) if other else None
-    log.info(f"{len(items):,} videos ({what})")
+    log.info(f"{len(labeled):,} videos ({labeled.description})")
     # Entities are named by the prompter, which may be another folder.
-    naming = loaded if prompter in (None, found) else models.load(prompter)
+    naming = loaded if prompter == found else models.load(prompter) if prompter else None
 
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.
@@ -392,31 +366,34 @@ def score_models(
         except OSError as error:
             raise InputError(f"--out {results_folder}: {error.strerror}") from error
 
-        results, decoded, threshold = evaluate(
-            loaded, items, split, results_folder, naming if prompter else None
-        )
-
-        runs = {scored.name if other else "score": results.rows}
+        results = score_model(model, loaded, naming, labeled)
+        rows, _ = results.write(results_folder, split)
+        runs = {model if other else "score": rows}
         compared = Comparison([], {}, 0)
         baseline_rows: list[dict[str, Any]] = []
-        if theirs:
+        if theirs and results.gallery:
             # Both see the same frames, and only the videos that the first model could decode.
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-            baseline, *_ = evaluate(theirs, decoded, split, baseline_folder)
-            baseline_rows = baseline.rows
+            decoded = labeled.select(results.gallery.ids)
+            baseline_rows, _ = score_model(baseline, theirs, None, decoded).write(
+                baseline_folder, split
+            )
             averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
-            head = f"{scored.baseline}{averaged}"
+            head = f"{baseline}{averaged}"
             # Columns need different names, also of a model that is compared with itself.
-            if head == scored.name:
+            if head == model:
                 head += " (baseline)"
             runs = {head: baseline_rows, **runs}
             compared = compare(baseline_folder, results_folder)
 
+    threshold = None
+    if results.similarity is not None and results.gallery:
+        threshold = Threshold.choose(results.similarity, results.gallery.relevant)
     marked = decisive(row["name"] for row, _ in compared.scores)
-    sentence = compare_models(scored.baseline, scored.name, compared)
+    sentence = compare_models(baseline, model, compared)
     if json:
         values = {
-            "results": results.rows,
+            "results": rows,
             "baseline": baseline_rows,
             "differences": {
                 row["name"]: difference._asdict() for row, difference in compared.scores
@@ -429,9 +406,8 @@ def score_models(
 
     for table in tables(runs, [compared] if other else (), marked):
         print_table(table)
-    if threshold:
-        texts = next(row["items"] for row in results.rows if row["name"] == "similarity/t2v/R1")
-        if threshold.separates(texts):
+    if threshold and results.gallery:
+        if threshold.separates(len(results.gallery.texts)):
             print(
                 f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of "
                 f"these texts, and "
@@ -441,3 +417,56 @@ def score_models(
             print("--nothing-below: no similarity separates right from wrong here; leave it out")
     if sentence:
         print(sentence)
+
+
+def score_model(
+    name: str, model: "Model", prompter: "Model | None", labeled: "LabeledData"
+) -> "Scores":
+    """Score a model on what it can do and the data has labels for.
+
+    Args:
+        name: Name of the model in the results.
+        model: The model: answers if it answers questions, otherwise retrieval as a search ranks.
+        prompter: The model that names entities, if there is any.
+        labeled: The data.
+
+    Raises:
+        InputError: There is nothing to score.
+    """
+    from alpro.inference.search import RERANKED
+    from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
+    from alpro.stages.evaluation.loaded_model import LoadedModel
+
+    answers = bool(model.folder.answers)
+    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
+    if answers and not gallery.questions:
+        raise InputError("this model answers questions, and the data has none")
+
+    # A search ranks videos for a text, never texts for a video. There are no training questions:
+    # the baseline of answers knows the right ones, and is optimistic.
+    asked = Asked(
+        tasks=("qa",) if answers else ("retrieval",),
+        top_k=RERANKED,
+        matched=("t2v",),
+        training_questions=gallery.questions,
+    )
+    with model.autocast():
+        results = evaluate_model(LoadedModel.wrap(name, model), gallery, asked)
+    assert results.gallery is not None
+    decoded = len(results.gallery.ids)
+    if not decoded:
+        raise InputError("none of the videos could be decoded")
+    for line in results.warnings:
+        log.warning(line)
+
+    if prompter:
+        captions = labeled.select(results.gallery.ids).caption_gallery()
+        with prompter.autocast():
+            naming = LoadedModel.wrap(name, prompter)
+            results.extend(evaluate_model(naming, captions, Asked(tasks=("entities",))))
+    # No score counts the others: the results say how many there are.
+    if decoded < len(labeled):
+        results.add_share("decoded/data", "decoded", "videos of the data", decoded, len(labeled))
+    if not results.scores:
+        raise InputError(f"no labels that this {model.folder.task} model could be scored on")
+    return results

@@ -3,7 +3,7 @@
 import atexit
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,8 +16,7 @@ from alpro.errors import InputError
 from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import config_name, record_run
-from alpro.pipeline.cli.model import Scored, score_models
-from alpro.pipeline.cli.options import ModelOptions, RunOptions, Source, check_workspace, print_json
+from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
 from alpro.pipeline.config.command import changed_key, covers
 
 if TYPE_CHECKING:
@@ -83,37 +82,6 @@ def run(
 
     paths = {name: Path(folder) for name, folder in folders.items()}
     print_results(paths, root, report, options.json)
-
-    if plan.compares_clip and not options.json:
-        compare_clip(plan, paths, options.workspace)
-
-
-def compare_clip(plan: "Plan", paths: Mapping[str, Path], workspace: Path) -> None:
-    """Print the test scores of a CLIP that was trained further, beside the CLIP as it was."""
-    prompter = plan.settings.train_prompter
-    name = plan.settings.evaluate.retrieval
-    corpora = [path for step, path in paths.items() if step.partition(" ")[2] == name]
-    if not prompter or not name or not corpora:
-        return
-
-    models = ModelOptions(workspace=workspace)
-    try:
-        scored = Scored(
-            f"{plan.command.config_name}/train_prompter",
-            models.find(str(paths["train_prompter"])),
-            clip_as_typed(plan.command.changes, prompter.clip),
-            models.find(prompter.clip),
-        )
-        score_models(scored, corpora[0], models=models)
-    except InputError as error:  # the training has ended well
-        log.info(f"not compared with the CLIP: {error}")
-
-
-def clip_as_typed(changes: Sequence[str], clip: str) -> str:
-    """Return the CLIP as --set names it, rather than as an absolute path."""
-    prefix = "train_prompter.clip="
-    typed = [change.removeprefix(prefix) for change in changes if change.startswith(prefix)]
-    return typed[-1].strip("\"'") if typed else clip
 
 
 def study(

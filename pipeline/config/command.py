@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tomli_w
 
 from alpro.names import config_name
-from alpro.stages import TRAININGS
+from alpro.stages import CORPUS_STAGES, TRAININGS
 
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
@@ -15,8 +15,6 @@ MODEL_STAGES = ("train_prompter", "pretrain")
 TEXT_STAGES = ("train_tokenizer", "build_vocabulary", "cache_prompts")
 # Tables that are set once, and the stages whose configuration has a copy.
 SHARED = {"model": MODEL_STAGES, "templates": TEXT_STAGES}
-# The table of a stage that has that of another one.
-TABLE_OF = {"zero_shot": "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def concerns(change: str, step: str) -> bool:
     >>> concerns("pretrain.lr=1e-4", "finetune_qa")
     False
     """
-    stage, _, corpus = step.partition(" ")
-    tables = [f"corpora.{corpus}" if corpus else TABLE_OF.get(stage, stage)]
+    stage, _, part = step.partition(" ")
+    tables = [f"corpora.{part}" if part and stage in CORPUS_STAGES else stage]
     tables += [table for table, stages in SHARED.items() if stage in stages]
     if stage in TRAININGS:
         tables.append("max_steps")

@@ -17,7 +17,7 @@ from alpro.stages import STAGES, TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
-from alpro.stages.evaluate import Config as Evaluate
+from alpro.stages.evaluation.protocol import EvaluationConfig
 from alpro.stages.execution.interface import FILE, Resources, StageConfig
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
@@ -27,6 +27,7 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
+OWN_CLIP = "clip"  # the value of evaluate.baseline for the CLIP that training starts from
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -136,34 +137,34 @@ class PipelineConfig(BaseModel):
     pretrain: Pretrain | None = None
     finetune_retrieval: FinetuneRetrieval | None = None
     finetune_qa: FinetuneQa | None = None
-    evaluate: Evaluate = Evaluate()
+    evaluate: EvaluationConfig = EvaluationConfig()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _one_start(self) -> "PipelineConfig":
-        """A pipeline starts from a model that is there already, from a prompter for pre-training,
-        or from a CLIP, which it only fine-tunes."""
+        """Check that there is one model to start from: a prompter that this pipeline trains or names
+        for pre-training, a CLIP that it fine-tunes, or a model that is there already."""
         teacher = self.train_prompter
         student = self.pretrain
         named_clip = self.cache_prompts.prompter
-        clip = named_clip or (teacher and teacher.clip)
 
         if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
-        if (
-            not self.pretrained
-            and not self.finetunes_clip
-            and not ((named_clip or teacher) and student)
-        ):
+        has_start = self.pretrained or ((named_clip or teacher) and student)
+        if not has_start and not self.finetunes_clip:
             raise ValueError(
                 "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or only "
                 "[train_prompter] with a clip; or pretrained: the model folder to start from"
             )
+        if self.evaluate.baseline == OWN_CLIP and not self.clip:
+            raise ValueError(
+                "evaluate.baseline: no CLIP is trained; set it to a hub name or a folder"
+            )
 
         # The weights of a CLIP's towers do not fit into ours.
-        if clip and student and student.start == "prompter":
+        if self.clip and student and student.start == "prompter":
             raise ValueError(
-                f"pretrain.start: the prompter has the towers of {clip!r}, not ours; set it to "
+                f"pretrain.start: the prompter has the towers of {self.clip!r}, not ours; set it to "
                 "scratch"
             )
         return self
@@ -195,6 +196,22 @@ class PipelineConfig(BaseModel):
         return keys
 
     @property
+    def clip(self) -> str:
+        """The CLIP or SigLIP that the prompter is, or is trained from; empty for any other."""
+        trained = self.train_prompter.clip if self.train_prompter else ""
+        return self.cache_prompts.prompter or trained
+
+    @property
+    def baseline(self) -> str:
+        """The CLIP or SigLIP that the models are compared with; empty without one."""
+        return self.clip if self.evaluate.baseline == OWN_CLIP else self.evaluate.baseline
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip of the model that pre-training makes, or of a CLIP that is trained."""
+        return (self.train_prompter or self).model.video.frames
+
+    @property
     def uses_prompter(self) -> bool:
         """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
         return self.pretrain is not None and self.pretrain.needs_prompter
@@ -202,7 +219,7 @@ class PipelineConfig(BaseModel):
     @property
     def finetunes_clip(self) -> bool:
         """Whether the pipeline ends with a CLIP that it trains further."""
-        others = (self.pretrain, self.finetune_retrieval, self.finetune_qa)
+        others = (self.pretrained, self.pretrain, self.finetune_retrieval, self.finetune_qa)
         is_clip = bool(self.train_prompter and self.train_prompter.clip)
         return is_clip and not any(others) and not self.cache_prompts.prompter
 

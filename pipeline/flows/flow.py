@@ -54,7 +54,10 @@ Configuration = (
     | Annotated[str, Field(title="a TOML file")]
 )
 STAGE_CHOICES: list[JsonValue] = ["", *STAGES]
-StageName = Annotated[str, Field(json_schema_extra={"enum": STAGE_CHOICES})]
+StageName = (
+    Annotated[str, Field(title="a stage", json_schema_extra={"enum": STAGE_CHOICES})]
+    | Annotated[str, Field(title="one of its steps, such as evaluate qa")]
+)
 
 
 def start(

@@ -34,7 +34,12 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, STUDIED, VALIDATION_SCORES
+from alpro.stages.evaluation.score_names import (
+    INTERPOLATION_SHARE,
+    STUDIED,
+    VALIDATION_SCORES,
+    full_name,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
 STUDIES = CONFIGS / "studies"
 SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
 # Columns of a score that do not depend on the variant.
-DESCRIPTION = ("what", "direction", "metric", "unit", "higher_is_better")
+DESCRIPTION = ("model", "what", "direction", "metric", "unit", "higher_is_better")
 NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by "
     "seed: the variant minus the first one with the same seed. The intervals cover what a seed "
@@ -60,7 +65,7 @@ class Study(BaseModel):
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field(default=(), alias="set")  # of all variants
     # The last stage to run; by default the whole pipeline.
-    until: str = Field(default="", pattern=f"^({'|'.join(STAGES)})?$")
+    until: str = Field(default="", pattern=f"^(({'|'.join(STAGES)})( \\w+)?)?$")
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
@@ -204,7 +209,7 @@ def read_scores(folders: Iterable[Path]) -> Rows:
 def validation_rows(record: Record) -> Rows:
     """Return what a training reached on the validation split, as rows of results.json."""
     shown = VALIDATION_SCORES | {INTERPOLATION_SHARE: "share of the fine-tuning"}
-    described = {"what": record.name, "direction": "", "higher_is_better": True}
+    described = {"model": "", "what": record.name, "direction": "", "higher_is_better": True}
     return [
         {"name": name, "metric": metric, "value": record.metrics[name], **described}
         | {"unit": "" if name == INTERPOLATION_SHARE else "%", "items": None, "chance": None}
@@ -226,7 +231,9 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
     """
     import pandas as pd
 
-    frame = pd.DataFrame([row for row in scores if row["value"] is not None])
+    frame = pd.DataFrame(
+        [row | {"name": full_name(row)} for row in scores if row["value"] is not None]
+    )
     if frame.empty:
         return []
 

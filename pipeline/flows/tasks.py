@@ -177,7 +177,7 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
     # Not timeout=None: that does not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name,
-        parameters={**run.arguments, "stage": step.stage},
+        parameters={**run.arguments, "stage": step.name},
         timeout=0,
         flow_run_name=stage_title(step.description),
     )

@@ -1,6 +1,6 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -8,7 +8,6 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import pad_length
-from alpro.pipeline.config.command import TABLE_OF
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.check_data import check_answers
 from alpro.pipeline.plan.plan import Plan
@@ -52,16 +51,15 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
         config = read_json(Path(settings.pretrained) / "config.json")
         given = config.get("model", {}).get("text", {}).get("max_length")
 
-    # By table, because zero_shot and evaluate share one.
+    # By key, because the steps of an evaluation share a table.
     changes: dict[str, None] = {}
     for step in steps:
         limit = given or getattr(step.config, "model", settings.model).text.max_length
         tokens = getattr(step.config, "max_text_tokens", 0)
         if pad_length(tokens) > limit:
-            table = TABLE_OF.get(step.stage, step.stage)
-            changes[f"{table}.max_text_tokens = {limit // PADDING * PADDING} (it is {tokens})"] = (
-                None
-            )
+            changes[
+                f"{step.stage}.max_text_tokens = {limit // PADDING * PADDING} (it is {tokens})"
+            ] = None
     if changes:
         encoder = settings.pretrained or "[model]"
         raise InputError(
@@ -90,36 +88,20 @@ def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
         InputError: A corpus has none.
     """
     for step in plan.steps_to_run:
-        if step.stage in EVALUATIONS:
-            config = cast(EvaluationConfig, step.config)
-            check_corpora(plan, config, config.corpora, step.inputs, corpus)
-
-    # A CLIP that is trained further is compared with the original at the end of the run.
-    name = plan.settings.evaluate.retrieval
-    corpora = {step.name.partition(" ")[2]: step for step in plan.steps}
-    if plan.compares_clip and name in corpora:
-        check_corpora(plan, plan.settings.evaluate, [name], corpora, corpus)
-
-
-def check_corpora(
-    plan: Plan,
-    config: EvaluationConfig,
-    names: Iterable[str],
-    corpora: Mapping[str, Step],
-    corpus: Step | None,
-) -> None:
-    """Check that corpora have items to evaluate, as `check_test_items` does."""
-    for name in names:
-        source = corpora[name]
-        if corpus and corpus.fingerprint != source.fingerprint:
+        if step.stage not in EVALUATIONS:
             continue
+        config = cast(EvaluationConfig, step.config)
+        for name in config.corpora:
+            source = step.inputs[name]
+            if corpus and corpus.fingerprint != source.fingerprint:
+                continue
 
-        if corpus or plan.snapshot.find(source):
-            check_items(config, name, plan.store.folder(source))
-        # Shards and the sample are checked once the corpus is made.
-        elif "manifest" in source.given:
-            manifest = Manifest(Path(source.given["manifest"]))
-            check_manifest(plan.settings, config, name, manifest)
+            if corpus or plan.snapshot.find(source):
+                check_items(config, name, plan.store.folder(source))
+            # Shards and the sample are checked once the corpus is made.
+            elif "manifest" in source.given:
+                manifest = Manifest(Path(source.given["manifest"]))
+                check_manifest(plan.settings, config, name, manifest)
 
 
 def check_manifest(

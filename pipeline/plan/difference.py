@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 from alpro.artifact import Record, fingerprinted_config
-from alpro.pipeline.config.command import SHARED, TABLE_OF
+from alpro.pipeline.config.command import SHARED
 from alpro.stages import CORPUS_STAGES, STAGES
 
 Kind = Literal["configuration", "data", "code", "version"]
@@ -155,7 +155,7 @@ def setting_name(record: Record, key: str) -> str:
     is_shared = stage in SHARED.get(rest.partition(".")[0], ())
     if is_shared and stage != "train_prompter":
         return rest
-    return f"{TABLE_OF.get(stage, stage)}.{rest}"
+    return f"{stage}.{rest}"
 
 
 def corpus_name(record: Record) -> str:

@@ -20,7 +20,7 @@ from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.stages import CORPUS_STAGES, STAGES
-from alpro.stages.execution.interface import FILE_OR_NAME, Needs, path_kind
+from alpro.stages.execution.interface import FILE_OR_NAME, path_kind
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,6 @@ class Plan:
     def required(self) -> list[Step]:
         """The steps whose artifacts exist or have to be built, in order."""
         return required(self.steps, self.snapshot)
-
-    @property
-    def compares_clip(self) -> bool:
-        """Whether the last result is a CLIP that was trained further."""
-        prompter = self.settings.train_prompter
-        ends = self.settings.finetunes_clip or self.command.stage == "train_prompter"
-        return ends and bool(prompter and prompter.clip)
 
     @property
     def steps_to_run(self) -> list[Step]:
@@ -71,8 +64,7 @@ def make_plan(command: Command, workspace: Path) -> Plan:
 
 def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineConfig, list[Step]]:
     """Return the steps of a configuration in an order in which they can run: a step for each
-    corpus, and for each stage that the configuration asks for, with the inputs that the stage's
-    `needs` names.
+    corpus, and those that each stage `needs`, with the inputs that it names.
 
     Returns:
         The configuration without what the data has nothing for, and its steps.
@@ -89,14 +81,13 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
                 steps += corpora.values()
             continue
 
-        needs: Needs | None = import_module(f"alpro.stages.{stage}").needs(settings)
-        if needs is None:
-            continue
-        inputs = {name: built[source] for name, source in needs.stages.items() if source in built}
-        inputs |= {name: corpora[name] for name in needs.corpora}
-        step = Step(stage, stage, needs.config, inputs, given=needs.folders)
-        built[stage] = with_digests(step, digests)
-        steps.append(built[stage])
+        for needs in import_module(f"alpro.stages.{stage}").needs(settings):
+            sources = needs.stages.items()
+            inputs = {name: built[source] for name, source in sources if source in built}
+            inputs |= {name: corpora[name] for name in needs.corpora}
+            step = Step(stage, needs.step_name(stage), needs.config, inputs, given=needs.folders)
+            built[stage] = with_digests(step, digests)
+            steps.append(built[stage])
     return settings, steps
 
 
@@ -135,7 +126,7 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
     elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
         raise InputError(f"{name} = {value!r}: no such file or folder")
 
-    if key in ("clip", "prompter"):
+    if key in ("clip", "prompter", "baseline"):
         # Now, rather than after the videos are decoded.
         check_clip(value, name, getattr(step.config, "max_text_tokens", 0))
     return files
@@ -166,10 +157,11 @@ def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> Pip
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:
-    """Return the steps of one stage and everything that they depend on, in order."""
-    wanted = {step.fingerprint for step in steps if step.stage == stage}
+    """Return the steps of one stage, or one step by its name, and everything that they depend on,
+    in order."""
+    wanted = {step.fingerprint for step in steps if stage in (step.stage, step.name)}
     if not wanted:
-        stages = list(dict.fromkeys(step.stage for step in steps))
+        stages = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
         close = get_close_matches(stage, stages, 1)
         known = f"this configuration has {', '.join(stages)}"
         hint = f"did you mean {close[0]!r}?" if close else known

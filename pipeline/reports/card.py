@@ -7,7 +7,6 @@ from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import Rows, Table, list_corpora, tables
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.score_names import PREFIXES_OF_STAGE
 
 NOT_EVALUATED = "Not recorded: no evaluation of this model is known."
 NO_LICENSE = "No license of the weights was stated at export."
@@ -164,16 +163,10 @@ def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
     """Return the split and the scores of the newest evaluation of a model; empty without one."""
     split = ""
     scores: Rows = []
-    prefixes = PREFIXES_OF_STAGE.get(record.stage, ("-",))
-
-    # From the oldest to the newest, so that the newest one with scores of this model stays.
+    # From the oldest to the newest, so that the newest one stays.
     for folder, evaluation in store.artifacts:
-        models = {source.fingerprint for source in evaluation.inputs.values()}
-        if evaluation.stage in EVALUATIONS and record.fingerprint in models:
-            # One evaluation scores the models of several stages.
-            rows = read_results(folder)
-            own = [row for row in rows if row["name"].partition("/")[0].startswith(prefixes)]
-            if own:
-                split = evaluation.config["split"]
-                scores = own
+        model = evaluation.inputs.get("model")
+        if evaluation.stage in EVALUATIONS and model and model.fingerprint == record.fingerprint:
+            split = evaluation.config["split"]
+            scores = [row for row in read_results(folder) if row["model"]]
     return split, scores

@@ -31,7 +31,7 @@ from alpro.pipeline.reports.results import (
     rows,
     tables,
 )
-from alpro.pipeline.reports.verdict import compare_fine_tuned, headline
+from alpro.pipeline.reports.verdict import compare_with_start, headline
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
@@ -204,7 +204,7 @@ def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> st
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
         f"{changed}.",
-        compare_fine_tuned(artifacts),
+        compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
 

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, read_results
 from alpro.stages import CORPUS_STAGES, EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS
+from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # of results.json
@@ -84,19 +85,17 @@ def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
     by_name: dict[str, dict[str, Any]] = {}
     for folder, record in artifacts:
         if record.stage in EVALUATIONS:
-            by_name |= {row["name"]: row for row in read_results(folder)}
+            by_name |= {full_name(row): row for row in read_results(folder)}
     return list(by_name.values())
 
 
 def row_label(row: Mapping[str, Any]) -> str:
     """Return the model and the method of a score.
 
-    >>> row_label({"what": "zero-shot by similarity"}), row_label({"what": "fine-tuned by matching"})
-    ('pre-trained, by similarity', 'fine-tuned, by matching')
+    >>> row_label({"model": "fine-tuned", "what": "by similarity"}), row_label({"what": "pretrain"})
+    ('fine-tuned, by similarity', 'pretrain')
     """
-    return re.sub("^(zero-shot|fine-tuned) by", r"\1, by", row["what"]).replace(
-        "zero-shot", "pre-trained"
-    )
+    return ", ".join(filter(None, (row.get("model", ""), row["what"])))
 
 
 def tables(
@@ -105,14 +104,14 @@ def tables(
     """Return a table for each kind of score, with a line for each score.
 
     Args:
-        runs: Rows by the head of their column.
+        runs: Rows by the head of their column. If there are several, each has one model.
         compared: The comparison of the first run with each of the others, for columns of
             differences and p values. A score over other queries has none.
         marked: Name of the score that counts.
     """
     rows_by_name: dict[str, dict[str, Any]] = {}
     for row in chain.from_iterable(runs.values()):
-        rows_by_name.setdefault(row["name"], row)
+        rows_by_name.setdefault(row["name"] if len(runs) > 1 else full_name(row), row)
     groups: dict[str, Rows] = {group: [] for group in TITLES}
     for row in rows_by_name.values():
         groups.setdefault(row["table"], []).append(row)
@@ -141,13 +140,16 @@ def score_table(
         heads += [name, f"{name} - {baseline}", "p"] if compared else [name]
     heads += [scores[0]["baseline"] or "chance", "items"]
 
-    # The texts of each run after the first, by the names of scores.
-    values = [{row["name"]: score_text(row) for row in of_run} for of_run in runs.values()]
+    # The head of a column says which model it is, so that models share a line.
+    named = itemgetter("name") if others else full_name
+    # The texts of each run, by the names of scores.
+    values = [{named(row): score_text(row) for row in rows} for rows in runs.values()]
     differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
     lines = []
     for row in scores:
-        name = row["name"]
-        line = [row_label(row), metric_text(row) + (MARK if name == marked else "")]
+        name = named(row)
+        label = row["what"] if others else row_label(row)
+        line = [label, metric_text(row) + (MARK if name == marked else "")]
         line.append(values[0].get(name, ""))
         for run_index, texts in enumerate(values[1:]):
             line.append(texts.get(name, ""))
@@ -172,9 +174,11 @@ def difference_cells(change: PairedDifference | None) -> list[str]:
 
 
 def main_rows(results: Rows) -> Rows:
-    """Return the rows that users look at first, in the order of PRINTED."""
-    by_name = {row["name"]: row for row in results}
-    return [by_name[name] for name in PRINTED if name in by_name]
+    """Return the rows that users look at first, by table and then by model."""
+    models = list(dict.fromkeys(row["model"] for row in results))
+    chosen = [row for row in results if row["name"] in PRINTED]
+    tables = list(TITLES)
+    return sorted(chosen, key=lambda row: (tables.index(row["table"]), models.index(row["model"])))
 
 
 def main_table(results: Rows) -> Table | None:

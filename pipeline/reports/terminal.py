@@ -12,7 +12,7 @@ from rich.text import Text
 
 from alpro.artifact import Record, read_record
 from alpro.pipeline.reports.results import Rows, Table, main_table, rows
-from alpro.pipeline.reports.verdict import compare_fine_tuned
+from alpro.pipeline.reports.verdict import compare_with_start
 
 MAX_WARNINGS = 2  # printed; if there are more, the report has them
 UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or cut
@@ -66,7 +66,7 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
     table = main_table(results)
     if table:
         print_table(table, title=False)
-        sentence = compare_fine_tuned(artifacts)
+        sentence = compare_with_start(artifacts)
         if sentence:
             print(sentence)
     elif artifacts:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record
+from alpro.artifact import Record, read_results
 from alpro.errors import InputError
 from alpro.pipeline.reports.results import (
     Rows,
@@ -14,11 +14,17 @@ from alpro.pipeline.reports.results import (
     row_label,
     score_text,
 )
-from alpro.stages.evaluation.comparison import Comparison, compare_scores
-from alpro.stages.evaluation.score_names import AFTER_TUNING, BEFORE_TUNING, DECISIVE
+from alpro.stages.evaluation.comparison import Comparison, compare
+from alpro.stages.evaluation.score_names import DECISIVE, FINE_TUNED, PRETRAINED
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05
+# The models of a run that its sentence compares: the first pair that it evaluates.
+COMPARED_STEPS = (
+    ("evaluate baseline", "evaluate retrieval"),
+    ("evaluate baseline", "evaluate prompter"),
+    ("evaluate pretrained", "evaluate retrieval"),
+)
 # Standard errors: the normal quantiles of 1 - 0.05 / 2 and of a power of 0.8, 1.96 + 0.84.
 DETECTABLE_ERRORS = 2.8
 INTERVAL_ERRORS = 3.92  # width of a 95 % interval
@@ -27,11 +33,13 @@ INTERVAL_ERRORS = 3.92  # width of a 95 % interval
 def headline(results: Rows) -> str:
     """Return the score that counts with its interval, clips and chance; empty without a score.
 
-    >>> row = {"name": "qa/acc", "what": "question answering", "direction": "", "unit": "%"}
-    >>> row |= {"metric": "all questions", "higher_is_better": True, "value": 60.0, "videos": 90}
+    >>> row = {"model": "fine-tuned", "name": "qa/acc", "what": "question answering"}
+    >>> row |= {"table": "qa", "direction": "", "unit": "%", "value": 60.0, "videos": 90}
+    >>> row |= {"metric": "all questions", "higher_is_better": True}
     >>> headline([row | {"low": 50.0, "high": 70.0, "chance": 25.0, "baseline": "best constant"}])
-    'question answering, all questions 60.0 [50.0, 70.0] on 90 test clips, best constant 25.0 %'
+    'fine-tuned, question answering, all questions 60.0 [50.0, 70.0] on 90 test clips, best constant 25.0 %'
     """
+    # Of several models, the last one is what the run trained.
     rows_by_name = {row["name"]: row for row in main_rows(results)}
     row = rows_by_name.get(decisive(rows_by_name))
     if row is None:
@@ -55,22 +63,33 @@ def compare_models(first: str, second: str, compared: Comparison) -> str:
     return verdict(first, second, *scores[name]) if name else ""
 
 
-def compare_fine_tuned(artifacts: Iterable[tuple[Path, Record]]) -> str:
-    """Return the sentence on a run that scores the pre-trained and the fine-tuned model over the
-    same test queries; empty for another run, or if the queries differ."""
-    folders = {record.stage: folder for folder, record in artifacts}
-    if not {"zero_shot", "evaluate", "finetune_retrieval"} <= folders.keys():
+def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
+    """Return the sentence on whether the model that a run trained is better in retrieval than the
+    one it should beat: the baseline, or else the pre-trained model. Empty for a run without both,
+    or if they have different queries."""
+    folders = {record.name: folder for folder, record in artifacts}
+    for first, second in COMPARED_STEPS:
+        if first in folders and second in folders:
+            break
+    else:
         return ""
     try:
-        scores = compare_scores(
-            folders["zero_shot"], BEFORE_TUNING, folders["evaluate"], AFTER_TUNING
-        )
-    except InputError:  # an earlier version wrote no values of queries
+        compared = compare(folders[first], folders[second], (DECISIVE[0],))
+    except InputError:
         return ""
-    if scores is None:
-        return ""
-    sentence = verdict("the pre-trained model", "the fine-tuned model", *scores)
+    ((row, difference),) = compared.scores
+    names = [describe_model(read_results(folders[step])[-1]["model"]) for step in (first, second)]
+    sentence = verdict(names[0], names[1], row, difference)
     return sentence[0].upper() + sentence[1:]
+
+
+def describe_model(name: str) -> str:
+    """Return the name of a model in a sentence.
+
+    >>> describe_model("fine-tuned"), describe_model("clip-vit-base-patch16")
+    ('the fine-tuned model', 'clip-vit-base-patch16')
+    """
+    return f"the {name} model" if name in (PRETRAINED, FINE_TUNED) else name
 
 
 def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedDifference) -> str:

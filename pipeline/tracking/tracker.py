@@ -41,7 +41,7 @@ from alpro.pipeline.tracking.contents import (
 from alpro.pipeline.tracking.follower import MetricsFollower
 from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
 from alpro.stages import EVALUATIONS, STAGES
-from alpro.stages.evaluation.score_names import MODEL_OF_HEADLINE, VALIDATION_SCORES
+from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 
 FOLLOW_SECONDS = 2.0
 SYSTEM_SECONDS = 10  # between values of CPU, memory and GPU
@@ -326,15 +326,14 @@ class Tracker:
     def _log_model_scores(
         self, run: str, record: Record, scores: Mapping[str, float], step: int
     ) -> None:
-        """Log the headline scores of an evaluation with the models that reached them: MLflow's
-        table of models sorts by them."""
-        for name, score in scores.items():
-            source = record.inputs.get(MODEL_OF_HEADLINE[name])
-            model = self.logged_model(source.fingerprint) if source else ""
-            # Its training may have been logged to another store, or to none.
-            if model:
-                self._call("log_inputs", run, models=[LoggedModelInput(model)])
-                self.log_metrics(run, {name: score}, step, model)
+        """Log the headline scores of an evaluation with the model that reached them: MLflow's table
+        of models sorts by them."""
+        source = record.inputs.get("model")
+        model = self.logged_model(source.fingerprint) if source else ""
+        # Its training may have been logged to another store, or to none.
+        if model:
+            self._call("log_inputs", run, models=[LoggedModelInput(model)])
+            self.log_metrics(run, scores, step, model)
 
     def _send(self, run: str, kind: str, entries: Sequence[Any]) -> bool:
         """Log metrics, params or tags. Returns False if MLflow did not answer: they may be sent

@@ -1,7 +1,8 @@
-"""Two evaluations over the same queries: each score of both, the difference, its interval and its p
-value."""
+"""Compare two evaluations over the same queries: each score of both, the difference, its interval and
+its p value."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,31 +22,43 @@ Values = dict[Query, float]
 
 
 class Comparison(NamedTuple):
-    """`scores`: the row of results.json of each score that both evaluations have over the same
-    queries, and its difference. `other_queries`: for each score whose queries differ, how many
-    queries a has, b has, and both have. `single`: how many scores only one of them has."""
+    """A comparison of two evaluations, a and b.
+
+    Attributes:
+        scores: The row of results.json of each score that both have over the same queries, and its
+            difference.
+        other_queries: For each score whose queries differ, how many queries a has, b has, and both
+            have.
+        single: How many scores only one of them has.
+    """
 
     scores: list[tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int, int]]
     single: int
 
 
-def compare(a: Path, b: Path) -> Comparison:
-    """Compares two artifacts of evaluations, score by score, by `paired_difference` (b minus a).
+def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
+    """Compare two artifacts of evaluations, score by score, by `paired_difference` (b minus a).
 
-    Raises InputError if one of them is no evaluation, if they have no score in common, and if no
-    common score is of the same queries in both: then the test sets differ.
+    Args:
+        a: First artifact.
+        b: Second artifact.
+        chosen: Only these scores; empty: all.
+
+    Raises:
+        InputError: One of them is no evaluation, they have no score in common, or no common score
+            is of the same queries in both: then the test sets differ.
     """
-    scores_a = values_of(a)
-    scores_b = values_of(b)
+    scores_a = read_values(a)
+    scores_b = read_values(b)
     common = scores_a.keys() & scores_b.keys()
+    if chosen:
+        common &= {*chosen}
 
     names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
     rows = [row for row in read_json(a / "results.json") if row["name"] in common]
     if not rows:
-        raise InputError(
-            f"{names} have no score in common; compare two artifacts of the same stage"
-        )
+        raise InputError(f"{names} have no score in common; compare two models of one task")
 
     compared = []
     other_queries = {}
@@ -69,23 +82,8 @@ def compare(a: Path, b: Path) -> Comparison:
     return Comparison(compared, other_queries, single=len(scores_a.keys() ^ scores_b.keys()))
 
 
-def compare_scores(
-    a: Path, first: str, b: Path, second: str
-) -> tuple[dict[str, Any], PairedDifference] | None:
-    """Compares one score of an evaluation with a score of another name, as `compare` does: the row
-    of the second, and the difference. None if one of them is not there, or if they have other
-    queries."""
-    values_a = values_of(a).get(first)
-    values_b = values_of(b).get(second)
-    if values_a is None or values_b is None or values_a.keys() != values_b.keys():
-        return None
-
-    row = next(row for row in read_json(b / "results.json") if row["name"] == second)
-    return row, difference(values_a, values_b)
-
-
 def difference(a: Values, b: Values) -> PairedDifference:
-    """The `paired_difference` of two scores of the same queries."""
+    """Return the `paired_difference` of two scores of the same queries."""
     # The two evaluations may have the queries in another order.
     videos = np.array([video for video, _, _ in a], object)
     values_a = np.array(list(a.values()))
@@ -93,13 +91,12 @@ def difference(a: Values, b: Values) -> PairedDifference:
     return paired_difference(values_a, values_b, videos)
 
 
-def values_of(folder: Path) -> dict[str, Values]:
-    """The values of the queries of each score. Raises InputError if the folder has none."""
+def read_values(folder: Path) -> dict[str, Values]:
+    """Return the values of the queries of each score. Raise InputError if the folder has none."""
     if not (folder / SCORES).is_file():
         raise InputError(
-            f"{folder}: no {SCORES}: only results of evaluate and zero_shot can be compared; rerun "
-            f"them if they are of "
-            "an earlier version"
+            f"{folder}: no {SCORES}: only results of evaluate can be compared; rerun it "
+            "if they are of an earlier version"
         )
     check_artifact(folder, (SCORES, "results.json"))
 

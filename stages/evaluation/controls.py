@@ -6,17 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.encoding import Reorder
-from alpro.stages.evaluation.gallery import Gallery, Questions
-from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.scorer import Scorer
-from alpro.stages.evaluation.scores import add_retrieval
+from alpro.inference.encoding import Reorder, Texts, similarities
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.loaded_model import LoadedModel
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 
 
 class Control(NamedTuple):
-    """How the results name a control, and what its scores show, in a sentence for the report."""
+    """A control.
+
+    Attributes:
+        label: What results call it.
+        meaning: What its scores show, in a sentence for the report.
+    """
 
     label: str
     meaning: str
@@ -26,32 +29,28 @@ CONTROLS: dict[ControlName, Control] = {
     "shuffled": Control(
         "frames shuffled",
         "The same model sees the frames of each clip in random order; a score that stays the same "
-        "does not rest on "
-        "their order.",
+        "does not rest on their order.",
     ),
     "reversed": Control(
         "frames reversed",
         "The same model sees each clip backwards; a score far below the one for shuffled frames "
-        "shows that the model "
-        "recognizes the direction of time.",
+        "shows that the model recognizes the direction of time.",
     ),
     "single_frame": Control(
         "best frame",
         "The model sees one frame as a still clip, and each pair has the score of the frame that "
-        "fits it best, an "
-        "optimistic choice that knows the text; what this reaches needs no video.",
+        "fits it best, an optimistic choice that knows the text; what this reaches needs no video.",
     ),
     "text_only": Control(
         "text only",
         "The model answers from the question and a clip of one plain color; what exceeds the most "
-        "frequent answer is "
-        "learned from the wording of the questions.",
+        "frequent answer is learned from the wording of the questions.",
     ),
 }
 
 
 class Shuffle:
-    """Shuffles frames, never to the original order; the seeded order differs from clip to clip."""
+    """Shuffle frames, never to the original order; the seeded order differs from clip to clip."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng([seed, 31])
@@ -67,54 +66,49 @@ class Shuffle:
                 return order
 
 
-def still(index: int) -> Reorder:
-    """A still clip of one frame: the frame at `index`, repeated."""
+def repeat_frame(index: int) -> Reorder:
+    """Return the order of a still clip: the frame at `index`, repeated."""
     return lambda frames: [frames[index]] * len(frames)
 
 
-def order_of(control: ControlName, seed: int) -> Reorder:
+def choose_order(control: ControlName, seed: int) -> Reorder:
+    """Return the order of the frames under a control that reorders them."""
     return Shuffle(seed) if control == "shuffled" else lambda frames: frames[::-1]
 
 
-def add_retrieval_control(
-    results: Results, control: ControlName, seed: int, model: Scorer, gallery: Gallery
-) -> None:
-    """Adds text-to-video retrieval by similarity under a control, which is not text_only."""
+def compute_similarity_under(
+    control: ControlName, seed: int, model: LoadedModel, gallery: Gallery, texts: Texts
+) -> np.ndarray:
+    """Return the similarities (N, V) of the texts and videos of a gallery under a control.
+
+    single_frame: each is the maximum over the sampled frames as still clips (the atemporal probe of
+    Buch et al., 2022, with the frame chosen for each pair by its score).
+    """
+    orders = [choose_order(control, seed)]
     if control == "single_frame":
-        scores = best_single_frame(model, gallery)
-    else:
-        scores = model.similarity(gallery, order_of(control, seed))
-    add_retrieval(
-        results,
-        f"control: {CONTROLS[control].label} by similarity",
-        f"retrieval_{control}_vtc",
-        scores=scores,
-        labels=gallery.labels,
-        directions=("t2v",),
-        protocol=model.protocol(by_similarity=True),
-    )
+        orders = [repeat_frame(index) for index in range(model.frames)]
+
+    scores = []
+    for order in orders:
+        _, videos = model.encode_videos(gallery, order)
+        scores.append(similarities(texts.features, videos.features).cpu().numpy())
+    return np.maximum.reduce(scores)
 
 
-def best_single_frame(model: Scorer, gallery: Gallery) -> np.ndarray:
-    """Similarities, each the maximum over the sampled frames as still clips (the atemporal probe of
-    Buch et al., 2022, with the frame chosen for each pair by its score)."""
-    of_frames = [model.similarity(gallery, still(index)) for index in range(model.frames)]
-    return np.maximum.reduce(of_frames)
-
-
-def answer_under(control: ControlName, seed: int, model: Scorer, questions: Questions) -> Tensor:
-    """Logits of the answers (questions, answers) under a control.
+def answer_under(
+    control: ControlName, seed: int, model: LoadedModel, gallery: Gallery
+) -> tuple[Gallery, Tensor]:
+    """Answer the questions of a gallery under a control, as `LoadedModel.answer`.
 
     single_frame: log probabilities, each the maximum over the sampled frames as still clips; the
-    best answer is that of the frame from which the model is most certain.
+    best answer is the one of the frame from which the model is most confident.
     """
     if control == "text_only":
-        return model.answer(questions, blank=True)
-    if control == "single_frame":
-        # Log probabilities: the logits of two frames have no common scale.
-        of_frames = [
-            model.answer(questions, still(index)).log_softmax(1) for index in range(model.frames)
-        ]
-        return torch.stack(of_frames).amax(0)
+        return model.answer(gallery, blank=True)
+    if control != "single_frame":
+        return model.answer(gallery, choose_order(control, seed))
 
-    return model.answer(questions, order_of(control, seed))
+    answered = [model.answer(gallery, repeat_frame(index)) for index in range(model.frames)]
+    # Log probabilities: the logits of two frames have no common scale.
+    by_frame = [logits.log_softmax(1) for _, logits in answered]
+    return answered[0][0], torch.stack(by_frame).amax(0)

@@ -1,155 +1,207 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 
 from alpro.shards.pictures import retrieval_picture
-from alpro.shards.reader import ShardReader
+from alpro.shards.reader import Sample, ShardReader
+from alpro.shards.schema import Row
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
+
+Question = dict[str, str]  # question, answer, type
+SHOWN_VIDEOS = 4  # videos that a picture shows for a text
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The videos (V) of a gallery by their ids, texts (N), and which videos are right for each
-    text."""
+class Samples(Sequence[Sample]):
+    """Samples of a corpus, read one at a time."""
 
+    reader: ShardReader
+    indices: list[int]  # in `reader`
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Samples(self.reader, self.indices[index])
+        return self.reader[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Videos (V), the texts (N) about them, and which videos are right for each text.
+
+    Attributes:
+        videos: Samples of a corpus, or rows of a manifest, which are decoded when they are encoded.
+        ids: (V,) their ids.
+        texts: (N,) captions, or questions.
+        right: (P, 2) pairs of the indices of a text and of a video that is right for it, by text.
+        questions: (N,) for question answering, the question, answer and type of each text.
+    """
+
+    videos: Sequence[Sample | Row]
     ids: list[str]
     texts: list[str]
-    relevant: np.ndarray  # (N, V) boolean
+    right: np.ndarray
+    questions: list[Question] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls, corpus: Path, split: str, exclude: Collection[str] = (), column: str = "captions"
+    ) -> "Gallery":
+        """Read the videos of a split that have texts. Each text is right for its own video alone.
+
+        Args:
+            corpus: Folder of a decoded corpus.
+            split: Split to read.
+            exclude: Ids of videos to leave out.
+            column: captions or questions.
+        """
+        reader = ShardReader(corpus, split, exclude=exclude)
+        items_by_sample = reader.column(column).to_pylist()
+        indices = [index for index, items in enumerate(items_by_sample) if items]
+        ids = reader.column("id").to_pylist()
+
+        items: list[Any] = []
+        video_of_text: list[int] = []
+        for video, index in enumerate(indices):
+            items += items_by_sample[index]
+            video_of_text += [video] * len(items_by_sample[index])
+
+        is_asked = column == "questions"
+        return cls(
+            Samples(reader, indices),
+            ids=[ids[index] for index in indices],
+            texts=[item["question"] for item in items] if is_asked else items,
+            right=np.stack([np.arange(len(items)), np.array(video_of_text, int)], axis=1),
+            questions=items if is_asked else [],
+        )
+
+    @cached_property
+    def relevant(self) -> np.ndarray:
+        """(N, V) boolean: which videos are right for each text."""
+        matrix = np.zeros((len(self.texts), len(self.ids)), bool)
+        matrix[self.right[:, 0], self.right[:, 1]] = True
+        return matrix
+
+    @cached_property
+    def video_of_text(self) -> np.ndarray:
+        """(N,) index of the first right video of each text."""
+        _, first = np.unique(self.right[:, 0], return_index=True)
+        return self.right[first, 1]
+
+    def sample(self, video: int) -> Sample:
+        """Return a video of a decoded corpus."""
+        sample = self.videos[video]
+        assert isinstance(sample, Sample)
+        return sample
+
+    def metadata(self, video: int) -> dict[str, Any]:
+        """Return what a corpus or a manifest says of a video."""
+        source = self.videos[video]
+        return source.model_dump() if isinstance(source, Row) else source.metadata
 
     def queries(self, direction: str) -> Queries:
-        """The queries of a direction: the texts, or the videos that have any, identified by all
-        their texts."""
+        """Return the queries of a direction: the texts, or the videos that have any, identified by
+        all their texts."""
         ids = np.array(self.ids, object)
         texts = np.array(self.texts, object)
         if direction == "t2v":
             # A text belongs to its first right video: intervals resample videos.
-            return Queries(ids[self.relevant.argmax(1)], texts)
+            return Queries(ids[self.video_of_text], texts)
 
         has_text = self.relevant.any(0)
         captions = [CAPTIONS.join(texts[right]) for right in self.relevant.T[has_text]]
         return Queries.of(ids[has_text].tolist(), captions)
 
+    def select(self, videos: Sequence[int]) -> "Gallery":
+        """Return these videos, which are indices in ascending order, and their texts."""
+        if len(videos) == len(self.ids):
+            return self
+        new_index = np.full(len(self.ids), -1)
+        new_index[videos] = np.arange(len(videos))
+        text, video = self.right[new_index[self.right[:, 1]] >= 0].T
 
-@dataclass(frozen=True)
-class Gallery:
-    """The videos of a split that have captions, and the captions."""
+        if isinstance(self.videos, Samples):
+            indices = [self.videos.indices[index] for index in videos]
+            chosen: Any = Samples(self.videos.reader, indices)
+        else:
+            chosen = [self.videos[index] for index in videos]
+        ids = [self.ids[index] for index in videos]
+        right = np.stack([text, new_index[video]], axis=1)
+        return replace(self, videos=chosen, ids=ids)._with_pairs(right)
 
-    reader: ShardReader
-    sample_indices: list[int]  # of the videos, in `reader`
-    ids: list[str]  # of the videos
-    items: list[Any]  # the captions
-    video_of_text: np.ndarray  # (texts,) index of each text's video in `ids`, ascending
-    column: ClassVar[str] = "captions"
+    def first(self, videos: int, texts: int = 0) -> "Gallery":
+        """Return the first `videos` videos with the first `texts` texts of each; 0: all.
 
-    @classmethod
-    def of(cls, folder: Path, split: str, exclude: Collection[str] = ()) -> Self:
-        """Reads a split. exclude: ids of videos to skip."""
-        reader = ShardReader(folder, split, exclude=exclude)
-        ids = reader.column("id").to_pylist()
-        items_of_samples = reader.column(cls.column).to_pylist()
+        Each text must be right for one video.
+        """
+        gallery = self.select(range(min(videos or len(self.ids), len(self.ids))))
+        if not texts:
+            return gallery
+        video = gallery.right[:, 1]
+        # The texts of a video are consecutive, and a binary search finds the first of them.
+        position = np.arange(len(video)) - np.searchsorted(video, video)
+        return gallery._with_pairs(gallery.right[position < texts])
 
-        sample_indices: list[int] = []
-        items = []
-        video_of_text = []
-        for i, of_sample in enumerate(items_of_samples):
-            if of_sample:
-                video_of_text += [len(sample_indices)] * len(of_sample)
-                sample_indices.append(i)
-                items += of_sample
-        return cls(
-            reader,
-            sample_indices=sample_indices,
-            ids=[ids[i] for i in sample_indices],
-            items=items,
-            video_of_text=np.array(video_of_text, int),
-        )
-
-    @cached_property
-    def texts(self) -> list[str]:
-        return self.items
-
-    @property
-    def video_ids(self) -> list[str]:
-        """The id of each text's video."""
-        return [self.ids[video] for video in self.video_of_text]
-
-    @cached_property
-    def labels(self) -> Labels:
-        """Each text is right for its own video alone."""
-        return Labels(self.ids, self.texts, self.video_of_text[:, None] == np.arange(len(self.ids)))
-
-    def first(self, videos: int, texts: int = 0) -> Self:
-        """The first `videos` videos with the first `texts` texts of each; 0: all."""
-        return self.between(0, videos or len(self.ids), texts)
-
-    def between(self, start: int, stop: int, texts: int = 0) -> Self:
-        """The videos [start, stop) with the first `texts` texts of each; 0: all."""
-        video = self.video_of_text
-        # The first text of a video, by a binary search: `video` ascends.
-        first_text = np.searchsorted(video, video)  # of the same video
-        position = np.arange(len(video)) - first_text
-        is_kept = (video >= start) & (video < stop) & (position < (texts or len(video)))
-        kept = np.flatnonzero(is_kept)
-
+    def _with_pairs(self, right: np.ndarray) -> "Gallery":
+        """Return the gallery with some of its pairs, and without texts that are in none."""
+        texts, text_of_pair = np.unique(right[:, 0], return_inverse=True)
         return replace(
             self,
-            sample_indices=self.sample_indices[start:stop],
-            ids=self.ids[start:stop],
-            items=[self.items[i] for i in kept],
-            video_of_text=video[kept] - start,
+            texts=[self.texts[text] for text in texts],
+            right=np.stack([text_of_pair, right[:, 1]], axis=1),
+            questions=[self.questions[text] for text in texts] if self.questions else [],
         )
 
 
-class Questions(Gallery):
-    """The videos of a split that have questions, and the questions, each a dict with `question`,
-    `answer`, `type`."""
+def find_extremes(gallery: Gallery, scores: np.ndarray, count: int = 4) -> list[int]:
+    """Return the texts with the best and with the worst ranks of their videos, `count` of each.
 
-    column = "questions"
-
-    @cached_property
-    def texts(self) -> list[str]:
-        return [question["question"] for question in self.items]
-
-
-def extremes(gallery: Gallery, scores: np.ndarray, each: int = 4) -> list[int]:
-    """The texts with the best and with the worst ranks of their videos. scores: (texts, videos)."""
+    Args:
+        scores: (N, V), higher is better.
+    """
     # Stable: of equal ranks, the same texts are drawn each time.
-    by_rank = ranks(gallery, scores).argsort(kind="stable").tolist()
-    return [*by_rank[:each], *by_rank[-each:]]
+    by_rank = rank_videos(gallery, scores).argsort(kind="stable").tolist()
+    return [*by_rank[:count], *by_rank[-count:]]
 
 
-def ranks(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
-    """The rank (texts,) of each text's video, from 0."""
+def rank_videos(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
+    """Return the rank (N,) of each text's video, from 0. In pictures, a tie counts for it."""
     right = scores[np.arange(len(scores)), gallery.video_of_text]
-    # For pictures, where a tie counts for the text's own video.
     return (scores > right[:, None]).sum(1)
 
 
 def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path) -> None:
-    """Draws the four best videos of texts, which are indices. scores: (texts, videos)."""
-    rank_of_text = ranks(gallery, scores)
+    """Draw the best videos of some texts.
+
+    Args:
+        scores: (N, V), higher is better.
+        texts: Indices of texts.
+        file: Picture to write.
+    """
+    rank_of_text = rank_videos(gallery, scores)
     queries = []
     for text in texts:
         right = int(gallery.video_of_text[text])
         rank = rank_of_text[text] + 1
         note = f"its video, {gallery.ids[right]}, came {rank} of {scores.shape[1]}"
         results = []
-        for video in scores[text].argsort()[::-1][:4]:
-            frame = middle_frame(gallery, video)
-            results.append((frame, gallery.ids[video], bool(video == right)))
+        for video in scores[text].argsort()[::-1][:SHOWN_VIDEOS].tolist():
+            results.append((read_frame(gallery, video), gallery.ids[video], video == right))
         queries.append((gallery.texts[text], note, results))
 
     file.parent.mkdir(exist_ok=True)
     retrieval_picture(queries).save(file)
 
 
-def middle_frame(gallery: Gallery, video: int) -> np.ndarray:
-    """The first frame (H, W, 3) of the second of three equal segments of a video of a gallery."""
-    sample = gallery.reader[gallery.sample_indices[video]]
+def read_frame(gallery: Gallery, video: int) -> np.ndarray:
+    """Read the first frame (H, W, 3) of the second of three equal segments of a sample."""
+    sample = gallery.sample(video)
     return sample.frames([len(sample) // 3])[0]

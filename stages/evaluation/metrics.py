@@ -1,7 +1,7 @@
 """The metrics of evaluation in one table, and the pure functions that compute those of
 retrieval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -133,34 +133,37 @@ ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best co
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
-SURE_CROP_ACCURACY = replace(
-    ENTITY_ACCURACY, key="acc_sure", label="of these, labels with p >= 0.6"
+CONFIDENT_PROBABILITY = 0.6  # from which a label counts as confident
+CONFIDENT_CROP_ACCURACY = replace(
+    ENTITY_ACCURACY, key="acc_confident", label="of these, labels with p >= 0.6"
 )
-SURE_CROPS = replace(ENTITY_ACCURACY, key="sure", label="share of labels with p >= 0.6")
+CONFIDENT_CROPS = replace(ENTITY_ACCURACY, key="confident", label="share of labels with p >= 0.6")
 CALIBRATION_ERROR = Metric(
     "ece", "expected calibration error", "entities", higher_is_better=False, baseline=""
 )
 
 
-def accuracy_of(kind: str) -> Metric:
+def accuracy_of_type(kind: str) -> Metric:
+    """Return the accuracy on questions of a type."""
     return replace(ACCURACY, key=f"{ACCURACY.key}_{kind}", label=kind.replace("_", " "))
 
 
-def contrast_of(pair: tuple[str, str]) -> Metric:
-    """Two-way accuracy: of the questions answered by one of a pair, how many rank it above the
-    other one."""
+def contrast_metric(pair: tuple[str, str]) -> Metric:
+    """Return two-way accuracy: of the questions answered by one of a pair, how many rank it above
+    the other."""
     return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
 def by_direction(
     scores: np.ndarray, relevant: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The scores and the right items, both (Q, G), of the queries of each direction: of texts
-    (t2v), and of the videos that have a text (v2t). NaN becomes the lowest score.
+    """Return the scores and the right items, both (Q, G), of the queries of each direction: of
+    texts (t2v), and of the videos that have a text (v2t). NaN becomes the lowest score.
 
-    scores (texts, videos), higher is better, or (2, texts, videos): those that rank videos for
-    texts, and those that rank texts for videos; relevant (texts, videos) boolean: which videos are
-    right for a text.
+    Args:
+        scores: (texts, videos), higher is better, or (2, texts, videos): those that rank videos for
+            texts, and those that rank texts for videos.
+        relevant: (texts, videos) boolean: which videos are right for a text.
     """
     # Comparisons with NaN are false: such an item would have none before it and rank first.
     scores = np.where(np.isnan(scores), -np.inf, scores)
@@ -170,23 +173,16 @@ def by_direction(
     return {"t2v": (t2v, relevant), "v2t": (v2t.T[with_text], relevant.T[with_text])}
 
 
-def retrieval_metrics(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """Every metric of RETRIEVAL in both directions (paper, section 4.1), named t2v/R1, ...,
-    v2t/MdR; the arguments are those of `by_direction`."""
-    metrics = {}
-    for direction, (ranked, right) in by_direction(scores, relevant).items():
-        ranks = Ranks.of(ranked, right)
-        # Without intervals, nothing depends on who the queries are.
-        for score in retrieval_scores(ranks, Queries.of([], [])):
-            metrics[f"{direction}/{score.metric.key}"] = score.value
-    return metrics
+def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:
+    """Return the mean of the recalls of both directions, for model selection.
 
-
-def mean_recall(metrics: dict[str, float]) -> float:
-    """The mean of the recalls of both directions, for model selection."""
+    Args:
+        metrics: Metrics by name, such as validation/vtc/t2v/R1.
+        prefix: What precedes the direction, such as validation/vtc.
+    """
     recalls = []
     for direction in DIRECTIONS:
-        recalls += [metrics[f"{direction}/{recall.key}"] for recall in RECALLS.values()]
+        recalls += [metrics[f"{prefix}/{direction}/{recall.key}"] for recall in RECALLS.values()]
     return float(np.mean(recalls))
 
 

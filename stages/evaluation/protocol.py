@@ -1,5 +1,6 @@
 """The evaluation protocol: its configuration, and the items of a split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,17 +11,25 @@ from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.shards.reader import ShardReader
-from alpro.stages.execution.interface import StageConfig
+from alpro.stages.evaluation.controls import ControlName
+from alpro.stages.evaluation.results import Results
+from alpro.stages.execution.interface import StageConfig, file_or_word
 from alpro.stages.training.config import TOP_K
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
 class EvaluationConfig(StageConfig, frozen=True):
-    """Settings of every evaluation: corpora, split, protocol and shape of the inputs."""
+    """Evaluation of the models of a pipeline. Controls concern the fine-tuned models."""
 
     retrieval: str = Field(default="", description="corpus for retrieval; empty: none")
     qa: str = Field(default="", description="corpus for question answering; empty: none")
+    baseline: str = Field(
+        default="",
+        description="a CLIP or SigLIP to compare with in retrieval: a hub name, a folder, or `clip`"
+        " for the one that training starts from",
+        json_schema_extra=file_or_word("clip"),
+    )
     split: Literal["validation", "test"] = Field(
         default="test", description="split to evaluate; validation for choices"
     )
@@ -47,6 +56,15 @@ class EvaluationConfig(StageConfig, frozen=True):
         ge=0,
         description="random crops of each clip for scores of the prompter; 0: whole clips only",
     )
+    controls: tuple[ControlName, ...] = Field(
+        default=(),
+        description="shuffled, reversed, single_frame (the best one as a still clip), text_only "
+        "(questions without the video)",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the shuffled frames")
+    contrasts: tuple[tuple[str, str], ...] = Field(
+        default=(), description="pairs of answers to compare, such as left and right"
+    )
 
     @property
     def corpora(self) -> list[str]:
@@ -55,37 +73,42 @@ class EvaluationConfig(StageConfig, frozen=True):
 
 
 def also_in_training(folder: Path, split: str) -> set[str]:
-    """The ids of the items of a split that share a caption or near-duplicate frames with a training
-    item."""
+    """Return the ids of the items of a split that share a caption or near-duplicate frames with a
+    training item."""
     table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", split)])
     return set(table["id"].to_pylist())
 
 
-def excluded(config: EvaluationConfig, folder: Path) -> set[str]:
-    """The ids of the items that `exclude_overlap` removes from a corpus."""
+def find_excluded(config: EvaluationConfig, folder: Path) -> set[str]:
+    """Return the ids of the items that `exclude_overlap` removes from a corpus."""
     return also_in_training(folder, config.split) if config.exclude_overlap else set()
 
 
 def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
-    """Checks that the evaluation items of a corpus are decoded.
+    """Check that the evaluation items of a corpus are decoded. The pipeline does so before training.
 
-    Returns (column, decoded, annotated) for `captions` (retrieval) and `questions` (question
-    answering), if evaluated. Raises InputError if no item or too small a fraction is decoded; the
-    pipeline calls this before training.
+    Returns:
+        (column, decoded, annotated) for `captions` (retrieval) and `questions` (question
+        answering), if evaluated.
+
+    Raises:
+        InputError: No item, or too small a fraction, is decoded.
     """
     counts = []
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
         if evaluated != name:
             continue
 
-        shared = excluded(config, folder)
-        reader = ShardReader(folder, config.split, exclude=shared)
+        excluded = find_excluded(config, folder)
+        reader = ShardReader(folder, config.split, exclude=excluded)
         if not any(reader.column(column).to_pylist()):
             condition = ""
             keep = ""
-            if shared:
+            if excluded:
                 condition = " that is not also in training"
-                keep = f", set evaluate.exclude_overlap = false to keep the {len(shared)} that are"
+                keep = (
+                    f", set evaluate.exclude_overlap = false to keep the {len(excluded)} that are"
+                )
             raise InputError(
                 f"{name}: no {config.split} item{condition} has {column}; assign some in the "
                 f"column split, raise corpora.{name}.{config.split}{keep}, or set "
@@ -102,3 +125,23 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
             )
         counts.append((column, decoded, annotated))
     return counts
+
+
+def describe_data(results: Results, config: EvaluationConfig, corpora: Mapping[str, Path]) -> None:
+    """Add the items that could not be decoded or are also in training, if any.
+
+    Raises:
+        InputError: As `check_items` does.
+    """
+    for name in config.corpora:
+        for column, decoded, annotated in check_items(config, name, corpora[name]):
+            if decoded < annotated:
+                key = f"decoded/{name}/{column}"
+                results.add_share(key, "decoded", f"{column} of {name}", decoded, annotated)
+
+        # A row whether they are excluded or not: with them, scores are too good.
+        shared = len(also_in_training(corpora[name], config.split))
+        if shared:
+            table = "left_out" if config.exclude_overlap else "also_in_training"
+            items = len(ShardReader(corpora[name], config.split))
+            results.add_share(f"{table}/{name}", table, f"items of {name}", shared, items)

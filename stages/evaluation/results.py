@@ -1,138 +1,88 @@
-"""The results of an evaluation: rows of results.json, metrics, and tables of queries.
+"""The results of an evaluation: rows of results.json, the values of queries, and tables for people.
 
-A score of any evaluation gets its interval, and its part in a comparison, from `Results.add`: it
-takes the values of the queries and not their mean.
+Every score gets its interval, and its part in a comparison, from `Results.add`, which takes the
+values of the queries and not their mean.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from alpro.files import write_json
-from alpro.inference.encoding import width_of
-from alpro.log import log
-from alpro.models.precision import autocast, compute_dtype, dtype_name
-from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import Metric, Score
-from alpro.stages.evaluation.protocol import EvaluationConfig, also_in_training, check_items
+from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.evaluation.statistics import bootstrap_interval, count_independent_videos
-from alpro.stages.execution.interface import Outcome, Resources
-from alpro.stages.training.distributed import init_distributed
+
+Row = dict[str, Any]
 
 
 @dataclass
 class Results:
-    """Rows of results.json, metrics, and the output folder.
+    """The scores of one model.
 
-    A row has what its readers need to show it: `table` is the table that it is in, `what` was
-    evaluated, `direction` (of retrieval), `metric` and `protocol` say how, `unit`,
-    `higher_is_better`, `baseline` and `statistic` are those of the `Metric`, `low` and `high` are
-    the ends of the 95 % interval (`bootstrap_interval`; None if undefined), `items` is the number
-    of queries, `videos` of their videos, and `independent_videos` what these count for.
+    Attributes:
+        model: Name of the model.
+        gallery: The gallery that was scored, without videos that could not be decoded.
+        scores: Rows without intervals, each with the score that it shows, if queries have values.
+        tables: Rows of the queries by the names of tables, for people.
+        similarity: (N, V) similarities of the texts and videos of the gallery.
+        warnings: Lines for the end of a run and its report.
     """
 
-    split: str
-    out: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    precision: str = ""  # type of the models' matrix products
-    queries: list[pa.Table] = field(default_factory=list)  # the parts of scores.parquet
-    warnings: list[str] = field(default_factory=list)  # for the end of the run and its report
-
-    @classmethod
-    def of(cls, config: EvaluationConfig, corpora: dict[str, Path], out: Path) -> "Results":
-        """Creates results; the first rows report items that could not be decoded or are also in
-        training, if any.
-
-        Raises InputError as `check_items` does.
-        """
-        results = cls(config.split, out)
-        for name in config.corpora:
-            for column, decoded, annotated in check_items(config, name, corpora[name]):
-                if decoded < annotated:
-                    results.add_share(
-                        table="decoded",
-                        key=column,
-                        what=f"{column} of {name}",
-                        name=f"decoded/{name}",
-                        share=(decoded, annotated),
-                    )
-
-            # A row whether they are excluded or not: with them, scores are too good.
-            shared = len(also_in_training(corpora[name], config.split))
-            if shared:
-                table = "left_out" if config.exclude_overlap else "also_in_training"
-                items = len(ShardReader(corpora[name], config.split))
-                results.add_share(
-                    table=table,
-                    key=name,
-                    what=f"items of {name}",
-                    name=table,
-                    share=(shared, items),
-                )
-        return results
+    model: str
+    gallery: Gallery | None = None
+    scores: list[tuple[Row, Score | None]] = field(default_factory=list)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    similarity: np.ndarray | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def add(
-        self, score: Score, what: str, name: str, direction: str = "", protocol: str = ""
+        self, score: Score, name: str, what: str, direction: str = "", protocol: str = ""
     ) -> None:
-        """Adds a score as <name>/<direction>/<key of the metric>, with its interval, and its
-        queries to scores.parquet."""
-        metric = score.metric
-        queries = score.queries
-        full_name = "/".join(filter(None, (name, direction, metric.key)))
-        row = self._row(metric, full_name, what, value=score.value, items=score.items)
+        """Add a score as <name>/<direction>/<key of the metric>.
 
-        low = high = None
-        # A median has no sums by video.
-        if metric.statistic == "mean":
-            low, high = bootstrap_interval(score.values, queries.ids) or (None, None)
-        row |= {
-            "direction": direction,
-            "protocol": protocol,
-            "low": low,
-            "high": high,
-            "chance": score.chance,
-            "videos": len(set(queries.ids)),
-            "independent_videos": count_independent_videos(queries.ids),
-        }
-
-        # Dictionaries: a million questions have few texts, and many scores have the same ones.
-        columns = [
-            pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [full_name]),
-            pa.array(queries.ids, pa.string()).dictionary_encode(),
-            pa.array(queries.texts, pa.string()).dictionary_encode(),
-            pa.array(score.values, pa.float64()),
-        ]
-        self.queries.append(pa.Table.from_arrays(columns, SCORE_COLUMNS))
-
-    def add_value(self, metric: Metric, what: str, name: str, value: float, items: int) -> None:
-        """Adds a value that is no mean of those of queries, and has no interval, as <name>/<key of
-        the metric>."""
-        self._row(metric, f"{name}/{metric.key}", what, value=value, items=items)
-
-    def add_share(self, table: str, key: str, what: str, name: str, share: tuple[int, int]) -> None:
-        """Adds a share (%) of the items of a corpus, which has no interval, as <name>/<key>.
-
-        share: the counts of the items concerned and of all items.
+        Args:
+            score: The score.
+            name: What was evaluated.
+            what: The same in words.
+            direction: Direction of retrieval.
+            protocol: What the score is comparable with.
         """
-        count, items = share
-        metric = Metric(key, f"{count} of {items}", table, baseline="")
-        self._row(metric, f"{name}/{key}", what, value=100 * count / items, items=items)
+        key = "/".join(filter(None, (name, direction, score.metric.key)))
+        row = self._row(score.metric, key, what, score.value, score.items)
+        row |= {"direction": direction, "protocol": protocol, "chance": score.chance}
+        self.scores.append((row, score))
 
-    def _row(
-        self, metric: Metric, name: str, what: str, value: float, items: int
-    ) -> dict[str, Any]:
-        """Adds a row without a protocol, an interval and a chance level, and returns it."""
-        row = {
+    def add_value(self, metric: Metric, name: str, what: str, value: float, items: int) -> None:
+        """Add a value that is no mean over queries, and has no interval, as <name>/<key>."""
+        row = self._row(metric, f"{name}/{metric.key}", what, value, items)
+        self.scores.append((row, None))
+
+    def add_share(self, name: str, table: str, what: str, count: int, items: int) -> None:
+        """Add the percentage of the items of a corpus that something concerns.
+
+        Args:
+            name: Name of the row.
+            table: Table that shows it.
+            what: The items.
+            count: Number of the items that are concerned.
+            items: Number of all items.
+        """
+        metric = Metric(name.rpartition("/")[2], f"{count} of {items}", table, baseline="")
+        row = self._row(metric, name, what, 100 * count / items, items)
+        # It describes the data: every model has the same.
+        self.scores.append((row | {"model": ""}, None))
+
+    def _row(self, metric: Metric, name: str, what: str, value: float, items: int) -> Row:
+        return {
+            "model": self.model,
             "name": name,
             "table": metric.table,
             "what": what,
@@ -149,48 +99,76 @@ class Results:
             "chance": None,
             "baseline": metric.baseline,
         }
-        self.rows.append(row)
-        self.metrics[f"{self.split}/{name}"] = value
+
+    def values(self) -> dict[str, float]:
+        """Return the scores by name, without computing intervals."""
+        return {row["name"]: row["value"] for row, _ in self.scores}
+
+    def rows(self) -> list[Row]:
+        """Return a row for each score.
+
+        A row has what its readers need to show it: `model` and `what` were evaluated, `table` is
+        the table that it is in, `direction` (of retrieval), `metric` and `protocol` say how,
+        `unit`, `higher_is_better`, `baseline` and `statistic` are those of the `Metric`, `low` and
+        `high` are the ends of the 95 % interval (None if undefined), `items` is the number of
+        queries, `videos` of their videos, and `independent_videos` the effective number of these.
+        """
+        return [with_interval(row, score) for row, score in self.scores]
+
+    def extend(self, other: "Results") -> None:
+        """Add the results of the same model on another gallery, or of another model."""
+        self.scores += other.scores
+        self.tables |= other.tables
+        self.warnings += other.warnings
+
+    def write(self, out: Path, split: str) -> tuple[list[Row], dict[str, float]]:
+        """Write results.json, scores.parquet and the tables.
+
+        Returns:
+            The rows, and the values by <split>/<model>/<name>.
+        """
+        rows = self.rows()
+        write_json(out / "results.json", rows)
+        values = [list_values(row["name"], score) for row, score in self.scores if score]
+        if values:
+            pq.write_table(pa.concat_tables(values).unify_dictionaries(), out / SCORES)
+        for name, table in self.tables.items():
+            pq.write_table(pa.Table.from_pylist(table), out / f"{name}.parquet")
+        return rows, {f"{split}/{full_name(row)}": row["value"] for row in rows}
+
+
+def with_interval(row: Row, score: Score | None) -> Row:
+    """Return a row with the interval of its score, and the number of videos."""
+    if score is None:
         return row
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Writes per-query results for people to `name`.parquet. scores.parquet has the values of
-        every score."""
-        pq.write_table(pa.Table.from_pylist(rows), self.out / f"{name}.parquet")
-
-    def outcome(self) -> Outcome:
-        """Writes results.json and scores.parquet; returns the number of items of each score, and
-        the metrics."""
-        write_json(self.out / "results.json", self.rows)
-        if self.queries:
-            pq.write_table(pa.concat_tables(self.queries).unify_dictionaries(), self.out / SCORES)
-
-        items = {row["name"]: row["items"] for row in self.rows}
-        return Outcome(items, self.metrics, warnings=self.warnings, precision=self.precision)
+    low = high = None
+    # A median has no sums by video.
+    if score.metric.statistic == "mean":
+        low, high = bootstrap_interval(score.values, score.queries.ids) or (None, None)
+    return row | {
+        "low": low,
+        "high": high,
+        "videos": len(set(score.queries.ids)),
+        "independent_videos": count_independent_videos(score.queries.ids),
+    }
 
 
-@contextmanager
-def evaluating(
-    config: EvaluationConfig,
-    corpora: dict[str, Path],
-    models: Sequence[Path | None],
-    out: Path,
-    resources: Resources,
-) -> Iterator[tuple[Results, torch.device]]:
-    """The results of an evaluation and this process's device, in the precision of the
-    configuration. Several processes share the encoding of videos and the scoring of pairs; all have
-    all results, and the first one writes them."""
-    with (
-        init_distributed(resources) as world,
-        # The other processes compute the same results: what they write is deleted.
-        nullcontext(str(out)) if world.main else TemporaryDirectory() as folder,
-    ):
-        width = max(width_of(model) for model in models if model)
-        dtype = compute_dtype(width, world.device, config.mixed_precision)
-        results = Results.of(config, corpora, Path(folder))
-        results.precision = dtype_name(dtype)
+def list_values(name: str, score: Score) -> pa.Table:
+    """Return the values of the queries of a score as rows of scores.parquet."""
+    # Dictionaries: a million questions have few texts, and many scores have the same ones.
+    columns = [
+        pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name]),
+        pa.array(score.queries.ids, pa.string()).dictionary_encode(),
+        pa.array(score.queries.texts, pa.string()).dictionary_encode(),
+        pa.array(score.values, pa.float64()),
+    ]
+    return pa.Table.from_arrays(columns, SCORE_COLUMNS)
 
-        if world.main:
-            log.info(f"matrix products in {results.precision}, on {world.device.type}")
-        with autocast(dtype, world.device):
-            yield results, world.device
+
+def list_rows(**columns: Iterable[Any]) -> list[Row]:
+    """Return columns of equal length as rows.
+
+    >>> list_rows(id=["a", "b"], rank=[1, 2])
+    [{'id': 'a', 'rank': 1}, {'id': 'b', 'rank': 2}]
+    """
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

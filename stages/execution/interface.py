@@ -112,8 +112,8 @@ class StageInputs(BaseModel):
 
 
 # The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
-# that is left out, and `uses_prompter`, `finetunes_clip`, `start` and `start_task`. Its class is in a
-# room above.
+# that is left out, and `baseline`, `clip`, `frames`, `uses_prompter`, `finetunes_clip`, `start` and
+# `start_task`. Its class is in a room above.
 Pipeline: TypeAlias = Any
 
 
@@ -122,16 +122,27 @@ class Needs:
     """How a stage takes part in a pipeline: its configuration, and where its inputs come from.
 
     Attributes:
+        config: Configuration of the step.
         stages: The stage that builds each input. If the pipeline omits that stage, the input is
             omitted as well.
         folders: Model folders of the user, by input.
         corpora: Names of the corpora that the stage reads.
+        name: What the step is called after its stage, if the stage has several.
     """
 
     config: StageConfig
     stages: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, Path] = field(default_factory=dict)
     corpora: Sequence[str] = ()
+    name: str = ""
+
+    def step_name(self, stage: str) -> str:
+        """Return the name of the step.
+
+        >>> Needs(StageConfig(), name="qa").step_name("evaluate")
+        'evaluate qa'
+        """
+        return f"{stage} {self.name}".strip()
 
 
 class Resources(StageConfig, frozen=True):

@@ -18,16 +18,17 @@ from alpro.inference.encoding import (
     by_video,
     encode_texts,
     encode_videos,
+    match_all,
     match_top_k,
     score,
-    similarities,
 )
 from alpro.models.alpro import Alpro
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation import scorer as scorer_module
-from alpro.stages.evaluation.gallery import Gallery, Questions
-from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation import loaded_model
+from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.training.objective import QaObjective
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
@@ -149,15 +150,16 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, 
 
 
 @pytest.fixture(scope="module")
-def scorer(tiny_model, tokenizer):
+def loaded(tiny_model, tokenizer):
     torch.manual_seed(1)
     alpro = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=4)
-    return Scorer(QaObjective(alpro, [0.5] * 3, [0.25] * 3).eval(), tokenizer, 24)
+    encoder = QaObjective(alpro, [0.5] * 3, [0.25] * 3).eval()
+    return LoadedModel("", encoder, tokenizer, 24, answers=list("abcd"))
 
 
 @pytest.fixture(scope="module")
 def gallery(clips):
-    return Gallery.of(clips, "test")
+    return Gallery.read(clips, "test")
 
 
 def close(actual, expected):
@@ -167,70 +169,66 @@ def close(actual, expected):
 
 
 @torch.no_grad()
-def test_a_gallery_is_scored_by_matching_and_by_similarity(scorer, gallery):
-    texts, videos = scorer.encode(gallery)
-    assert replace(scorer, length=5).encode(gallery)[0].mask.sum(1).max() == 5
-    close(
-        encode_texts(scorer.encoder.model, scorer.tokenizer, gallery.texts, 24, batch=3).features,
-        texts.features,
-    )
-    scores, similarity = scorer.score(gallery)
-    close(similarity, texts.features @ videos.features.T)
-    model = scorer.encoder.model
+def test_texts_and_videos_of_a_gallery_are_those_of_the_encoders(loaded, gallery):
+    texts = loaded.encode_texts(gallery.texts)
+    one_by_one = encode_texts(loaded.encoder.model, loaded.tokenizer, gallery.texts, 24, batch=3)
+
+    close(one_by_one.features, texts.features)
+    assert replace(loaded, length=5).encode_texts(gallery.texts).mask.sum(1).max() == 5
+
+
+@torch.no_grad()
+def test_matching_is_the_margin_of_the_head(loaded, gallery):
+    model = loaded.encoder.model
+    texts = loaded.encode_texts(gallery.texts)
+    _, videos = loaded.encode_videos(gallery)
+
+    scores = match_all(model, texts, videos)
+
+    assert scores.shape == (8, 8)
     for text, video in [(0, 0), (0, 7), (3, 5), (7, 1)]:
         one = slice(text, text + 1)
-        logits = model.match(texts.tokens[one], texts.mask[one], videos.tokens[video : video + 1])[
-            0
-        ]
-        close(scores[text, video], logits[1] - logits[0])
-    few = replace(scorer, top_k=2)
-    close(few.score(gallery)[0], match_top_k(model, texts, videos, 2))
-    assert scores.shape == (8, 8)
-    assert (scorer.protocol(), few.protocol()) == ("all pairs, 4 frames", "top 2, 4 frames")
-    assert few.protocol(by_similarity=True) == "all pairs, 4 frames"
+        logits = model.match(texts.tokens[one], texts.mask[one], videos.tokens[video : video + 1])
+        close(scores[text, video], logits[0, 1] - logits[0, 0])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("top_k", [0, 2])
-def test_pairs_are_chosen_and_scored_in_float32_under_autocast(scorer, gallery, top_k):
+def test_scores_are_in_float32_under_autocast(loaded, gallery, top_k):
     """Evaluation and validation on a GPU are under bfloat16 autocast, a type that numpy does not
     have."""
-    texts, videos = scorer.encode(gallery)
-    similarity = texts.features @ videos.features.T
-    some = replace(scorer, top_k=top_k)
-    expected, _ = some.score(gallery)
+    exact = evaluate_model(loaded, gallery, Asked(top_k=top_k)).similarity
+
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(similarities(texts.features, videos.features), similarity)
-        for actual, exact in zip(some.score(gallery), (expected, similarity), strict=True):
-            assert actual.dtype == "float32"
-            torch.testing.assert_close(
-                torch.from_numpy(actual), torch.as_tensor(exact), atol=0.1, rtol=0
-            )
+        actual = evaluate_model(loaded, gallery, Asked(top_k=top_k)).similarity
+
+    assert actual.dtype == "float32"
+    np.testing.assert_allclose(actual, exact, atol=0.1)
 
 
-def test_a_question_is_answered_as_it_is_alone(scorer, clips):
-    questions = Questions.of(clips, "test")
-    whole = scorer.answer(questions)
+def test_a_question_is_answered_as_it_is_alone(loaded, clips):
+    questions = Gallery.read(clips, "test", column="questions")
+
+    _, whole = loaded.answer(questions)
+    _, reordered = loaded.answer(questions, reorder=lambda frames: frames[::-1])
+
     assert whole.shape == (len(questions.texts), 4)
-    for place in (0, 6):
-        video = questions.video_of_text[place]
-        one = questions.between(video, video + 1)
-        mine = next(n for n, text in enumerate(one.texts) if text == questions.texts[place])
-        close(scorer.answer(one)[mine], whole[place])
-    reordered = scorer.answer(questions, reorder=lambda frames: frames[::-1])
     assert not torch.allclose(reordered, whole)
+    for place in (0, 6):
+        alone = questions.select([int(questions.video_of_text[place])])
+        close(loaded.answer(alone)[1][alone.texts.index(questions.texts[place])], whole[place])
 
 
 def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
-    scorer, corpus_of, tmp_path, monkeypatch
+    loaded, corpus_of, tmp_path, monkeypatch
 ):
     """However many questions there are: what is encoded together is a batch of questions and the
     videos of some."""
     asked = [{"question": f"what is it {n}?", "answer": "a", "type": "what"} for n in range(3)]
     rows = [{"id": str(n), "split": "test", "questions": asked} for n in range(7)]
-    questions = Questions.of(corpus_of(tmp_path, rows), "test")
-    model = scorer.encoder.model
-    whole = scorer.answer(questions)
+    questions = Gallery.read(corpus_of(tmp_path, rows), "test", column="questions")
+    model = loaded.encoder.model
+    _, whole = loaded.answer(questions)
     sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": []}
     for name, seen in sizes.items():
         call = getattr(model, name)
@@ -239,7 +237,9 @@ def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
             name,
             lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest),
         )
-    monkeypatch.setattr(scorer_module, "VIDEOS", 3)
-    monkeypatch.setattr(scorer_module, "QUESTIONS", 4)
-    close(scorer.answer(questions), whole)
+    monkeypatch.setattr(loaded_model, "VIDEOS", 3)
+    monkeypatch.setattr(loaded_model, "QUESTION_BATCH", 4)
+
+    close(loaded.answer(questions)[1], whole)
+
     assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1]}

@@ -12,10 +12,9 @@ from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference.clips import is_file, load_for_model
 from alpro.inference.model import Model
-from alpro.shards.reader import ShardReader
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.gallery import Gallery
-from alpro.stages.evaluation.scorer import Scorer
+from alpro.stages.evaluation.loaded_model import LoadedModel
 from tests.conftest import one_line
 
 TEXTS = ["a red ball moves left", "something slides up"]
@@ -41,9 +40,10 @@ def mixed(videos, tmp_path):
 
 def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer):
     model = models["retrieval"]
-    reader = ShardReader(clips, "test")
-    gallery = Gallery.of(clips, "test")
-    texts, evaluated = Scorer(model.encoder, tokenizer, 30).encode(gallery)
+    gallery = Gallery.read(clips, "test")
+    loaded = LoadedModel("", model.encoder, tokenizer, 30)
+    texts = loaded.encode_texts(gallery.texts)
+    _, evaluated = loaded.encode_videos(gallery)
     actual = model.encode(videos)
     assert (actual.shape, actual.dtype) == ((3, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)
@@ -51,7 +51,7 @@ def test_embeddings_are_those_of_the_evaluation(models, videos, clips, tokenizer
     # Shards hold JPEGs of another size, so that pixels differ a little.
     assert (actual * evaluated.features[places].numpy()).sum(axis=1).min() > 0.95
     np.testing.assert_allclose(model.encode(gallery.texts[:2]), texts.features[:2], atol=1e-4)
-    samples = model.encode([reader[number] for number in gallery.sample_indices])
+    samples = model.encode(list(gallery.videos))
     np.testing.assert_allclose(samples, evaluated.features, atol=1e-5, rtol=1e-4)
 
 

@@ -281,11 +281,11 @@ STAGES += [
     "train_prompter",
     "cache_prompts",
     "pretrain",
-    "zero_shot",
     "finetune_retrieval",
     "finetune_qa",
-    "evaluate",
 ]
+EVALUATED = [f"evaluate {task}" for task in ("prompter", "pretrained", "retrieval", "qa")]
+STAGES += EVALUATED
 RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 

@@ -80,7 +80,11 @@ def folder_of(workspace: Path, stage: str, mark: str) -> Path:
 @pytest.mark.parametrize(
     ("stage", "metrics", "shown"),
     [
-        ("evaluate", {"test/retrieval_vtc/t2v/R1": 51.26, "test/qa/acc": 33.0}, ["51.3", "33.0"]),
+        (
+            "evaluate",
+            {"test/fine-tuned/similarity/t2v/R1": 51.26, "test/fine-tuned/qa/acc": 33.0},
+            ["51.3", "33.0"],
+        ),
         ("finetune_qa", {"validation/qa/acc": 44.0}, ["44.0"]),
         ("cache_prompts", {"loss": 55.5}, []),
     ],

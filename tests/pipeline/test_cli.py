@@ -225,16 +225,16 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
 
 
 def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
-    command = ["run", "evaluate", "--config", TINY, "--dry-run", "--workspace", tmp_path]
+    command = ["run", "evaluate qa", "--config", TINY, "--dry-run", "--workspace", tmp_path]
     status, out, err = call(monkeypatch, capsys, *command)
     heads, *lines = out.splitlines()
     assert (status, err, heads.split()) == (0, "", ["state", "name", "fingerprint", "reason"])
     assert [line.split()[2] for line in lines][-2:] == ["finetune_qa", "evaluate"]
-    assert "zero_shot" not in out
+    assert "pretrained" not in out
     assert all(line.startswith("to run") for line in lines)
     _, out, _ = call(monkeypatch, capsys, *command, "--json")
     rows = json.loads(out)
-    assert [row["name"] for row in rows][-2:] == ["finetune_qa", "evaluate"]
+    assert [row["name"] for row in rows][-2:] == ["finetune_qa", "evaluate qa"]
     assert {(row["state"], len(row["fingerprint"])) for row in rows} == {("to run", 64)}
 
 

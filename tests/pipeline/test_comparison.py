@@ -22,10 +22,10 @@ def workspace(tmp_path) -> Path:
         run = {"at": f"2026-01-01T00:00:0{right % 10}", "seconds": 1.0, "commit": "abc"}
         more = {"fingerprint": mark * 64, "config": {"seed": seed}, "run": run}
         folder, _ = write_artifact(tmp_path, "evaluate", **more)
-        results = Results("test", folder)
+        results = Results("mine")
         scores = (np.arange(12) < right) * 100.0
-        results.add(Score(METRIC, scores, 50.0, ASKED), "question answering", "qa")
-        results.outcome()
+        results.add(Score(METRIC, scores, 50.0, ASKED), "qa", "question answering")
+        results.write(folder, "test")
     return tmp_path
 
 

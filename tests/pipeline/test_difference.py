@@ -74,7 +74,7 @@ def steps(folder: Path, *changes: str) -> dict[str, Step]:
 
 def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_counts(tmp_path):
     earlier = [
-        steps(tmp_path, *changes)["evaluate"].description
+        steps(tmp_path, *changes)["evaluate retrieval"].description
         for changes in (
             ["evaluate.seed=5"],
             ["evaluate.seed=1", "evaluate.frames=8"],
@@ -82,13 +82,13 @@ def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_c
             ["evaluate.seed=2", "evaluate.split=validation"],
         )
     ]
-    step = steps(tmp_path, "evaluate.seed=3", "evaluate.frames=8")["evaluate"]
+    step = steps(tmp_path, "evaluate.seed=3", "evaluate.frames=8")["evaluate retrieval"]
 
     assert explain(step.description, earlier) == "evaluate.seed = 3 (previous run: 2)"
 
 
 def test_a_step_without_an_earlier_artifact_says_so(tmp_path):
-    assert explain(steps(tmp_path)["evaluate"].description, [MODEL]) == (
+    assert explain(steps(tmp_path)["evaluate retrieval"].description, [MODEL]) == (
         "no artifact of this configuration yet"
     )
 
@@ -100,6 +100,6 @@ def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
     for name, key in (
         ("pretrain", "model.video.depth = 2 "),
         ("decode_videos clips", "corpora.clips.frames = 3 "),
-        ("zero_shot", "evaluate.frames = 8 "),
+        ("evaluate pretrained", "evaluate.frames = 8 "),
     ):
         assert key in explain(after[name].description, [before[name].description])

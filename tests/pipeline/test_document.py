@@ -19,7 +19,13 @@ from tests.pipeline.conftest import write_artifact
 
 STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
 STATES = dict(zip(STAGES, ("cached", "built", "cached", "built"), strict=True))
-SCORE = {"name": "qa/acc", "table": "qa", "what": "question answering", "direction": ""}
+SCORE = {
+    "model": "",
+    "name": "qa/acc",
+    "table": "qa",
+    "what": "question answering",
+    "direction": "",
+}
 SCORE |= {"metric": "<all> questions", "unit": "%", "higher_is_better": True, "protocol": ""}
 SCORE |= {"value": 60.0, "low": 45.0, "high": 75.0, "chance": 25.0, "baseline": "constant"}
 SCORE |= {"items": 500, "videos": 200, "independent_videos": 200.0}

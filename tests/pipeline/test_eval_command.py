@@ -18,7 +18,8 @@ from alpro.inference.search import Searcher
 from alpro.models.folder import ModelBundle
 from alpro.pool import in_this_process
 from alpro.stages import decode_videos
-from alpro.stages.evaluation.any_model import Threshold, encode, labeled, labels_of
+from alpro.stages.evaluation.labeled_data import Threshold, read_labeled
+from alpro.stages.evaluation.loaded_model import LoadedModel
 from tests.conftest import decode_data, in_store
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.test_cli import call
@@ -60,9 +61,9 @@ def scored(monkeypatch, capsys, trained):
 
 
 def test_a_text_has_all_its_videos(data):
-    items, what = labeled(data, "test")
-    labels = labels_of(items)
-    assert what == "all: the data names no split"
+    labeled = read_labeled(data, "test")
+    labels = labeled.caption_gallery()
+    assert labeled.description == "all: the data names no split"
     assert labels.texts == ["a ball", "one ball", "a star", "a box", "a moon"]
     assert labels.relevant.astype(int).tolist() == [
         [1, 1, 0, 0, 0],
@@ -79,19 +80,18 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows = [row | ({"split": splits[row["id"]]} if row["id"] in splits else {}) for row in rows]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [item.id for item in labeled(data, "test")[0]] == ["a"]
-    assert [item.id for item in labeled(data, "train")[0]] == ["b"]
+    assert read_labeled(data, "test").ids == ["a"]
+    assert read_labeled(data, "train").ids == ["b"]
     with pytest.raises(
         InputError, match=r"no video with a caption or a question \(split validation\)"
     ):
-        labeled(data, "validation")
-    items, what = labeled(clips, "test")
-    assert what.startswith("split test")
-    assert {item.metadata["split"] for item in items} == {"test"}
+        read_labeled(data, "validation")
+    labeled = read_labeled(clips, "test")
+    assert labeled.description.startswith("split test")
+    assert {label["split"] for label in labeled.labels} == {"test"}
     in_store(clips / "index.parquet", *clips.glob("*.tar"))
-    fetched = [item.source for item in labeled(memory, "test")[0]]
-    assert {sample.fetched for sample in fetched} == {None}  # not all frames in memory
-    assert np.array_equal(fetched[0].frames(), items[0].source.frames())
+    fetched = read_labeled(memory, "test").videos[0]
+    assert np.array_equal(fetched.frames(), labeled.videos[0].frames())
 
 
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):
@@ -110,34 +110,27 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
 
     decoded = pq.read_table(corpus / "index.parquet", columns=["id", "split", "group"]).to_pylist()
     for split in ("train", "validation", "test"):
-        items, what = labeled(source, split, [model])
-        assert sorted(item.id for item in items) == sorted(
-            row["id"] for row in decoded if row["split"] == split
-        )
-        assert split in what
+        labeled = read_labeled(source, split, [model])
+        assert sorted(labeled.ids) == sorted(row["id"] for row in decoded if row["split"] == split)
+        assert split in labeled.description
         again = source.with_name("again.csv")
         again.write_text(
             "id,path,caption\n" + "".join(f"other-v{n},v{n}.png,a ball\n" for n in range(40))
         )
-        assert {item.id for item in labeled(again, split, [model])[0]} == {
-            f"other-{item.id}" for item in items
-        }
+        assert {*read_labeled(again, split, [model]).ids} == {f"other-{n}" for n in labeled.ids}
     with source.open("a") as file:
         late = {"id": "late", "path": "v0.png", "group": decoded[-1]["group"], "caption": "x"}
         file.write(json.dumps(late) + "\n")
-    assert "late" in {
-        item.id for item in labeled(source, decoded[-1]["split"], [model / "model"])[0]
-    }
+    assert "late" in read_labeled(source, decoded[-1]["split"], [model / "model"]).ids
     other = source.with_name("other.jsonl")
     other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
-    items, what = labeled(other, "test", [model])
-    assert (len(items), what) == (1, "all: the data names no split")
-    assert labeled(other, "test", [model, other.parent])[1].startswith(
-        f"{what}, and no record says"
-    )
+    labeled = read_labeled(other, "test", [model])
+    assert (len(labeled), labeled.description) == (1, "all: the data names no split")
+    unknown = read_labeled(other, "test", [model, other.parent]).description
+    assert unknown.startswith(f"{labeled.description}, and no record says")
     shutil.rmtree(corpus)
     with pytest.raises(InputError, match="decode_videos"):
-        labeled(source, "test", [model])
+        read_labeled(source, "test", [model])
 
 
 def test_retrieval_is_that_of_the_model_and_of_the_baseline(
@@ -155,10 +148,10 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(
     assert rows["decoded/data"]["value"] == 80
     # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
     assert f"keep {clip_folders['clip']}" in found["verdict"]
-    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "rerank"}
+    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "matching"}
     similarity = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32").similarity(
         ["a ball", "one ball", "a star", "a box"],
-        [item.source.path for item in labeled(data, "test")[0][:4]],
+        [row.path for row in read_labeled(data, "test").videos[:4]],
     )
     right = [similarity[0].argmax() in (0, 1), similarity[1].argmax() == 0]
     right += [similarity[2].argmax() in (2, 3), similarity[3].argmax() == 3]
@@ -200,14 +193,15 @@ def test_retrieval_is_that_of_the_model_and_of_the_baseline(
 
 
 def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("alpro.stages.evaluation.any_model.RERANKED", 3)
+    monkeypatch.setattr("alpro.inference.search.RERANKED", 3)
     scored(RETRIEVAL, data, "--out", tmp_path / "out")
     best = {
         row["text"]: row["best"]
-        for row in pq.read_table(tmp_path / "out" / "rerank_t2v.parquet").to_pylist()
+        for row in pq.read_table(tmp_path / "out" / "matching_t2v.parquet").to_pylist()
     }
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
-    items, videos = encode(model, labeled(data, "test")[0])
+    gallery = read_labeled(data, "test").caption_gallery()
+    decoded, videos = LoadedModel.wrap("", model).encode_videos(gallery)
     with in_this_process():
         embedder = Embedder(resolve(RETRIEVAL, trained), device="cpu", dtype="float32")
         add_videos(tmp_path / "index", embedder, data)
@@ -219,7 +213,7 @@ def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_
         assert (
             [hit.item["id"] for hit in hits]
             == best[text]
-            == [items[i].id for i in np.argsort(-row)]
+            == [gallery.ids[decoded[i]] for i in np.argsort(-row)]
         )
 
 
@@ -230,22 +224,22 @@ def test_a_threshold_is_wrong_least_often():
     right = np.array([0.3, 0.5, 0.7, 0.9])
     wrong = np.array([0.45, 0.47, 0.45, 0.35])
     similarity = np.stack([right, wrong, right - 1], axis=1)
-    threshold = Threshold.of(similarity, np.tile([True, False, True], (4, 1)))
+    threshold = Threshold.choose(similarity, np.tile([True, False, True], (4, 1)))
     assert vars(threshold) == {"similarity": pytest.approx(0.5), "missed": 0.25, "accepted": 0}
-    assert Threshold.of(similarity, np.ones((4, 3), bool)).missed == 0
+    assert Threshold.choose(similarity, np.ones((4, 3), bool)).missed == 0
 
 
 def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained, clip_folders):
     rows = {row["name"]: row for row in scored(QA, data)["results"]}
     model = Model.load(QA, trained, device="cpu", dtype="float32")
-    items = labeled(data, "test")[0]
-    right = [model.ask(item.source, "what moves?", 1)[0][0] == "ball" for item in items[:2]]
+    videos = read_labeled(data, "test").videos
+    right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos[:2]]
     assert (rows["qa/acc"]["value"], rows["qa/acc"]["items"]) == (pytest.approx(50 * sum(right)), 2)
     rows = {row["name"]: row for row in scored(PROMPTER, data)["results"]}
     prompter = Model.load(PROMPTER, trained, device="cpu", dtype="float32")
     truths = [({"ball"}, 0), ({"ball"}, 1), ({"star"}, 2), ({"box"}, 3)]
     known = [(truth, i) for truth, i in truths if truth <= set(prompter.folder.entities)]
-    right = [prompter.entities(items[i].source, top_k=1)[0][0] in truth for truth, i in known]
+    right = [prompter.entities(videos[i], top_k=1)[0][0] in truth for truth, i in known]
     assert rows["entities/acc"]["value"] == pytest.approx(100 * np.mean(right))
     options = ("--baseline", clip_folders["clip"], "--workspace", trained, "--device", "cpu")
     status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, *options)

@@ -26,7 +26,7 @@ from alpro.stages.execution.interface import (
 )
 from tests.conftest import one_line
 
-EVALUATE = Step("evaluate", "evaluate", evaluate.Config())
+EVALUATE = Step("evaluate", "evaluate", evaluate.Config(model_name="mine"))
 DATA = Step("render_sample", "render_sample", render_sample.Config())
 CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step(
@@ -189,7 +189,7 @@ def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several
     four = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
     nodes = {"nodes": 2, "rendezvous": "host:29500"}
     trains = stage in TRAININGS
-    several = four if trains or stage in ("zero_shot", "evaluate") else one
+    several = four if trains or stage == "evaluate" else one
 
     assert get_command(stage, file, Resources()) == one
     assert get_command(stage, file, Resources(processes=4)) == several

@@ -19,12 +19,11 @@ from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.flows import flow
 from alpro.pipeline.reports.summaries import finished_steps, report_file
 from alpro.pipeline.store.checksums import verify
-from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.metrics import RETRIEVAL
-from alpro.stages.evaluation.score_names import HEADLINES
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import (
+    EVALUATED,
     RUN_STAGE,
     STAGES,
     TINY,
@@ -59,14 +58,16 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first, workspace
     )
     rows = [
         row
-        for name in EVALUATIONS
+        for name in EVALUATED
         for row in json.loads((Path(first[name]) / "results.json").read_text())
     ]
-    expected = {"zero-shot by matching", "fine-tuned by matching", "question answering", "prompter"}
-    assert expected <= {row["what"] for row in rows}
+    models = {row["model"] for row in rows} - {""}
+    assert models == {"prompter", "pre-trained", "fine-tuned"}
     assert all(row["items"] > 0 for row in rows)
-    assert pq.read_table(Path(first["evaluate"]) / "retrieval_t2v.parquet").num_rows == 8
-    report = (workspace / "reports" / f"tiny-{Path(first['evaluate']).name[:6]}.html").read_text()
+    assert pq.read_table(Path(first["evaluate retrieval"]) / "matching_t2v.parquet").num_rows == 8
+    report = (
+        workspace / "reports" / f"tiny-{Path(first['evaluate qa']).name[:6]}.html"
+    ).read_text()
     assert "pre-trained, by matching" in report
     pictures = [picture for folder in folders for picture in folder.glob("pictures/*.png")]
     assert report.count("data:image/png;base64,") == len(pictures) + 2 > 4  # those of the scores
@@ -121,19 +122,20 @@ def test_mlflow_has_a_run_a_pipeline_a_nested_run_a_stage_and_models_with_their_
     assert file in listed(parent, "")
     assert listed(pretrain, "pictures") == {"pseudo_labels.png", "search.png"}
     assert listed(stages["decode_videos clips"], "pictures") == {"samples.png"}
-    assert listed(stages["evaluate"], "pictures") == {"retrieval.png"}
-    assert "results.json" in listed(stages["evaluate"], "tables")
+    assert listed(stages["evaluate retrieval"], "pictures") == {"retrieval.png"}
+    assert "results.json" in listed(stages["evaluate retrieval"], "tables")
     assert "entities.json" in listed(stages["build_vocabulary"], "tables")
 
-    assert {name.split("/")[0] for name in parent.data.metrics} - set(HEADLINES) == {
+    assert {name.split("/")[0] for name in parent.data.metrics} == {
+        "score",
         "test",
         "training",
     }
     names = {run.info.run_id: name for name, run in stages.items()}
     models = client.search_logged_models([parent.info.experiment_id])
     models = {names[model.source_run_id]: model for model in models if model.source_run_id in names}
-    reached = {"train_prompter": "entities", "pretrain": "R1_zero_shot"}
-    reached |= {"finetune_retrieval": "R1", "finetune_qa": "QA"}
+    reached = {"train_prompter": "score/entities", "pretrain": "score/R1_pretrained"}
+    reached |= {"finetune_retrieval": "score/R1", "finetune_qa": "score/QA"}
     assert models.keys() == reached.keys()
     for stage, model in models.items():
         assert model.name == f"{stage} {Path(first[stage]).name[:8]}"
@@ -199,12 +201,12 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     assert sum(map(len, nested.values())) == before
     assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
     for name, folder in first.items():
-        prefix = "" if name in EVALUATIONS else f"training/{name.split(' ')[0]}/"
+        prefix = "" if name in EVALUATED else f"training/{name.split(' ')[0]}/"
         metrics = read_record(Path(folder)).metrics
         for metric, value in metrics.items():
             assert parent.data.metrics[f"{prefix}{metric}"] == pytest.approx(value, abs=5e-4)
     newest_flow, tasks = newest_runs()
-    assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate']).name[:6]}"
+    assert newest_flow.name == parent.info.run_name == f"tiny {Path(first['evaluate qa']).name[:6]}"
     assert {run.name for run in tasks.values()} == {
         f"{n} · {Path(folder).name[:8]}" for n, folder in first.items()
     }
@@ -226,7 +228,7 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     changes = ["pretrain.lr=5e-4"]
     changed = alpro(TINY, changes=changes, workspace=workspace)
     made = {name for name, state in states_of(workspace, changes).items() if state == "built"}
-    assert made == {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    assert made == {"pretrain", "finetune_retrieval", "finetune_qa", *EVALUATED[1:]}
     assert {name for name in first if changed[name] != first[name]} == made
     weights = Path(first["cache_prompts"]) / "prompts.safetensors"
     before = weights.read_bytes()
@@ -243,11 +245,11 @@ def test_a_changed_value_or_a_deleted_artifact_reruns_its_stage_and_what_follows
     # The command that `artifacts show` prints has the same fingerprints, so that it builds the same
     # results elsewhere.
     capsys.readouterr()
-    cli.execute(["artifacts", "show", changed["evaluate"], "--workspace", str(workspace)])
+    cli.execute(["artifacts", "show", changed["evaluate qa"], "--workspace", str(workspace)])
     words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()
     assert cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
     found = {row["name"]: row["fingerprint"][:16] for row in json.loads(capsys.readouterr().out)}
-    assert found == {name: Path(changed[name]).name for name in STAGES if name != "zero_shot"}
+    assert found == {name: Path(changed[name]).name for name in STAGES}
 
 
 def test_a_dry_run_says_what_would_run_and_why(first, workspace):
@@ -257,7 +259,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
 
     assert set(rows("resources.workers=1").values()) == {("cached", "")}
     after = rows("pretrain.lr=7e-4")
-    made = {"pretrain", "zero_shot", "finetune_retrieval", "finetune_qa", "evaluate"}
+    made = {"pretrain", "finetune_retrieval", "finetune_qa", *EVALUATED[1:]}
     assert {name for name, (state, _) in after.items() if state == "to run"} == made
     assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(previous run: [\d.]+\)", after["pretrain"][1])
     assert after["finetune_qa"] == ("to run", "finetune_qa input model differs")
@@ -265,7 +267,9 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
     without = rows("evaluate.seed=91")
     shutil.move(workspace / "aside", first["decode_videos stills"])
     assert without["decode_videos stills"] == ("not needed", "")
-    assert re.fullmatch(r"evaluate\.seed = 91 \(previous run: \d+\)", without["evaluate"][1])
+    assert re.fullmatch(
+        r"evaluate\.seed = 91 \(previous run: \d+\)", without["evaluate retrieval"][1]
+    )
     assert rows("render_sample.seed=7")["decode_videos stills"] == (
         "to run",
         "decode_videos stills input sample differs",
@@ -276,7 +280,7 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
         "changes": ["a=1", "b=2"],
         "stage": "evaluate",
     }
-    title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate']).name[:6]}"
+    title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate qa']).name[:6]}"
     assert flow.get_title(plan_of(TINY, workspace=workspace), arguments) == title
 
 

@@ -98,13 +98,13 @@ def test_a_failure_stops_only_what_depends_on_it(together, workspace, monkeypatc
 
     printed = capsys.readouterr().err
     assert all(f"failed: {name} broke" in printed for name in record.started)
-    assert "evaluate: skipped, because an input failed" in printed
+    assert "evaluate retrieval: skipped, because an input failed" in printed
     assert statuses_of(workspace) == dict.fromkeys(["", *record.started], "FAILED")
     summary = summary_of(workspace, CORPORA)
     states = states_of(workspace, CORPORA)
     assert (summary["state"], summary["reason"]) == ("failed", "decode_videos clips broke")
     assert {name for name in STAGES if states[name] == "failed"} == {*record.started}
-    assert (states["render_sample"], states["evaluate"]) == ("cached", "unfinished")
+    assert (states["render_sample"], states["evaluate retrieval"]) == ("cached", "unfinished")
 
 
 def test_the_limit_holds_where_deployments_run_some_stages(together, workspace, monkeypatch):
@@ -200,17 +200,19 @@ def test_only_a_stage_that_gets_further_runs_again(
         tried.append(step.name)
         if left:
             raise left.pop(0)
-        shutil.copy(Path(first["evaluate"]) / "results.json", out)
+        shutil.copy(Path(first["evaluate retrieval"]) / "results.json", out)
         return Outcome({"items": 1})
 
     monkeypatch.setattr(RUN_STAGE, work)
     monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0])
 
     with nullcontext() if state == "Completed" else pytest.raises(type(errors[0])):
-        alpro(TINY, changes=[f"evaluate.seed={seed}"], workspace=workspace)
+        alpro(TINY, changes=[f"evaluate.seed={seed}", "evaluate.qa="], workspace=workspace)
 
-    assert tried == ["evaluate"] * times
-    (found,) = (run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate"))
+    assert tried == ["evaluate retrieval"] * times
+    (found,) = (
+        run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate retrieval")
+    )
     assert found.name == state
     assert "\n" not in (found.message or "")
 

@@ -9,7 +9,6 @@ import yaml
 from pyarrow import csv
 
 from alpro import Model
-from alpro.artifact import Source
 from alpro.files import digest, write_json
 from alpro.inference.index import Index
 from alpro.inference.search import Searcher
@@ -203,7 +202,8 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is
     left out."""
     score = {
-        "what": "fine-tuned by matching",
+        "model": "fine-tuned",
+        "what": "by matching",
         "metric": "R@1",
         "direction": "t2v",
         "value": 51.5,
@@ -218,8 +218,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     }
     score |= {"items": 1200}
     scores = [
-        score | {"name": "retrieval/t2v/R1", "low": 44.25, "high": 58.0},
-        score | {"name": "qa/acc", "what": "question answering", "low": None, "high": None},
+        score | {"name": "matching/t2v/R1", "low": 44.25, "high": 58.0},
     ]
     own = tmp_path / "workspace"
     retrieval = digest("finetune_retrieval")
@@ -234,10 +233,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
         "versions": {"torch": "2.13.0"},
     }
     folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
-    inputs = {
-        "retrieval": model,
-        "qa": Source("finetune_qa", digest("finetune_qa")),
-    }
+    inputs = {"model": model}
     evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
     write_json(evaluated / "results.json", scores)
     shutil.copytree(
@@ -257,7 +253,6 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
     assert f"| films | {films.fingerprint[:8]} | 1,300 | 2,600 | 0 | 0 |" in card
     assert "| fine-tuned, by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
-    assert "question answering" not in card
     header = yaml.safe_load(card.split("---")[1])
     assert "sentence-transformers" in header["tags"]
     assert "SentenceTransformer(folder" in card

@@ -23,7 +23,7 @@ from alpro.pipeline.plan.plan import required
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.step import Step
 from alpro.shards.reader import ShardReader
-from alpro.stages import CORPUS_STAGES, EVALUATIONS, STAGES, cache_prompts
+from alpro.stages import CORPUS_STAGES, STAGES, cache_prompts
 from tests.conftest import REVISION, one_line
 from tests.pipeline.conftest import TINY, of_shards
 from tests.plans import plan_of
@@ -129,7 +129,7 @@ def test_with_a_clip_as_it_is_no_prompter_is_trained(steps_of):
     corpora = {"clips", "stills"}
     assert {*after["cache_prompts"].inputs} == {"vocabulary"}
     assert {*after["pretrain"].inputs} == {"tokenizer", "vocabulary", "prompts"} | corpora
-    assert {*after["zero_shot"].inputs} == {"pretrained", "vocabulary", "prompts", "clips"}
+    assert {*after["evaluate prompter"].inputs} == {"prompts", "clips"}
 
 
 def test_without_pem_no_prompter_is_needed(steps_of):
@@ -163,9 +163,10 @@ def test_texts_that_are_too_long_for_a_clip_that_is_here_are_refused(steps_of, c
 
 # Fingerprints.
 
-FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate"}
-AFTER_PRETRAIN = {"pretrain", "zero_shot"} | FINE_TUNED
-AFTER_PROMPTER = {"cache_prompts"} | AFTER_PRETRAIN
+RANKING = {"evaluate prompter", "evaluate pretrained", "evaluate retrieval"}
+FINE_TUNED = {"finetune_retrieval", "finetune_qa", "evaluate retrieval", "evaluate qa"}
+AFTER_PRETRAIN = {"pretrain", "evaluate pretrained"} | FINE_TUNED
+AFTER_PROMPTER = {"cache_prompts", "evaluate prompter"} | AFTER_PRETRAIN
 AFTER_VOCABULARY = {"build_vocabulary"} | AFTER_PROMPTER
 AFTER_TOKENIZER = {"train_tokenizer", "train_prompter"} | AFTER_PROMPTER
 AFTER_CLIPS = {"decode_videos clips"} | AFTER_VOCABULARY | AFTER_TOKENIZER
@@ -183,16 +184,16 @@ AFTER_CLIPS = {"decode_videos clips"} | AFTER_VOCABULARY | AFTER_TOKENIZER
         ('templates.video=["a movie of {}"]', AFTER_VOCABULARY | AFTER_TOKENIZER),
         ("train_prompter.lr=1e-4", {"train_prompter"} | AFTER_PROMPTER),
         ("pretrain.weights.pem=0.5", AFTER_PRETRAIN),
-        ("finetune_qa.lr=3e-4", {"finetune_qa", "evaluate"}),
-        ("evaluate.controls=[]", {"evaluate"}),
-        ("evaluate.frames=8", set(EVALUATIONS)),
+        ("finetune_qa.lr=3e-4", {"finetune_qa", "evaluate qa"}),
+        ("evaluate.controls=[]", {"evaluate retrieval", "evaluate qa"}),
+        ("evaluate.frames=8", RANKING),
         # What is logged, drawn or accepted, and resources.
         *((f"{key}.log_every=3", set()) for key in ("pretrain", "finetune_qa")),
         ("corpora.clips.max_reject_share=0.9", set()),
         *((f"resources.{one}", set()) for one in ("workers=2", "processes=3", "device='cpu'")),
         # Where validation selects the weights, in fine-tuning, its times count.
         *((f"{key}.validation.times=3", set()) for key in ("train_prompter", "pretrain")),
-        ("finetune_qa.validation.times=3", {"finetune_qa", "evaluate"}),
+        ("finetune_qa.validation.times=3", {"finetune_qa", "evaluate qa"}),
     ],
 )
 def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, reached, steps_of):
@@ -216,9 +217,9 @@ def test_a_given_tokenizer_reads_no_captions(change, steps_of, tmp_path):
     assert "train_tokenizer" not in changed(steps_of(given), steps_of(given, change))
 
 
-def test_zero_shot_has_the_threshold_of_pem(steps_of):
+def test_the_prompter_is_evaluated_with_the_threshold_of_pem(steps_of):
     """It scores the crops that PEM keeps."""
-    config = steps_of("pretrain.threshold=0.35")["zero_shot"].config
+    config = steps_of("pretrain.threshold=0.35")["evaluate prompter"].config
     assert config.threshold == 0.35
 
 
@@ -308,7 +309,8 @@ def test_every_file_of_a_given_model_changes_what_is_made_of_it(steps_of, tmp_pa
     for name in names:
         before = find()
         write(folder / name, json.dumps({"task": "pretrain", "a": 2}))
-        assert changed(before, find()) == {"zero_shot", "finetune_retrieval", "evaluate"}, name
+        reached = {"evaluate pretrained", "finetune_retrieval", "evaluate retrieval"}
+        assert changed(before, find()) == reached, name
 
 
 @pytest.mark.parametrize("changes", [[], ["pretrain.start=prompter"]])

@@ -29,7 +29,8 @@ def rows_of(
     for name in names:
         *_, metric = name.split("/")
         is_rank = metric == "MdR"
-        row = {"table": table, "what": what, "name": name, "metric": metric, "low": None}
+        row = {"model": "", "table": table, "what": what, "name": name, "metric": metric}
+        row |= {"low": None}
         row |= {"direction": name.split("/")[1] if table == "retrieval" else "", "high": None}
         row |= {"value": next(numbers) + 0.25, "unit": "rank" if is_rank else "%"}
         row |= {"higher_is_better": not is_rank, "baseline": BASELINES.get(table, "")}
@@ -42,14 +43,14 @@ def rows_of(
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     numbers = count(1)
-    ranks = [f"zero_shot/t2v/{metric}" for metric in ("R@1", "R@5", "MdR")]
+    ranks = [f"matching/t2v/{metric}" for metric in ("R@1", "R@5", "MdR")]
     return [
         *rows_of("qa", "question answering", ["qa/all", "qa/what"], numbers, 300),
         *rows_of("qa", "control: text only", ["qa_text_only/all"], numbers, 290),
         *rows_of("entities", "prompter", ["entities/accuracy"], numbers, 150),
         *rows_of("decoded", "decoded of clips", ["decoded/190 of 200"], numbers, 200),
-        *rows_of("retrieval", "zero-shot by matching", ranks, numbers, 400),
-        *rows_of("retrieval", "zero-shot by matching", ["zero_shot/v2t/R@1"], numbers, 200),
+        *rows_of("retrieval", "pre-trained, by matching", ranks, numbers, 400),
+        *rows_of("retrieval", "pre-trained, by matching", ["matching/v2t/R@1"], numbers, 200),
     ]
 
 
@@ -124,15 +125,19 @@ def test_scores_of_few_videos_have_a_warning(videos, independent, numbers, rows)
 
 
 def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
+    """The same score of another model is another row."""
+    other = rows[0] | {"model": "other"}
     artifacts = []
-    for stage, part in (("pretrain", rows), ("zero_shot", rows[:3]), ("evaluate", rows[2:])):
-        (tmp_path / stage).mkdir()
-        write_json(tmp_path / stage / "results.json", part)
-        artifacts.append((tmp_path / stage, Record(stage=stage)))
+    parts = (("pretrain", rows), ("evaluate", rows[:3]), ("evaluate", [*rows[2:], other]))
+    for number, (stage, part) in enumerate(parts):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_json(folder / "results.json", part)
+        artifacts.append((folder, Record(stage=stage)))
 
-    assert results.rows(artifacts) == rows
+    assert results.rows(artifacts) == [*rows, other]
     assert results.rows(artifacts[:1]) == []
-    assert main_table(rows) is None  # none of those that users look at first
+    assert main_table(rows[1:4]) is None  # none of those that users look at first
     assert list_corpora(artifacts) is None
 
 

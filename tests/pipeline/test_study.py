@@ -52,7 +52,12 @@ def row(name: str, value: float | None, chance: float | None = 10.0, **more: Any
 
 
 def study_of(variants: Any = VARIANTS, **values: Any) -> Study:
-    values = {"seed_stages": ["pretrain"], "seeds": [5, 6], "until": "zero_shot", **values}
+    values = {
+        "seed_stages": ["pretrain"],
+        "seeds": [5, 6],
+        "until": "evaluate pretrained",
+        **values,
+    }
     return Study.model_validate({"name": "rates", "variants": variants, **values})
 
 
@@ -211,21 +216,21 @@ def start(tmp_path, monkeypatch) -> list[Any]:
     errors: list[Any] = []
 
     def run(plan, arguments, workspace, tracker, title, tags) -> dict[str, str]:
-        assert (arguments["stage"], workspace, tracker) == ("zero_shot", tmp_path, opened)
+        assert (arguments["stage"], workspace, tracker) == ("evaluate pretrained", tmp_path, opened)
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain
         assert arguments["changes"][-1] == f"pretrain.seed={config.seed}"
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
-        write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "zero_shot"})
+        write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "evaluate"})
         rows = [
-            row("zero_shot/t2v/R1", VALUES[config.lr, config.seed]),
-            row("zero_shot/t2v/R5", 90.0),
+            row("mine/matching/t2v/R1", VALUES[config.lr, config.seed]),
+            row("mine/matching/t2v/R5", 90.0),
         ]
         write_json(folder / "results.json", rows)
         assert tags == {"study": "rates", "variant": title.split(" ")[0], "seed": str(config.seed)}
-        return {"zero_shot": str(folder)}
+        return {"evaluate pretrained": str(folder)}
 
     monkeypatch.setattr(flow, "start", run)
     opened = ("", tmp_path, "rates")
@@ -238,7 +243,7 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
 ):
     file = tmp_path / "rates.toml"
     file.write_text(
-        'until = "zero_shot"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["zero_shot/t2v/R1"]\n'
+        'until = "evaluate pretrained"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["mine/matching/t2v/R1"]\n'
         '[variants]\nfast = []\nbroken = ["pretrain.batch_size=7"]\nslow = ["pretrain.lr=1e-5"]\n'
     )
 
@@ -265,7 +270,7 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
     assert work == {
         **{(name, "to run"): 1 for name in once},
         ("pretrain", "to run"): 6,
-        ("zero_shot", "to run"): 6,
+        ("evaluate pretrained", "to run"): 6,
     }
     assert status == 0
     start += [None, ValueError("it broke"), None, None, StageFailed("again")]
@@ -284,7 +289,7 @@ def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
     assert str(report) in out
     written = read_json(report)
     rows = [(r["score"], r["variant"]) for r in written["scores"]]
-    assert rows[2:] == [("zero_shot/t2v/R5", variant) for variant in ("fast", "slow")]
+    assert rows[2:] == [("mine/matching/t2v/R5", variant) for variant in ("fast", "slow")]
     assert written["failed"]["broken · seed 5"] == "it broke"
     status, out, _ = study("--json")  # as the study that continues
     assert (status, json.loads(out)) == (0, read_json(report))
@@ -313,8 +318,6 @@ def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, t
     reported = {
         "retrieval": "evaluate",
         "qa": "evaluate",
-        "zero_shot": "zero_shot",
-        "entities": "zero_shot",
         "*": None,
     }
     kinds = {score.split("/")[0].removesuffix("_vtc") for score in study.scores}

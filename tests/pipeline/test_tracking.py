@@ -203,7 +203,7 @@ def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, t
     client.error = None
     tracker.paused_until = 0
 
-    assert tracker.log_artifact(*write_artifact(tmp_path, "zero_shot"))
+    assert tracker.log_artifact(*write_artifact(tmp_path, "evaluate"))
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -241,7 +241,7 @@ def test_the_command_logs_artifacts_again(tracker, tmp_path):
     arguments = {"config": "configs/sample.toml", "changes": []}
     run = {"seconds": 1.0, "at": "2026-01-01", "commit": "0123abc+", "arguments": arguments}
     _, first = write_artifact(tmp_path, "build_vocabulary", run=run)
-    _, second = write_artifact(tmp_path, "zero_shot", run=run)
+    _, second = write_artifact(tmp_path, "evaluate", run=run)
 
     command = ["artifacts", "log", "--workspace", str(tmp_path)]
     assert cli.execute([*command, first.fingerprint[:8]]) == 0
@@ -276,11 +276,11 @@ def models(tracker, tmp_path) -> list[SimpleNamespace]:
             tmp_path,
             "evaluate",
             f"e{lr}",
-            {"retrieval": record},
+            {"model": record},
             metrics={
-                "test/retrieval_vtc/t2v/R5": 80.0,
-                "test/retrieval_vtc/t2v/R1": score,
-                "test/qa/acc": 9.0,
+                "test/fine-tuned/similarity/t2v/R5": 80.0,
+                "test/fine-tuned/similarity/t2v/R1": score,
+                "test/fine-tuned/qa/acc": 9.0,
             },
         )
         logged.append(SimpleNamespace(record=record, run=tracker.log_artifact(*evaluation)))
@@ -289,11 +289,11 @@ def models(tracker, tmp_path) -> list[SimpleNamespace]:
 
 def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models, tracker):
     """Each score is logged with the model that reached it."""
-    order = [{"field_name": "metrics.R1", "ascending": False}]
+    order = [{"field_name": "metrics.`score/R1`", "ascending": False}]
     found = tracker.client.search_logged_models([tracker.experiment], order_by=order)
 
     shown = [{m.key: m.value for m in model.metrics} for model in found]
-    assert shown == [{"validation/t2v/R1": 40.0, "R1": score} for score in (75.0, 25.0)]
+    assert shown == [{"validation/t2v/R1": 40.0, "score/R1": score} for score in (75.0, 25.0)]
     assert found[0].params["finetune_retrieval.lr"] == "0.0002"
 
 
@@ -307,7 +307,7 @@ def test_an_evaluation_names_its_models_and_begins_with_the_headline_scores(mode
     run = tracker.client.get_run(models[1].run)
     used = [one.model_id for one in run.inputs.model_inputs]
     assert used == [tracker.logged_model(models[1].record.fingerprint)]
-    assert {"R1": 75, "QA": 9, "test/qa/acc": 9}.items() <= run.data.metrics.items()
+    assert {"R1": 75, "QA": 9, "test/fine-tuned/qa/acc": 9}.items() <= run.data.metrics.items()
 
 
 def test_weights_are_not_copied(models, tmp_path):
@@ -353,9 +353,9 @@ def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp
 def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
     """MLflow's pages start with the metric that is logged first, and a comparison plots it."""
     scores = {
-        "test/retrieval_vtc/t2v/R10": 9.0,
-        "test/qa/acc": 3.0,
-        "test/retrieval_vtc/t2v/R1": 2.0,
+        "test/fine-tuned/similarity/t2v/R10": 9.0,
+        "test/fine-tuned/qa/acc": 3.0,
+        "test/fine-tuned/similarity/t2v/R1": 2.0,
     }
     trained = write_artifact(tmp_path, "pretrain", metrics={"validation/vtc/t2v/R1": 1.0})
     evaluated = write_artifact(tmp_path, "evaluate", metrics=scores)
@@ -368,7 +368,9 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
         tracker.log_pipeline(run, [trained, evaluated], [report], figures, "**finished**")
 
     training = ("training/pretrain/validation/vtc/t2v/R1", 1.0)
-    assert sent == [(run, [("R1", 2.0), ("QA", 3.0), ("R10", 9.0), *scores.items(), training])]
+    assert sent == [
+        (run, [("score/R1", 2.0), ("score/QA", 3.0), ("score/R10", 9.0), *scores.items(), training])
+    ]
     assert tracker.client.get_run(run).data.tags["mlflow.note.content"] == "**finished**"
     assert files_of(tracker, run) == {"sample.html", "scores.png"}
 

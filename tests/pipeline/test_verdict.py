@@ -9,14 +9,20 @@ from alpro.artifact import Record
 from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.results import tables
 from alpro.pipeline.reports.terminal import print_scores
-from alpro.pipeline.reports.verdict import compare_fine_tuned, compare_models, decisive, verdict
-from alpro.stages.evaluation.any_model import Threshold
-from alpro.stages.evaluation.comparison import Comparison, compare_scores
+from alpro.pipeline.reports.verdict import compare_models, compare_with_start, decisive, verdict
+from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.labeled_data import Threshold
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
-ROW = {"name": "similarity/t2v/R1", "table": "retrieval", "what": "by similarity", "items": 11}
+ROW = {
+    "model": "",
+    "name": "similarity/t2v/R1",
+    "table": "retrieval",
+    "what": "by similarity",
+    "items": 11,
+}
 ROW |= {"direction": "t2v", "metric": "R@1", "unit": "%", "higher_is_better": True, "low": None}
 ROW |= {"value": 9.1, "chance": 9.1, "baseline": "chance", "protocol": "", "videos": 11}
 RANK = ROW | {"name": "similarity/t2v/MdR", "metric": "MdR", "unit": "", "higher_is_better": False}
@@ -85,34 +91,41 @@ def test_the_row_that_counts_is_marked():
     assert table.note.startswith("← the score that counts")
 
 
-def test_a_model_before_and_after_its_fine_tuning_is_compared_over_the_same_queries(
-    tmp_path, capsys
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        (
+            ("pretrained", "pre-trained"),
+            ("retrieval", "fine-tuned"),
+            "The fine-tuned model is better than the pre-trained model on 12",
+        ),
+        (
+            ("baseline", "clip-b16"),
+            ("prompter", "fine-tuned"),
+            "The fine-tuned model is better than clip-b16 on 12",
+        ),
+    ],
+)
+def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_queries(
+    first, second, sentence, tmp_path, capsys
 ):
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
     metric = Metric("R1", "R@1", "retrieval")
-    for folder, name, right in (("before", "zero_shot_vtc", 2), ("after", "retrieval_vtc", 12)):
-        (tmp_path / folder).mkdir()
-        results = Results("test", tmp_path / folder)
-        values = (np.arange(12) < right) * 100.0
-        results.add(Score(metric, values, 8.3, asked), "by similarity", name, "t2v")
-        results.outcome()
-    before = tmp_path / "before"
-    after = tmp_path / "after"
-    found = compare_scores(before, "zero_shot_vtc/t2v/R1", after, "retrieval_vtc/t2v/R1")
-    assert found is not None
-    row, difference = found
-    assert (row["name"], difference.b) == ("retrieval_vtc/t2v/R1", 100.0)
-    assert difference.p < 0.05
-    assert compare_scores(before, "zero_shot_vtc/t2v/R1", after, "qa/acc") is None
+    made = []
+    for (step, model), right in ((first, 2), (second, 12)):
+        (tmp_path / step).mkdir()
+        results = Results(model)
+        score = Score(metric, (np.arange(12) < right) * 100.0, 8.3, asked)
+        results.add(score, "similarity", "by similarity", "t2v")
+        results.write(tmp_path / step, "test")
+        record = Record(stage="evaluate", name=f"evaluate {step}")
+        made.append((tmp_path / step, record))
 
-    # The sentence ends the scores of a run that has both, and no other's.
-    made = [(before, Record(stage="zero_shot")), (after, Record(stage="evaluate"))]
-    assert compare_fine_tuned(made) == ""
-    made.append((tmp_path, Record(stage="finetune_retrieval")))
-    sentence = compare_fine_tuned(made)
-    assert sentence.startswith("The fine-tuned model is better than the pre-trained model on 12")
     print_scores(results_of(made), made)
-    assert capsys.readouterr().out.splitlines()[-1] == sentence
+
+    assert compare_with_start(made[1:]) == ""
+    assert compare_with_start(made).startswith(sentence)
+    assert capsys.readouterr().out.splitlines()[-1] == compare_with_start(made)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.words import Templates
-from alpro.stages import cache_prompts, pretrain, train_prompter, zero_shot
+from alpro.stages import cache_prompts, evaluate, pretrain, train_prompter
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
@@ -251,19 +251,15 @@ def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
 
 
 def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prompts(
-    cached, pretraining, sample, vocabulary, clips, tmp_path, resources
+    cached, sample, vocabulary, clips, tmp_path, resources
 ):
-    inputs = {
-        "pretrained": pretraining,
-        "vocabulary": vocabulary,
-        "prompts": cached,
-        "clips": clips,
-    }
-    config = zero_shot.Config(retrieval="clips", entity_crops=1, min_decoded_share=0.5)
-    zero_shot.run(config, zero_shot.Inputs.of(inputs), tmp_path, resources)
-    keys = {row["what"] for row in read_json(tmp_path / "results.json")}
-    assert "prompter" in keys
-    assert any("crops" in key for key in keys)
+    config = evaluate.Config(
+        model_name="prompter", retrieval="clips", entity_crops=1, min_decoded_share=0.5
+    )
+    inputs = evaluate.Inputs(prompts=cached, corpora={"clips": clips})
+    evaluate.run(config, inputs, tmp_path, resources)
+    names = {row["name"].partition("/")[0] for row in read_json(tmp_path / "results.json")}
+    assert names >= {"similarity", "entities", "entity_crops"}
     model = Model.load(cached, device="cpu")
     video = min((sample / "videos").glob("test-*.mp4"))
     whole = model.entities(video, top_k=99)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelBundle, Preprocessing
+from alpro.models.frames import NormalizedModel
 from alpro.models.word_pieces import train_tokenizer
-from alpro.stages.evaluation import scorer
-from alpro.stages.execution.interface import Resources
+from alpro.stages.evaluation.loaded_model import LoadedModel
 
 
 def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
@@ -145,32 +144,15 @@ def clips_of_brightness(tmp_path, corpus_of):
 
 
 @pytest.fixture
-def reading(tiny_model, monkeypatch):
-    """reading(task, mean, std, certainty): the fake model of a folder, which is loaded wherever one
-    is."""
+def reading(tiny_model):
+    """reading(mean, std, certainty): the fake model, loaded."""
 
-    def make(
-        task: str = "retrieval", mean: float = 0.5, std: float = 0.25, certainty: float = 1.0
-    ) -> Reading:
+    def make(mean: float = 0.5, std: float = 0.25, certainty: float = 1.0) -> LoadedModel:
         own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
         answers = ["rising", "falling", "other"]
         model = Reading(tiny_model(own.get_vocab_size()), answers, words, certainty)
-        preprocessing = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, max_text_tokens=12)
-        folder = ModelBundle(task, model, own, preprocessing, [], answers)
-        monkeypatch.setattr(scorer, "load_model", lambda path, device: folder)
-        return model
+        encoder = NormalizedModel(model, (mean,) * 3, (std,) * 3).eval()
+        return LoadedModel("reader", encoder, own, length=12, answers=answers)
 
     return make
-
-
-def evaluated(
-    module, corpus: Path, out: Path, models: tuple[str, ...], **config: object
-) -> dict[str, dict[str, Any]]:
-    """The rows of results.json by name."""
-    out.mkdir()
-    inputs = {"clips": corpus} | {name: Path(name) for name in models}
-    module.run(
-        module.Config(**config), module.Inputs.of(inputs), out, Resources(device="cpu", workers=1)
-    )
-    return {row["name"]: row for row in json.loads((out / "results.json").read_text())}

@@ -21,10 +21,10 @@ def clips(*numbers: int, caption: str = "a ball | a red ball") -> Queries:
 
 def evaluation(folder: Path, *scores: tuple[Metric, list[float], Queries]) -> Path:
     folder.mkdir(parents=True)
-    results = Results("test", folder)
+    results = Results("mine")
     for metric, values, queries in scores:
-        results.add(Score(metric, np.array(values), 10.0, queries), "by hand", metric.table)
-    results.outcome()
+        results.add(Score(metric, np.array(values), 10.0, queries), metric.table, "by hand")
+    results.write(folder, "test")
     return folder
 
 
@@ -93,11 +93,11 @@ def test_different_test_sets_are_a_mistake(tmp_path):
         tmp_path / "evaluate" / "abcdefghij",
         (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))),
     )
-    c = evaluation(tmp_path / "zero_shot" / "abcdefghij", (RECALL, [0, 100], clips(0, 1)))
+    c = evaluation(tmp_path / "evaluate" / "bcdefghijk", (RECALL, [0, 100], clips(0, 1)))
     (tmp_path / "pretrain").mkdir()
     for other, named in (
         (b, "abcdefgh.*qa/acc has 5 and 3 queries, 3"),
-        (c, "abcdefgh"),
+        (c, "bcdefghi"),
         (tmp_path / "pretrain", "pretrain"),
     ):
         with pytest.raises(InputError, match=named):

@@ -1,27 +1,26 @@
 """How often the prompter's best entity is in the clip, and the best constant guess."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
 from alpro.inference.encoding import Videos
 from alpro.models.frames import NormalizedModel
-from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
-    EntityPrediction,
+    CropLabel,
     add_crops,
     add_entities,
-    best_constant,
     entities_in_crop,
-    entities_of_clips,
-    entities_of_crops,
+    label_crops,
     true_entities,
 )
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import calibration
 
@@ -78,39 +77,39 @@ ROWS = [
 
 
 @pytest.fixture
-def folder(corpus_of, tmp_path):
-    return corpus_of(tmp_path / "corpus", ROWS)
+def gallery(corpus_of, tmp_path):
+    return Gallery.read(corpus_of(tmp_path / "corpus", ROWS), "test")
 
 
-def test_accuracy_is_over_the_clips_with_a_known_entity(folder, monkeypatch):
-    """Of a prompter with prompts along the axes."""
-    encoded = []
-
-    def encode(encoder, reader, numbers):
-        encoded.extend(numbers)
-        return Videos(
-            torch.zeros(0), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.4], [0.3, 0.2, 0.1]])
-        )
-
-    monkeypatch.setattr(entities_module, "encode_videos", encode)
-    actual = entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "test"))
-    assert encoded == [0, 2, 3]
-    assert actual == [
-        EntityPrediction("a", "x", ["ball"], "ball"),
-        EntityPrediction("c", "x | y", ["ball", "star"], "star"),
-        EntityPrediction("d", "x", ["box"], "ball"),
-    ]
-    assert best_constant([clip.truth for clip in actual], ENTITIES) == pytest.approx(
-        200 / 3
-    )  # "ball", in two of three
+def load(model: nn.Module | None = None) -> LoadedModel:
+    """A prompter with prompts along the axes; those of images are turned by one."""
+    encoder = NormalizedModel(model or nn.Identity(), (0.5,) * 3, (0.5,) * 3)
+    prompts = {"video": torch.eye(3), "image": torch.eye(3).roll(1, 0)}
+    return LoadedModel("mine", encoder, None, 8, entities=ENTITIES, prompts=prompts)
 
 
-def test_nothing_known_is_no_score(folder, tmp_path):
-    assert entities_of_clips(None, torch.eye(3), ENTITIES, ShardReader(folder, "validation")) == []
-    results = Results("test", tmp_path)
-    add_entities(results, [], ENTITIES)
-    add_crops(results, [], ENTITIES, 0.2)
-    assert results.rows == []
+def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
+    """An image is named by the prompts of images."""
+    features = [[0.9, 0.1, 0], [0, 0, 1], [0, 0.2, 0.4], [0.3, 0.2, 0.1]]
+    results = Results("mine")
+
+    add_entities(results, load(), gallery, Videos(torch.zeros(0), torch.tensor(features)))
+
+    (row,) = results.rows()
+    assert (row["items"], row["value"]) == (3, 100)
+    assert row["chance"] == pytest.approx(200 / 3)  # "ball", in two of three
+    named = [(row["id"], row["named"]) for row in results.tables["entities"]]
+    assert named == [("a", "ball"), ("c", "star"), ("d", "box")]
+
+
+def test_nothing_known_is_no_score(gallery):
+    results = Results("mine")
+    unknown = replace(load(), entities=["moon of mars"])
+
+    add_entities(results, unknown, gallery, Videos(torch.zeros(0), torch.zeros(4, 3)))
+    add_crops(results, unknown, gallery, crops=2, threshold=0.2)
+
+    assert results.rows() == []
 
 
 class Halves(nn.Module):
@@ -135,67 +134,54 @@ class Halves(nn.Module):
         )
 
 
-def test_every_clip_with_a_known_entity_has_crops_with_a_fixed_seed(folder):
-    reader = ShardReader(folder, "test", exclude={"d"})
+def test_every_video_with_a_known_entity_has_crops_with_a_fixed_seed(gallery):
     model = Halves(grid=4)
-    encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3)
-    actual, again = (
-        entities_of_crops(encoder, torch.eye(3), ENTITIES, reader, 20) for _ in range(2)
-    )
+    videos = gallery.select([0, 1, 2])
+
+    labels, again = (label_crops(load(model), videos, 20) for _ in range(2))
+
     boxes = [box for boxes in model.seen for box in boxes.tolist()]
-    assert [crop.id for crop in actual] == ["a", "c"] * 20
-    assert [list(crop.box) for crop in (*actual, *again)] == boxes
-    assert actual == again
+    assert [label.id for label in labels] == ["a", "c"] * 20
+    assert [list(label.box) for label in (*labels, *again)] == boxes
     assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
-    assert {crop.named for crop in actual} == {"ball", "box"}
-    for crop in actual:
-        assert crop.named == ("box" if crop.box[1] > 0 else "ball")
-        assert crop.probability == pytest.approx(0.6 if crop.box[0] == 0 else 0.3)
-        assert crop.truth == {"a": ["ball"], "c": ["ball", "star"]}[crop.id]
+    for label in labels:
+        assert label.named == ("box" if label.box[1] > 0 else "ball")
+        assert label.probability == pytest.approx(0.6 if label.box[0] == 0 else 0.3)
+        assert label.entities == {"a": ["ball"], "c": ["ball", "star"]}[label.id]
 
 
-def crop(name: str, named: str, probability: float, *truth: str) -> EntityPrediction:
-    return EntityPrediction(name, "x", list(truth), named, probability, (0, 0, 2, 3))
-
-
-def test_the_accuracy_of_crops_and_their_calibration(tmp_path):
+def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
     """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows
-    none; the sure one is right. The best constant is "ball" in 3 of 5, "box" in 2 of 4 and in the
-    sure one."""
-    some = [
-        crop("a", "ball", 0.1, "ball"),
-        crop("a", "star", 0.1, "ball"),
-        crop("a", "star", 0.5, "ball"),
-        crop("b", "box", 0.2, "box"),
-        crop("b", "star", 0.9, "box", "star"),
-        crop("c", "star", 0.6),
+    none; the confident one is right. The best constant is "ball" in 3 of 5, "box" in 2 of 4 and in
+    the confident one."""
+    labels = [
+        CropLabel(name, (0, 0, 2, 3), named, probability, list(shown))
+        for name, named, probability, *shown in (
+            ("a", "ball", 0.1, "ball"),
+            ("a", "star", 0.1, "ball"),
+            ("a", "star", 0.5, "ball"),
+            ("b", "box", 0.2, "box"),
+            ("b", "star", 0.9, "box", "star"),
+            ("c", "star", 0.6),
+        )
     ]
-    results = Results("test", tmp_path)
-    add_crops(results, some, ENTITIES, 0.2)
-    assert [(row["metric"], row["items"], row["value"], row["chance"]) for row in results.rows] == [
-        ("crops that show an entity", 5, pytest.approx(60), pytest.approx(60)),
-        ("crops that PEM keeps", 4, pytest.approx(50), pytest.approx(50)),
-        ("of these, labels with p >= 0.6", 1, pytest.approx(100), pytest.approx(100)),
-        ("share that PEM keeps", 6, pytest.approx(400 / 6), None),
-        ("share of labels with p >= 0.6", 5, pytest.approx(20), None),
-        (
-            "expected calibration error",
-            5,
-            pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5),
-            None,
-        ),
-    ]
-    table = pq.read_table(tmp_path / "entity_crops.parquet").to_pylist()
-    assert table[3] | {"kept": True} == table[3]
-    assert [(row["kept"], row["right"]) for row in table] == [
-        (False, True), (False, False), (True, False), (True, True), (True, True), (True, False)
-    ]  # fmt: skip
-    results = Results("test", tmp_path)
-    add_crops(results, some[:1], ENTITIES, 0.2)  # none that is kept
-    values = {row["name"]: row["value"] for row in results.rows}
-    assert values == {
-        f"entity_crops/{k}": v for k, v in (("acc", 100), ("kept", 0), ("sure", 0), ("ece", 90))
+    monkeypatch.setattr(entities_module, "label_crops", lambda *_: labels)
+    results = Results("mine")
+
+    add_crops(results, load(), None, crops=1, threshold=0.2)
+
+    rows = {row["name"].partition("/")[2]: row for row in results.rows()}
+    actual = {name: (row["items"], row["value"], row["chance"]) for name, row in rows.items()}
+    assert actual == {
+        "acc": (5, pytest.approx(60), pytest.approx(60)),
+        "acc_kept": (4, pytest.approx(50), pytest.approx(50)),
+        "acc_confident": (1, pytest.approx(100), pytest.approx(100)),
+        "kept": (6, pytest.approx(400 / 6), None),
+        "confident": (5, pytest.approx(20), None),
+        "ece": (5, pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5), None),
     }
+    kept = [row["kept"] for row in results.tables["entity_crops"]]
+    assert kept == [False, False, True, True, True, True]
 
 
 @pytest.mark.parametrize(

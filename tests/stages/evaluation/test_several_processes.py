@@ -16,15 +16,21 @@ from alpro.stages.evaluation.controls import Shuffle
 CONTROLS = ["reversed", "shuffled", "single_frame"]
 
 
-@pytest.mark.parametrize("stage", ["zero_shot", pytest.param("evaluate", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("task", "asked"),
+    [
+        ("prompter", {"retrieval": "clips", "entity_crops": 1}),
+        pytest.param("retrieval", {"retrieval": "clips"}, marks=pytest.mark.long),
+        pytest.param("qa", {"qa": "clips"}, marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_have_the_results_of_one(
-    stage, folders, vocabulary, clips, two_ranks, resources, tmp_path
+    task, asked, folders, clips, two_ranks, resources, tmp_path
 ):
-    """With all kinds of models."""
-    inputs = folders | {"pretrained": folders["pretrain"], "clips": clips, "vocabulary": vocabulary}
-    config = {"retrieval": "clips", "qa": "clips"} | (
-        {"controls": CONTROLS} if stage == "evaluate" else {}
-    )
+    inputs = {"model": folders[task], "clips": clips}
+    if task == "prompter":
+        inputs["prompts"] = folders["prompts"]
+    config = {"model_name": "mine", "controls": CONTROLS, **asked}
     files = {}
     for name in ("alone", "shared"):
         out = tmp_path / name / "out"
@@ -34,7 +40,9 @@ def test_two_processes_have_the_results_of_one(
             "inputs": {key: str(path) for key, path in inputs.items()},
             "resources": resources.model_dump(),
         }
-        work.write_text(json.dumps({"stage": stage, "config": config, "out": str(out), **values}))
+        work.write_text(
+            json.dumps({"stage": "evaluate", "config": config, "out": str(out), **values})
+        )
         ends = (
             [run_stage.main(work)] if name == "alone" else two_ranks(Path(run_stage.__file__), work)
         )

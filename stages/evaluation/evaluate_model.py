@@ -1,0 +1,225 @@
+"""Score a model on a gallery: the only way to do so, for the stage `evaluate`, the validation of
+trainings and `alpro eval`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpro.inference.encoding import Videos, match_all, match_top_k, similarities
+from alpro.stages.evaluation.answers import (
+    accuracy_scores,
+    contrast_scores,
+    describe_unanswerable,
+    predict_majority,
+)
+from alpro.stages.evaluation.controls import (
+    CONTROLS,
+    ControlName,
+    answer_under,
+    compute_similarity_under,
+)
+from alpro.stages.evaluation.entities import add_crops, add_entities
+from alpro.stages.evaluation.gallery import Gallery, Question
+from alpro.stages.evaluation.loaded_model import LoadedModel
+from alpro.stages.evaluation.metrics import (
+    DIRECTIONS,
+    Ranks,
+    average_precision,
+    by_direction,
+    retrieval_scores,
+)
+from alpro.stages.evaluation.results import Results, list_rows
+
+SHOWN_ITEMS = 5  # items that a table of queries lists
+SIMILARITY = "similarity"
+MATCHING = "matching"
+Task = Literal["retrieval", "qa", "entities"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is asked about a gallery.
+
+    Attributes:
+        tasks: Tasks to score, if the model can do them and the gallery has labels for them.
+        top_k: Most similar pairs of each query that are scored by matching; 0: all.
+        matched: Directions of retrieval by matching.
+        controls: Controls to score besides.
+        seed: Seed of the shuffled frames.
+        contrasts: Pairs of answers to compare.
+        training_questions: Questions whose most frequent answers are the chance level.
+        entity_crops: Random crops of each video whose entities are scored; 0: whole videos only.
+        threshold: Minimum probability of a label that PEM keeps.
+    """
+
+    tasks: Sequence[Task] = ("retrieval", "qa", "entities")
+    top_k: int = 0
+    matched: Sequence[str] = DIRECTIONS
+    controls: Sequence[ControlName] = ()
+    seed: int = 0
+    contrasts: Sequence[tuple[str, str]] = ()
+    training_questions: Sequence[Question] = ()
+    entity_crops: int = 0
+    threshold: float = 0.2
+
+
+@torch.no_grad()
+def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Results:
+    """Score a model on a gallery.
+
+    Args:
+        model: The model.
+        gallery: Videos with captions, for retrieval, or with questions.
+        asked: What to score.
+
+    Returns:
+        Its scores: retrieval by similarity and, of a model with a multimodal encoder, by matching;
+        answers; entities, of a model with prompts; and controls. Empty if the model can do nothing
+        that the gallery has labels for.
+    """
+    results = Results(model.name, gallery)
+    if gallery.questions and model.answers and "qa" in asked.tasks:
+        add_answers(results, model, gallery, asked)
+
+    ranks = gallery.texts and not gallery.questions and "retrieval" in asked.tasks
+    names = model.prompts and "entities" in asked.tasks
+    if ranks or names:
+        decoded, videos = model.encode_videos(gallery)
+        results.gallery = gallery = gallery.select(decoded)
+        if ranks and decoded:
+            add_retrieval(results, model, gallery, videos, asked)
+        if names and decoded:
+            add_entities(results, model, gallery, videos)
+            add_crops(results, model, gallery, asked.entity_crops, asked.threshold)
+    return results
+
+
+def add_retrieval(
+    results: Results, model: LoadedModel, gallery: Gallery, videos: Videos, asked: Asked
+) -> None:
+    """Add retrieval by each score of a model, and by similarity under the controls.
+
+    Search ranks by similarity.
+    """
+    texts = model.encode_texts(gallery.texts)
+    similarity = similarities(texts.features, videos.features).cpu().numpy()
+    results.similarity = similarity
+    protocol = model.describe_protocol()
+    add_ranking(results, SIMILARITY, "by similarity", similarity, gallery, protocol)
+
+    if model.alpro:
+        if asked.top_k:
+            directions = tuple(asked.matched)
+            scores = match_top_k(model.alpro, texts, videos, asked.top_k, directions)
+            scores = scores[0] if len(directions) == 1 else scores
+        else:
+            scores = match_all(model.alpro, texts, videos)
+        protocol = model.describe_protocol(asked.top_k)
+        add_ranking(results, MATCHING, "by matching", scores, gallery, protocol, asked.matched)
+
+    for control in order_controls(asked):
+        if control != "text_only":  # without the video, retrieval is chance
+            add_ranking(
+                results,
+                f"{SIMILARITY}_{control}",
+                f"control: {CONTROLS[control].label}, by similarity",
+                compute_similarity_under(control, asked.seed, model, gallery, texts),
+                gallery,
+                model.describe_protocol(),
+                directions=("t2v",),
+            )
+
+
+def add_ranking(
+    results: Results,
+    name: str,
+    what: str,
+    scores: np.ndarray,
+    gallery: Gallery,
+    protocol: str = "all pairs",
+    directions: Sequence[str] = DIRECTIONS,
+) -> None:
+    """Add the metrics of retrieval, and the rank of every query with the best items.
+
+    Args:
+        scores: (N, V) or (2, N, V), as of `by_direction`.
+    """
+    has_several = name == SIMILARITY and bool((gallery.relevant.sum(1) > 1).any())
+    for direction in directions:
+        ranked, relevant = by_direction(scores, gallery.relevant)[direction]
+        ranks = Ranks.of(ranked, relevant)
+        queries = gallery.queries(direction)
+        for score in retrieval_scores(ranks, queries):
+            results.add(score, name, what, direction, protocol)
+        # Recall counts only the best of several right videos.
+        if has_several:
+            precision = average_precision(ranked, relevant, queries)
+            results.add(precision, name, what, direction, protocol)
+
+        items = np.array(gallery.ids if direction == "t2v" else gallery.texts, object)
+        best = ranked.argsort(axis=1)[:, ::-1][:, :SHOWN_ITEMS]
+        results.tables[f"{name}_{direction}"] = list_rows(
+            id=queries.ids,
+            text=queries.texts,
+            rank=ranks.expected.tolist(),
+            best=items[best].tolist(),
+            best_scores=np.take_along_axis(ranked, best, axis=1).tolist(),
+        )
+
+
+def add_answers(results: Results, model: LoadedModel, gallery: Gallery, asked: Asked) -> None:
+    """Add the accuracy of answers, also under the controls, with the most frequent answers of
+    training as the chance level."""
+    # No training lifts the limit that the list of answers sets.
+    results.warnings += describe_unanswerable(gallery.questions, model.answers)
+    decoded, logits = model.answer(gallery)
+    results.gallery = decoded
+    add_accuracy(results, "qa", "question answering", logits, model.answers, decoded, asked)
+
+    for control in order_controls(asked):
+        decoded, logits = answer_under(control, asked.seed, model, gallery)
+        what = f"control: {CONTROLS[control].label}"
+        add_accuracy(results, f"qa_{control}", what, logits, model.answers, decoded, asked)
+
+
+def add_accuracy(
+    results: Results,
+    name: str,
+    what: str,
+    logits: Tensor,
+    answers: Sequence[str],
+    gallery: Gallery,
+    asked: Asked,
+) -> None:
+    """Add accuracy overall and by type, and two-way accuracy.
+
+    Args:
+        logits: (questions, answers).
+    """
+    questions = gallery.questions
+    predicted = [answers[int(index)] for index in logits.argmax(1)]
+    guessed = predict_majority(asked.training_questions, questions)
+    queries = gallery.queries("t2v")
+    scores = accuracy_scores(predicted, guessed, questions, queries)
+    scores += contrast_scores(logits.numpy(), answers, asked.contrasts, questions, queries)
+    for score in scores:
+        results.add(score, name, what)
+
+    rows = list_rows(
+        id=queries.ids,
+        question=[question["question"] for question in questions],
+        answer=[question["answer"] for question in questions],
+        type=[question["type"] for question in questions],
+        predicted=predicted,
+        probability=logits.softmax(1).amax(1).tolist(),
+    )
+    results.tables[name] = [row | {"right": row["answer"] == row["predicted"]} for row in rows]
+
+
+def order_controls(asked: Asked) -> list[ControlName]:
+    """Return the controls in the order of the tables of results."""
+    return [control for control in CONTROLS if control in asked.controls]

@@ -1,0 +1,276 @@
+"""Labeled videos of any data, for `alpro eval`: a decoded corpus, a manifest or a folder."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from alpro.artifact import read_record
+from alpro.errors import InputError
+from alpro.inference.find import input_folder
+from alpro.inference.items import is_corpus
+from alpro.shards.reader import Sample, ShardReader
+from alpro.shards.schema import Reject, Row
+from alpro.shards.sources.manifest import import_source
+from alpro.shards.sources.plan import DecodePlan
+from alpro.shards.sources.scan import scan_source
+from alpro.shards.storage import Location, absolute
+from alpro.stages import CORPUS_STAGES
+from alpro.stages.evaluation.gallery import Gallery, Question, Samples
+from alpro.stages.evaluation.protocol import also_in_training
+
+# Critical value of the Kolmogorov-Smirnov test at 0.05, for two samples of n: 1.36 sqrt(2 / n).
+CRITICAL_VALUE = 1.36
+SPLIT_SETTINGS = ("group_pattern", "validation", "test", "seed")
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """Videos with labels.
+
+    Attributes:
+        videos: Samples of a corpus, or rows of a manifest.
+        labels: For each video its `id`, `captions`, `questions`, and in `meta` perhaps `entities`
+            and `relevant`, the ids of other videos for which its captions are right.
+        description: Which videos of the data these are.
+    """
+
+    videos: Sequence[Sample | Row]
+    labels: list[dict[str, Any]]
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the videos."""
+        return [str(label["id"]) for label in self.labels]
+
+    def select(self, ids: Sequence[str]) -> "LabeledData":
+        """Return the videos with these ids."""
+        wanted = set(ids)
+        chosen = [index for index, name in enumerate(self.ids) if name in wanted]
+        labels = [self.labels[index] for index in chosen]
+        if isinstance(self.videos, Samples):
+            indices = [self.videos.indices[index] for index in chosen]
+            return replace(self, videos=Samples(self.videos.reader, indices), labels=labels)
+        return replace(self, videos=[self.videos[index] for index in chosen], labels=labels)
+
+    def caption_gallery(self) -> Gallery:
+        """Return all videos with their captions. Equal captions, whatever their case, are one text
+        with several right videos."""
+        index_of_id = {name: index for index, name in enumerate(self.ids)}
+        texts: dict[str, str] = {}  # by their key, as the first video writes them
+        videos_of_text: dict[str, set[int]] = {}
+        for index, label in enumerate(self.labels):
+            # Another relevant video may be of another split.
+            relevant = label["meta"].get("relevant") or ()
+            videos = {index, *(index_of_id[name] for name in relevant if name in index_of_id)}
+            for text in label["captions"]:
+                key = text.casefold()
+                texts.setdefault(key, text)
+                videos_of_text.setdefault(key, set()).update(videos)
+
+        pairs = [
+            (text, video)
+            for text, videos in enumerate(videos_of_text.values())
+            for video in sorted(videos)
+        ]
+        return Gallery(self.videos, self.ids, list(texts.values()), as_pairs(pairs))
+
+    def question_gallery(self) -> Gallery:
+        """Return all videos with their questions."""
+        questions: list[Question] = []
+        pairs = []
+        for video, label in enumerate(self.labels):
+            for question in label["questions"]:
+                pairs.append((len(questions), video))
+                questions.append(question)
+        texts = [question["question"] for question in questions]
+        return Gallery(self.videos, self.ids, texts, as_pairs(pairs), questions)
+
+
+def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return pairs as an array (P, 2), also if there are none."""
+    return np.array(pairs, int).reshape(-1, 2)
+
+
+def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> LabeledData:
+    """Read the videos with captions or questions of a decoded corpus, a manifest or a folder.
+
+    Of a corpus, these are the videos of the split that are not also in training; of a manifest with
+    a column `split`, those of the split. Otherwise all; but if one of the models was trained on
+    some of them, those of the split of that training.
+
+    Args:
+        source: The data.
+        split: Split to read.
+        models: Folders of models that will be scored.
+
+    Raises:
+        InputError: There is no such video.
+    """
+    source = absolute(source)
+    # The record is in the artifact, above its folder `model`.
+    artifacts = [model.parent if model.name == "model" else model for model in models]
+    if is_corpus(source):
+        data = read_samples(source, split)
+    else:
+        data = read_rows(source, split, artifacts)
+    if not len(data):
+        raise InputError(f"{source}: no video with a caption or a question ({data.description})")
+    return data
+
+
+def read_samples(corpus: Location, split: str) -> LabeledData:
+    """Read the labeled samples of a split of a corpus that are not also in training."""
+    shared: set[str] = set()
+    if isinstance(corpus, Path) and (corpus / "overlap.parquet").is_file():
+        shared = also_in_training(corpus, split)
+    reader = ShardReader(corpus, split, exclude=shared)
+    labels = {index: reader[index].metadata for index in range(len(reader))}
+    chosen = {index: label for index, label in labels.items() if has_text(label)}
+
+    description = f"split {split}"
+    if shared:
+        description += f", without {len(shared)} that are also in training"
+    return LabeledData(Samples(reader, list(chosen)), list(chosen.values()), description)
+
+
+def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> LabeledData:
+    """Read the labeled rows of a manifest or a folder: those of the split if they name splits,
+    otherwise those of the split of a training on them by one of the artifacts, otherwise all."""
+    rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
+    if any(row.split for row in rows):
+        chosen = [row for row in rows if row.split == split]
+        description = f"split {split}"
+    else:
+        # On videos that a model was trained on, its scores would be too good.
+        of_training = split_of_training(rows, source, artifacts, split)
+        if of_training is not None:
+            chosen = of_training
+            description = f"split {split} of the model's own run"
+        else:
+            chosen = rows
+            description = "all: the data names no split"
+            unknown = [artifact.name for artifact in artifacts if not read_record(artifact)]
+            if unknown:
+                names = " and ".join(unknown)
+                description += f", and no record says whether {names} trained on it"
+
+    chosen = [row for row in chosen if row.captions or row.questions]
+    return LabeledData(chosen, [row.model_dump() for row in chosen], description)
+
+
+def has_text(label: dict[str, Any]) -> bool:
+    return bool(label["captions"] or label["questions"])
+
+
+def split_of_training(
+    rows: list[Row], source: Location, artifacts: Sequence[Path], split: str
+) -> list[Row] | None:
+    """Return the rows of the split in the run that trained one of the models.
+
+    Rows that the run decoded keep its split; others get the split that their group's hash gives.
+
+    Returns:
+        The rows; None if no corpus of the runs has an id or half of the files.
+
+    Raises:
+        InputError: A corpus is not there to tell.
+    """
+    for corpus in chain.from_iterable(map(find_corpora, artifacts)):
+        record = read_record(corpus)
+        if record is None or not (corpus / "index.parquet").is_file():
+            raise InputError(
+                f"{source}: the data names no split, and {corpus}, on which a model was trained, "
+                "is gone: add a column split"
+            )
+
+        splits = known_splits(corpus, rows)
+        if splits is None:
+            continue
+        # A corpus of `index_shards` has none of these settings.
+        settings = {name: record.config[name] for name in SPLIT_SETTINGS if name in record.config}
+        with TemporaryDirectory() as cache:
+            # As the run drew the splits of its own rows.
+            plan = DecodePlan(import_source(source, Path(cache)), **settings)
+            planned = plan.rows(plan.row_indices)
+            return [row for row in planned if splits.get(row.id, row.split) == split]
+    return None
+
+
+def known_splits(corpus: Path, rows: list[Row]) -> dict[str, str] | None:
+    """Return the splits of a corpus by the ids of samples; by the ids of the rows if none is the
+    same, but at least half of the files are. None if the corpus was not decoded from these rows."""
+    index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
+    by_id = dict(zip(index["id"], index["split"], strict=True))
+    if any(row.id in by_id for row in rows):
+        return by_id
+
+    by_file = dict(zip(index["source"], index["split"], strict=True))
+    splits = {row.id: by_file[row.file_name] for row in rows if row.file_name in by_file}
+    # Single files of one name, such as video1.mp4, are in many data sets.
+    return splits if len(splits) >= max(1, len(rows) / 2) else None
+
+
+def find_corpora(artifact: Path) -> Iterator[Path]:
+    """Yield the corpora on which the model of an artifact was trained, and those on which its
+    inputs were."""
+    record = read_record(artifact)
+    if record is None:
+        return
+    for source in record.inputs.values():
+        # A model is trained on corpora and on other models, which have inputs of their own.
+        folder = input_folder(artifact, source)
+        if source.stage in CORPUS_STAGES:
+            yield folder
+        else:
+            yield from find_corpora(folder)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A similarity below which nothing fits, for `alpro search --nothing-below`. Of all thresholds,
+    it has the smallest sum of errors.
+
+    Attributes:
+        similarity: The threshold.
+        missed: Fraction of the texts of which it rejects every video.
+        accepted: Fraction of the texts of which it accepts a video although theirs are left out.
+    """
+
+    similarity: float
+    missed: float
+    accepted: float
+
+    def separates(self, texts: int) -> bool:
+        """Return whether it separates right from wrong better than chance would for so many texts,
+        by the Kolmogorov-Smirnov test."""
+        return 1 - self.missed - self.accepted > CRITICAL_VALUE * math.sqrt(2 / texts)
+
+    @classmethod
+    def choose(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
+        """Return the threshold with the smallest sum of errors.
+
+        Args:
+            similarity: (texts, videos).
+            relevant: (texts, videos) boolean.
+        """
+        best = np.sort(similarity.max(1))
+        best_wrong = np.sort(np.where(relevant, -np.inf, similarity).max(1))
+
+        # Both fractions change at these similarities only; `searchsorted` counts what lies below.
+        levels = np.unique(np.concatenate([best, best_wrong]))
+        missed = np.searchsorted(best, levels) / len(best)
+        accepted = 1 - np.searchsorted(best_wrong, levels) / len(best_wrong)
+
+        index = int(np.argmin(missed + accepted))
+        return cls(float(levels[index]), float(missed[index]), float(accepted[index]))

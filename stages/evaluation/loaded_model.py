@@ -1,0 +1,238 @@
+"""A model that is evaluated: how it encodes texts and videos, and answers questions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from alpro.inference.clips import decode_ahead
+from alpro.inference.encoding import (
+    VIDEOS,
+    Reorder,
+    Texts,
+    Videos,
+    encode_texts,
+    encode_videos,
+    float32,
+    load_prompter,
+    score,
+)
+from alpro.inference.model import Model
+from alpro.inference.prompts import read_prompts
+from alpro.log import progress
+from alpro.models.alpro import Alpro
+from alpro.models.folder import load_labels
+from alpro.models.frames import NormalizedModel
+from alpro.models.ranks import world_size
+from alpro.shards.clip import DecodeError
+from alpro.stages.evaluation.gallery import Gallery, Samples
+
+QUESTION_BATCH = 256
+VIDEO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what its scores depend on.
+
+    Attributes:
+        name: What results call it.
+        encoder: The model with its normalization.
+        tokenizer: Its tokenizer.
+        length: Maximum tokens of a text.
+        answers: Answers of its answer head.
+        entities: Entities that it names, if it has prompts.
+        prompts: (M, E) embeddings of the prompts of the entities, by the kind of a sample.
+    """
+
+    name: str
+    encoder: NormalizedModel
+    tokenizer: Tokenizer
+    length: int
+    answers: Sequence[str] = ()
+    entities: Sequence[str] = ()
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        prompts: Path | None = None,
+        frames: int = 0,
+        length: int = 0,
+    ) -> "LoadedModel":
+        """Load a model folder, an artifact, or a CLIP or SigLIP of the hub.
+
+        Args:
+            name: What results call it.
+            folder: The model.
+            device: Device of the model.
+            prompts: Artifact of cache_prompts with the entities that it names.
+            frames: Frames of a clip; 0: as in training.
+            length: Maximum tokens of a text; 0: as in training.
+        """
+        bundle = load_prompter(folder, device)
+        if frames:
+            # This resizes the time embedding, as fine-tuning does.
+            bundle.model.set_frames(frames)
+        embedded = read_prompts(prompts) if prompts else {}
+        return cls(
+            name,
+            bundle.normalized(device),
+            bundle.tokenizer,
+            length=length or bundle.preprocessing.max_text_tokens,
+            answers=bundle.answers,
+            entities=load_labels(prompts / "entities.json") if prompts else (),
+            prompts={kind: value.to(device) for kind, value in embedded.items()},
+        )
+
+    @classmethod
+    def wrap(cls, name: str, model: Model) -> "LoadedModel":
+        """Return a loaded `alpro.Model` under a name."""
+        folder = model.folder
+        return cls(
+            name,
+            model.encoder,
+            folder.tokenizer,
+            length=folder.preprocessing.max_text_tokens,
+            answers=folder.answers,
+            entities=folder.entities,
+            prompts=model.prompts,
+        )
+
+    @property
+    def frames(self) -> int:
+        """Number of frames of a clip."""
+        return self.encoder.model.config.video.frames
+
+    @property
+    def alpro(self) -> Alpro | None:
+        """The model if it has a multimodal encoder; None for a prompter and a CLIP."""
+        return self.encoder.model if isinstance(self.encoder.model, Alpro) else None
+
+    def describe_protocol(self, top_k: int = 0) -> str:
+        """Return what a score of retrieval is comparable with: the scored pairs, and the frames of
+        a clip, such as "top 16, 4 frames".
+
+        Args:
+            top_k: Pairs of each query that are scored; 0: all.
+        """
+        pairs = f"top {top_k}" if top_k else "all pairs"
+        return f"{pairs}, {self.frames} frame{'' if self.frames == 1 else 's'}"
+
+    def encode_texts(self, texts: list[str]) -> Texts:
+        """Encode texts."""
+        return encode_texts(self.encoder.model, self.tokenizer, texts, self.length)
+
+    @torch.no_grad()
+    def encode_videos(
+        self, gallery: Gallery, reorder: Reorder | None = None, batch: int = VIDEO_BATCH
+    ) -> tuple[list[int], Videos]:
+        """Encode the videos of a gallery.
+
+        Args:
+            gallery: The gallery.
+            reorder: Permutation of the frames of a clip, for the controls.
+            batch: Videos that are encoded together.
+
+        Returns:
+            Indices of the videos that could be decoded, and these videos.
+        """
+        videos = gallery.videos
+        if isinstance(videos, Samples):
+            encoded = encode_videos(self.encoder, videos.reader, videos.indices, batch, reorder)
+            return list(range(len(videos))), encoded
+
+        decoded: list[int] = []
+        frames: list[np.ndarray] = []
+        tokens: list[Tensor] = []
+
+        def encode_batch() -> None:
+            if frames:
+                pixels = self.encoder.clip_pixels(frames)
+                tokens.append(self.encoder.model.encode_video(pixels, self.alpro is None).float())
+                frames.clear()
+
+        order = list(range(self.frames))
+        with progress("encoding", len(videos), "videos") as advance:
+            clips = decode_ahead(videos, self.encoder.model.config.video)
+            for index, (_, clip) in enumerate(clips):
+                if not isinstance(clip, DecodeError):
+                    decoded.append(index)
+                    clip_frames = clip.frames[reorder(order) if reorder else order]
+                    frames.append(clip_frames.transpose(0, 3, 1, 2))
+                if len(frames) == batch:
+                    encode_batch()
+                advance(1)
+        encode_batch()
+
+        width = self.encoder.model.config.video.width
+        device = self.encoder.mean.device
+        joined = torch.cat(tokens) if tokens else torch.empty(0, 1, width, device=device)
+        with float32(device):
+            return decoded, Videos(joined, self.encoder.model.project_video(joined).float())
+
+    @torch.no_grad()
+    def answer(
+        self, gallery: Gallery, reorder: Reorder | None = None, blank: bool = False
+    ) -> tuple[Gallery, Tensor]:
+        """Answer the questions of a gallery.
+
+        The device holds the tokens of VIDEOS videos and one batch of questions at a time.
+
+        Args:
+            gallery: Videos with questions.
+            reorder: Permutation of the frames of a clip, for the controls.
+            blank: Show a clip without content in place of each video: all pixels have the mean
+                color of the training frames, zero after normalization. It depends on no video of
+                the split, and is closer to what the encoder knows than black.
+
+        Returns:
+            The gallery without videos that cannot be decoded, and the logits (questions, answers),
+            on the CPU.
+        """
+        model = self.alpro
+        assert model is not None
+        assert model.qa_head is not None, "this model does not answer questions"
+        # The processes share the videos of a batch: all are busy with VIDEOS of them.
+        batch = max(1, VIDEO_BATCH // world_size())
+
+        decoded: list[int] = []
+        logits = []
+        with progress("answering", len(gallery.texts), "questions") as advance:
+            for start in range(0, len(gallery.ids), VIDEOS):
+                indices = range(start, min(start + VIDEOS, len(gallery.ids)))
+                block = gallery.select(indices)
+                if blank:
+                    readable = list(range(len(indices)))
+                    videos = self._blank(len(indices))
+                else:
+                    readable, videos = self.encode_videos(block, reorder, batch)
+                decoded += [start + index for index in readable]
+                block = block.select(readable)
+
+                for first in range(0, len(block.texts), QUESTION_BATCH):
+                    questions = block.texts[first : first + QUESTION_BATCH]
+                    video_of_text = block.video_of_text[first : first + QUESTION_BATCH]
+                    pairs = np.stack([np.arange(len(questions)), video_of_text], axis=1)
+                    texts = self.encode_texts(questions)
+                    logits.append(score(model, model.qa_head, texts, videos, pairs).cpu())
+                    advance(len(questions))
+        found = torch.cat(logits) if logits else torch.empty(0, len(self.answers))
+        return gallery.select(decoded), found
+
+    def _blank(self, videos: int) -> Videos:
+        """Encode clips whose pixels are zero after normalization."""
+        config = self.encoder.model.config.video
+        size = config.image_size
+        pixels = torch.zeros(1, config.frames, 3, size, size, device=self.encoder.mean.device)
+        # One clip is encoded, and all share its memory.
+        tokens = cast(Alpro, self.alpro).encode_video(pixels).expand(videos, -1, -1)
+        return Videos(tokens, features=tokens[:, 0])

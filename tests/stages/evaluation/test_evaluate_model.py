@@ -1,0 +1,178 @@
+"""A model that reads off how the brightness of a clip goes is scored: rows, intervals, controls."""
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from alpro.files import read_json
+from alpro.stages.evaluation.evaluate_model import Asked, add_ranking, evaluate_model
+from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.statistics import bootstrap_interval
+from tests.stages.evaluation.conftest import grey
+
+CONTROLS = ("shuffled", "reversed", "single_frame", "text_only")
+
+
+@pytest.fixture
+def captions(clips_of_brightness):
+    return Gallery.read(clips_of_brightness, "test")
+
+
+@pytest.fixture
+def questions(clips_of_brightness):
+    return Gallery.read(clips_of_brightness, "test", column="questions")
+
+
+def gallery_of(relevant: list[list[int]]) -> Gallery:
+    """A gallery without frames, by which videos are right for each text."""
+    texts, videos = np.array(relevant).shape
+    return Gallery(
+        [],
+        [f"v{n}" for n in range(videos)],
+        [f"ball {n}" for n in range(texts)],
+        np.argwhere(relevant),
+    )
+
+
+def test_a_row_says_what_was_asked_of_how_many():
+    """A score that is not a number is the lowest."""
+    results = Results("mine")
+    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
+
+    add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand")
+
+    last = {"model": "mine", "name": "matching/v2t/MdR", "table": "retrieval"}
+    last |= {"what": "by matching", "direction": "v2t", "protocol": "by hand", "metric": "MdR"}
+    last |= {"value": 1, "low": None, "high": None, "unit": "rank", "higher_is_better": False}
+    last |= {"statistic": "median", "items": 3, "chance": 2.0, "baseline": "chance"}
+    assert results.rows()[-1] == last | {"videos": 3, "independent_videos": 3.0}
+    assert results.values()["matching/t2v/R1"] == pytest.approx(200 / 3)
+
+
+def test_a_table_lists_the_best_items_of_each_query():
+    results = Results("mine")
+    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
+
+    add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)))
+
+    row = results.tables["matching_t2v"][0]
+    assert (row["text"], row["id"], row["rank"]) == ("ball 0", "v0", 1.0)
+    assert (row["best"], row["best_scores"]) == (["v0", "v2", "v1"], [0.5, 0.1, -np.inf])
+    assert [row["rank"] for row in results.tables["matching_t2v"]] == [1, 1, 3]
+
+
+def test_a_text_with_several_right_videos_has_their_average_precision():
+    """The video without a text is in the gallery of texts, and is no query."""
+    results = Results("mine")
+    scores = np.array([[3.0, 2, 1], [1, 2, 3]])
+
+    add_ranking(results, "similarity", "", scores, gallery_of([[1, 0, 1], [1, 0, 0]]))
+
+    values = results.values()
+    assert values["similarity/t2v/mAP"] == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2)
+    assert values["similarity/t2v/R1"] == 50
+    assert {row["items"] for row in results.rows()} == {2}
+
+
+def test_the_queries_of_a_score_give_its_value_and_interval(reading, captions, questions, tmp_path):
+    results = evaluate_model(reading(), captions, Asked(controls=CONTROLS[:2], top_k=3))
+    asked = Asked(controls=CONTROLS[:2], contrasts=(("rising", "falling"),))
+    results.extend(evaluate_model(reading(), questions, asked))
+
+    results.write(tmp_path, "test")
+
+    table = pq.read_table(tmp_path / "scores.parquet")
+    rows = {row["name"]: row for row in read_json(tmp_path / "results.json")}
+    assert set(table["score"].to_pylist()) == set(rows)
+    for name, row in rows.items():
+        part = table.filter(pc.equal(table["score"], name))
+        values = part["value"].to_numpy()
+        ids = np.array(part["id"].to_pylist())
+        statistic, interval = np.median, None
+        if row["statistic"] == "mean":
+            statistic, interval = np.mean, bootstrap_interval(values, ids)
+        assert (row["value"], row["items"]) == (statistic(values), 4), name
+        assert (row["low"], row["high"]) == (interval or (None, None)), name
+        assert sorted(ids) == ["down0", "down1", "up0", "up1"]
+
+
+def test_retrieval_under_every_control(reading, captions):
+    """Each text has two clips that match it equally. Backwards it matches the others; shuffled
+    clips neither rise nor fall; of single frames every clip has bright and dark ones, so that all
+    pairs tie."""
+    results = evaluate_model(reading(), captions, Asked(controls=CONTROLS, seed=5, top_k=3))
+
+    ranks = {name: value for name, value in results.values().items() if name.endswith("t2v/MdR")}
+    assert ranks == {
+        "similarity/t2v/MdR": 1.5,
+        "matching/t2v/MdR": 1.5,
+        "similarity_shuffled/t2v/MdR": 2.5,
+        "similarity_reversed/t2v/MdR": 3.5,
+        "similarity_single_frame/t2v/MdR": 2.5,
+    }
+    protocols = {row["name"].split("/")[0]: row["protocol"] for row in results.rows()}
+    assert protocols.pop("matching") == "top 3, 4 frames"
+    assert set(protocols.values()) == {"all pairs, 4 frames"}
+
+
+def test_answers_under_every_control(reading, questions, clips_of_brightness):
+    """Bright frames say "rising", dark frames "falling" with more certainty. The clip of text_only
+    is the mean color, zero after normalization: it is not darker than grey."""
+    model = reading(certainty=2.0)
+    training = Gallery.read(clips_of_brightness, "train", column="questions").questions
+    contrasts = (("rising", "falling"), ("rising", "sideways"))
+    asked = Asked(controls=CONTROLS, contrasts=contrasts, training_questions=training)
+
+    results = evaluate_model(model, questions, asked)
+
+    expected = {"qa": 100, "qa_shuffled": 0, "qa_reversed": 0}
+    expected |= {"qa_single_frame": 50, "qa_text_only": 50}
+    values = results.values()
+    for name, value in expected.items():
+        assert values[f"{name}/acc"] == values[f"{name}/acc_how"] == value, name
+    assert {row["chance"] for row in results.rows()} == {50}
+    assert values["qa_reversed/rising_or_falling"] == 0
+    assert "qa/rising_or_sideways" not in values
+    blank = model.alpro.seen[-1]
+    assert (tuple(blank.shape), bool(blank.any())) == ((1, 4, 3, 32, 32), False)
+
+
+def test_chance_is_the_most_frequent_answer_of_training(corpus_of, reading, tmp_path):
+    """If it were counted on the test split, it would be right for 3 of 4."""
+    answers = ["rising", "rising", "rising", "falling"]
+    rows = []
+    for number, answer in enumerate(answers):
+        question = {"question": "how does it go?", "answer": answer, "type": "how"}
+        row = {"id": f"v{number}", "split": "test", "questions": [question]}
+        rows.append(row | {"frames": grey(40, 220)})
+    gallery = Gallery.read(corpus_of(tmp_path, rows), "test", column="questions")
+
+    results = evaluate_model(reading(), gallery, Asked(training_questions=gallery.questions[3:]))
+
+    (row, _) = results.rows()
+    assert (row["value"], row["chance"]) == (75, 25)
+    # Of 4 videos with 3 right ones, a resample has 0 right in 0.4 %, at most 1 in 5 %.
+    assert (row["low"], row["high"]) == (25, 100)
+    table = results.tables["qa"]
+    assert [row["right"] for row in table] == [True, True, True, False]
+    confident = float(torch.tensor([3.0, 0.0, 0.0]).softmax(0)[0])
+    assert [row["probability"] for row in table] == pytest.approx([confident] * 4)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_scores_are_the_same_in_bfloat16(reading, captions, top_k):
+    """The scores of the fake model are exact in bfloat16."""
+    asked = Asked(controls=("reversed", "single_frame"), top_k=top_k)
+
+    exact = evaluate_model(reading(), captions, asked).values()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = evaluate_model(reading(), captions, asked).values()
+
+    assert mixed == exact
+
+
+def test_a_question_answering_model_is_not_asked_to_rank(reading, questions):
+    assert not evaluate_model(reading(), questions, Asked(tasks=("retrieval",))).scores

@@ -1,0 +1,121 @@
+"""Which videos and texts a gallery has."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro.errors import InputError
+from alpro.stages.evaluation import gallery as gallery_module
+from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
+from alpro.stages.finetune_qa import frequent_answers
+
+
+def ask(*answers: str) -> list[dict]:
+    return [
+        {"question": f"what is it {n}?", "answer": answer, "type": "what"}
+        for n, answer in enumerate(answers)
+    ]
+
+
+@pytest.fixture
+def corpus(corpus_of, tmp_path):
+    rows = [
+        {"id": "a", "captions": ["one"], "questions": ask("box", "ball")},
+        {"id": "captioned", "captions": ["two", "three"]},
+        {"id": "b", "questions": ask("box", "arrow", "ball")},
+        {"id": "c", "captions": ["four"]},
+        {"id": "d", "captions": ["five", "six"]},
+        {"id": "test", "split": "test", "questions": ask("moon", "moon", "moon")},
+    ]
+    return corpus_of(tmp_path, rows)
+
+
+def test_captions_are_right_for_their_videos(corpus):
+    gallery = Gallery.read(corpus, "train")
+
+    assert gallery.ids == ["a", "captioned", "c", "d"]
+    assert gallery.texts == ["one", "two", "three", "four", "five", "six"]
+    assert (
+        gallery.relevant.argmax(1).tolist() == gallery.video_of_text.tolist() == [0, 1, 1, 2, 3, 3]
+    )
+    assert gallery.relevant.sum() == 6
+    assert Gallery.read(corpus, "train", exclude={"a", "c"}).ids == ["captioned", "d"]
+
+
+def test_questions_are_about_their_videos(corpus):
+    gallery = Gallery.read(corpus, "train", exclude={"d"}, column="questions")
+
+    assert gallery.queries("t2v").ids.tolist() == ["a", "a", "b", "b", "b"]
+    answers = [question["answer"] for question in gallery.questions]
+    assert answers == ["box", "ball", "box", "arrow", "ball"]
+    assert gallery.texts[1:3] == ["what is it 1?", "what is it 0?"]
+    assert Gallery.read(corpus, "validation", column="questions").texts == []
+
+
+@pytest.mark.parametrize(
+    ("videos", "captions", "texts", "video_of_text"),
+    [
+        (3, 1, ["one", "two", "four"], [0, 1, 2]),
+        (2, 0, ["one", "two", "three"], [0, 1, 1]),
+        (0, 1, ["one", "two", "four", "five"], [0, 1, 2, 3]),
+        (0, 0, ["one", "two", "three", "four", "five", "six"], [0, 1, 1, 2, 3, 3]),
+    ],
+)
+def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of_text):
+    gallery = Gallery.read(corpus, "train").first(videos, captions)
+
+    assert (gallery.texts, gallery.video_of_text.tolist()) == (texts, video_of_text)
+    assert [gallery.sample(n).metadata["id"] for n in range(len(gallery.ids))] == gallery.ids
+
+
+def test_selected_videos_keep_the_texts_that_are_right_for_them():
+    right = np.array([[0, 1], [0, 2], [1, 0], [2, 2]])
+    gallery = Gallery(list("uvw"), ["u", "v", "w"], ["x", "y", "z"], right)
+
+    chosen = gallery.select([1, 2])
+
+    assert (chosen.videos, chosen.ids, chosen.texts) == (["v", "w"], ["v", "w"], ["x", "z"])
+    assert chosen.relevant.tolist() == [[True, True], [False, True]]
+
+
+@pytest.mark.parametrize(
+    ("direction", "ids", "texts"),
+    [("t2v", ["b", "b"], ["x", "y"]), ("v2t", ["b", "c"], ["x | y", "x"])],
+)
+def test_the_queries_of_a_direction(direction, ids, texts):
+    """A text is a query about its first video; a video with all its texts; one without any is
+    none."""
+    gallery = Gallery([], ["a", "b", "c"], ["x", "y"], np.array([[0, 1], [0, 2], [1, 1]]))
+
+    queries = gallery.queries(direction)
+
+    assert (queries.ids.tolist(), queries.texts.tolist()) == (ids, texts)
+
+
+def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(
+    corpus_of, tmp_path, monkeypatch
+):
+    """Of each text n of six, n others rank above its own video."""
+    rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
+    gallery = Gallery.read(corpus_of(tmp_path, rows), "test")
+    scores = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2
+    drawn = []
+    picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
+    monkeypatch.setattr(gallery_module, "retrieval_picture", picture)
+
+    draw_searches(gallery, scores, find_extremes(gallery, scores, 2), tmp_path / "picture.png")
+
+    assert [text for text, _, _ in drawn] == ["ball 0", "ball 1", "ball 4", "ball 5"]
+    assert [note.split()[-3] for _, note, _ in drawn] == ["1", "2", "5", "6"]
+    assert ("v1", True) in [result[1:] for result in drawn[1][2]]
+
+
+def test_answers_are_the_most_frequent_of_training_with_ties_in_alphabetical_order(
+    corpus, corpus_of, tmp_path
+):
+    few = corpus_of(tmp_path / "one", [{"id": "a", "questions": ask("ball", "ball")}])
+
+    assert frequent_answers([corpus], 10) == ["ball", "box", "arrow"]
+    assert frequent_answers([corpus, corpus], 2) == ["ball", "box"]
+    with pytest.raises(InputError, match="1 different"):
+        frequent_answers([few], 10)
