@@ -141,14 +141,14 @@ def score_table(
     heads += [scores[0]["baseline"] or "chance", "items"]
 
     # The head of a column says which model it is, so that models share a line.
-    named = itemgetter("name") if others else full_name
+    named = itemgetter("name") if len(runs) > 1 else full_name
     # The texts of each run, by the names of scores.
     values = [{named(row): score_text(row) for row in rows} for rows in runs.values()]
     differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
     lines = []
     for row in scores:
         name = named(row)
-        label = row["what"] if others else row_label(row)
+        label = row["what"] if len(runs) > 1 else row_label(row)
         line = [label, metric_text(row) + (MARK if name == marked else "")]
         line.append(values[0].get(name, ""))
         for run_index, texts in enumerate(values[1:]):
