@@ -232,7 +232,11 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
     import pandas as pd
 
     frame = pd.DataFrame(
-        [row | {"name": full_name(row)} for row in scores if row["value"] is not None]
+        [
+            {"model": ""} | row | {"name": full_name(row)}
+            for row in scores
+            if row["value"] is not None
+        ]
     )
     if frame.empty:
         return []

@@ -176,9 +176,13 @@ def difference_cells(change: PairedDifference | None) -> list[str]:
 def main_rows(results: Rows) -> Rows:
     """Return the rows that users look at first, by table and then by model."""
     models = list(dict.fromkeys(row["model"] for row in results))
-    chosen = [row for row in results if row["name"] in PRINTED]
     tables = list(TITLES)
-    return sorted(chosen, key=lambda row: (tables.index(row["table"]), models.index(row["model"])))
+
+    def place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+        table = tables.index(row["table"])
+        return table, models.index(row["model"]), PRINTED.index(row["name"])
+
+    return sorted((row for row in results if row["name"] in PRINTED), key=place)
 
 
 def main_table(results: Rows) -> Table | None:
