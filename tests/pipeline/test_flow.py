@@ -338,7 +338,7 @@ PLACES = {
     "rank": "|".join(metric.key for metric in RETRIEVAL),
 }
 NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>/<column>"}
-NOT_IN_EVERY_RUN |= {f"<split>/entity_crops/acc_{which}" for which in ("kept", "sure")}
+NOT_IN_EVERY_RUN |= {f"<split>/<model>/entity_crops/acc_{one}" for one in ("kept", "confident")}
 # Of a fine-tuned CLIP; tests/stages/test_clip.py has a run with them.
 NOT_IN_EVERY_RUN |= {"<metric>/interpolated/<share>", "interpolation_share"}
 
