@@ -35,11 +35,11 @@ class Inputs(StageInputs):
     vocabulary: Path
 
 
-def needs(pipeline: Pipeline) -> Needs | None:
-    """Say where the inputs come from. None: the stage is not part of this configuration."""
+def needs(pipeline: Pipeline) -> list[Needs]:
+    """Say where the inputs come from. Empty: the stage is not part of this configuration."""
     if pipeline.pretrain is None:
-        return None
-    return Needs(pipeline.count_words, {"vocabulary": "build_vocabulary"})
+        return []
+    return [Needs(pipeline.count_words, {"vocabulary": "build_vocabulary"})]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

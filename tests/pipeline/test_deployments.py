@@ -110,10 +110,11 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     (parent, *others), nested = runs(workspace)
     parameters = {"config": TINY, "data": "", "changes": changes}
     assert started == [
-        (f"alpro/{stage}", parameters | {"stage": stage}) for stage in ("finetune_qa", "evaluate")
+        ("alpro/finetune_qa", parameters | {"stage": "finetune_qa"}),
+        ("alpro/evaluate", parameters | {"stage": "evaluate qa"}),
     ]
     states = states_of(workspace, changes)
-    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate"]) == (
+    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate qa"]) == (
         "cached",
         "built",
         "built",
