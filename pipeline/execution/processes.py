@@ -131,12 +131,14 @@ class Launch:
         gpus: the GPUs that it uses, by names that CUDA_VISIBLE_DEVICES accepts.
         descriptors, on_line: as of `Processes`.
         on_start: receives the running processes.
+        models: stages with a model that may run here at the same time, including this one.
     """
 
     gpus: Sequence[str] = ()
     descriptors: Sequence[int] = ()
     on_line: Callable[[str], None] | None = None
     on_start: Callable[[Processes], None] = lambda running: None
+    models: int = 1
 
 
 def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch: Launch) -> Outcome:
@@ -277,8 +279,9 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
     # fast. Huge pages: 0.87 of the time.
     defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     # Models that share a CPU share its cores: if each used all of them, they would wait for each
-    # other. The share depends on nothing that happens to run, and with it the last bits of sums.
-    models = resources.max_stages * count_processes(step.stage, resources)
+    # other. The share follows from the plan, not from what happens to run: the last bits of sums
+    # depend on it.
+    models = launch.models * count_processes(step.stage, resources)
     if step.stage in WITH_MODEL and not launch.gpus and models > 1:
         defaults["OMP_NUM_THREADS"] = str(max(1, cores() // models))
 

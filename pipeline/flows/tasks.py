@@ -122,11 +122,14 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
         record = store.find(step)
         if record is None:
             announce(f"{position}{step.name}: started")
-            record = build(
-                run,
-                step,
-                Launch(gpus, [lock_descriptor(lock)], get_log_sink(), run.add_processes),
+            launch = Launch(
+                gpus,
+                [lock_descriptor(lock)],
+                on_line=get_log_sink(),
+                on_start=run.add_processes,
+                models=run.count_models(step),
             )
+            record = build(run, step, launch)
             announce(describe_result(step, record))
         elif existed:
             announce(f"{position}{step.name}: cached")

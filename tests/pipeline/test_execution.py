@@ -123,7 +123,7 @@ def test_models_that_share_a_cpu_share_its_cores(group, run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def threads(step: Step, processes: int, stages: int, gpus: tuple[str, ...] = ()) -> str | None:
-        run(step, Launch(gpus), processes=processes, max_stages=stages)
+        run(step, Launch(gpus, models=stages), processes=processes, max_stages=stages)
         return group.environment.get("OMP_NUM_THREADS")
 
     assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
