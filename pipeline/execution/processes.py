@@ -131,7 +131,7 @@ class Launch:
         gpus: the GPUs that it uses, by names that CUDA_VISIBLE_DEVICES accepts.
         descriptors, on_line: as of `Processes`.
         on_start: receives the running processes.
-        models: stages with a model that may run here at the same time, including this one.
+        models: stages that share the cores of this machine, including this one.
     """
 
     gpus: Sequence[str] = ()

@@ -31,7 +31,7 @@ from alpro.pipeline.reports.summaries import (
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
-from alpro.stages import WITH_MODEL
+from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import StageFailed
 
 # Errors that end a run and are not bugs: of the user, of a stage, which has printed why, a stop, or
@@ -89,17 +89,18 @@ class PipelineRun:
         return {step.name: built[step.name] for step in self.plan.steps if step.name in built}
 
     def count_models(self, step: Step) -> int:
-        """Return how many stages with a model may run here at the same time as a step, which
-        counts."""
+        """Return how many stages with a model share this machine with a step, which counts: the
+        trainings that may run at the same time. An evaluation is over soon."""
         beside = [
             other
             for other in self.plan.steps
-            if other.stage in WITH_MODEL
+            if other.stage in TRAININGS
             and other.stage not in self.remote_deployments
             # Of two steps one of which needs the other, only one runs at a time.
             and not (other.needs(step) or step.needs(other))
+            and other.name != step.name
         ]
-        return max(1, min(self.plan.settings.resources.max_stages, len(beside)))
+        return min(self.plan.settings.resources.max_stages, 1 + len(beside))
 
     def add_processes(self, processes: Processes) -> None:
         """Add a stage's processes to those that `stop` stops."""
