@@ -200,18 +200,20 @@ def test_only_a_stage_that_gets_further_runs_again(
         tried.append(step.name)
         if left:
             raise left.pop(0)
-        shutil.copy(Path(first["evaluate retrieval"]) / "results.json", out)
+        shutil.copy(Path(first["evaluate qa"]) / "results.json", out)
         return Outcome({"items": 1})
 
     monkeypatch.setattr(RUN_STAGE, work)
     monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0])
 
+    # Only one step is asked about contrasts.
+    changes = [f'evaluate.contrasts=[["{seed}", "b"]]']
     with nullcontext() if state == "Completed" else pytest.raises(type(errors[0])):
-        alpro(TINY, changes=[f"evaluate.seed={seed}", "evaluate.qa="], workspace=workspace)
+        alpro(TINY, changes=changes, workspace=workspace)
 
-    assert tried == ["evaluate retrieval"] * times
+    assert tried == ["evaluate qa"] * times
     (found,) = (
-        run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate retrieval")
+        run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate qa")
     )
     assert found.name == state
     assert "\n" not in (found.message or "")
