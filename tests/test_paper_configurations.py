@@ -455,7 +455,7 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
 @pytest.mark.parametrize(
     ("stage", "tables"),
     [
-        ("", ["evaluate", "finetune_retrieval", "finetune_qa"]),
+        ("", ["finetune_retrieval", "finetune_qa", "evaluate"]),
         ("evaluate pretrained", ["evaluate"]),
     ],
 )
