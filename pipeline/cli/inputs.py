@@ -37,7 +37,7 @@ def list_configs() -> None:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of the comment that a configuration begins with, which may go over several lines.
+    """Return the first sentence of the comment that a configuration begins with, which may go over several lines.
 
     >>> first_sentence("# Videos of yours,\\n# every stage. Small.\\nname = 1")
     'Videos of yours, every stage'
@@ -113,7 +113,7 @@ def check(
 
 
 def print_check(report: dict[str, Any]) -> None:
-    """Prints the report of `check_data`."""
+    """Print the report of `check_data`."""
     from alpro.pipeline.reports.terminal import print_rows
 
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())

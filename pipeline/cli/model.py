@@ -217,7 +217,7 @@ def entities(  # noqa: PLR0913 - options of a command
 
 
 def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: bool) -> None:
-    """Prints words with their probabilities, best first. Raises InputError if the video cannot be
+    """Print words with their probabilities, best first. Raises InputError if the video cannot be
     decoded."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.clip import DecodeError
@@ -246,7 +246,7 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
 def write_table(
     out: Path, models: ModelOptions, videos: str, model: "Model", name: Name, count: int, json: bool
 ) -> None:
-    """Writes a row for each video to a .parquet or .csv: id, path, start, end, the words with their
+    """Write a row for each video to a .parquet or .csv: id, path, start, end, the words with their
     probabilities, and an error instead of them."""
     import pyarrow as pa
     import torch

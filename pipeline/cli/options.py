@@ -27,7 +27,7 @@ def expand(text: str) -> Path:
 
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
-    """A path from the command line. `~` is the home folder, also if the shell does not expand it
+    """Return a path from the command line. `~` is the home folder, also if the shell does not expand it
     (--out=~/x). Raises InputError for a link to itself."""
     path = expand(tokens[0].value)
     try:
@@ -38,7 +38,7 @@ def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
 
 
 def check_workspace(folder: Path) -> None:
-    """Raises InputError if the path of a workspace cannot be in the address of a database."""
+    """Raise InputError if the path of a workspace cannot be in the address of a database."""
     if "?" in str(folder):  # the path would end there
         raise InputError(
             f"--workspace {folder}: the path contains a question mark; choose another folder"
@@ -186,7 +186,7 @@ class ModelOptions:
         return None
 
     def videos(self, name: str) -> "Location":
-        """Resolves a video location from the command line: a file or folder, a URL, or a decoded
+        """Resolve a video location from the command line: a file or folder, a URL, or a decoded
         corpus of the workspace. Raises InputError if there is no such thing."""
         from alpro.shards.storage import absolute
 

@@ -131,7 +131,7 @@ def run_flow(
     tracking_uri: str,
     wait: Callable[[], None],
 ) -> dict[str, str]:
-    """Runs a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
+    """Run a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
     with outside_current_folder():
         from alpro.pipeline.flows import flow  # imports Prefect and MLflow: the server starts
 
@@ -144,7 +144,7 @@ def run_flow(
 
 
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
-    """Creates the workspace, sets Prefect's environment, which Prefect reads when it is imported,
+    """Create the workspace, set Prefect's environment, which Prefect reads when it is imported,
     and starts the temporary server that a command without PREFECT_API_URL has. Returns the
     workspace's absolute path, and a function that waits for the server."""
     # Prefect stores the parameters of runs, and messages name the store.
@@ -244,7 +244,7 @@ def made_with(record: Record) -> str:
 
 
 def create_workspace(folder: Path) -> None:
-    """Creates the workspace. Raises InputError if that fails, or if a file cannot be created in
+    """Create the workspace. Raises InputError if that fails, or if a file cannot be created in
     it."""
     home = folder / "prefect"
     check_workspace(folder)

@@ -250,7 +250,7 @@ class PipelineConfig(BaseModel):
         return "pretrained" if task == "pretrain" else task
 
     def trainings(self) -> dict[str, TrainingConfig]:
-        """The training stages that this pipeline has, by name."""
+        """Return the training stages that this pipeline has, by name."""
         configs = {stage: getattr(self, stage) for stage in TRAININGS}
         return {stage: config for stage, config in configs.items() if config is not None}
 

@@ -15,7 +15,7 @@ UNCOMMITTED = ", with uncommitted changes"
 
 
 def changed_values(arguments: Mapping[str, Any], settings: PipelineConfig) -> list[str]:
-    """What the `--set` options of a run change, each as `KEY: OLD -> NEW`. The old value is the one
+    """Return what the `--set` options of a run change, each as `KEY: OLD -> NEW`. The old value is the one
     that the configuration has without them.
 
     arguments: config, data and changes of the run. settings: its configuration.
@@ -40,7 +40,7 @@ def changed_values(arguments: Mapping[str, Any], settings: PipelineConfig) -> li
 
 
 def changes_below(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The changes of a value, or of the values of a table, among flat values.
+    """Return the changes of a value, or of the values of a table, among flat values.
 
     >>> old = {"qa.lr": 0.1, "qa.steps": 5}
     >>> changes_below("qa.lr", old, {"qa.lr": 0.2, "qa.steps": 5})
@@ -68,14 +68,14 @@ def changes_below(key: str, before: Mapping[str, Any], after: Mapping[str, Any])
 
 
 def values_of(key: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of a key, or the values of the table that it names."""
+    """Return the value of a key, or the values of the table that it names."""
     return {
         name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")
     }
 
 
 def value_text(value: Any) -> str:
-    """A value as people write it in a configuration.
+    """Format a value as users write it in a configuration.
 
     >>> [value_text(value) for value in (0.0004, True, None, "", "films")]
     ['0.0004', 'true', 'none', '""', 'films']
@@ -88,7 +88,7 @@ def value_text(value: Any) -> str:
 
 
 def commit_text(commit: str) -> str:
-    """The commit of a record, whose "+" stands for files that differ from it.
+    """Return the commit of a record, whose "+" stands for files that differ from it.
 
     >>> commit_text("0123abc+")
     '0123abc, with uncommitted changes'
@@ -118,7 +118,7 @@ def changed_code(commit: str, earlier: Mapping[str, Any] | None) -> str:
 
 
 def built_before(commit: str, records: Iterable[Record]) -> str:
-    """The commits of artifacts that were built before a run, as an addition to its own; empty if
+    """Return the commits of artifacts that were built before a run, as an addition to its own; empty if
     they are the same."""
     commits = dict.fromkeys(record.run.get("commit", "") for record in records)
     others = [commit_text(other) for other in commits if other not in ("", commit)]

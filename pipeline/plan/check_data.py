@@ -36,7 +36,7 @@ def check_data(
     samples: int = 5,
     max_text_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Describes a source of items, decoding `samples` of them, evenly spaced.
+    """Describe a source of items, decoding `samples` of them, evenly spaced.
 
     max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot
     be read at all.
@@ -70,7 +70,7 @@ def check_data(
 
 
 def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The columns of each row that will be decoded, with the row's split."""
+    """Return the columns of each row that will be decoded, with the row's split."""
     first = 0
     for batch in plan.manifest.batches(columns):
         for row_index, row in enumerate(batch.to_pylist(), first):
@@ -83,7 +83,7 @@ def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dic
 def describe_rows(
     plan: DecodePlan, max_text_tokens: Mapping[str, int], missing: list[str]
 ) -> dict[str, Any]:
-    """Counts the rows by kind, those without a file or a text, files that are placeholders, the
+    """Count the rows by kind, those without a file or a text, files that are placeholders, the
     texts that training will cut, and by split the items with a caption that a training item has
     too. missing: the files that the import has not found."""
     kinds = Counter[str]()
@@ -133,7 +133,7 @@ def words_in(text: str) -> int:
 
 
 def answers_by_split(plan: DecodePlan) -> dict[str, Counter[str]]:
-    """The answers to the questions of each split, counted."""
+    """Return the answers to the questions of each split, counted."""
     answers: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for split, row in chosen_rows(plan, ["questions"]):
         answers[split].update(asked["answer"] for asked in row["questions"] or ())
@@ -141,7 +141,7 @@ def answers_by_split(plan: DecodePlan) -> dict[str, Counter[str]]:
 
 
 def describe_answers(plan: DecodePlan) -> dict[str, Any]:
-    """Counts the different training answers and those that only differ in case or a final dot from
+    """Count the different training answers and those that only differ in case or a final dot from
     another; by split, the answers and those that no training question has: a model of question
     answering cannot give them."""
     answers = answers_by_split(plan)
@@ -160,7 +160,7 @@ def describe_answers(plan: DecodePlan) -> dict[str, Any]:
 
 
 def check_answers(manifest: Manifest, config: Config, name: str) -> None:
-    """Raises InputError if all training questions have one answer: question answering chooses
+    """Raise InputError if all training questions have one answer: question answering chooses
     between answers."""
     answers = answers_by_split(make_plan(config, manifest))["train"]
     if len(answers) == 1:
@@ -185,7 +185,7 @@ def split_source(plan: DecodePlan) -> str:
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
-    """Decodes items in this process, and counts the rejects by reason."""
+    """Decode items in this process, and count the rejects by reason."""
     count = 0
     rejected = Counter[str]()
     examples: list[str] = []
@@ -202,7 +202,7 @@ def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[st
 
 
 def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> Iterator[str]:
-    """What would end a run of these training stages, or make it useless, one line each."""
+    """Return what would end a run of these training stages, or make it useless, one line each."""
     for reason, count in report["placeholders"].items():
         yield f"{count} {reason}"
     lost = report["bad_rows"]["count"] + report["missing"] + report["without_text"]

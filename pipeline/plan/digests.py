@@ -125,7 +125,7 @@ class Digests:
 
 
 def checksum_or_missing(file: str) -> str:
-    """The SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
+    """Return the SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
     if reading fails otherwise."""
     try:
         os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
@@ -162,7 +162,7 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
 
 
 def digest_shards(folder: Location, digests: Digests) -> str:
-    """The digest of existing shards: their locations, which are also in the index, and their
+    """Return the digest of existing shards: their locations, which are also in the index, and their
     contents. The identity in the store (size, and ETag, digest or time) represents the contents of
     shards at a URL."""
     shards = list_shards(folder)
@@ -172,7 +172,7 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 
 
 def digest_model(folder: Path, digests: Digests) -> str:
-    """The digest of a model folder. Raises InputError if it is not a model folder."""
+    """Return the digest of a model folder. Raises InputError if it is not a model folder."""
     files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     for file in files:
         if not file.is_file():

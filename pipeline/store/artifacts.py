@@ -103,7 +103,7 @@ class Store:
     def make(
         self, step: Step, work: Callable[[Step, Path], Outcome], run_info: Mapping[str, Any]
     ) -> Record:
-        """Runs `work` in the step's folder, then writes the record that completes the artifact.
+        """Run `work` in the step's folder, then write the record that completes the artifact.
         Call under `lock`.
 
         `run_info` is the caller's information about this run (commit, run ids). Returns the record.
@@ -176,7 +176,7 @@ class Store:
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:
-    """Raises InputError if a file of an artifact that a stage is about to read is not as
+    """Raise InputError if a file of an artifact that a stage is about to read is not as
     recorded."""
     for location in locations:
         folder = located(str(location))
@@ -187,7 +187,7 @@ def check_inputs(locations: Iterable[Location | str]) -> None:
 def write_record(
     folder: Path, description: Record, outcome: Outcome, run_info: Mapping[str, Any]
 ) -> Record:
-    """Writes the record that completes an artifact, and deletes files that only a resumed run
+    """Write the record that completes an artifact, and delete files that only a resumed run
     needs.
 
     Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that

@@ -78,11 +78,11 @@ class Queries:
 
     @classmethod
     def of(cls, ids: Sequence[str], texts: Sequence[str]) -> "Queries":
-        """Queries by lists of equal length."""
+        """Return queries by lists of equal length."""
         return cls(np.array(ids, object), np.array(texts, object))
 
     def select(self, chosen: np.ndarray) -> "Queries":
-        """Some of the queries: (Q,) boolean."""
+        """Select some of the queries: (Q,) boolean."""
         return Queries(self.ids[chosen], self.texts[chosen])
 
 
@@ -187,7 +187,7 @@ def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
-    """The metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with
+    """Compute the metrics of RETRIEVAL for the queries of one direction: R@k (%), the share of queries with
     a right item among the first k, and the median rank."""
     chance = chance_recalls(ranks.right, ranks.gallery)
     scores = []
@@ -222,7 +222,7 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries
 
 
 def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
-    """The average precision of a query, its mean over all orders of tied items. scores (G,), right
+    """Compute the average precision of a query, its mean over all orders of tied items. scores (G,), right
     (G,) boolean, at least one.
 
     Of t tied items, r of them right, behind b better ones, B of them right, the one at rank i (from
