@@ -128,6 +128,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     from alpro.models.alpro import Alpro
     from alpro.models.folder import ModelBundle
     from alpro.models.word_pieces import train_tokenizer
+    from alpro.pipeline.config.command import Command
     from alpro.pipeline.config.load import load_config
     from alpro.stages import render_sample
     from alpro.stages.execution.interface import Resources
@@ -142,7 +143,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
-    sizes = with_vocab_size(load_config("sample").model, tokenizer)
+    sizes = with_vocab_size(load_config(Command("sample")).model, tokenizer)
     ModelBundle("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
     command = [
         "index",
@@ -183,7 +184,7 @@ async def trial(
                     return
                 await asyncio.sleep(float(answer.headers["Retry-After"]))
             figures.seconds.append(time.perf_counter() - started)
-            hits = [(hit["clip"], round(hit["similarity"], 4)) for hit in answer.json()["hits"]]
+            hits = [(hit["key"], round(hit["similarity"], 4)) for hit in answer.json()["hits"]]
             figures.wrong += right.setdefault(text, hits) != hits
 
         async def one_client(first: int) -> None:

@@ -129,9 +129,7 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     manifest.parent.mkdir()
     for entry in originals:
         (manifest.parent / entry["file"]).symlink_to(CLIPS / "originals" / entry["file"])
-    rows = [
-        {"path": entry["file"], "caption": entry["file"], "split": "train"} for entry in originals
-    ]
+    rows = [{"path": entry["file"], "caption": "a video", "split": "train"} for entry in originals]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = decode_data(Config(frames=16, size=64), manifest, tmp_path, Resources(workers=2))
     rejects = {
