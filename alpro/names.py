@@ -37,12 +37,14 @@ def record_run(
     workspace: Path,
     arguments: Mapping[str, Any],
     fingerprints: Mapping[str, str],
+    variations: Sequence[str],
 ) -> None:
     """Append a command to the runs of a workspace, and let names stand for its artifacts.
 
     Args:
         arguments: Its config, data, changes and stage.
         fingerprints: Fingerprints of what it built or found, by the names of the steps.
+        variations: Its changes that make a variant of the configuration.
     """
     line = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,7 +55,7 @@ def record_run(
         "artifacts": dict(fingerprints),
     }
     text = json.dumps(line, ensure_ascii=False) + "\n"
-    write_refs(workspace, arguments["config"], arguments["changes"], fingerprints)
+    write_refs(workspace, arguments["config"], variations, fingerprints)
 
     # A single write to a file that is open for appending: lines of two commands do not mix.
     with (workspace / RUNS).open("ab+") as file:
@@ -76,7 +78,7 @@ def write_refs(
 
     Args:
         config: Name or file of its configuration.
-        changes: Changes of the configuration. With any, CONFIG/STAGE stays what it was.
+        changes: Changes that make a variant of it. With any, CONFIG/STAGE stays what it was.
         fingerprints: Fingerprints of the artifacts, by the names of the steps.
     """
     refs: dict[str, list[str]] = {}

@@ -35,7 +35,7 @@ def run(tmp_path):
     def record(config: str = "sample", changes: tuple[str, ...] = (), **steps: str) -> None:
         arguments = {"config": config, "data": "", "changes": list(changes), "stage": ""}
         marks = {name.replace("__", " "): mark * 32 for name, mark in steps.items()}
-        record_run(tmp_path, arguments, marks)
+        record_run(tmp_path, arguments, marks, changes)
 
     return record
 

@@ -51,6 +51,7 @@ def run(
     root, wait = prepare_run(options)
 
     # Slow to import: meanwhile the temporary server starts.
+    from alpro.pipeline.config.load import variations
     from alpro.pipeline.plan.checks import check_plan
     from alpro.pipeline.plan.plan import make_plan
     from alpro.pipeline.reports.summaries import finished_steps, report_file
@@ -75,7 +76,8 @@ def run(
     if existing:
         log.info("every artifact exists: no run was started")
         # STAGE stands for what the last command built or found.
-        record_run(root, parameters, {step.name: step.fingerprint for step in existing})
+        fingerprints = {step.name: step.fingerprint for step in existing}
+        record_run(root, parameters, fingerprints, variations(command))
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
         folders = run_flow(plan, parameters, root, options.tracking_uri, wait)

@@ -94,13 +94,16 @@ def check_corpora(settings: PipelineConfig, command: Command) -> None:
 
 def variations(command: Command) -> list[str]:
     """Return the changes of a command that make a variant of its configuration: all but those that
-    say where the user's files are, and the resources."""
+    name the user's files and models, and the resources."""
     varied = []
     for change in command.changes:
         keys = changed_key(change).split(".")
         field, _ = find_field(PipelineConfig, keys)
-        is_place = field is not None and path_kind(field, "") in ("file", "root")
-        if not is_place and keys[0] != "resources":
+        value = parse_value(change.partition("=")[2].strip(), keys)
+        kind = path_kind(field, str(value)) if field else ""
+        # A model on the hub is a variant, as any other value.
+        is_file = kind in ("file", "root") or bool(kind and Path(str(value)).exists())
+        if not is_file and keys[0] != "resources":
             varied.append(change)
     return varied
 

@@ -19,6 +19,7 @@ from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write, write_json
 from alpro.log import log
 from alpro.names import record_run
+from alpro.pipeline.config.load import variations
 from alpro.pipeline.execution.processes import Processes
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.reports.document import describe_run
@@ -124,7 +125,7 @@ class PipelineRun:
         artifacts = list(self.artifacts.values())
         fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
         # Also of a run that failed: STAGE stands for what was built last.
-        record_run(self.workspace, self.arguments, fingerprints)
+        record_run(self.workspace, self.arguments, fingerprints, variations(self.plan.command))
 
         report = report_file(self.workspace, self.plan)
         document = describe_run(run_summary, artifacts)

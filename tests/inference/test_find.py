@@ -54,7 +54,8 @@ def prompter(artifact):
 
 def run(workspace: Path, **steps: str) -> None:
     arguments = {"config": "sample", "data": "", "changes": [], "stage": ""}
-    record_run(workspace, arguments, {name: mark * 32 for name, mark in steps.items()})
+    fingerprints = {name: mark * 32 for name, mark in steps.items()}
+    record_run(workspace, arguments, fingerprints, ())
 
 
 def test_a_model_is_found_by_the_names_of_its_artifact(artifact, tmp_path):

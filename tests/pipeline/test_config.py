@@ -10,7 +10,8 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.pipeline.config.load import CONFIGS, read_config, shipped
+from alpro.pipeline.config.command import Command
+from alpro.pipeline.config.load import CONFIGS, read_config, shipped, variations
 from docs.write_configuration import document
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
@@ -437,3 +438,21 @@ def test_the_prompter_may_have_sizes_of_its_own():
     assert config.train_prompter.model.video.width == 64
     assert config.pretrain.model == config.model == configure(TINY).model
     assert config.train_prompter.model.video.frames == config.model.video.frames
+
+
+@pytest.mark.parametrize(
+    ("change", "is_variation"),
+    [
+        ("corpora.data.data=/my/videos", False),
+        ("train_prompter.clip={folder}", False),
+        ("train_prompter.clip=openai/clip-vit-large-patch14", True),
+        ("train_prompter.lr=1e-5", True),
+        ("resources.workers=3", False),
+    ],
+)
+def test_files_models_and_resources_of_the_user_make_no_variant(change, is_variation, tmp_path):
+    """CONFIG/STAGE stands for the run of a configuration on anyone's videos, with any folder of the
+    CLIP."""
+    change = change.format(folder=tmp_path)
+    command = Command("finetune_clip", (change,))
+    assert variations(command) == ([change] if is_variation else [])
