@@ -6,13 +6,10 @@ several corpora, `refs/decode_videos` has a line for each, and `refs/decode_vide
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 from unicodedata import normalize
 
 from alpro.artifact import Record, artifacts, read_record
@@ -31,41 +28,6 @@ STAGE_NAME = re.compile(
 )
 
 Artifact = tuple[Path, Record]  # its folder and its record
-
-
-def record_run(
-    workspace: Path,
-    arguments: Mapping[str, Any],
-    fingerprints: Mapping[str, str],
-    variations: Sequence[str],
-) -> None:
-    """Append a command to the runs of a workspace, and let names stand for its artifacts.
-
-    Args:
-        arguments: Its config, data, changes and stage.
-        fingerprints: Fingerprints of what it built or found, by the names of the steps.
-        variations: Its changes that make a variant of the configuration.
-    """
-    line = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": arguments["config"],
-        "data": arguments["data"],
-        "changes": arguments["changes"],
-        "stage": arguments["stage"],
-        "artifacts": dict(fingerprints),
-    }
-    text = json.dumps(line, ensure_ascii=False) + "\n"
-    write_refs(workspace, arguments["config"], variations, fingerprints)
-
-    # A single write to a file that is open for appending: lines of two commands do not mix.
-    with (workspace / RUNS).open("ab+") as file:
-        # A power failure may have truncated the last line, which must not take this one with it.
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        is_truncated = file.read(1) not in (b"", b"\n")
-        if is_truncated:
-            text = f"\n{text}"
-        file.write(text.encode())
 
 
 def write_refs(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alpro.artifact import Record
 from alpro.credentials import find_credentials
@@ -15,7 +15,7 @@ from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.locks import check_locks
 from alpro.log import log
-from alpro.names import config_name, record_run
+from alpro.names import config_name, write_refs
 from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
 from alpro.pipeline.config.command import changed_key, covers
 
@@ -54,7 +54,6 @@ def run(
     from alpro.pipeline.config.load import variations
     from alpro.pipeline.plan.checks import check_plan
     from alpro.pipeline.plan.plan import make_plan
-    from alpro.pipeline.reports.summaries import finished_steps, report_file
     from alpro.pipeline.reports.terminal import print_results
 
     # Before anything starts.
@@ -64,26 +63,19 @@ def run(
         print_plan(plan, options.json)
         return
 
-    report = report_file(root, plan)
-    parameters = {
-        "config": command.config,
-        "data": "",
-        "changes": list(command.changes),
-        "stage": stage,
-    }
     # Another MLflow server gets a run of its own, also if everything exists.
-    existing = [] if options.tracking_uri else finished_steps(plan, report)
+    existing = [] if options.tracking_uri else plan.finished_steps
     if existing:
         log.info("every artifact exists: no run was started")
         # STAGE stands for what the last command built or found.
         fingerprints = {step.name: step.fingerprint for step in existing}
-        record_run(root, parameters, fingerprints, variations(command))
+        write_refs(root, command.config, variations(command), fingerprints)
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
-        folders = run_flow(plan, parameters, root, options.tracking_uri, wait)
+        folders = run_flow(plan, options.tracking_uri, wait)
 
     paths = {name: Path(folder) for name, folder in folders.items()}
-    print_results(paths, root, report, options.json)
+    print_results(paths, root, plan.report, options.json)
 
 
 def study(
@@ -126,13 +118,7 @@ def study(
         raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
 
 
-def run_flow(
-    plan: "Plan",
-    parameters: dict[str, Any],
-    root: Path,
-    tracking_uri: str,
-    wait: Callable[[], None],
-) -> dict[str, str]:
+def run_flow(plan: "Plan", tracking_uri: str, wait: Callable[[], None]) -> dict[str, str]:
     """Run a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
     with outside_current_folder():
         from alpro.pipeline.flows import flow  # imports Prefect and MLflow: the server starts
@@ -140,9 +126,9 @@ def run_flow(
     from alpro.pipeline.tracking.tracker import Tracker
 
     # A new store is created while the server creates its own.
-    tracker = Tracker.open(tracking_uri, root, plan.settings.name)
+    tracker = Tracker.open(tracking_uri, plan.workspace, plan.settings.name)
     wait()
-    return flow.start(plan, parameters, root, tracker)
+    return flow.start(plan, tracker)
 
 
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:

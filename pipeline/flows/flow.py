@@ -29,17 +29,17 @@ from pydantic import Field, JsonValue
 
 from alpro.environment import prepare
 from alpro.interpreter import set_parent_death_signal
-from alpro.pipeline.config.command import Command, data_changes
+from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.pipeline.config.load import shipped
 from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.flows.tasks import CURRENT_RUN, get_failed_state, step_task
-from alpro.pipeline.plan.changes import changed_code, changed_values, commit_text
 from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
-from alpro.pipeline.reports.summaries import latest_summary, report_file
 from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.store.runs import Run, Runs
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
@@ -62,8 +62,6 @@ StageName = (
 
 def start(
     plan: Plan,
-    arguments: dict[str, Any],
-    workspace: Path,
     tracker: Tracker,
     title: str = "",
     tags: dict[str, str] | None = None,
@@ -71,23 +69,22 @@ def start(
     """Run a plan as a flow of this process. Returns the folder of each artifact.
 
     Args:
-        arguments: config, data, changes and stage, as of `alpro`.
         title: of the run in MLflow; by default that of `get_title`.
         tags: of the run in MLflow.
     """
-    title = title or get_title(plan, arguments)
+    title = title or get_title(plan)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     # Prefect's own result lacks the error if the server's answer to its first request is lost.
     result: Future[dict[str, str]] = Future()
 
     # Prefect's page shows the parameters.
-    def body(config: str, data: str, changes: list[str], stage: str) -> Any:
+    def body(config: str, changes: list[str], stage: str) -> Any:
         # When a flow starts in the main thread, Prefect replaces the handler of SIGTERM. The
         # command's own goes back, so that the command ends as after Ctrl-C.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
         try:
-            result.set_result(run(plan, arguments, workspace, tracker, title=title, tags=tags))
+            result.set_result(run(plan, tracker, title=title, tags=tags))
         except EXPECTED as error:
             result.set_exception(error)
             return get_failed_state(error)
@@ -100,7 +97,8 @@ def start(
         persist_result=False,
         task_runner=THREADS,
     )
-    state = flow(**arguments, return_state=True)
+    command = plan.command
+    state = flow(command.config, [*command.changes], command.stage, return_state=True)
     return result.result() if result.done() else state.result()
 
 
@@ -108,12 +106,8 @@ def get_run_name() -> str:
     """Return the name of a run from its parameters alone, before there is a plan."""
     parameters = flow_run.parameters
     config = Path(str(parameters.get("config", ""))).stem
-    arguments = {
-        "stage": parameters.get("stage") or "",
-        "data": parameters.get("data") or "",
-        "changes": parameters.get("changes") or [],
-    }
-    return run_title(config, "", arguments)
+    changes = data_changes(parameters.get("data") or "", parameters.get("changes") or ())
+    return run_title(config, "", changes, parameters.get("stage") or "")
 
 
 @prefect.flow(
@@ -142,7 +136,6 @@ def alpro(
     """
     try:
         workspace = open_workspace()
-        arguments = {"config": config, "data": data, "changes": changes, "stage": stage}
         plan = make_plan(Command(config, data_changes(data, changes), stage), workspace)
         deployments = find_deployments()
         check_plan(plan, deployments)
@@ -152,10 +145,8 @@ def alpro(
         parent = tracker.find_pipeline(flow_run.parent_flow_run_id or "")
         return run(
             plan,
-            arguments,
-            workspace,
             tracker,
-            title=get_title(plan, arguments),
+            title=get_title(plan),
             deployments=deployments,
             parent=parent,
         )
@@ -206,16 +197,18 @@ def find_deployments() -> dict[str, str]:
     }
 
 
-def get_title(plan: Plan, arguments: dict[str, Any]) -> str:
-    """Return the name of a run: what it changes, its stage and data, the configuration and the last
-    step's fingerprint."""
-    return run_title(plan.settings.name, plan.steps[-1].fingerprint, arguments)
+def get_title(plan: Plan) -> str:
+    """Return the name of a run: what it changes in its steps, its stage, the configuration and the
+    last step's fingerprint."""
+    names = [step.name for step in plan.steps]
+    changes = [
+        change for change in plan.command.changes if any(concerns(change, name) for name in names)
+    ]
+    return run_title(plan.settings.name, plan.steps[-1].fingerprint, changes, plan.command.stage)
 
 
-def run(  # noqa: PLR0913 - what a command and a deployment know of a run
+def run(
     plan: Plan,
-    arguments: dict[str, Any],
-    workspace: Path,
     tracker: Tracker,
     *,
     title: str,
@@ -229,11 +222,19 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
     """
-    started = datetime.now(UTC)
-    commit = git_commit()
-    reports = report_file(workspace, plan).parent
-    earlier = latest_summary(reports, plan.settings.name, started.isoformat(timespec="seconds"))
-    other_code = changed_code(commit, earlier)
+    command = plan.command
+    log_entry = Run(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=command.config,
+        changes=command.changes,
+        stage=command.stage,
+        folder=str(Path.cwd()),
+        commit=git_commit(),
+        title=title,
+        report=plan.report.name,
+    )
+    if not parent:
+        Runs(plan.workspace).begin(log_entry)
 
     mlflow_run: AbstractContextManager[str]
     if parent:
@@ -241,22 +242,16 @@ def run(  # noqa: PLR0913 - what a command and a deployment know of a run
     else:
         all_tags = dict(tags or {}) | name_flow_run(title)
         # A comparison of two runs shows that their code differs.
-        params = {"commit": commit_text(commit)} | plan.settings.as_written()
+        params = {"commit": describe_commit(log_entry.commit)} | plan.settings.as_written()
         mlflow_run = tracker.run(title, params, all_tags)
 
     with mlflow_run as run_id:
         current = PipelineRun(
             plan,
-            arguments,
-            workspace,
+            log_entry,
             remote_deployments=deployments or {},
             tracker=tracker,
             mlflow_run=run_id,
-            title=title,
-            started=started,
-            commit=commit,
-            changed=changed_values(arguments, plan.settings),
-            changed_code=other_code,
         )
         if parent:
             run_steps(current)

@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,16 @@ from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.files import atomic_write, write_json
+from alpro.files import atomic_write
 from alpro.log import log
-from alpro.names import record_run
+from alpro.names import write_refs
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.execution.processes import Processes
+from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.reports.document import describe_run
-from alpro.pipeline.reports.summaries import (
-    FAILED,
-    FINISHED,
-    STOPPED,
-    report_file,
-)
 from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS
@@ -46,12 +42,9 @@ class PipelineRun:
     """A run of a plan, whose MLflow run is open.
 
     Attributes:
-        arguments: config, data, changes and stage, as of the flow.
-        workspace: the folder of artifacts and reports.
+        log_entry: the run in the log of the workspace.
         remote_deployments: the deployments that run the steps of a stage, by stage.
         mlflow_run: the id of the run in MLflow.
-        changed: changed values, each as KEY: OLD -> NEW.
-        changed_code: what changed in the code since the run before; empty if nothing did.
         artifacts_by_name: the artifact of each finished step.
         cached: names of the steps whose artifacts existed.
         failures: by the name of a step, why it has no artifact.
@@ -60,16 +53,10 @@ class PipelineRun:
     """
 
     plan: Plan
-    arguments: Mapping[str, Any]
-    workspace: Path
+    log_entry: Run
     remote_deployments: Mapping[str, str]
     tracker: Tracker
     mlflow_run: str
-    title: str
-    started: datetime
-    commit: str
-    changed: list[str]
-    changed_code: str
     artifacts_by_name: dict[str, tuple[Path, Record]] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     failures: dict[str, BaseException] = field(default_factory=dict)
@@ -77,11 +64,11 @@ class PipelineRun:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def command(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The command as an artifact's record has it, with the folder that its paths are relative
         to."""
-        arguments = {name: self.arguments[name] for name in ("config", "data", "changes")}
-        return {**arguments, "folder": str(Path.cwd())}
+        run = self.log_entry
+        return {"config": run.config, "changes": list(run.changes), "folder": run.folder}
 
     @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
@@ -117,18 +104,16 @@ class PipelineRun:
             processes.stop()
 
     def write_report(self, error: BaseException | None) -> None:
-        """Write the report with its summary as JSON, and show the results in MLflow and Prefect.
+        """Write the end of the run into the log, and the report, and show the results in MLflow and
+        Prefect.
 
         error: what ended the run, if it did not finish.
         """
-        run_summary = self.summarize(error)
+        log_entry = self.end(error)
         artifacts = list(self.artifacts.values())
-        fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
-        # Also of a run that failed: STAGE stands for what was built last.
-        record_run(self.workspace, self.arguments, fingerprints, variations(self.plan.command))
-
-        report = report_file(self.workspace, self.plan)
-        document = describe_run(run_summary, artifacts)
+        report = self.plan.report
+        changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
+        document = describe_run(log_entry, self.plan.steps, artifacts, changes)
         # The server of a command ends with it: no link leads to its page.
         context = FlowRunContext.get()
         flow_run = context.flow_run if context and not is_command_line() else None
@@ -137,14 +122,13 @@ class PipelineRun:
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
             temporary.write_text(document.page(links), "utf-8")
-        write_json(report.with_suffix(".json"), run_summary)
 
         # The report is one of the files of MLflow's run, which has a page for each.
         in_mlflow = {"Report": self.tracker.page(self.mlflow_run, report.name), "Prefect": prefect}
         self.tracker.log_pipeline(
             self.mlflow_run,
             artifacts,
-            files=[report, report.with_suffix(".json")],
+            files=[report],
             figures=document.figures,
             description=document.markdown(in_mlflow, MAX_DESCRIPTION),
         )
@@ -157,7 +141,7 @@ class PipelineRun:
                 "MLflow": self.get_mlflow_page(""),
             }
             text = document.markdown(links | {"Prefect": prefect})
-            create_markdown_artifact(text, key="results", description=self.title)
+            create_markdown_artifact(text, key="results", description=log_entry.title)
 
     def get_mlflow_page(self, default_server: str, file: str = "") -> str:
         """Return the address of the run in MLflow, or of one of its files; empty without a run or
@@ -170,37 +154,51 @@ class PipelineRun:
         known = self.mlflow_run and server
         return f"{server}/{self.tracker.page(self.mlflow_run, file)}" if known else ""
 
-    def summarize(self, error: BaseException | None) -> dict[str, Any]:
-        """Return the summary of the run, as it is written beside the report."""
-        settings = self.plan.settings
+    def end(self, error: BaseException | None) -> Run:
+        """Write how the run ended into the log. STAGE stands for what was built last, also by a run
+        that failed."""
         state = FINISHED
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
-
-        return {
-            "title": self.title,
-            "name": settings.name,
-            "stage": self.arguments["stage"],
+        began = datetime.fromisoformat(self.log_entry.at)
+        fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
+        states = {}
+        for step in self.plan.steps:
+            states[step.name] = self.get_state(step, finished=error is None)
+        values: dict[str, Any] = {
             "state": state,
             "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
-            "commit": self.commit,
-            "arguments": self.command,
-            "changed": self.changed,
-            "changed_code": self.changed_code,
-            "config": settings.model_dump(mode="json"),
-            "steps": [
-                {
-                    "name": step.name,
-                    "stage": step.stage,
-                    "fingerprint": step.fingerprint,
-                    "inputs": [source.name for source in step.inputs.values()],
-                    "state": self.get_state(step, finished=error is None),
-                }
-                for step in self.plan.steps
-            ],
+            "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
+            "steps": fingerprints,
+            "states": states,
         }
+
+        run = replace(self.log_entry, **values)
+        Runs(self.plan.workspace).end(run, **values)
+        write_refs(self.plan.workspace, run.config, variations(run.command), fingerprints)
+        return run
+
+    def describe_changes(self, earlier: Sequence[Run]) -> list[str]:
+        """Return how the artifacts of this run differ from the last ones of the same steps; if no
+        run has any of them, the changes of the command.
+
+        Args:
+            earlier: Runs of the same configuration, the last one first.
+        """
+        steps: dict[str, str] = {}
+        for run in reversed(earlier):
+            steps |= run.steps
+        if not steps.keys() & self.artifacts:
+            return list(self.log_entry.changes)
+
+        records = {record.fingerprint: record for _, record in self.plan.store.all()}
+        before = []
+        after = []
+        for name, fingerprint in steps.items():
+            if name in self.artifacts and fingerprint in records:
+                before.append(records[fingerprint])
+                after.append(self.artifacts[name][1])
+        return [describe(one) for one in differences(origin(*before), origin(*after))]
 
     def get_state(self, step: Step, finished: bool) -> str:
         """Return what became of a step, in a word."""

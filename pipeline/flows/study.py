@@ -157,19 +157,10 @@ def run_study(
     failed: dict[str, str] = {}
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
-        command = member.plan.command
-        arguments = {
-            "config": command.config,
-            "data": "",
-            "changes": list(command.changes),
-            "stage": study.until,
-        }
         labels = {"variant": member.variant, "seed": member.seed}
         tags = {"study": study.name} | {name: str(value) for name, value in labels.items()}
         try:
-            folders = flow.start(
-                member.plan, arguments, root, tracker, title=member.title, tags=tags
-            )
+            folders = flow.start(member.plan, tracker, title=member.title, tags=tags)
         except Exception as error:
             # The study was stopped, and not only this run.
             if status_after(error) == "KILLED":

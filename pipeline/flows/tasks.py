@@ -162,7 +162,11 @@ def build(run: PipelineRun, step: Step, launch: Launch) -> Record:
         tags["prefect_run"] = str(context.task_run.id)
         tags["prefect_flow_run"] = str(context.task_run.flow_run_id)
     with run.tracker.stage_run(step.description, folder, run.mlflow_run, tags) as mlflow_run:
-        run_info = {"commit": run.commit, "mlflow_run": mlflow_run, "arguments": run.command}
+        run_info = {
+            "commit": run.log_entry.commit,
+            "mlflow_run": mlflow_run,
+            "arguments": run.arguments,
+        }
         return store.make(step, work, run_info)
 
 
@@ -180,7 +184,11 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
     # Not timeout=None: that does not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name,
-        parameters={**run.arguments, "stage": step.name},
+        parameters={
+            "config": run.log_entry.config,
+            "changes": list(run.log_entry.changes),
+            "stage": step.name,
+        },
         timeout=0,
         flow_run_name=stage_title(step.description),
     )

@@ -136,6 +136,16 @@ def describe(difference: Difference) -> str:
     return f"{difference.name} = {new} (previous run: {old})"
 
 
+def describe_commit(commit: str) -> str:
+    """Return the commit of a record, whose "+" stands for files that differ from it.
+
+    >>> describe_commit("0123abc+")
+    '0123abc, with uncommitted changes'
+    """
+    changed = ", with uncommitted changes" if commit.endswith("+") else ""
+    return commit.removesuffix("+") + changed
+
+
 def setting_name(record: Record, key: str) -> str:
     """Return the key by which the user sets a value of a stage.
 

@@ -16,6 +16,7 @@ from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
 from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.store.artifacts import Store
+from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
@@ -32,6 +33,17 @@ class Plan:
     steps: list[Step]
     store: Store
 
+    @property
+    def workspace(self) -> Path:
+        """The folder of artifacts and reports."""
+        return self.store.root.parent
+
+    @property
+    def report(self) -> Path:
+        """The page of a run of this plan."""
+        name = f"{self.settings.name}-{self.steps[-1].fingerprint[:6]}.html"
+        return self.workspace / "reports" / name
+
     @cached_property
     def snapshot(self) -> Snapshot:
         """The store as it is when the plan is first asked about it."""
@@ -46,6 +58,17 @@ class Plan:
     def steps_to_run(self) -> list[Step]:
         """The steps whose artifacts have to be built, in order."""
         return [step for step in self.required if not self.snapshot.find(step)]
+
+    @property
+    def finished_steps(self) -> list[Step]:
+        """The steps of a run that has nothing to do: every artifact is in the workspace, which has
+        an MLflow store, and the last run of these steps did not fail or stop. Empty if anything is
+        left to do."""
+        last = Runs(self.workspace).last(self.report.name)
+        was_finished = last is None or last.state == FINISHED
+        if not was_finished or not (self.workspace / "mlflow.db").is_file():
+            return []
+        return [] if self.steps_to_run else self.required
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:

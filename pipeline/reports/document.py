@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from markdown_it import MarkdownIt
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 
 from alpro.artifact import Record
 from alpro.files import read_json
-from alpro.pipeline.plan.changes import built_before, commit_text
+from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
     CONTROL,
@@ -32,10 +31,13 @@ from alpro.pipeline.reports.results import (
     tables,
 )
 from alpro.pipeline.reports.verdict import compare_with_start, headline
+from alpro.pipeline.store.runs import Run
+from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
+MAX_CHANGES = 8  # that a summary lists
 # What the pictures of the stages show, by the name of the file.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
@@ -148,12 +150,16 @@ def make_anchor(heading: str) -> str:
     return re.sub(r"\W+", "-", heading.lower())
 
 
-def describe_run(run: Mapping[str, Any], artifacts: Artifacts) -> Document:
+def describe_run(
+    run: Run, steps: Sequence[Step], artifacts: Artifacts, changes: Sequence[str] = ()
+) -> Document:
     """Return the document of a run.
 
     Args:
-        run: Title, state, reason, times, commit, arguments and steps of the run.
+        run: Run that has ended.
+        steps: Steps of its plan.
         artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
+        changes: What differs from the run before.
     """
     results = rows(artifacts)
     scores = main_rows(results)
@@ -179,45 +185,42 @@ def describe_run(run: Mapping[str, Any], artifacts: Artifacts) -> Document:
         parts[record.name] = "\n\n".join(show_picture(quote(str(path))) for path in pictures)
     parts["Data"] = show_table(list_corpora(artifacts))
     parts["Rejected"] = show_table(count_rejects(artifacts))
-    parts["Stages"] = show_table(list_stages(run, artifacts))
+    parts["Stages"] = show_table(list_stages(run, steps, artifacts))
     parts["Run"] = describe_command(run, artifacts)
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
-    return Document(run["title"], summarize(run, artifacts, results), sections, drawn)
+    return Document(run.title, summarize(run, artifacts, results, changes), sections, drawn)
 
 
-def summarize(run: Mapping[str, Any], artifacts: Artifacts, results: Rows) -> str:
+def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[str]) -> str:
     """Return what a run reached, on how many clips, beside chance, and what it changed.
 
     Pages fold a description after a few lines, so it begins on the line of the links.
     """
-    state = f"**{run['state'].capitalize()}**"
-    reason = f": {escape(run['reason'])}" if run["reason"] else ""
+    state = f"**{run.state.capitalize()}**"
+    reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    changes = run.get("changed") or run["arguments"]["changes"]
-    changed = (
-        f"Changed: {', '.join(map(format_code, changes))}" if changes else "No value was changed"
-    )
-    if run.get("changed_code"):
-        changed += f"; {escape(run['changed_code'])}"
-
+    shown = [format_code(change) for change in changes[:MAX_CHANGES]]
+    if len(changes) > MAX_CHANGES:
+        shown.append(f"and {len(changes) - MAX_CHANGES} more")
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        f"{changed}.",
+        f"Changed: {', '.join(shown)}." if shown else "No value was changed.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
 
 
-def describe_command(run: Mapping[str, Any], artifacts: Artifacts) -> str:
+def describe_command(run: Run, artifacts: Artifacts) -> str:
     """Return when a run started, how long it took, and what it was called with."""
-    arguments = run["arguments"]
-    data = f", data {format_code(arguments['data'])}" if arguments["data"] else ""
-    older = built_before(run["commit"], [record for _, record in artifacts])
-    started = run["started"][:19].replace("T", " ")
+    started = run.at[:19].replace("T", " ")
+    words = format_code(" ".join(["alpro", *run.command.words]))
+    commits = dict.fromkeys(record.run.get("commit", "") for _, record in artifacts)
+    older = [describe_commit(commit) for commit in commits if commit not in ("", run.commit)]
+    before = f"; stages that existed before: {' and '.join(older)}" if older else ""
     return (
-        f"Started {started} UTC, took {format_duration(run['seconds'])}. Configuration "
-        f"{format_code(arguments['config'])}{data}, commit {commit_text(run['commit'])}{older}."
+        f"Started {started} UTC, took {format_duration(run.seconds)}. {words}, commit "
+        f"{describe_commit(run.commit)}{before}."
     )
 
 
@@ -256,20 +259,21 @@ def count_rejects(artifacts: Artifacts) -> Table:
     return Table("Rejected", ["", "reason", "items"], lines)
 
 
-def list_stages(run: Mapping[str, Any], artifacts: Artifacts) -> Table:
+def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
     """Return the steps of a run: how long each took, what it read, and what it counted."""
     records = {record.name: record for _, record in artifacts}
     lines = []
-    for step in run["steps"]:
-        record = records.get(step["name"], Record())
-        built = step["state"] == "built"
-        time = format_duration(record.run["seconds"]) if built else step["state"]
+    for step in steps:
+        record = records.get(step.name, Record())
+        state = run.states.get(step.name, "")
+        time = format_duration(record.run["seconds"]) if state == "built" else state
         # The tables of results have what an evaluation counts.
         counts = {} if record.stage in EVALUATIONS else record.counts
         text = ", ".join(
             f"{key.replace('_', ' ')} {value}" for key, value in counts.items() if value
         )
-        lines.append([step["name"], step["fingerprint"][:8], time, ", ".join(step["inputs"]), text])
+        inputs = ", ".join(source.name for source in step.inputs.values())
+        lines.append([step.name, step.fingerprint[:8], time, inputs, text])
 
     heads = ["stage", "fingerprint", "time", "inputs", "counts"]
     return Table("Stages", heads, lines, texts=True)

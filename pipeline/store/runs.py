@@ -1,4 +1,4 @@
-"""The log of the commands of a workspace, runs.jsonl. What else tells of a command has its id.
+"""The log of the commands of a workspace, runs.jsonl.
 
 A line is written when a run begins, and another when it ends. A run that was killed has only the
 first.
@@ -15,6 +15,9 @@ from uuid import uuid4
 from alpro.pipeline.config.command import Command
 
 FILE = "runs.jsonl"
+FINISHED = "finished"
+FAILED = "failed"
+STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class Run:
     folder: str = ""  # that relative paths are relative to
     commit: str = ""
     title: str = ""
+    report: str = ""  # name of its page
     id: str = field(default_factory=lambda: uuid4().hex)
     # Known at its end.
     state: str = "unfinished"
     reason: str = ""  # why it did not finish
     seconds: float = 0.0
     steps: Mapping[str, str] = field(default_factory=dict)  # fingerprints of artifacts by step
-    report: str = ""  # file, relative to the workspace
+    states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
 
     @property
     def command(self) -> Command:
@@ -73,19 +77,20 @@ class Runs:
             runs.append(Run(**known))
         return runs
 
-    def find(self, id: str) -> Run | None:
-        """Return the run with an id."""
-        return next((run for run in self.all() if run.id == id), None)
-
-    def previous(self, run: Run) -> Run | None:
-        """Return the run of the same configuration that began last before another one."""
-        earlier = None
+    def earlier(self, run: Run) -> list[Run]:
+        """Return the runs of the same configuration that began before another one, the last one
+        first."""
+        runs: list[Run] = []
         for one in self.all():
             if one.id == run.id:
                 break
             if one.command.config_name == run.command.config_name:
-                earlier = one
-        return earlier
+                runs.insert(0, one)
+        return runs
+
+    def last(self, report: str) -> Run | None:
+        """Return the last run of the steps that a page reports."""
+        return next((run for run in reversed(self.all()) if run.report == report), None)
 
     def _append(self, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, ensure_ascii=False) + "\n"

@@ -3,11 +3,10 @@
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -22,20 +21,17 @@ DIGEST_LENGTH = 8  # characters
 FIRST_STORAGE_COLUMN = "shard"  # of index.parquet
 
 
-def run_title(name: str, fingerprint: str, arguments: Mapping[str, Any]) -> str:
+def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -> str:
     """Return the name of a pipeline's run.
 
-    Pages cut long names, so it begins with what differs between runs: the changes, the stage and
-    the data. The configuration and the fingerprint of the last step follow.
+    Pages cut long names, so it begins with what differs between runs: the changes and the stage.
+    The configuration and the fingerprint of the last step follow.
 
-    >>> changed = {"changes": ["finetune_qa.lr=4e-4"], "stage": "", "data": "/home/me/films"}
-    >>> run_title("sample", "6e0aa0", changed)
-    'qa.lr=4e-4 · films · sample 6e0aa0'
+    >>> run_title("sample", "6e0aa0", ["finetune_qa.lr=4e-4"], "")
+    'qa.lr=4e-4 · sample 6e0aa0'
     """
-    changes = " ".join(map(shorten_change, arguments["changes"]))
-    data = Path(arguments["data"]).name
     mark = f"{name} {fingerprint[:6]}".strip()
-    return " · ".join(part for part in (changes, arguments["stage"], data, mark) if part)
+    return " · ".join(filter(None, (" ".join(map(shorten_change, changes)), stage, mark)))
 
 
 def shorten_change(change: str) -> str:

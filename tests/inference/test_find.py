@@ -12,7 +12,7 @@ from alpro.inference.find import Found, find_prompter, model_digest, resolve
 from alpro.inference.index import Index, IndexSettings
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
-from alpro.names import record_run
+from alpro.names import write_refs
 from tests.conftest import one_line
 
 
@@ -53,9 +53,7 @@ def prompter(artifact):
 
 
 def run(workspace: Path, **steps: str) -> None:
-    arguments = {"config": "sample", "data": "", "changes": [], "stage": ""}
-    fingerprints = {name: mark * 32 for name, mark in steps.items()}
-    record_run(workspace, arguments, fingerprints, ())
+    write_refs(workspace, "sample", (), {name: mark * 32 for name, mark in steps.items()})
 
 
 def test_a_model_is_found_by_the_names_of_its_artifact(artifact, tmp_path):

@@ -1,7 +1,6 @@
 """What tests of flows share: Prefect's server for tests, and one small pipeline that ran from end
 to end."""
 
-import json
 import shutil
 import signal
 import sqlite3
@@ -15,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from alpro.files import digest
+from alpro.pipeline.store.runs import Run, Runs
 from tests.plans import plan_of
 
 if TYPE_CHECKING:
@@ -189,11 +189,10 @@ def alpro(
     from alpro.pipeline.flows.flow import start
     from alpro.pipeline.tracking.tracker import Tracker
 
-    arguments = {"config": config, "data": data, "changes": list(changes), "stage": stage}
     with in_process():
         plan = plan_of(config, *changes, workspace=workspace, data=data, stage=stage)
         tracker = Tracker.open(uri, workspace, plan.settings.name)
-        return start(plan, arguments, workspace, tracker)
+        return start(plan, tracker)
 
 
 @pytest.fixture
@@ -236,18 +235,15 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     return nested.pop(""), nested
 
 
-def summary_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, Any]:
-    """The summary beside the report of the last run with these arguments."""
-    found = [json.loads(path.read_text()) for path in (workspace / "reports").glob("*.json")]
-    (one,) = (
-        run for run in found if (run["arguments"]["changes"], run["stage"]) == ([*changes], stage)
-    )
-    return one
+def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> Run:
+    """The last run with these arguments, as the log has it."""
+    asked = (tuple(changes), stage)
+    return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][-1]
 
 
 def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, str]:
     """What became of the steps of a run, by name."""
-    return {step["name"]: step["state"] for step in summary_of(workspace, changes, stage)["steps"]}
+    return dict(last_run(workspace, changes, stage).states)
 
 
 def statuses_of(workspace: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from alpro.files import write_json
 from alpro.log import warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.options import Source
+from alpro.pipeline.config.command import Command
 from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import ROOT, TINY, write_artifact
 
@@ -407,9 +408,9 @@ def test_options_reach_the_flow(tmp_path, monkeypatch, capsys):
         words = [stage] if stage else []
         status, _, err = call(monkeypatch, capsys, "run", *words, *shared, *options)
 
-        plan, parameters, *where = received.pop()
-        assert (status, where) == (0, [tmp_path, "opened http://host:5000"]), err
-        assert parameters == {"config": TINY, "data": "", "changes": changes, "stage": stage}
+        plan, tracker = received.pop()
+        assert (status, tracker) == (0, "opened http://host:5000"), err
+        assert plan.command == Command(TINY, tuple(changes), stage)
         assert plan.steps[-1].name == last
 
 

@@ -23,9 +23,9 @@ from tests.pipeline.conftest import (
     STAGES,
     TINY,
     in_process,
+    last_run,
     runs,
     states_of,
-    summary_of,
 )
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -108,7 +108,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     )
     started = deployed(client, changes)
     (parent, *others), nested = runs(workspace)
-    parameters = {"config": TINY, "data": "", "changes": changes}
+    parameters = {"config": TINY, "changes": changes}
     assert started == [
         ("alpro/finetune_qa", parameters | {"stage": "finetune_qa"}),
         ("alpro/evaluate", parameters | {"stage": "evaluate qa"}),
@@ -119,7 +119,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
         "built",
         "built",
     )
-    title = summary_of(workspace, changes)["title"]
+    title = last_run(workspace, changes).title
     assert client.update_flow_run.call_args_list[0].kwargs["name"] == title
     assert title.startswith("qa.lr=2e-3 · tiny ")
 
@@ -127,7 +127,7 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
     stages = {run.data.tags["stage"] for run in nested[parent.info.run_id]}
     assert stages == {"finetune_qa", "evaluate"}
     note = parent.data.tags["mlflow.note.content"]
-    assert re.search(r"Changed: `finetune_qa.lr: [\d.]+ -> 0.002`", note)
+    assert re.search(r"`finetune_qa.lr = 0.002 \(previous run: [\d.]+\)`", note)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,11 @@ from mlflow.tracking import MlflowClient
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.files import write_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
-from alpro.pipeline.flows import flow
-from alpro.pipeline.reports.summaries import finished_steps, report_file
 from alpro.pipeline.store.checksums import verify
+from alpro.pipeline.store.runs import Run, Runs
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
@@ -167,26 +165,26 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkey
 
 def test_which_runs_have_nothing_to_do(first, workspace, tmp_path):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
-    report = report_file(tmp_path, plan_of(TINY, workspace=tmp_path))
 
     def finished(*changes: str) -> list[str]:
-        return [
-            step.name
-            for step in finished_steps(plan_of(TINY, *changes, workspace=tmp_path), report)
-        ]
+        plan = plan_of(TINY, *changes, workspace=tmp_path)
+        return [step.name for step in plan.finished_steps]
 
     assert finished() == []  # nothing of it is in MLflow
     (tmp_path / "mlflow.db").touch()
     assert finished() == STAGES
     assert finished("evaluate.seed=77") == []
-    report.parent.mkdir()
+    runs = Runs(tmp_path)
     for state, steps in (("stopped", []), ("failed", []), ("finished", STAGES)):
-        write_json(report.with_suffix(".json"), {"state": state})
+        run = Run(config=TINY, report=plan_of(TINY, workspace=tmp_path).report.name)
+        runs.begin(run)
+        runs.end(run, state=state)
         assert finished() == steps, state
+
+    # Nothing that has to run needs it.
     shutil.rmtree(tmp_path / "artifacts" / "pretrain")
-    assert finished() == [
-        name for name in STAGES if name != "pretrain"
-    ]  # nothing that has to run needs it
+    assert finished() == [name for name in STAGES if name != "pretrain"]
+
     shutil.rmtree(tmp_path / "artifacts" / "evaluate")
     assert finished() == []
 
@@ -274,14 +272,6 @@ def test_a_dry_run_says_what_would_run_and_why(first, workspace):
         "to run",
         "decode_videos stills input sample differs",
     )
-    arguments = {
-        "config": "configs/own.toml",
-        "data": "/home/me/films",
-        "changes": ["a=1", "b=2"],
-        "stage": "evaluate",
-    }
-    title = f"a=1 b=2 · evaluate · films · tiny {Path(first['evaluate qa']).name[:6]}"
-    assert flow.get_title(plan_of(TINY, workspace=workspace), arguments) == title
 
 
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):

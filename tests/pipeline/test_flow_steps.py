@@ -20,10 +20,10 @@ from tests.pipeline.conftest import (
     STAGES,
     TINY,
     alpro,
+    last_run,
     newest_runs,
     states_of,
     statuses_of,
-    summary_of,
 )
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -100,9 +100,9 @@ def test_a_failure_stops_only_what_depends_on_it(together, workspace, monkeypatc
     assert all(f"failed: {name} broke" in printed for name in record.started)
     assert "evaluate retrieval: skipped, because an input failed" in printed
     assert statuses_of(workspace) == dict.fromkeys(["", *record.started], "FAILED")
-    summary = summary_of(workspace, CORPORA)
+    run = last_run(workspace, CORPORA)
     states = states_of(workspace, CORPORA)
-    assert (summary["state"], summary["reason"]) == ("failed", "decode_videos clips broke")
+    assert (run.state, run.reason) == ("failed", "decode_videos clips broke")
     assert {name for name in STAGES if states[name] == "failed"} == {*record.started}
     assert (states["render_sample"], states["evaluate retrieval"]) == ("cached", "unfinished")
 
@@ -172,7 +172,7 @@ def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, works
 
     stages = {"finetune_retrieval": "KILLED", "finetune_qa": "KILLED"}
     assert statuses_of(workspace) == {"": "KILLED", **stages}
-    assert summary_of(workspace, changes)["state"] == "stopped"
+    assert last_run(workspace, changes).state == "stopped"
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
 
 

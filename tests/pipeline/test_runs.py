@@ -27,7 +27,6 @@ def test_a_run_is_read_as_it_was_written(runs):
     assert (read.id, read.at, read.state, read.seconds) == (run.id, run.at, "finished", 1.5)
     assert read.command == Command("my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain")
     assert read.steps == {"pretrain": "ab" * 32}
-    assert runs.find(run.id) == read
 
 
 def test_a_run_that_was_killed_is_unfinished(runs):
@@ -36,15 +35,15 @@ def test_a_run_that_was_killed_is_unfinished(runs):
     assert run.state == "unfinished"
 
 
-def test_the_previous_run_is_the_last_one_of_the_same_configuration(runs):
+def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
     first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
     second = begin(runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1")
     other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
     third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
     runs.end(first, state="finished")  # a run may end after another began
 
-    assert [runs.previous(run) for run in (first, other)] == [None, None]
-    assert runs.previous(third) == second
+    assert [runs.earlier(run) for run in (first, other)] == [[], []]
+    assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
 
 
 def test_a_line_that_was_cut_loses_no_other(runs, tmp_path):

@@ -215,12 +215,16 @@ def start(tmp_path, monkeypatch) -> list[Any]:
 
     errors: list[Any] = []
 
-    def run(plan, arguments, workspace, tracker, title, tags) -> dict[str, str]:
-        assert (arguments["stage"], workspace, tracker) == ("evaluate pretrained", tmp_path, opened)
+    def run(plan, tracker, title, tags) -> dict[str, str]:
+        assert (plan.command.stage, plan.workspace, tracker) == (
+            "evaluate pretrained",
+            tmp_path,
+            opened,
+        )
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain
-        assert arguments["changes"][-1] == f"pretrain.seed={config.seed}"
+        assert plan.command.changes[-1] == f"pretrain.seed={config.seed}"
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
         write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "evaluate"})

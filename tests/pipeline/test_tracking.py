@@ -379,7 +379,7 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
 
 def test_the_name_of_a_run_says_which_stages_value_is_changed():
     changes = ["finetune_retrieval.phases.0.lr = 1e-5", "model.video.depth=2", "pretrained='/a/m'"]
-    title = run_title("tiny", "3dd13e", {"changes": changes, "stage": "", "data": ""})
+    title = run_title("tiny", "3dd13e", changes, "")
     assert title == "retrieval.lr=1e-5 video.depth=2 pretrained=m · tiny 3dd13e"
 
 
