@@ -133,7 +133,7 @@ def each(
                 yield task, answer
                 continue
 
-            # Of a process that this one has started: no pickle of a file or a store is read.
+            # This process has started the sender: no pickle from a file or a store is read.
             result, error = pickle.loads(answer)
             if error is not None:
                 raise error

@@ -30,7 +30,7 @@ from alpro.threads import map_ahead
 Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
 
-MAX_FETCHED_BYTES = 4 * 2**30  # of a file at a URL
+MAX_FETCHED_BYTES = 4 * 2**30  # maximum size of a file at a URL
 DEFAULT_LIMITS = Limits()
 
 

@@ -269,7 +269,7 @@ def score(
                 distinct, text_of_pair = np.unique(pairs[rows, 0], return_inverse=True)
                 video_of_pair = pairs[rows, 1] - first_video
                 # No padding and no mask: `batches` puts texts of one length together.
-                length = int(lengths[distinct[0]])  # of all texts of the batch
+                length = int(lengths[distinct[0]])  # all texts of the batch have it
                 fused = model.multimodal_encoder.fuse_pairs(
                     text=texts.tokens[torch.from_numpy(distinct).to(device), :length],
                     text_indices=torch.from_numpy(text_of_pair).to(device),

@@ -145,7 +145,7 @@ def find_prompter(folder: Path) -> Found | None:
     Raises:
         InputError: A file of it is damaged.
     """
-    if has_model(folder / "prompter"):  # of an imported checkpoint
+    if has_model(folder / "prompter"):  # an imported checkpoint has it
         folder = folder / "prompter"
     model, prompts = find_prompts(folder)
     if prompts:

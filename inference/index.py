@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
-PARTITIONS = 1024  # of the approximate index
+PARTITIONS = 1024  # in the approximate index
 PROBES = 384  # partitions that a query reads
-DIGITS = 6  # of a similarity: beyond, equal vectors may differ
-INDEXES = "indexes.txt"  # of a workspace: a folder or an address on each line
+DIGITS = 6  # decimals of a similarity; further ones may differ for equal vectors
+INDEXES = "indexes.txt"  # in a workspace: a folder or an address on each line
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
-ORDER = ("path", "start", "id")  # of the index
+ORDER = ("path", "start", "id")  # in which the index is listed
 
 # Columns that a search shows and a condition may name, beside those of the manifest.
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")

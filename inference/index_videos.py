@@ -42,7 +42,7 @@ MAX_LISTED = 100_000  # items that are listed before the first is embedded, for 
 CHUNK = 2048  # items whose files are looked up together
 FIRST_UNIT = 8  # clips
 MAX_UNIT = 1024
-UNIT_SECONDS = 20.0  # of the units after the first, by the speed of the last one
+UNIT_SECONDS = 20.0  # duration of a unit after the first, by the speed of the last one
 MAX_SAMPLED = 1000  # files that are looked for in the folder to which a root may have moved
 
 

@@ -19,7 +19,10 @@ SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # digest of the path and of the part of the file
         ("id", pa.string()),
-        ("path", pa.string()),  # of the file or shard; stored relative to the root of the index
+        (
+            "path",
+            pa.string(),
+        ),  # location of the file or shard, stored relative to the root of the index
         ("kind", pa.string()),
         ("start", pa.float64()),  # seconds; null: the whole file
         ("end", pa.float64()),
@@ -27,8 +30,8 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("words", pa.string()),  # caption, file name and id, case folded
         ("identity", pa.string()),  # changes with the file; empty: a bad row of a manifest
-        ("member", arrow_type(Member)),  # of a tar of downloads
-        ("frame_offsets", pa.list_(pa.int64())),  # of a sample of a decoded corpus
+        ("member", arrow_type(Member)),  # place in a tar of downloads
+        ("frame_offsets", pa.list_(pa.int64())),  # places in the shard of a decoded corpus
         ("frame_sizes", pa.list_(pa.int64())),
         ("reason", pa.string()),  # why there is no embedding
         ("detail", pa.string()),

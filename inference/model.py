@@ -535,7 +535,7 @@ def non_empty_list(items: Iterable[T]) -> list[T]:
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return texts as a list. Raise InputError if it is none, is empty, or has an empty text."""
+    """Return texts as a list. Raise InputError if the list is empty, has an empty text, or is not a list."""
     listed = non_empty_list(texts)
     try:
         return [check_text(text) for text in listed]

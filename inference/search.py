@@ -241,7 +241,7 @@ class Searcher:
     def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
         clips = self.index.count(make_condition(where, words))
         shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
-        # Of the shown hits only: it asks the disk or the store about each file.
+        # Only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
         return SearchResult(flagged, clips, len(self.index), " and ".join(filter(None, shown)))
 

@@ -54,7 +54,7 @@ def truncate(tokenizer: Any, text: str, length: int) -> str:
     if len(spans) <= length:
         return text
     end = spans[length - 2][1]
-    # Of a word that is read in part, the rest would look like an unknown word.
+    # If a word is truncated, its rest would look like an unknown word.
     return text[:end] if not text[end : end + 1].isalnum() else re.sub(r"\w+$", "", text[:end])
 
 

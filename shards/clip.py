@@ -59,7 +59,7 @@ class Limits:
 
     timeout: float = 60.0  # seconds
     memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
-    max_pixels: int = 8192 * 8192  # of a frame; no side may be longer than MAX_SIDE_PIXELS
+    max_pixels: int = 8192 * 8192  # maximum pixels of a frame; no side exceeds MAX_SIDE_PIXELS
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DecodeError if a frame has too many pixels."""

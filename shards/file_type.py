@@ -21,7 +21,7 @@ VIDEO_EXTENSIONS = {
 }
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-HEAD_BYTES = 8192  # of a file, which are enough for the functions of this module
+HEAD_BYTES = 8192  # first bytes of a file that the functions of this module need
 
 
 class Placeholder(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits, error_text
 
-DEFAULT_FRAME_SECONDS = 0.1  # of a frame without a duration, as browsers show it
+DEFAULT_FRAME_SECONDS = 0.1  # browsers show a frame without a duration this long
 
 
 def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Clip:

@@ -65,7 +65,7 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
 
 def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> np.ndarray:
     """Return which samples (N,) have exactly the same caption as a training sample."""
-    sample_index = pc.list_parent_indices(captions).to_numpy()  # of each caption
+    sample_index = pc.list_parent_indices(captions).to_numpy()  # sample of each caption
     texts = pc.list_flatten(captions)
 
     training_texts = texts.filter(pa.array(in_training[sample_index]))

@@ -11,7 +11,7 @@ from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.sampling import segment_starts
 
 TILE = 176  # pixels of a frame in a picture
-MAX_CHARACTERS = 1000  # of a text in a picture
+MAX_CHARACTERS = 1000  # maximum length of a text in a picture
 MAX_LINES = 8
 LINE_HEIGHT = 17  # pixels
 INK = (25, 25, 28)

@@ -33,8 +33,8 @@ MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]  # that a reader hold
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.
 MAX_GAP_BYTES = 65536
-MAX_KEPT_SAMPLES = 2**13  # of a corpus on a disk that a reader keeps, if it has no more
-MAX_KEPT_BYTES = 2**28  # of their decoded frames, if all frames of the corpus take no more
+MAX_KEPT_SAMPLES = 2**13  # a reader caches samples of a local corpus up to this number
+MAX_KEPT_BYTES = 2**28  # and their decoded frames up to these bytes
 
 
 class Unreadable(InputError):
@@ -42,7 +42,7 @@ class Unreadable(InputError):
     the sample and the reason."""
 
 
-Span = tuple[int, int, int | None]  # of a member: offset, size (bytes), CRC-32 (None: unknown)
+Span = tuple[int, int, int | None]  # a member's offset, size (bytes) and CRC-32 (None: unknown)
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
@@ -53,10 +53,10 @@ class Sample:
 
     metadata: dict[str, Any]
     shard: Location
-    spans: list[Span]  # of each frame's JPEG
+    spans: list[Span]  # one for the JPEG of each frame
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
     kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)  # decoded frames
-    max_kept_bytes: int = 0  # of a decoded frame; a larger one is decoded again each time
+    max_kept_bytes: int = 0  # a larger decoded frame is decoded again each time
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -153,7 +153,7 @@ class ShardReader:
         # Each name once: thousands of samples may share a shard.
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
-        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # of each sample
+        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # shard of each sample
         self.table = self.table.drop_columns(["shard"])
 
         self._json_spans = np.concatenate(json_spans)

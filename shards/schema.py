@@ -66,9 +66,9 @@ class Row(BaseModel):
     end: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
     split: Literal["", "train", "validation", "test"] = ""
     group: str = ""  # items of the same source, which stay in one split
-    # Of the file in the data. It is the group of a row without one, or what a pattern finds in it.
+    # Path of the file in the data. Without a group, a row's group is the name, or what a pattern finds in it.
     name: str = ""
-    member: Member | None = None  # of the tar `path`
+    member: Member | None = None  # place in the tar `path`
     meta: dict[str, Any] = Field(default_factory=dict)  # every other column
 
     @property
@@ -164,7 +164,7 @@ def arrow_type(annotation: Any) -> pa.DataType:
         return pa.list_(arrow_type(first))
     if origin in (Literal, dict):
         return pa.string()
-    return arrow_type(first)  # of an optional or annotated value
+    return arrow_type(first)  # the value is optional or annotated
 
 
 REJECTS = arrow_schema(Reject)

@@ -206,7 +206,7 @@ def _seek_frames(
             if frame.pts is None or frame.pts <= latest:
                 raise DecodeError("unreadable", "frame times are not ascending")
             latest = frame.pts
-            # Some containers mark frames as key frames that are none.
+            # Some containers mark other frames as key frames.
             if latest == presented and frame.pict_type != intra:
                 raise DecodeError("unreadable", "a key frame that depends on other frames")
             # A corrupt frame is concealed and affects others. Those that are presented before the

@@ -46,9 +46,9 @@ URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 NETWORK_PROTOCOLS = {
     *("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"),
 }
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the local disk
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 MAX_CONCURRENT_REQUESTS = 16
-CHUNK_BYTES = 1 << 22  # of a member of a tar that are copied at a time
+CHUNK_BYTES = 1 << 22  # bytes of a tar member that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 # Keys that different stores use for a file's version, the most reliable first.
 VERSION_KEYS = [

@@ -16,7 +16,7 @@ from typing import BinaryIO
 BLOCK = tarfile.BLOCKSIZE
 GZIP = b"\x1f\x8b"  # the first bytes of a file that is compressed with gzip
 MAX_NAME = 4096  # characters
-CHUNK_BYTES = 1 << 22  # of a member that are held in memory
+CHUNK_BYTES = 1 << 22  # bytes of a member that are in memory at a time
 
 
 class DamagedTar(ValueError):

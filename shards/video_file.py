@@ -65,7 +65,9 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
             codec.flags |= av.codec.context.Flags.unaligned
             codec.thread_count = 1  # a pool has a worker per core
             codec.thread_type = "NONE"
-            codec.options = max_pixels  # of the codec, too: the size may change within the video
+            codec.options = (
+                max_pixels  # the codec checks it as well: the size may change within the video
+            )
             yield container, stream
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
         raise limits.too_slow() from None
@@ -166,7 +168,7 @@ def _read_display_matrix(frame: Any) -> tuple[int, ...]:
     matrix = copy.side_data.get(kind)
     if matrix is None:
         return (1, 0, 0, 1)
-    values = np.frombuffer(matrix, np.int32)  # of 3 x 3
+    values = np.frombuffer(matrix, np.int32)  # 9 values, row by row
     return tuple(values[[0, 1, 3, 4]].tolist())
 
 

@@ -173,7 +173,7 @@ def _index_row(
 
             is_duplicate = frame and int(frame[1]) in frames
             if is_duplicate or (not frame and metadata_member):
-                # Which of the two is right is unknown.
+                # Either of the two may be right.
                 raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
             if frame:
                 frames[int(frame[1])] = member

@@ -196,7 +196,7 @@ def decode_unit(task: DecodeUnit, config: Config, store: Units, decoder: Decoder
 def unit_key(task: DecodeUnit, config: Config) -> str:
     """Return the digest of everything that determines a shard: its rows, the identities of their
     files, and the settings."""
-    # Of all files in one call: it makes the requests to a store concurrently.
+    # One call for all files makes the requests to a store concurrently.
     files = identities(row.path for row in task.rows)
     rows = []
     for row, file in zip(task.rows, files, strict=True):
@@ -229,7 +229,7 @@ def write_unit(task: DecodeUnit, config: Config, decoder: Decoder, folder: Path)
             except DecodeError as error:
                 rejects.append(make_reject(row, error))
                 continue
-            # Of written samples only: training normalizes by these and sees no reject.
+            # Only written samples count: training sees no reject.
             sums += pixel_sums(clip.frames)
     return write_tables(task, folder, rejects, sums)
 

@@ -84,7 +84,7 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         stages = {"model": "train_prompter", "prompts": "cache_prompts"}
         add("prompter", name, {*ranking, "entity_crops"}, stages, **more)
 
-    # Of a model that is fine-tuned already, no score is pre-trained.
+    # A model that was fine-tuned before has no score as pre-trained.
     if table.retrieval and given in ("", "pretrained") and (pipeline.pretrain or given):
         add("pretrained", PRETRAINED, ranking, {"model": "pretrain"})
     if table.retrieval and (pipeline.finetune_retrieval or given == "retrieval"):

@@ -266,7 +266,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         "training": training.tolist(),
         "everything": everything.tolist(),
         "sizes": sorted(sizes),
-        # Of readable samples and rejects: statistics compare what is there with what should be.
+        # Rejects count as well: statistics compare what is there with what should be.
         "expected": count_texts(pa.Table.from_pylist([*rows.values()], schema=INDEX)),
     }
     samples = index.filter(pc.is_in(index["key"], pa.array(readable, pa.string())))

@@ -73,7 +73,7 @@ class Config(StageConfig, frozen=True):
 
 FRAMES_PER_SECOND = 8
 UNSEEN = 0.5  # fraction of the validation and test clips with a kind, color and motion not combined in training
-CAPTIONS = 5  # of a training clip
+CAPTIONS = 5  # captions of a training clip
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
 X264 |= {"x264-params": "mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
 CORPORA = ("lessons", "clips", "stills")

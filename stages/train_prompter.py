@@ -38,7 +38,7 @@ from alpro.stages.training.loop import Validate
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
-VERSION = 8  # of a CLIP, the best weights on validation
+VERSION = 8  # a CLIP keeps the best weights on validation
 
 SELECTED = "validation/vtc/mean_recall"
 

@@ -40,7 +40,7 @@ Video = Annotated[
     ),
 ]
 Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
-# Of a video, perhaps with its `frames`: words with probabilities, best first.
+# Labels a video, perhaps with its `frames`: words with probabilities, best first.
 Name = partial[list[tuple[str, float]]]
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 

@@ -194,7 +194,7 @@ def changed_values(plan: "Plan") -> list[str]:
 
     lines = []
     for change in varied:
-        # Of a table, the values that differ.
+        # Show only the values of a table that differ.
         keys = [key for key in after if covers(changed_key(change), key)]
         for key in keys:
             if len(keys) == 1 or after[key] != before.get(key):

@@ -50,7 +50,7 @@ def find_field(model: type[BaseModel], keys: Sequence[str]) -> tuple[FieldInfo |
     field = None
     annotation: Any = model
     for key in keys:
-        for kind in (annotation, *get_args(annotation)):  # of `Table | None`, the table
+        for kind in (annotation, *get_args(annotation)):  # finds the table of `Table | None`
             fields = getattr(kind, "model_fields", {})
             if key in fields:
                 field = fields[key]

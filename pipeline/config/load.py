@@ -150,7 +150,7 @@ def read_toml(path: Path) -> Values:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
 
-    # Of every key: the configuration is recorded in artifacts and shown in MLflow.
+    # Check every key: the configuration is recorded in artifacts and shown in MLflow.
     for key, value in flatten(values).items():
         refuse_credentials(f"{path}: {key}", value)
     return values

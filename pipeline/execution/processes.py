@@ -39,7 +39,7 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
 # NFS shows a file that another node has written up to a minute later.
 RESULT_SECONDS = 60.0
-LAST_LINES = 3  # of the output, in the message of a stage that failed
+LAST_LINES = 3  # lines of the output in the message of a stage that failed
 
 
 class Processes:

@@ -84,7 +84,7 @@ class PipelineRun:
             for other in self.plan.steps
             if other.stage in TRAININGS
             and other.stage not in self.remote_deployments
-            # Of two steps one of which needs the other, only one runs at a time.
+            # If one of two steps needs the other, only one runs at a time.
             and not (other.needs(step) or step.needs(other))
             and other.name != step.name
         ]

@@ -60,16 +60,16 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Of the experiment in MLflow; by default the name of the file.
+    # Name of the experiment in MLflow; by default the name of the file.
     name: str = Field(default="", pattern=r"^[\w-]*$")
     config: str = "sample"  # the path of a file is relative to the study file
-    changes: tuple[str, ...] = Field(default=(), alias="set")  # of all variants
+    changes: tuple[str, ...] = Field(default=(), alias="set")  # changes of all variants
     # The last stage to run; by default the whole pipeline.
     until: str = Field(default="", pattern=f"^(({'|'.join(STAGES)})( \\w+)?)?$")
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     # Without `render_sample`, all have one corpus.
     seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
-    # Of the printed table; `*` matches any characters.
+    # Columns of the printed table; `*` matches any characters.
     scores: tuple[str, ...] = Field(default=STUDIED, min_length=1)
     # The changes of each, by its name in the table and in MLflow.
     variants: dict[str, tuple[str, ...]] = Field(default={"base": ()}, min_length=1)
@@ -116,7 +116,7 @@ def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path
         for variant, variant_changes in study.variants.items():
             every = [*study.changes, *changes, *variant_changes, f'name="{study.name}"']
             try:
-                # Which stages a variant has decides which of the seeds are set.
+                # Only the seeds of stages that a variant has are set.
                 settings = load_config(Command(config, tuple(every)))
                 every += [
                     f"{stage}.seed={seed}"

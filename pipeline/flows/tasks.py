@@ -36,9 +36,9 @@ from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, VALIDATION_
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
-MAX_RETRIES = 10  # of a stage that dies, but each time with more finished work
+MAX_RETRIES = 10  # for a stage that dies, but each time with more finished work
 RETRY_SECONDS = [1.0, 5.0, 20.0, 60.0]
-# Prefect searches the parameters of a task for the results of others. This is none of them.
+# A parameter would be searched for results of other tasks.
 CURRENT_RUN: ContextVar[PipelineRun] = ContextVar("CURRENT_RUN")
 
 

@@ -78,7 +78,7 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         )
 
     def read_digest() -> str:
-        # Of rows at URLs, the identities of the last time, for the reason given in `recheck`.
+        # Rows at URLs keep their last identities, for the reason given in `recheck`.
         return digest_manifest(read_manifest(), digests, ask=False)
 
     try:

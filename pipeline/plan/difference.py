@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
     kind: Kind
     name: str
-    values: tuple[str, ...]  # of each run, `MISSING` where it has none
+    values: tuple[str, ...]  # one for each run; `MISSING` if it has no value
 
 
 def differences(*origins: Origin) -> list[Difference]:
@@ -62,7 +62,7 @@ def recipe(record: Record) -> dict[tuple[Kind, str], str]:
 
 def without_effect(record: Record) -> set[str]:
     """Return the keys of a record's stage that no result depends on."""
-    if record.stage not in STAGES:  # of another version
+    if record.stage not in STAGES:  # another version made it
         return set()
     config = import_module(f"alpro.stages.{record.stage}").Config
     return config.without_effect(record.config)

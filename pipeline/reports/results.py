@@ -21,7 +21,7 @@ from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 
-Rows = list[dict[str, Any]]  # of results.json
+Rows = list[dict[str, Any]]  # rows of results.json
 FEW_VIDEOS = 100
 MARK = " ←"  # beside the score that counts
 CONTROL = "control: "  # begins the label of a control

@@ -41,7 +41,7 @@ def print_results(
 
     print_scores(results, artifacts)
     print_warnings(artifacts, report)
-    if report.is_file():  # of this stage, or of a run that had anything to do
+    if report.is_file():  # it exists if the run had anything to do
         counted = f", {len(results)} scores (--json for JSON)" if results else ""
         print(f"report{counted}: {report}")
 

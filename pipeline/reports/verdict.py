@@ -39,7 +39,7 @@ def headline(results: Rows) -> str:
     >>> headline([row | {"low": 50.0, "high": 70.0, "chance": 25.0, "baseline": "best constant"}])
     'fine-tuned, question answering, all questions 60.0 [50.0, 70.0] on 90 test clips, best constant 25.0 %'
     """
-    # Of several models, the last one is what the run trained.
+    # The last model is what the run trained.
     rows_by_name = {row["name"]: row for row in main_rows(results)}
     row = rows_by_name.get(decisive(rows_by_name))
     if row is None:

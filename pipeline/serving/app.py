@@ -28,15 +28,15 @@ from alpro.shards.storage import located, suffix
 
 PAGE = Path(__file__).parent / "page"
 MAX_TEXT = 500  # characters
-MAX_RESULTS = 100  # of one answer
+MAX_RESULTS = 100  # in one answer
 MAX_RANK = 10_000  # to which results can be paged through
 PREVIEW_PIXELS = 320
 PREVIEW_FRAMES = 8
-PREVIEW_MILLISECONDS = 300  # of a frame of a moving preview
+PREVIEW_MILLISECONDS = 300  # duration of a frame in a moving preview
 CACHED_PREVIEWS = 1000
 MAX_EXAMPLE = 80  # characters of a query to try
 PRIVATE = {"Cache-Control": "private, max-age=3600"}
-# Of files that browsers may play as they are; whether they do depends on the codec.
+# Types that browsers may play without conversion, depending on the codec.
 PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 
 

@@ -212,7 +212,7 @@ def write_record(
     # Only now: without the record, the stage would continue from these.
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for stale in folder.rglob(".*.part"):  # of killed processes
+    for stale in folder.rglob(".*.part"):  # killed processes left them
         stale.unlink(missing_ok=True)
     return Record.from_json(values)
 

@@ -11,7 +11,7 @@ from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, digest_record
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
-LOCAL_FILES = {"work.json"}  # of the machine that created the artifact
+LOCAL_FILES = {"work.json"}  # files that matter only on the machine that created the artifact
 # Only read by a resumed run; deleted from a finished artifact.
 UNFINISHED = ("checkpoints", "parts")
 

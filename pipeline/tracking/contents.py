@@ -18,7 +18,7 @@ from alpro.stages.evaluation.score_names import HEADLINES
 
 QUOTES = "\"' "  # around values of changes
 DIGEST_LENGTH = 8  # characters
-FIRST_STORAGE_COLUMN = "shard"  # of index.parquet
+FIRST_STORAGE_COLUMN = "shard"  # in index.parquet; earlier columns describe samples
 
 
 def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -> str:

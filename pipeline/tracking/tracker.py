@@ -356,7 +356,7 @@ class Tracker:
                 return None
             try:
                 answer = getattr(self.client, method)(*args, **values)
-            except Exception as error:  # of MLflow, requests, or the client of a store of files
+            except Exception as error:  # from MLflow, requests, or the client of a file store
                 status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
                 is_refused = status in (400, 404)  # this call only: the store works
                 if not is_refused:

@@ -141,7 +141,7 @@ def read_question(record: Record, form: Form) -> Question:
 
 def read_answer(record: Record, form: Form) -> str:
     """Return the answer of a record: of several, the most frequent, of equally frequent ones the
-    first; of options, the text of the right one. Raises ValueError if it is none of them."""
+    first; of options, the text of the right one. Raises ValueError if no option matches."""
     value = parse_cell(read_cell(record, form.answer)) if form.answer else None
     if isinstance(value, list):
         # VQA has objects with the key `answer`.
@@ -187,7 +187,7 @@ def name_type(text: str) -> str:
 
 def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list[Any]]]:
     """Return the parts of its file that a record is about, each with its captions: one, or as many
-    as its lists of times and of captions have. Raises ValueError if a time is none."""
+    as its lists of times and of captions have. Raises ValueError if a time is invalid."""
     captions = [read_cell(record, column) for column in form.captions]
     if not (form.span or form.start or form.end):
         return [((None, None), captions)]

@@ -43,7 +43,7 @@ T = TypeVar("T")
 REQUEST_OPTIONS: dict[str, Any] = {"block_size": 1 << 20, "cache_type": "readahead"}
 FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
-# Of a text in further columns. Subtitles and metadata of YouTube are longer.
+# Maximum length of a text in further columns. Subtitles and metadata of YouTube are longer.
 MAX_META_CHARACTERS = 1000
 NOT_META = {"key", "status", "error_message", "captions", "clips", "sha256", "id", "kind"}
 SUCCESS = ("success", "")
@@ -57,7 +57,7 @@ class Download:
     media: Member | None = None
     kind: Kind = "video"
     caption: str = ""
-    metadata: Record = field(default_factory=dict)  # of the JSON
+    metadata: Record = field(default_factory=dict)  # contents of the JSON file
     problem: str = ""
     copies: Counter[str] = field(default_factory=Counter)  # members by their extension
 
@@ -112,7 +112,7 @@ def is_downloads(data: Location) -> bool:
 
 def tars(data: Location) -> list[Location]:
     """List the tars of a folder or URL, in order; none if it is a file or does not exist."""
-    # Of a URL, the extension tells: no request is needed.
+    # The extension of a URL is enough: no request is needed.
     is_file = data.is_file() if isinstance(data, Path) else suffix(data) != ""
     if is_file:
         return []

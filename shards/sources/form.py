@@ -200,7 +200,7 @@ def split_in(text: str) -> Split | None:
 
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
     """Yield the records of a JSON document with their places, joined with those of its other list;
-    a reason in place of a record that is none."""
+    a reason in place of an invalid record."""
     partners: dict[str, Record] | None = None
     join = form.join
     if join and join.list:

@@ -130,7 +130,7 @@ def import_source(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-    # Of earlier states of the source.
+    # Remove the manifests of earlier states of the source.
     for earlier in cache.glob(f"{source_digest}-*"):
         if earlier != target:
             shutil.rmtree(earlier, ignore_errors=True)
@@ -194,7 +194,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             content.update(text.encode())
 
             if isinstance(record, Row):
-                # Of the id alone: another row does not move this cut.
+                # Only the id is hashed: another row does not move this cut.
                 id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
                 cut = int.from_bytes(id_hash, "big")
                 rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})
@@ -204,7 +204,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                 split["questions"] += len(record.questions)
                 answers[record.split].update(hash(asked.answer) for asked in record.questions)
             else:
-                # Of a row that is invalid, these columns are empty.
+                # An invalid row has nothing in the columns of a missing item.
                 rejects.append(dict.fromkeys(IMPORT_REJECTS.names) | values)
             # Readers find a row by its number: every group but the last has ROW_GROUP rows.
             if len(rows) == ROW_GROUP:

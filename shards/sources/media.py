@@ -18,7 +18,7 @@ from alpro.errors import InputError
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
 from alpro.shards.sources.form import WORDS
 
-MARKERS = {"mlflow.db", "artifact.json"}  # of a workspace, and of an artifact
+MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 # What a workspace consists of, from its first moment on.
 WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "refs"}
 WORKSPACE |= {"reports", "runs.jsonl", "units"}
@@ -120,7 +120,7 @@ class Folder:
         Raises:
             ValueError: If the name could mean several files.
         """
-        # Of a folder that is listed, most names need no request to the disk.
+        # If the folder is listed, most names need no request to the disk.
         if (self.is_listed and name in self.files) or is_file(self.path / name):
             return name
         folder, slash, file = name.rpartition("/")

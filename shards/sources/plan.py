@@ -118,7 +118,7 @@ class DecodePlan:
             self.columns[name] = np.concatenate(arrays or [np.zeros(0, np.int64)])
 
         row_count = len(self.columns["kind"])
-        self.is_planned = np.ones(row_count, bool)  # of each row of the manifest
+        self.is_planned = np.ones(row_count, bool)  # a boolean for each row of the manifest
         if kinds != "all":
             self.is_planned = self.columns["kind"] == KINDS.index(kinds)
 

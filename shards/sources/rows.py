@@ -294,8 +294,8 @@ class Items:
         reason = "folders named as splits are splits"
         if not has_split_folders:
             reason = (
-                "folders are named as splits and are none, without one of train and another: name "
-                "the splits in a column `split`"
+                "folders are named as splits but are not used as such, because `train` and another are "
+                "needed: name the splits in a column `split`"
             )
         for split in folders if names_no_split else ():
             self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")

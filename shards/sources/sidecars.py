@@ -58,7 +58,7 @@ class Sidecars:
         for path, suffix in product(paths, TEXT_SUFFIXES):
             for key in (f"{path}{suffix}", f"{splitext(path)[0]}{suffix}"):
                 texts = self._by_key.get(fold_path(key), [])
-                # Of several that differ in case alone, none is clearly meant.
+                # If several differ only in case, the right one is not clear.
                 text = key if key in texts else texts[0] if len(texts) == 1 else None
                 if text and (suffix != ".json" or BESIDE.bind(self.read(text)).has_texts):
                     return text

@@ -65,7 +65,7 @@ class Table:
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
         self.form = form
-        self.document: Any = None  # of JSON
+        self.document: Any = None  # parsed JSON
         self._start = b""
         self._records = self._read()
         self.head = list(islice(self._records, HEAD))
@@ -206,7 +206,7 @@ def read_json_lines(text: IO[str], form: Form | None) -> Records:
 
 
 def parse_object(line: str) -> Record | str:
-    """Return the object of a line, or the reason why it is none."""
+    """Return the object of a line, or the reason why the line is invalid."""
     if NOT_UTF8.search(line):
         return "not UTF-8"
     try:

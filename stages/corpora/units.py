@@ -240,7 +240,7 @@ def merge_units(
 
 def link(old: Path, new: Path) -> None:
     """Make a hard link to a file, or a copy if links are not supported."""
-    # Of an interrupted run. Whatever it is, it is not part of a finished corpus.
+    # An interrupted run left it, and it is not part of a finished corpus.
     new.unlink(missing_ok=True)
     try:
         new.hardlink_to(old)

@@ -67,7 +67,7 @@ def contrast_scores(
         columns = [answers.index(answer) for answer in pair]
         preferred = np.array(pair, object)[logits[chosen][:, columns].argmax(1)]
         right = (preferred == truth[chosen]) * 100.0
-        # Of two answers, chance gets a half right.
+        # With two answers, chance is one half.
         scores.append(Score(contrast_metric(pair), right, 50.0, queries.select(chosen)))
     return scores
 

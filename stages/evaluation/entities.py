@@ -31,7 +31,7 @@ from alpro.stages.evaluation.results import Results, list_rows
 from alpro.stages.evaluation.statistics import calibration_error
 from alpro.stages.training.batch import random_box
 
-MIN_SHOWN_FRACTION = 0.5  # of an object that a crop must show to be right about it
+MIN_SHOWN_FRACTION = 0.5  # fraction of an object that must lie inside the crop
 CROP_SEED = [0, 59]
 ON_CROPS = "on random crops"
 

@@ -50,7 +50,9 @@ class Ranks:
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in
         random order."""
-        slots = np.clip(k - self.better, 0, None)  # of the first k, for the tied items
+        slots = np.clip(
+            k - self.better, 0, None
+        )  # places among the first k that are left for tied items
 
         # The probability that wrong items take all slots: they are drawn without replacement.
         missed = np.ones(len(slots))
@@ -232,12 +234,12 @@ def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     _, first, tied = np.unique(-scores[order], return_index=True, return_counts=True)
 
-    # Of each group of ties: B and r.
+    # B and r of each group of ties.
     right_until = np.concatenate([[0], np.cumsum(right[order])])
     right_before = right_until[first]
     tied_right = right_until[first + tied] - right_before
 
-    # Of each rank: which group of ties it is in, and the terms of the equation above.
+    # The group of ties of each rank, and the terms of the equation above.
     level = np.repeat(np.arange(len(first)), tied)
     before = np.arange(len(scores)) - first[level]  # i - 1
     also_right = before * (tied_right - 1)[level] / np.maximum(tied - 1, 1)[level]

@@ -183,7 +183,7 @@ def validate_retrieval(
 
     def measure(gallery: Gallery) -> Metrics:
         metrics = name_metrics(evaluate_model(model, gallery, asked).values())
-        # Of both: a model folder says which one ranks better.
+        # Validate both: a model folder says which one ranks better.
         for prefix in PREFIXES.values():
             metrics[f"{prefix}/mean_recall"] = mean_recall(metrics, prefix)
         return metrics

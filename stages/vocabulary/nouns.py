@@ -27,7 +27,7 @@ from alpro.stages.execution.interface import Resources
 if TYPE_CHECKING:
     from spacy.language import Language
 
-VERSION = 2  # of the words of a unit; increase it if they change for the same texts
+VERSION = 2  # increase it if the same texts give other words
 
 
 # Counts of lower-cased words, as nouns (True) and as other parts of speech.
@@ -45,7 +45,7 @@ class CaptionUnit(NamedTuple):
         return self.name
 
 
-WORDS = "words.json"  # of a unit: (word, is_noun, count)
+WORDS = "words.json"  # a unit's rows (word, is_noun, count)
 
 EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
 CAPTIONS_PER_UNIT = 4096  # a unit takes about a second
