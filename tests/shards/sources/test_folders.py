@@ -135,7 +135,7 @@ def test_a_name_that_is_not_utf8_is_a_reject(read):
             {"train", "test", ""},
             "folders named as splits are splits",
         ),
-        ("test/a.mp4 b.mp4", {""}, "are none, without one of train and another"),
+        ("test/a.mp4 b.mp4", {""}, "`train` and another are needed"),
         ("videos_train/a.mp4 videos_test/b.mp4", {""}, ""),
     ],
 )
