@@ -43,6 +43,7 @@ POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 EXIT_SIGINT = 128 + signal.SIGINT
+EXIT_SIGTERM = 128 + signal.SIGTERM
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
@@ -195,7 +196,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
             environment names others.
 
     Returns:
-        The exit status after a signal.
+        The exit status: 0 after SIGTERM, 130 after SIGINT.
 
     Raises:
         StageFailed: one of the programs ended.
@@ -247,7 +248,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     if programs.ended:
         log_file = logs / f"{programs.ended}.log"
         raise StageFailed(f"{programs.ended} ended with status {status}; its log is {log_file}")
-    return status
+    # SIGTERM is how systemd and Docker stop a server: not a failure.
+    return 0 if status == EXIT_SIGTERM else status
 
 
 def get_workers(workspace: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
