@@ -7,12 +7,10 @@ work pool.
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Annotated, Any
 
 import prefect
@@ -20,8 +18,7 @@ from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
-from prefect.futures import wait as wait_for_all
+from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -47,6 +44,8 @@ from alpro.stages.execution.lifecycle import get_parent
 
 # A step waits for its processes in a thread; `Scheduler` says how many run at a time.
 THREADS: Any = ThreadPoolTaskRunner()
+# A signal that arrives just before a wait begins does not end it, so no wait is without a limit.
+SIGNAL_SECONDS = 0.5
 SHIPPED: list[JsonValue] = [*shipped()]
 # The form of a deployment's run offers these as choices. A configuration may also be a file.
 Configuration = (
@@ -321,10 +320,9 @@ class Scheduler:
             self.steps.sort(key=lambda step: step.stage in EVALUATIONS)
 
         self.waiting = list(self.steps)
-        self.running: dict[str, PrefectFuture] = {}
-        self.completed: dict[str, PrefectFuture] = {}
+        self.running: dict[str, PrefectConcurrentFuture] = {}
+        self.completed: dict[str, PrefectConcurrentFuture] = {}
         self.left_out: set[str] = set()  # steps that failed, and those that need them
-        self.ended: SimpleQueue[Step] = SimpleQueue()
 
         # Steps that run here share places and GPUs.
         here = [step for step in self.steps if step.stage not in current.remote_deployments]
@@ -342,12 +340,19 @@ class Scheduler:
         """Run all steps, except those whose inputs failed."""
         self.submit_ready()
         while self.running:
-            step = self.ended.get()
-            if step.name in self.gpu_counts:
-                self.places += 1
-                self.gpus += self.gpus_of_step.pop(step.name)
-            self.note_end(step, self.running.pop(step.name))
+            wait(self.threads, SIGNAL_SECONDS, FIRST_COMPLETED)
+            ended = [name for name, future in self.running.items() if future.wrapped_future.done()]
+            for name in ended:
+                if name in self.gpu_counts:
+                    self.places += 1
+                    self.gpus += self.gpus_of_step.pop(name)
+                self.note_end(name, self.running.pop(name))
             self.submit_ready()
+
+    @property
+    def threads(self) -> list[Future]:
+        """The threads that run the submitted steps, as futures."""
+        return [future.wrapped_future for future in self.running.values()]
 
     def submit_ready(self) -> None:
         """Submit the steps whose inputs exist and for which there is a place."""
@@ -391,21 +396,20 @@ class Scheduler:
             wait_for=[self.completed[name] for name in sources if name in self.completed],
         )
         self.running[step.name] = future
-        future.add_done_callback(lambda _: self.ended.put(step))
 
-    def note_end(self, step: Step, future: PrefectFuture) -> None:
+    def note_end(self, name: str, future: PrefectConcurrentFuture) -> None:
         """Note whether a step has its artifact, and announce why not.
 
         Raises what ends the run at once, such as KeyboardInterrupt.
         """
         future.wait()
         if future.state.is_completed():
-            self.completed[step.name] = future
+            self.completed[name] = future
             return
 
         error: Any = future.state.result(raise_on_failure=False)
-        self.left_out.add(step.name)
-        self.current.failures[step.name] = error
+        self.left_out.add(name)
+        self.current.failures[name] = error
         if not isinstance(error, Exception):
             raise error
         if self.waiting or self.running or len(self.current.failures) > 1:
@@ -416,30 +420,12 @@ class Scheduler:
 
         They have time to write a checkpoint; a second Ctrl-C kills them.
         """
-        futures = list(self.running.values())
-        if not futures:
-            return
-
-        with sigterm_ignored():
-            try:
+        try:
+            if self.running:
                 self.current.stop()
-                wait_for_all(futures)
-            except KeyboardInterrupt:
-                for processes in self.current.processes:
-                    processes.kill()
-                raise
-
-
-@contextmanager
-def sigterm_ignored() -> Iterator[None]:
-    """Ignore SIGTERM in this block: a second one must not cut short what the first one began."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    # Programs that are started meanwhile would inherit SIG_IGN.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            while wait(self.threads, SIGNAL_SECONDS).not_done:
+                continue
+        except KeyboardInterrupt:
+            for processes in self.current.processes:
+                processes.kill()
+            raise

@@ -1,14 +1,15 @@
 """Steps of a flow: which run together, what a failure or a stop ends, what runs again."""
 
 import shutil
-import signal
 import threading
+from _thread import interrupt_main
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration.base import BaseClient
+from prefect.futures import PrefectConcurrentFuture
 
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
@@ -135,7 +136,11 @@ def test_stages_side_by_side_use_different_gpus(gpus, most, together, workspace,
 
 
 class Endless:
-    """Stands for `run_stage` and its processes: runs until it is stopped, or until it is killed."""
+    """Stands for `run_stage` and its processes: runs until it is stopped, or until it is killed.
+
+    Its Ctrl-C is one that arrives just before the main thread begins to wait, which no signal
+    interrupts any more.
+    """
 
     def __init__(self, stages: int, until: str):
         self.running = threading.Barrier(stages)
@@ -148,7 +153,7 @@ class Endless:
             self.ended.set()
         elif not self.pressed_again:
             self.pressed_again = True
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            interrupt_main()
 
     def kill(self) -> None:
         self.ended.set()
@@ -156,7 +161,7 @@ class Endless:
     def __call__(self, step: Step, out: Path, store: object, resources: object, launch) -> Outcome:
         launch.on_start(self)
         if self.running.wait(120) == 0:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            interrupt_main()
         assert self.ended.wait(120), "not stopped"
         raise CancelledError(f"{step.name} was stopped")
 
@@ -174,6 +179,14 @@ def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, works
     assert statuses_of(workspace) == {"": "KILLED", **stages}
     assert last_run(workspace, changes).state == "stopped"
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
+
+
+def test_the_end_of_a_step_is_seen_without_its_callback(first, workspace, monkeypatch):
+    monkeypatch.setattr(PrefectConcurrentFuture, "add_done_callback", lambda *_: None)
+
+    alpro(TINY, workspace=workspace)
+
+    assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
 
 
 def died(progressed: bool = True) -> StageFailed:
