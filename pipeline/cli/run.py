@@ -1,7 +1,5 @@
 """`alpro run` and `alpro study`."""
 
-import atexit
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,9 +155,6 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
 
     log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
-    # Python would look for cycles among half a million objects before it exits: 3.0 s instead of
-    # 0.3 s.
-    atexit.register(gc.freeze)
 
     if options.dry_run:
         return root, lambda: None
