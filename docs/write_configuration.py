@@ -20,18 +20,19 @@ HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
 `alpro config list` lists these, and `alpro config show NAME` prints one with all its values. A file with
-`base = "NAME"` is laid over another: tables are merged, lists replaced. `msrvtt_retrieval` is laid over `webvid_cc3m`.
+`base = "NAME"` is laid over another: tables are merged, lists replaced.
 
-`--set stage.key=value` changes a value on the command line, also in lists:
-`--set train_prompter.phases.0.steps=100`. The value is TOML, or text without quotes. `--data X` is
-`--set corpora.data.data=X`. Unknown keys, values out of range, and batches that the processes do not divide are refused
-before anything runs.
+`--set stage.key=value` changes a value, also in lists: `--set train_prompter.phases.0.steps=100`. The value is TOML, or
+text without quotes. `--data X` is `--set corpora.data.data=X`. Unknown keys and values out of range are refused before
+anything runs.
 
 `[model]` is for ALPRO and the prompter; `[train_prompter.model]` overrides it. The defaults are the paper's. A pipeline
 skips `finetune_retrieval`, `finetune_qa` and `render_sample` if their table is absent."""
 SHARED = """## Training stages
 
 {stages} share these keys. Their own sections list further keys and other defaults."""
+# Tables whose keys another page explains.
+EXPLAINED = {"columns": "which columns of a table mean what: [the keys](prepare_data.md#tables)"}
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 
@@ -103,7 +104,9 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
         inner = model_of(field.annotation)
         if name in ("model", "templates") and prefix == "" and inner is not None:
             continue  # these have their own sections
-        if inner is not None:
+        if name in EXPLAINED:
+            rows.append(f"| `{prefix}{name}` | `{{}}` | {EXPLAINED[name]} |")
+        elif inner is not None:
             rows += rows_of(
                 inner,
                 f"{prefix}{name}."

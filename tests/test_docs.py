@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -138,15 +139,17 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
     source = given.get("source", Source())
     config = given.get("config", "")
     if command is run:
-        assert given.get("stage", "").partition(" ")[0] in ("", *STAGES)
+        stage = given.get("stage", "").partition(" ")[0]
         config = (
             config if config in shipped() else "own_videos" if config or source.data else "sample"
         )
         data = str(tmp_path) if source.data or config in ("own_videos", "from_weights") else ""
-        (tmp_path / "config.json").touch()
+        (tmp_path / "config.json").write_text("{\"task\": \"pretrain\"}")
         # Instead of the user's files.
         source = replace(source, data=data, pretrained=source.pretrained and str(tmp_path))
-        assert read_settings(source.command(config, tmp_path)).name == config
+        settings = read_settings(source.command(config, tmp_path))
+        assert settings.name == config
+        assert not stage or import_module(f"alpro.stages.{stage}").needs(settings)
     if command is study and given["file"] != "FILE":
         described = load_study(given["file"])
         data = str(tmp_path) if source.data else ""
