@@ -144,7 +144,7 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
             config if config in shipped() else "own_videos" if config or source.data else "sample"
         )
         data = str(tmp_path) if source.data or config in ("own_videos", "from_weights") else ""
-        (tmp_path / "config.json").write_text("{\"task\": \"pretrain\"}")
+        (tmp_path / "config.json").write_text('{"task": "pretrain"}')
         # Instead of the user's files.
         source = replace(source, data=data, pretrained=source.pretrained and str(tmp_path))
         settings = read_settings(source.command(config, tmp_path))
