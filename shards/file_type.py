@@ -31,19 +31,22 @@ class Placeholder(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        article = "an" if self.kind.startswith("HTML") else "a"
+        article = "an" if self.kind[0] in "HX" else "a"
         return f"{article} {self.kind}: {self.remedy}"
 
 
 PULL = Placeholder("git-lfs pointer", "run `git lfs pull`")
 GET = Placeholder("git-annex pointer", "run `git annex get`")
 PAGE = Placeholder("HTML page", "download it again")
-ZEROS = Placeholder("file of zeros", "download it again")
+# Servers of files answer errors as XML; detectors, GPS devices and subtitles have their own.
+DOCUMENT = Placeholder("XML document", "download it again, or write its texts into a table")
+ZEROS = Placeholder("zero-filled file", "download it again")
 PLACEHOLDERS = {
     re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/"): PULL,
     re.compile(rb"(\.\./)*(\.git)?/annex/objects/"): GET,
     # A comment or an XML declaration may come before the first tag.
-    re.compile(rb"(?is)(\xef\xbb\xbf)?\s*<([!?].{0,1000}?\b)?(html|head)\b"): PAGE,
+    re.compile(rb"(?is)\s*<([!?].{0,1000}?\b)?(html|head|title|meta|body|script)\b"): PAGE,
+    re.compile(rb"(?i)\s*<(\?xml|error|annotation|tt|gpx|kml|svg|rss)\b"): DOCUMENT,
     re.compile(rb"\0{16,}\Z"): ZEROS,
 }
 
@@ -67,7 +70,7 @@ def find_placeholder(head: bytes) -> Placeholder | None:
     True
     """
     for pattern, placeholder in PLACEHOLDERS.items():
-        if pattern.match(head):
+        if pattern.match(head.removeprefix(b"\xef\xbb\xbf")):
             return placeholder
     return None
 

@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Question
 from alpro.shards.sources.form import NO_TEXT, TABLE, WORDS, Form, Record, fold, read_cell
 
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 INLINE_TAG = re.compile(r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>")
 TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
-# What stands in telemetry and metadata: markup, addresses, and names with a number.
-MEASUREMENT = re.compile(r"<[^<>]*>|\S+://\S+|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*")
-# Letters beside no digit: parts of hashes and of file names are no words.
-WORD = re.compile(r"(?<![^\W_])[^\W\d_]+(?![^\W_])")
-NUMBER = re.compile(r"\d+(?:,\d+)*")
+MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
+# What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
+MEASUREMENT = re.compile(rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*")
+# Subtitles, lyrics and chapters: a time in front, or two times with fractions of a second.
+CUE = re.compile(r"\W*\d+:\d\d\b|.*\d:\d\d[.,]\d+\W+\d+:\d\d(?::\d\d)?[.,]\d")
+# Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
+# have their letters beside digits.
+WORD = re.compile(r"[^\W\d_\x00-\u0dff]|(?<![^\W_])[^\W\d_]+(?![^\W_])")
+NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
 SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
 WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
 LETTERS = "ABCDEFGHIJ"
@@ -69,12 +74,14 @@ def clean_text(value: Any) -> str:
     >>> clean_text("<b>Tom &amp; Jerry</b>&#39;s  <i>house</i>"), clean_text("5 &lt; 6")
     ("Tom & Jerry's house", '5 < 6')
     """
-    text = html.unescape(read_text(value))
+    # Exports of databases may have escaped a text twice.
+    text = html.unescape(html.unescape(read_text(value)))
     return " ".join(TAG.sub(" ", INLINE_TAG.sub("", text)).split())
 
 
 def has_words(text: str) -> bool:
-    """Return whether a text says something: boxes, times, hashes and measurements do not.
+    """Return whether a text says something: boxes, times, hashes, measurements and lines that have
+    the time at which they are shown do not.
 
     >>> [has_words(text) for text in ("2 dogs", "a", "一只狗", "10,000 runners", "on 24.12.2023 a man")]
     [True, True, True, True, True]
@@ -85,7 +92,7 @@ def has_words(text: str) -> bool:
     """
     rest = MEASUREMENT.sub(" ", text)
     words = len(WORD.findall(rest))
-    return words > 0 and words >= len(NUMBER.findall(rest))
+    return words > 0 and words >= len(NUMBER.findall(rest)) and not CUE.match(text)
 
 
 def read_captions(value: Any) -> Iterator[str]:

@@ -201,7 +201,7 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     if damage and not samples:
         file.seek(0)
         placeholder = find_placeholder(file.read(HEAD_BYTES))
-        problem = f"a {placeholder.kind}: {placeholder.remedy}" if placeholder else problem
+        problem = f"{placeholder}" if placeholder else problem
 
     # The last sample may have had further members, if others have, or if there are no others to
     # tell. Of a tar that ends as it should, only the JSON counts, which every sample has or none:

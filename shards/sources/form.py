@@ -11,11 +11,20 @@ from unicodedata import normalize
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 2
+VERSION = 3
 WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
 
-NO_TEXT = {"", "nan", "none", "null", "n/a", "#n/a", "<na>"}  # as programs write an empty cell
+NO_TEXT = {
+    "",
+    "nan",
+    "none",
+    "null",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "[object object]",
+}  # as programs write an empty cell
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
 # A single name may be written without brackets.

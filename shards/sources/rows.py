@@ -70,7 +70,7 @@ NO_FILE = (
     "names have no file: correct them, or set `file` or `anywhere` in `columns`, or pass the folder "
     "above the table and its files"
 )
-WORDLESS = "texts have no word, only numbers, times or codes, and are no captions"
+WORDLESS = "texts have no word, or a time in front (boxes, codes, subtitles), and are no captions"
 
 Rows = Iterator[Row | Reject]
 Part = dict[str, Any]  # The fields of a row, and `where` and `paragraphs`.
@@ -268,7 +268,10 @@ class Items:
                 or measurements.
         """
         if self.notes.counts[WORDLESS] > MAX_WORDLESS_SHARE * self._text_count:
-            raise InputError(f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}")
+            raise InputError(
+                f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}; write captions in "
+                "their place, or a table with the columns video, start, end and caption"
+            )
         # Whether no record names a split, and files are in folders of training and of another.
         folders = self._folder_splits.keys() - {""}
         names_no_split = self._splits.keys() <= {""}

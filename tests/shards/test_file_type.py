@@ -13,6 +13,7 @@ PAGES = (
     b"\xef\xbb\xbf \n<HTML><body>",
     b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">',
     b"<!-- error -->\n<head><title>Sign in</title>",
+    b"<title>Sign in</title>",
 )
 
 
@@ -22,7 +23,11 @@ PAGES = (
         ("git-lfs pointer", [POINTER, POINTER.replace(b"git-lfs", b"hawser")]),
         ("git-annex pointer", [b"/annex/objects/SHA256E-s1--0.mp4\n"]),
         ("HTML page", PAGES),
-        ("file of zeros", [bytes(16), bytes(HEAD_BYTES)]),
+        (
+            "XML document",
+            [b"\xef\xbb\xbf<?xml version='1.0'?><Error>", b"<annotation>\n", b"<Error><Code>"],
+        ),
+        ("zero-filled file", [bytes(16), bytes(HEAD_BYTES)]),
     ],
 )
 def test_what_is_stored_in_place_of_data_is_named(kind, heads):

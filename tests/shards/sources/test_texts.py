@@ -17,7 +17,8 @@ LFS = (
 STORED_ELSEWHERE = {
     "git-lfs pointer": LFS.encode(),
     "HTML page": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
-    "file of zeros": bytes(4096),
+    "zero-filled file": bytes(4096),
+    "XML document": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
 }
 # What other programs write under the name of a text.
 NO_CAPTIONS = {
@@ -28,9 +29,14 @@ NO_CAPTIONS = {
     "telemetry": "[iso: 110] [shutter: 1/200.0] [fnum: 2.8] [latitude: 48.13] [longitude: 11.57]\n",
     "numbers of a sensor": "1693526400,48.13,11.57,520\n1693526401,48.13,11.58,521\n",
     "checksums": "4d7a214614ab2935c943f9e0ff69d22e\n",
-    "markup": "<annotation>\n<object>\n<bndbox/>\n</object>\n</annotation>\n",
+    "markup": "<object>\n<bndbox/>\n</object>\n",
     "addresses": "https://host.example/watch?v=1\n",
     "names of files": "clip_0001.mp4\n",
+    "a name of words": "my_dog.mp4\n",
+    "lyrics": "[00:12.00]a dog runs\n[00:17.20]a cat sits\n",
+    "transcripts": "[00:00.000 --> 00:04.000]  a dog runs\n",
+    "WebVTT with settings": "00:00.000 --> 00:02.000 align:start position:0%\n",
+    "ASS": "Dialogue: 0,0:00:01.00,0:00:03.00,Default,,0,0,0,,a dog runs\n",
 }
 
 
@@ -73,6 +79,10 @@ CAPTIONS = {
     "an object in JSON": (json.dumps({"text": "a dog", "id": 3}), "a dog"),
     "a list of Python": ("['a dog']", "a dog"),
     "another script": ("一只狗在跑", "一只狗在跑"),
+    "numbers in Chinese": ("2023年12月24日 一只狗和2只猫", "2023年12月24日 一只狗和2只猫"),
+    "numbers in Japanese": ("2人の男性", "2人の男性"),
+    "a date and a time": ("On 24.12.2023 at 10:30 2 dogs", "On 24.12.2023 at 10:30 2 dogs"),
+    "entities escaped twice": ("Tom &amp;amp; Jerry", "Tom & Jerry"),
     "a number in words": ("un 747 décolle", "un 747 décolle"),
 }
 
@@ -144,14 +154,14 @@ def test_texts_whose_videos_are_missing_are_counted(read):
         (f"{name}.txt", "missing") for name in "cde"
     }
     assert "3 texts have no video" in imported.notes
-    assert "1 files that iCloud has not downloaded are left out: .e.mp4.icloud" in imported.notes
+    assert "1 files that a cloud has not downloaded are left out: .e.mp4.icloud" in imported.notes
 
 
-def test_placeholders_of_icloud_alone_are_named(read):
+def test_placeholders_of_a_cloud_alone_are_named(read):
     with pytest.raises(
-        InputError, match=r"no video or image.*2 files that iCloud has not downloaded"
+        InputError, match=r"no video or image.*2 files that a cloud has not downloaded"
     ):
-        read({".IMG_1.MOV.icloud": "", ".IMG_2.MOV.icloud": ""})
+        read({".IMG_1.MOV.icloud": "", "IMG_2.MOV.online": ""})
 
 
 @pytest.mark.parametrize("columns", [["video", "caption"], ["mp4", "caption", "key", "status"]])
