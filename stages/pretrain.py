@@ -19,7 +19,7 @@ from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
-from alpro.stages.evaluation.validation import validate_pretraining
+from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import (
     Needs,
     Outcome,
@@ -161,7 +161,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         return Training(
             bundle,
             objective,
-            validate_pretraining(objective, inputs.corpora, tokenizer, config, out),
+            validate_contrast(objective, inputs.corpora, tokenizer, config, out),
             draw=draw if config.weights.pem else None,
         )
 

@@ -28,7 +28,7 @@ from alpro.pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.stages.evaluation.labeled_data import LabeledData
+    from alpro.stages.evaluation.gallery import Gallery
     from alpro.stages.evaluation.results import Results as Scores
 
 group = App(name="model", help="Use, import, export and register models.")
@@ -353,7 +353,9 @@ def evaluate(
 
     loaded = models.load(found)
     theirs = models.load(other) if other else None
-    log.info(f"{len(labeled):,} videos ({labeled.description})")
+    log.info(f"{len(labeled.labels):,} videos ({labeled.description})")
+    answers = bool(loaded.folder.answers)
+    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
     # Entities are named by the prompter, which may be another folder.
     naming = loaded if prompter == found else models.load(prompter) if prompter else None
 
@@ -366,18 +368,16 @@ def evaluate(
         except OSError as error:
             raise InputError(f"--out {results_folder}: {error.strerror}") from error
 
-        results = score_model(model, loaded, naming, labeled)
+        results = score_model(model, loaded, naming, gallery)
         rows, _ = results.write(results_folder, split)
         runs = {model if other else "score": rows}
-        compared = Comparison([], {}, 0)
+        compared = Comparison([], {})
         baseline_rows: list[dict[str, Any]] = []
         if theirs and results.gallery:
             # Both see the same frames, and only the videos that the first model could decode.
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-            decoded = labeled.select(results.gallery.ids)
-            baseline_rows, _ = score_model(baseline, theirs, None, decoded).write(
-                baseline_folder, split
-            )
+            baseline_results = score_model(baseline, theirs, None, results.gallery)
+            baseline_rows, _ = baseline_results.write(baseline_folder, split)
             averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
             head = f"{baseline}{averaged}"
             # Columns need different names, also of a model that is compared with itself.
@@ -399,15 +399,15 @@ def evaluate(
                 row["name"]: difference._asdict() for row, difference in compared.scores
             },
             "verdict": sentence,
-            "nothing_below": vars(threshold) if threshold else None,
+            "nothing_below": threshold._asdict() if threshold else None,
         }
         print(json_format.dumps(values, indent=1))
         return
 
     for table in tables(runs, [compared] if other else (), marked):
         print_table(table)
-    if threshold and results.gallery:
-        if threshold.separates(len(results.gallery.texts)):
+    if threshold:
+        if threshold.is_significant:
             print(
                 f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of "
                 f"these texts, and "
@@ -420,7 +420,7 @@ def evaluate(
 
 
 def score_model(
-    name: str, model: "Model", prompter: "Model | None", labeled: "LabeledData"
+    name: str, model: "Model", prompter: "Model | None", gallery: "Gallery"
 ) -> "Scores":
     """Score a model on what it can do and the data has labels for.
 
@@ -428,7 +428,7 @@ def score_model(
         name: Name of the model in the results.
         model: The model: answers if it answers questions, otherwise retrieval as a search ranks.
         prompter: The model that names entities, if there is any.
-        labeled: The data.
+        gallery: Videos with questions for a model that answers, otherwise with captions.
 
     Raises:
         InputError: There is nothing to score.
@@ -438,7 +438,6 @@ def score_model(
     from alpro.stages.evaluation.loaded_model import LoadedModel
 
     answers = bool(model.folder.answers)
-    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
     if answers and not gallery.questions:
         raise InputError("this model answers questions, and the data has none")
 
@@ -460,13 +459,13 @@ def score_model(
         log.warning(line)
 
     if prompter:
-        captions = labeled.select(results.gallery.ids).caption_gallery()
         with prompter.autocast():
             naming = LoadedModel.wrap(name, prompter)
-            results.extend(evaluate_model(naming, captions, Asked(tasks=("entities",))))
+            results.extend(evaluate_model(naming, results.gallery, Asked(tasks=("entities",))))
     # No score counts the others: the results say how many there are.
-    if decoded < len(labeled):
-        results.add_share("decoded/data", "decoded", "videos of the data", decoded, len(labeled))
+    videos = len(gallery.ids)
+    if decoded < videos:
+        results.add_share("decoded/data", "decoded", "videos of the data", decoded, videos)
     if not results.scores:
         raise InputError(f"no labels that this {model.folder.task} model could be scored on")
     return results

@@ -91,24 +91,14 @@ def predict_majority(
 
 
 def describe_unanswerable(questions: Sequence[Question], answers: Sequence[str]) -> list[str]:
-    """Return a line on the questions whose answer the model cannot give, if there are any: the
-    percentage that accuracy cannot exceed, and how many of them differ only in case or a final dot
-    from one of its answers."""
-    missing = [
-        question["answer"] for question in questions if question["answer"] not in set(answers)
-    ]
-    if not missing:
+    """Return a line on the questions whose answer the model cannot give, if there are any, with the
+    percentage that accuracy cannot exceed."""
+    known = set(answers)
+    count = sum(question["answer"] not in known for question in questions)
+    if not count:
         return []
-
-    normalized = {normalize_answer(answer) for answer in answers}
-    alike = sum(normalize_answer(answer) in normalized for answer in missing)
-    share = len(missing) / len(questions)
-    spelled = f", {alike} of which only by case or a final dot" if alike else ""
+    share = count / len(questions)
     return [
-        f"{len(missing)} of {len(questions)} questions ({share:.1%}) have an answer that is none "
-        f"of the {len(answers)} of the model{spelled}: accuracy is at most {1 - share:.1%}"
+        f"{count} of {len(questions)} questions ({share:.1%}) have an answer that is none of the "
+        f"{len(answers)} of the model: accuracy is at most {1 - share:.1%}"
     ]
-
-
-def normalize_answer(answer: str) -> str:
-    return answer.casefold().rstrip(".")

@@ -29,12 +29,10 @@ class Comparison(NamedTuple):
             difference.
         other_queries: For each score whose queries differ, how many queries a has, b has, and both
             have.
-        single: How many scores only one of them has.
     """
 
     scores: list[tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int, int]]
-    single: int
 
 
 def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
@@ -79,7 +77,7 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} "
             f"of them shared"
         )
-    return Comparison(compared, other_queries, single=len(scores_a.keys() ^ scores_b.keys()))
+    return Comparison(compared, other_queries)
 
 
 def difference(a: Values, b: Values) -> PairedDifference:

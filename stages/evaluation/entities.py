@@ -2,7 +2,6 @@
 calibration of the labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,18 +15,14 @@ from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
     CAPTIONS,
-    CONFIDENT_CROP_ACCURACY,
-    CONFIDENT_CROPS,
-    CONFIDENT_PROBABILITY,
     CROP_ACCURACY,
     ENTITY_ACCURACY,
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
-    Metric,
     Queries,
     Score,
 )
-from alpro.stages.evaluation.results import Results, list_rows
+from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import calibration_error
 from alpro.stages.training.batch import random_box
 
@@ -36,67 +31,35 @@ CROP_SEED = [0, 59]
 ON_CROPS = "on random crops"
 
 
-@dataclass(frozen=True)
-class LabeledVideo:
-    """A video of a gallery whose entities are known.
-
-    Attributes:
-        index: Its index in the gallery.
-        metadata: What the corpus says of it.
-        entities: Entities that it shows.
-    """
-
-    index: int
-    metadata: Mapping[str, Any]
-    entities: list[str]
-
-
-@dataclass(frozen=True)
-class CropLabel:
-    """The most likely entity of a crop.
-
-    Attributes:
-        id: Id of the video.
-        box: Left, top, width and height of the crop, in patches.
-        named: The entity.
-        probability: Its probability.
-        entities: Entities that the crop shows.
-    """
-
-    id: str
-    box: tuple[int, int, int, int]
-    named: str
-    probability: float
-    entities: list[str]
-
-
 def add_entities(results: Results, model: LoadedModel, gallery: Gallery, videos: Videos) -> None:
     """Add the accuracy of the most likely entity of each video with a known one, and the accuracy
     of the best constant."""
-    labeled = find_labeled_videos(gallery, model.entities)
-    if not labeled:
+    shown = find_shown_entities(gallery, model.entities)
+    if not shown:
         return
 
-    indices = torch.tensor([video.index for video in labeled], device=videos.features.device)
-    features = videos.features[indices]
+    features = videos.features[torch.tensor(list(shown), device=videos.features.device)]
     # Videos and images have prompts of their own.
     best = {
         kind: similarities(features, prompts).argmax(1).tolist()
         for kind, prompts in model.prompts.items()
     }
-    named = []
-    for row, video in enumerate(labeled):
-        kind = video.metadata["kind"]
-        named.append(model.entities[best[kind if kind in best else "video"][row]])
+    rows = []
+    captions = []
+    for row, (index, truth) in enumerate(shown.items()):
+        metadata = gallery.metadata(index)
+        kind = metadata["kind"] if metadata["kind"] in best else "video"
+        named = model.entities[best[kind][row]]
+        captions.append(CAPTIONS.join(metadata["captions"]))
+        right = named in truth
+        rows.append({"id": gallery.ids[index], "named": named, "truth": truth, "right": right})
 
-    shown = [video.entities for video in labeled]
-    right = [name in entities for name, entities in zip(named, shown, strict=True)]
-    ids = [gallery.ids[video.index] for video in labeled]
-    captions = [CAPTIONS.join(video.metadata["captions"]) for video in labeled]
-    chance = best_constant(shown, model.entities)
-    score = Score(ENTITY_ACCURACY, np.array(right) * 100.0, chance, Queries.of(ids, captions))
+    right_percent = np.array([row["right"] for row in rows]) * 100.0
+    chance = best_constant([*shown.values()], model.entities)
+    queries = Queries.of([row["id"] for row in rows], captions)
+    score = Score(ENTITY_ACCURACY, right_percent, chance, queries)
     results.add(score, "entities", "on whole clips")
-    results.tables["entities"] = list_rows(id=ids, named=named, truth=shown, right=right)
+    results.tables["entities"] = rows
 
 
 def add_crops(
@@ -105,73 +68,61 @@ def add_crops(
     """Add the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop
     shows no entity.
 
-    Of the crops that show one: the accuracy, the accuracy and share of confident labels, and the
-    expected calibration error. Each accuracy has the accuracy of the best constant on the same
-    crops.
+    Of the crops that show one: the accuracy and the expected calibration error. Each accuracy has
+    the accuracy of the best constant on the same crops.
     """
-    labels = label_crops(model, gallery, crops)
-    if not labels:
+    rows = label_crops(model, gallery, crops)
+    if not rows:
         return
 
-    probability = np.array([label.probability for label in labels])
-    right = np.array([label.named in label.entities for label in labels])
-    shows_entity = np.array([bool(label.entities) for label in labels])
+    probability = np.array([row["probability"] for row in rows])
+    right = np.array([row["right"] for row in rows])
+    shows_entity = np.array([bool(row["truth"]) for row in rows])
     kept = probability >= threshold
-    confident = shows_entity & (probability >= CONFIDENT_PROBABILITY)
     # The box tells the crops of a video apart.
-    queries = Queries.of([label.id for label in labels], [str(label.box) for label in labels])
+    queries = Queries.of([row["id"] for row in rows], [str(row["box"]) for row in rows])
 
-    def add(metric: Metric, values: np.ndarray, subset: np.ndarray, chance: float | None) -> None:
-        score = Score(metric, values[subset] * 100.0, chance, queries.select(subset))
-        results.add(score, "entity_crops", ON_CROPS)
-
-    for metric, subset in (
-        (CROP_ACCURACY, shows_entity),
-        (KEPT_CROP_ACCURACY, kept),
-        (CONFIDENT_CROP_ACCURACY, confident),
-    ):
+    for metric, subset in ((CROP_ACCURACY, shows_entity), (KEPT_CROP_ACCURACY, kept)):
         if subset.any():
-            shown = [labels[index].entities for index in np.flatnonzero(subset)]
-            add(metric, right, subset, best_constant(shown, model.entities))
+            truths = [rows[index]["truth"] for index in np.flatnonzero(subset)]
+            chance = best_constant(truths, model.entities)
+            score = Score(metric, right[subset] * 100.0, chance, queries.select(subset))
+            results.add(score, "entity_crops", ON_CROPS)
 
     # PEM cannot know which crops show an entity: this share is of all.
-    add(KEPT_CROPS, kept, np.ones(len(labels), bool), None)
+    results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), "entity_crops", ON_CROPS)
     if shows_entity.any():
-        add(CONFIDENT_CROPS, confident, shows_entity, None)
         error = calibration_error(probability[shows_entity], right[shows_entity])
         count = int(shows_entity.sum())
         results.add_value(CALIBRATION_ERROR, "entity_crops", ON_CROPS, error, count)
-
-    results.tables["entity_crops"] = list_rows(
-        id=queries.ids,
-        box=[label.box for label in labels],
-        named=[label.named for label in labels],
-        probability=probability.tolist(),
-        truth=[label.entities for label in labels],
-        right=right.tolist(),
-        kept=kept.tolist(),
-    )
+    results.tables["entity_crops"] = [
+        row | {"kept": is_kept} for row, is_kept in zip(rows, kept.tolist(), strict=True)
+    ]
 
 
-def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[CropLabel]:
+def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[dict[str, Any]]:
     """Return the most likely entities of `crops` random crops of every video with a known one.
 
     Each crop is black outside as in PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn
     with a fixed seed.
+
+    Returns:
+        Rows with the id of the video, the box (left, top, width and height of the crop in patches),
+        the entity that is named, its probability, and the entities that the crop shows.
     """
-    labeled = find_labeled_videos(gallery, model.entities) if crops else []
-    if not labeled:
+    shown = find_shown_entities(gallery, model.entities) if crops else {}
+    if not shown:
         return []
     prompter = cast(Prompter, model.encoder.model)
     config = prompter.config.video
     rng = np.random.default_rng(CROP_SEED)
 
-    labels = []
-    for start in range(0, len(labeled), VIDEO_BATCH):
-        batch = labeled[start : start + VIDEO_BATCH]
+    rows = []
+    for start in range(0, len(shown), VIDEO_BATCH):
+        batch = list(shown)[start : start + VIDEO_BATCH]
         # Once for all crops of the batch.
         pixels = model.encoder.clip_pixels(
-            sample_frames(gallery.sample(video.index), config) for video in batch
+            sample_frames(gallery.sample(index), config) for index in batch
         )
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in batch]
@@ -181,18 +132,21 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[CropLa
                 model.prompts["video"],
                 model.encoder.black,
             ).max(dim=1)
-            for row, video in enumerate(batch):
-                label = CropLabel(
-                    gallery.ids[video.index],
-                    boxes[row],
-                    named=model.entities[int(best[row])],
-                    probability=float(probabilities[row]),
-                    entities=entities_in_crop(
-                        video.metadata, video.entities, boxes[row], config.grid
-                    ),
+            for row, index in enumerate(batch):
+                named = model.entities[int(best[row])]
+                metadata = gallery.metadata(index)
+                truth = entities_in_crop(metadata, shown[index], boxes[row], config.grid)
+                rows.append(
+                    {
+                        "id": gallery.ids[index],
+                        "box": boxes[row],
+                        "named": named,
+                        "probability": float(probabilities[row]),
+                        "truth": truth,
+                        "right": named in truth,
+                    }
                 )
-                labels.append(label)
-    return labels
+    return rows
 
 
 def entities_in_crop(
@@ -226,15 +180,14 @@ def entities_in_crop(
     return [name for name in entities if shown(name) >= MIN_SHOWN_FRACTION]
 
 
-def find_labeled_videos(gallery: Gallery, entities: Sequence[str]) -> list[LabeledVideo]:
-    """Return the videos of a gallery that show a known entity."""
-    videos = []
+def find_shown_entities(gallery: Gallery, entities: Sequence[str]) -> dict[int, list[str]]:
+    """Return the entities that each video of a gallery shows, for the videos that show any."""
+    shown = {}
     for index in range(len(gallery.ids)):
-        metadata = gallery.metadata(index)
-        shown = true_entities(metadata, entities)
-        if shown:
-            videos.append(LabeledVideo(index, metadata, shown))
-    return videos
+        truth = true_entities(gallery.metadata(index), entities)
+        if truth:
+            shown[index] = truth
+    return shown
 
 
 def best_constant(shown: Sequence[Sequence[str]], entities: Sequence[str]) -> float:

@@ -1,6 +1,6 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +28,19 @@ class Samples(Sequence[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return Samples(self.reader, self.indices[index])
         return self.reader[self.indices[index]]
+
+
+def pick(items: Any, indices: Iterable[int]) -> Any:
+    """Return some of the items of a list or of `Samples`."""
+    if isinstance(items, Samples):
+        return Samples(items.reader, pick(items.indices, indices))
+    return [items[index] for index in indices]
+
+
+def read_labels(video: Sample | Row) -> dict[str, Any]:
+    """Return what a corpus or a manifest says of a video."""
+    return video.model_dump() if isinstance(video, Row) else video.metadata
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Gallery:
         is_asked = column == "questions"
         return cls(
             Samples(reader, indices),
-            ids=[ids[index] for index in indices],
+            ids=pick(ids, indices),
             texts=[item["question"] for item in items] if is_asked else items,
             right=np.stack([np.arange(len(items)), np.array(video_of_text, int)], axis=1),
             questions=items if is_asked else [],
@@ -104,8 +114,7 @@ class Gallery:
 
     def metadata(self, video: int) -> dict[str, Any]:
         """Return what a corpus or a manifest says of a video."""
-        source = self.videos[video]
-        return source.model_dump() if isinstance(source, Row) else source.metadata
+        return read_labels(self.videos[video])
 
     def queries(self, direction: str) -> Queries:
         """Return the queries of a direction: the texts, or the videos that have any, identified by
@@ -128,14 +137,9 @@ class Gallery:
         new_index[videos] = np.arange(len(videos))
         text, video = self.right[new_index[self.right[:, 1]] >= 0].T
 
-        if isinstance(self.videos, Samples):
-            indices = [self.videos.indices[index] for index in videos]
-            chosen: Any = Samples(self.videos.reader, indices)
-        else:
-            chosen = [self.videos[index] for index in videos]
-        ids = [self.ids[index] for index in videos]
         right = np.stack([text, new_index[video]], axis=1)
-        return replace(self, videos=chosen, ids=ids)._with_pairs(right)
+        chosen = replace(self, videos=pick(self.videos, videos), ids=pick(self.ids, videos))
+        return chosen._with_pairs(right)
 
     def first(self, videos: int, texts: int = 0) -> "Gallery":
         """Return the first `videos` videos with the first `texts` texts of each; 0: all.
@@ -155,9 +159,9 @@ class Gallery:
         texts, text_of_pair = np.unique(right[:, 0], return_inverse=True)
         return replace(
             self,
-            texts=[self.texts[text] for text in texts],
+            texts=pick(self.texts, texts),
             right=np.stack([text_of_pair, right[:, 1]], axis=1),
-            questions=[self.questions[text] for text in texts] if self.questions else [],
+            questions=pick(self.questions, texts) if self.questions else [],
         )
 
 

@@ -1,12 +1,11 @@
 """Labeled videos of any data, for `alpro eval`: a decoded corpus, a manifest or a folder."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,11 +21,10 @@ from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.gallery import Gallery, Question, Samples
+from alpro.stages.evaluation.gallery import Gallery, Question, Samples, pick, read_labels
 from alpro.stages.evaluation.protocol import also_in_training
 
-# Critical value of the Kolmogorov-Smirnov test at 0.05, for two samples of n: 1.36 sqrt(2 / n).
-CRITICAL_VALUE = 1.36
+SIGNIFICANCE = 0.05
 SPLIT_SETTINGS = ("group_pattern", "validation", "test", "seed")
 
 
@@ -45,23 +43,10 @@ class LabeledData:
     labels: list[dict[str, Any]]
     description: str
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def ids(self) -> list[str]:
         """Ids of the videos."""
         return [str(label["id"]) for label in self.labels]
-
-    def select(self, ids: Sequence[str]) -> "LabeledData":
-        """Return the videos with these ids."""
-        wanted = set(ids)
-        chosen = [index for index, name in enumerate(self.ids) if name in wanted]
-        labels = [self.labels[index] for index in chosen]
-        if isinstance(self.videos, Samples):
-            indices = [self.videos.indices[index] for index in chosen]
-            return replace(self, videos=Samples(self.videos.reader, indices), labels=labels)
-        return replace(self, videos=[self.videos[index] for index in chosen], labels=labels)
 
     def caption_gallery(self) -> Gallery:
         """Return all videos with their captions. Equal captions, whatever their case, are one text
@@ -120,57 +105,50 @@ def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> L
     source = absolute(source)
     # The record is in the artifact, above its folder `model`.
     artifacts = [model.parent if model.name == "model" else model for model in models]
+    videos: Sequence[Sample | Row]
     if is_corpus(source):
-        data = read_samples(source, split)
+        videos, description = read_samples(source, split)
     else:
-        data = read_rows(source, split, artifacts)
-    if not len(data):
-        raise InputError(f"{source}: no video with a caption or a question ({data.description})")
-    return data
+        videos, description = read_rows(source, split, artifacts)
+
+    labels = [read_labels(video) for video in videos]
+    labeled = [i for i, label in enumerate(labels) if label["captions"] or label["questions"]]
+    if not labeled:
+        raise InputError(f"{source}: no video with a caption or a question ({description})")
+    return LabeledData(pick(videos, labeled), pick(labels, labeled), description)
 
 
-def read_samples(corpus: Location, split: str) -> LabeledData:
-    """Read the labeled samples of a split of a corpus that are not also in training."""
+def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:
+    """Read the samples of a split of a corpus that are not also in training, and describe them."""
+    description = f"split {split}"
     shared: set[str] = set()
     if isinstance(corpus, Path) and (corpus / "overlap.parquet").is_file():
         shared = also_in_training(corpus, split)
-    reader = ShardReader(corpus, split, exclude=shared)
-    labels = {index: reader[index].metadata for index in range(len(reader))}
-    chosen = {index: label for index, label in labels.items() if has_text(label)}
-
-    description = f"split {split}"
     if shared:
         description += f", without {len(shared)} that are also in training"
-    return LabeledData(Samples(reader, list(chosen)), list(chosen.values()), description)
+    reader = ShardReader(corpus, split, exclude=shared)
+    return Samples(reader, list(range(len(reader)))), description
 
 
-def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> LabeledData:
-    """Read the labeled rows of a manifest or a folder: those of the split if they name splits,
-    otherwise those of the split of a training on them by one of the artifacts, otherwise all."""
+def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> tuple[list[Row], str]:
+    """Read the rows of a manifest or a folder, and describe them: those of the split if they name
+    splits, otherwise those of the split of a training on them by one of the artifacts, otherwise
+    all."""
     rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
     if any(row.split for row in rows):
-        chosen = [row for row in rows if row.split == split]
-        description = f"split {split}"
-    else:
-        # On videos that a model was trained on, its scores would be too good.
-        of_training = split_of_training(rows, source, artifacts, split)
-        if of_training is not None:
-            chosen = of_training
-            description = f"split {split} of the model's own run"
-        else:
-            chosen = rows
-            description = "all: the data names no split"
-            unknown = [artifact.name for artifact in artifacts if not read_record(artifact)]
-            if unknown:
-                names = " and ".join(unknown)
-                description += f", and no record says whether {names} trained on it"
+        return [row for row in rows if row.split == split], f"split {split}"
 
-    chosen = [row for row in chosen if row.captions or row.questions]
-    return LabeledData(chosen, [row.model_dump() for row in chosen], description)
+    # On videos that a model was trained on, its scores would be too good.
+    of_training = split_of_training(rows, source, artifacts, split)
+    if of_training is not None:
+        return of_training, f"split {split} of the model's own run"
 
-
-def has_text(label: dict[str, Any]) -> bool:
-    return bool(label["captions"] or label["questions"])
+    description = "all: the data names no split"
+    unknown = [artifact.name for artifact in artifacts if not read_record(artifact)]
+    if unknown:
+        names = " and ".join(unknown)
+        description += f", and no record says whether {names} trained on it"
+    return rows, description
 
 
 def split_of_training(
@@ -181,7 +159,7 @@ def split_of_training(
     Rows that the run decoded keep its split; others get the split that their group's hash gives.
 
     Returns:
-        The rows; None if no corpus of the runs has an id or half of the files.
+        The rows; None if no corpus of the runs has one of their ids.
 
     Raises:
         InputError: A corpus is not there to tell.
@@ -194,8 +172,10 @@ def split_of_training(
                 "is gone: add a column split"
             )
 
-        splits = known_splits(corpus, rows)
-        if splits is None:
+        index = pq.read_table(corpus / "index.parquet", columns=["id", "split"]).to_pydict()
+        splits = dict(zip(index["id"], index["split"], strict=True))
+        # The corpus was decoded from other data.
+        if splits.keys().isdisjoint(row.id for row in rows):
             continue
         # A corpus of `index_shards` has none of these settings.
         settings = {name: record.config[name] for name in SPLIT_SETTINGS if name in record.config}
@@ -205,20 +185,6 @@ def split_of_training(
             planned = plan.rows(plan.row_indices)
             return [row for row in planned if splits.get(row.id, row.split) == split]
     return None
-
-
-def known_splits(corpus: Path, rows: list[Row]) -> dict[str, str] | None:
-    """Return the splits of a corpus by the ids of samples; by the ids of the rows if none is the
-    same, but at least half of the files are. None if the corpus was not decoded from these rows."""
-    index = pq.read_table(corpus / "index.parquet", columns=["id", "source", "split"]).to_pydict()
-    by_id = dict(zip(index["id"], index["split"], strict=True))
-    if any(row.id in by_id for row in rows):
-        return by_id
-
-    by_file = dict(zip(index["source"], index["split"], strict=True))
-    splits = {row.id: by_file[row.file_name] for row in rows if row.file_name in by_file}
-    # Single files of one name, such as video1.mp4, are in many data sets.
-    return splits if len(splits) >= max(1, len(rows) / 2) else None
 
 
 def find_corpora(artifact: Path) -> Iterator[Path]:
@@ -236,25 +202,25 @@ def find_corpora(artifact: Path) -> Iterator[Path]:
             yield from find_corpora(folder)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A similarity below which nothing fits, for `alpro search --nothing-below`. Of all thresholds,
-    it has the smallest sum of errors.
+class Threshold(NamedTuple):
+    """A similarity below which nothing fits, for `alpro search --nothing-below`.
 
     Attributes:
-        similarity: The threshold.
+        similarity: The threshold with the smallest sum of errors.
         missed: Fraction of the texts of which it rejects every video.
         accepted: Fraction of the texts of which it accepts a video although theirs are left out.
+        p: p value of the Kolmogorov-Smirnov test that right and wrong videos do not differ.
     """
 
     similarity: float
     missed: float
     accepted: float
+    p: float
 
-    def separates(self, texts: int) -> bool:
-        """Return whether it separates right from wrong better than chance would for so many texts,
-        by the Kolmogorov-Smirnov test."""
-        return 1 - self.missed - self.accepted > CRITICAL_VALUE * math.sqrt(2 / texts)
+    @property
+    def is_significant(self) -> bool:
+        """Whether the threshold separates right from wrong videos better than chance."""
+        return self.p < SIGNIFICANCE
 
     @classmethod
     def choose(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
@@ -264,13 +230,14 @@ class Threshold:
             similarity: (texts, videos).
             relevant: (texts, videos) boolean.
         """
-        best = np.sort(similarity.max(1))
-        best_wrong = np.sort(np.where(relevant, -np.inf, similarity).max(1))
+        from scipy.stats import ks_2samp  # slow to import
 
-        # Both fractions change at these similarities only; `searchsorted` counts what lies below.
-        levels = np.unique(np.concatenate([best, best_wrong]))
-        missed = np.searchsorted(best, levels) / len(best)
-        accepted = 1 - np.searchsorted(best_wrong, levels) / len(best_wrong)
-
-        index = int(np.argmin(missed + accepted))
-        return cls(float(levels[index]), float(missed[index]), float(accepted[index]))
+        best = similarity.max(1)
+        best_wrong = np.where(relevant, -np.inf, similarity).max(1)
+        # Negative, so that the test's `<=` is the `>=` of a similarity that is accepted. Its
+        # statistic is the largest difference of the two fractions that are accepted.
+        test: Any = ks_2samp(-best, -best_wrong, alternative="greater", method="asymp")
+        threshold = -float(test.statistic_location)
+        missed = float((best < threshold).mean())
+        accepted = float((best_wrong >= threshold).mean())
+        return cls(threshold, missed, accepted, float(test.pvalue))

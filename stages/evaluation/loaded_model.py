@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -151,27 +152,22 @@ class LoadedModel:
             return list(range(len(videos))), encoded
 
         decoded: list[int] = []
-        frames: list[np.ndarray] = []
         tokens: list[Tensor] = []
-
-        def encode_batch() -> None:
-            if frames:
-                pixels = self.encoder.clip_pixels(frames)
-                tokens.append(self.encoder.model.encode_video(pixels, self.alpro is None).float())
-                frames.clear()
-
         order = list(range(self.frames))
         with progress("encoding", len(videos), "videos") as advance:
-            clips = decode_ahead(videos, self.encoder.model.config.video)
-            for index, (_, clip) in enumerate(clips):
-                if not isinstance(clip, DecodeError):
-                    decoded.append(index)
-                    clip_frames = clip.frames[reorder(order) if reorder else order]
-                    frames.append(clip_frames.transpose(0, 3, 1, 2))
-                if len(frames) == batch:
-                    encode_batch()
-                advance(1)
-        encode_batch()
+            clips = enumerate(decode_ahead(videos, self.encoder.model.config.video))
+            while several := list(islice(clips, batch)):
+                frames = []
+                for index, (_, clip) in several:
+                    if not isinstance(clip, DecodeError):
+                        decoded.append(index)
+                        chosen = clip.frames[reorder(order) if reorder else order]
+                        frames.append(chosen.transpose(0, 3, 1, 2))
+                if frames:
+                    pixels = self.encoder.clip_pixels(frames)
+                    output = self.encoder.model.encode_video(pixels, self.alpro is None)
+                    tokens.append(output.float())
+                advance(len(several))
 
         width = self.encoder.model.config.video.width
         device = self.encoder.mean.device
@@ -212,7 +208,7 @@ class LoadedModel:
                 block = gallery.select(indices)
                 if blank:
                     readable = list(range(len(indices)))
-                    videos = self._blank(len(indices))
+                    videos = self._encode_blank(len(indices))
                 else:
                     readable, videos = self.encode_videos(block, reorder, batch)
                 decoded += [start + index for index in readable]
@@ -228,7 +224,7 @@ class LoadedModel:
         found = torch.cat(logits) if logits else torch.empty(0, len(self.answers))
         return gallery.select(decoded), found
 
-    def _blank(self, videos: int) -> Videos:
+    def _encode_blank(self, videos: int) -> Videos:
         """Encode clips whose pixels are zero after normalization."""
         config = self.encoder.model.config.video
         size = config.image_size

@@ -135,11 +135,6 @@ ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best co
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
-CONFIDENT_PROBABILITY = 0.6  # from which a label counts as confident
-CONFIDENT_CROP_ACCURACY = replace(
-    ENTITY_ACCURACY, key="acc_confident", label="of these, labels with p >= 0.6"
-)
-CONFIDENT_CROPS = replace(ENTITY_ACCURACY, key="confident", label="share of labels with p >= 0.6")
 CALIBRATION_ERROR = Metric(
     "ece", "expected calibration error", "entities", higher_is_better=False, baseline=""
 )

@@ -259,24 +259,13 @@ class PretrainObjective(MatchingObjective):
 
         loss_sum, confident = pem_loss(logits, labels, self.threshold)
         loss = loss_sum / counts["pem"]
-        metrics = self.pem_metrics(logits, labels, confident, 1 / counts["pem"])
-        return loss, {"loss_pem": loss.detach(), **metrics}
 
-    def pem_metrics(
-        self, logits: Tensor, labels: Tensor, confident: Tensor, weight: Tensor
-    ) -> Metrics:
-        """Compute the fraction of confident labels, and over these the accuracy of the most likely
-        entity and the entropy of the labels, below which the loss cannot fall.
-
-        Args:
-            logits: (B, M).
-            labels: Pseudo-labels (B, M).
-            confident: Whether each label is confident (B,).
-            weight: Weight of a confident label in the mean.
-        """
+        # The loss cannot fall below the entropy of the labels.
         correct = (logits.argmax(1) == labels.argmax(1)) & confident
         entropy = torch.special.entr(labels.float()).sum(1) * confident
-        return {
+        weight = 1 / counts["pem"]
+        return loss, {
+            "loss_pem": loss.detach(),
             "pseudo_labels_kept": confident.float().mean(),
             "pem_accuracy": correct.sum() * weight,
             "pseudo_label_entropy": entropy.sum() * weight,

@@ -95,8 +95,8 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
 
 
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):
-    """Also a video that came later, by its group, and files by their names where ids differ; other
-    data has all videos, and a corpus that is gone is a mistake."""
+    """Also a video that came later, by its group; other data has all videos, and a corpus that is
+    gone is a mistake."""
     rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
     source = write_manifest(tmp_path / "videos", rows)
     root = tmp_path / "workspace"
@@ -113,11 +113,6 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
         labeled = read_labeled(source, split, [model])
         assert sorted(labeled.ids) == sorted(row["id"] for row in decoded if row["split"] == split)
         assert split in labeled.description
-        again = source.with_name("again.csv")
-        again.write_text(
-            "id,path,caption\n" + "".join(f"other-v{n},v{n}.png,a ball\n" for n in range(40))
-        )
-        assert {*read_labeled(again, split, [model]).ids} == {f"other-{n}" for n in labeled.ids}
     shutil.copy(source.with_name("v0.png"), source.with_name("late.png"))
     with source.open("a") as file:
         late = {"id": "late", "path": "late.png", "group": decoded[-1]["group"], "caption": "x"}
@@ -127,7 +122,7 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
     shutil.copy(source.with_name("v0.png"), source.with_name("foreign.png"))
     other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
     labeled = read_labeled(other, "test", [model])
-    assert (len(labeled), labeled.description) == (1, "all: the data names no split")
+    assert (labeled.ids, labeled.description) == (["foreign"], "all: the data names no split")
     unknown = read_labeled(other, "test", [model, other.parent]).description
     assert unknown.startswith(f"{labeled.description}, and no record says")
     shutil.rmtree(corpus)
@@ -223,7 +218,7 @@ def test_a_threshold_is_wrong_least_often():
     wrong = np.array([0.45, 0.47, 0.45, 0.35])
     similarity = np.stack([right, wrong, right - 1], axis=1)
     threshold = Threshold.choose(similarity, np.tile([True, False, True], (4, 1)))
-    assert vars(threshold) == {"similarity": pytest.approx(0.5), "missed": 0.25, "accepted": 0}
+    assert threshold[:3] == (pytest.approx(0.5), 0.25, 0)
     assert Threshold.choose(similarity, np.ones((4, 3), bool)).missed == 0
 
 

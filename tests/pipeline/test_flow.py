@@ -328,7 +328,7 @@ PLACES = {
     "rank": "|".join(metric.key for metric in RETRIEVAL),
 }
 NOT_IN_EVERY_RUN = {"<split>/decoded/<corpus>/<column>"}
-NOT_IN_EVERY_RUN |= {f"<split>/<model>/entity_crops/acc_{one}" for one in ("kept", "confident")}
+NOT_IN_EVERY_RUN |= {"<split>/<model>/entity_crops/acc_kept"}
 # Of a fine-tuned CLIP; tests/stages/test_clip.py has a run with them.
 NOT_IN_EVERY_RUN |= {"<metric>/interpolated/<share>", "interpolation_share"}
 

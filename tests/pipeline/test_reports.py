@@ -89,8 +89,8 @@ def test_runs_are_columns_with_the_difference_of_each_to_the_first(rows):
     gain = PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)
     same = PairedDifference(9, 8, -0.04, None, None, 1 / 2001)
     compared = [
-        Comparison([(rows[0], gain)], {}, 0),
-        Comparison([(rows[1], same)], {"qa/all": (20, 18, 15)}, 0),
+        Comparison([(rows[0], gain)], {}),
+        Comparison([(rows[1], same)], {"qa/all": (20, 18, 15)}),
     ]
     answers, entities = tables(runs, compared)
 

@@ -82,8 +82,8 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
 
 
 def test_the_row_that_counts_is_marked():
-    compared = Comparison([(ROW, PairedDifference(9, 9, 0, 0, 0, 1.0))], {}, 0)
-    assert compare_models("clip", "mine", Comparison([], {}, 1)) == ""
+    compared = Comparison([(ROW, PairedDifference(9, 9, 0, 0, 0, 1.0))], {})
+    assert compare_models("clip", "mine", Comparison([], {})) == ""
     assert decisive(["entities/acc", "qa/acc"]) == "qa/acc"
     assert decisive([]) == ""
     (table,) = tables({"clip": [RANK, ROW], "mine": [RANK | {}, ROW | {}]}, [compared], ROW["name"])
@@ -128,9 +128,10 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     assert capsys.readouterr().out.splitlines()[-1] == compare_with_start(made)
 
 
-@pytest.mark.parametrize(
-    ("missed", "accepted", "texts", "separates"),
-    [(0.0, 0.91, 11, False), (0.1, 0.2, 11, True), (0.1, 0.7, 200, True)],
-)
-def test_a_threshold_that_separates_nothing_is_known_as_such(missed, accepted, texts, separates):
-    assert Threshold(0.1, missed, accepted).separates(texts) is separates
+def test_a_threshold_that_separates_nothing_is_known_as_such():
+    rng = np.random.default_rng(0)
+    relevant = np.eye(40, dtype=bool)
+    similarity = rng.normal(size=(40, 40))
+
+    assert not Threshold.choose(similarity, relevant).is_significant
+    assert Threshold.choose(similarity + 4 * relevant, relevant).is_significant

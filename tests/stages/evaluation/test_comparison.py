@@ -59,7 +59,7 @@ def test_each_score_has_both_values_and_the_difference(tmp_path):
     # of it alone has 50.
     accuracy = compared.scores[0][1]
     assert (accuracy.low, accuracy.high, accuracy.p) == (0, 50, 1)
-    assert (compared.other_queries, compared.single) == ({}, 0)
+    assert compared.other_queries == {}
 
 
 def test_a_score_of_other_queries_is_left_out(tmp_path):
@@ -76,7 +76,6 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
     compared = compare(a, b)
     assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
     assert compared.other_queries == {"entities/acc": (3, 2, 1)}
-    assert compared.single == 1
 
 
 def test_different_test_sets_are_a_mistake(tmp_path):

@@ -12,7 +12,6 @@ from alpro.inference.encoding import Videos
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
-    CropLabel,
     add_crops,
     add_entities,
     entities_in_crop,
@@ -141,21 +140,29 @@ def test_every_video_with_a_known_entity_has_crops_with_a_fixed_seed(gallery):
     labels, again = (label_crops(load(model), videos, 20) for _ in range(2))
 
     boxes = [box for boxes in model.seen for box in boxes.tolist()]
-    assert [label.id for label in labels] == ["a", "c"] * 20
-    assert [list(label.box) for label in (*labels, *again)] == boxes
+    assert [row["id"] for row in labels] == ["a", "c"] * 20
+    assert [list(row["box"]) for row in (*labels, *again)] == boxes
     assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
-    for label in labels:
-        assert label.named == ("box" if label.box[1] > 0 else "ball")
-        assert label.probability == pytest.approx(0.6 if label.box[0] == 0 else 0.3)
-        assert label.entities == {"a": ["ball"], "c": ["ball", "star"]}[label.id]
+    for row in labels:
+        left, top, _, _ = row["box"]
+        assert row["named"] == ("box" if top > 0 else "ball")
+        assert row["probability"] == pytest.approx(0.6 if left == 0 else 0.3)
+        assert row["truth"] == {"a": ["ball"], "c": ["ball", "star"]}[row["id"]]
+        assert row["right"] == (row["named"] in row["truth"])
 
 
 def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
     """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows
-    none; the confident one is right. The best constant is "ball" in 3 of 5, "box" in 2 of 4 and in
-    the confident one."""
+    none. The best constant is "ball" in 3 of 5, and "box" in 2 of 4."""
     labels = [
-        CropLabel(name, (0, 0, 2, 3), named, probability, list(shown))
+        {
+            "id": name,
+            "box": (0, 0, 2, 3),
+            "named": named,
+            "probability": probability,
+            "truth": shown,
+            "right": named in shown,
+        }
         for name, named, probability, *shown in (
             ("a", "ball", 0.1, "ball"),
             ("a", "star", 0.1, "ball"),
@@ -175,9 +182,7 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
     assert actual == {
         "acc": (5, pytest.approx(60), pytest.approx(60)),
         "acc_kept": (4, pytest.approx(50), pytest.approx(50)),
-        "acc_confident": (1, pytest.approx(100), pytest.approx(100)),
         "kept": (6, pytest.approx(400 / 6), None),
-        "confident": (5, pytest.approx(20), None),
         "ece": (5, pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5), None),
     }
     kept = [row["kept"] for row in results.tables["entity_crops"]]

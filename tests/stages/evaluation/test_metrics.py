@@ -166,7 +166,6 @@ def test_the_share_of_answers_that_the_model_cannot_give_is_said():
     (line,) = describe_unanswerable(asked, ["yes", "no"])
 
     assert "2 of 4 questions (50.0%)" in line
-    assert "1 of which only by case" in line
     assert describe_unanswerable(asked[:1], ["yes", "no"]) == []
 
 

@@ -133,7 +133,7 @@ def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
 
 @torch.no_grad()
 def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
-    several, tokenizer, tiny_model, capsys, tmp_path
+    several, tokenizer, tiny_model, tmp_path
 ):
     objective = PrompterObjective(
         Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD
@@ -144,11 +144,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
     gallery = Gallery.read(several["several"], "validation").first(500, 1)
     assert actual == score(objective, gallery, tokenizer)
 
-    lines = [line for line in capsys.readouterr().err.splitlines() if "search " in line]
-    assert len(lines) == 3
     assert (tmp_path / "pictures" / "search.png").is_file()
-    for line, text in zip(lines, gallery.texts, strict=False):
-        assert f'"{text}"' in line
 
 
 @pytest.fixture
