@@ -2,7 +2,7 @@
 
 import re
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -15,6 +15,9 @@ from alpro.pipeline.cli.options import (
     check_exists,
     toml_text,
 )
+
+if TYPE_CHECKING:
+    from alpro.pipeline.plan.check_data import DataReport
 
 FIRST = ("sample", "tiny")  # what runs without data
 
@@ -85,99 +88,40 @@ def check(
     from alpro.pipeline.config.load import load_config
     from alpro.pipeline.plan.check_data import check_data
     from alpro.shards.sources.propose import UnknownColumns
-    from alpro.shards.storage import located
 
     check_exists("--data", data)
     settings = load_config(Command(config, data_changes(data, set)))
-    corpus = settings.corpora["data"]
-    if corpus.shards:
+    if settings.corpora["data"].shards:
         raise InputError(
             "corpora.data.shards are not decoded; `alpro run index_shards` checks them"
         )
 
-    source = corpus.annotation_files, corpus.names_root, corpus.columns
-    stages = settings.trainings().items()
-    # The trainings that read this data cut longer texts.
-    lengths = {
-        stage: training.max_text_tokens for stage, training in stages if "data" in training.corpora
-    }
-
     try:
-        report = check_data(located(corpus.data), corpus.decoding, *source, samples, lengths)
+        report = check_data(settings, samples)
     except UnknownColumns as error:
         rows = "\n  ".join(["With these columns, the first rows are:", *error.rows])
         print(f"{error}\n\n{rows}")
         return 2
-    print_check(report)
-    return 1 if report["problems"] else 0
+    print_check(data, report)
+    return 1 if report.problems else 0
 
 
-def print_check(report: dict[str, Any]) -> None:
+def print_check(data: str, report: "DataReport") -> None:
     """Print the report of `check_data`."""
     from alpro.pipeline.reports.terminal import print_rows
 
-    kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report["kinds"].items())
-    problems = report["problems"]
-    verdict = f"; a run fails: {len(problems)} problems" if problems else "; ready to run"
-    if report["notes"]:
-        verdict += f" ({len(report['notes'])} notes below)"
-    print(f"{report['data']}: {report['form']}; {report['items']:,} items ({kinds}){verdict}")
-
-    for problem in problems:
+    count = len(report.problems)
+    verdict = f"a run fails: {count} problems" if count else "ready to run"
+    kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report.kinds.items())
+    print(f"{data}: {report.form}; {report.items:,} items ({kinds}); {verdict}")
+    for problem in report.problems:
         print(f"problem: {problem}")
 
-    counts = ("items", "captions", "questions", "answers")
-    splits = report["splits"].items()
-    print_rows([{"split": split, **{key: texts[key] for key in counts}} for split, texts in splits])
-    print(f"splits: {report['split_source']}")
-
-    bad = report["bad_rows"]
-    decoded = report["decoded"]
-    for count, what, examples in (
-        (bad["count"], "invalid rows or failed downloads", bad["examples"]),
-        (report["missing"], "missing files", report["missing_examples"]),
-        (report["without_text"], "items without a text", []),
-    ):
-        if count:
-            print(f"  {count:,} {what}", *examples, sep="\n    ")
-
-    # A caption that training has seen makes a score too good.
-    for split, count in report["also_in_training"].items():
-        if count:
-            print(
-                f"  {count} of {report['splits'][split]['items']} {split} items have a caption of "
-                f"a training item"
-            )
-
-    for stage, texts in report["long_texts"].items():
-        if texts["cut"]:
-            of = f"{texts['texts']:,} {texts['of']} ({texts['cut'] / texts['texts']:.1%})"
-            print(
-                f"  {stage}.max_text_tokens = {texts['max_text_tokens']} cuts at least "
-                f"{texts['cut']:,} of {of}"
-            )
-
-    # finetune_qa chooses among its training answers.
-    answers = report["answers"]
-    for split in ("validation", "test"):
-        if answers[split]["not_in_training"]:
-            print(
-                f"  {answers[split]['not_in_training']} of {answers[split]['answers']} {split} "
-                f"answers are none of the "
-                f"{answers['training']} training answers: a model cannot give them"
-            )
-    if answers["spellings"]:
-        print(
-            f"  {answers['spellings']} training answers differ from another only in case or a "
-            f"final dot"
-        )
-
-    for note in report["notes"]:
-        print(f"note: {note}")
-    if report["group_hint"]:
-        print(f"hint: {report['group_hint']}")
-
-    rejected = sum(decoded["rejected"].values())
-    print(
-        f"decoded {decoded['items']} items, {rejected} rejected", *decoded["examples"], sep="\n    "
-    )
+    columns = ("items", "captions", "questions", "answers")
+    rows = []
+    for split, counts in report.splits.items():
+        rows.append({"split": split, **{column: counts[column] for column in columns}})
+    print_rows(rows)
+    print(f"splits: {report.split_source}")
+    for finding in report.findings:
+        print(f"  {finding}")

@@ -1,245 +1,271 @@
-"""Checks a manifest, folder or set of shards before it is decoded: what is there and what is
-missing.
+"""Checks the data of a configuration before it is decoded: what is there, what is missing, and what
+would end a run.
 
-All rows are imported; no media are read except those of a few items, which are decoded.
+All rows are imported. No media are read except those of a few items, which are decoded.
 """
 
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alpro.errors import InputError
+from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig
+from alpro.pipeline.plan.checks import check_manifest, planned_rows
+from alpro.pipeline.plan.corpora import import_corpus
+from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.file_type import find_placeholder, read_head
-from alpro.shards.schema import KINDS, SPLITS, Row
-from alpro.shards.sources.form import Columns
-from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.schema import Row
+from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.rows import NO_FILE
-from alpro.shards.storage import Location, is_url
+from alpro.shards.storage import is_url
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
-MAX_EXAMPLES = 3  # items that a report names
+CORPUS = "data"  # the corpus of `--data`
+MAX_EXAMPLES = 3  # items that a line names
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 WORD = re.compile(r"\w+|[^\w\s]")  # a word or a punctuation mark: at least one token
 
 
-def check_data(
-    data: Location,
-    config: Config,
-    annotations: Mapping[str, Sequence[Path]] | None = None,
-    root: Path | None = None,
-    columns: Columns | None = None,
-    samples: int = 5,
-    max_text_tokens: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Describe a source of items, decoding `samples` of them, evenly spaced.
+@dataclass(frozen=True)
+class DataReport:
+    """What a run would find in its data."""
 
-    max_text_tokens: by the stages that train on the items. Raises InputError if the source cannot
-    be read at all.
-    """
-    limits = max_text_tokens or {}
-    # Not in a workspace: a check leaves nothing behind.
-    with tempfile.TemporaryDirectory(prefix="alpro-check-") as name:
-        scratch = Path(name)
-        plan = make_plan(config, import_source(data, scratch, annotations, root, columns))
-        missing: list[str] = []
-        bad_rows: list[str] = []
-        for reject in plan.rejects():
-            line = f"{reject.id}: {reject.detail}".rstrip(": ")
-            (missing if reject.reason == "missing" else bad_rows).append(line)
-        report = {
-            "data": str(data),
-            "form": plan.manifest.about["form"],
-            "items": len(plan.row_indices) + plan.manifest.about["rejects"],
-            "notes": plan.manifest.about["notes"],
-            "bad_rows": {"count": len(bad_rows), "examples": bad_rows[:MAX_EXAMPLES]},
-            "splits": plan.splits(),
-            "split_source": split_source(plan),
-            **describe_rows(plan, limits, missing),
-            "answers": describe_answers(plan),
-            "group_hint": plan.group_hint(),
-            "decoded": decode_samples(plan.evenly_spaced(samples), config, scratch),
-        }
-
-    report["problems"] = list(problems(report, config, limits))
-    return report
+    form: str
+    items: int
+    kinds: Mapping[str, int]
+    splits: Mapping[str, Mapping[str, Any]]  # as `DecodePlan.splits`
+    split_source: str
+    problems: list[str]  # what would end a run, or make it useless
+    findings: list[str]  # what a user should know
 
 
-def chosen_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the columns of each row that will be decoded, with the row's split."""
-    first = 0
-    for batch in plan.manifest.batches(columns):
-        for row_index, row in enumerate(batch.to_pylist(), first):
-            # `is_planned` counts rows over the whole manifest, not in a batch.
-            if plan.is_planned[row_index]:
-                yield SPLITS[plan.columns["split"][row_index]], row
-        first += len(batch)
+@dataclass
+class RowCounts:
+    """What the rows of the data have."""
 
-
-def describe_rows(
-    plan: DecodePlan, max_text_tokens: Mapping[str, int], missing: list[str]
-) -> dict[str, Any]:
-    """Count the rows by kind, those without a file or a text, files that are placeholders, the
-    texts that training will cut, and by split the items with a caption that a training item has
-    too. missing: the files that the import has not found."""
-    kinds = Counter[str]()
-    placeholders = Counter[str]()
-    without_text = 0
-    # Hashes, one set for each item: a corpus of millions would not fit in memory as text.
-    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
+    kinds: Counter[str] = field(default_factory=Counter)
+    missing: list[str] = field(default_factory=list)
+    placeholders: Counter[str] = field(default_factory=Counter)
+    without_text: int = 0
+    # Hashes by split, a set for each item: the texts of millions of items would not fit in memory.
+    captions: defaultdict[str, list[set[int]]] = field(default_factory=lambda: defaultdict(list))
     # The number of texts by their length in words.
-    lengths: dict[str, Counter[int]] = {"captions": Counter(), "questions": Counter()}
+    captions_by_length: Counter[int] = field(default_factory=Counter)
+    questions_by_length: Counter[int] = field(default_factory=Counter)
+    answers: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
-    for split, row in chosen_rows(plan, ["kind", "path", "captions", "questions"]):
-        kinds[row["kind"]] += 1
-        without_text += not row["captions"] and not row["questions"]
-        captions[split].append(set(map(hash, row["captions"])))
-        lengths["captions"].update(map(words_in, row["captions"]))
-        lengths["questions"].update(words_in(asked["question"]) for asked in row["questions"])
+    def count_overlap(self, split: str) -> int:
+        """Return the number of items of a split with a caption that a training item has too."""
+        in_training: set[int] = set().union(*self.captions["train"])
+        return sum(not in_training.isdisjoint(item) for item in self.captions[split])
+
+
+def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
+    """Describe the corpus `data` of a configuration, decoding a few of its items.
+
+    Args:
+        samples: The number of items to decode, evenly spaced.
+
+    Raises:
+        InputError: The data cannot be read at all.
+    """
+    corpus = settings.corpora[CORPUS]
+    # Not in a workspace: a check leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix="alpro-check-") as folder:
+        manifest = import_corpus(corpus, Path(folder))
+        settings = without_questions(settings, {CORPUS: manifest})
+        plan = make_plan(corpus.decoding, manifest)
+        counts = count_rows(plan)
+        rejects = [f"{reject.id}: {reject.detail}".rstrip(": ") for reject in invalid_rows(plan)]
+        decoded, failures = decode_samples(
+            plan.evenly_spaced(samples), corpus.decoding, Path(folder)
+        )
+
+        findings = [
+            *list_items(rejects, "invalid rows or failed downloads"),
+            *list_items(counts.missing, "missing files"),
+            *describe_texts(counts, settings),
+            *manifest.about["notes"],
+            *filter(None, [plan.group_hint()]),
+            f"decoded {decoded} items, {len(failures)} rejected",
+            *failures[:MAX_EXAMPLES],
+        ]
+        return DataReport(
+            form=manifest.about["form"],
+            items=len(plan.row_indices) + manifest.about["rejects"],
+            kinds=counts.kinds,
+            splits=plan.splits(),
+            split_source=describe_split_source(plan),
+            problems=[
+                *find_unusable(manifest, corpus, counts, len(rejects)),
+                *find_undecodable(failures, decoded, corpus),
+                *find_empty_splits(manifest, plan, counts, settings),
+            ],
+            findings=findings,
+        )
+
+
+def count_rows(plan: DecodePlan) -> RowCounts:
+    """Count what the rows have that will be decoded, and look for their files on this machine."""
+    counts = RowCounts()
+    for reject in plan.rejects():
+        if reject.reason == "missing":
+            counts.missing.append(reject.id)
+
+    for split, row in planned_rows(plan, ["kind", "path", "captions", "questions"]):
+        captions = row["captions"]
+        questions = row["questions"] or []
+        counts.kinds[row["kind"]] += 1
+        counts.without_text += not captions and not questions
+        counts.captions[split].append(set(map(hash, captions)))
+        counts.captions_by_length.update(count_words(caption) for caption in captions)
+        counts.questions_by_length.update(count_words(one["question"]) for one in questions)
+        counts.answers[split].update(one["answer"] for one in questions)
+
         # Files at URLs are not looked up, which would take a request each.
         if not is_url(row["path"]):
             try:
                 placeholder = find_placeholder(read_head(Path(row["path"])))
             except OSError:
-                missing.append(row["path"])
+                counts.missing.append(row["path"])
                 continue
             if placeholder:
-                placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
-
-    # `pop`, because the other splits are compared with this one.
-    in_training = set().union(*captions.pop("train"))
-    return {
-        "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
-        "without_text": without_text,
-        "missing": len(missing),
-        "missing_examples": missing[:MAX_EXAMPLES],
-        "placeholders": dict(placeholders),
-        "also_in_training": {
-            split: sum(not in_training.isdisjoint(item) for item in items)
-            for split, items in captions.items()
-        },
-        "long_texts": {
-            stage: long_texts(lengths, stage, limit) for stage, limit in max_text_tokens.items()
-        },
-    }
+                counts.placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
+    return counts
 
 
-def words_in(text: str) -> int:
+def invalid_rows(plan: DecodePlan) -> Iterator[Any]:
+    """Yield the rejects of an import whose files are not just missing."""
+    return (reject for reject in plan.rejects() if reject.reason != "missing")
+
+
+def count_words(text: str) -> int:
     return len(WORD.findall(text))
 
 
-def answers_by_split(plan: DecodePlan) -> dict[str, Counter[str]]:
-    """Return the answers to the questions of each split, counted."""
-    answers: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for split, row in chosen_rows(plan, ["questions"]):
-        answers[split].update(asked["answer"] for asked in row["questions"] or ())
-    return answers
+def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> tuple[int, list[str]]:
+    """Decode items in this process.
 
-
-def describe_answers(plan: DecodePlan) -> dict[str, Any]:
-    """Count the different training answers and those that only differ in case or a final dot from
-    another; by split, the answers and those that no training question has: a model of question
-    answering cannot give them."""
-    answers = answers_by_split(plan)
-    in_training = answers.pop("train")
-    normalized = {answer.casefold().rstrip(".") for answer in in_training}
-
-    described: dict[str, Any] = {
-        "training": len(in_training),
-        "spellings": len(in_training) - len(normalized),
-    }
-    for split, counts in answers.items():
-        unknown = [count for answer, count in counts.items() if answer not in in_training]
-        described[split] = {"answers": counts.total(), "not_in_training": sum(unknown)}
-
-    return described
-
-
-def check_answers(manifest: Manifest, config: Config, name: str) -> None:
-    """Raise InputError if all training questions have one answer: question answering chooses
-    between answers."""
-    answers = answers_by_split(make_plan(config, manifest))["train"]
-    if len(answers) == 1:
-        raise InputError(
-            f"{name}: all training questions have the answer {next(iter(answers))!r}, and question "
-            "answering needs at least 2; leave it out with --set finetune_qa=false"
-        )
-
-
-def long_texts(lengths: Mapping[str, Counter[int]], stage: str, limit: int) -> dict[str, Any]:
-    """How many texts of a stage its `max_text_tokens` cuts, at least: a tokenizer makes one or more
-    tokens of a word."""
-    kind = "questions" if stage == "finetune_qa" else "captions"
-    cut = sum(texts for length, texts in lengths[kind].items() if length + SPECIAL_TOKENS > limit)
-    return {"of": kind, "texts": lengths[kind].total(), "max_text_tokens": limit, "cut": cut}
-
-
-def split_source(plan: DecodePlan) -> str:
-    if plan.named_splits:
-        return "named"
-    return "generated" if plan.generated_splits else "none"
-
-
-def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> dict[str, Any]:
-    """Decode items in this process, and count the rejects by reason."""
+    Returns:
+        The number of items, and a line for each that cannot be decoded.
+    """
     count = 0
-    rejected = Counter[str]()
-    examples: list[str] = []
+    failures = []
     for row in rows:
         count += 1
         try:
             with fetched(row, config.max_bytes, folder) as path:
                 decode(row, path, config)
         except DecodeError as error:
-            rejected[error.reason] += 1
-            examples.append(f"{row.id}: {error}")
-
-    return {"items": count, "rejected": dict(rejected), "examples": examples[:MAX_EXAMPLES]}
+            failures.append(f"{row.id}: {error}")
+    return count, failures
 
 
-def problems(report: dict[str, Any], config: Config, stages: Iterable[str]) -> Iterator[str]:
-    """Return what would end a run of these training stages, or make it useless, one line each."""
-    for reason, count in report["placeholders"].items():
+def describe_split_source(plan: DecodePlan) -> str:
+    if plan.named_splits:
+        return "named"
+    return "generated" if plan.generated_splits else "none"
+
+
+# Findings.
+
+
+def list_items(items: Sequence[str], kind: str) -> Iterator[str]:
+    """Yield the number of items of a kind, and a few of them."""
+    if items:
+        yield f"{len(items):,} {kind}, such as {', '.join(items[:MAX_EXAMPLES])}"
+
+
+def describe_texts(counts: RowCounts, settings: PipelineConfig) -> Iterator[str]:
+    """Yield what is wrong with the texts of some items."""
+    if counts.without_text:
+        yield f"{counts.without_text:,} items without a text"
+
+    known_answers = counts.answers["train"]
+    for split in ("validation", "test"):
+        # A caption that training has seen makes a score too good.
+        overlap = counts.count_overlap(split)
+        if overlap:
+            items = len(counts.captions[split])
+            yield f"{overlap} of {items} {split} items have a caption of a training item"
+
+        # A model of question answering chooses among its training answers.
+        answers = counts.answers[split]
+        unknown = sum(count for answer, count in answers.items() if answer not in known_answers)
+        if unknown:
+            yield (
+                f"{unknown} of {answers.total()} {split} answers are none of the "
+                f"{len(known_answers)} training answers: a model cannot give them"
+            )
+
+    for stage, training in settings.trainings().items():
+        if CORPUS in training.corpora:
+            kind = "questions" if stage == "finetune_qa" else "captions"
+            lengths = getattr(counts, f"{kind}_by_length")
+            limit = training.max_text_tokens - SPECIAL_TOKENS
+            # A tokenizer makes one or more tokens of a word.
+            truncated = sum(texts for length, texts in lengths.items() if length > limit)
+            if truncated:
+                yield (
+                    f"{stage}.max_text_tokens = {training.max_text_tokens} truncates at least "
+                    f"{truncated:,} of {lengths.total():,} {kind}"
+                )
+
+
+# Problems.
+
+
+def find_unusable(
+    manifest: Manifest, corpus: Corpus, counts: RowCounts, invalid: int
+) -> Iterator[str]:
+    """Yield a problem for files that are placeholders, and one if too many items are unusable."""
+    for reason, count in counts.placeholders.items():
         yield f"{count} {reason}"
-    lost = report["bad_rows"]["count"] + report["missing"] + report["without_text"]
-    if lost > config.max_reject_share * report["items"]:
+
+    about = manifest.about
+    items = counts.kinds.total() + about["rejects"]
+    unusable = invalid + len(counts.missing) + counts.without_text
+    if unusable > corpus.max_reject_share * items:
         line = (
-            f"{lost} of {report['items']} items have no file, no text or an invalid row, more than "
-            f"max_reject_share = {config.max_reject_share:g} allows"
+            f"{unusable} of {items} items have no file, no text or an invalid row, more than "
+            f"max_reject_share = {corpus.max_reject_share:g} allows"
         )
         # What the files are called, if the names of the table are not quite theirs.
-        hints = [note for note in report["notes"] if NO_FILE in note]
+        hints = [note for note in about["notes"] if NO_FILE in note]
         yield "; ".join([line, *hints])
 
-    # Missing files are already counted above.
-    decoded = report["decoded"]
-    failed = sum(count for reason, count in decoded["rejected"].items() if reason != "missing")
-    if failed > config.max_reject_share * max(1, decoded["items"]):
-        yield f"{failed} of {decoded['items']} items cannot be decoded"
 
-    splits = report["splits"]
+def find_undecodable(failures: Sequence[str], decoded: int, corpus: Corpus) -> Iterator[str]:
+    """Yield a problem if too many of the decoded items were rejected."""
+    if len(failures) > corpus.max_reject_share * max(1, decoded):
+        yield f"{len(failures)} of {decoded} items cannot be decoded"
+
+
+def find_empty_splits(
+    manifest: Manifest, plan: DecodePlan, counts: RowCounts, settings: PipelineConfig
+) -> Iterator[str]:
+    """Yield a problem if a split has nothing to train on or to evaluate."""
+    splits = plan.splits()
     if not any(texts["items"] for texts in splits.values()):
-        hints = [note for note in report["notes"] if "caption" in note]
+        hints = [note for note in manifest.about["notes"] if "caption" in note]
         yield "; ".join(["no captions and no questions", *hints])
-    elif not splits["train"]["items"]:
+        return
+    if not splits["train"]["items"]:
         yield "no item of the split train has a text"
-    if "finetune_qa" in stages and report["answers"]["training"] == 1:
-        yield "all training questions have one answer, and question answering needs at least 2"
 
-    test = splits["test"]
-    if not test["items"]:
-        yield f"no test split: {test['why_empty']}"
-    # Question answering alone needs no captions.
-    elif not test["captions"] and set(stages) - {"finetune_qa"}:
-        yield (
-            "no test captions: retrieval has nothing to score; leave it out, or name a test split "
-            "with captions"
-        )
-    elif report["also_in_training"]["test"] >= test["items"]:
+    try:
+        check_manifest(settings, settings.evaluate, CORPUS, manifest)
+    except InputError as error:
+        yield str(error)
+
+    items = splits["test"]["items"]
+    if items and counts.count_overlap("test") >= items:
         yield (
             "every test item has a caption of a training item, and is left out "
             "(evaluate.exclude_overlap)"

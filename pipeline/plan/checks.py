@@ -1,18 +1,19 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.check_data import check_answers
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.store.step import Step
+from alpro.shards.schema import SPLITS
 from alpro.shards.sources.manifest import Manifest
+from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
@@ -109,12 +110,12 @@ def check_manifest(
 ) -> None:
     """Raise InputError if a corpus, once decoded, would have no item to evaluate, or only one
     answer to learn."""
-    decoding = settings.corpora[name].decoding
+    plan = make_plan(settings.corpora[name].decoding, manifest)
     answering = settings.finetune_qa
     if answering and set(answering.corpora) == {name} and not answering.answers_file:
-        check_answers(manifest, decoding, name)
+        check_answers(plan, name)
 
-    counts = make_plan(decoding, manifest).splits()[config.split]
+    counts = plan.splits()[config.split]
     reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
     for column, task in TASKS.items():
         if getattr(config, task) == name and not counts[column]:
@@ -123,3 +124,27 @@ def check_manifest(
                 f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty "
                 "string"
             )
+
+
+def check_answers(plan: DecodePlan, name: str) -> None:
+    """Raise InputError if all training questions have one answer: question answering chooses
+    between answers."""
+    answers = set()
+    for split, row in planned_rows(plan, ["questions"]):
+        if split == "train":
+            answers.update(asked["answer"] for asked in row["questions"] or ())
+    if len(answers) == 1:
+        raise InputError(
+            f"{name}: all training questions have the answer {answers.pop()!r}, and question "
+            "answering needs at least 2; leave it out with finetune_qa=false"
+        )
+
+
+def planned_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield columns of each row that will be decoded, with the row's split."""
+    row_index = 0
+    for batch in plan.manifest.batches(columns):
+        for row in batch.to_pylist():
+            if plan.is_planned[row_index]:
+                yield SPLITS[plan.columns["split"][row_index]], row
+            row_index += 1

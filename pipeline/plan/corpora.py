@@ -68,21 +68,12 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         sources["root"] = corpus.names_root
     step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
 
-    def read_manifest() -> Manifest:
-        return import_source(
-            data,
-            digests.manifests,
-            corpus.annotation_files,
-            corpus.names_root,
-            corpus.columns,
-        )
-
     def read_digest() -> str:
         # Rows at URLs keep their last identities, for the reason given in `recheck`.
-        return digest_manifest(read_manifest(), digests, ask=False)
+        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask=False)
 
     try:
-        manifest = read_manifest()
+        manifest = import_corpus(corpus, digests.manifests)
         digest = digest_manifest(manifest, digests)
     except InputError as error:
         # Columns that are proposed are those of this corpus.
@@ -95,6 +86,13 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         digests={"data": digest},
         given={"manifest": manifest.folder},
         recheck=recheck(read_digest, digest, is_local),
+    )
+
+
+def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
+    """Import the user's files, or find what an earlier import of them left in a folder."""
+    return import_source(
+        located(corpus.data), folder, corpus.annotation_files, corpus.names_root, corpus.columns
     )
 
 

@@ -1,5 +1,6 @@
 """The plan of a command: its steps with their inputs and outside files, and which have to run."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -100,7 +101,7 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
             # Two stages make corpora. The first of them in the list plans both.
             if not corpora:
                 corpora = corpus_steps(settings.corpora, built.get("render_sample"), digests)
-                settings = without_questions(settings, corpora)
+                settings = without_questions(settings, read_manifests(corpora))
                 steps += corpora.values()
             continue
 
@@ -155,19 +156,30 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
     return files
 
 
-def without_questions(settings: PipelineConfig, corpora: dict[str, Step]) -> PipelineConfig:
-    """Leave out question answering on corpora that have no questions, as their manifests tell.
+def read_manifests(corpora: Mapping[str, Step]) -> dict[str, Manifest]:
+    """Return the manifest of each corpus whose files are imported."""
+    manifests = {}
+    for name, step in corpora.items():
+        folder = step.given.get("manifest")
+        if folder:
+            manifests[name] = Manifest(Path(folder))
+    return manifests
+
+
+def without_questions(
+    settings: PipelineConfig, manifests: Mapping[str, Manifest]
+) -> PipelineConfig:
+    """Leave out question answering on corpora that have no questions.
 
     A configuration that only answers questions stays as it is: such data is a mistake then.
+
+    Args:
+        manifests: the manifests of corpora that are imported, by name.
     """
-    silent = set()
     if not (settings.finetune_retrieval or settings.evaluate.retrieval):
         return settings
-    for name, step in corpora.items():
-        manifest = step.given.get("manifest")
-        if manifest and not Manifest(Path(manifest)).has_questions:
-            silent.add(name)
 
+    silent = {name for name, manifest in manifests.items() if not manifest.has_questions}
     changed: dict[str, object] = {}
     asked = settings.finetune_qa.corpora if settings.finetune_qa else []
     if asked and silent.issuperset(asked):

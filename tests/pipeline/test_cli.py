@@ -448,6 +448,10 @@ def test_data_check_prints_problems(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
     command = "data", "check", manifest(tmp_path, {"path": "a.mp4", "caption": "a b c"})
     status, out, _ = call(monkeypatch, capsys, *command, "--set", "pretrain.max_text_tokens=4")
-    assert (status, "1 items (1 videos)" in out, "problem: no test split" in out) == (1, True, True)
-    assert "pretrain.max_text_tokens = 4 cuts at least 1 of 1 captions" in out
+    assert (
+        status,
+        "1 items (1 videos)" in out,
+        "problem: data: no test item has captions" in out,
+    ) == (1, True, True)
+    assert "pretrain.max_text_tokens = 4 truncates at least 1 of 1 captions" in out
     assert "1 rejected" in out
