@@ -1,6 +1,5 @@
 """`alpro model ...` and `alpro eval`: what a person does with a model."""
 
-import json as json_format
 import os
 import sys
 from functools import partial
@@ -24,6 +23,7 @@ from alpro.pipeline.cli.options import (
     Named,
     TrackingUri,
     Workspace,
+    print_json,
 )
 
 if TYPE_CHECKING:
@@ -32,15 +32,8 @@ if TYPE_CHECKING:
     from alpro.stages.evaluation.results import Results as Scores
 
 group = App(name="model", help="Use, import, export and register models.")
-Video = Annotated[
-    str,
-    Parameter(
-        help="A video or an image: a file or a URL; with --out a folder, a manifest or a decoded "
-        "corpus."
-    ),
-]
-Table = Annotated[File | None, Parameter(help="Write a row for each video to a .parquet or .csv.")]
-# Labels a video, perhaps with its `frames`: words with probabilities, best first.
+Video = Annotated[str, Parameter(help="A video or an image: a file or a URL.")]
+# Labels a video: words with probabilities, best first.
 Name = partial[list[tuple[str, float]]]
 Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
 
@@ -147,7 +140,6 @@ def ask(
     /,
     *,
     k: Results = 3,
-    out: Table = None,
     json: Json = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
@@ -164,14 +156,11 @@ def ask(
         print(f"note: {note}", file=sys.stderr)
 
     answer = partial(loaded.ask, question=question, top_k=k)
-    if out:
-        write_table(out, models, video, loaded, answer, k, json)
-    else:
-        show_words(video, {"question": question}, "answer", answer, json)
+    show_words(video, answer, "answer", json)
 
 
 @group.command
-def entities(  # noqa: PLR0913 - options of a command
+def entities(
     model: Named,
     video: Video,
     /,
@@ -179,7 +168,6 @@ def entities(  # noqa: PLR0913 - options of a command
     box: str = "",
     text: str = "",
     k: Results = 5,
-    out: Table = None,
     json: Json = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
@@ -207,23 +195,17 @@ def entities(  # noqa: PLR0913 - options of a command
             "name a train_prompter, cache_prompts or pretrain artifact"
         )
 
+    if not json:
+        print(f"note: {loaded.entities_note}", file=sys.stderr)
     name = partial(loaded.entities, box=region, top_k=k, text=text)
-    if out:
-        write_table(out, models, video, loaded, name, k, json)
-    else:
-        if not json:
-            print(f"note: {loaded.entities_note}", file=sys.stderr)
-        show_words(video, {"box": list(region)}, "entity", name, json)
+    show_words(video, name, "entity", json)
 
 
-def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: bool) -> None:
+def show_words(video: str, name: Name, kind: Literal["answer", "entity"], json: bool) -> None:
     """Print words with their probabilities, best first. Raises InputError if the video cannot be
     decoded."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.shards.clip import DecodeError
-
-    if Path(video).is_dir():
-        raise InputError(f"{video}: a folder; --out TABLE writes a row for each of its videos")
 
     try:
         ranked = name(video)
@@ -233,85 +215,9 @@ def show_words(video: str, about: dict[str, Any], kind: str, name: Name, json: b
 
     if json:
         words = [{"text": word, "probability": p} for word, p in ranked]
-        print(
-            json_format.dumps(
-                {"video": video, **about, "answers" if kind == "answer" else "entities": words}
-            )
-        )
-        return
-
-    print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
-
-
-def write_table(
-    out: Path, models: ModelOptions, videos: str, model: "Model", name: Name, count: int, json: bool
-) -> None:
-    """Write a row for each video to a .parquet or .csv: id, path, start, end, the words with their
-    probabilities, and an error instead of them."""
-    import pyarrow as pa
-    import torch
-    from pyarrow import csv, parquet
-
-    from alpro.files import atomic_write
-    from alpro.inference.clips import decode_ahead
-    from alpro.inference.items import get_source, scan_videos
-    from alpro.log import progress
-    from alpro.shards.clip import Clip
-
-    writers = {".parquet": parquet.write_table, ".csv": csv.write_csv}
-    # Before the videos are decoded, and not when the table is written.
-    if out.suffix not in writers or out.exists() or not os.access(out.parent, os.W_OK):
-        suffix = (
-            "must end with .parquet or .csv"
-            if out.suffix not in writers
-            else "its folder is not writable"
-        )
-        raise InputError(f"--out {out}: {'exists already' if out.exists() else suffix}")
-
-    items = list(scan_videos(models.videos(videos)))
-    decodable = (get_source(item) for item in items if not item["reason"])
-    clips = decode_ahead(decodable, model.folder.model.config.video)
-
-    word = "answer" if model.folder.answers else "entity"
-    fields = [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-    ]
-    # A model may know fewer words than a person asks for.
-    for place in range(1, min(count, len(model.folder.answers or model.folder.entities)) + 1):
-        fields += [(f"{word}_{place}", pa.string()), (f"probability_{place}", pa.float64())]
-    names = [name for name, _ in fields[4:]]
-
-    rows = []
-    with progress("videos", len(items), "videos") as advance:
-        for item in items:
-            row = {key: item[key] for key in ("id", "path", "start", "end")}
-            # A rejected row has no clip to wait for.
-            source, frames = (None, None) if item["reason"] else next(clips)
-            if isinstance(frames, Clip):
-                decoded = torch.from_numpy(frames.frames.transpose(0, 3, 1, 2))[None]
-                ranked = name(source, frames=decoded.to(model.device))
-                # Columns take turns: a word, its probability, the next word.
-                row |= zip(names, (value for pair in ranked for value in pair), strict=True)
-            else:
-                row["error"] = str(frames or f"{item['reason']}: {item['detail']}")
-            rows.append(row)
-            advance()
-    try:
-        with atomic_write(out) as temporary:
-            writers[out.suffix](
-                pa.Table.from_pylist(rows, pa.schema([*fields, ("error", pa.string())])), temporary
-            )
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror or error}") from error
-
-    print(
-        json_format.dumps({"out": str(out), "rows": len(rows)})
-        if json
-        else f"{out}: {len(rows):,} rows"
-    )
+        print_json({"video": video, "answers" if kind == "answer" else "entities": words})
+    else:
+        print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
 def evaluate(
@@ -338,13 +244,14 @@ def evaluate(
         out: Write results.json and scores.parquet there.
     """
     from alpro.inference.find import find_prompter
-    from alpro.models.clip_prompter import ClipBundle
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models, decisive
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import Threshold, read_labeled
 
+    if model == baseline:
+        raise InputError(f"--baseline {baseline}: the model itself; name another one")
     found = models.find(model)
     other = models.find(baseline) if baseline else None
     folders = [one.model for one in (found, other) if one]
@@ -370,7 +277,7 @@ def evaluate(
 
         results = score_model(model, loaded, naming, gallery)
         rows, _ = results.write(results_folder, split)
-        runs = {model if other else "score": rows}
+        runs = {model: rows}
         compared = Comparison([], {})
         baseline_rows: list[dict[str, Any]] = []
         if theirs and results.gallery:
@@ -378,40 +285,32 @@ def evaluate(
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
             baseline_results = score_model(baseline, theirs, None, results.gallery)
             baseline_rows, _ = baseline_results.write(baseline_folder, split)
-            averaged = ", frames averaged" if isinstance(theirs.folder, ClipBundle) else ""
-            head = f"{baseline}{averaged}"
-            # Columns need different names, also of a model that is compared with itself.
-            if head == model:
-                head += " (baseline)"
-            runs = {head: baseline_rows, **runs}
+            runs = {baseline: baseline_rows, model: rows}
             compared = compare(baseline_folder, results_folder)
 
     threshold = None
     if results.similarity is not None and results.gallery:
         threshold = Threshold.choose(results.similarity, results.gallery.relevant)
-    marked = decisive(row["name"] for row, _ in compared.scores)
     sentence = compare_models(baseline, model, compared)
     if json:
         values = {
             "results": rows,
             "baseline": baseline_rows,
-            "differences": {
-                row["name"]: difference._asdict() for row, difference in compared.scores
-            },
+            "differences": {row["name"]: change._asdict() for row, change in compared.scores},
             "verdict": sentence,
             "nothing_below": threshold._asdict() if threshold else None,
         }
-        print(json_format.dumps(values, indent=1))
+        print_json(values)
         return
 
+    marked = decisive(row["name"] for row, _ in compared.scores)
     for table in tables(runs, [compared] if other else (), marked):
         print_table(table)
     if threshold:
         if threshold.is_significant:
             print(
-                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of "
-                f"these texts, and "
-                f"accepts {threshold.accepted:.0%} of them if their videos are left out"
+                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these "
+                f"texts, and accepts {threshold.accepted:.0%} of them if their videos are left out"
             )
         else:
             print("--nothing-below: no similarity separates right from wrong here; leave it out")

@@ -129,7 +129,7 @@ def check_manifest(
 def check_answers(plan: DecodePlan, name: str) -> None:
     """Raise InputError if all training questions have one answer: question answering chooses
     between answers."""
-    answers = set()
+    answers: set[str] = set()
     for split, row in planned_rows(plan, ["questions"]):
         if split == "train":
             answers.update(asked["answer"] for asked in row["questions"] or ())

@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from pyarrow import csv
 
 from alpro import Model
 from alpro.files import digest, write_json
@@ -177,7 +175,6 @@ def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named
     assert (status, err, json.loads(out)["entities"]) == (0, "", words(expected))
     _, _, err = alpro_model("model entities", PROMPTER, videos[0])
     assert "one of these is always named" in err
-    assert json.loads(out)["box"] == [0.5, 0, 0.25, 1]
 
 
 def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(
@@ -274,12 +271,9 @@ def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, trained, 
         (("model ask", "0000", "VIDEO", "what?"), "0000"),
         (("model ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
         (("model ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
-        (("model ask", QA, "FOLDER", "what?"), "--out"),
+        (("model ask", QA, "FOLDER", "what?"), "FOLDER"),
         (("model ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
         (("model ask", QA, "FOLDER/none.mp4", "what?"), "none.mp4"),
-        (("model ask", QA, "FOLDER", "what?", "--out", "FOLDER/a.txt"), "a.txt"),
-        (("model ask", QA, "FOLDER", "what?", "--out", "FOLDER/notes.txt"), "notes.txt"),
-        (("model ask", QA, "FOLDER", "what?", "--out", "none/a.csv"), "none/a.csv: its folder"),
         (("model entities", PROMPTER, "VIDEO", "--box", "0.5,0,0.6,1"), "--box"),
         (("search", "FOLDER/none", "a"), "no index"),
         (("search", "FOLDER/earlier", "a"), "an earlier version"),
@@ -314,35 +308,3 @@ def test_mistakes_are_one_line(alpro_model, videos, tmp_path, arguments, named):
         True,
         True,
     ), err
-
-
-@pytest.mark.parametrize("end", ["parquet", "csv"])
-def test_many_videos_are_one_table(alpro_model, own, videos, tmp_path, end):
-    rows = [{"path": "bad.mp4"}, {"path": videos[0].name}, {"path": videos[1].name}, {"day": "x"}]
-    (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = pq.read_table if end == "parquet" else csv.read_csv
-    for command, word, options in (
-        (("model ask", QA), "answer", ("what moves?", "-k", 9)),
-        (("model entities", PROMPTER), "entity", ("--box", "0,0,0.5,1", "-k", 2)),
-    ):
-        out = tmp_path / f"{word}.{end}"
-        status, printed, _ = alpro_model(*command, own / "m.jsonl", *options, "--out", out)
-        assert (status, printed) == (0, f"{out}: 4 rows\n")
-        table = read(out)
-        places = range(1, 4 if word == "answer" else 3)  # the model has three answers
-        columns = [name for n in places for name in (f"{word}_{n}", f"probability_{n}")]
-        assert table.column_names[4:] == [*columns, "error"]
-        broken, bad, *good = table.to_pylist()
-        assert (bad["id"], bad["error"][:10], broken["error"][:7]) == (
-            "bad",
-            "unreadable",
-            "bad row",
-        )
-        for row, video in zip(good, videos, strict=False):
-            single = json.loads(alpro_model(*command, own / video.name, *options, "--json")[1])
-            words = single["answers" if word == "answer" else "entities"]
-            assert [row[f"{word}_{n}"] for n in places] == [one["text"] for one in words]
-            assert [row[f"probability_{n}"] for n in places] == pytest.approx(
-                [one["probability"] for one in words]
-            )
-            assert not row["error"]
