@@ -202,13 +202,11 @@ def config_name(config: str) -> str:
 
 
 def summarize(record: Record, name: str = "") -> str:
-    """Summarize an artifact: start of its fingerprint, name, configuration with changes, time."""
+    """Summarize an artifact: start of its fingerprint, name, configuration, time."""
     run = record.run
-    arguments = run.get("arguments") or {}
-    words = [arguments.get("config", ""), *arguments.get("changes", [])]
-    made_by = " ".join(words).strip()
+    config = config_name((run.get("arguments") or {}).get("config", ""))
     minute = run.get("at", "")[:16].replace("T", " ")
 
     start = record.fingerprint[:8]
-    details = ", ".join(filter(None, (name, made_by, minute)))
+    details = ", ".join(filter(None, (name, config, minute)))
     return f"{start} ({details})" if details else start

@@ -61,7 +61,7 @@ def test_a_line_says_which_artifact_a_stage_stands_for(build, run, tmp_path, cap
     find_artifact("finetune_qa", tmp_path)
     find_artifact("abab", tmp_path)
 
-    line = "finetune_qa: abababab (sample a=5, 2026-02-01 10:20)\n"
+    line = "finetune_qa: abababab (sample, 2026-02-01 10:20)\n"
     assert capsys.readouterr().err == line
 
 

@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -25,7 +24,7 @@ from alpro.pipeline.cli.options import (
     toml_text,
 )
 from alpro.pipeline.config.command import Command, concerns, data_changes
-from alpro.stages import CORPUS_STAGES, EVALUATIONS
+from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.snapshot import Snapshot
@@ -49,7 +48,10 @@ def check_exists(snapshot: "Snapshot") -> None:
 
 @group.command(name="ls")
 def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
-    """List the artifacts and their inputs, oldest first."""
+    """List the artifacts, oldest first.
+
+    A line ends with the configuration, and with the changes of the artifact's own stage.
+    """
     from alpro.pipeline.store.checksums import measure_folder
 
     artifacts = read_store(workspace).artifacts
@@ -68,26 +70,22 @@ def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> N
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
+    from alpro.pipeline.plan.difference import describe_commit
+
     folder, record = find_artifact(artifact, workspace)
     built_from = read_store(workspace).lineage(record)
     run = record.run
 
     command = command_of(record)
     if command:
-        # A "+" at its end: the checkout had changes that were not committed.
-        commit = run.get("commit") or "unknown"
-        lacks = ", which lacks changes of the checkout" if commit.endswith("+") else ""
         print(shlex.join(["alpro", *command.words]))
-        print(f"  in the folder {run['arguments'].get('folder', '')}", end="")
-        print(f", at commit {commit.removesuffix('+')}{lacks}")
+        commit = describe_commit(run.get("commit") or "unknown")
+        print(f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}")
 
     print(f"\n{record.name}  {folder}\nfingerprint {record.fingerprint}")
     print(f"built {run['at']}, MLflow run {run.get('mlflow_run')}")
-    if score := headline(record):
-        print(f"score: {score}")
-    if built_from:
-        print("\nit and what it was built from")
-        print_artifacts(built_from)
+    print("\nit and what it was built from")
+    print_artifacts(built_from)
 
     # An evaluation's counts are the queries of each score, which `compare` and the report show.
     shown = {"config": record.config, "files": record.files, "metrics": record.metrics}
@@ -140,20 +138,22 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 def remove_artifacts(
     artifact: Artifact, /, *more: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """Remove artifacts, or what an interrupted stage left. Asks before it does.
+    """Remove artifacts, or what an interrupted stage left.
 
     Args:
-        yes: Remove them without a question.
+        yes: Remove them; otherwise only say what was built from them.
     """
     from alpro.pipeline.store.artifacts import Store
 
     snapshot = read_store(workspace)
-    interrupted = snapshot.unfinished()
+    # Unfinished work has no record by which `find_artifact` could find it.
+    unfinished: dict[str, Path] = {}
+    for folder in snapshot.unfinished():
+        unfinished |= dict.fromkeys([folder.name, str(folder.resolve())], folder)
     folders = dict[Path, None]()
     for name in (artifact, *more):
-        # Unfinished work has no record by which `find_artifact` could find it.
-        named = [folder for folder in interrupted if is_named(folder, name)]
-        folders[named[0] if named else find_artifact(name, workspace)[0]] = None
+        folder = unfinished.get(name) or unfinished.get(str(Path(name).resolve()))
+        folders[folder or find_artifact(name, workspace)[0]] = None
 
     users = [
         f"{record.name} {record.fingerprint[:8]}"
@@ -161,29 +161,10 @@ def remove_artifacts(
     ]
     if users:
         print(f"built from what is removed, and stays: {', '.join(users)}")
-    confirm(f"remove {', '.join(map(str, folders))}?", yes)
+    if not yes:
+        raise InputError(f"remove {', '.join(map(str, folders))}? Add --yes")
     Store(snapshot.root).remove(folders)
     print(*(f"removed {folder}" for folder in folders), sep="\n")
-    if any(folder.parent.name in CORPUS_STAGES for folder in folders):
-        print("its units stay, so that it can be made again; `alpro artifacts gc` removes them")
-
-
-def is_named(folder: Path, name: str) -> bool:
-    """Return whether a name is that of a folder, or a path of it."""
-    return name == folder.name or Path(name).resolve() == folder.resolve()
-
-
-def confirm(question: str, yes: bool) -> None:
-    """Ask at a terminal whether to go on. Raise InputError if the answer is no, or if there is no
-    terminal."""
-    if yes:
-        return
-    if not sys.stdin or not sys.stdin.isatty():
-        raise InputError(f"{question} Add --yes")
-
-    answer = input(f"{question} [y/N] ")
-    if answer.strip().lower() not in ("y", "yes"):
-        raise InputError("nothing was removed")
 
 
 @group.command(name="gc")
@@ -195,7 +176,7 @@ def collect_garbage(
 
     In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the
     models of indexes and of MLflow's registry. What interrupted stages left, and links to other
-    places, are only listed.
+    places, stay.
 
     Args:
         yes: Remove them.
@@ -216,20 +197,17 @@ def collect_garbage(
         )
     # The model of an index embeds the text of each search.
     used |= indexed_fingerprints(workspace)
-    used |= registered(workspace)
+    database = workspace.resolve() / "mlflow.db"
+    # MLflow would create a store that is not there.
+    if database.is_file():
+        from alpro.pipeline.tracking.registry import registered_fingerprints
 
-    chosen = []
-    for folder, record in snapshot.unreachable(used):
-        # Other workspaces may use what a link leads to.
-        if store.is_elsewhere(folder):
-            print(f"elsewhere, stays: {folder}")
-        else:
-            chosen.append((folder, record))
+        used |= registered_fingerprints(f"sqlite:///{database}")
+
+    # Other workspaces may use what a link leads to.
+    chosen = [one for one in snapshot.unreachable(used) if not store.is_elsewhere(one[0])]
     for folder in snapshot.unfinished():
-        print(
-            f"interrupted, stays; the same run continues it, `alpro artifacts rm {folder.name}` "
-            f"removes it: {folder}"
-        )
+        print(f"interrupted, stays for the same run to continue: {folder}")
 
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
@@ -237,30 +215,17 @@ def collect_garbage(
         print("nothing to remove")
         return
 
-    if folders:
-        print_artifacts(chosen)
-    if units:
-        size = sum(path.stat().st_size for unit in units for path in unit.iterdir())
-        print(f"{len(units)} units that no corpus is made of: {size / 2**20:,.1f} MiB")
-    if yes:
-        store.check_idle()
-        store.remove(folders)
-        for unit in units:
-            shutil.rmtree(unit)
-    print("removed" if yes else "add --yes to remove them")
+    print_artifacts(chosen)
+    size = sum(path.stat().st_size for unit in units for path in unit.iterdir())
+    print(f"{len(units)} units that no corpus is made of, {size / 1e6:,.1f} MB")
+    if not yes:
+        print("add --yes to remove them")
+        return
 
-
-def registered(workspace: Path) -> set[str]:
-    """Return the fingerprints of the models in the registry of a workspace's MLflow store, if it
-    has one."""
-    database = workspace.resolve() / "mlflow.db"
-    # MLflow would create a store that is not there.
-    if not database.is_file():
-        return set()
-
-    from alpro.pipeline.tracking.registry import registered_fingerprints
-
-    return registered_fingerprints(f"sqlite:///{database}")
+    store.remove(folders)
+    for unit in units:
+        shutil.rmtree(unit)
+    print("removed")
 
 
 @group.command(name="log")
@@ -297,18 +262,13 @@ def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) ->
     from alpro.pipeline.reports.comparison import compare_runs
     from alpro.pipeline.reports.terminal import print_table
 
-    if len(artifacts) == 1:
-        raise InputError(f"{artifacts[0]}: name two or more, or none for the last two evaluations")
     snapshot = read_store(workspace)
     chosen = [find_artifact(name, workspace) for name in artifacts] or last_two(snapshot)
-
-    counts = Counter(record.fingerprint for _, record in chosen)
-    for _, record in chosen:
-        if counts[record.fingerprint] > 1:
-            raise InputError(
-                f"{record.name} {record.fingerprint[:8]}: the same artifact twice; name two "
-                "different ones, or none for the last two evaluations"
-            )
+    if len({record.fingerprint for _, record in chosen}) < max(2, len(artifacts)):
+        raise InputError(
+            f"{', '.join(artifacts)}: name two or more different evaluations, or none for the last "
+            "two"
+        )
 
     compared = compare_runs(snapshot, chosen)
     for table in compared.tables:
@@ -318,22 +278,16 @@ def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) ->
 
 
 def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
-    """Return the last two evaluations of the same model of a pipeline, the older first."""
-    evaluated: dict[str, list[tuple[Path, Record]]] = {}
-    for folder, record in reversed(snapshot.artifacts):
-        if record.stage in EVALUATIONS:
-            evaluated.setdefault(record.name, []).append((folder, record))
-
-    # The model that was evaluated last comes first.
-    for newest in evaluated.values():
-        if len(newest) > 1:
-            return [newest[1], newest[0]]
-    raise InputError(f"{snapshot.root}: no two evaluations of one model to compare")
+    """Return the last evaluation, and before it the previous one of the same model of a pipeline."""
+    evaluations = [one for one in snapshot.artifacts if one[1].stage in EVALUATIONS]
+    same = [one for one in evaluations if one[1].name == evaluations[-1][1].name]
+    if len(same) < 2:
+        raise InputError(f"{snapshot.root}: no two evaluations of one model to compare")
+    return same[-2:]
 
 
 def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
-    """Print a line for each artifact, with its inputs; at the end the number and the size of
-    all."""
+    """Print a line for each artifact; at the end the number and the size of all."""
     from alpro.pipeline.reports.terminal import print_rows
     from alpro.pipeline.store.checksums import measure_folder
 
@@ -342,21 +296,19 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
     for folder, record in artifacts:
         size = measure_folder(folder)
         total += size
-        inputs = (f"{name} {source.fingerprint[:8]}" for name, source in record.inputs.items())
         lines.append(
             {
-                "fingerprint": record.fingerprint[:16],
+                "artifact": record.fingerprint[:8],
                 "name": record.name,
                 "built": record.run["at"][:16].replace("T", " "),
-                "seconds": round(record.run["seconds"]),
+                "s": round(record.run["seconds"]),
                 "MB": f"{size / 1e6:,.1f}",
                 "score": headline(record),
-                "changes": own_changes(record),
-                "inputs": ", ".join(inputs),
+                "config": own_changes(record),
             }
         )
 
-    print_rows(lines)
+    print_rows(lines, shortened=["config"])
     plural = "s" if len(artifacts) != 1 else ""
     print(f"{len(artifacts)} artifact{plural}, {total / 1e6:,.1f} MB")
 
@@ -375,17 +327,12 @@ def headline(record: Record) -> str:
     a training on the validation split; empty without one."""
     from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
-    shown = []
+    metrics = record.metrics
     if record.stage in EVALUATIONS:
         # The names of an evaluation's metrics start with its split.
-        metrics = {name.partition("/")[2]: value for name, value in record.metrics.items()}
-        for short, name in HEADLINES.items():
-            if name in metrics:
-                label = short.rpartition("/")[2].replace("_", " ")
-                shown.append(f"{label} {metrics[name]:.1f}")
-        return ", ".join(shown[:2])
-
-    for name, short in VALIDATION_SCORES.items():
-        if name in record.metrics:
-            shown.append(f"{short} {record.metrics[name]:.1f}")
-    return ", ".join(shown[:1])
+        metrics = {name.partition("/")[2]: value for name, value in metrics.items()}
+    for name in (HEADLINES["score/R1"], HEADLINES["score/QA"], *VALIDATION_SCORES):
+        if name in metrics:
+            metric = "R@1" if name.endswith("/R1") else "QA"
+            return f"{metric} {metrics[name]:.1f}"
+    return ""

@@ -28,13 +28,8 @@ def expand(text: str) -> Path:
 
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
     """Return a path from the command line. `~` is the home folder, also if the shell does not expand it
-    (--out=~/x). Raises InputError for a link to itself."""
-    path = expand(tokens[0].value)
-    try:
-        path.resolve()
-    except RuntimeError as error:  # OSError from Python 3.13 on, where the file is read
-        raise InputError(f"{path}: a link to itself") from error
-    return path
+    (--out=~/x)."""
+    return expand(tokens[0].value)
 
 
 def check_workspace(folder: Path) -> None:
@@ -57,7 +52,7 @@ TrackingUri = Annotated[
     str, Parameter(help="An MLflow server; by default a file in the workspace.")
 ]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
-Yes = Annotated[bool, Parameter(help="Remove without a question.")]
+Yes = Annotated[bool, Parameter(help="Remove them.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
@@ -220,14 +215,14 @@ def toml_text(values: dict[str, Any]) -> str:
     """Values as TOML, which has no null: keys without a value are left out."""
     import tomli_w
 
-    def without_none(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_none(inner) for key, inner in value.items() if inner is not None}
-        if isinstance(value, list | tuple):
-            return [without_none(item) for item in value]
-        return value
-
     return tomli_w.dumps(without_none(values))
+
+
+def without_none(value: Any) -> Any:
+    """Return nested values without the keys of tables that have no value."""
+    if isinstance(value, dict):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_json(values: Any) -> None:

@@ -15,7 +15,6 @@ from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import config_name, write_refs
 from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
-from alpro.pipeline.config.command import changed_key, covers
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.plan import Plan
@@ -171,7 +170,8 @@ def print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(rows)
         return
-    print(*changed_values(plan), sep="\n", end="\n" if plan.command.changes else "")
+    for line in changed_values(plan):
+        print(line)
     print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
 
 
@@ -183,41 +183,37 @@ def changed_values(plan: "Plan") -> list[str]:
 
     command = plan.command
     varied = variations(command)
-    places = tuple(change for change in command.changes if change not in varied)
-    before = flatten(load_config(replace(command, changes=places)).as_written())
-    after = flatten(plan.settings.as_written())
+    # The user's files are no change of the configuration, which may need them.
+    files = tuple(change for change in command.changes if change not in varied)
+    before = flatten(load_config(replace(command, changes=files)).as_written())
 
     lines = []
-    for change in varied:
-        # Show only the values of a table that differ.
-        keys = [key for key in after if covers(changed_key(change), key)]
-        for key in keys:
-            if len(keys) == 1 or after[key] != before.get(key):
-                old = value_text(before.get(key))
-                lines.append(f"{key} = {value_text(after[key])} (configuration: {old})")
-        if not keys:  # a stage that is left out
-            lines.append(change)
-    return list(dict.fromkeys(lines))
+    for key, value in flatten(plan.settings.as_written()).items():
+        if value != before.get(key):
+            old = value_text(before.get(key))
+            lines.append(f"{key} = {value_text(value)} (configuration: {old})")
+    return lines
 
 
 def plan_rows(plan: "Plan") -> list[dict[str, str]]:
     """Return for each step whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.plan.difference import explain
 
-    earlier = []
-    for _, record in plan.snapshot.artifacts:
-        if made_with(record) == plan.command.config_name:
-            earlier.append(record)
+    records = [record for _, record in plan.snapshot.artifacts]
+    earlier = [record for record in records if made_with(record) == plan.command.config_name]
 
     rows = []
     for step in plan.steps:
-        row = {"state": "cached", "name": step.name, "fingerprint": step.fingerprint, "reason": ""}
+        state = "cached"
+        reason = ""
         if step not in plan.required:
-            row["state"] = "not needed"
+            state = "not needed"
         elif not plan.snapshot.find(step):
-            row["state"] = "to run"
-            row["reason"] = explain(step.description, earlier)
-        rows.append(row)
+            state = "to run"
+            reason = explain(step.description, earlier)
+        rows.append(
+            {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": reason}
+        )
     return rows
 
 

@@ -97,26 +97,34 @@ def print_table(table: Table, title: bool = True) -> None:
         print()
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of equal keys below these as heads, without the columns that have no value."""
+def print_rows(rows: Sequence[Mapping[str, Any]], shortened: Collection[str] = ()) -> None:
+    """Print rows of equal keys below these as heads, without the columns that have no value.
+
+    Args:
+        shortened: Keys whose values end with an ellipsis if a terminal is too narrow for a line.
+    """
     if not rows:
         return
     keys = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
     right = [column for column, key in enumerate(keys) if isinstance(rows[0][key], int | float)]
     lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
-    print_columns(keys, lines, right)
+    print_columns(keys, lines, right, [keys.index(key) for key in shortened if key in keys])
 
 
 def print_columns(
-    heads: Sequence[str], lines: Sequence[Sequence[str]], right: Collection[int]
+    heads: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    right: Collection[int],
+    shortened: Collection[int] = (),
 ) -> None:
     """Print lines of cells in columns below their heads.
 
-    In a terminal, the heads are bold, and a cell that is too wide is folded in its column. A file
-    or a pipe gets plain text with one line for each row.
+    In a terminal, the heads are bold, and a cell that is too wide is folded in its column, or
+    shortened. A file or a pipe gets plain text with one line for each row.
 
     Args:
         right: Indices of the columns that are aligned on the right.
+        shortened: Indices of the columns that become narrower so that a row stays one line.
     """
     is_terminal = sys.stdout.isatty()
     # By default, Rich colors numbers and paths.
@@ -126,9 +134,18 @@ def print_columns(
     grid = Grid(box=None, pad_edge=False)
     for column, head in enumerate(heads):
         justify: Literal["left", "right"] = "right" if column in right else "left"
-        grid.add_column(Text(head), justify=justify, overflow="fold", no_wrap=not is_terminal)
+        is_fixed = bool(shortened) and column not in shortened
+        grid.add_column(
+            Text(head),
+            justify=justify,
+            overflow="ellipsis" if column in shortened else "fold",
+            no_wrap=is_fixed or not is_terminal,
+        )
     for line in lines:
-        grid.add_row(*map(Text, line))  # not as markup: a value may have brackets
+        # As text, not as markup: a value may have brackets.
+        grid.add_row(
+            *(Text(cell, no_wrap=column in shortened or None) for column, cell in enumerate(line))
+        )
 
     with console.capture() as capture:
         console.print(grid)

@@ -121,9 +121,7 @@ MISTAKES = {
     ],
     "a?b": ["run --workspace {tmp}/a?b"],
     "w?x": ["ui --workspace {tmp}/w?x"],
-    "loop.toml": [
-        f"run --{option} {{tmp}}/loop.toml" for option in ("workspace", "config", "data")
-    ],
+    "loop.toml": [f"run --{option} {{tmp}}/loop.toml" for option in ("config", "data")],
     "fifo": [
         "serve {tmp}/none --token-file {tmp}/fifo",
         "run --data {tmp}/fifo",
@@ -131,7 +129,6 @@ MISTAKES = {
     ],
     "artifacts/pretrain/ab": ["artifacts rm ab --yes --workspace {tmp}"],
     "ARTIFACT": ["artifacts rm"],
-    "two or more": ["artifacts compare a"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "--prefect-port": ["up --prefect-port 5000"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
