@@ -152,8 +152,8 @@ def remove_artifacts(
         unfinished |= dict.fromkeys([folder.name, str(folder.resolve())], folder)
     folders = dict[Path, None]()
     for name in (artifact, *more):
-        folder = unfinished.get(name) or unfinished.get(str(Path(name).resolve()))
-        folders[folder or find_artifact(name, workspace)[0]] = None
+        interrupted = unfinished.get(name) or unfinished.get(str(Path(name).resolve()))
+        folders[interrupted or find_artifact(name, workspace)[0]] = None
 
     users = [
         f"{record.name} {record.fingerprint[:8]}"
