@@ -95,9 +95,11 @@ def make_processor(model: Model) -> processing_alpro.AlproProcessor:
         **{f"{name}_token": token for name, token in SPECIAL.items()},
     )
     video = source.model.config.video
-    return processing_alpro.AlproProcessor(
+    processor = processing_alpro.AlproProcessor(
         tokenizer, video.image_size, video.frames, **source.preprocessing.model_dump()
     )
+    processor.auto_map = {"AutoProcessor": "processing_alpro.AlproProcessor"}
+    return processor
 
 
 def configuration(model: Model) -> configuration_alpro.AlproConfig:
