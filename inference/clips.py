@@ -43,23 +43,12 @@ def file_name(source: Source) -> str:
     return str(source)
 
 
-def is_file(text: Any) -> bool:
-    """Whether what a person writes is a file and not a text.
-
-    A `Path` and a URL always are; a string is one if it is the path of a file, or if it ends like a
-    video or an image, so that a mistyped name is an error and no text.
-    """
-    if not isinstance(text, str) or is_url(text):
+def is_file(value: Any) -> bool:
+    """Check whether a value of Python is a file and not a text: whatever is no string, a URL, and a
+    name that ends like a video or an image, so that a mistyped name is an error and no text."""
+    if not isinstance(value, str):
         return True
-
-    path = Path(text)
-    if suffix(path) in MEDIA_EXTENSIONS:
-        return True
-
-    try:
-        return path.expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # longer than a name may be; ~unknown; a NUL
-        return False
+    return is_url(value) or suffix(Path(value)) in MEDIA_EXTENSIONS
 
 
 def check_file(source: Source) -> None:
@@ -70,42 +59,41 @@ def check_file(source: Source) -> None:
 
 
 def is_image(source: Source) -> bool:
+    """Check whether a source is an image that does not move."""
     if isinstance(source, Sample):
         return source.metadata["kind"] == "image"
+    return get_row(source).kind == "image"
+
+
+def get_row(source: Location | Row) -> Row:
+    """Return the row of a file, whose name and content tell its kind."""
     if isinstance(source, Row):
-        return source.kind == "image"
+        return source
     location = absolute(source)
-    has_image_name = suffix(location) in IMAGE_EXTENSIONS
-    return has_image_name and not (isinstance(location, Path) and is_animated_file(location))
+    is_animated = isinstance(location, Path) and is_animated_file(location)
+    is_still = suffix(location) in IMAGE_EXTENSIONS and not is_animated
+    return Row(id=str(source), path=location, kind="image" if is_still else "video")
 
 
 def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS) -> Clip:
-    """`count` frames of a video, each the first of one of as many segments, or those of an image
+    """Load `count` frames of a video, each the first of one of as many segments, or an image
     repeated: (count, size, size, 3) uint8. The frames of a sample have their stored size.
 
-    Raises DecodeError, whatever the reason, so that one file does not end a stream; and InputError
-    if no decoder is installed.
+    Raises:
+        DecodeError: The source cannot be decoded, for whatever reason, so that one file does not
+            end a stream.
+        InputError: No decoder is installed.
     """
     try:
         if isinstance(source, Sample):
             return _load_sample(source, count, size)
 
-        if isinstance(source, Row):
-            location = source.path
-            start = source.start
-            end = source.end
-        else:
-            location = source
-            start = None
-            end = None
-
-        member = source.member if isinstance(source, Row) else None
-        with local_copy(absolute(location), MAX_FETCHED_BYTES, member=member) as path:
-            if is_image(source):
+        row = get_row(source)
+        with local_copy(absolute(row.path), MAX_FETCHED_BYTES, member=row.member) as path:
+            if row.kind == "image":
                 image = decode_image(path, size, limits)
-                frames = np.repeat(image.frames, count, axis=0)
-                return replace(image, frames=frames)
-            return decode_video(path, count, size, start=start, end=end, limits=limits)
+                return replace(image, frames=np.repeat(image.frames, count, axis=0))
+            return decode_video(path, count, size, start=row.start, end=row.end, limits=limits)
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
     except (DecodeError, InputError):
@@ -125,7 +113,6 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
 
 
 def _load_sample(sample: Sample, count: int, size: int) -> Clip:
-
     metadata = sample.metadata
     frames = sample.frames(segment_starts(len(sample), count))
     # decode_videos stores images with their aspect ratio.
@@ -141,27 +128,16 @@ def _load_sample(sample: Sample, count: int, size: int) -> Clip:
     )
 
 
-def load_for_model(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> Clip:
-    """As many frames of a source as a model takes, in its size. Raises as `load_clip`."""
-    return load_clip(source, video.frames, video.image_size, limits)
-
-
-def load_frames(source: Source, video: VideoConfig, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """Load the frames of a source as a model takes them: (T, 3, H, W) uint8. Raises as
-    `load_clip`."""
-    clip = load_for_model(source, video, limits)
-    return clip.frames.transpose(0, 3, 1, 2)
-
-
 def decode_ahead(
     sources: Iterable[S], video: VideoConfig
 ) -> Iterator[tuple[S, Clip | DecodeError]]:
-    """Yield the clip of each source in order, or why it cannot be decoded, as `map_ahead`."""
-    return map_ahead(lambda source: (source, _clip_or_error(source, video)), sources)
+    """Yield each source with the clip that a model takes, or why it cannot be decoded. Some are
+    decoded ahead by other threads."""
 
+    def decode(source: S) -> tuple[S, Clip | DecodeError]:
+        try:
+            return source, load_clip(source, video.frames, video.image_size)
+        except DecodeError as error:
+            return source, error
 
-def _clip_or_error(source: Source, video: VideoConfig) -> Clip | DecodeError:
-    try:
-        return load_for_model(source, video)
-    except DecodeError as error:
-        return error
+    return map_ahead(decode, sources)

@@ -134,11 +134,6 @@ class Index:
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
 
     @property
-    def size(self) -> int:
-        """Length E of an embedding."""
-        return self.table.schema.field("vector").type.list_size
-
-    @property
     def columns(self) -> dict[str, pa.DataType]:
         """Columns that this index has of its manifest, with their types."""
         return manifest_columns(self.table.schema)
@@ -306,7 +301,7 @@ def engine_errors(place: str, table: "Table | None" = None) -> Iterator[None]:
     try:
         with os_errors(place):
             yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, pa.ArrowException) as error:
         # Leave out lines of the engine's source, and the query that it made of a condition.
         text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
         message = f"{place}: {redact(one_line(ValueError(text)))}"

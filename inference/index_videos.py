@@ -4,7 +4,6 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +12,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unicodedata import normalize
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -32,6 +30,7 @@ from alpro.inference.index import (
 from alpro.inference.items import SCHEMA, Item, get_source, scan_videos, split_into_windows
 from alpro.log import log, progress
 from alpro.pool import Died, each
+from alpro.shards.clip import DecodeError
 from alpro.shards.schema import TRANSIENT_REASONS
 from alpro.shards.storage import Location, absolute, identities, located
 
@@ -157,31 +156,26 @@ def find_moved_root(index: Index, folder: str) -> str:
 
 
 def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataType]:
-    """Infer the types of columns of a manifest from all values. Values of several types are texts.
+    """Infer the types of columns of a manifest from all values.
 
     Raises:
-        InputError: No row has such a column, or its name is taken.
+        InputError: A column has no values, or not only texts or only numbers, or its name is taken.
     """
-    items = list(scan_videos(videos, columns)) if columns else []
+    if not columns:
+        return {}
+    rows = [item["columns"] for item in scan_videos(videos, columns)]
     types = {}
     for name in columns:
         if name in (*SCHEMA.names, "vector") or "." in name:
             raise InputError(f"column {name!r}: an index cannot have this name; rename the column")
         try:
-            kind = pa.infer_type([item["columns"].get(name) for item in items])
-        except pa.ArrowException:
-            kind = pa.string()
-        if pa.types.is_null(kind):
-            raise InputError(f"{videos}: no video has a column {name!r}")
-        types[name] = pa.string() if pa.types.is_nested(kind) else kind
+            kind = pa.infer_type([row.get(name) for row in rows])
+        except pa.ArrowException as error:
+            raise InputError(f"{videos}: column {name!r} has several types: {error}") from error
+        if pa.types.is_null(kind) or pa.types.is_nested(kind):
+            raise InputError(f"{videos}: no video has a column {name!r} of texts or numbers")
+        types[name] = kind
     return types
-
-
-def convert(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of a manifest as one of a column. Raises ArrowException."""
-    if kind == pa.string() and not isinstance(value, str | None):
-        value = json.dumps(value, ensure_ascii=False)
-    return pa.scalar(value, kind).as_py()
 
 
 @dataclass
@@ -254,7 +248,7 @@ class Addition:
                     yield row
 
     def _make_row(self, item: Item) -> Item:
-        """Return an item with its key, its identity, and values of the index's types."""
+        """Return an item with its key and its identity."""
         path = stored_path(item["path"], self.settings.root)
         member = (item["member"] or {}).get("name")
         sample = item["id"] if item["frame_offsets"] or item["reason"] else None
@@ -262,13 +256,8 @@ class Addition:
         parts = (path, member, sample, item["start"], item["end"], item["detail"])
         key = sha256(repr(parts).encode()).hexdigest()[:32]
 
-        try:
-            values = {name: item["columns"].get(name) for name in self.types}
-            values = {name: convert(value, self.types[name]) for name, value in values.items()}
-        except pa.ArrowException as error:
-            raise InputError(f"{item['path']}: a column of another type: {error}") from error
         identity = "" if item["reason"] else self.identities[item["path"]]
-        return item | {"key": key, "identity": identity, "columns": values}
+        return item | {"key": key, "identity": identity}
 
     def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
         """Embed items in units, in other processes.
@@ -353,15 +342,16 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
     and the seconds that it took."""
     model = load_model(embedder)
     began = time.monotonic()
-    rows: dict[int, Item] = {}
+    rows: list[Item] = []
     for batch in model.batches(map(get_source, items), cls_only=True):
-        vectors = batch.videos.features.cpu().numpy()
-        for position, vector in zip(batch.decoded, vectors, strict=True):
-            # An image has the duration 0.
-            rows[position] = {"vector": vector, "duration": batch.durations[position] or None}
-        for position, error in batch.errors.items():
-            rows[position] = {"reason": error.reason, "detail": error.detail}
-    return [rows[position] for position in range(len(items))], time.monotonic() - began
+        vectors = iter(batch.videos.features.cpu().numpy())
+        for _, clip in batch:
+            if isinstance(clip, DecodeError):
+                rows.append({"reason": clip.reason, "detail": clip.detail})
+            else:
+                # An image has the duration 0.
+                rows.append({"vector": next(vectors), "duration": clip.duration or None})
+    return rows, time.monotonic() - began
 
 
 @lru_cache(maxsize=1)
@@ -388,15 +378,11 @@ def remove_videos(place: str | Path, names: Sequence[str]) -> list[Item]:
     root = quoted(f"{index.settings.root}/")
     conditions = []
     for name in names:
-        # A disk may compose accents, as Linux does, or decompose them.
-        texts = {
-            normalize(form, text) for form in ("NFC", "NFD") for text in (name, str(absolute(name)))
-        }
-        listed = ", ".join(map(quoted, texts))
-        meant = [f"id IN ({listed})"]
-        for path in ("path", f"concat({root}, path)"):
-            meant.append(f"{path} IN ({listed})")
-            meant += [f"starts_with({path}, {quoted(f'{text}/')})" for text in texts]
+        path = str(absolute(name))
+        meant = [f"id = {quoted(name)}"]
+        for column in ("path", f"concat({root}, path)"):
+            meant.append(f"{column} = {quoted(path)}")
+            meant.append(f"starts_with({column}, {quoted(f'{path}/')})")
         conditions.append(" OR ".join(meant))
         if not index.count(conditions[-1]):
             raise InputError(

@@ -5,8 +5,8 @@ memory. A file that cannot be decoded is reported with the reason, and the other
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -27,7 +27,7 @@ from alpro.inference.clips import (
     file_name,
     is_file,
     is_image,
-    load_frames,
+    load_clip,
 )
 from alpro.inference.encoding import (
     Texts,
@@ -52,7 +52,6 @@ from alpro.shards.clip import Clip, DecodeError, Limits
 PathLike = str | Path
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-InputKind = Literal["auto", "text", "file"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
@@ -76,21 +75,20 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of a stream of sources, by their positions in the stream.
+    """A batch of a stream of sources.
 
     Attributes:
         sources: The sources.
-        decoded: Positions of those that could be decoded, in the order of `videos`.
-        videos: Encoded videos.
-        errors: Why the others could not be decoded.
-        durations: Seconds of the decoded clips.
+        clips: The clip of each, or why it could not be decoded.
+        videos: The encoded clips, in order.
     """
 
-    sources: dict[int, Any]
-    decoded: list[int]
+    sources: list[Any]
+    clips: list[Clip | DecodeError]
     videos: Videos
-    errors: dict[int, DecodeError]
-    durations: dict[int, float]
+
+    def __iter__(self) -> Iterator[tuple[Any, Clip | DecodeError]]:
+        return zip(self.sources, self.clips, strict=True)
 
 
 class Model:
@@ -153,7 +151,8 @@ class Model:
         Raises:
             InputError: There is no such model, or a file of it is missing.
         """
-        check_choice("dtype", dtype, get_args(Dtype))
+        if dtype not in get_args(Dtype):
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
         found = find_in_workspace(name, workspace)
         source = Path(prompts) if prompts else found.prompts
         target = pick_device(device)
@@ -171,12 +170,6 @@ class Model:
             loaded.entities = load_labels(require(source, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
-        names = len(loaded.entities)
-        rows = len(embeddings["video"])
-        if names != rows:
-            raise InputError(
-                f"{source}: entities.json has {names} names, and {PROMPTS} {rows} embeddings"
-            )
         return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
 
     # Texts
@@ -187,16 +180,11 @@ class Model:
         model = self.folder.model
         return encode_texts(model, self.folder.tokenizer, check_texts(texts), self.text_length)
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts: L2-normalized (N, E)."""
-        model = self.folder.model
-        return embed_texts(model, self.folder.tokenizer, check_texts(texts), self.text_length)
-
     @cached_property
     def embed_dim(self) -> int:
         """E, the length of an embedding."""
         # The configuration of a CLIP has another name for it.
-        return self.embed_texts(["a"]).shape[1]
+        return self.texts(["a"]).features.shape[1]
 
     @property
     def text_length(self) -> int:
@@ -229,12 +217,13 @@ class Model:
             DecodeError: It cannot be decoded.
         """
         check_file(file)
+        video = self.folder.model.config.video
         try:
-            frames = load_frames(file, self.folder.model.config.video, limits)
+            clip = load_clip(file, video.frames, video.image_size, limits)
         except DecodeError as error:
             detail = f"{file_name(file)}: {error.detail}".removesuffix(": ")
             raise DecodeError(error.reason, detail) from error
-        return torch.from_numpy(frames)[None].to(self.device)
+        return torch.from_numpy(clip.frames.transpose(0, 3, 1, 2))[None].to(self.device)
 
     @torch.inference_mode()
     def embed_frames(self, frames: Tensor) -> np.ndarray:
@@ -258,11 +247,7 @@ class Model:
 
     @torch.inference_mode()
     def batches(
-        self,
-        files: Iterable[S],
-        batch_size: int = BATCH,
-        cls_only: bool = False,
-        total: int | None = None,
+        self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False
     ) -> Iterator[Encoded]:
         """Encode a stream of sources batch by batch. Memory holds one batch.
 
@@ -270,64 +255,67 @@ class Model:
             files: The sources.
             batch_size: Videos that are encoded together.
             cls_only: Return only the [CLS] token of a video, which is enough for its features.
-            total: Number of sources, to show the progress.
         """
-        decoded = enumerate(decode_ahead(files, self.folder.model.config.video))
-        shown = progress("encoding", total, "videos") if total else nullcontext(lambda n: None)
-        with shown as advance:
-            while batch := list(islice(decoded, max(1, batch_size))):
-                sources: dict[int, Any] = {}
-                clips: dict[int, Clip] = {}
-                errors: dict[int, DecodeError] = {}
-                for position, (source, clip) in batch:
-                    sources[position] = source
-                    if isinstance(clip, DecodeError):
-                        errors[position] = clip
-                    else:
-                        clips[position] = clip
-
-                frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips.values()]
-                yield Encoded(
-                    sources,
-                    decoded=list(clips),
-                    videos=self._encode(frames, cls_only),
-                    errors=errors,
-                    durations={position: clip.duration for position, clip in clips.items()},
-                )
-                advance(len(batch))
+        decoded = decode_ahead(files, self.folder.model.config.video)
+        while batch := list(islice(decoded, max(1, batch_size))):
+            clips = [clip for _, clip in batch]
+            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips if isinstance(clip, Clip)]
+            videos = self._encode(frames, cls_only)
+            yield Encoded([source for source, _ in batch], clips, videos)
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embed a stream of files, such as `Path("videos").rglob("*.mp4")`, and yield a result for
         each, in order."""
         for batch in self.batches(files, batch_size, cls_only=True):
-            embeddings = batch.videos.features.cpu().numpy()
-            by_position = dict(zip(batch.decoded, embeddings, strict=True))
-            for i, source in batch.sources.items():
-                yield Embedded(source, by_position.get(i), batch.errors.get(i))
+            embeddings = iter(batch.videos.features.cpu().numpy())
+            for source, clip in batch:
+                if isinstance(clip, DecodeError):
+                    yield Embedded(source, None, clip)
+                else:
+                    yield Embedded(source, next(embeddings))
 
-    def _existing(
-        self, files: list[S], batch_size: int, cls_only: bool = True
-    ) -> Iterator[Encoded]:
-        """Encode files, with a warning for each that cannot be decoded. Raise InputError if one
-        does not exist."""
+    def _score_files(
+        self,
+        files: list[Any],
+        batch_size: int,
+        score: Callable[[Videos], np.ndarray],
+        cls_only: bool = True,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the position of each file that can be decoded, and its scores. A warning names each
+        other file.
+
+        Args:
+            files: The files.
+            batch_size: Videos that are encoded together.
+            score: Returns a row of scores for each of the encoded videos.
+            cls_only: Encode only the [CLS] token of a video.
+
+        Raises:
+            InputError: A file does not exist.
+        """
         for file in files:
             check_file(file)
-        for batch in self.batches(files, batch_size, cls_only, total=len(files)):
-            for i, error in batch.errors.items():
-                warnings.warn(f"{file_name(batch.sources[i])}: {error}", stacklevel=3)
-            yield batch
+        position = 0
+        with progress("encoding", len(files), "videos") as advance:
+            for batch in self.batches(files, batch_size, cls_only):
+                rows = iter(score(batch.videos))
+                for source, clip in batch:
+                    if isinstance(clip, DecodeError):
+                        warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
+                    else:
+                        yield position, next(rows)
+                    position += 1
+                    advance()
 
     # Scores
 
-    def encode(self, inputs: Any, batch_size: int = BATCH, kind: InputKind = "auto") -> np.ndarray:
+    def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
         """Embed texts or files.
 
         Args:
-            inputs: A list of texts or of files, or a single one.
+            inputs: A list of texts or of files, or a single one. A `Path`, a URL and a name that
+                ends like a video or an image are files; any other string is a text.
             batch_size: Videos that are encoded together.
-            kind: "text" or "file" says what the strings are. "auto": a `Path`, a URL, the path of
-                a file that exists, and a name that ends like a video or an image is a file; any
-                other string is a text.
 
         Returns:
             L2-normalized embeddings (N, E) float32; (E,) for a single input. The row of a file that
@@ -337,22 +325,25 @@ class Model:
             InputError: A file does not exist, or texts and files are mixed.
         """
         if isinstance(inputs, str | Path):
-            return self.encode([inputs], batch_size, kind)[0]
+            return self.encode([inputs], batch_size)[0]
         listed = non_empty_list(inputs)
-        check_choice("kind", kind, get_args(InputKind))
-
-        are_files = {kind == "file"}
-        if kind == "auto":
-            are_files = {is_file(item) for item in listed}
-        if len(are_files) > 1:
+        are_files = [is_file(item) for item in listed]
+        if not any(are_files):
+            texts = check_texts(listed)
+            self._warn_truncated(texts)
+            folder = self.folder
+            return (
+                embed_texts(folder.model, folder.tokenizer, texts, self.text_length).cpu().numpy()
+            )
+        if not all(are_files):
             raise InputError("expected a list of texts or a list of files, not both in one")
-        if are_files == {False}:
-            self._warn_truncated(check_texts(listed))
-            return self.embed_texts(listed).cpu().numpy()
+
+        def embed(videos: Videos) -> np.ndarray:
+            return videos.features.cpu().numpy()
 
         embedded = np.full((len(listed), self.embed_dim), np.nan, np.float32)
-        for batch in self._existing(listed, batch_size):
-            embedded[batch.decoded] = batch.videos.features.cpu().numpy()
+        for i, row in self._score_files(listed, batch_size, embed):
+            embedded[i] = row
         return embedded
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
@@ -378,20 +369,20 @@ class Model:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
         model = self._alpro("match")
-        texts = non_empty_list(texts)
+        texts = check_texts(texts)
         listed = non_empty_list(files)
-        wrong = [text for text in texts if is_file(text)]
-        if wrong:
-            raise InputError(f"match takes texts, then files; {wrong[0]!r} is no text")
-
-        self._warn_truncated(check_texts(texts))
+        self._warn_truncated(texts)
         encoded = self.texts(texts)
-        out = np.full((len(texts), len(listed)), np.nan, np.float32)
-        for batch in self._existing(listed, batch_size, cls_only=False):
+
+        def score(videos: Videos) -> np.ndarray:
             with self.autocast():
-                scores = match_all(model, encoded, batch.videos)
-            out[:, batch.decoded] = torch.from_numpy(scores).sigmoid().numpy()
-        return out
+                margins = match_all(model, encoded, videos)
+            return torch.from_numpy(margins).sigmoid().numpy().T
+
+        matches = np.full((len(texts), len(listed)), np.nan, np.float32)
+        for i, column in self._score_files(listed, batch_size, score, cls_only=False):
+            matches[:, i] = column
+        return matches
 
     @torch.inference_mode()
     def ask(
@@ -483,7 +474,9 @@ class Model:
                 fused = model.fused_patches(caption.tokens, caption.mask, video)
                 labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
             else:
-                prompts = self.prompts[self.prompt_kind(file)]
+                # Images have prompts of their own if cache_prompts was run for images.
+                kind = "image" if is_image(file) and "image" in self.prompts else "video"
+                prompts = self.prompts[kind]
                 labels = model.pseudo_labels(pixels, boxes, prompts, self.encoder.black)
         return rank_words(labels[0], self.folder.entities, top_k)
 
@@ -495,10 +488,6 @@ class Model:
         if len(entities) > SHOWN_ENTITIES:
             shown = f"{shown}, ..."
         return f"{len(entities):,} entities: {shown}; one of these is always named"
-
-    def prompt_kind(self, file: Source) -> str:
-        """Return the key of `prompts` for a file: image, if there are any of images, or video."""
-        return "image" if is_image(file) and "image" in self.prompts else "video"
 
     def _alpro(self, verb: str) -> Alpro:
         """Return the model. Raise InputError for a prompter."""
@@ -515,11 +504,6 @@ def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> list[tupl
     best = probabilities.topk(min(top_k, len(words)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [(words[i], probability) for i, probability in ranked]
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} {value!r} is not one of {', '.join(choices)}")
 
 
 def non_empty_list(items: Iterable[T]) -> list[T]:

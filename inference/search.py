@@ -12,12 +12,13 @@ import torch
 
 from alpro.errors import InputError
 from alpro.inference.clips import check_file
-from alpro.inference.encoding import Texts, match
+from alpro.inference.encoding import Texts, match_all
 from alpro.inference.find import Found, resolve
 from alpro.inference.index import SHOWN_COLUMNS, Index, check_digest, make_condition, quoted
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
+from alpro.shards.clip import DecodeError
 from alpro.shards.storage import identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
@@ -179,7 +180,7 @@ class Searcher:
             # "matching" if it was better than similarity when the model was validated.
             rerank = RERANKED if self.model.folder.ranking == "matching" else 0
         # A page after the reranked clips shows none of them.
-        if offset >= rerank or not isinstance(self.model.folder.model, Alpro):
+        if offset >= rerank or not self.model.can_match:
             rerank = 0
 
         encoded = self.model.texts([text])
@@ -249,8 +250,8 @@ class Searcher:
         """Find the best `k` hits by similarity. Windows that overlap or touch a better one of the
         same file belong to its hit."""
         settings = self.index.settings
-        if settings.digest != self._digest or vector.shape != (self.index.size,):
-            raise InputError(f"{self.index.place}: the index, or the query, is of another model")
+        if settings.digest != self._digest:
+            raise InputError(f"{self.index.place}: the index is of another model now")
         if not settings.window:
             items = self.index.nearest(vector, k, condition, exact)
             return [Hit(item, item["similarity"]) for item in items]
@@ -321,17 +322,18 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     unchanged = [hit for hit in hits if not hit.note]
     margins: dict[str, float] = {}
 
-    sources = [get_source(hit.item) for hit in unchanged]
-    for batch in model.batches(sources, BATCH, total=len(sources)):
-        if batch.decoded:
-            pairs = np.array([[0, i] for i in range(len(batch.decoded))])
-            with model.autocast():
-                scores = match(alpro, text, batch.videos, pairs).cpu()
-            for i, margin in zip(batch.decoded, scores, strict=True):
-                unchanged[i].match = margin.sigmoid().item()
-                margins[unchanged[i].item["key"]] = margin.item()
-        for i, error in batch.errors.items():
-            unchanged[i].note = str(error)
+    remaining = iter(unchanged)
+    for batch in model.batches((get_source(hit.item) for hit in unchanged), BATCH):
+        with model.autocast():
+            scores = torch.from_numpy(match_all(alpro, text, batch.videos)[0])
+        scored = zip(scores.tolist(), scores.sigmoid().tolist(), strict=True)
+
+        for _, clip in batch:
+            hit = next(remaining)
+            if isinstance(clip, DecodeError):
+                hit.note = str(clip)
+            else:
+                margins[hit.item["key"]], hit.match = next(scored)
 
     def rank(hit: Hit) -> tuple[bool, float]:
         return hit.match is None, -margins.get(hit.item["key"], 0.0) - (hit.similarity or 0.0)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.inference.clips import load_frames
 from alpro.inference.export import export, exported_code, make_processor
 from alpro.inference.model import Model
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
@@ -123,9 +122,7 @@ def exported(folders, videos, tmp_path_factory):
         prompts = folders["prompts"] if task == "prompter" else None
         models[task] = Model.load(folders[task], prompts=prompts, device="cpu")
         export(models[task], root / task, "# A model\n")
-    frames = np.stack(
-        [load_frames(video, models["qa"].folder.model.config.video) for video in videos]
-    )
+    frames = np.concatenate([models["qa"].frames(video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
     # Copied without encoding it again: only the title is another.
     titled = root / "titled.mp4"
@@ -272,8 +269,7 @@ def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name)
 
     pixels = processor(videos=str(odd_files / name))["pixel_values"]
 
-    frames = torch.from_numpy(load_frames(odd_files / name, model.folder.model.config.video))
-    assert torch.equal(pixels, model.encoder.pixels(frames[None]))
+    assert torch.equal(pixels, model.encoder.pixels(model.frames(odd_files / name)))
 
 
 def test_the_processor_sees_the_images_of_the_pipeline(folders, tmp_path):
@@ -288,8 +284,7 @@ def test_the_processor_sees_the_images_of_the_pipeline(folders, tmp_path):
     pixels = processor(images=tmp_path / "a.png")["pixel_values"]
 
     assert torch.equal(processor(images=Image.open(tmp_path / "a.png"))["pixel_values"], pixels)
-    frames = torch.from_numpy(load_frames(tmp_path / "a.png", model.folder.model.config.video))
-    assert torch.equal(pixels, model.encoder.pixels(frames[None]))
+    assert torch.equal(pixels, model.encoder.pixels(model.frames(tmp_path / "a.png")))
 
 
 def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):

