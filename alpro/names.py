@@ -5,7 +5,6 @@ run writes `refs/STAGE`, and `refs/CONFIG/STAGE` if it changes no value of the c
 several corpora, `refs/decode_videos` has a line for each, and `refs/decode_videos CORPUS` one.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -18,7 +17,6 @@ from alpro.errors import InputError
 from alpro.files import atomic_write, make_folder
 from alpro.log import log
 
-RUNS = "runs.jsonl"
 REFS = "refs"
 # Similarity of two names in difflib's measure: sample/pretrai and sample/pretrain have 0.97.
 SIMILAR = 0.8
@@ -50,7 +48,7 @@ def write_refs(
         if corpus:
             refs[step] = [fingerprint]
 
-    root = refs_folder(workspace)
+    root = workspace / REFS
     for name, values in refs.items():
         file = root / name
         if file.is_dir():  # a configuration has the name of this stage
@@ -60,21 +58,6 @@ def write_refs(
         folder = config_folder(root, config_name(config))
         for name, values in refs.items():
             write_ref(folder / name, values)
-
-
-def refs_folder(workspace: Path) -> Path:
-    """Return the folder of the refs. That of an earlier version is made from its runs."""
-    root = workspace / REFS
-    runs = workspace / RUNS
-    if not root.is_dir() and runs.is_file():
-        make_folder(root)
-        for line in runs.read_text("utf-8", "replace").splitlines():
-            try:
-                run = json.loads(line)
-                write_refs(workspace, run["config"], run["changes"], run["artifacts"])
-            except (ValueError, KeyError, TypeError):  # truncated by a power failure
-                continue
-    return root
 
 
 def config_folder(root: Path, config: str, is_taken: bool = False) -> Path:
@@ -96,13 +79,13 @@ def read_ref(file: Path) -> list[str]:
 
 def ref_names(workspace: Path) -> list[str]:
     """Return each name that stands for artifacts of a workspace."""
-    root = refs_folder(workspace)
+    root = workspace / REFS
     return [str(file.relative_to(root)) for file in root.rglob("[!.]*") if file.is_file()]
 
 
 def referenced_fingerprints(workspace: Path) -> set[str]:
     """Return the fingerprints of all artifacts that a name stands for."""
-    root = refs_folder(workspace)
+    root = workspace / REFS
     return {fingerprint for name in ref_names(workspace) for fingerprint in read_ref(root / name)}
 
 
@@ -157,7 +140,7 @@ def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
     if match is None:
         return []
 
-    refs = refs_folder(workspace)
+    refs = workspace / REFS
     folder = config_folder(refs, match["config"]) if match["config"] else refs
     stage = match["stage"].replace("-", "_")
     step = match["step"].replace(match["stage"], stage, 1)

@@ -5,9 +5,7 @@ import io
 import json
 import re
 import sys
-import threading
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -336,49 +334,6 @@ def test_the_time_left_is_never_negative(clock, monkeypatch):
     work(clock, of=4)
 
     assert "decoding: 12 of 4 items, 120 s, 0:00:00 left, note 11" in sys.stderr.getvalue()
-
-
-@pytest.mark.parametrize("columns", [80, 100])
-def test_a_note_takes_no_place_from_the_bar_the_count_and_the_time_left(
-    columns, clock, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    bar = alpro.log.make_bar("steps")
-    task = bar.add_task("train prompter", total=1350, completed=22, note="")
-    bar.update(task, advance=5, note="loss 4.187, 20 samples/s, waiting for data 2%, 0.638 GiB")
-
-    bar.console.print(bar.get_renderable())
-
-    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", sys.stderr.getvalue()).splitlines()
-    assert len(line) <= columns
-    assert re.fullmatch(r"train prompter [━╸╺ ]{20} +27/1350 steps -:--:-- loss 4.187, .*…", line)
-
-
-def test_steady_lines_are_printed_before_a_unit_is_finished(clock, level, monkeypatch):
-    class Twice:
-        """An event that is not set at two looks, without waiting."""
-
-        looks = 0
-
-        def wait(self, seconds: float) -> bool:
-            self.looks += 1
-            clock[0] += seconds
-            if self.looks == 3:
-                printed.set()
-            return self.looks == 3
-
-        def set(self) -> None:
-            pass
-
-    printed = threading.Event()
-    events = SimpleNamespace(Event=Twice, Thread=threading.Thread)
-    monkeypatch.setattr(alpro.log, "threading", events)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with progress("encoding", 12, "videos", steady=True):
-        assert printed.wait(60)
-    lines = ["encoding: 0 of 12 videos, 15 s", "encoding: 0 of 12 videos, 30 s"]
-    assert sys.stderr.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Which artifact a name stands for: refs that runs write, fingerprints, folders."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -157,21 +156,6 @@ def test_a_configuration_may_have_the_name_of_a_stage(earlier, build, run, tmp_p
     assert found("pretrain", tmp_path) == pretrained
     assert found("pretrain/pretrain", tmp_path) == pretrained
     assert found("pretrain/evaluate", tmp_path) == evaluated
-
-
-def test_names_of_an_earlier_version_are_made_of_its_runs(build, tmp_path):
-    plain = build("pretrain", "ab")
-    changed = build("pretrain", "cd")
-    lines = []
-    for changes, mark in (([], "ab"), (["a=5"], "cd")):
-        artifacts = {"pretrain": mark * 32}
-        run = {"config": "sample", "changes": changes, "artifacts": artifacts}
-        lines.append(f"{json.dumps(run)}\n")
-    # The power failed.
-    (tmp_path / "runs.jsonl").write_text(f'{"".join(lines)}{{"config": "sample", "artif')
-
-    assert found("pretrain", tmp_path) == changed
-    assert found("sample/pretrain", tmp_path) == plain
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ one number.
 """
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -35,9 +34,7 @@ Granularity = Literal["sample", "caption", "question"]
 # Samples of a source whose texts are tokenized before training, to count those that are truncated.
 MAX_MEASURED = 5000
 MAX_ATTEMPTS = 20  # consecutive samples that are tried if one cannot be read
-PREFETCH_BATCHES = 32  # maximum batches in shared memory per training process
-PREFETCH_BYTES = 2**31  # maximum bytes of these batches
-SHARED_MEMORY = Path("/dev/shm")  # DataLoader workers leave their batches there
+MAX_WORKERS = 16  # DataLoader workers of a training process, which prefetch two batches each
 
 
 class CorpusExamples:
@@ -371,12 +368,6 @@ class TrainingDataset(Dataset[Batch]):
         count = self.spec.frames if self.config.repeat_images else 1
         return np.broadcast_to(frame, (count, *frame.shape[1:]))
 
-    def batch_bytes(self, step: int) -> int:
-        """Estimate the bytes of the frames of a step's batch on this rank from one example."""
-        source = self.sources[self.step_sources[min(step, len(self) - 1)]]
-        example = self.readable(source, 0, 0, [])
-        return example["frames"].nbytes * (self.config.batch_size // self.ranks)
-
     def loader(
         self, first_step: int, resources: Resources, device: torch.device
     ) -> Iterator[Batch]:
@@ -384,13 +375,10 @@ class TrainingDataset(Dataset[Batch]):
         start at once, prefetch them."""
         # On a CPU, DataLoader workers would compete with training for the same cores.
         workers = 0
-        batches_per_worker = None
         if device.type == "cuda":
-            # The training processes of this machine share its cores and its shared memory.
+            # The training processes of this machine share its cores.
             local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            batches = batches_ahead(self.batch_bytes(first_step), shared_memory() // local)
-            workers = max(1, min(resources.worker_count // local, batches))
-            batches_per_worker = max(1, min(4, batches // workers))
+            workers = max(1, min(resources.worker_count // local, MAX_WORKERS))
 
         loader = DataLoader(
             _ErrorsAsItems(self),
@@ -398,7 +386,6 @@ class TrainingDataset(Dataset[Batch]):
             sampler=range(first_step, len(self)),
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            prefetch_factor=batches_per_worker,
             worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # otherwise the loader advances the restored global generator
         )
@@ -408,29 +395,6 @@ class TrainingDataset(Dataset[Batch]):
             # next batch raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return map(_raise_errors, items)
-
-
-def shared_memory() -> int:
-    """Return the free bytes of shared memory. A system without its folder has no known limit."""
-    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 2 * PREFETCH_BYTES
-
-
-def batches_ahead(batch_bytes: int, available: int) -> int:
-    """Return how many batches DataLoader workers may hold.
-
-    Raises:
-        InputError: If a batch does not fit into half of the available bytes of shared memory.
-            Writing beyond its end would kill the process (bus error).
-    """
-    usable = available // 2
-    if batch_bytes <= usable:
-        fitting = min(PREFETCH_BYTES, usable) // batch_bytes
-        return max(1, min(PREFETCH_BATCHES, fitting))
-    raise InputError(
-        f"{SHARED_MEMORY} has {available / 2**20:.0f} MiB free for each training process, and a "
-        f"batch has {batch_bytes / 2**20:.0f}; start the container with --shm-size=16g, or lower "
-        "batch_size"
-    )
 
 
 @lru_cache(2**16)

@@ -263,7 +263,7 @@ class Run:
         sync."""
         rate = learning_rate(self.state.step, len(self.data), self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
 
         # Each micro-batch needs the counts of all, and for contrast over the batch their features.

@@ -1,10 +1,8 @@
 """Metrics of a training as JSON lines, from which MLflow and the report are made."""
 
 import json
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,6 @@ from alpro.errors import InputError
 from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.models.ranks import all_reduce_sum
-from alpro.stages.training.config import TrainingConfig
-
-CHANCE_SHARE = 0.98  # a loss above this fraction of its chance level has learned nothing
-LAST_VALUES = 3  # last logged values of a loss that are averaged
 
 
 class MetricsFile:
@@ -159,37 +153,3 @@ class Skipped:
                     f"being step {step}; lower lr or max_grad_norm"
                 )
         return sum(any(wrong) for wrong in rows)
-
-
-def chance_levels(config: TrainingConfig, answers: int) -> dict[str, float]:
-    """Return each loss of a model that gives every pair, and every answer, the same probability.
-
-    VTC: ln of the number of pairs that are contrasted. VTM: the entropy of one pair that matches and
-    two that do not. QA: ln of the number of answers.
-    """
-    pairs = config.batch_size
-    if not config.contrasts_whole_batch:
-        pairs //= config.accumulation_steps
-
-    # -1/3 ln 1/3 - 2/3 ln 2/3
-    matching = math.log(3) - 2 / 3 * math.log(2)
-    return {"vtc": math.log(pairs), "vtm": matching, "qa": math.log(max(answers, 1))}
-
-
-def losses_at_chance(
-    lines: Sequence[dict[str, Any]], config: TrainingConfig, answers: int
-) -> Iterator[str]:
-    """Yield a warning for each loss whose last values in metrics.jsonl are not below its chance
-    level."""
-    for name, level in chance_levels(config, answers).items():
-        key = f"train/loss_{name}"
-        values = [line[key] for line in lines if key in line][-LAST_VALUES:]
-        if not values or not level:
-            continue
-
-        loss = sum(values) / len(values)
-        if loss >= CHANCE_SHARE * level:
-            yield (
-                f"loss_{name} ended at {loss:.3f}; a model that has learned nothing has "
-                f"{level:.3f}: train for more steps, or change lr or the batch size"
-            )

@@ -119,7 +119,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     """Build AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
 
     Weight decay applies to matrices, and not to biases, norms, position and time embeddings and the
-    temperature. Modules that the initial weights lack have groups with an `lr_scale`.
+    temperature. Modules that the initial weights lack have an `lr_scale` of their own.
     """
     # Number of stacked matrices by the id of a layer's matrix: queries, keys and values are three.
     stacked: dict[int, int] = {}
@@ -147,18 +147,16 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         is_decayed = parameter.ndim >= 2 and not names & NO_DECAY
         decays[is_new, is_decayed].append(parameter)
 
-    groups: list[dict[str, Any]] = [
-        {"params": decays[False, True], "weight_decay": config.weight_decay},
-        {"params": decays[False, False], "weight_decay": 0.0},
-    ]
-    for is_decayed in (True, False):
-        if decays[True, is_decayed]:
-            group = {
-                "params": decays[True, is_decayed],
-                "weight_decay": config.weight_decay if is_decayed else 0.0,
-                "lr_scale": config.new_lr_scale,
-            }
-            groups.append(group)
+    groups: list[dict[str, Any]] = []
+    for is_new in (False, True):
+        for is_decayed in (True, False):
+            if parameters := decays[is_new, is_decayed]:
+                group = {
+                    "params": parameters,
+                    "weight_decay": config.weight_decay if is_decayed else 0.0,
+                    "lr_scale": config.new_lr_scale if is_new else 1.0,
+                }
+                groups.append(group)
 
     # Only the fused AdamW reads `found_inf`; see `step_if`.
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
@@ -169,6 +167,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     group = {
         "params": matrices,
         "weight_decay": config.weight_decay,
+        "lr_scale": 1.0,
         "qkv": [stacked[id(matrix)] for matrix in matrices],
         "dtype": compute_dtype(WIDE, matrices[0].device, config.mixed_precision),
     }

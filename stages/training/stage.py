@@ -30,7 +30,6 @@ from alpro.stages.training.loop import (
     are_layers_compiled,
     training_precision,
 )
-from alpro.stages.training.metrics import losses_at_chance, read_metrics
 from alpro.stages.training.objective import Objective
 
 # Mean and standard deviation of each channel of pixels in [0, 1].
@@ -125,10 +124,6 @@ def train(
 
         if world.main:
             save_model(training, config, metrics, out / "model")
-            lines = read_metrics(out / "metrics.jsonl")
-            for warning in losses_at_chance(lines, config, len(bundle.answers)):
-                log.warning(f"warning: {warning}")
-                warnings.append(warning)
 
         counts = {
             "steps": len(data) if objective.losses else 0,

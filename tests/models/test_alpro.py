@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import attention_by_products
-from alpro.models.precision import NATIVE, WIDE, compute_dtype, cpu_has_bfloat16
-from alpro.models.text import Layer, Layers, TextConfig
+from alpro.models.precision import WIDE, compute_dtype
+from alpro.models.text import Layers, TextConfig
 from alpro.models.timesformer import TimeSformer, VideoConfig
 from tests.models.conftest import near
 
@@ -128,18 +128,6 @@ def test_activation_checkpointing_gives_equal_gradients(
     ] == []
 
 
-def test_dropout_is_in_both_branches_of_a_layer(tiny: ModelConfig):
-    for branch in ("attention", "mlp"):
-        layer = Layer(tiny.text.model_copy(update={"dropout": 0.5})).train()
-        layer.attention.dropout = 0.0  # that of the attention itself
-        other = layer.mlp.fc2 if branch == "attention" else layer.attention.proj
-        torch.nn.init.zeros_(other.weight)
-        torch.nn.init.zeros_(other.bias)
-        x = torch.randn(2, 5, 16)
-        assert not torch.equal(layer(x, None), layer(x, None))
-        assert torch.equal(layer.eval()(x, None), layer(x, None))
-
-
 def test_inconsistent_sizes_are_refused():
     video = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2}
     sizes = {"video": video, "text": {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2}}
@@ -179,17 +167,6 @@ def test_the_full_size_model_has_the_papers_parameters():
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
-
-
-def test_a_processor_with_one_of_the_instructions_has_bfloat16(monkeypatch):
-    known = {"avx512_f": True, **dict.fromkeys(NATIVE, False)}
-    for features in ({}, *({feature: True} for feature in NATIVE)):
-        monkeypatch.setattr(
-            torch.cpu, "get_capabilities", lambda more=features: known | more, raising=False
-        )
-        assert cpu_has_bfloat16() == bool(features)
-    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that cannot tell
-    assert not cpu_has_bfloat16()
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 from transformers.utils.logging import enable_progress_bar
 
 from alpro.inference.encoding import embed_texts
-from alpro.models import precision
 from alpro.models.clip_prompter import ClipBundle, ClipPrompter, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.conftest import REVISION, one_line
@@ -202,33 +201,3 @@ def test_boxes_are_in_pieces_that_divide_the_image(loaded, monkeypatch):
         monkeypatch.setattr(loaded.model.clip.config.vision_config, "patch_size", patch)
         config = ClipPrompter(loaded.model.clip).config.video
         assert (config.image_size, config.patch_size) == (32, size)
-
-
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_the_residual_stream_is_in_half_precision_on_a_gpu_alone(trainable, monkeypatch, on_gpu):
-    """As that of ALPRO's encoders in test_residual.py."""
-    frames = torch.randn(2, 3, 3, 32, 32)
-    ids = torch.tensor([[0, 7, 9, 1], [0, 5, 1, 1]])
-    seen = set()
-    for layer in trainable.layers():
-        layer.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-
-    def embed() -> torch.Tensor:
-        seen.clear()
-        return torch.cat([trainable.encode_video(frames), trainable.encode_text(ids, ids)])
-
-    exact = embed()
-    monkeypatch.setattr(precision, "casts_residual", lambda _: on_gpu)
-    # Without autocast nothing is cast.
-    assert torch.equal(embed(), exact)
-    assert seen == {torch.float32}
-
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = embed()
-    mixed.sum().backward()
-    assert seen == {torch.bfloat16 if on_gpu else torch.float32}
-    # The embeddings themselves stay float32, as do the gradients of the weights.
-    assert mixed.dtype == torch.float32
-    assert (mixed - exact).abs().max() <= 0.1 * exact.abs().max()
-    for layer in trainable.layers():
-        assert all(weight.grad is not None for weight in layer.parameters())

@@ -93,16 +93,6 @@ def test_the_video_encoder_starts_as_the_vit_on_each_frame(name, own, tmp_path):
         assert not block.temporal_fc.weight.any()
 
 
-def test_the_position_embedding_of_a_vit_is_resized_but_for_cls(tmp_path):
-    vit = timm_vit("vit_base_patch16_224")
-    model = model_of(image_size=48)
-    torch.save(vit.state_dict(), tmp_path / "vit.pt")
-
-    load_vit(model, str(tmp_path / "vit.pt"))
-
-    assert torch.equal(model.video_encoder.pos_embed[:, 0], vit.pos_embed[:, 0])
-
-
 @torch.no_grad()
 def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     reference, folder = bert

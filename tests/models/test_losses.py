@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alpro.models.losses import pem_loss, sample_hard_negatives, vtc_loss, vtm_loss
+from alpro.models.losses import pem_loss, sample_hard_negatives, vtc_loss
 
 
 def logs(shares: list[list[float]]) -> Tensor:
@@ -41,20 +41,6 @@ def test_a_second_caption_of_a_video_is_not_a_negative():
     assert similarity.grad is not None
     assert similarity.grad[0, 1] == similarity.grad[1, 0] == 0
     assert (similarity.grad.diagonal() < 0).all()  # every pair's own caption is pulled to it
-
-
-def test_vtm_leaves_invalid_rows_out():
-    logits = logs([[1, 3], [3, 1], [1, 9]]).requires_grad_()
-    labels = torch.tensor([1, 0, 0])
-    # The third is certain of a match and wrong, and is not counted: both others give their label
-    # 3/4.
-    loss = vtm_loss(logits, labels, torch.tensor([1.0, 1.0, 0.0]))
-    assert loss.item() == pytest.approx(-2 * log(3 / 4))
-    loss.backward()
-    assert logits.grad is not None
-    assert (logits.grad[2] == 0).all()
-    # With it: 2 log 4/3 + log 10.
-    assert vtm_loss(logits, labels, torch.ones(3)).item() == pytest.approx(2 * log(4 / 3) + log(10))
 
 
 def test_pem_compares_the_probability_with_the_threshold():

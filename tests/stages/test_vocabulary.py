@@ -23,7 +23,6 @@ from alpro.stages import build_vocabulary, finetune_qa, train_tokenizer
 from alpro.stages.build_vocabulary import (
     Candidate,
     Config,
-    exclusion_reason,
     list_nouns,
     select_words,
 )
@@ -97,28 +96,6 @@ def test_left_out_nouns_have_a_reason():
         ("rarity", 1, "fewer than 2 times"),
         ("talks", 39, "a noun in less than 40% of its occurrences"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("share", "chosen"), [(0.0, "dog play up"), (0.3, "dog play"), (0.31, "dog"), (1.0, "dog")]
-)
-def test_a_word_is_an_entity_if_it_is_a_noun_often_enough(share, chosen):
-    words = Counter(
-        {
-            ("dog", True): 9,
-            ("play", True): 3,
-            ("play", False): 7,
-            ("up", True): 2,
-            ("up", False): 98,
-        }
-    )
-    config = Config(min_noun_share=share)
-    assert (
-        " ".join(
-            noun.name for noun in list_nouns(words) if not exclusion_reason(noun, config, set())
-        )
-        == chosen
-    )
 
 
 def test_only_training_captions_are_read_and_samples_without_are_counted_and_listed(

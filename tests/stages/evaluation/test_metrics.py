@@ -19,7 +19,6 @@ from alpro.stages.evaluation.metrics import (
     Ranks,
     average_precision,
     by_direction,
-    mean_recall,
     retrieval_scores,
 )
 
@@ -153,13 +152,6 @@ def test_the_predict_majority_says_the_most_frequent_training_answer_of_the_type
     assert predict_majority([], asked[:1]) == [""]
 
 
-def test_a_model_is_selected_by_the_recalls_of_both_directions():
-    metrics = {f"validation/t2v/R{k}": 10.0 for k in (1, 5, 10)}
-    metrics |= {f"validation/v2t/R{k}": 80.0 for k in (1, 5, 10)}
-
-    assert mean_recall(metrics | {"validation/t2v/MdR": 1000.0}, "validation") == 45.0
-
-
 def test_the_share_of_answers_that_the_model_cannot_give_is_said():
     asked = [{"question": "is it?", "answer": answer} for answer in ("yes", "Yes.", "blue", "no")]
 
@@ -167,25 +159,6 @@ def test_the_share_of_answers_that_the_model_cannot_give_is_said():
 
     assert "2 of 4 questions (50.0%)" in line
     assert describe_unanswerable(asked[:1], ["yes", "no"]) == []
-
-
-@pytest.mark.parametrize(
-    ("scores", "relevant", "precision"),
-    [
-        ([3, 2, 1], [1, 0, 0], 1),
-        ([3, 2, 1], [0, 0, 1], 1 / 3),
-        ([3, 2, 1], [1, 0, 1], (1 + 2 / 3) / 2),
-        ([2, 2, 1], [1, 1, 0], 1),  # tied right items
-        ([2, 2, 1], [1, 0, 0], (1 + 1 / 2) / 2),
-        ([2, 2, 2], [0, 1, 1], (1 + 5 / 6 + 7 / 12) / 3),
-        ([*range(12, 0, -1)], [0] * 10 + [1, 0], 1 / 11),
-    ],
-)
-def test_average_precision_by_hand(scores, relevant, precision):
-    score = average_precision(
-        np.array([scores], float), np.array([relevant], bool), Queries.of(["a"], ["x"])
-    )
-    assert (score.metric.label, score.value) == ("mAP", pytest.approx(100 * precision))
 
 
 def test_average_precision_with_ties_is_the_mean_over_all_orders():

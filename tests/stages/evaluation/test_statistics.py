@@ -14,13 +14,6 @@ from alpro.stages.evaluation.statistics import (
 )
 
 
-def test_the_interval_of_two_videos_is_between_their_scores():
-    """A quarter of the resamples has only the first video, and a quarter only the second."""
-    videos = np.array(["a", "a", "b", "b"])
-
-    assert bootstrap_interval(np.array([0.0, 0.0, 100.0, 50.0]), videos) == (0, 75)
-
-
 @pytest.mark.parametrize(
     ("values", "videos"),
     [([100.0, 0.0], ["a", "a"]), ([100.0, 100.0, 100.0], ["a", "b", "c"]), ([5.0], ["a"])],
@@ -74,12 +67,6 @@ def test_a_difference_turns_with_the_sides(rows, seed):
     assert there.p == pytest.approx(back.p)
     if there.low is not None:
         assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
-
-
-def test_equal_results_do_not_differ():
-    values = np.arange(6.0)
-
-    assert paired_difference(values, values, np.arange(6)) == (2.5, 2.5, 0, 0, 0, 1)
 
 
 @settings(max_examples=30, deadline=None)

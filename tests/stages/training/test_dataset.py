@@ -16,8 +16,7 @@ from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.dataset import TrainingDataset, batches_ahead
-from tests.conftest import one_line
+from alpro.stages.training.dataset import TrainingDataset
 from tests.stages.training.conftest import loading_processes, sample_rows
 
 
@@ -160,12 +159,6 @@ def test_the_random_numbers_of_an_example_follow_from_the_seed(clips, steps_of):
 
     for name in ("frames", "masked", "box", "uniforms"):
         assert not np.array_equal(*(example[name] for example in examples)), name
-
-
-def test_a_sample_is_used_with_each_of_its_captions(corpus, steps_of):
-    data = steps_of({"a": corpus(1, captions=3)}, 30, batch_size=1)
-
-    assert len({tuple(data[step].text[0].tolist()) for step in range(30)}) == 3
 
 
 def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
@@ -311,14 +304,3 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
         for epoch in range(0, len(seen[kind]), count):
             once = seen[kind][epoch : epoch + count]
             assert len(set(once)) == len(once), f"epoch {epoch // count}: a sample twice"
-
-
-def test_batches_ahead_are_bounded_by_their_bytes_and_the_shared_memory():
-    """A container has 64 MiB of it by default."""
-    mib = 2**20
-    assert batches_ahead(1 * mib, 2**40) == 32
-    assert batches_ahead(256 * mib, 2**40) == 8
-    assert batches_ahead(256 * mib, 1024 * mib) == 2
-    assert batches_ahead(4096 * mib, 2**40) == 1
-    with one_line("/dev/shm", "64 MiB", "--shm-size"):
-        batches_ahead(118 * mib, 64 * mib)

@@ -141,27 +141,6 @@ def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
         assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (3, 4, 3, 8, 8)
 
 
-def test_truncated_texts_are_counted_in_each_unit(corpus_of, tmp_path, steps_of, tokenizer):
-    question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(tmp_path, sample_rows(3, captions=2, questions=question))
-    texts = ["red ball", "how many balls are there?"]
-    length = {text: len(tokenizer.encode(text).ids) for text in texts}
-    limit = length[texts[1]] - 1
-    (line,) = steps_of(
-        {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit
-    ).find_truncated_texts()
-    assert (
-        line
-        == f"a: 3 of 3 questions have more than max_text_tokens = {limit} tokens and are truncated"
-    )
-    longer = steps_of(
-        {"a": corpus}, 1, "question", answers=(), batch_size=1, max_text_tokens=limit + 1
-    )
-    assert list(longer.find_truncated_texts()) == []
-    (line,) = steps_of({"a": corpus}, 1, batch_size=1, max_text_tokens=4).find_truncated_texts()
-    assert line.startswith("a: 6 of 6 captions have more")
-
-
 def test_words_are_masked_at_the_rates_of_bert():
     vocab = 30_000
     mask_id = 3

@@ -193,11 +193,10 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     outcome, folder = tuned(finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4)
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
-    cut, *chance = outcome.warnings
+    (cut,) = outcome.warnings
     assert cut.startswith("clips: 131 of 132 captions have more than max_text_tokens = 4 tokens")
-    assert [line[:8] for line in chance] == ["loss_vtc", "loss_vtm"]
     logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert logged[-3:] == [f"warning: {line}" for line in outcome.warnings]
+    assert logged[-1:] == [f"warning: {line}" for line in outcome.warnings]
     assert torch.bfloat16 in seen
     assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
