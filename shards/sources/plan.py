@@ -27,11 +27,15 @@ from alpro.shards.schema import KINDS, REJECTS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
-# chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before.
+# chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before. `times` are
+# clips named by their start and end.
 GROUPINGS = {
-    "chapters": re.compile(r"(?i)(?:^|/)G(?:OPR|P\d\d|[HXLS]\d\d)(\d{4})\.\w+$"),
+    "chapters": re.compile(r"(?i)(?:^|[/_ -])G(?:OPR|P\d\d|[HXLS]\d\d)(\d{4})\.\w+$"),
     # In `a1` and `a2`, a short prefix without a separator does not tell the recording.
-    "prefix": re.compile(r"^(.*?[^/_. -])(?:[_. -]+|(?<=[^/]{3}[^/\d]))\d+\.\w+$"),
+    "prefix": re.compile(
+        r"^(.*?[^/_. (-])(?:[_. (-]+|(?<=[^/]{3}[^/\d]))\d+(?: ?of ?\d+)?\)?\.\w+$"
+    ),
+    "times": re.compile(r"^(.*?[^/_. -])(?:[_ -]+\d+(?:\.\d+)?){2}\.\w+$"),
 }
 TEXT_COUNTS = ("captions", "questions")
 NAMES = ("group", "name")

@@ -306,7 +306,7 @@ class Items:
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:
     """Return the id of an item that others would have, too: with its split in front if its file is
-    in several, otherwise a default id with the extension of its file.
+    in several, otherwise a default id with the whole name of its file.
 
     Raises:
         InputError: If it is used already.
@@ -315,11 +315,12 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
     if is_in_splits:
         row_id = f"{item['split'] or 'train'}/{row_id}"
     elif row_id == default_id(item):
-        row_id = row_id.replace(cut_extension(item["name"]), item["name"])
+        row_id = row_id.replace(short_name(item["name"]), item["name"])
     where = f"{item['path']} ({item['where']})"
     if row_id in used_ids:
         raise InputError(
-            f"{where}: the id {row_id!r} is also that of {used_ids[row_id]}; ids must be unique"
+            f"{where}: the id {row_id!r} is also that of {used_ids[row_id]}; give each its own in a "
+            "column `id`"
         )
     used_ids[row_id] = where
     return row_id
@@ -400,18 +401,21 @@ def find_kind(path: str) -> str:
 
 
 def default_id(part: Part) -> str:
-    """Return the name of an item's file without its extension, and of a URL without its protocol,
-    with the times of a part."""
-    name = cut_extension(part["name"])
-    if cut_extension(name) != name:  # a.mp4.jpg, the picture of a.mp4
-        name = part["name"]
-    if is_url(name):
-        address, mark, query = name.partition("://")[2].partition("?")
-        name = f"{address.removesuffix(suffix(part['name']))}{mark}{query}"
+    """Return the short name of an item's file, with the times of a part."""
+    name = short_name(part["name"])
     start, end = part["start"], part["end"]
     if start is end is None:
         return name
     return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+
+
+def short_name(name: str) -> str:
+    """Return the name of a file without its extension, and of a URL without its protocol."""
+    if is_url(name):
+        address, mark, query = name.partition("://")[2].partition("?")
+        return f"{address.removesuffix(suffix(name))}{mark}{query}"
+    stem = cut_extension(name)
+    return name if cut_extension(stem) != stem else stem  # a.mp4.jpg, the picture of a.mp4
 
 
 def join_parts(parts: Iterator[bytes]) -> Part:

@@ -115,7 +115,13 @@ CLIPS = [
     *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_EF_1.mp4"),
     *("star_EF_2.mp4", "one.mp4", "two.mp4"),
 ]
-GOPRO = ["GX010042.MP4", "GX020042.MP4", "GH010043.MP4", "GH020043.MP4", "a/GOPR0198.MP4"]
+GOPRO = [
+    "2024-07-01_GX010042.MP4",
+    "GX020042.MP4",
+    "GH010043.MP4",
+    "GH020043.MP4",
+    "a/GOPR0198.MP4",
+]
 GOPRO += ["a/GP010198.MP4", "a/GP020198.MP4", "b.mp4"]
 # Names of files, the key that keeps those of a recording in one split, and their groups.
 RECORDINGS = {
@@ -136,6 +142,12 @@ RECORDINGS = {
         "prefix",
         {f"walk{a}" for a in "abc"},
     ),
+    "copies": (
+        [f"{a} ({n}).mp4" for a in "abc" for n in range(2)] + ["d part 1 of 2.mp4"],
+        "prefix",
+        {*"abc", "d part"},
+    ),
+    "times": ([f"{a}_{n}_{n + 10}.mp4" for a in "abcd" for n in (0, 10)], "times", {*"abcd"}),
     "chapters": (GOPRO, "chapters", {"0042", "0043", "0198", "b.mp4"}),
 }
 

@@ -174,6 +174,17 @@ def test_ids_of_files_of_one_name_have_the_extension(read):
     assert sorted(row.id for row in imported.rows) == ["b.mkv", "b.mp4", "b.mp4.jpg", "sub/b"]
 
 
+def test_ids_of_addresses_of_one_name_are_the_addresses(read):
+    urls = [
+        f"{start}://h.example/a.{end}"
+        for start, end in (("http", "mp4"), ("https", "mp4"), ("http", "mkv"))
+    ]
+
+    imported = read({"x.jsonl": [{"video": url, "caption": "a dog"} for url in urls]})
+
+    assert [row.id for row in imported.rows] == urls
+
+
 def test_an_id_of_two_files_is_an_error(read):
     table = "video,caption,id\na.mp4,a dog,x\nb.mp4,a cat,x\n"
 
