@@ -379,7 +379,11 @@ def read_file_name(record: Record, form: Form) -> str:
             name = name.replace(f"{{{column}}}" if "{" in template else column, text)
         else:
             return name
-    raise ValueError("no name of a file")
+    columns = ", ".join(form.file) or "a column of a usual name"
+    raise ValueError(
+        f"no name of a file in {columns}; the record has {', '.join([*record][:20])}: set `file` in "
+        "`columns`"
+    )
 
 
 def split_of_path(path: str) -> str:

@@ -14,7 +14,7 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import TABLE, Columns, Form, Record, split_in
+from alpro.shards.sources.form import LIST, TABLE, Columns, Form, Record, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_options, unknown_columns
 from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, split_of_path
@@ -138,6 +138,8 @@ class Source:
             if len(lists) == 2:
                 return "videos.txt and prompts.txt", self.read_lists(*lists)
             for table in opened.values():
+                if table.form is LIST:  # The lines of a text without its video.
+                    continue
                 error = unknown_columns(table, self.items)
                 if error.is_complete or not folder.media:
                     raise error

@@ -60,9 +60,13 @@ class Sidecars:
                 texts = self._by_key.get(fold_path(key), [])
                 # If several differ only in case, the right one is not clear.
                 text = key if key in texts else texts[0] if len(texts) == 1 else None
-                if text and (suffix != ".json" or BESIDE.bind(self.read(text)).has_texts):
+                if text and self.has_texts(text):
                     return text
         return None
+
+    def has_texts(self, path: str) -> bool:
+        """Return whether a text has captions: of an object, that it has a column of them."""
+        return read_suffix(path) != ".json" or BESIDE.bind(self.read(path)).has_texts
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
@@ -110,8 +114,12 @@ class Sidecars:
         folders = {text.rpartition("/")[0] for text in self.used}
         for path in folder.others:
             is_alone = path not in self.used and fold_path(splitext(path)[0]) not in stems
-            is_text = read_suffix(path) in TEXT_SUFFIXES[:-1] and not NOT_TEXTS.match(path)
-            if is_alone and is_text and path.rpartition("/")[0] in folders:
+            is_text = read_suffix(path) in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
+            is_alone &= path.rpartition("/")[0] in folders
+            # A list of objects is a table.
+            texts = self.read(path).get("captions") if is_alone and is_text else ""
+            is_text &= not (isinstance(texts, list) and any(isinstance(e, dict) for e in texts))
+            if is_alone and is_text and self.has_texts(path):
                 folder.notes.add("texts have no video or image of their name", path)
                 yield Reject(
                     id=path, path=path, reason="missing", detail="a text without its video"

@@ -10,6 +10,7 @@ TSV has no quoting: every line is a record. CSV is strict: quotation marks insid
 doubled.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -305,13 +306,24 @@ def read_parquet(file: IO[bytes]) -> Records:
 
 def refuse_media(table: pq.ParquetFile) -> None:
     """Raise MediaInside if a column has bytes of media, as `push_to_hub` and the output `parquet` of
-    video2dataset write them. A text has no NUL."""
+    video2dataset write them."""
     columns = [field.name for field in table.schema_arrow if "binary" in str(field.type)]
-    for batch in islice(table.iter_batches(1, columns=columns), 1) if columns else ():
+    for batch in islice(table.iter_batches(1, columns=columns), HEAD) if columns else ():
         for name, (cell,) in batch.to_pydict().items():
-            content = cell.get("bytes") if isinstance(cell, dict) else cell
-            if isinstance(content, bytes) and b"\0" in content[:HEAD_BYTES]:
+            if has_media(cell):
                 raise MediaInside(
                     f"the videos or images are inside of the table, in the column {name!r}; write "
                     "each into a file, and a table with the columns `video` and `caption`"
                 )
+
+
+def has_media(cell: Any) -> bool:
+    """Return whether a cell, or one inside of it, has bytes that are no text."""
+    if isinstance(cell, bytes):
+        # It accepts a character that is cut.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(cell[:HEAD_BYTES])
+        return "\0" in text or "\ufffd" in text
+    if isinstance(cell, dict):
+        return any(map(has_media, cell.values()))
+    return isinstance(cell, list | tuple) and any(map(has_media, cell))

@@ -157,6 +157,19 @@ def test_texts_whose_videos_are_missing_are_counted(read):
     assert "1 files that a cloud has not downloaded are left out: .e.mp4.icloud" in imported.notes
 
 
+def test_metadata_whose_videos_are_missing_are_counted(read):
+    files = {f"{name}.json": {"caption": "a dog runs"} for name in "abc"}
+
+    imported = read({**files, "settings.json": {"fps": 30}}, "a.mp4 b.mp4")
+
+    assert [reject.id for reject in imported.rejects] == ["c.json"]
+
+
+def test_texts_alone_are_no_table(read):
+    with one_line("no video or image", "2 .txt files"):
+        read({"a.txt": "a dog runs", "b.txt": "a cat"})
+
+
 def test_placeholders_of_a_cloud_alone_are_named(read):
     with pytest.raises(
         InputError, match=r"no video or image.*2 files that a cloud has not downloaded"
@@ -164,11 +177,16 @@ def test_placeholders_of_a_cloud_alone_are_named(read):
         read({".IMG_1.MOV.icloud": "", "IMG_2.MOV.online": ""})
 
 
-@pytest.mark.parametrize("columns", [["video", "caption"], ["mp4", "caption", "key", "status"]])
+@pytest.mark.parametrize(
+    "columns", [["video", "caption"], ["mp4", "caption", "key", "status"], ["frames"]]
+)
 def test_media_inside_of_a_parquet_table_are_one_line(columns, read):
     video = b"\0\0\0 ftypisom"
     cells = {"video": {"bytes": video, "path": "a.mp4"}, "mp4": video, "caption": "a dog"}
-    table = [{name: cells.get(name, "x") for name in columns}]
+    cells["frames"] = [{"bytes": b"GIF89a\xff"}]
+    # The first row may lack its media.
+    table = [{"caption": "a cat"}, {name: cells.get(name, "x") for name in columns}]
+    table[0] |= dict.fromkeys(columns)
 
     for data in ("", "data/train-00000-of-00001.parquet"):
         with one_line("inside of the table", repr(columns[0])):
