@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,6 @@ import prefect
 from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
@@ -232,46 +230,24 @@ def run(
         title=title,
         report=plan.report.name,
     )
-    if not parent:
-        Runs(plan.workspace).begin(log_entry)
-
-    mlflow_run: AbstractContextManager[str]
+    current = PipelineRun(
+        plan,
+        log_entry,
+        remote_deployments=deployments or {},
+        tracker=tracker,
+        mlflow_run=parent,
+    )
     if parent:
-        mlflow_run = nullcontext(parent)
+        run_steps(current)
     else:
-        all_tags = dict(tags or {}) | name_flow_run(title)
+        Runs(plan.workspace).begin(log_entry)
         # A comparison of two runs shows that their code differs.
         params = {"commit": describe_commit(log_entry.commit)} | plan.settings.as_written()
-        mlflow_run = tracker.run(title, params, all_tags)
-
-    with mlflow_run as run_id:
-        current = PipelineRun(
-            plan,
-            log_entry,
-            remote_deployments=deployments or {},
-            tracker=tracker,
-            mlflow_run=run_id,
-        )
-        if parent:
-            run_steps(current)
-        else:
+        all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
+        with tracker.run(title, params, all_tags) as current.mlflow_run:
             run_with_report(current)
 
     return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
-
-
-def name_flow_run(title: str) -> dict[str, str]:
-    """Give Prefect's run its full name. Returns the tags of MLflow's run that lead to it."""
-    context = FlowRunContext.get()
-    if not context or not context.flow_run:
-        return {}
-
-    # Its first name lacks the fingerprint.
-    if context.flow_run.name != title:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(context.flow_run.id, name=title)
-
-    return {"prefect_flow_run": str(context.flow_run.id)}
 
 
 def run_with_report(current: PipelineRun) -> None:
@@ -294,15 +270,14 @@ def run_steps(current: PipelineRun) -> None:
     the end. If this thread is interrupted, all stages are stopped.
     """
     scheduler = Scheduler(current)
-    token = CURRENT_RUN.set(current)  # tasks run in threads with a copy of this context
+    CURRENT_RUN.set(current)  # tasks run in threads with a copy of this context
     try:
-        with ExitStack() as stack:
-            stack.callback(scheduler.end)
-            # Twice: a second signal may interrupt the first call.
-            stack.callback(scheduler.end)
-            scheduler.run()
+        scheduler.run()
     finally:
-        CURRENT_RUN.reset(token)
+        try:
+            scheduler.end()
+        finally:  # a second signal may have interrupted the first call
+            scheduler.end()
 
     if current.failures:
         raise next(iter(current.failures.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
@@ -115,9 +115,7 @@ class PipelineRun:
         changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
         # The server of a command ends with it: no link leads to its page.
-        context = FlowRunContext.get()
-        flow_run = context.flow_run if context and not is_command_line() else None
-        prefect = (url_for("flow-run", flow_run.id) or "") if flow_run else ""
+        prefect = "" if is_command_line() else url_for("flow-run", flow_run.id) or ""
         links = {"MLflow": self.get_mlflow_page(DEFAULT_UI), "Prefect": prefect}
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
@@ -135,7 +133,6 @@ class PipelineRun:
 
         if not is_command_line():  # the command line prints it below the results
             announce(f"report: {report}")
-        if flow_run:
             links = {
                 "Report": self.get_mlflow_page("", report.name),
                 "MLflow": self.get_mlflow_page(""),

@@ -42,7 +42,6 @@ START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
-EXIT_SIGINT = 128 + signal.SIGINT
 EXIT_SIGTERM = 128 + signal.SIGTERM
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
@@ -166,25 +165,26 @@ class Programs(manager.Manager):
         )
 
     def terminate(self) -> None:
-        """End the workers, then the servers; a second Ctrl-C meanwhile kills everything."""
-        if self.is_ending and not self._terminating:
-            if self.returncode == EXIT_SIGINT:
-                self.kill()
-            return
+        """End the workers, then the servers; a second signal meanwhile kills everything."""
         if not self._all_started():  # honcho does not know their numbers yet; all end with this one
             raise KeyboardInterrupt
-        if not self.is_ending:
-            self.is_ending = True
-            self.ended = next((n for n, one in self._processes.items() if "returncode" in one), "")
-            workers = [
-                one["pid"]
-                for name, one in self._processes.items()
-                if name.startswith("worker") and "returncode" not in one
-            ]
-            for worker in workers:
-                self._procmgr.terminate(worker)
-            while any(map(psutil.pid_exists, workers)):  # their supervisors see to it
-                time.sleep(POLL_SECONDS)
+        if self.is_ending:
+            if not self._terminating:
+                self.kill()
+            return
+
+        self.is_ending = True
+        running = {
+            name: program["pid"]
+            for name, program in self._processes.items()
+            if "returncode" not in program
+        }
+        self.ended = next((name for name in self._processes if name not in running), "")
+        workers = [pid for name, pid in running.items() if name.startswith("worker")]
+        for worker in workers:
+            self._procmgr.terminate(worker)
+        while any(map(psutil.pid_exists, workers)):  # their supervisors see to it
+            time.sleep(POLL_SECONDS)
         super().terminate()
 
 
@@ -209,7 +209,6 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     server = get_environment(workspace, prefect, mlflow)
     # Only the servers have the databases' addresses, which may contain passwords.
     worker = {name: value for name, value in server.items() if name not in DATABASES}
-    workers = get_workers(workspace)
     logs = workspace / "logs"
     make_folder(logs)
 
@@ -221,8 +220,15 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     # Workers write artifacts to the folder; the server would pass every byte on.
     start += ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri()]
     programs.add("mlflow", start, server, SERVER_SECONDS)
-    for name, (words, gpus) in workers.items():
-        programs.add(name, ["alpro.pipeline.flows.worker", *words], worker | gpus, WORKER_SECONDS)
+
+    # The names are the same in each life, and other ones in another workspace.
+    mark = digest(str(workspace))[:8]
+    workers = get_workers()
+    for name, gpus in workers.items():
+        pool = name.partition("-")[0]
+        start = ["alpro.pipeline.flows.worker", pool, f"{name}-{mark}"]
+        start += ["1"] if pool == "gpu" else []
+        programs.add(f"worker-{name}", start, worker | gpus, WORKER_SECONDS)
 
     def announce() -> None:
         while find_problem(f"{prefect}/api") or find_problem(mlflow):
@@ -252,27 +258,18 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     return 0 if status == EXIT_SIGTERM else status
 
 
-def get_workers(workspace: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Return the arguments and the variables of each worker: one for data, and one for each GPU.
+def get_workers() -> dict[str, dict[str, str]]:
+    """Return the variables of each worker by its name: of one for data, and of one for each GPU.
 
     One worker has all GPUs that CUDA_VISIBLE_DEVICES names, for trainings on several.
     """
-    # The same in each life, and another one in another workspace.
-    mark = digest(str(workspace))[:8]
     count = 1
     if VISIBLE_GPUS not in os.environ:
         # In a process of its own: this one stays small.
         count = int(subprocess.check_output(interpreter("-c", COUNT_GPUS)))
-
-    workers: dict[str, tuple[list[str], dict[str, str]]] = {
-        "worker-cpu": (["cpu", f"cpu-{mark}"], {})
-    }
     if count < 2:
-        workers["worker-gpu"] = (["gpu", f"gpu-{mark}", "1"], {})
-        return workers
-    for gpu in map(str, range(count)):
-        workers[f"worker-gpu-{gpu}"] = (["gpu", f"gpu-{mark}-{gpu}", "1"], {VISIBLE_GPUS: gpu})
-    return workers
+        return {"cpu": {}, "gpu": {}}
+    return {"cpu": {}} | {f"gpu-{gpu}": {VISIBLE_GPUS: str(gpu)} for gpu in range(count)}
 
 
 def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str]:

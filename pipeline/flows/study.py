@@ -34,12 +34,7 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import (
-    INTERPOLATION_SHARE,
-    STUDIED,
-    VALIDATION_SCORES,
-    full_name,
-)
+from alpro.stages.evaluation.score_names import STUDIED, VALIDATION_SCORES, full_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,12 +194,11 @@ def read_scores(folders: Iterable[Path]) -> Rows:
 
 def validation_rows(record: Record) -> Rows:
     """Return what a training reached on the validation split, as rows of results.json."""
-    shown = VALIDATION_SCORES | {INTERPOLATION_SHARE: "share of the fine-tuning"}
-    described = {"model": "", "what": record.name, "direction": "", "higher_is_better": True}
+    described = {"model": "", "what": record.name, "direction": "", "unit": "%"}
+    described |= {"higher_is_better": True, "items": None, "chance": None}
     return [
-        {"name": name, "metric": metric, "value": record.metrics[name], **described}
-        | {"unit": "" if name == INTERPOLATION_SHARE else "%", "items": None, "chance": None}
-        for name, metric in shown.items()
+        described | {"name": name, "metric": metric, "value": record.metrics[name]}
+        for name, metric in VALIDATION_SCORES.items()
         if name in record.metrics
     ]
 

@@ -12,8 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
+from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Cancelling, Completed, Failed
 
 from alpro.artifact import Record
@@ -32,7 +32,7 @@ from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import INTERPOLATION_SHARE, VALIDATION_SCORES
+from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -156,11 +156,7 @@ def build(run: PipelineRun, step: Step, launch: Launch) -> Record:
     def work(step: Step, out: Path) -> Outcome:
         return run_stage(step, out, store, run.plan.settings.resources, launch)
 
-    context = TaskRunContext.get()
-    tags = {}
-    if context:
-        tags["prefect_run"] = str(context.task_run.id)
-        tags["prefect_flow_run"] = str(context.task_run.flow_run_id)
+    tags = {"prefect_run": task_run.id, "prefect_flow_run": flow_run.id}
     with run.tracker.stage_run(step.description, folder, run.mlflow_run, tags) as mlflow_run:
         run_info = {
             "commit": run.log_entry.commit,
@@ -215,8 +211,5 @@ def describe_result(step: Step, record: Record) -> str:
     line = f"{step.name}: done in {record.run['seconds']:.0f} s"
     for key, name in VALIDATION_SCORES.items():
         if key in record.metrics:
-            line += f", {name} {record.metrics[key]:.1f} %"
-            break
-    if INTERPOLATION_SHARE in record.metrics:
-        line += f", with {record.metrics[INTERPOLATION_SHARE]:.0%} of the fine-tuning"
+            return f"{line}, {name} {record.metrics[key]:.1f} %"
     return line

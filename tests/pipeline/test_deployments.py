@@ -114,15 +114,8 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
         ("alpro/evaluate", parameters | {"stage": "evaluate qa"}),
     ]
     states = states_of(workspace, changes)
-    assert (states["finetune_retrieval"], states["finetune_qa"], states["evaluate qa"]) == (
-        "cached",
-        "built",
-        "built",
-    )
-    title = last_run(workspace, changes).title
-    assert client.update_flow_run.call_args_list[0].kwargs["name"] == title
-    assert title.startswith("qa.lr=2e-3 · tiny ")
-
+    assert (states["finetune_retrieval"], states["evaluate qa"]) == ("cached", "built")
+    assert last_run(workspace, changes).title.startswith("qa.lr=2e-3 · tiny ")
     assert len(others) == before
     stages = {run.data.tags["stage"] for run in nested[parent.info.run_id]}
     assert stages == {"finetune_qa", "evaluate"}

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from types import SimpleNamespace
 
 import httpx
 import prefect
@@ -30,23 +29,24 @@ from tests.pipeline.conftest import ROOT
 @pytest.fixture
 def own_server(tmp_path, monkeypatch):
     """own_server(program): the function that waits for a command's own server, which is a Python
-    program instead, and the processes that were started."""
-    started = []
+    program instead, and the environments that servers were started with."""
     monkeypatch.setattr(os, "environ", os.environ | {"PREFECT_HOME": str(tmp_path)})
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    ends = []
+    monkeypatch.setattr(servers.atexit, "register", ends.append)
     create = servers.Processes
 
     def start(program: str):
-        def processes(command, environment, on_line, folder):
+        environments = []
+
+        def processes(command, environment, **more):
+            environments.append(environment)
             here = [sys.executable, "-c", program]
-            started.append(SimpleNamespace(environment=environment, command=command))
-            return create(servers.supervised(here), environment, on_line=on_line, folder=folder)
+            return create(servers.supervised(here), environment, **more)
 
         monkeypatch.setattr(servers, "Processes", processes)
-        return servers.start_temporary_server(), started
+        return servers.start_temporary_server(), environments
 
-    ends = []
-    monkeypatch.setattr(servers.atexit, "register", ends.append)
     yield start
     for end in ends:
         end()
@@ -55,21 +55,19 @@ def own_server(tmp_path, monkeypatch):
 ENDLESS = "import signal; signal.pause()"
 
 
-def test_a_command_has_a_server_of_its_own(own_server, tmp_path, monkeypatch):
-    """While it creates its database, another command does not."""
+def test_while_a_server_creates_its_database_another_command_does_not(
+    own_server, tmp_path, monkeypatch
+):
     monkeypatch.setattr(servers, "find_problem", lambda url: "")
     starting = FileLock(tmp_path / "starting.lock")
 
-    wait, (server,) = own_server(ENDLESS)
+    wait, _ = own_server(ENDLESS)
 
-    port = server.command[server.command.index("--port") + 1]
-    assert os.environ["PREFECT_API_URL"] == f"http://127.0.0.1:{port}/api"
-    assert server.environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
     with pytest.raises(Timeout):
         starting.acquire(blocking=False)
     wait()
-    starting.acquire(blocking=False)
-    starting.release()
+    with starting.acquire(blocking=False):
+        pass
 
 
 def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(own_server, monkeypatch):
@@ -82,10 +80,11 @@ def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(own_server, 
     for name, value in permanent.items():
         monkeypatch.setenv(name, value)
 
-    _, (server,) = own_server(ENDLESS)
+    _, (environment,) = own_server(ENDLESS)
 
-    assert permanent.keys().isdisjoint(server.environment)
+    assert permanent.keys().isdisjoint(environment)
     assert permanent.keys().isdisjoint(os.environ)  # of the client
+    assert environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
 
 
 def test_a_server_that_does_not_start_says_why(own_server, monkeypatch):
@@ -104,11 +103,6 @@ def test_a_command_uses_the_server_that_the_environment_names(monkeypatch, free_
     assert "hush" not in str(error.value)
 
 
-def test_an_address_that_is_none_is_a_mistake():
-    with one_line("PREFECT_API_URL"):
-        servers.check_server("127.0.0.1/api")
-
-
 def test_clients_take_a_socks_proxy():
     for scheme in ("socks5", "socks5h"):
         # ImportError without its package.
@@ -122,37 +116,22 @@ def test_clients_take_a_socks_proxy():
 @pytest.mark.parametrize(
     ("gpus", "visible", "expected"),
     [
-        (0, None, {"worker-gpu": None}),
-        (1, None, {"worker-gpu": None}),
-        (2, None, {"worker-gpu-0": "0", "worker-gpu-1": "1"}),
-        (8, "4,5,6,7", {"worker-gpu": None}),  # for trainings on all of them
+        (0, None, {"cpu": None, "gpu": None}),
+        (1, None, {"cpu": None, "gpu": None}),
+        (2, None, {"cpu": None, "gpu-0": "0", "gpu-1": "1"}),
+        (8, "4,5,6,7", {"cpu": None, "gpu": None}),  # for trainings on all of them
     ],
 )
-def test_each_gpu_has_a_worker(gpus, visible, expected, tmp_path, monkeypatch):
+def test_each_gpu_has_a_worker(gpus, visible, expected, monkeypatch):
     monkeypatch.setattr(servers, "COUNT_GPUS", f"print({gpus})")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
-    workers = servers.get_workers(tmp_path)
+    workers = servers.get_workers()
 
-    assert workers.pop("worker-cpu")[0][0] == "cpu"
-    found = {name: more.get("CUDA_VISIBLE_DEVICES") for name, (_, more) in workers.items()}
+    found = {name: more.get("CUDA_VISIBLE_DEVICES") for name, more in workers.items()}
     assert found == expected
-    assert all(words[0] == "gpu" and words[2] == "1" for words, _ in workers.values())
-
-
-def test_the_names_of_workers_last_as_long_as_their_workspace(tmp_path, monkeypatch):
-    monkeypatch.setattr(servers, "COUNT_GPUS", "print(2)")
-    one, other = (tmp_path / name for name in ("one", "other"))
-    first = servers.get_workers(one)
-    assert servers.get_workers(one) == first
-    names = [
-        words[1]
-        for workspace in (one, other)
-        for words, _ in servers.get_workers(workspace).values()
-    ]
-    assert len(set(names)) == 6
 
 
 def test_two_workers_have_different_names(tmp_path, monkeypatch):
@@ -174,6 +153,17 @@ def nothing() -> None:
     """Stands for the flow of a deployment."""
 
 
+# Of each run that an earlier life of the worker `mine` left: its worker and its state, and the state
+# that it has afterwards.
+LEFT = {
+    "pending": (None, [Pending()], "Crashed"),  # the worker died before it wrote its name
+    "running": ("mine", [Pending(), Running()], "Crashed"),
+    "cancelling": ("mine", [Pending(), Cancelling()], "Crashed"),
+    "of another": ("other", [Pending(), Running()], "Running"),
+    "scheduled": (None, [], "Scheduled"),
+}
+
+
 @pytest.mark.usefixtures("prefect")
 def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
     async def leave_and_start() -> tuple[dict[str, str], int]:
@@ -184,59 +174,41 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
                 flow, "nightly", work_pool_name="pool", concurrency_limit=4
             )
             runs = {}
-            for name, owner, state in (
-                ("pending", None, Pending()),  # it died before it wrote its name
-                ("running", "mine", Running()),
-                ("cancelling", "mine", Cancelling()),
-                ("of another", "other", Running()),
-                ("scheduled", None, None),
-            ):
+            for name, (owner, states, _) in LEFT.items():
                 run = await client.create_flow_run_from_deployment(deployment)
                 if owner:
-                    labels = {"prefect.worker.name": owner}
-                    await client.update_flow_run_labels(run.id, labels)
-                for each in filter(None, (Pending() if state else None, state)):
-                    await client.set_flow_run_state(run.id, each)
+                    await client.update_flow_run_labels(run.id, {"prefect.worker.name": owner})
+                for state in states:
+                    await client.set_flow_run_state(run.id, state)
                 runs[name] = run.id
 
             await worker.end_earlier_runs("pool", "mine")
 
-            states = {name: (await client.read_flow_run(run)).state for name, run in runs.items()}
+            names = {
+                name: (await client.read_flow_run(run)).state.name for name, run in runs.items()
+            }
             limit = (await client.read_deployment(deployment)).global_concurrency_limit
-            return {name: state.name for name, state in states.items()}, limit.active_slots
+            return names, limit.active_slots
 
-    states, slots = asyncio.run(leave_and_start())
+    names, slots = asyncio.run(leave_and_start())
 
-    assert states == {
-        "pending": "Crashed",
-        "running": "Crashed",
-        "cancelling": "Crashed",
-        "of another": "Running",
-        "scheduled": "Scheduled",
-    }
+    assert names == {name: after for name, (*_, after) in LEFT.items()}
     assert slots == 1
 
 
 def test_the_runs_in_mlflow_of_a_flow_that_was_killed_are_killed(mlflow_store, tmp_path):
     mlflow_store(tmp_path)
     tracker = Tracker.open("", tmp_path, "sample")
-    statuses = {}
+    runs = {}
     for flow in ("killed", "other"):
         run = tracker.client.create_run(tracker.experiment, tags={"prefect_flow_run": flow})
-        statuses[flow] = run.info.run_id
-    tracker.client.set_terminated(
-        tracker.client.create_run(
-            tracker.experiment, tags={"prefect_flow_run": "killed"}
-        ).info.run_id
-    )
+        runs[flow] = run.info.run_id
 
     end_runs(tracker.uri, ["killed"])
 
     client = MlflowClient(tracker.uri)
-    found = {name: client.get_run(run).info.status for name, run in statuses.items()}
+    found = {name: client.get_run(run).info.status for name, run in runs.items()}
     assert found == {"killed": "KILLED", "other": "RUNNING"}
-    assert tracker.find_pipeline("other") == statuses["other"]
-    assert tracker.find_pipeline("") == ""
 
 
 def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpro.artifact import RECORD_VERSION, Record
+from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.load import shipped
@@ -25,8 +25,9 @@ from alpro.pipeline.flows.study import (
     plan_members,
     run_study,
     summarize,
-    validation_rows,
 )
+from alpro.pipeline.reports.results import Rows
+from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import StageFailed
 from tests.conftest import one_line
@@ -79,8 +80,9 @@ def test_a_constant_gain_has_no_spread_whatever_the_seeds_do(values, gain):
     assert found["difference_interval"] == pytest.approx(0, abs=1e-9)
 
 
-def test_rows_and_their_table_by_hand():
-    """Seed 2 of the other variant failed, and only the first has the score b."""
+@pytest.fixture
+def summaries() -> Rows:
+    """Seed 2 of the other variant failed, and only the first variant has the score b."""
     scores = [
         row("a", 10.0, chance=5.0),
         row("b", 1.0, None),
@@ -89,61 +91,59 @@ def test_rows_and_their_table_by_hand():
         row("b", None, seed=1),
         row("a", 22.0, variant="other", seed=1),
         row("a", 60.0, chance=9.0, items=30, seed=2),
-        row("b", 3.0, None, seed=2, higher_is_better=False),
+        row("b", 3.0, None, seed=2),
     ]
-    a, other, b = summarize(scores, ["base", "other", "failed"])
-    assert [(one["score"], one["variant"]) for one in (a, other, b)] == [
-        ("a", "base"),
-        ("a", "other"),
-        ("b", "base"),
+    return summarize(scores, ["base", "other", "failed"])
+
+
+def test_scores_are_summarized_over_the_seeds_that_have_them(summaries):
+    expected = [
+        ("a", "base", [0, 1, 2], [10, 20, 60], [20, 20, 30], 30, 7),
+        ("a", "other", [0, 1], [14, 22], [20, 20], 18, 10),
+        ("b", "base", [0, 2], [1, 3], [20, 20], 2, None),
     ]
-    assert (a["seeds"], a["values"], a["items"]) == ([0, 1, 2], [10, 20, 60], [20, 20, 30])
-    assert (a["mean"], a["chance"], a["difference"], a["difference_interval"]) == (
-        30,
-        7,
-        None,
-        None,
-    )
-    assert a["interval"] == pytest.approx(4.303 * (1400 / 2 / 3) ** 0.5, rel=1e-3)
-    assert (other["seeds"], other["mean"], other["difference"]) == ([0, 1], 18, 3)  # of +4 and +2
+    keys = ("score", "variant", "seeds", "values", "items", "mean", "chance")
+    assert [tuple(row[key] for key in keys) for row in summaries] == expected
+
+
+def test_differences_are_paired_by_seed(summaries):
+    base, other, _ = summaries
+
+    assert (base["difference"], other["difference"]) == (None, 3)  # of +4 and +2
     assert other["difference_interval"] == pytest.approx(12.706 * 1, rel=1e-3)
-    assert (b["seeds"], b["values"], b["chance"]) == ([0, 2], [1, 3], None)
-    b["higher_is_better"] = False
-    assert make_table("s", [a, other, b]).lines == [
-        ["retrieval, t2v R@1", "base", "30.0 %", "± 65.7", "", "", "10.0 20.0 60.0", "7.0 %"],
-        [
-            "retrieval, t2v R@1",
-            "other",
-            "18.0 %",
-            "± 50.8",
-            "+3.0",
-            "± 12.7",
-            "14.0 22.0",
-            "10.0 %",
-        ],
-        ["retrieval, t2v R@1 ↓", "base", "2.0 %", "± 12.7", "", "", "1.0 3.0", "-"],
+    assert base["interval"] == pytest.approx(4.303 * (1400 / 2 / 3) ** 0.5, rel=1e-3)
+
+
+def test_a_table_has_a_line_for_each_score_and_variant(summaries):
+    summaries[2]["higher_is_better"] = False
+
+    assert [" | ".join(line) for line in make_table("s", summaries).lines] == [
+        "retrieval, t2v R@1 | base | 30.0 % | ± 65.7 |  |  | 10.0 20.0 60.0 | 7.0 %",
+        "retrieval, t2v R@1 | other | 18.0 % | ± 50.8 | +3.0 | ± 12.7 | 14.0 22.0 | 10.0 %",
+        "retrieval, t2v R@1 ↓ | base | 2.0 % | ± 12.7 |  |  | 1.0 3.0 | -",
     ]
-    assert summarize([], ["base", "other"]) == []
+
+
+def test_a_variant_that_the_first_one_has_no_score_for_has_no_difference():
     (only,) = summarize([row("a", 1.0, variant="other")], ["base", "other"])
+
     assert (only["variant"], only["difference"]) == ("other", None)
-    assert make_table("s", [only]).lines[0][2:6] == ["1.0 %", "", "", ""]
+    assert summarize([], ["base", "other"]) == []
 
 
-def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path, monkeypatch):
+def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("")
-    study = load_study(str(file))
-    assert (study.name, study.config, study.seeds, study.seed_stages) == (
-        "mine",
-        "sample",
-        (0, 1, 2),
-        SEEDED,
-    )
-    assert study.variants == {"base": ()}
+
+    assert load_study(str(file)) == Study(name="mine", config="sample", seeds=(0, 1, 2))
     assert set(SEEDED) == {*TRAININGS, "render_sample", "evaluate"}
+
+
+def test_a_configuration_is_relative_to_the_study(tmp_path):
+    file = tmp_path / "mine.toml"
     file.write_text('config = "base.toml"')
-    monkeypatch.chdir("/")
-    assert load_study(str(file)).config == f"{tmp_path}/base.toml"  # relative to the study
+
+    assert load_study(str(file)).config == f"{tmp_path}/base.toml"
 
 
 @pytest.mark.parametrize(
@@ -208,153 +208,123 @@ def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch) -> list[Any]:
-    """Runs write results of VALUES; the errors of the list are raised by the runs that come
+    """Runs leave the scores of VALUES; the errors of the list are raised by the runs that come
     first."""
-    from alpro.pipeline.flows import flow
-    from alpro.pipeline.tracking.tracker import Tracker
-
     errors: list[Any] = []
 
     def run(plan, tracker, title, tags) -> dict[str, str]:
-        assert (plan.command.stage, plan.workspace, tracker) == (
-            "evaluate pretrained",
-            tmp_path,
-            opened,
-        )
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain
-        assert plan.command.changes[-1] == f"pretrain.seed={config.seed}"
+        assert tags == {"study": "rates", "variant": title.split(" ")[0], "seed": str(config.seed)}
+        value = VALUES[config.lr, config.seed]
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
-        write_json(folder / "artifact.json", {"version": RECORD_VERSION, "stage": "evaluate"})
-        rows = [
-            row("mine/matching/t2v/R1", VALUES[config.lr, config.seed]),
-            row("mine/matching/t2v/R5", 90.0),
-        ]
+        last = plan.steps[-1]
+        record = {"version": RECORD_VERSION, "stage": last.stage, "name": last.name}
+        record["metrics"] = {"validation/vtc/t2v/R1": value}
+        write_json(folder / "artifact.json", record)
+        rows = [row("mine/matching/t2v/R1", value), row("mine/matching/t2v/R5", 90.0)]
         write_json(folder / "results.json", rows)
-        assert tags == {"study": "rates", "variant": title.split(" ")[0], "seed": str(config.seed)}
-        return {"evaluate pretrained": str(folder)}
+        return {last.name: str(folder)}
 
-    monkeypatch.setattr(flow, "start", run)
-    opened = ("", tmp_path, "rates")
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", run)
     monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)
     return errors
 
 
-def test_the_command_prints_the_table_of_the_runs_and_a_failure_stops_no_other(
-    start, tmp_path, monkeypatch, capsys
-):
+RATES = """
+until = "evaluate pretrained"
+seeds = [5, 6]
+seed_stages = ["pretrain"]
+scores = ["mine/matching/t2v/R1"]
+[variants]
+fast = []
+broken = ["pretrain.batch_size=7"]
+slow = ["pretrain.lr=1e-5"]
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, capsys):
+    """study(*options): the status and the output of `alpro study` with RATES."""
     file = tmp_path / "rates.toml"
-    file.write_text(
-        'until = "evaluate pretrained"\nseeds = [5, 6]\nseed_stages = ["pretrain"]\nscores = ["mine/matching/t2v/R1"]\n'
-        '[variants]\nfast = []\nbroken = ["pretrain.batch_size=7"]\nslow = ["pretrain.lr=1e-5"]\n'
-    )
+    file.write_text(RATES)
+    words = ["study", file, "--config", TINY, "--workspace", tmp_path]
+    for change in SMALL:
+        words += ["--set", change]
+    return lambda *options: call(monkeypatch, capsys, *words, *options)
 
-    def study(*more: str) -> tuple[int, str, str]:
-        options = [option for change in SMALL for option in ("--set", change)]
-        return call(
-            monkeypatch,
-            capsys,
-            "study",
-            file,
-            "--config",
-            TINY,
-            "--workspace",
-            tmp_path,
-            *options,
-            *more,
-        )
 
+def test_a_dry_run_lists_what_runs_share_once(study):
     status, out, _ = study("--dry-run", "--json")
-    once = ("render_sample", "decode_videos clips", "train_tokenizer", "build_vocabulary")
-    work = Counter(
-        (row["name"], row["state"]) for row in json.loads(out)
-    )  # what runs share is there once
-    assert work == {
-        **{(name, "to run"): 1 for name in once},
-        ("pretrain", "to run"): 6,
-        ("evaluate pretrained", "to run"): 6,
-    }
+
+    steps = Counter(row["name"] for row in json.loads(out))
     assert status == 0
+    assert (steps["build_vocabulary"], steps["pretrain"], steps["evaluate pretrained"]) == (1, 6, 6)
+
+
+def test_a_run_that_fails_stops_no_other(start, study, tmp_path):
     start += [None, ValueError("it broke"), None, None, StageFailed("again")]
+
     status, out, err = study()
-    assert (status, "broken · seed 5, broken · seed 6" in err.splitlines()[-1], "R5" in out) == (
-        1,
-        True,
-        False,
-    )
-    shown = [line.partition("R@1")[2] or line for line in out.splitlines()]
-    assert [line.split() for line in shown if line.strip().startswith(("fast", "slow"))] == [
+
+    assert status == 1
+    assert "broken · seed 5, broken · seed 6" in err.splitlines()[-1]
+    shown = [line.partition("R@1")[2].split() or line.split() for line in out.splitlines()]
+    assert [line for line in shown if line[:1] in (["fast"], ["slow"])] == [
         ["fast", "60.0", "%", "±", "127.1", "50.0", "70.0", "10.0", "%"],
         ["slow", "45.0", "%", "±", "63.5", "-15.0", "±", "63.5", "40.0", "50.0", "10.0", "%"],
     ]
     (report,) = (tmp_path / "reports").glob("*/study.json")
-    assert str(report) in out
     written = read_json(report)
-    rows = [(r["score"], r["variant"]) for r in written["scores"]]
-    assert rows[2:] == [("mine/matching/t2v/R5", variant) for variant in ("fast", "slow")]
+    assert {score["score"] for score in written["scores"]} == {
+        "mine/matching/t2v/R1",
+        "mine/matching/t2v/R5",
+    }
     assert written["failed"]["broken · seed 5"] == "it broke"
-    status, out, _ = study("--json")  # as the study that continues
-    assert (status, json.loads(out)) == (0, read_json(report))
-    study("--set", "pretrain.weight_decay=0.5")
+
+
+def test_only_a_study_that_differs_has_another_file(start, study, tmp_path):
+    for options in ((), ("--json",), ("--set", "pretrain.weight_decay=0.5")):
+        start += [None, ValueError("it broke"), None, None, ValueError("it broke")]
+        study(*options)
+
     assert len(list((tmp_path / "reports").glob("*/study.json"))) == 2
+
+
+def test_a_study_that_is_stopped_starts_no_other_run(start, study):
     start += [None, CancelledError("asked to stop"), ValueError("not reached")]
+
     with pytest.raises(CancelledError):
         study()
+
     assert len(start) == 1
 
 
 @pytest.mark.parametrize("name", shipped(STUDIES))
 def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, tmp_path):
     study = load_study(name)
-    assert study.name == name
-    data = [
-        f"corpora.{corpus}.data=/{corpus}"
-        for corpus in ("webvid", "cc3m", "msrvtt")
-        if "msrvtt" in study.config
-    ]
+    data = []
+    if "msrvtt" in study.config:
+        data = [f"corpora.{corpus}.data=/{corpus}" for corpus in ("webvid", "cc3m", "msrvtt")]
+
     members = plan_members(study, study.config, data, tmp_path)
-    assert len({member.plan.steps[-1].fingerprint for member in members}) == len(
-        study.variants
-    ) * len(study.seeds)
-    steps = {step.name for member in members for step in member.plan.steps}
-    assert {"*/matching": "evaluate retrieval", "pre-trained/matching": "evaluate pretrained"}.get(
-        "/".join(study.scores[0].split("/")[:2]), "evaluate pretrained"
-    ) in steps
+
+    assert study.name == name
+    ends = {member.plan.steps[-1].fingerprint for member in members}
+    assert len(ends) == len(study.variants) * len(study.seeds)
 
 
-def test_the_runs_of_a_study_that_ends_with_a_training_are_compared_on_validation(
-    tmp_path, monkeypatch
-):
-    from alpro.pipeline.flows import flow
-    from alpro.pipeline.tracking.tracker import Tracker
-
-    def run(plan, *_: Any, **options: Any) -> dict[str, str]:
-        config = plan.settings.pretrain
-        folder = tmp_path / f"{config.lr}-{config.seed}"
-        folder.mkdir()
-        metrics = {"validation/vtc/t2v/R1": VALUES[config.lr, config.seed]}
-        record = {"version": RECORD_VERSION, "stage": "pretrain", "name": "pretrain"}
-        write_json(folder / "artifact.json", record | {"metrics": metrics})
-        return {"pretrain": str(folder)}
-
-    monkeypatch.setattr(flow, "start", run)
-    monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)
+@pytest.mark.usefixtures("start")
+def test_runs_that_end_with_a_training_are_compared_on_the_validation_split(tmp_path):
     study = study_of(until="pretrain")
-    members = plan_members(study, TINY, SMALL, tmp_path)
-    table, file, failed = run_study(study, members, tmp_path)
+
+    table, file, failed = run_study(study, plan_members(study, TINY, SMALL, tmp_path), tmp_path)
+
     assert failed == []
-    assert [line[1:3] for line in table.lines] == [["fast", "60.0 %"], ["slow", "45.0 %"]]
+    assert [line[:3] for line in table.lines] == [
+        ["pretrain, validation R@1", "fast", "60.0 %"],
+        ["pretrain, validation R@1", "slow", "45.0 %"],
+    ]
     assert {row["score"] for row in read_json(file)["scores"]} == {"validation/vtc/t2v/R1"}
-
-
-def test_a_study_that_ends_with_a_training_has_its_validation_scores():
-    metrics = {"validation/t2v/R1": 55.8, "validation/t2v/R5": 90.0, "selected_step": 4.0}
-    (row,) = validation_rows(Record(name="finetune_retrieval", metrics=metrics))
-    assert (row["name"], row["value"], row["chance"]) == ("validation/t2v/R1", 55.8, None)
-    (_, share) = validation_rows(Record(name="a", metrics=metrics | {"interpolation_share": 0.5}))
-    assert (share["name"], share["value"]) == ("interpolation_share", 0.5)
-    (summary,) = summarize([row | {"variant": "base", "seed": 0}], ["base"])
-    (line,) = make_table("mine", [summary]).lines
-    assert line[:3] == ["finetune_retrieval, validation R@1", "base", "55.8 %"]
