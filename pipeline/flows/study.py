@@ -194,7 +194,7 @@ def read_scores(folders: Iterable[Path]) -> Rows:
 
 def validation_rows(record: Record) -> Rows:
     """Return what a training reached on the validation split, as rows of results.json."""
-    described = {"model": "", "what": record.name, "direction": "", "unit": "%"}
+    described: dict[str, Any] = {"model": "", "what": record.name, "direction": "", "unit": "%"}
     described |= {"higher_is_better": True, "items": None, "chance": None}
     return [
         described | {"name": name, "metric": metric, "value": record.metrics[name]}
