@@ -186,7 +186,7 @@ def describe_run(
     parts["Data"] = show_table(list_corpora(artifacts))
     parts["Rejected"] = show_table(count_rejects(artifacts))
     parts["Stages"] = show_table(list_stages(run, steps, artifacts))
-    parts["Run"] = describe_command(run, artifacts)
+    parts["Run"] = describe_command(run)
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
     return Document(run.title, summarize(run, artifacts, results, changes), sections, drawn)
@@ -211,16 +211,13 @@ def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[s
     return "\n\n".join(filter(None, paragraphs))
 
 
-def describe_command(run: Run, artifacts: Artifacts) -> str:
+def describe_command(run: Run) -> str:
     """Return when a run started, how long it took, and what it was called with."""
     started = run.at[:19].replace("T", " ")
     words = format_code(" ".join(["alpro", *run.command.words]))
-    commits = dict.fromkeys(record.run.get("commit", "") for _, record in artifacts)
-    older = [describe_commit(commit) for commit in commits if commit not in ("", run.commit)]
-    before = f"; stages that existed before: {' and '.join(older)}" if older else ""
     return (
         f"Started {started} UTC, took {format_duration(run.seconds)}. {words}, commit "
-        f"{describe_commit(run.commit)}{before}."
+        f"{describe_commit(run.commit)}."
     )
 
 
@@ -260,7 +257,7 @@ def count_rejects(artifacts: Artifacts) -> Table:
 
 
 def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
-    """Return the steps of a run: how long each took, what it read, and what it counted."""
+    """Return the steps of a run: how long each took, and what it counted."""
     records = {record.name: record for _, record in artifacts}
     lines = []
     for step in steps:
@@ -272,10 +269,9 @@ def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
         text = ", ".join(
             f"{key.replace('_', ' ')} {value}" for key, value in counts.items() if value
         )
-        inputs = ", ".join(source.name for source in step.inputs.values())
-        lines.append([step.name, step.fingerprint[:8], time, inputs, text])
+        lines.append([step.name, step.fingerprint[:8], time, text])
 
-    heads = ["stage", "fingerprint", "time", "inputs", "counts"]
+    heads = ["stage", "fingerprint", "time", "counts"]
     return Table("Stages", heads, lines, texts=True)
 
 

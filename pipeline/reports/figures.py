@@ -35,8 +35,8 @@ def draw_scores(rows: Rows) -> Figure | None:
         axes.plot([row["low"], row["high"]], [line, line], "C0", lw=4, alpha=0.4)
         axes.plot([row["chance"]], [line], "k|", ms=9)
 
-    axes.set(xlim=(-1, 101), ylim=(len(scores) - 0.5, -0.9), yticks=[])
-    axes.set_xlabel("%: ● score, ━ 95 % interval, | chance")
+    label = "%: ● score, ━ 95 % interval, | chance"
+    axes.set(xlim=(-1, 101), ylim=(len(scores) - 0.5, -0.9), yticks=[], xlabel=label)
     return figure
 
 

@@ -8,7 +8,7 @@ formatted here only.
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -107,82 +107,71 @@ def tables(
         runs: Rows by the head of their column. If there are several, each has one model.
         compared: The comparison of the first run with each of the others, for columns of
             differences and p values. A score over other queries has none.
-        marked: Name of the score that counts.
+        marked: Name of the score that counts; its line has an arrow.
     """
-    rows_by_name: dict[str, dict[str, Any]] = {}
+    # The head of one of several columns says which model it is, so that models share a line.
+    name_row = itemgetter("name") if len(runs) > 1 else full_name
+    label_row = itemgetter("what") if len(runs) > 1 else row_label
+    groups: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in TITLES}
     for row in chain.from_iterable(runs.values()):
-        rows_by_name.setdefault(row["name"] if len(runs) > 1 else full_name(row), row)
-    groups: dict[str, Rows] = {group: [] for group in TITLES}
-    for row in rows_by_name.values():
-        groups.setdefault(row["table"], []).append(row)
+        groups.setdefault(row["table"], {}).setdefault(name_row(row), row)
 
-    return [
-        score_table(TITLES.get(group, group.capitalize()), scores, runs, compared, marked)
-        for group, scores in groups.items()
-        if scores
-    ]
+    columns = list_columns(runs, compared, name_row)
+    differences = describe_differences(list(runs)[1:], compared)
+    shown = []
+    for group, scores in groups.items():
+        if not scores:
+            continue
+        lines = []
+        for name, row in scores.items():
+            metric = metric_text(row) + (MARK if name == marked else "")
+            texts = [column.get(name, "") for _, column in columns]
+            chance = number_text(row["chance"], row["unit"])
+            lines.append([label_row(row), metric, *texts, chance, str(row["items"])])
+
+        rows = list(scores.values())
+        heads = ["", "", *(head for head, _ in columns), rows[0]["baseline"] or "chance", "items"]
+        mark = "← the score that counts." if marked in scores else ""
+        notes = filter(None, [mark, describe_scores(rows), differences])
+        shown.append(Table(TITLES.get(group, group.capitalize()), heads, lines, "\n".join(notes)))
+    return shown
 
 
-def score_table(
-    title: str,
-    scores: Rows,
+def list_columns(
     runs: Mapping[str, Rows],
     compared: Sequence[Comparison],
-    marked: str,
-) -> Table:
-    """Return a table of scores: values, differences, chance level, number of queries.
-
-    The line of the score `marked` has an arrow.
-    """
-    baseline, *names = runs
-    heads = ["", "", baseline]
-    for name in names:
-        heads += [name, f"{name} - {baseline}", "p"] if compared else [name]
-    heads += [scores[0]["baseline"] or "chance", "items"]
-
-    # The head of a column says which model it is, so that models share a line.
-    named = itemgetter("name") if len(runs) > 1 else full_name
-    # The texts of each run, by the names of scores.
-    values = [{named(row): score_text(row) for row in rows} for rows in runs.values()]
-    differences = [{row["name"]: difference for row, difference in one.scores} for one in compared]
-    lines = []
-    for row in scores:
-        name = named(row)
-        label = row["what"] if len(runs) > 1 else row_label(row)
-        line = [label, metric_text(row) + (MARK if name == marked else "")]
-        line.append(values[0].get(name, ""))
-        for run_index, texts in enumerate(values[1:]):
-            line.append(texts.get(name, ""))
-            if compared:
-                line += difference_cells(differences[run_index].get(name))
-        lines.append([*line, number_text(row["chance"], row["unit"]), str(row["items"])])
-
-    notes = [describe_scores(scores), describe_differences(names, compared)]
-    if marked in {row["name"] for row in scores}:
-        notes.insert(0, "← the score that counts.")
-    return Table(title, heads, lines, "\n".join(filter(None, notes)))
+    name_row: Callable[[Mapping[str, Any]], str],
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the columns of runs as their heads and their texts by the names of scores. After each
+    run but the first come its difference to the first and the p value, if they are compared."""
+    baseline, *others = runs
+    comparisons = dict(zip(others, compared, strict=False))
+    columns = []
+    for run, rows in runs.items():
+        columns.append((run, {name_row(row): score_text(row) for row in rows}))
+        if run in comparisons:
+            scores = {row["name"]: difference for row, difference in comparisons[run].scores}
+            differences = {name: difference_text(one) for name, one in scores.items()}
+            columns.append((f"{run} - {baseline}", differences))
+            columns.append(("p", {name: f"{one.p:.4f}" for name, one in scores.items()}))
+    return columns
 
 
-def difference_cells(change: PairedDifference | None) -> list[str]:
-    """Return a difference with its interval, and its p value; empty cells without one."""
-    if change is None:
-        return ["", ""]
-    text = signed(change.difference)
-    if change.low is not None and change.high is not None:
-        text += f" [{signed(change.low)}, {signed(change.high)}]"
-    return [text, f"{change.p:.4f}"]
+def difference_text(change: PairedDifference) -> str:
+    """Return a difference with its interval, if it has one."""
+    if change.low is None or change.high is None:
+        return signed(change.difference)
+    return f"{signed(change.difference)} [{signed(change.low)}, {signed(change.high)}]"
 
 
 def main_rows(results: Rows) -> Rows:
     """Return the rows that users look at first, by table and then by model."""
-    models = list(dict.fromkeys(row["model"] for row in results))
-    tables = list(TITLES)
-
-    def place(row: Mapping[str, Any]) -> tuple[int, int, int]:
-        table = tables.index(row["table"])
-        return table, models.index(row["model"]), PRINTED.index(row["name"])
-
-    return sorted((row for row in results if row["name"] in PRINTED), key=place)
+    models = [row["model"] for row in results]
+    order = [*TITLES, *models, *PRINTED]
+    chosen = [row for row in results if row["name"] in PRINTED]
+    return sorted(
+        chosen, key=lambda row: [*map(order.index, (row["table"], row["model"], row["name"]))]
+    )
 
 
 def main_table(results: Rows) -> Table | None:
@@ -230,18 +219,15 @@ def warn_of_few_videos(scores: Rows) -> str:
     one video are right or wrong together, so that n is not their number (`independent_videos`).
     """
     # A score of a part of the queries has fewer videos than the others.
-    largest = max(scores, key=lambda row: row.get("independent_videos") or 0)
-    independent = largest.get("independent_videos")
-    if not independent or independent >= FEW_VIDEOS:
+    independent = max(row.get("independent_videos") or 0 for row in scores)
+    if not 0 < independent < FEW_VIDEOS:
         return ""
-
-    videos = largest["videos"]
-    shown = f"{videos} test video{'' if videos == 1 else 's'}"
-    if independent < 0.8 * videos:
-        shown += f", which count as {independent:.0f} because some have most of the queries"
     # In percent: 98 = 100 x 1.96 x 0.5.
-    points = min(100.0, 98 / math.sqrt(independent))
-    return f"Only {shown}: by chance alone, a score may be off by {points:.0f} points."
+    points = 98 / math.sqrt(independent)
+    return (
+        f"Only {independent:.0f} independent test videos: by chance alone, a score may be off by "
+        f"{points:.0f} points."
+    )
 
 
 def describe_differences(names: Sequence[str], compared: Sequence[Comparison]) -> str:

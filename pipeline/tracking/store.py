@@ -113,9 +113,8 @@ def runs_page(uri: str) -> str:
     """
     try:
         client = MlflowClient(uri)
-        experiments = [one.experiment_id for one in client.search_experiments()]
         newest = client.search_runs(
-            experiments, max_results=1, order_by=["attributes.start_time DESC"]
+            list_experiments(client), max_results=1, order_by=["attributes.start_time DESC"]
         )
     except Exception as error:
         raise unusable(uri, error) from error
@@ -125,11 +124,15 @@ def runs_page(uri: str) -> str:
 def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
     """End what runs of Prefect that were killed left running, as KILLED."""
     client = MlflowClient(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = list_experiments(client)
     for flow_run in flow_runs:
         query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
         for run in client.search_runs(experiments, query):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def list_experiments(client: MlflowClient) -> list[str]:
+    return [experiment.experiment_id for experiment in client.search_experiments()]
 
 
 def unusable(uri: str, error: Exception) -> InputError:

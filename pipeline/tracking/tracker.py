@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,19 +48,12 @@ FOLLOW_SECONDS = 2.0
 SYSTEM_SECONDS = 10  # between values of CPU, memory and GPU
 # After a call that MLflow did not answer, none is made for a while: each may take a timeout.
 PAUSE_SECONDS = 30.0
-MAX_ENTRIES = {"params": 100, "tags": 100, "metrics": 1000}  # in a call
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
-TABLES = (
-    "results.json",
-    "retrieval_t2v.parquet",
-    "entities.parquet",
-    "left_out.parquet",
-    "rejects.parquet",
-    "qa.parquet",
-)
-TABLE_ROWS = 500
+FILES = ("artifact.json", "results.json", "pictures/*.png")
+TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")  # Parquet files
+MAX_TABLE_ROWS = 500
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
 
 
@@ -109,8 +103,8 @@ class Tracker:
 
         status = "FINISHED"
         try:
-            values = flatten(params).items()
-            self._send(run, "params", [Param(key, str(value)) for key, value in values])
+            values = [Param(key, str(value)) for key, value in flatten(params).items()]
+            self._call("log_batch", run, params=values)
             yield run
         # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
         except BaseException as error:
@@ -143,7 +137,6 @@ class Tracker:
             all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
         params = {record.stage: record.config}
         with self.run(stage_title(record), params, all_tags, parent) as run:
-            self._call("log_inputs", run, datasets=describe_corpora(folder, record))
             is_monitored = run and is_live and STAGES[record.stage] == "training"
             with (
                 self._followed(run, folder) as follower,
@@ -206,19 +199,21 @@ class Tracker:
 
     def find_pipeline(self, flow_run: str) -> str:
         """Return the run of the pipeline that a run of Prefect logs to; empty if there is none."""
-        experiments = [one.experiment_id for one in self._call("search_experiments") or ()]
         query = f"tags.prefect_flow_run = '{flow_run}'"
-        runs = self._call("search_runs", experiments, query) or () if flow_run else ()
+        runs = self._call("search_runs", self._list_experiments(), query) or () if flow_run else ()
         pipelines = [run for run in runs if mlflow_tags.MLFLOW_PARENT_RUN_ID not in run.data.tags]
         return pipelines[0].info.run_id if pipelines else ""
 
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
-        # A training and its evaluation may be in different experiments.
-        experiments = [one.experiment_id for one in self._call("search_experiments") or ()]
         query = f"tags.fingerprint = '{fingerprint}'"
+        # A training and its evaluation may be in different experiments.
+        experiments = self._list_experiments()
         models = self._call("search_logged_models", experiments, query, max_results=1)
         return models[0].model_id if models else ""
+
+    def _list_experiments(self) -> list[str]:
+        return [one.experiment_id for one in self._call("search_experiments") or ()]
 
     def log_metrics(
         self, run: str, values: Mapping[str, float], step: int = 0, model: str | None = None
@@ -230,7 +225,7 @@ class Tracker:
             # MLflow's pages show every digit.
             rounded = round(value, DIGITS)
             metrics.append(Metric(clean_metric_name(key), rounded, now, step, model_id=model))
-        self._send(run, "metrics", metrics)
+        self._call("log_batch", run, metrics=metrics)
 
     @contextmanager
     def _followed(self, run: str, folder: Path) -> Iterator[MetricsFollower]:
@@ -246,7 +241,8 @@ class Tracker:
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
                     unsent.append(Metric(clean_metric_name(key), value, milliseconds, step))
-            if self._send(run, "metrics", unsent):
+            # What MLflow refuses is not sent again.
+            if self._call("log_batch", run, metrics=unsent) is not None:
                 unsent.clear()
 
         def loop() -> None:
@@ -274,8 +270,8 @@ class Tracker:
             monitor.finish()
 
     def _log_result(self, run: str, folder: Path, record: Record, step: int) -> None:
-        """Log a finished artifact: its numbers, its files, the first rows of its tables; and its
-        model, or the scores of the models that it evaluates."""
+        """Log a finished artifact: its numbers, corpora and files, the first rows of its tables;
+        and its model, or the scores of the model that it evaluates."""
         scores: dict[str, float] = {}
         if record.stage in EVALUATIONS:
             scores = select_headlines(record.metrics)
@@ -286,20 +282,19 @@ class Tracker:
         self.log_metrics(run, {**scores, **record.metrics}, step)
 
         # Not metrics: MLflow would draw a chart of one dot for each.
-        counts = {f"counts.{name}": count for name, count in record.counts.items()}
-        counts["seconds"] = record.run.get("seconds", 0)
-        self._send(run, "tags", [RunTag(key, str(value)) for key, value in counts.items()])
+        tags = [RunTag(f"counts.{name}", str(count)) for name, count in record.counts.items()]
+        tags.append(RunTag("seconds", str(record.run.get("seconds", 0))))
+        self._call("log_batch", run, tags=tags)
         self._call("log_inputs", run, datasets=describe_corpora(folder, record))
 
-        self._call("log_artifact", run, str(folder / "artifact.json"))
-        for picture in sorted(folder.glob("pictures/*.png")):
-            self._call("log_artifact", run, str(picture), "pictures")
+        for file in chain.from_iterable(map(folder.glob, FILES)):
+            is_picture = file.suffix == ".png"
+            self._call("log_artifact", run, str(file), "pictures" if is_picture else None)
         for name in TABLES:
-            file = folder / name
+            file = folder / f"{name}.parquet"
             if file.is_file():
-                read = pd.read_json if file.suffix == ".json" else pd.read_parquet
-                rows = read(file).head(TABLE_ROWS)
-                self._call("log_table", run, rows, f"tables/{file.stem}.json")
+                rows = pd.read_parquet(file).head(MAX_TABLE_ROWS)
+                self._call("log_table", run, rows, f"tables/{name}.json")
 
     def _log_model(self, run: str, folder: Path, record: Record, step: int) -> None:
         """Log a model that stays in its folder as the output of its run, with what it reached on
@@ -335,14 +330,6 @@ class Tracker:
             self._call("log_inputs", run, models=[LoggedModelInput(model)])
             self.log_metrics(run, scores, step, model)
 
-    def _send(self, run: str, kind: str, entries: Sequence[Any]) -> bool:
-        """Log metrics, params or tags. Returns False if MLflow did not answer: they may be sent
-        again."""
-        size = MAX_ENTRIES[kind]
-        batches = [entries[start : start + size] for start in range(0, len(entries), size)]
-        # After a batch that fails, no other is sent.
-        return all(self._call("log_batch", run, **{kind: one}) is not None for one in batches)
-
     def _call(self, method: str, *args: Any, **values: Any) -> Any:
         """Call a method of the client, unless MLflow did not answer a moment ago, or the run of the
         first argument does not exist.
@@ -361,12 +348,12 @@ class Tracker:
                 is_refused = status in (400, 404)  # this call only: the store works
                 if not is_refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
-                self._warn_once(one_line(error), is_refused)
+                # While an outage lasts, every call fails.
+                self._warn_once(one_line(error), one_line(error) if is_refused else "outage")
                 return False if is_refused else None
             return True if answer is None else answer
 
-    def _warn_once(self, reason: str, is_refused: bool) -> None:
-        kind = reason if is_refused else "outage"  # while it lasts, every call fails
+    def _warn_once(self, reason: str, kind: str) -> None:
         if kind not in self.warnings:
             self.warnings.add(kind)
             log.warning(

@@ -19,9 +19,10 @@ ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
 def workspace(tmp_path) -> Path:
     """Write evaluations of 12 questions: a has 3 right answers, b all, c 6. c has another seed."""
     for mark, right, seed in (("a", 3, 0), ("b", 12, 0), ("c", 6, 1)):
-        run = {"at": f"2026-01-01T00:00:0{right % 10}", "seconds": 1.0, "commit": "abc"}
-        more = {"fingerprint": mark * 64, "config": {"seed": seed}, "run": run}
-        folder, _ = write_artifact(tmp_path, "evaluate", **more)
+        run = {"at": f"2026-01-01T00:00:0{right % 10}", "commit": "abc"}
+        folder, _ = write_artifact(
+            tmp_path, "evaluate", fingerprint=mark * 64, config={"seed": seed}, run=run
+        )
         results = Results("mine")
         scores = (np.arange(12) < right) * 100.0
         results.add(Score(METRIC, scores, 50.0, ASKED), "qa", "question answering")

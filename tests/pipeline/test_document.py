@@ -19,19 +19,12 @@ from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.store.runs import Run
 from alpro.stages.evaluation.controls import CONTROLS
 from tests.pipeline.conftest import write_artifact
+from tests.pipeline.score_rows import ANSWERS, score_row
 
 STAGES = ("render_sample", "build_vocabulary", "pretrain", "evaluate")
 STATES = dict(zip(STAGES, ("cached", "built", "cached", "built"), strict=True))
-SCORE = {
-    "model": "",
-    "name": "qa/acc",
-    "table": "qa",
-    "what": "question answering",
-    "direction": "",
-}
-SCORE |= {"metric": "<all> questions", "unit": "%", "higher_is_better": True, "protocol": ""}
-SCORE |= {"value": 60.0, "low": 45.0, "high": 75.0, "chance": 25.0, "baseline": "constant"}
-SCORE |= {"items": 500, "videos": 200, "independent_videos": 200.0}
+SCORE = score_row(**ANSWERS, low=45.0, high=75.0, chance=25.0)
+SCORE |= {"metric": "<all> questions", "baseline": "constant"}
 LINKS = {"Report": "#/runs/1", "Prefect": "", "MLflow": "http://127.0.0.1:5000/#/r"}
 
 
@@ -39,12 +32,10 @@ LINKS = {"Report": "#/runs/1", "Prefect": "", "MLflow": "http://127.0.0.1:5000/#
 def artifacts(tmp_path) -> list[tuple[Path, Record]]:
     """Artifacts of four stages; texts of the user's have HTML in them."""
     made = []
+    counts = {"samples": 190, "rejected": 0}
     for number, stage in enumerate(STAGES):
-        about = {
-            "counts": {"samples": 190, "rejected": 0},
-            "run": {"seconds": 20.25 + 100 * number},
-        }
-        made.append(write_artifact(tmp_path, stage, fingerprint=f"{stage}-0123456789", **about))
+        run = {"seconds": 20.25 + 100 * number}
+        made.append(write_artifact(tmp_path, stage, counts=counts, run=run))
 
     corpus, *_, evaluated = [folder for folder, _ in made]
     write_json(corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
@@ -59,10 +50,7 @@ def document_of(
     artifacts: list[tuple[Path, Record]], changes: Sequence[str] = (), **values: Any
 ) -> Document:
     """Describe a run of four steps."""
-    steps: list[Any] = []
-    for name in STAGES:
-        inputs = {"sample": steps[0]} if steps else {}
-        steps.append(SimpleNamespace(name=name, fingerprint=name * 9, inputs=inputs))
+    steps = [SimpleNamespace(name=name, fingerprint=name * 9) for name in STAGES]
     states = dict.fromkeys(STAGES, "unfinished") | values.pop("states", STATES)
     shared = {"at": "2026-11-21T10:20:30+00:00", "config": "my <own>.toml", "state": "finished"}
     run = Run(title="mine · a<b · 123456", seconds=125.0, commit="0123+", states=states, **shared)
@@ -109,14 +97,14 @@ def test_a_run_that_failed_says_why(artifacts):
     assert times == ["0:00:20", "failed", "unfinished", "unfinished"]
 
 
-def test_stages_have_their_times_inputs_and_counts(artifacts):
+def test_stages_have_their_times_and_counts(artifacts):
     """The tables of results have what an evaluation counts."""
     lines = [[name, *more] for name, _, *more in cells(document_of(artifacts), "Stages")]
     assert lines == [
-        ["render_sample", "cached", "", "samples 190"],
-        ["build_vocabulary", "0:02:00", "render_sample", "samples 190"],
-        ["pretrain", "cached", "render_sample", "samples 190"],
-        ["evaluate", "0:05:20", "render_sample", ""],
+        ["render_sample", "cached", "samples 190"],
+        ["build_vocabulary", "0:02:00", "samples 190"],
+        ["pretrain", "cached", "samples 190"],
+        ["evaluate", "0:05:20", ""],
     ]
 
 
@@ -178,11 +166,7 @@ def test_a_page_leads_to_each_section(artifacts):
 def test_texts_of_the_user_are_no_html(artifacts):
     page = document_of(artifacts, reason="no <b>").page({})
     assert "<title>mine · a&lt;b · 123456</title>" in page
-    for text in (
-        "no &lt;b&gt;",
-        "my &lt;own&gt;.toml",
-        "&lt;all&gt; questions",
-    ):
+    for text in ("no &lt;b&gt;", "my &lt;own&gt;.toml", "&lt;all&gt; questions"):
         assert text in page
 
 
