@@ -39,7 +39,7 @@ class DataReport:
     form: str
     items: int
     kinds: Mapping[str, int]
-    splits: Mapping[str, Mapping[str, Any]]  # as `DecodePlan.splits`
+    splits: Mapping[str, Mapping[str, Any]]  # as `DecodePlan.splits`, with the different answers
     split_source: str
     problems: list[str]  # what would end a run, or make it useless
     findings: list[str]  # what a user should know
@@ -82,6 +82,9 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         settings = without_questions(settings, {CORPUS: manifest})
         plan = make_plan(corpus.decoding, manifest)
         counts = count_rows(plan)
+        splits = plan.splits()
+        for split in splits:
+            splits[split]["answers"] = len(counts.answers[split])
         rejects = [f"{reject.id}: {reject.detail}".rstrip(": ") for reject in invalid_rows(plan)]
         decoded, failures = decode_samples(
             plan.evenly_spaced(samples), corpus.decoding, Path(folder)
@@ -100,7 +103,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             form=manifest.about["form"],
             items=len(plan.row_indices) + manifest.about["rejects"],
             kinds=counts.kinds,
-            splits=plan.splits(),
+            splits=splits,
             split_source=describe_split_source(plan),
             problems=[
                 *find_unusable(manifest, corpus, counts, len(rejects)),

@@ -8,12 +8,11 @@ it, so the other shards are reused.
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -99,20 +98,15 @@ class DecodePlan:
         max_rows: int = 256,
     ):
         self.manifest = manifest
-        pattern = GROUPINGS.get(group_pattern, group_pattern)
-        self.pattern = re.compile(pattern) if pattern else None
         self.named_splits = any(split for split in manifest.about["splits"])
         self.shares = {"train": 1 - validation - test, "validation": validation, "test": test}
         self.generated_splits = not self.named_splits and test + validation > 0
         self.seed = seed
         self.kinds = list(KINDS) if kinds == "all" else [kinds]
-        if self.pattern and not any(map(self.pattern.search, self._names_without_group())):
-            for name in self._names_without_group():
-                # Every file would be its own group.
-                raise InputError(
-                    f"{manifest.about['source']}: group_pattern = {group_pattern!r} matches no "
-                    f"file's path, such as {name!r}"
-                )
+        pattern = GROUPINGS.get(group_pattern, group_pattern)
+        self.pattern = re.compile(pattern) if pattern else None
+        if self.pattern:
+            self._check_pattern(self.pattern, group_pattern)
 
         columns = ["kind", "split", "cut", *TEXT_COUNTS]
         batches = [self._read_columns(batch) for batch in manifest.batches([*columns, *NAMES])]
@@ -121,16 +115,23 @@ class DecodePlan:
             arrays = [batch[name] for batch in batches]
             self.columns[name] = np.concatenate(arrays or [np.zeros(0, np.int64)])
 
-        row_count = len(self.columns["kind"])
-        self.is_planned = np.ones(row_count, bool)  # a boolean for each row of the manifest
-        if kinds != "all":
-            self.is_planned = self.columns["kind"] == KINDS.index(kinds)
-
+        # A boolean for each row of the manifest.
+        self.is_planned = np.isin(self.columns["kind"], [KINDS.index(kind) for kind in self.kinds])
         self.row_indices = np.flatnonzero(self.is_planned)
         self.rows_of_unit = dict(self._cut(max_rows))  # indices of rows in the manifest
         file = pq.ParquetFile(manifest.file)
         # Consecutive units are in the same row groups.
         self._row_group = lru_cache(maxsize=4)(file.read_row_group)
+
+    def _check_pattern(self, pattern: re.Pattern[str], name: str) -> None:
+        first = next(self._names_without_group(), None)
+        is_found = any(map(pattern.search, self._names_without_group()))
+        if first is not None and not is_found:
+            # Every file would be its own group.
+            raise InputError(
+                f"{self.manifest.about['source']}: group_pattern = {name!r} matches no file's path, "
+                f"such as {first!r}"
+            )
 
     def _read_columns(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the numbers that describe each row of a batch."""
@@ -242,16 +243,17 @@ class DecodePlan:
         missing = missing.filter(pc.is_in(missing["kind"], pa.array(self.kinds)))
         missing = missing.rename_columns({"path": "name"})
         codes = self._assign_splits(missing)
-        texts = {name: missing[name].to_numpy().astype(np.int64) for name in TEXT_COUNTS}
-        texts["items"] = sum(texts.values()) > 0
+        lost = count_by_split(codes, {name: missing[name].to_numpy() for name in TEXT_COUNTS})
 
         annotated: dict[str, dict[str, int]] = {}
-        for code, (split, counts) in enumerate(self.splits().items()):
-            annotated[split] = {
-                name: counts[name] + int(values[codes == code].sum())
-                for name, values in texts.items()
-            }
+        for split, counts in self._counts.items():
+            annotated[split] = {name: counts[name] + lost[split][name] for name in counts}
         return annotated
+
+    @cached_property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        planned = {name: values[self.is_planned] for name, values in self.columns.items()}
+        return count_by_split(planned["split"], {name: planned[name] for name in TEXT_COUNTS})
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
@@ -263,42 +265,21 @@ class DecodePlan:
 
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of
-        `captions`, of `questions` and of different `answers`, and `why_empty`, if it has no items."""
-        answers: dict[str, set[str]] = {split: set() for split in SPLITS}
-        first = 0
-        for batch in self.manifest.batches(["questions"]) if self.manifest.has_questions else ():
-            for index, questions in enumerate(batch["questions"].to_pylist(), first):
-                if self.is_planned[index]:
-                    split = SPLITS[self.columns["split"][index]]
-                    answers[split].update(asked["answer"] for asked in questions)
-            first += len(batch)
+        `captions` and of `questions`, and `why_empty`, if it has no items."""
+        return {
+            split: {**counts, "why_empty": "" if counts["items"] else self._why_empty(split)}
+            for split, counts in self._counts.items()
+        }
 
-        splits: dict[str, dict[str, Any]] = {}
-        for code, split in enumerate(SPLITS):
-            in_split = self.is_planned & (self.columns["split"] == code)
-            captions, questions = (self.columns[name][in_split] for name in TEXT_COUNTS)
-            splits[split] = {
-                "items": int((captions + questions > 0).sum()),
-                "captions": int(captions.sum()),
-                "questions": int(questions.sum()),
-                "answers": len(answers[split]),
-            }
-        for split, counts in splits.items():
-            counts["why_empty"] = "" if counts["items"] else self._why_empty(split, splits)
-        return splits
-
-    def _why_empty(self, split: str, splits: dict[str, dict[str, Any]]) -> str:
-        items = {name: counts["items"] for name, counts in splits.items() if counts["items"]}
+    def _why_empty(self, split: str) -> str:
+        items = {name: counts["items"] for name, counts in self._counts.items() if counts["items"]}
         if self.named_splits:
             named = ", ".join(f"{name} ({count})" for name, count in items.items())
             return f"the rows name the splits {named}" if named else "no row with a text names one"
-        share = self.shares[split]
-        if not share:
-            return f"no row names one, and its share `{split}` is 0"
         return (
-            f"no row names one, and with {split} = {share:g}, none of the {sum(items.values())} items "
-            f"with a text fell into it; name the splits in a column `split`, or change `seed` or "
-            f"`{split}`"
+            f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
+            f"{sum(items.values())} items with a text fell into it; name the splits in a column "
+            f"`split`, or change `seed` or `{split}`"
         )
 
     def group_hint(self) -> str:
@@ -308,26 +289,38 @@ class DecodePlan:
             return ""
         names = list(dict.fromkeys(self._names_without_group()))
         for key, pattern in GROUPINGS.items():
-            groups: defaultdict[str, list[str]] = defaultdict(list)
-            for name in names:
-                match = pattern.search(name)
-                if match:
-                    groups[match[1]].append(name)
-            several = [files for files in groups.values() if len(files) > 1]
-            largest = max(several, key=len, default=[])
+            matches = filter(None, map(pattern.search, names))
+            groups = Counter(match[1] for match in matches)
+            several = {group: count for group, count in groups.items() if count > 1}
+            largest = max(several.values(), default=0)
             # Many groups of few files are recordings; a few of many files are collections.
-            if several and len(largest) <= len(several) and 2 * len(largest) < len(names):
-                first, second = (PurePosixPath(name).name for name in several[0][:2])
+            if several and largest <= len(several) and 2 * largest < len(names):
+                examples = ", ".join([*several][:3])
                 return (
-                    f"{sum(map(len, several))} files may be parts of {len(several)} recordings, such "
-                    f"as {first} and {second}; group_pattern = {key!r} keeps those of a recording in "
-                    f"one split (--set corpora.data.group_pattern={key})"
+                    f"{sum(several.values())} files may be parts of {len(several)} recordings, such "
+                    f"as {examples}; set group_pattern = {key!r} of the corpus to keep the files of "
+                    "a recording in one split"
                 )
         return ""
 
     def _names_without_group(self) -> Iterator[str]:
         for batch in self.manifest.batches(["group", "name"]):
             yield from batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
+
+
+def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    """Return by split how many items have a text, and how many texts of each kind there are.
+
+    Args:
+        codes: The split of each item, as its index in SPLITS.
+        texts: The number of texts of each item, by kind.
+    """
+    numbers = {"items": sum(texts.values()) > 0, **texts}
+    totals = {name: np.bincount(codes, values, len(SPLITS)) for name, values in numbers.items()}
+    return {
+        split: {name: int(total[code]) for name, total in totals.items()}
+        for code, split in enumerate(SPLITS)
+    }
 
 
 def draw_splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:

@@ -33,6 +33,11 @@ from alpro.shards.storage import is_url
 EXAMINED_ROWS = 200
 SHOWN_ROWS = 3
 MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
+# Lines to complete where no column has one of these meanings.
+NOT_FOUND = {
+    "file": '# file = ""  # the column of the files: none names files of the folder',
+    "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
+}
 OPTION_NAME = re.compile(r"\d|\(?[A-Ja-j][).:]?")
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
@@ -53,27 +58,26 @@ class UnknownColumns(InputError):
 
 def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
-    columns, names, _ = max(propose(table, items.folder), key=lambda proposal: proposal[2])
+    proposals = propose(table, items.folder)
+    columns, names, _ = max(proposals, key=lambda proposal: proposal[2])
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in columns.items()]
-    if "file" not in columns:
-        lines.append(f'# file = ""  # the column of the files: none names files of {items.root}')
-    has_texts = "captions" in columns or "answer" in columns
-    if not has_texts:
-        lines.append('# captions = ""  # the column of the texts, or `question` and `answer`')
+    missing = [key for key in NOT_FOUND if not columns.keys() & key.split()]
+    lines += [NOT_FOUND[key] for key in missing]
 
     form = Form.model_validate(columns | {"usual": True})
     records = records_in(table.document, form) if table.document else iter(table.head)
     preview = Items(items.root, Notes(), items.folder, None)
     rows: list[Row | Reject] = []
     for where, record in islice(records, SHOWN_ROWS):
-        rows += preview.add(where, record, form) if isinstance(record, dict) else []
+        if isinstance(record, dict):
+            rows += preview.add(where, record, form)
     rows += preview.rows()
 
     block = "\n".join(["[corpora.data.columns]", *lines])
     return UnknownColumns(
-        f"{table.path}: the columns are not known ({', '.join(names)}); correct these lines, and put them into "
-        f"the configuration:\n\n{block}",
-        is_complete=has_texts and "file" in columns,
+        f"{table.path}: the columns are not known ({', '.join(names)}); correct these lines, and put "
+        f"them into the configuration:\n\n{block}",
+        is_complete=not missing,
         rows=[row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True) for row in rows],
     )
 
@@ -88,13 +92,14 @@ def propose(
         if table.document:
             found = records_in(table.document, Columns(records=path))
         records = [record for _, record in islice(found, EXAMINED_ROWS) if isinstance(record, dict)]
-        names = list(dict.fromkeys(name for record in records for name in find_columns(record)))
+        names = dict.fromkeys(name for record in records for name in find_columns(record))
         cells = {name: [read_cell(record, name) for record in records] for name in names}
+
         columns = propose_columns(cells, folder)
         used = [cells[name] for name in Form.model_validate(columns).meanings]
         complete = sum(all(map(read_text, row)) for row in zip(*used, strict=True))
         score = (len(columns), complete / max(1, len(records)), complete)
-        yield ({"records": path} if path else {}) | columns, names, score
+        yield ({"records": path} if path else {}) | columns, [*names], score
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -123,31 +128,33 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     proposed = propose_file(cells, folder)
     free = [name for name in cells if name not in str(proposed)]
 
-    def fitting(fits: Callable[[Any], bool]) -> list[str]:
+    def find(fits: Callable[[Any], bool]) -> list[str]:
         """Return the free columns of which most cells fit."""
         columns = []
         for name in free:
             filled = [cell for cell in cells[name] if read_text(cell).strip()]
-            if 2 * sum(map(fits, filled)) > len(filled):
+            fitting = 0
+            for cell in filled:
+                with suppress(ValueError):
+                    fitting += fits(cell)
+            if 2 * fitting > len(filled):
                 columns.append(name)
         return columns
 
     for key, fits in {"split": is_split, "span": is_span, "question": is_question}.items():
         usual = getattr(TABLE.bind(cells), key)
-        for name in [usual] if usual else fitting(fits)[:1]:
+        for name in [usual] if usual else find(fits)[:1]:
             proposed[key] = name
             free.remove(name)
-    for start, end in pairwise([] if "span" in proposed else fitting(is_time)):
-        times = {
-            (read_seconds(a), read_seconds(b))
-            for a, b in zip(cells[start], cells[end], strict=True)
-        }
-        # The width and the height of files are also two numbers.
-        if len(times) > 1 and all((first or 0) < (last or 0) for first, last in times):
-            proposed |= {"start": start, "end": end}
+    if "span" not in proposed:
+        proposed |= propose_times({name: cells[name] for name in find(is_time)})
     if "question" in proposed:
-        return proposed | propose_answer(cells, proposed["question"], free)
-    texts = fitting(is_caption)
+        # Answers follow their questions.
+        names = [*cells]
+        position = names.index(proposed["question"])
+        free.sort(key=lambda name: names.index(name) < position)
+        return proposed | propose_answer({name: cells[name] for name in free})
+    texts = find(is_caption)
     return proposed | ({"captions": texts[0] if len(texts) == 1 else texts} if texts else {})
 
 
@@ -156,15 +163,11 @@ def is_split(cell: Any) -> bool:
 
 
 def is_span(cell: Any) -> bool:
-    with suppress(ValueError):
-        return None not in read_span(cell)
-    return False
+    return None not in read_span(cell)
 
 
 def is_time(cell: Any) -> bool:
-    with suppress(ValueError):
-        return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
-    return False
+    return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
 
 
 def is_question(cell: Any) -> bool:
@@ -174,10 +177,8 @@ def is_question(cell: Any) -> bool:
 
 def is_caption(cell: Any) -> bool:
     """Return whether a cell has a text of several words."""
-    with suppress(ValueError):
-        text = next(read_captions(cell), "")
-        return " " in text and has_words(text)
-    return False
+    text = next(read_captions(cell), "")
+    return " " in text and has_words(text)
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
@@ -187,48 +188,53 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         if all(map(is_url, texts)):
             return {"file": name}
         folders: Counter[str] = Counter()
-        for text in filter(None, texts):
+        for text in filter(None, texts) if folder else ():
             with suppress(ValueError):
-                path = folder.find(text, anywhere=True) if folder else None
+                path = folder.find(text, anywhere=True)
                 if path:
                     folders[cut_extension(path).removesuffix(cut_extension(text))] += 1
-        if 2 * folders.total() > len(texts):
-            inside = "".join(folders) if len(folders) == 1 else ""
-            file = f"{inside}{{{name}}}" if inside else name
-            return {"file": file} | ({"anywhere": True} if len(folders) > 1 else {})
+        if 2 * folders.total() <= len(texts):
+            continue
+        if len(folders) > 1:
+            return {"file": name, "anywhere": True}
+        (inside,) = folders
+        return {"file": f"{inside}{{{name}}}" if inside else name}
     return {}
 
 
-def propose_answer(cells: Cells, question: str, names: list[str]) -> dict[str, Any]:
+def propose_times(cells: Cells) -> dict[str, Any]:
+    """Return two adjacent columns of times of which the first is always the smaller."""
+    for start, end in pairwise(cells):
+        pairs = zip(map(read_seconds, cells[start]), map(read_seconds, cells[end]), strict=True)
+        times = {(first or 0, last or 0) for first, last in pairs}
+        # The width and the height of files are also two numbers.
+        if len(times) > 1 and all(first < last for first, last in times):
+            return {"start": start, "end": end}
+    return {}
+
+
+def propose_answer(cells: Cells) -> dict[str, Any]:
     """Return the column of the answers, and those of the options if answers are their names."""
-    # The types of questions are often their first words.
-    types = [read_text(cell).casefold().split()[:1] for cell in cells[question]]
-    columns = {name: [read_text(cell).strip() for cell in cells[name]] for name in names}
-    texts = {
-        name: cells
-        for name, cells in columns.items()
-        if all(map(has_words, cells)) and [[cell.casefold()] for cell in cells] != types
-    }
+    columns = {name: [read_text(cell).strip() for cell in cells[name]] for name in cells}
+    texts = [name for name, column in columns.items() if all(map(has_words, column))]
     for name, answers in columns.items():
         options = [other for other in texts if other != name]
-        numbers = [int(answer) for answer in answers if answer.isdecimal()]
-        is_row_number = (
-            numbers == [*range(numbers[0], numbers[0] + len(answers))] if numbers else False
-        )
         # One column may have the list of all.
-        are_options = len(options) > 1 or any(texts[each][0][0] == "[" for each in options)
-        if are_options and not is_row_number and all(map(OPTION_NAME.fullmatch, answers)):
-            first = "1" if min(numbers, default=0) else "0" if numbers else "A"
+        are_options = len(options) > 1 or any(columns[each][0][0] == "[" for each in options)
+        ascending = sorted({*answers}, key=lambda text: (len(text), text))
+        is_row_number = len(answers) > 1 and answers == ascending
+        if are_options and all(map(OPTION_NAME.fullmatch, answers)) and not is_row_number:
+            first = "0" if "0" in answers else "1" if answers[0].isdecimal() else "A"
             return {"answer": name, "options": options, "first_option": first}
-    after = [name for name in texts if [*cells].index(name) > [*cells].index(question)]
-    return {"answer": [*after, *texts][0]} if texts else {}
+    return {"answer": texts[0]} if texts else {}
 
 
 def hides_options(table: Table) -> bool:
     """Return whether the answers of a table may be names of options that nothing tells: they would
     be answers of their own."""
     form = table.bound
+    if form.options:
+        return False
     names = [name for name in table.columns if name == form.answer or name not in form.meanings]
     records = table.head_records
-    cells = {name: [record.get(name) for record in records] for name in [*names, form.question]}
-    return not form.options and "options" in propose_answer(cells, form.question, names)
+    return "options" in propose_answer({n: [record.get(n) for record in records] for n in names})

@@ -1,12 +1,10 @@
 """What a source is: a table, the tables of a folder, texts beside videos, or shards of a download,
 and its rows."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from posixpath import splitext
-from typing import Any
 
 from alpro.errors import InputError
 from alpro.log import log, printable
@@ -14,7 +12,7 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import LIST, TABLE, Columns, Form, Record, split_in
+from alpro.shards.sources.form import LIST, Columns, Form, Record, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_options, unknown_columns
 from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, split_of_path
@@ -100,10 +98,10 @@ class Source:
         # First: the folder of a path that does not exist may be large.
         if isinstance(self.data, Path) and not self.data.exists():
             raise InputError(f"{self.data}: no such table (.csv, .jsonl, ...) or folder of videos")
-        if self.folder is None or self.is_folder:
-            has_tars = not self.folder or any(name.endswith(".tar") for name in self.folder.others)
-            if has_tars and is_downloads(self.data):
-                return DOWNLOADS, scan_downloads(self.data, self.items)
+        files = self.folder.others if self.folder and self.is_folder else ()
+        may_have_tars = self.folder is None or any(name.endswith(".tar") for name in files)
+        if may_have_tars and is_downloads(self.data):
+            return DOWNLOADS, scan_downloads(self.data, self.items)
         if self.folder and self.is_folder:
             return self.scan_folder(self.folder)
         if suffix(self.data) in MEDIA_EXTENSIONS:
@@ -134,9 +132,6 @@ class Source:
                 tables = [(table, [Origin()]) for table in opened.values()]
             if tables:
                 return self.scan_tables(tables)
-            lists = [opened[name] for name in ("videos.txt", "prompts.txt") if name in opened]
-            if len(lists) == 2:
-                return "videos.txt and prompts.txt", self.read_lists(*lists)
             for table in opened.values():
                 if table.form is LIST:  # The lines of a text without its video.
                     continue
@@ -222,16 +217,6 @@ class Source:
             raise InputError(f"{tables[0][0].path}: no rows")
         yield from self.items.rows()
 
-    def read_lists(self, names: Table, texts: Table) -> Rows:
-        """Yield the rows of names and captions in two texts, line by line."""
-        for name, text in zip_longest(names.records(), texts.records()):
-            if name is None or text is None:
-                raise InputError(f"{names.path}: not as many lines as {texts.name}")
-            pair: Any = name[1], text[1]
-            record = {"file": pair[0]["$value"], "caption": pair[1]["$value"]}
-            yield from self.items.add(name[0], record, TABLE)
-        yield from self.items.rows()
-
     def check_columns(self, table: Table, columns: set[str]) -> None:
         """Note the columns of a table that have no meaning.
 
@@ -246,18 +231,18 @@ class Source:
             self.notes.add(reason, f"{table.name} ({', '.join(sorted(stored))})")
         if self.form is None:
             return
-        keys = table.document if isinstance(table.document, dict) else {}
-        if self.form.records and not columns:
-            raise InputError(
-                f"{table.path}: columns.records = {self.form.records!r} leads to no record; the keys "
-                f"are {', '.join([*keys][:20])}"
-            )
-        for name in sorted(self.form.meanings):
-            if columns and name.split(".")[0] not in columns:
-                raise InputError(
-                    f"{table.path}: no record has the column {name!r} of `columns`; there are "
-                    f"{', '.join(sorted(columns)[:20])}"
-                )
+
+        problem = ""
+        present = sorted(columns)
+        if not columns and self.form.records:
+            problem = f"columns.records = {self.form.records!r} leads to no record"
+            present = [*table.document] if isinstance(table.document, dict) else []
+        for name in sorted(self.form.meanings) if columns else ():
+            if name.split(".")[0] not in columns:
+                problem = f"no record has the column {name!r} of `columns`"
+                break
+        if problem:
+            raise InputError(f"{table.path}: {problem}; there are {', '.join(present[:20])}")
 
 
 def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
@@ -283,24 +268,24 @@ def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
     """Return the splits of the tables that are read, by their paths."""
     splits = {path: name_split(path) for path in opened}
     with_texts = {path: splits[path] for path, table in opened.items() if table.has_texts}
-    # Lists of the videos of each split, and one table with the texts of all.
+    # Lists of the videos of each split.
     lists = {
         path: split
         for path, split in splits.items()
         if split and path not in with_texts and opened[path].bound.file
     }
-    if len(with_texts) == 1 and "" in with_texts.values():
-        is_clear = len(lists) > 1 and max(Counter(lists.values()).values()) == 1
-        return {**dict.fromkeys(with_texts, TEXTS), **lists} if is_clear else with_texts
     if len(with_texts) == 1:
+        ((path, own_split),) = with_texts.items()
+        if not own_split and len({*lists.values()}) == len(lists) > 1:
+            return {path: TEXTS, **lists}
         # Alone, its name says nothing about the splits of its rows.
-        is_one_of_several = len({*splits.values()} - {""}) > 1
-        return with_texts if is_one_of_several else dict.fromkeys(with_texts, "")
+        has_others = {*splits.values()} - {"", own_split}
+        return {path: own_split if has_others else ""}
 
     folders = {path.rpartition("/")[0] for path in with_texts}
     are_named = all(split or opened[path].names_splits for path, split in with_texts.items())
-    has_both = bool(lists) and "" in with_texts.values()
-    if with_texts and (has_both or not are_named) and len(folders) < len(with_texts):
+    is_mixed = bool(lists) and "" in with_texts.values()
+    if (is_mixed or not are_named) and len(folders) < len(with_texts):
         raise InputError(
             f"{folder.path}: several tables ({', '.join([*with_texts][:5])}): name those of each "
             "split in [corpora.data.annotations] of a configuration, or pass one of them"

@@ -10,7 +10,6 @@ TSV has no quoting: every line is a record. CSV is strict: quotation marks insid
 doubled.
 """
 
-import codecs
 import csv
 import gzip
 import io
@@ -41,15 +40,19 @@ HEAD = 20  # records whose columns decide the form
 PROGRESS_RECORDS = 10_000  # after which progress is shown
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
+READING_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    pa.ArrowException,
+)
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 
 
 class UnreadableTable(InputError):
     """Raised if a table is a placeholder of what is stored elsewhere, or has the bytes of media."""
-
-
-class MediaInside(ValueError):
-    """Raised if a column has the bytes of media."""
 
 
 class Table:
@@ -106,20 +109,11 @@ class Table:
                 self._start = raw.read(HEAD_BYTES)
                 raw.seek(0)
                 if self._start.startswith(b"PAR1") or self.extension == ".parquet":
-                    yield from read_parquet(raw)
+                    yield from self._read_parquet(raw)
                     return
                 file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
                 yield from self._read_text(file)
-        except MediaInside as error:
-            raise UnreadableTable(f"{self.path}: {error}") from None
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            ValueError,
-            OverflowError,
-            pa.ArrowException,
-        ) as error:
+        except READING_ERRORS as error:
             self.refuse_placeholder()
             raise InputError(f"{self.path}: cannot be read: {error}") from error
 
@@ -161,49 +155,70 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return read_json_lines(io.StringIO(content), self.form)  # under another name
 
-        for form in FORMS if self.form is None else ():
-            first = next(records_in(self.document, form), ("", ""))[1] if form.records else ""
-            if isinstance(first, dict) and form.fits(first, self.extension):
-                self.form = form
-                break
+        for form in FORMS:
+            if self.form is None and form.records:
+                _, first = next(records_in(self.document, form), ("", ""))
+                # A reason in place of a record has no columns.
+                if form.fits(first, self.extension):
+                    self.form = form
         return records_in(self.document, self.form or TABLE)
 
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values."""
         first = text.readline()
         lines = chain([first], text)
-        for form in FORMS if self.form is None else ():
-            if form.line and form.line.fullmatch(first.strip()):
+        for form in FORMS:
+            if self.form is None and form.line and form.line.fullmatch(first.strip()):
                 self.form = form
-                break
         pattern = self.form.line if self.form else None
         header = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
         if pattern is None and len(header) > 1 and (self.form or TABLE).bind(header).file:
             yield from read_cells(lines, ".txt")
             return
-        for number, line in enumerate(lines, 1):
-            match = re.fullmatch(pattern or "(.*)", line.strip())
+
+        for number, line in enumerate(map(str.strip, lines), 1):
+            match = re.fullmatch(pattern or ".*", line)
             record: Record | str = f"not a line of {self.form.title}" if self.form else ""
-            if match and match[0]:
-                record = match.groupdict() or {"$value": match[0]}
-            if line.strip():
-                yield f"line {number}", "not UTF-8" if NOT_UTF8.search(line) else record
+            if NOT_UTF8.search(line):
+                record = "not UTF-8"
+            elif match:
+                record = match.groupdict() or {"$value": line}
+            if line:
+                yield f"line {number}", record
+
+    def _read_parquet(self, file: IO[bytes]) -> Records:
+        with pq.ParquetFile(file) as table:
+            check_columns(table.schema_arrow.names)
+            self._refuse_media(table)
+            number = 0
+            for batch in table.iter_batches(PARQUET_BATCH_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", record
+
+    def _refuse_media(self, table: pq.ParquetFile) -> None:
+        """Raise UnreadableTable for a column of bytes: `push_to_hub`, and video2dataset with the
+        output `parquet`, write media into them."""
+        for field in table.schema_arrow:
+            if "binary" in str(field.type):
+                raise UnreadableTable(
+                    f"{self.path}: the column {field.name!r} has bytes; write the videos or images "
+                    "inside of the table into files, and a table of texts with the columns `video` "
+                    "and `caption`"
+                )
 
 
 def read_json_lines(text: IO[str], form: Form | None) -> Records:
     """Yield the objects of JSON Lines."""
-    first = text.readline()
     # Each line is an entry of a list, in which `*` stands for its entries.
     path = form.records.removeprefix("*.").split(".") if form and form.records else []
-    for number, line in enumerate(chain([first], text), 1):
-        if line.strip():
-            record = parse_object(line)
-            where = f"line {number}"
-            yield from (
-                walk(record, path, where, {})
-                if path and isinstance(record, dict)
-                else [(where, record)]
-            )
+    for number, line in enumerate(text, 1):
+        where = f"line {number}"
+        record = parse_object(line) if line.strip() else None
+        if path and isinstance(record, dict):
+            yield from walk(record, path, where, {})
+        elif record is not None:
+            yield where, record
 
 
 def parse_object(line: str) -> Record | str:
@@ -290,40 +305,3 @@ def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record 
     record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
     record.pop("", None)
     return record
-
-
-def read_parquet(file: IO[bytes]) -> Records:
-    """Yield the rows of a Parquet file. Raise MediaInside if it has the bytes of media."""
-    with pq.ParquetFile(file) as table:
-        check_columns(table.schema_arrow.names)
-        refuse_media(table)
-        number = 0
-        for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"row {number}", record
-
-
-def refuse_media(table: pq.ParquetFile) -> None:
-    """Raise MediaInside if a column has bytes of media, as `push_to_hub` and the output `parquet` of
-    video2dataset write them."""
-    columns = [field.name for field in table.schema_arrow if "binary" in str(field.type)]
-    for batch in islice(table.iter_batches(1, columns=columns), HEAD) if columns else ():
-        for name, (cell,) in batch.to_pydict().items():
-            if has_media(cell):
-                raise MediaInside(
-                    f"the videos or images are inside of the table, in the column {name!r}; write "
-                    "each into a file, and a table with the columns `video` and `caption`"
-                )
-
-
-def has_media(cell: Any) -> bool:
-    """Return whether a cell, or one inside of it, has bytes that are no text."""
-    if isinstance(cell, bytes):
-        # It accepts a character that is cut.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(cell[:HEAD_BYTES])
-        return "\0" in text or "\ufffd" in text
-    if isinstance(cell, dict):
-        return any(map(has_media, cell.values()))
-    return isinstance(cell, list | tuple) and any(map(has_media, cell))

@@ -76,7 +76,7 @@ def test_only_the_kinds_of_the_configuration_count(tmp_path):
         (rows(3, split="train"), [], "train (3)"),
         (rows(2), ["corpora.data.seed=1"], "none of the 2 items"),
         (rows(30, group="one"), [], "none of the 30 items"),
-        (rows(30), ["corpora.data.test=0.0"], "its share `test` is 0"),
+        (rows(30), ["corpora.data.test=0.0"], "with test = 0, none of"),
     ],
 )
 def test_a_missing_test_split_is_a_problem_with_its_reason(items, changes, why, tmp_path):

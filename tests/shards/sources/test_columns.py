@@ -124,7 +124,7 @@ MISTAKES = {
         "'wrods'",
         "film, words",
     ),
-    "a path that leads nowhere": ({"records": "data.items"}, "'data.items'", "the keys are list"),
+    "a path that leads nowhere": ({"records": "data.items"}, "'data.items'", "there are list"),
 }
 
 

@@ -45,7 +45,6 @@ LAYOUTS = {
     "videofolder": {
         "metadata.jsonl": [{"file_name": "a.mp4", "text": DOG}, {"file_name": "b.mp4", "text": CAT}]
     },
-    "finetrainers": {"videos.txt": "a.mp4\nb.mp4\n", "prompts.txt": f"{DOG}\n{CAT}\n"},
     "a table for each split": {
         "train.csv": f"video,caption\na,{DOG}\n",
         "test.jsonl": [{"video": "b", "text": CAT}],

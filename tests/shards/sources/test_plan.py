@@ -189,7 +189,7 @@ def test_splits_say_what_they_have_and_why_they_are_empty():
     row = Row(id="a", path=Path("a"), kind="video", captions=("x", "y"), questions=asked)
     for split, says in (
         ("train", "the rows name the splits train (1)"),
-        ("", "its share `test` is 0"),
+        ("", "with test = 0, none of"),
     ):
         with plan_of([row.model_copy(update={"split": split})]) as plan:
             splits = plan.splits()
@@ -198,7 +198,6 @@ def test_splits_say_what_they_have_and_why_they_are_empty():
             "items": 1,
             "captions": 2,
             "questions": 3,
-            "answers": 2,
             "why_empty": "",
         }
         assert says in splits["test"]["why_empty"]
