@@ -56,6 +56,16 @@ def parse_cell(value: Any) -> Any:
     return value
 
 
+def read_value(record: Record, column: str) -> Any:
+    """Return a cell, with the list or object that a text is. Raises ValueError as `parse_cell`."""
+    return parse_cell(read_cell(record, column))
+
+
+def read_string(record: Record, column: str) -> str:
+    """Return a cell as a text, empty if there is none."""
+    return read_text(read_cell(record, column)).strip()
+
+
 def read_text(value: Any) -> str:
     """Return a cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes,
     and False is "false"."""
@@ -125,9 +135,9 @@ def read_captions(value: Any) -> Iterator[str]:
 def read_questions(record: Record, form: Form) -> Iterator[Question]:
     """Yield the question of a record, and those of its list `questions`. Raises ValueError for an
     incomplete one."""
-    if form.question and clean_text(read_cell(record, form.question)):
+    if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
-    listed = parse_cell(read_cell(record, form.questions)) or []
+    listed = read_value(record, form.questions) or []
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise ValueError("questions are not a list of {question, answer}")
     for each in listed:
@@ -135,21 +145,21 @@ def read_questions(record: Record, form: Form) -> Iterator[Question]:
 
 
 def read_question(record: Record, form: Form) -> Question:
-    cell = parse_cell(read_cell(record, form.question)) if form.question else ""
+    cell = read_value(record, form.question)
     if isinstance(cell, list | dict):
         raise ValueError("the question is not a text; write a record for each question")
     question = clean_text(cell)
     answer = read_answer(record, form)
     if not question or not answer:
         raise ValueError("empty question or answer")
-    kind = form.type and read_text(read_cell(record, form.type))
-    return Question(question=question, answer=answer, type=name_type(kind or question.split()[0]))
+    kind = read_string(record, form.type) or question.split()[0]
+    return Question(question=question, answer=answer, type=name_type(kind))
 
 
 def read_answer(record: Record, form: Form) -> str:
     """Return the answer of a record: of several, the most frequent, of equally frequent ones the
     first; of options, the text of the right one. Raises ValueError if no option matches."""
-    value = parse_cell(read_cell(record, form.answer)) if form.answer else None
+    value = read_value(record, form.answer)
     if isinstance(value, list):
         # VQA has objects with the key `answer`.
         cells = (each.get("answer") if isinstance(each, dict) else each for each in value)
@@ -158,28 +168,40 @@ def read_answer(record: Record, form: Form) -> str:
     if isinstance(value, dict):
         raise ValueError("the answer is neither a text nor a number")
     answer = re.sub(r"^(-?\d+)\.0$", r"\1", clean_text(value))
-    if not form.options or not answer:
-        return answer
+    if form.options and answer:
+        return read_option(record, form, answer)
+    return answer
 
-    options = [parse_cell(read_cell(record, column)) for column in form.options]
+
+def read_option(record: Record, form: Form, answer: str) -> str:
+    """Return the text of the option that an answer names. Raises ValueError if there is none."""
+    options: Any = [read_value(record, column) for column in form.options]
     if len(options) == 1:
         (options,) = options
-        options = [*options.values()] if isinstance(options, dict) else options
+    if isinstance(options, dict):
+        options = [*options.values()]
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
+
     texts = [BEFORE_OPTION.sub("", clean_text(option)) for option in options]
-    names = [text.casefold().rstrip(".") for text in texts]
+    names = texts
     if form.first_option == "A":
-        names = [*LETTERS.lower()]
+        names = [*LETTERS]
     elif form.first_option:
-        names = [str(number) for number in range(int(form.first_option), len(texts) + 1)]
+        first = int(form.first_option)
+        names = [str(first + index) for index in range(len(texts))]
+    wanted = fold_answer(answer)
     for name, text in zip(names, texts, strict=False):
-        if answer.casefold().strip("().: ") == name:
+        if fold_answer(name) == wanted:
             return text
     raise ValueError(
         f"the answer {answer!r} is none of the {len(texts)} options; `first_option` in `columns` is "
         "what answers call the first: 0, 1 or A"
     )
+
+
+def fold_answer(text: str) -> str:
+    return text.casefold().strip("().: ")
 
 
 def name_type(text: str) -> str:
@@ -196,17 +218,15 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
     """Return the parts of its file that a record is about, each with its captions: one, or as many
     as its lists of times and of captions have. Raises ValueError if a time is invalid."""
     captions = [read_cell(record, column) for column in form.captions]
-    if not (form.span or form.start or form.end):
-        return [((None, None), captions)]
-    if form.span:
-        cell = parse_cell(read_cell(record, form.span))
-        is_list = isinstance(cell, list) and any(isinstance(each, list) for each in cell)
-        spans = cell if is_list else [cell]
-    else:
-        starts, ends = (parse_cell(read_cell(record, name)) for name in (form.start, form.end))
-        is_list = isinstance(starts, list) and isinstance(ends, list)
-        spans = list(zip(starts, ends, strict=True)) if is_list else [(starts, ends)]
-    times = [read_span(span) for span in spans]
+    spans: Any = read_value(record, form.span)
+    if not form.span:
+        starts = read_value(record, form.start)
+        ends = read_value(record, form.end)
+        spans = starts, ends
+        if isinstance(starts, list) and isinstance(ends, list):
+            spans = list(zip(starts, ends, strict=True))
+    is_list = isinstance(spans, list) and any(isinstance(each, list | tuple) for each in spans)
+    times = [read_span(span) for span in (spans if is_list else [spans])]
     if len(times) == 1:
         return [(times[0], captions)]
     texts = parse_cell(captions[0]) if captions else None

@@ -32,8 +32,8 @@ from alpro.shards.file_type import (
     media_kind,
 )
 from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
-from alpro.shards.sources.form import Form, Record
-from alpro.shards.sources.rows import MAYBE_ANIMATED, Items, Part, Rows, check_record
+from alpro.shards.sources.form import SAMPLE, Record
+from alpro.shards.sources.rows import MAYBE_ANIMATED, Items, Part, Rows, check_record, reject_row
 from alpro.shards.sources.tables import Table
 from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
 from alpro.shards.tar import DamagedTar, TarMember, samples_in, tar_members
@@ -47,7 +47,6 @@ CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sampl
 MAX_META_CHARACTERS = 1000
 NOT_META = {"key", "status", "error_message", "captions", "clips", "sha256", "id", "kind"}
 SUCCESS = ("success", "")
-SAMPLE = Form(captions=("caption",), split="split", group="group")
 
 
 @dataclass
@@ -166,7 +165,7 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
             if sample.media is None or str(sample.metadata.get("status") or "") not in SUCCESS:
                 yield not_fetched(key, sample.metadata, "no media in the shard")
             elif sample.problem:
-                reject = Reject(id=key, path=str(shard), reason="bad row", detail=sample.problem)
+                reject = reject_row(key, sample.problem, str(shard))
                 yield from [reject] * max(sample.copies.values())
             else:
                 media: Part = {"name": key, "path": str(shard), "kind": sample.kind}
@@ -258,7 +257,7 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
 
     for where, record in Table(table).records():
         if isinstance(record, str):
-            yield Reject(id=f"{name}.parquet {where}", path="", reason="bad row", detail=record)
+            yield reject_row(f"{name}.parquet {where}", record)
             continue
         key = str(record.get("key"))
         if key in keys:

@@ -132,10 +132,6 @@ class Form(Columns):
             if not present or key in self.model_fields_set:
                 continue
             changes[key] = present[0]
-            if key == "captions":
-                # A row may have `caption` and `captions`.
-                single = fold(present[0]).rstrip("s")
-                changes[key] = [name for name in present if fold(name).rstrip("s") == single]
         self._bound[columns] = Form.model_validate(self.model_dump() | changes)
         return self._bound[columns]
 
@@ -162,8 +158,10 @@ def fold(name: str) -> str:
 
 
 FORMS = [Form.model_validate(values) for values in WORDS["form"]]
-TABLE = Form(title="a table", usual=True)
-LIST = Form(title="a list of files", file=("$value",))
+TABLE = Form.model_validate(WORDS["table"])
+LIST = Form.model_validate(WORDS["list"])
+BESIDE = Form.model_validate(WORDS["beside"])
+SAMPLE = Form.model_validate(WORDS["sample"])
 
 
 def find_form(columns: Iterable[str], extension: str) -> Form | None:
@@ -179,7 +177,10 @@ def find_form(columns: Iterable[str], extension: str) -> Form | None:
 
 
 def read_cell(record: Record, column: str) -> Any:
-    """Return a cell; a dotted column is one inside of an object, or of each object of a list."""
+    """Return a cell; a dotted column is one inside of an object, or of each object of a list. A
+    form has an empty name for a column that there is not: its cell is None."""
+    if not column:
+        return None
     if column in record or "." not in column:
         return record.get(column)
     value: Any = record

@@ -117,8 +117,7 @@ def import_source(
         about |= {
             "source": str(data),
             "form": form,
-            # Names of files may have bytes that are not UTF-8.
-            "notes": [note.encode("utf-8", "replace").decode() for note in source.notes.lines()],
+            "notes": source.notes.lines(),
             # The names of all files count if one was looked up among them.
             "names": digest_names(source) if source.folder and source.folder.is_listed else "",
         }

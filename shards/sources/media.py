@@ -19,9 +19,7 @@ from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
 from alpro.shards.sources.form import WORDS
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
-# What a workspace consists of, from its first moment on.
-WORKSPACE = {"artifacts", "digests.sqlite", "logs", "manifests", "mlflow", "prefect", "refs"}
-WORKSPACE |= {"reports", "runs.jsonl", "units"}
+WORKSPACE = {*WORDS["workspace"]["names"]}
 MAX_NAMED = 3  # names that are shown as examples
 
 
@@ -34,7 +32,8 @@ class Notes:
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1
-        self.examples[reason] = [*self.examples[reason], example][:MAX_NAMED]
+        if self.counts[reason] <= MAX_NAMED:
+            self.examples[reason].append(show(example))
 
     def line(self, reason: str) -> str:
         return f"{self.counts[reason]} {reason}: {', '.join(self.examples[reason])}"
@@ -151,6 +150,11 @@ class Folder:
         part of theirs."""
         part = re.compile(rf"(?i)(?<![0-9]){re.escape(file_stem(name))}(?![0-9])")
         return [path for path in self.media if part.search(path)][:MAX_NAMED]
+
+
+def show(text: str) -> str:
+    """Return a text in UTF-8: names of files may have other bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def why_left_out(entry: os.DirEntry[str]) -> str:

@@ -187,8 +187,10 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         texts = [read_text(cell).strip() for cell in cells[name]]
         if all(map(is_url, texts)):
             return {"file": name}
+        if folder is None:
+            continue
         folders: Counter[str] = Counter()
-        for text in filter(None, texts) if folder else ():
+        for text in filter(None, texts):
             with suppress(ValueError):
                 path = folder.find(text, anywhere=True)
                 if path:

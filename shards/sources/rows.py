@@ -27,6 +27,7 @@ from alpro.shards.sources.cells import (
     read_captions,
     read_parts,
     read_questions,
+    read_string,
     read_text,
 )
 from alpro.shards.sources.form import (
@@ -38,7 +39,7 @@ from alpro.shards.sources.form import (
     read_cell,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, cut_extension, is_image
+from alpro.shards.sources.media import Folder, Notes, cut_extension, is_image, show
 from alpro.shards.storage import Location, is_url, resolve, suffix
 
 TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
@@ -138,33 +139,34 @@ class Items:
             part = {"where": where} | (media or {})
             self._add(part, check_record(record), form.bind(record), origin)
         except (ValueError, TypeError, OverflowError) as error:
-            shown = where.encode("utf-8", "replace").decode()
-            yield Reject(id=shown, path="", reason="bad row", detail=str(error))
+            yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
     def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
-        def read(column: str) -> str:
-            return read_text(read_cell(record, column)).strip() if column else ""
-
-        if any(read(column) != value for column, value in form.where.items()):
+        if any(read_string(record, column) != value for column, value in form.where.items()):
             self.notes.add("rows are left out by `where`", part["where"])
             return
-        split = split_in(read(form.split)) if form.split else ""
+        named_split = read_string(record, form.split)
+        split = split_in(named_split)
         if split is None:
-            raise ValueError(f"unknown split {read(form.split)!r}; use train, validation, test")
+            raise ValueError(f"unknown split {named_split!r}; use train, validation, test")
         if origin.selects and split not in ("", origin.split):
             self.notes.add(f"rows are of another split than {origin.split}", part["where"])
             return
-        part |= {"split": (origin.split != TEXTS and split) or origin.split}
-        part |= {"id": read(form.id), "group": read(form.group)}
+        part["split"] = origin.split if origin.split == TEXTS else split or origin.split
+
+        part["id"] = read_string(record, form.id)
+        part["group"] = read_string(record, form.group)
         part["meta"] = {
             key: cell
             for key, cell in record.items()
             if key not in form.meanings and cell is not None and cell != ""
         }
-        for key, value in {"id": part["id"], "group": part["group"], **part["meta"]}.items():
-            refuse_credentials(key, value)
+        refuse_credentials("id", part["id"])
+        refuse_credentials("group", part["group"])
+        for key, cell in part["meta"].items():
+            refuse_credentials(key, cell)
         part["questions"] = [asked.model_dump() for asked in read_questions(record, form)]
         times = read_parts(record, form)
 
@@ -174,8 +176,10 @@ class Items:
                 if part["split"] == TEXTS:
                     return
                 assert self.folder is not None
-                part |= {"path": f"{self.folder.path}/{name}", "missing": True}
-            part |= {"name": name, "kind": read(form.kind).lower() or find_kind(part["path"])}
+                part["path"] = f"{self.folder.path}/{name}"
+                part["missing"] = True
+            part["name"] = name
+            part["kind"] = read_string(record, form.kind).lower() or find_kind(part["path"])
             if part["kind"] not in KINDS:
                 raise ValueError(f"kind: {part['kind']!r}; use video or image")
         for (start, end), cells in times:
@@ -197,20 +201,24 @@ class Items:
             location = str(self._resolve(text))
             if self.folder is None or is_url(location):
                 return location, location
+
+        base = str(self.folder.path)
         name = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:
             whole = os.path.normpath(self.names_root / name)
             name = whole.removeprefix(f"{self.names_root}/")
         whole = str(self._resolve(os.path.join(origin.inside, name)))  # noqa: PTH118 - much faster
-        name = whole.removeprefix(f"{self.folder.path}/")
+        name = whole.removeprefix(f"{base}/")
         if name == whole:
             raise ValueError(f"{text!r} names no file")
         found = self.folder.find(name, form.prefixes, form.anywhere)
-        url = read_text(read_cell(record, form.url)) if form.url else ""
-        if not found and url and not self.folder.media:
+        if found:
+            return found, f"{base}/{found}"
+        url = read_string(record, form.url)
+        if url and not self.folder.media:
             url = str(self._resolve(url))
             return url, url
-        return found or name, f"{self.folder.path}/{found}" if found else ""
+        return name, ""
 
     def _resolve(self, name: str) -> Location:
         try:
@@ -225,11 +233,10 @@ class Items:
     def _reject_missing(self, item: Part) -> MissingItem:
         assert self.folder is not None
         name = item["name"]
-        is_compared = self.notes.counts[NO_FILE] < MAX_COMPARED
-        similar = self.folder.similar(name) if is_compared else []
-        # Names of files may have bytes that are not UTF-8.
-        shown = ", ".join(similar).encode("utf-8", "replace").decode()
-        detail = f"similar files: {shown}" if similar else ""
+        detail = ""
+        if self.notes.counts[NO_FILE] < MAX_COMPARED:
+            similar = self.folder.similar(name)
+            detail = f"similar files: {show(', '.join(similar))}" if similar else ""
         self.notes.add(NO_FILE, f"{name} ({detail})" if detail else name)
         return MissingItem(
             id=item["id"],
@@ -331,8 +338,12 @@ def make_row(item: Part) -> Row | Reject:
         return Row.model_validate(item)
     except ValidationError as error:
         first = error.errors()[0]
-        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return Reject(id=item["where"], path=item["name"], reason="bad row", detail=detail)
+        where = ".".join(map(str, first["loc"]))
+        return reject_row(item["where"], f"{where}: {first['msg']}", item["name"])
+
+
+def reject_row(where: str, detail: str, path: str = "") -> Reject:
+    return Reject(id=show(where), path=path, reason="bad row", detail=detail)
 
 
 def check_record(record: Record) -> Record:
@@ -371,8 +382,9 @@ def read_file_name(record: Record, form: Form) -> str:
         name = template
         for column in TEMPLATE_COLUMN.findall(template) or [template]:
             cell = read_cell(record, column)
-            # Hugging Face's datasets have an object with the path.
-            text = read_text(cell.get("path") if isinstance(cell, dict) else cell).strip()
+            if isinstance(cell, dict):  # Hugging Face's datasets have an object with the path.
+                cell = cell.get("path")
+            text = read_text(cell).strip()
             # A number that joins two lists is a key, and no name.
             if not text or (form.join and column == form.join.on and isinstance(cell, int)):
                 break

@@ -9,14 +9,14 @@ from posixpath import splitext
 from alpro.errors import InputError
 from alpro.log import log, printable
 from alpro.shards.file_type import MEDIA_EXTENSIONS
-from alpro.shards.schema import Reject, Row
+from alpro.shards.schema import Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import LIST, Columns, Form, Record, split_in
+from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_options, unknown_columns
-from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, split_of_path
-from alpro.shards.sources.sidecars import BESIDE, NOT_TEXTS, TEXT_SUFFIXES, Sidecars
+from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, reject_row, split_of_path
+from alpro.shards.sources.sidecars import NOT_TEXTS, TEXT_SUFFIXES, Sidecars
 from alpro.shards.sources.tables import TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
@@ -201,7 +201,7 @@ class Source:
             for where, record in table.records():
                 is_empty = False
                 if isinstance(record, str):
-                    yield Reject(id=f"{prefix}{where}", path="", reason="bad row", detail=record)
+                    yield reject_row(f"{prefix}{where}", record)
                     continue
                 columns.update(record)
                 for origin in origins:

@@ -18,17 +18,11 @@ from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
-from alpro.shards.sources.form import WORDS, Form, Record
-from alpro.shards.sources.media import Folder, read_suffix
-from alpro.shards.sources.rows import Items, Rows
+from alpro.shards.sources.form import BESIDE, WORDS, Record
+from alpro.shards.sources.media import Folder, read_suffix, show
+from alpro.shards.sources.rows import Items, Rows, reject_row
 
-TEXT_SUFFIXES = (".txt", ".caption", ".captions", ".cap", ".json")  # the first that is there counts
-TEXT_FOLDERS = ("captions", "caption", "labels", "texts", "text", "txt", "prompts")
-# The columns of an object beside a video. Its id and its times may be those of a longer video.
-BESIDE = Form.model_validate(
-    {"title": "a folder of videos with texts", "usual": True, "file": "$file"}
-    | dict.fromkeys(("id", "start", "end", "kind"), "")
-)
+TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
 NOT_TEXTS = re.compile(
     r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_)"
 )
@@ -46,7 +40,7 @@ class Sidecars:
             if read_suffix(path) in TEXT_SUFFIXES:
                 self._by_key[fold_path(path)].append(path)
                 names.update(path.split("/")[:-1])
-        self._text_folders = sorted(names.intersection(text_folders or TEXT_FOLDERS))
+        self._text_folders = sorted(names.intersection(text_folders or WORDS["texts"]["folders"]))
 
     def find(self, media: str) -> str | None:
         """Return the path of the text of a video or image, or None."""
@@ -99,11 +93,10 @@ class Sidecars:
             text = self.find(path)
             record = self.read(text) if text else {}
             self.used.update(filter(None, [text]))
-            shown = path.encode("utf-8", "replace").decode()
-            if shown != path:
+            if show(path) != path:
                 record = {"$reason": "the name of the file is not UTF-8; rename it"}
             if "$reason" in record:
-                yield Reject(id=shown, path=shown, reason="bad row", detail=record["$reason"])
+                yield reject_row(path, record["$reason"], show(path))
             else:
                 yield from items.add(text or path, {**record, "$file": path}, BESIDE)
             if not text:

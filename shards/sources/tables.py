@@ -215,9 +215,9 @@ def read_json_lines(text: IO[str], form: Form | None) -> Records:
     for number, line in enumerate(text, 1):
         where = f"line {number}"
         record = parse_object(line) if line.strip() else None
-        if path and isinstance(record, dict):
+        if isinstance(record, dict):
             yield from walk(record, path, where, {})
-        elif record is not None:
+        elif record:
             yield where, record
 
 
