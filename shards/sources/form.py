@@ -11,20 +11,11 @@ from unicodedata import normalize
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 3
+VERSION = 4
 WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
 
-NO_TEXT = {
-    "",
-    "nan",
-    "none",
-    "null",
-    "n/a",
-    "#n/a",
-    "<na>",
-    "[object object]",
-}  # as programs write an empty cell
+NO_TEXT = {*WORDS["no_text"]["words"]}
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
 # A single name may be written without brackets.
