@@ -1,10 +1,11 @@
 """Ranks of a distributed run, and collectives that are no-ops in a single process."""
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from alpro.errors import InputError
 
@@ -66,25 +67,9 @@ def gather(local: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return local
-    return cast(Tensor, _Gather.apply(local))
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        by_rank = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(by_rank, local.contiguous())  # collectives refuse strided tensors
-        return torch.cat(by_rank)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return the sum over all ranks of the gradients of this rank's rows."""
-        # dist.all_gather has no gradient: the losses of other ranks would not train this rank's
-        # pairs.
-        (gradient,) = gradients
-        summed = all_reduce_sum(gradient.contiguous())
-        by_rank = summed.chunk(world_size())
-        return by_rank[rank()]
+    # Unlike that of torch.distributed, this all_gather has a gradient: the losses of other ranks
+    # train this rank's pairs. Collectives refuse strided tensors.
+    return torch.cat(all_gather(local.contiguous()))
 
 
 def all_reduce_max(values: list[float], device: torch.device) -> list[float]:

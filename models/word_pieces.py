@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import read_small_json
+from alpro.models.pretrained import HubName
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MAX_TOKENIZER_BYTES = 32 << 20
@@ -145,8 +146,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     files = [file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()]
     try:
         if not files:
-            repository, _, revision = name.partition("@")
-            return without_padding(Tokenizer.from_pretrained(repository, revision or "main"))
+            hub_name = HubName.parse(name, needs_owner=False)
+            if hub_name is None:
+                raise ValueError(name)
+            revision = hub_name.revision or "main"
+            return without_padding(Tokenizer.from_pretrained(hub_name.repository, revision))
         if files[0].suffix == ".json":
             return without_padding(read_tokenizer(files[0]))
         model = models.WordPiece.from_file(str(files[0]), unk_token="[UNK]")

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,6 @@ from alpro.inference.find import input_folder
 from alpro.inference.items import is_corpus
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.manifest import import_source
-from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
@@ -25,7 +22,6 @@ from alpro.stages.evaluation.gallery import Gallery, Question, Samples, pick, re
 from alpro.stages.evaluation.protocol import also_in_training
 
 SIGNIFICANCE = 0.05
-SPLIT_SETTINGS = ("group_pattern", "validation", "test", "seed")
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,6 @@ def split_of_training(
 ) -> list[Row] | None:
     """Return the rows of the split in the run that trained one of the models.
 
-    Rows that the run decoded keep its split; others get the split that their group's hash gives.
-
     Returns:
         The rows; None if no corpus of the runs has one of their ids.
 
@@ -165,25 +159,16 @@ def split_of_training(
         InputError: A corpus is not there to tell.
     """
     for corpus in chain.from_iterable(map(find_corpora, artifacts)):
-        record = read_record(corpus)
-        if record is None or not (corpus / "index.parquet").is_file():
+        if not (corpus / "index.parquet").is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, "
                 "is gone: add a column split"
             )
-
         index = pq.read_table(corpus / "index.parquet", columns=["id", "split"]).to_pydict()
         splits = dict(zip(index["id"], index["split"], strict=True))
-        # The corpus was decoded from other data.
-        if splits.keys().isdisjoint(row.id for row in rows):
-            continue
-        # A corpus of `index_shards` has none of these settings.
-        settings = {name: record.config[name] for name in SPLIT_SETTINGS if name in record.config}
-        with TemporaryDirectory() as cache:
-            # As the run drew the splits of its own rows.
-            plan = DecodePlan(import_source(source, Path(cache)), **settings)
-            planned = plan.rows(plan.row_indices)
-            return [row for row in planned if splits.get(row.id, row.split) == split]
+        if any(row.id in splits for row in rows):
+            # A row that the run did not decode may be of a group that it was trained on.
+            return [row for row in rows if splits.get(row.id) == split]
     return None
 
 

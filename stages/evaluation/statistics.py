@@ -170,12 +170,8 @@ def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
     [(1, 0.25, 0.0), (2, 0.75, 0.5)]
     """
     # A probability of 1 belongs to the last interval.
-    bin_of_label = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = []
-    for index in range(CALIBRATION_BINS):
-        inside = bin_of_label == index
-        if inside.any():
-            mean = float(probability[inside].mean())
-            accuracy = float(correct[inside].mean())
-            bins.append((int(inside.sum()), mean, accuracy))
-    return bins
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    _, bins, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    means = np.bincount(bins, probability) / counts
+    accuracies = np.bincount(bins, correct) / counts
+    return list(zip(counts.tolist(), means.tolist(), accuracies.tolist(), strict=True))

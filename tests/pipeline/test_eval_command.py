@@ -95,8 +95,8 @@ def test_the_split_is_that_of_the_data(data, clips, memory):
 
 
 def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):
-    """Also a video that came later, by its group; other data has all videos, and a corpus that is
-    gone is a mistake."""
+    """A video that came later is in none; other data has all videos, and a corpus that is gone is a
+    mistake."""
     rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
     source = write_manifest(tmp_path / "videos", rows)
     root = tmp_path / "workspace"
@@ -117,7 +117,7 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
     with source.open("a") as file:
         late = {"id": "late", "path": "late.png", "group": decoded[-1]["group"], "caption": "x"}
         file.write(json.dumps(late) + "\n")
-    assert "late" in read_labeled(source, decoded[-1]["split"], [model / "model"]).ids
+    assert "late" not in read_labeled(source, decoded[-1]["split"], [model / "model"]).ids
     other = source.with_name("other.jsonl")
     shutil.copy(source.with_name("v0.png"), source.with_name("foreign.png"))
     other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
