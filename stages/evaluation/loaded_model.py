@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.inference.clips import decode_ahead
 from alpro.inference.encoding import (
     VIDEOS,
     Reorder,
@@ -19,7 +17,6 @@ from alpro.inference.encoding import (
     Videos,
     encode_texts,
     encode_videos,
-    float32,
     load_prompter,
     score,
 )
@@ -30,7 +27,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import load_labels
 from alpro.models.frames import NormalizedModel
 from alpro.models.ranks import world_size
-from alpro.shards.clip import DecodeError
+from alpro.shards.clip import Clip
 from alpro.stages.evaluation.gallery import Gallery, Samples
 
 QUESTION_BATCH = 256
@@ -49,6 +46,7 @@ class LoadedModel:
         answers: Answers of its answer head.
         entities: Entities that it names, if it has prompts.
         prompts: (M, E) embeddings of the prompts of the entities, by the kind of a sample.
+        source: The loaded `alpro.Model`, which alone encodes videos that are not decoded.
     """
 
     name: str
@@ -58,6 +56,7 @@ class LoadedModel:
     answers: Sequence[str] = ()
     entities: Sequence[str] = ()
     prompts: Mapping[str, Tensor] = field(default_factory=dict)
+    source: Model | None = None
 
     @classmethod
     def load(
@@ -106,6 +105,7 @@ class LoadedModel:
             answers=folder.answers,
             entities=folder.entities,
             prompts=model.prompts,
+            source=model,
         )
 
     @property
@@ -140,7 +140,7 @@ class LoadedModel:
 
         Args:
             gallery: The gallery.
-            reorder: Permutation of the frames of a clip, for the controls.
+            reorder: Permutation of the frames of a decoded clip, for the controls.
             batch: Videos that are encoded together.
 
         Returns:
@@ -151,29 +151,21 @@ class LoadedModel:
             encoded = encode_videos(self.encoder, videos.reader, videos.indices, batch, reorder)
             return list(range(len(videos))), encoded
 
-        decoded: list[int] = []
-        tokens: list[Tensor] = []
-        order = list(range(self.frames))
+        assert self.source is not None
+        assert reorder is None
+        is_decoded: list[bool] = []
+        parts: list[Videos] = []
         with progress("encoding", len(videos), "videos") as advance:
-            clips = enumerate(decode_ahead(videos, self.encoder.model.config.video))
-            while several := list(islice(clips, batch)):
-                frames = []
-                for index, (_, clip) in several:
-                    if not isinstance(clip, DecodeError):
-                        decoded.append(index)
-                        chosen = clip.frames[reorder(order) if reorder else order]
-                        frames.append(chosen.transpose(0, 3, 1, 2))
-                if frames:
-                    pixels = self.encoder.clip_pixels(frames)
-                    output = self.encoder.model.encode_video(pixels, self.alpro is None)
-                    tokens.append(output.float())
-                advance(len(several))
+            for encoded in self.source.batches(videos, batch, cls_only=self.alpro is None):
+                is_decoded += [isinstance(clip, Clip) for clip in encoded.clips]
+                parts.append(encoded.videos)
+                advance(len(encoded.clips))
 
-        width = self.encoder.model.config.video.width
-        device = self.encoder.mean.device
-        joined = torch.cat(tokens) if tokens else torch.empty(0, 1, width, device=device)
-        with float32(device):
-            return decoded, Videos(joined, self.encoder.model.project_video(joined).float())
+        # An empty batch has another number of tokens.
+        parts = [part for part in parts if len(part.features)] or parts[:1]
+        tokens = torch.cat([part.tokens for part in parts])
+        features = torch.cat([part.features for part in parts])
+        return np.flatnonzero(is_decoded).tolist(), Videos(tokens, features)
 
     @torch.no_grad()
     def answer(
