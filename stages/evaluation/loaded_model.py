@@ -148,8 +148,10 @@ class LoadedModel:
         """
         videos = gallery.videos
         if isinstance(videos, Samples):
-            encoded = encode_videos(self.encoder, videos.reader, videos.indices, batch, reorder)
-            return list(range(len(videos))), encoded
+            indices = list(range(len(videos)))
+            return indices, encode_videos(
+                self.encoder, videos.reader, videos.indices, batch, reorder
+            )
 
         assert self.source is not None
         assert reorder is None

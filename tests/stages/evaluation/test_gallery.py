@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alpro.errors import InputError
-from alpro.stages.evaluation import gallery as gallery_module
-from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.finetune_qa import frequent_answers
 
 
@@ -90,24 +88,6 @@ def test_the_queries_of_a_direction(direction, ids, texts):
     queries = gallery.queries(direction)
 
     assert (queries.ids.tolist(), queries.texts.tolist()) == (ids, texts)
-
-
-def test_the_picture_has_the_queries_with_the_best_and_the_worst_ranks(
-    corpus_of, tmp_path, monkeypatch
-):
-    """Of each text n of six, n others rank above its own video."""
-    rows = [{"id": f"v{n}", "split": "test", "captions": [f"ball {n}"]} for n in range(6)]
-    gallery = Gallery.read(corpus_of(tmp_path, rows), "test")
-    scores = np.tril(np.ones((6, 6)), -1) + np.eye(6) / 2
-    drawn = []
-    picture = lambda queries: drawn.extend(queries) or Image.new("RGB", (1, 1))  # noqa: E731
-    monkeypatch.setattr(gallery_module, "retrieval_picture", picture)
-
-    draw_searches(gallery, scores, find_extremes(gallery, scores, 2), tmp_path / "picture.png")
-
-    assert [text for text, _, _ in drawn] == ["ball 0", "ball 1", "ball 4", "ball 5"]
-    assert [note.split()[-3] for _, note, _ in drawn] == ["1", "2", "5", "6"]
-    assert ("v1", True) in [result[1:] for result in drawn[1][2]]
 
 
 def test_answers_are_the_most_frequent_of_training_with_ties_in_alphabetical_order(

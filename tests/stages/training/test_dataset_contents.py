@@ -31,24 +31,6 @@ def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, step
     assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
 
 
-def test_a_micro_batch_is_padded_to_its_own_longest_text(corpus_of, tmp_path, steps_of):
-    """And on several ranks to the one length of all batches."""
-    captions = ["a ball moves to the left of a box and a star", "a ball"]
-    rows = [{"id": f"v{n}", "captions": [captions[n % 2]]} for n in range(8)]
-    corpora = {"a": corpus_of(tmp_path, rows)}
-    data = steps_of(corpora, 8, accumulation_steps=8, mlm=0.3)
-    widths = {part.text.shape[1] for step in range(8) for part in data[step].split(8)}
-    assert len(widths) == 2
-    for part in data[0].split(8):
-        longest = int(part.mask.sum())
-        assert {tensor.shape for tensor in (part.text, part.mask, part.masked, part.labels)} == {
-            part.text.shape
-        }
-        assert part.text.shape[1] == -(-longest // 8) * 8
-    apart = steps_of(corpora, 8, accumulation_steps=4, ranks=2)
-    assert {part.text.shape[1] for step in range(8) for part in apart[step].split(4)} == {24}
-
-
 def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
     """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
     words = [

@@ -8,7 +8,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from alpro.errors import InputError
 from alpro.stages.finetune_qa import Config as FinetuneQa
@@ -23,9 +22,8 @@ from alpro.stages.training.metrics import (
     read_metrics,
 )
 from alpro.stages.training.objective import Objective, PrompterObjective
-from alpro.stages.training.optim import build_optimizer, learning_rate
 from tests.stages.training.conftest import full_disk, run_of
-from tests.stages.training.part_of_a_batch import WEIGHTS, losses_of, objective_of, whole_batch
+from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch
 
 MEAN = [0.5] * 3
 STD = [0.25] * 3
@@ -110,27 +108,6 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
     assert run.start() == {"validation/score": 1.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-def test_micro_batches_are_one_step_on_their_mean(new_run):
-    """Clipped to gradients of about AdamW's epsilon, so that the step depends on their length."""
-    run = new_run(
-        "run", steps=1, accumulation_steps=2, log_every=1, warmup_ratio=0, max_grad_norm=1e-4
-    )
-    run.start()
-    torch.manual_seed(run.config.seed)
-    objective = run.build().train()
-    optimizer = build_optimizer(objective, run.config)
-    losses = [losses_of(objective, part)[0] for part in run.data()[0].split(2)]
-    (sum(losses) / 2).backward()
-    norm = clip_grad_norm_(objective.parameters(), run.config.max_grad_norm)
-    optimizer.step()
-    line = run.lines[0]
-    assert line["train/loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
-    assert line["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
-    assert line["train/lr"] == pytest.approx(learning_rate(0, 1, run.config))
-    for name, weight in objective.named_parameters():
-        torch.testing.assert_close(weight.detach(), run.weights[name], atol=1e-5, rtol=0, msg=name)
 
 
 def damaged(*steps: int) -> type[TrainingDataset]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from alpro.models import alpro
 from alpro.models.alpro import Alpro
-from alpro.models.frames import normalize_frames
 from alpro.models.losses import box_mask, sample_hard_negatives, vtc_loss
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.objective import Objective
@@ -229,19 +228,6 @@ def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
     assert (metrics["pseudo_labels_kept"], metrics["pem_accuracy"]) == (0.5, 0.5)
     entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3)) / 2
     assert metrics["pseudo_label_entropy"].item() == pytest.approx(entropy, abs=1e-6)
-
-
-def test_frames_are_scaled_normalized_and_resized():
-    frames = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
-    frames[:, :, 0], frames[:, :, 1, :2] = 255, 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.5, 0.5], [0.5, 0.25, 1.0]))
-    pixels = normalize_frames(frames, 4, mean, std)
-    assert pixels.shape == (1, 2, 3, 4, 4)
-    assert pixels[0, 0, :, 0, 0].tolist() == [1.0, 2.0, -0.5]
-    assert pixels[0, 0, :, 3, 0].tolist() == [1.0, -2.0, -0.5]
-    small = normalize_frames(frames, 2, mean, std)
-    assert small.shape == (1, 2, 3, 2, 2)
-    np.testing.assert_allclose(small[0, 0, 0].numpy(), 1.0, atol=1e-6)
 
 
 def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):

@@ -16,7 +16,6 @@ from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
-from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import measure_preprocessing
 
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
@@ -76,17 +75,6 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
     assert pick_device("cpu") == pick_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="no GPU"):
         pick_device("cuda")
-
-
-@pytest.mark.parametrize(("pool", "expected"), [(0, True), (2, False), (4, False), (8, True)])
-def test_ranks_share_texts_where_a_pool_of_negatives_spans_them(
-    pool, expected, tiny_model, monkeypatch
-):
-    """Two ranks of four pairs. Shared texts have one length."""
-    monkeypatch.setattr("alpro.stages.training.objective.world_size", lambda: 2)
-    objective = MatchingObjective(Alpro(tiny_model()), (0.5,) * 3, (0.5,) * 3, pool)
-
-    assert objective.shares_texts(4) is expected
 
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
