@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,14 +17,22 @@ from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.processes import Launch, find_gpus, get_command, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.storage import DISK_FULL
-from alpro.stages import STAGES, cache_prompts, decode_videos, evaluate, pretrain, render_sample
+from alpro.stages import (
+    EVALUATIONS,
+    STAGES,
+    TRAININGS,
+    cache_prompts,
+    decode_videos,
+    evaluate,
+    pretrain,
+    render_sample,
+)
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     FINISHED_UNITS,
     Outcome,
     Resources,
     StageFailed,
-    count_finished,
 )
 from tests.conftest import one_line
 
@@ -32,6 +42,10 @@ CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step(
     "pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
 )
+
+NODES = {"nodes": 2, "rendezvous": "host:29500"}
+RENDEZVOUS = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
+SINGLE = [stage for stage in STAGES if stage not in (*TRAININGS, *EVALUATIONS)]
 
 # Starting a stage.
 
@@ -117,28 +131,35 @@ def test_only_a_training_has_time_to_end(group, run):
         assert (seconds, Path(file).name if file else "") == (grace, stop_file)
 
 
-def test_models_that_share_a_cpu_share_its_cores(group, run, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "processes", "stages", "gpus", "threads"),
+    [
+        (PRETRAIN, 1, 1, [], None),  # PyTorch decides
+        (PRETRAIN, 1, 2, [], "3"),
+        (PRETRAIN, 2, 2, [], "1"),
+        (CACHE, 2, 1, [], None),  # in one process
+        (DATA, 1, 2, [], None),  # it has no model
+        (PRETRAIN, 1, 2, ["0"], None),
+    ],
+)
+def test_models_that_share_a_cpu_share_its_cores(
+    step, processes, stages, gpus, threads, group, run, monkeypatch
+):
     """torchrun would give each process one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
-    def threads(step: Step, processes: int, stages: int, gpus: tuple[str, ...] = ()) -> str | None:
-        run(step, Launch(gpus, models=stages), processes=processes, max_stages=stages)
-        return group.environment.get("OMP_NUM_THREADS")
+    run(step, Launch(gpus, models=stages), processes=processes, max_stages=stages)
 
-    assert threads(PRETRAIN, 1, 1) is None  # PyTorch decides
-    assert threads(PRETRAIN, 1, 2) == "3"
-    assert threads(PRETRAIN, 2, 2) == "1"
-    assert threads(CACHE, 2, 1) is None  # in one process
-    assert threads(DATA, 1, 2) is None  # it has no model
-    assert threads(PRETRAIN, 1, 2, ("0",)) is None
+    assert group.environment.get("OMP_NUM_THREADS") == threads
+
+
+def test_the_users_number_of_threads_stays(group, run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert threads(PRETRAIN, 1, 2) == "4"  # the user's
 
+    run(PRETRAIN, Launch(models=2))
 
-def test_the_output_of_stages_side_by_side_is_plain(group, run):
-    run(DATA, max_stages=2)
-    assert group.environment["ALPRO_PLAIN_PROGRESS"] == "1"
+    assert group.environment["OMP_NUM_THREADS"] == "4"
 
 
 def test_a_stage_uses_the_gpus_that_it_is_given(group, run, monkeypatch):
@@ -150,15 +171,19 @@ def test_a_stage_uses_the_gpus_that_it_is_given(group, run, monkeypatch):
     assert group.environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
-def test_gpus_have_the_names_of_cuda(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    for visible, names in (
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
         ("", ["0", "1"]),
         ("3, GPU-b", ["3", "GPU-b"]),
         ("MIG-1,MIG-2,unknown", ["MIG-1", "MIG-2"]),  # CUDA stops at the first unknown name
-    ):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert find_gpus(Resources()) == names
+    ],
+)
+def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert find_gpus(Resources()) == names
     assert find_gpus(Resources(device="cpu")) == []
 
 
@@ -175,30 +200,27 @@ def test_the_command_for_other_nodes_is_printed(group, run, tmp_path, monkeypatc
     assert line.endswith(f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json")
 
 
-ALONE = [sys.executable, "-P", "-m", "alpro.pipeline.execution.run_stage"]
-TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--log-dir", "/dev/null"]
-NODES = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
-TRAININGS = ("train_prompter", "pretrain", "finetune_retrieval", "finetune_qa")
+@pytest.mark.parametrize(
+    ("stages", "resources", "torchrun"),
+    [
+        (STAGES, {}, []),
+        (SINGLE, {"processes": 4, **NODES}, []),
+        (EVALUATIONS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
+        (EVALUATIONS, {"processes": 4, **NODES}, ["--nproc-per-node=4", "--standalone"]),
+        (TRAININGS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
+        (TRAININGS, NODES, ["--nproc-per-node=1", *RENDEZVOUS]),
+        (TRAININGS, {"processes": 4, **NODES}, ["--nproc-per-node=4", *RENDEZVOUS]),
+    ],
+)
+def test_several_processes_start_under_torchrun(stages, resources, torchrun):
+    start = [sys.executable, "-P", "-m"]
+    if torchrun:
+        start += ["torch.distributed.run", "--log-dir", "/dev/null", *torchrun, "-m"]
 
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_trainings_and_evaluations_start_under_torchrun_and_trainings_on_several_nodes(stage):
-    file = Path("pretrain/0123/work.json")
-    module = [*ALONE[2:], str(file)]
-    one = [*ALONE, str(file)]
-    four = [*TORCHRUN, "--nproc-per-node=4", "--standalone", *module]
-    nodes = {"nodes": 2, "rendezvous": "host:29500"}
-    trains = stage in TRAININGS
-    several = four if trains or stage == "evaluate" else one
-
-    assert get_command(stage, file, Resources()) == one
-    assert get_command(stage, file, Resources(processes=4)) == several
-    on_nodes = [*TORCHRUN, "--nproc-per-node=4", *NODES, *module]
-    assert get_command(stage, file, Resources(processes=4, **nodes)) == (
-        on_nodes if trains else several
-    )
-    if trains:
-        assert "--nproc-per-node=1" in get_command(stage, file, Resources(**nodes))
+    for stage in stages:
+        command = get_command(stage, Path("pretrain/0123/work.json"), Resources(**resources))
+        program = ["alpro.pipeline.execution.run_stage", "pretrain/0123/work.json"]
+        assert command == [*start, *program]
 
 
 # How a stage ends.
@@ -254,6 +276,7 @@ def test_a_full_disk_has_no_room_for_a_result(group, run):
 
 
 def write_progress(folder: Path, step: int, units: int) -> None:
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     (folder / "parts").mkdir(exist_ok=True)
     # A unit that was found again has a second line.
@@ -265,20 +288,14 @@ def write_progress(folder: Path, step: int, units: int) -> None:
     ("step", "units", "progressed"), [(3, 2, False), (4, 2, True), (3, 3, True), (2, 2, False)]
 )
 def test_only_more_finished_work_is_progress(step, units, progressed, group, run, tmp_path):
-    assert count_finished(tmp_path) == 0
     write_progress(tmp_path, 3, 2)
-    assert count_finished(tmp_path) == 5
-
-    def work(folder: Path) -> None:
-        for old in folder.glob("checkpoints/*"):
-            old.rmdir()
-        write_progress(folder, step, units)
-
+    group.work = lambda folder: write_progress(folder, step, units)
     group.result = None
-    group.work = work
     group.status = 1
+
     with pytest.raises(StageFailed) as raised:
         run(PRETRAIN)
+
     assert raised.value.progressed is progressed
 
 
@@ -289,35 +306,27 @@ def test_only_more_finished_work_is_progress(step, units, progressed, group, run
 def work(tmp_path) -> Path:
     """The work file of a decoding with values that are not the defaults."""
     (out := tmp_path / "out").mkdir()
-    resources = Resources(workers=3, device="cpu").model_dump(mode="json")
     described = {
         "stage": "decode_videos",
         "config": {"size": 64, "frames": 8},
         "inputs": {"manifest": str(tmp_path)},
+        "out": str(out),
+        "resources": {"workers": 3, "device": "cpu"},
     }
-    write_json(out / "work.json", described | {"out": str(out), "resources": resources})
+    write_json(out / "work.json", described)
     return out / "work.json"
 
 
 @pytest.fixture
 def main(work, monkeypatch):
-    """main(result, rank): the status and result.json of a stage that returns or raises `result`, and
-    its arguments."""
+    """main(outcome, rank): the status and result.json of a stage that returns or raises it."""
 
-    def start(result, rank: str = "0") -> tuple[int, dict, list]:
-        received: list = []
-
-        def stage(*arguments) -> Outcome:
-            received.extend(arguments)
-            if isinstance(result, BaseException):
-                raise result
-            return result
-
-        monkeypatch.setattr(decode_videos, "run", stage)
+    def start(outcome: Outcome | BaseException, rank: str = "0") -> tuple[int, dict]:
+        monkeypatch.setattr(decode_videos, "run", Mock(side_effect=[outcome]))
         monkeypatch.setenv("RANK", rank)
         status = program.main(work)
         file = work.with_name("result.json")
-        return status, read_json(file) if file.exists() else {}, received
+        return status, read_json(file) if file.exists() else {}
 
     return start
 
@@ -327,12 +336,15 @@ def test_the_stage_receives_the_work_file_and_its_outcome_is_the_result(main, tm
         {"items": 2, "left": 1}, {"loss": 0.5}, ["a", "b"], "float32", {"x.tar": "ab"}
     )
 
-    status, result, (config, inputs, out, resources) = main(outcome)
+    status, result = main(outcome)
 
     assert (status, Outcome(**result)) == (0, outcome)
-    assert (config.size, config.frames) == (64, 8)
-    assert (inputs, out) == (decode_videos.Inputs(manifest=tmp_path), tmp_path / "out")
-    assert (resources.workers, resources.device) == (3, "cpu")
+    decode_videos.run.assert_called_once_with(
+        decode_videos.Config(size=64, frames=8),
+        decode_videos.Inputs(manifest=tmp_path),
+        tmp_path / "out",
+        Resources(workers=3, device="cpu"),
+    )
 
 
 MISTAKES = [InputError("no captions"), MemoryError()]
@@ -347,7 +359,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("error", MISTAKES, ids=repr)
 def test_an_error_that_the_user_can_fix_is_one_line(error, main):
-    status, result, _ = main(error)
+    status, result = main(error)
 
     assert status == EXIT_INPUT_ERROR
     assert len(result["error"].splitlines()) == 1
@@ -387,7 +399,7 @@ def test_memory_that_other_processes_hold_is_named(main, monkeypatch):
     )
     monkeypatch.setattr("torch.cuda", cuda)
 
-    _, result, _ = main(MemoryError())
+    _, result = main(MemoryError())
 
     assert "other processes hold 70 of the 80 GiB of its GPU" in result["error"]
     assert "CUDA_VISIBLE_DEVICES" in result["error"]

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,73 +14,64 @@ from alpro.shards.schema import Member, Row
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location
 from alpro.stages import decode_videos
-from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data, in_store
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
 from tests.stages.conftest import rejects_of
 
-CONFIG = Config(frames=4, size=32, max_reject_share=0.5)
+
+@pytest.fixture
+def files(sample) -> dict[str, bytes]:
+    """Two videos, one of which has no caption, and a picture, by their names."""
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "JPEG")
+    videos = [sample / "videos" / f"train-0000{number}.mp4" for number in (0, 1)]
+    return {
+        "000000000.mp4": videos[0].read_bytes(),
+        "000000003.mp4": videos[1].read_bytes(),
+        "000000004.jpg": picture.getvalue(),
+    }
+
+
+CAPTIONS = {"000000000": "a caption", "000000003": "", "000000004": "red"}
+FAILED = about("000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found")
 
 
 @pytest.fixture
-def downloads(sample, tmp_path) -> Path:
-    """Two shards of video2dataset: two videos, one without a caption and one whose download failed;
-    two pictures."""
+def downloads(files, tmp_path) -> Path:
+    """The files as a shard of video2dataset, with a video whose download failed."""
     folder = tmp_path / "webvid"
-    members = []
     folder.mkdir()
-    rows = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
-    for number in (0, 1, 3):
-        key = f"00000000{number}"
-        caption = "" if number == 3 else f"caption  of {number}"
-        members += [
-            (f"{key}.mp4", (sample / rows[number]["path"]).read_bytes()),
-            (f"{key}.txt", caption.encode()),
-        ]
-        members += [(f"{key}.json", json.dumps(about(key, split="train")).encode())]
+    members = [*files.items()]
+    for key, caption in CAPTIONS.items():
+        members.append((f"{key}.txt", caption.encode()))
+        members.append((f"{key}.json", json.dumps(about(key, split="train")).encode()))
     (folder / "00000.tar").write_bytes(pack(*members))
-    failed = about(
-        "000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found"
-    )
-    pq.write_table(pa.Table.from_pylist([failed]), folder / "00000.parquet")
+    pq.write_table(pa.Table.from_pylist([FAILED]), folder / "00000.parquet")
     (folder / "00000_stats.json").write_text('{"count": 4, "successes": 3}')
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), "red").save(buffer, "JPEG")
-    pictures = [
-        (f"10000{n}.{end}", data)
-        for n in "01"
-        for end, data in (("jpg", buffer.getvalue()), ("txt", b"red"))
-    ]
-    (folder / "00001.tar").write_bytes(pack(*pictures))
     return folder
 
 
 def test_downloads_are_decoded_as_the_same_files_in_a_folder(
-    downloads, tmp_path, inline_pool, resources
+    downloads, files, tmp_path, inline_pool, resources
 ):
     out = tmp_path / "out"
-    other = tmp_path / "other"
-    counts = decode_data(CONFIG, downloads, out, resources).counts
-    assert [counts[name] for name in ("items", "videos", "images", "rejected")] == [6, 2, 2, 2]
-    assert rejects_of(out) == {"000000002": "not fetched", "000000003": "no text"}
-    assert not [*out.rglob("*.mp4"), *out.rglob(".fetched.*")]
-
     loose = tmp_path / "loose"
-    lines = []
     loose.mkdir()
-    for row in (row for row in scan_source(downloads)[1] if isinstance(row, Row)):
-        (loose / row.file_name).write_bytes(
-            row.path.read_bytes()[row.member.offset :][: row.member.size]
-        )
-        known = row.model_dump(include={"id", "captions", "split"})
-        lines.append({"path": row.file_name, **known, **row.meta, "group": row.group or row.name})
+    lines = []
+    for row in scan_source(downloads)[1]:
+        if isinstance(row, Row):
+            (loose / row.file_name).write_bytes(files[row.file_name])
+            line = {"path": row.file_name, "group": row.group or row.name, **row.meta}
+            lines.append(line | row.model_dump(include={"id", "captions", "split"}))
     (loose / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    decode_data(CONFIG, loose / "manifest.jsonl", other, resources)
-    assert [p.read_bytes() for p in sorted(out.glob("*.tar"))] == [
-        p.read_bytes() for p in sorted(other.glob("*.tar"))
-    ]
+
+    shards, rejected = decoded(downloads, out, resources)
+
+    assert rejected == {"000000002": "not fetched", "000000003": "no text"}
+    assert not [*out.rglob("*.mp4"), *out.rglob(".fetched.*")]
+    assert decoded(loose / "manifest.jsonl", tmp_path / "other", resources)[0] == shards
 
 
 def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
@@ -118,24 +110,32 @@ def decoded(
     return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(out)
 
 
+@pytest.fixture
+def here(manifest, tmp_path, inline_pool, resources) -> tuple[dict, dict]:
+    """The shards and the rejects of the local manifest."""
+    return decoded(manifest, tmp_path / "here", resources)
+
+
+@pytest.mark.parametrize("store", ["http", "memory"])
 def test_a_remote_manifest_gives_the_same_shards(
-    manifest, tmp_path, served, memory, inline_pool, resources
+    store, here, manifest, tmp_path, served, memory, resources
 ):
-    """So does a local one with remote videos, as the tables of large data sets have."""
     in_store(*manifest.parent.iterdir())
+    url = served(manifest.parent)[0] if store == "http" else memory
+
+    assert decoded(f"{url}/manifest.jsonl", tmp_path / "there", resources) == here
+
+
+def test_a_local_manifest_may_name_remote_videos(here, manifest, tmp_path, served, resources):
+    """As the tables of large data sets do."""
     url = served(manifest.parent)[0]
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    links = [
-        row | {"path": f"{url}/{row['path'].replace(' ', '%20').replace('#', '%23')}"}
-        for row in rows
-    ]
+    links = [row | {"path": f"{url}/{quote(row['path'])}"} for row in rows]
     (tmp_path / "links.jsonl").write_text("\n".join(map(json.dumps, links)))
-    here = decoded(manifest, tmp_path / "here", resources)
-    assert (len(here[0]), here[1]) == (1, {"gone": "missing"})
-    for number, place in enumerate((f"{url}/manifest.jsonl", f"{memory}/manifest.jsonl")):
-        assert decoded(place, tmp_path / f"there{number}", resources) == here
-    shards, rejected = decoded(tmp_path / "links.jsonl", tmp_path / "links", resources)
-    assert (list(shards), rejected) == (list(here[0]), {"gone": "missing"})
+
+    shards, rejected = decoded(tmp_path / "links.jsonl", tmp_path / "out", resources)
+
+    assert (shards.keys(), rejected) == (here[0].keys(), {"gone": "missing"})
 
 
 def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
@@ -145,19 +145,16 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     for name in ("here", "there"):
         (tmp_path / f"{name}.png").write_bytes(bytes(10_001))
-    paths = {
-        "not fetched": [
-            f"http://127.0.0.1:{free_port()}/a.png",
-            "http://no.such.host.invalid/b.mp4",
-        ],
-        "too large": ["here.png", f"{served(tmp_path)[0]}/there.png"],
-        "": ["a.png"],
+    reasons = {
+        f"http://127.0.0.1:{free_port()}/a.png": "not fetched",
+        "http://no.such.host.invalid/b.mp4": "not fetched",
+        "here.png": "too large",
+        f"{served(tmp_path)[0]}/there.png": "too large",
     }
-    expected = {path: reason for reason, some in paths.items() for path in some}
-    rows = [{"id": path, "path": path, "caption": "x", "split": "train"} for path in expected]
+    rows = [{"id": path, "path": path, "caption": "x", "split": "train"} for path in reasons]
+    rows.append({"id": "a", "path": "a.png", "caption": "x", "split": "train"})
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     shards, rejected = decoded(tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000)
-    assert (len(shards), rejected) == (
-        1,
-        {path: reason for path, reason in expected.items() if reason},
-    )
+
+    assert (len(shards), rejected) == (1, reasons)

@@ -3,12 +3,12 @@
 import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 
 from alpro.files import checksum
-from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
@@ -27,16 +27,14 @@ def decode_images(
     stage = folder / "artifacts" / "decode_videos"
     out = stage / f"run {len(list(stage.glob('*')))}"
     out.mkdir(parents=True)
-    files = [
-        {key: row.get(key, other) for key, other in (("touched", 1), ("more", b""))} for row in rows
-    ]
-    source = write_manifest(
-        folder / "data", [{k: v for k, v in row.items() if k not in files[0]} for row in rows]
-    )
-    for row, file in zip(rows, files, strict=True):  # unchanged images keep their time
-        path = folder / "data" / f"{row['id']}.png"
-        path.write_bytes(path.read_bytes() + file["more"])
-        os.utime(path, (file["touched"], file["touched"]))
+    written = [{key: row[key] for key in row.keys() - {"touched", "more"}} for row in rows]
+    source = write_manifest(folder / "data", written)
+    for row in rows:
+        path = source.with_name(f"{row['id']}.png")
+        path.write_bytes(path.read_bytes() + row.get("more", b""))
+        touched = row.get("touched", 1)  # unchanged images keep their time
+        os.utime(path, (touched, touched))
+
     settings = {"size": 16, "samples_per_shard": 4, **config}
     return decode_data(Config.model_validate(settings), source, out, resources), out
 
@@ -50,63 +48,59 @@ def shards(folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def refuse_link(*_) -> None:
-    raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-
 WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
 SILENT = {"id": "silent", "split": "train"}
+ALL = [*WALLS, SILENT]
+NEW = {"id": "new", "captions": ["a new wall"], "split": "train"}
+
+
+def without(number: int, *replacement: dict) -> list[dict]:
+    """All rows with another one, or none, in the place of a wall."""
+    return [*WALLS[:number], *replacement, *WALLS[number + 1 :], SILENT]
 
 
 @pytest.mark.parametrize(
-    ("rows", "linked", "links"),
+    ("rows", "linked"),
     [
-        ([*WALLS, {"id": "new", "captions": ["a new wall"], "split": "train"}, SILENT], 16, True),
-        ([*WALLS[:5], *WALLS[6:], SILENT], 16, False),
-        ([*WALLS[:5], WALLS[5] | {"captions": ["changed"]}, *WALLS[6:], SILENT], 20, True),
-        ([*WALLS[:5], WALLS[5] | {"color": "white", "touched": 7}, *WALLS[6:], SILENT], 20, True),
-        ([*WALLS, SILENT], 24, False),
-        ([*WALLS, SILENT], 24, True),
-    ],
-    ids=[
-        "a new row",
-        "a removed row",
-        "another caption",
-        "another picture",
-        "no links",
-        "the same",
+        pytest.param([*ALL, NEW], range(16, 24), id="a new row"),
+        pytest.param(without(5), range(16, 24), id="a removed row"),
+        pytest.param(without(5, WALLS[5] | {"captions": ["changed"]}), [20], id="a caption"),
+        pytest.param(without(5, WALLS[5] | {"color": "white", "touched": 7}), [20], id="a picture"),
+        pytest.param(ALL, [24], id="the same"),
     ],
 )
 def test_only_shards_with_new_or_changed_rows_are_decoded(
-    rows, linked, links, tmp_path, resources, inline_pool, monkeypatch
+    rows, linked, tmp_path, resources, inline_pool
 ):
-    """Also across file systems. Rejects are reused with their shard."""
-    _, old = decode_images([*WALLS, SILENT], tmp_path, resources)
+    """Rejects are reused with their shard."""
+    _, old = decode_images(ALL, tmp_path, resources)
     before = contents(old)
-    if not links:
-        monkeypatch.setattr(Path, "hardlink_to", refuse_link)
+
     outcome, new = decode_images(rows, tmp_path, resources)
+
+    assert outcome.counts["linked"] in linked
+    same = [ids for checksum, ids in shards(new).items() if checksum in shards(old)]
+    assert sum(map(len, same)) == outcome.counts["linked"]
     assert outcome.sha256 == {path.name: checksum(path) for path in new.glob("*.tar")}
-    same = len(rows) > 25 or rows == [*WALLS, SILENT]
-    assert linked <= outcome.counts["linked"] <= (24 if same else 23)
-    assert outcome.counts["rejected"] == 1
-    assert sorted(ShardReader(new).column("id").to_pylist()) == sorted(
-        row["id"] for row in rows if row != SILENT
-    )
-    assert (
-        sum(len(ids) for sha, ids in shards(new).items() if sha in shards(old))
-        == outcome.counts["linked"]
-    )
     assert contents(old) == before
-    alone, apart = decode_images(rows, tmp_path / "apart", resources)
-    assert alone.counts["linked"] == 0
-    # Only the keys of units depend on the location of the files.
-    finished = {
-        name: sha
-        for name, sha in contents(apart).items()
-        if "parts/" not in name and "units" not in name
-    }
-    assert finished.items() <= contents(new).items()
+    _, alone = decode_images(rows, tmp_path / "apart", resources)
+    assert corpus(new) == corpus(alone)
+
+
+def corpus(folder: Path) -> dict[str, str]:
+    """The contents of a corpus, without the keys of units, which depend on the place of files."""
+    return {name: sha for name, sha in contents(folder).items() if "units" not in name}
+
+
+def test_a_disk_without_links_has_copies(tmp_path, resources, inline_pool, monkeypatch):
+    _, old = decode_images(ALL, tmp_path, resources)
+    no_links = OSError(errno.EXDEV, "Invalid cross-device link")
+    monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=no_links))
+
+    outcome, new = decode_images(ALL, tmp_path, resources)
+
+    assert outcome.counts["linked"] == len(WALLS)
+    assert corpus(new) == corpus(old)
 
 
 OTHER_SETTINGS = {"frames": 8, "size": 20, "timeout": 30.0, "max_bytes": 10**6}
@@ -119,25 +113,35 @@ WITHOUT_EFFECT = {
 }
 
 
-def test_what_a_shard_depends_on(tmp_path, resources, inline_pool, monkeypatch):
-    """Each setting is changed separately; the time and the size of a file; the version of the
-    stage; and nothing."""
-    rows = WALLS[:4]
-    assert OTHER_SETTINGS.keys() == decode_videos.UNIT_SETTINGS
-    _, old = decode_images(rows, tmp_path, resources)
-    for changes, linked in ((OTHER_SETTINGS, 0), (WITHOUT_EFFECT, 4)):
-        for name, value in changes.items():
-            assert (
-                decode_images(rows, tmp_path, resources, **{name: value})[0].counts["linked"]
-                == linked
-            ), name
-    manifest = (tmp_path / "data" / "items.jsonl").read_text()
-    for change in ({"touched": 2}, {"more": b"more"}):
-        outcome, new = decode_images([rows[0] | change, *rows[1:]], tmp_path, resources)
-        assert (tmp_path / "data" / "items.jsonl").read_text() == manifest
-        assert outcome.counts["linked"] == 0
-        assert shards(new) == shards(old)  # the picture is the same, and so are the bytes
-    with monkeypatch.context() as patch:
-        patch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
-        assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 0
-    assert decode_images(rows, tmp_path, resources)[0].counts["linked"] == 4
+@pytest.fixture
+def count_linked(tmp_path, resources, inline_pool):
+    """count_linked(change, **settings): the samples that a corpus of four walls shares with one that
+    exists, after a change of the first row or of the settings."""
+    decode_images(WALLS[:4], tmp_path, resources)
+
+    def count(change: dict, **settings) -> int:
+        rows = [WALLS[0] | change, *WALLS[1:4]]
+        return decode_images(rows, tmp_path, resources, **settings)[0].counts["linked"]
+
+    return count
+
+
+@pytest.mark.parametrize("name", decode_videos.UNIT_SETTINGS)
+def test_a_shard_depends_on_the_settings_of_units(name, count_linked):
+    assert count_linked({}, **{name: OTHER_SETTINGS[name]}) == 0
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_a_shard_depends_on_no_other_setting(name, count_linked):
+    assert count_linked({}, **{name: WITHOUT_EFFECT[name]}) == 4
+
+
+@pytest.mark.parametrize("change", [{"touched": 2}, {"more": b"more"}])
+def test_a_shard_depends_on_the_time_and_the_size_of_its_files(change, count_linked):
+    assert count_linked(change) == 0
+
+
+def test_a_shard_depends_on_the_version_of_the_stage(count_linked, monkeypatch):
+    assert count_linked({}) == 4
+    monkeypatch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
+    assert count_linked({}) == 0
