@@ -30,9 +30,6 @@ if [ "$SLURM_PROCID" -eq 0 ]; then
 fi
 until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
 export PYTHONSAFEPATH=1 # nothing is imported from the current folder
-if [ -z "${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-}" ]; then
-  export PYTORCH_ALLOC_CONF=expandable_segments:True # as on the first node
-fi
 exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
   --nnodes "$SLURM_NNODES" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" \
   --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"

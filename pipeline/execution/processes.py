@@ -153,7 +153,9 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
     work_file = write_work(step, out, store, resources)
     command = get_command(step.stage, work_file, resources)
     if resources.nodes > 1 and trains:
-        announce_nodes(step, command, launch)
+        # Another node may have its interpreter elsewhere.
+        elsewhere = shlex.join(["python", *command[1:]])
+        (launch.on_line or log.info)(f"{step.name}: start on each other node: {elsewhere}")
 
     log.debug(f"{step.name}: {shlex.join(command)}")
     finished = count_finished(out)
@@ -261,14 +263,6 @@ def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
     return [*torchrun, *rendezvous, *module]
 
 
-def announce_nodes(step: Step, command: Sequence[str], launch: Launch) -> None:
-    """Print the command that starts a training on each other node."""
-    # Another node may have its interpreter elsewhere, and GPUs of other names.
-    variables = [f"{name}={value}" for name, value in get_allocator(launch.gpus).items()]
-    elsewhere = shlex.join([*variables, "python", *command[1:]])
-    (launch.on_line or log.info)(f"{step.name}: start on each other node: {elsewhere}")
-
-
 def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[str, str]:
     """Return the environment variables of a stage's processes.
 
@@ -285,7 +279,7 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
     if step.stage in WITH_MODEL and not launch.gpus and models > 1:
         defaults["OMP_NUM_THREADS"] = str(max(1, cores() // models))
 
-    environment = {**defaults, **get_allocator(launch.gpus), **os.environ}
+    environment = {**defaults, **os.environ}
     if launch.gpus:
         environment[VISIBLE_GPUS] = ",".join(launch.gpus)
     if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
@@ -299,14 +293,6 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
 def count_processes(stage: str, resources: Resources) -> int:
     """Return the number of processes that run a stage on this machine."""
     return resources.processes if stage in DISTRIBUTED_STAGES else 1
-
-
-def get_allocator(gpus: Sequence[str]) -> dict[str, str]:
-    """Return the setting of the memory of GPUs, unless the environment has its own."""
-    if not gpus or {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        return {}
-    # Batches differ in size: segments that grow leave no holes in the GPU's memory.
-    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def find_gpus(resources: Resources) -> list[str]:

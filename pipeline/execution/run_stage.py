@@ -138,6 +138,9 @@ def describe_memory(stage: str, error: Exception) -> str:
 
 def start(file: Path) -> NoReturn:
     """Run `main` and end the process with its status, or with 1 and a traceback."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its earlier name
+        # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_rank = "WORLD_SIZE" in os.environ
     if is_rank:  # torchrun starts its ranks in sessions of their own
         set_parent_death_signal(get_parent(), signal.SIGKILL)

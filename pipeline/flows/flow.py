@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import prefect
 from prefect import Flow, get_run_logger
@@ -283,51 +283,59 @@ def run_steps(current: PipelineRun) -> None:
         raise next(iter(current.failures.values()))
 
 
+class Running(NamedTuple):
+    """A submitted step, and the GPUs that it uses here."""
+
+    step: Step
+    future: PrefectConcurrentFuture
+    gpus: list[str]
+
+
 class Scheduler:
     """Submits the steps of a run to Prefect in their order, each as soon as it can run."""
 
     def __init__(self, current: PipelineRun):
         self.current = current
-        resources = current.plan.settings.resources
+        self.resources = current.plan.settings.resources
         self.steps = required(current.plan.steps, current.plan.store)
-        if resources.max_stages > 1:
+        if self.resources.max_stages > 1:
             # Trainings take longest: none waits for an evaluation that could run later.
             self.steps.sort(key=lambda step: step.stage in EVALUATIONS)
 
         self.waiting = list(self.steps)
-        self.running: dict[str, PrefectConcurrentFuture] = {}
+        self.running: list[Running] = []
         self.completed: dict[str, PrefectConcurrentFuture] = {}
         self.left_out: set[str] = set()  # steps that failed, and those that need them
+        has_model = any(step.stage in WITH_MODEL and self.is_here(step) for step in self.steps)
+        self.gpus = find_gpus(self.resources) if has_model else []
+        self.has_gpus = bool(self.gpus)
 
-        # Steps that run here share places and GPUs.
-        here = [step for step in self.steps if step.stage not in current.remote_deployments]
-        with_model = [step for step in here if step.stage in WITH_MODEL]
-        self.places = resources.max_stages
-        self.gpus = find_gpus(resources) if with_model else []
-        self.gpus_of_step: dict[str, list[str]] = {}
-        # By the name of each step that runs here.
-        self.gpu_counts = {step.name: 0 for step in here}
-        if self.gpus:
-            for step in with_model:
-                self.gpu_counts[step.name] = count_processes(step.stage, resources)
+    def is_here(self, step: Step) -> bool:
+        """Return whether this machine runs a step, and no deployment in another pool."""
+        return step.stage not in self.current.remote_deployments
+
+    def count_gpus(self, step: Step) -> int:
+        """Return the number of GPUs that a step uses here."""
+        if not self.has_gpus or step.stage not in WITH_MODEL or not self.is_here(step):
+            return 0
+        return count_processes(step.stage, self.resources)
 
     def run(self) -> None:
         """Run all steps, except those whose inputs failed."""
         self.submit_ready()
         while self.running:
             wait(self.threads, SIGNAL_SECONDS, FIRST_COMPLETED)
-            ended = [name for name, future in self.running.items() if future.wrapped_future.done()]
-            for name in ended:
-                if name in self.gpu_counts:
-                    self.places += 1
-                    self.gpus += self.gpus_of_step.pop(name)
-                self.note_end(name, self.running.pop(name))
+            ended = [one for one in self.running if one.future.wrapped_future.done()]
+            for one in ended:
+                self.running.remove(one)
+                self.gpus += one.gpus
+                self.note_end(one.step.name, one.future)
             self.submit_ready()
 
     @property
     def threads(self) -> list[Future]:
         """The threads that run the submitted steps, as futures."""
-        return [future.wrapped_future for future in self.running.values()]
+        return [one.future.wrapped_future for one in self.running]
 
     def submit_ready(self) -> None:
         """Submit the steps whose inputs exist and for which there is a place."""
@@ -339,27 +347,25 @@ class Scheduler:
                 announce(f"{step.name}: skipped, because an input failed")
                 continue
 
-            unfinished = self.running.keys() | {other.name for other in self.waiting}
+            unfinished = {other.name for other in self.waiting}
+            unfinished |= {one.step.name for one in self.running}
             if not inputs & unfinished and self.has_place(step):
                 self.waiting.remove(step)
                 self.submit(step)
 
     def has_place(self, step: Step) -> bool:
         """Return whether a step can run beside those that run."""
-        if step.name not in self.gpu_counts:  # a deployment runs it
+        if not self.is_here(step):
             return True
-        return self.places > 0 and len(self.gpus) >= self.gpu_counts[step.name]
+        neighbors = [one for one in self.running if self.is_here(one.step)]
+        has_gpus = len(self.gpus) >= self.count_gpus(step)
+        return has_gpus and len(neighbors) < self.resources.max_stages
 
     def submit(self, step: Step) -> None:
-        """Submit a step, with GPUs if it runs here."""
-        gpus: list[str] = []
-        if step.name in self.gpu_counts:
-            count = self.gpu_counts[step.name]
-            gpus = self.gpus[:count]
-            self.gpus_of_step[step.name] = gpus
-            self.gpus = self.gpus[count:]
-            self.places -= 1
-
+        """Submit a step, with GPUs if it uses any here."""
+        count = self.count_gpus(step)
+        gpus = self.gpus[:count]
+        self.gpus = self.gpus[count:]
         sources = [source.name for source in step.inputs.values()]
         task: Any = step_task.with_options(name=step.name)
         future = task.submit(
@@ -370,7 +376,7 @@ class Scheduler:
             # Prefect draws an arrow from each.
             wait_for=[self.completed[name] for name in sources if name in self.completed],
         )
-        self.running[step.name] = future
+        self.running.append(Running(step, future, gpus))
 
     def note_end(self, name: str, future: PrefectConcurrentFuture) -> None:
         """Note whether a step has its artifact, and announce why not.
