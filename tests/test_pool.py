@@ -65,14 +65,6 @@ def test_a_task_that_dies_has_no_result_and_all_others_have(run, tmp_path):
     assert len(list(tmp_path.iterdir())) == 9
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_every_task_is_run_once(tmp_path, workers):
-    results = list(each(range(7), partial(note, folder=tmp_path), workers=workers))
-
-    assert sorted(results) == [(n, 10 * n) for n in range(7)]
-    assert len(list(tmp_path.iterdir())) == 7
-
-
 def test_a_part_of_a_task_has_a_time_limit(run):
     results = dict(run(["hang in an item", "fine"], behave))
 

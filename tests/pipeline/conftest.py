@@ -113,24 +113,17 @@ def write_artifact(
         name: {"stage": record.stage, "fingerprint": record.fingerprint}
         for name, record in (inputs or {}).items()
     }
-    record = {
+    record = dict.fromkeys(("config", "counts", "metrics", "files", "versions"), {})
+    record |= {
         "version": RECORD_VERSION,
         "stage": stage,
         "name": stage,
         "fingerprint": digest(mark or stage),
-    }
-    record |= {
         "stage_version": 1,
         "inputs": sources,
-        "config": {},
-        "counts": {},
-        "metrics": {},
-        "files": {},
-    }
-    record |= {
-        "versions": {},
         "run": {"at": "2026-01-01T00:00:00", "seconds": 1.0, "commit": "abc"},
-    } | more
+    }
+    record |= more
     folder = root / "artifacts" / stage / record["fingerprint"][:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "artifact.json", record)
@@ -210,12 +203,10 @@ def copied(first, monkeypatch) -> None:
     def work(step: Any, out: Path, *more: Any, **options: Any) -> Outcome:
         if (record := read_record(built[step.name])) is None:
             return compute(step, out, *more, **options)
-        shutil.copytree(
-            built[step.name], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD)
-        )
-        (out / "of").write_text(
-            step.fingerprint
-        )  # otherwise what follows would not run: its inputs would be equal
+        ignore = shutil.ignore_patterns(RECORD)
+        shutil.copytree(built[step.name], out, dirs_exist_ok=True, ignore=ignore)
+        # Otherwise what follows would not run: its inputs would be equal.
+        (out / "of").write_text(step.fingerprint)
         return Outcome(dict(record.counts), dict(record.metrics))
 
     monkeypatch.setattr(tasks, "run_stage", work)
@@ -298,11 +289,8 @@ def newest_runs() -> tuple[Any, dict[UUID, Any]]:
 
         def recorded() -> list[Any]:
             found = client.read_task_runs(flow_run_filter=only)
-            return (
-                found
-                if sum(bool(one.state and one.state.is_final()) for one in found) == len(STAGES)
-                else []
-            )
+            final = [one for one in found if one.state and one.state.is_final()]
+            return final if len(final) == len(STAGES) else []
 
         return run, {one.id: one for one in wait_for(recorded, 600)}
 

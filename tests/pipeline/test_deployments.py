@@ -11,7 +11,7 @@ import httpx
 import prefect
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas import FlowRun
+from prefect.client.schemas import FlowRun, State
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
@@ -20,7 +20,6 @@ from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
 from alpro.stages.execution.interface import StageFailed
 from tests.pipeline.conftest import (
-    STAGES,
     TINY,
     in_process,
     last_run,
@@ -37,30 +36,27 @@ def no_terminal(monkeypatch) -> None:
     monkeypatch.delenv("ALPRO_COMMAND_LINE", raising=False)
 
 
-def client_of(*states: object) -> MagicMock:
-    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of `states`, which
-    may be an error."""
-    stages = [
-        ("finetune_qa", "gpu"),
-        ("evaluate", "gpu"),
-        ("build_vocabulary", "cpu"),
-        ("nightly", "gpu"),
-    ]
+# The deployments of the server by their names, with their stages and pools.
+DEPLOYMENTS = {
+    "finetune_qa": ("finetune_qa", "gpu"),
+    "evaluate": ("evaluate", "gpu"),
+    "build_vocabulary": ("build_vocabulary", "cpu"),
+    "nightly": ("pretrain", "gpu"),
+}
+
+
+def client_of(*states: State | Exception) -> MagicMock:
+    """Prefect's client, for a deployment of the pool `cpu`; a run has the next of the states."""
     client = MagicMock()
     client.__enter__.return_value = client
     client.read_deployment.return_value.work_pool_name = "cpu"
     client.read_deployments.return_value = [
-        SimpleNamespace(
-            name=name,
-            work_pool_name=pool,
-            parameters={"stage": name.replace("nightly", "pretrain")},
-        )
-        for name, pool in stages
+        SimpleNamespace(name=name, work_pool_name=pool, parameters={"stage": stage})
+        for name, (stage, pool) in DEPLOYMENTS.items()
     ]
-    found = [
+    client.read_flow_run.side_effect = [
         state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states
     ]
-    client.read_flow_run.side_effect = found
     return client
 
 
@@ -155,28 +151,16 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
     ]
 
 
-def folders_of(result: dict[str, str]) -> dict[str, str]:
-    """The folders of a run by their names, without the workspace."""
-    return {name: Path(folder).name for name, folder in result.items()}
-
-
 def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
-    """Called, with other options, and as a part of another flow. The workspace is where the variable
-    says."""
+    """Also as a part of another flow. The workspace is where the variable says."""
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
 
     @prefect.flow
     def outer() -> dict[str, str]:
         return flow.alpro(TINY, stage="train_tokenizer")
 
-    expected = {name: Path(first[name]).name for name in STAGES[:4] if name != STAGES[2]}
-    for call in (
-        lambda: flow.alpro(config=TINY, stage="train_tokenizer"),
-        lambda: flow.alpro.with_options(retries=0)(TINY, stage="train_tokenizer"),
-        outer,
-    ):
-        assert folders_of(call()).items() >= {STAGES[3]: expected[STAGES[3]]}.items()
-    assert Path.cwd() != workspace
+    for folders in (flow.alpro(config=TINY, stage="train_tokenizer"), outer()):
+        assert Path(folders["train_tokenizer"]).samefile(first["train_tokenizer"])
 
 
 def newest_flow_run() -> FlowRun:

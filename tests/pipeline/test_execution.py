@@ -62,7 +62,6 @@ class Group:
 
     def __call__(self, command, environment, descriptors, on_line):
         self.file = Path(command[-1])
-        self.described = read_json(self.file)
         self.command = command
         self.environment = environment
         self.descriptors = descriptors
@@ -94,16 +93,9 @@ def run(tmp_path):
     return start
 
 
-def test_a_stage_receives_its_configuration_and_resources(group, run, tmp_path):
-    resources = {"workers": 3, "device": "cpu", "rank_timeout": 7.5, "processes": 2}
+def test_a_stage_inherits_the_lock_of_its_folder(group, run):
+    run(PRETRAIN, Launch(descriptors=[5]))
 
-    run(PRETRAIN, Launch(descriptors=[5]), **resources)
-
-    described = group.described
-    assert described["stage"] == "pretrain"
-    assert described["config"] == PRETRAIN.config.model_dump(mode="json")
-    assert described["out"] == str(tmp_path)
-    assert Resources.model_validate(described["resources"]) == Resources(**resources)
     assert group.descriptors == [5]
 
 
