@@ -113,7 +113,9 @@ def write_artifact(
         name: {"stage": record.stage, "fingerprint": record.fingerprint}
         for name, record in (inputs or {}).items()
     }
-    record = dict.fromkeys(("config", "counts", "metrics", "files", "versions"), {})
+    record: dict[str, Any] = {
+        key: {} for key in ("config", "counts", "metrics", "files", "versions")
+    }
     record |= {
         "version": RECORD_VERSION,
         "stage": stage,
