@@ -128,8 +128,9 @@ def count_linked(tmp_path, resources, inline_pool):
     return count
 
 
-@pytest.mark.parametrize("name", decode_videos.UNIT_SETTINGS)
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
 def test_a_shard_depends_on_the_settings_of_units(name, count_linked):
+    assert OTHER_SETTINGS.keys() == decode_videos.UNIT_SETTINGS
     assert count_linked({}, **{name: OTHER_SETTINGS[name]}) == 0
 
 
