@@ -17,7 +17,7 @@ import yaml
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
-from alpro.pipeline.config.load import CONFIGS, shipped
+from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
 from alpro.pipeline.plan.models import read_settings

@@ -21,7 +21,7 @@ from alpro.models.clip_prompter import is_clip
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.config.load import CONFIGS, shipped
+from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.plan.checks import check_plan, check_test_items
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.models import read_settings

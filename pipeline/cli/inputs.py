@@ -28,7 +28,7 @@ data_group = App(name="data", help="Check data before a run.")
 @config_group.command(name="list")
 def list_configs() -> None:
     """List the shipped configurations."""
-    from alpro.pipeline.config.load import CONFIGS, shipped
+    from alpro.pipeline.config.files import CONFIGS, shipped
     from alpro.pipeline.reports.terminal import print_rows
 
     names = sorted(shipped(), key=lambda name: (name not in FIRST, name))

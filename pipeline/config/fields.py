@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
-# Messages by pydantic's type of error; a type that is missing here has pydantic's message.
+# Messages by pydantic's type of error.
 MESSAGES = {
     "missing": "this key is required",
     "float_parsing": "expected a number",
@@ -22,6 +22,8 @@ MESSAGES = {
     "bool_type": "expected true or false",
     "string_type": "expected text, in quotes",
     "string_too_short": "expected some text",
+    "pattern_type": "expected a regular expression, in quotes",
+    "pattern_regex": "not a regular expression",
     "string_pattern_mismatch": "expected only letters, digits, _ and -",
     "literal_error": "expected {expected}",
     "tuple_type": "expected a list",
@@ -90,7 +92,7 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key{suggest_key(model, [str(part) for part in error['loc']])}"
 
-    message = MESSAGES.get(error["type"], error["msg"]).format_map(error.get("ctx", {}))
+    message = MESSAGES.get(error["type"], "not a valid value").format_map(error.get("ctx", {}))
     # A whole table would be too long for the line.
     if "input" in error and not isinstance(error["input"], dict | BaseModel):
         message += f" (it is {error['input']!r})"

@@ -12,10 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alpro.artifact import flatten
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import read_text
 from alpro.log import log
 from alpro.pipeline.config.command import (
     MODEL_STAGES,
@@ -26,11 +24,11 @@ from alpro.pipeline.config.command import (
     covers,
 )
 from alpro.pipeline.config.fields import error_key, error_line, find_field, is_text
+from alpro.pipeline.config.files import find_config, read_toml
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import path_kind
 
-CONFIGS = Path(__file__).with_name("shipped")
 # Stages that a pipeline has only if it has their table. `false` in its place leaves a stage out.
 OPTIONAL_STAGES = (*MODEL_STAGES, "render_sample", "finetune_retrieval", "finetune_qa")
 # Keys of which a table has one. A layer that sets one of them replaces the others.
@@ -64,7 +62,8 @@ def validate(values: Values, command: Command) -> PipelineConfig:
     except ValidationError as error:
         # The message names where the value was set: in a change, or else in the file.
         key = error_key(error.errors()[0])
-        is_changed = any(covers(changed_key(change), key) for change in command.changes)
+        changed = [changed_key(change) for change in command.changes]
+        is_changed = any(covers(one, key) or covers(key, one) for one in changed)
         place = "" if is_changed else f"{find_config(command.config)}: "
         raise InputError(f"{place}{error_line(error, PipelineConfig)}") from error
 
@@ -111,25 +110,6 @@ def variations(command: Command) -> list[str]:
 # Files.
 
 
-def shipped(folder: Path = CONFIGS) -> list[str]:
-    """Return the names of the shipped configurations, or of the studies."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
-
-
-def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
-    """Find a TOML file by its path in `folder`, by the name of a shipped one, or by its name in the
-    folder `configs`."""
-    refuse_credentials("--config", source)
-    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
-    for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
-        # A folder named `sample` hides no configuration of this name.
-        if file.is_file():
-            return file
-    raise InputError(
-        f"{source}: no such file; the shipped ones are {', '.join(shipped(shipped_in))}"
-    )
-
-
 def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
     """Read a configuration file, with absolute paths, over its `base`."""
     log.debug(f"reading {path}")
@@ -142,18 +122,6 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
     if not isinstance(base, str) or path in below:
         raise InputError(f"{path}: base must be another configuration (it is {base!r})")
     return merge(read_config(find_config(base, path.parent), (*below, path)), values)
-
-
-def read_toml(path: Path) -> Values:
-    try:
-        values = tomllib.loads(read_text(path))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not readable as TOML: {error}") from error
-
-    # Check every key: the configuration is recorded in artifacts and shown in MLflow.
-    for key, value in flatten(values).items():
-        refuse_credentials(f"{path}: {key}", value)
-    return values
 
 
 def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:

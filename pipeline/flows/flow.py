@@ -25,7 +25,7 @@ from pydantic import Field, JsonValue
 from alpro.environment import prepare
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, concerns, data_changes
-from alpro.pipeline.config.load import shipped
+from alpro.pipeline.config.files import shipped
 from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace

@@ -19,7 +19,8 @@ from alpro.files import digest, write_json
 from alpro.log import log
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
-from alpro.pipeline.config.load import CONFIGS, find_config, load_config, read_toml
+from alpro.pipeline.config.files import CONFIGS, find_config, read_toml
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.plan import Plan, make_plan

@@ -5,7 +5,6 @@ first.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -93,14 +92,10 @@ class Runs:
         return next((run for run in reversed(self.all()) if run.report == report), None)
 
     def _append(self, values: Mapping[str, Any]) -> None:
-        text = json.dumps(values, ensure_ascii=False) + "\n"
-        # A single write to a file that is open for appending: lines of two commands do not mix.
-        with self.file.open("ab+") as file:
-            # A line that a power failure has cut must not take this one with it.
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            is_cut = file.read(1) not in (b"", b"\n")
-            file.write((f"\n{text}" if is_cut else text).encode())
+        # A line begins with its break, so that one which a power failure has cut ends there. A
+        # single write to a file that is open for appending: lines of two commands do not mix.
+        with self.file.open("ab") as file:
+            file.write(f"\n{json.dumps(values, ensure_ascii=False)}".encode())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of runs, without one that a power failure has cut."""

@@ -63,44 +63,27 @@ class Snapshot:
         return reached
 
     def lineage(self, record: Record) -> list[Artifact]:
-        """Return an artifact and all that it was built from and that was not removed since, inputs
-        before their users."""
-        present = {other.fingerprint: (folder, other) for folder, other in self.artifacts}
-        ordered: dict[str, Artifact] = {}
-
-        def visit(fingerprint: str) -> None:
-            if fingerprint in present and fingerprint not in ordered:
-                for source in self._inputs[fingerprint]:
-                    visit(source)
-                ordered[fingerprint] = present[fingerprint]
-
-        visit(record.fingerprint)
-        return list(ordered.values())
+        """Return an artifact and all that it was built from and that was not removed since, oldest
+        first."""
+        reached = self.ancestors([record.fingerprint])
+        return [one for one in self.artifacts if one[1].fingerprint in reached]
 
     def dependents(self, folders: Collection[Path]) -> list[Artifact]:
         """Return the artifacts that were built from those in some folders, without these."""
-        removed = {folder.resolve() for folder in folders}
-        chosen = {
-            record.fingerprint for folder, record in self.artifacts if folder.resolve() in removed
-        }
+        places = {folder.resolve() for folder in folders}
+        chosen = {one.fingerprint for folder, one in self.artifacts if folder.resolve() in places}
 
         users = []
         for folder, record in self.artifacts:
-            is_removed = record.fingerprint in chosen
-            if not is_removed and chosen & self.ancestors([record.fingerprint]):
+            others = self.ancestors([record.fingerprint]) - {record.fingerprint}
+            if record.fingerprint not in chosen and not chosen.isdisjoint(others):
                 users.append((folder, record))
         return users
 
-    def unreachable(self, kept: Iterable[str] = ()) -> list[Artifact]:
-        """Return the artifacts that no kept one was built from, newest first, so that users come
-        before their inputs.
-
-        Args:
-            kept: fingerprints; by default the newest artifact of each name.
-        """
-        # Oldest first: of a name, the newest record wins.
-        newest = {record.name: record.fingerprint for _, record in self.artifacts}
-        reached = self.ancestors([*kept] or newest.values())
+    def unreachable(self, fingerprints: Iterable[str]) -> list[Artifact]:
+        """Return the artifacts that none of these was built from, newest first, so that users come
+        before their inputs."""
+        reached = self.ancestors(fingerprints)
         return [one for one in reversed(self.artifacts) if one[1].fingerprint not in reached]
 
     def unfinished(self) -> list[Path]:

@@ -11,7 +11,8 @@ import pytest
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config.command import Command
-from alpro.pipeline.config.load import CONFIGS, read_config, shipped, variations
+from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.load import read_config, variations
 from docs.write_configuration import document
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY

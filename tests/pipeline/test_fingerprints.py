@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from alpro.pipeline.config.load import shipped
+from alpro.pipeline.config.files import shipped
 from tests.plans import plan_of
 
 ROOT = Path(__file__).parents[2]

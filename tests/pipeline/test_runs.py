@@ -49,7 +49,7 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(run
 def test_a_line_that_was_cut_loses_no_other(runs, tmp_path):
     first = begin(runs, "2026-01-01T00:00:00+00:00")
     file: Path = tmp_path / FILE
-    file.write_text(f'{file.read_text()}{{"id": "cut", "at": "20')
+    file.write_text(f'{file.read_text()}\n{{"id": "cut", "at": "20')
     second = begin(runs, "2026-01-02T00:00:00+00:00")
 
     assert runs.all() == [first, second]

@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import Cancelling, Pending, Running
 
-from alpro.pipeline.config.load import CONFIGS, shipped
+from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.flows import servers, worker
 from alpro.pipeline.tracking.store import end_runs
 from alpro.pipeline.tracking.tracker import Tracker

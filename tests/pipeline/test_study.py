@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.load import shipped
+from alpro.pipeline.config.files import shipped
 from alpro.pipeline.flows.study import (
     SEEDED,
     STUDIES,

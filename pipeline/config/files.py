@@ -1,0 +1,51 @@
+"""TOML files: the shipped configurations, and those of the user."""
+
+import os
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from alpro.artifact import flatten
+from alpro.credentials import refuse_credentials
+from alpro.errors import InputError
+from alpro.files import read_text
+
+CONFIGS = Path(__file__).with_name("shipped")
+
+
+def shipped(folder: Path = CONFIGS) -> list[str]:
+    """Return the names of the shipped configurations, or of the studies."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
+    """Find a TOML file by its path in `folder`, by the name of a shipped one, or by its name in the
+    folder `configs`."""
+    refuse_credentials("--config", source)
+    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+        # A folder named `sample` hides no configuration of this name.
+        if file.is_file():
+            return file
+
+    names = shipped(shipped_in)
+    close = get_close_matches(source, names, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the shipped ones are {', '.join(names)}"
+    raise InputError(f"{source}: no such file; {hint}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: It cannot be read, or has credentials, which would be shown in MLflow.
+    """
+    try:
+        values = tomllib.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error
+
+    for key, value in flatten(values).items():
+        refuse_credentials(f"{path}: {key}", value)
+    return values
