@@ -63,10 +63,11 @@ class Snapshot:
         return reached
 
     def lineage(self, record: Record) -> list[Artifact]:
-        """Return an artifact and all that it was built from and that was not removed since, oldest
-        first."""
+        """Return all that an artifact was built from and that was not removed since, oldest first,
+        and at the end the artifact."""
         reached = self.ancestors([record.fingerprint])
-        return [one for one in self.artifacts if one[1].fingerprint in reached]
+        built_from = [one for one in self.artifacts if one[1].fingerprint in reached]
+        return sorted(built_from, key=lambda one: one[1].fingerprint == record.fingerprint)
 
     def dependents(self, folders: Collection[Path]) -> list[Artifact]:
         """Return the artifacts that were built from those in some folders, without these."""

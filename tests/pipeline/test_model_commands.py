@@ -41,83 +41,104 @@ def own(videos, tmp_path):
     return folder
 
 
-def test_videos_are_indexed_searched_listed_and_removed(
-    alpro_model, videos, own, trained, tmp_path
-):
-    index = tmp_path / "index"
-    text = "a red ball moves left"
-    assert alpro_model("index add", index, own)[0] == 2  # no index yet
-    status, out, err = alpro_model("index add", index, own, "--model", RETRIEVAL)
-    assert status == 0
-    note, rejected = err.splitlines()
-    assert "have no caption" in note
-    assert rejected.startswith(f"rejected: {own / 'bad.mp4'}: unreadable")
-    assert out.splitlines()[0] == f"{index}: 3 clips, 0 of them with a caption"
-    again = alpro_model("index add", index, own)[1].splitlines()
-    unchanged = "  0 embedded (0 changed), 4 unchanged, 0 removed"
-    assert again == [out.splitlines()[0], unchanged, "  0 rejected"]
+# Index and search.
 
+TEXT = "a red ball moves left"
+
+
+@pytest.fixture
+def index(alpro_model, own, tmp_path):
+    """An index of the videos of `own`."""
+    status, *_ = alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)
+    assert status == 0
+    return tmp_path / "index"
+
+
+def test_a_folder_is_indexed_once(alpro_model, index, own):
+    out = alpro_model("index add", index, own)[1]
+
+    assert out.splitlines() == [
+        f"{index}: 3 clips, 0 of them with a caption",
+        "  0 embedded (0 changed), 4 unchanged, 0 removed",
+        "  0 rejected",
+    ]
+
+
+def test_a_rejected_video_is_named(alpro_model, own, tmp_path):
+    _, _, err = alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)
+
+    assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
+
+
+@pytest.mark.parametrize("words", [[TEXT], TEXT.split()])
+def test_a_search_prints_what_the_searcher_finds(words, alpro_model, index, trained):
     model = Model.load(RETRIEVAL, trained, device="cpu")
-    expected = Searcher(Index.open(index), model).search(text, 2)
-    assert json.loads(alpro_model("search", index, text, "-k", 2, "--json")[1]) == {
-        "text": text,
-        **expected.json(),
-    }
-    lines = alpro_model("search", index, text, "-k", 3, "--rerank", 1)[1].splitlines()
+    expected = Searcher(Index.open(index), model).search(TEXT, 2)
+
+    out = alpro_model("search", index, *words, "-k", 2, "--json")[1]
+
+    assert json.loads(out) == {"text": TEXT, **expected.json()}
+
+
+def test_the_best_hits_are_ranked_by_matching(alpro_model, index):
+    lines = alpro_model("search", index, TEXT, "-k", 3, "--rerank", 1)[1].splitlines()
+
     assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3", "3"]
     assert lines[-1] == "3 clips searched; the best 1 ranked by matching"
     assert len(lines[1].split()) == len(lines[2].split()) + 1  # one has a match
-    assert "match" not in alpro_model("search", index, text)[1].splitlines()[0]
-    assert "nothing fits" in alpro_model("search", index, text, "--nothing-below", 1)[2]
-    assert (
-        json.loads(alpro_model("search", index, text, "--where", "id = 'none'", "--json")[1])[
-            "hits"
-        ]
-        == []
+
+
+def test_texts_of_a_file_are_one_table(alpro_model, index, tmp_path):
+    (tmp_path / "texts.txt").write_text("a ball\n\na red ring\n")
+
+    table = alpro_model("search", index, f"@{tmp_path / 'texts.txt'}", "-k", 2)[1].splitlines()
+
+    assert [line[:10].strip() for line in table[1:5]] == ["a ball"] * 2 + ["a red ring"] * 2
+
+
+def test_a_search_without_a_hit_says_what_fits_nothing(alpro_model, index):
+    filters = ("--words", "dog", "--where", "start > 1")
+
+    assert "nothing fits" in alpro_model("search", index, TEXT, "--nothing-below", 1)[2]
+    assert alpro_model("search", index, TEXT, *filters)[:2] == (
+        0,
+        "no clip fits start > 1 and the words 'dog'\n",
     )
 
-    # Words are one text; a file of texts is a table; the line says what fits the filters.
-    words = json.loads(alpro_model("search", index, *text.split(), "-k", 2, "--json")[1])
-    assert words == {"text": text, **expected.json()}
-    (tmp_path / "texts.txt").write_text("a ball\n\na red ring\n")
-    table = alpro_model("search", index, f"@{tmp_path / 'texts.txt'}", "-k", 2)[1].splitlines()
-    assert [line[:10].strip() for line in table[1:5]] == ["a ball"] * 2 + ["a red ring"] * 2
-    assert alpro_model("search", index, f"@{tmp_path / 'none.txt'}")[0] == 2
-    status, out, _ = alpro_model("search", index, text, "--words", "dog", "--where", "start > 1")
-    assert (status, out) == (0, "no clip fits start > 1 and the words 'dog'\n")
 
+def test_clips_are_listed_and_removed_by_file_folder_or_id(alpro_model, index, own, videos):
     first = own / videos[0].name
     second = own / videos[1].name
-    third = own / "more" / videos[2].name
-    assert alpro_model("index ls", index)[1].split() == sorted(map(str, (first, second, third)))
-    status, _, err = alpro_model("index rm", index, first, "none.mp4")
-    assert (status, "none.mp4" in err) == (2, True)
+    listed = alpro_model("index ls", index)[1].split()
     first.unlink()
-    assert "(missing)" in alpro_model("search", index, text)[1]
-    status, out, _ = alpro_model("index rm", index, first, own / "more", own / "bad.mp4")
-    assert (status, out.splitlines()[-1]) == (0, f"{index}: 3 removed")
-    listed = json.loads(alpro_model("index ls", index, "--json")[1])
-    assert (listed["rejected"], [clip["path"] for clip in listed["clips"]]) == ([], [str(second)])
+    missing = alpro_model("search", index, TEXT)[1]
+    _, removed, _ = alpro_model("index rm", index, first, own / "more", own / "bad.mp4")
+
+    assert listed == sorted(map(str, (first, second, own / "more" / videos[2].name)))
+    assert "(missing)" in missing
+    assert removed.splitlines()[-1] == f"{index}: 3 removed"
+    left = json.loads(alpro_model("index ls", index, "--json")[1])
+    assert (left["rejected"], [clip["path"] for clip in left["clips"]]) == ([], [str(second)])
     assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
 
-def test_names_with_escape_codes_are_printed_on_one_line_and_hits_have_captions(
-    alpro_model, videos, own, tmp_path
-):
+def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, own, tmp_path):
     index = tmp_path / "index"
     name = "red\x1b[31m\n.mp4"
     shutil.copy(videos[0], own / name)
     (own / "bad\x1b[2J.mp4").write_text("no video")
     rows = [{"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"}, {"path": "bad\x1b[2J.mp4"}]
     (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     printed = [alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)]
     printed += [alpro_model("search", index, "a ball"), alpro_model("index ls", index)]
-    assert "a dog" in printed[1][1]
-    assert max(map(len, printed[1][1].splitlines())) < len(str(own)) + 120  # a shortened caption
     printed += [alpro_model("index rm", index, "none\x1b[31m"), alpro_model("index rm", index, own)]
+
     for _, out, err in printed:
         assert "\x1b" not in out + err
     assert printed[2][1].count("\n") == 1
+    assert "a dog" in printed[1][1]
+    assert max(map(len, printed[1][1].splitlines())) < len(str(own)) + 120  # a shortened caption
 
 
 def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):
@@ -155,68 +176,58 @@ def test_the_device_and_precision_reach_every_model(
         assert "\u4f60\u597d" in alpro_model(*arguments)[2]
 
 
-def test_a_question_is_answered_from_the_list_and_entities_of_a_region_are_named(
-    alpro_model, videos, trained
-):
-    def words(ranked):
-        return [{"text": word, "probability": pytest.approx(p)} for word, p in ranked]
+# Questions and entities.
 
-    status, out, err = alpro_model("model ask", QA, videos[0], "what moves?", "--json")
+
+def probabilities(ranked: list) -> list[dict]:
+    return [{"text": word, "probability": pytest.approx(p)} for word, p in ranked]
+
+
+def test_a_question_is_answered_from_the_list(alpro_model, videos, trained):
     expected = Model.load(QA, trained, device="cpu").ask(videos[0], "what moves?")
-    assert (status, err, json.loads(out)["answers"]) == (0, "", words(expected))
-    _, out, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
-    assert out.split() == ["answer", "probability", expected[0][0], f"{expected[0][1]:.3f}"]
-    status, out, err = alpro_model(
-        "model entities", PROMPTER, videos[0], "--box", "0.5,0,0.25,1", "--json"
-    )
-    expected = Model.load(PROMPTER, trained, device="cpu").entities(
-        videos[0], (0.5, 0, 0.25, 1), top_k=5
-    )
-    assert (status, err, json.loads(out)["entities"]) == (0, "", words(expected))
-    _, _, err = alpro_model("model entities", PROMPTER, videos[0])
-    assert "one of these is always named" in err
+
+    _, as_json, _ = alpro_model("model ask", QA, videos[0], "what moves?", "--json")
+    _, as_text, _ = alpro_model("model ask", QA, videos[0], "what moves?", "-k", 1)
+
+    assert json.loads(as_json)["answers"] == probabilities(expected)
+    assert as_text.split() == ["answer", "probability", expected[0][0], f"{expected[0][1]:.3f}"]
+
+
+def test_entities_of_a_region_are_named(alpro_model, videos, trained):
+    prompter = Model.load(PROMPTER, trained, device="cpu")
+    expected = prompter.entities(videos[0], (0.5, 0, 0.25, 1), top_k=5)
+
+    box = ("--box", "0.5,0,0.25,1")
+    _, as_json, _ = alpro_model("model entities", PROMPTER, videos[0], *box, "--json")
+    _, _, note = alpro_model("model entities", PROMPTER, videos[0])
+
+    assert json.loads(as_json)["entities"] == probabilities(expected)
+    assert "one of these is always named" in note
 
 
 def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(
     alpro_model, videos, pretrained
 ):
-    status, out, err = alpro_model(
-        "model entities", pretrained, videos[0], "--text", "a ball", "--json", "-k", 2
-    )
-    assert (status, err) == (0, "")
-    own = Model.load(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
-    assert json.loads(out)["entities"] == [
-        {"text": word, "probability": pytest.approx(p)} for word, p in own
-    ]
-    _, out, _ = alpro_model("model entities", pretrained / "prompter", videos[0], "-k", 1)
-    assert (
-        out.split()[2]
-        == Model.load(pretrained / "prompter", device="cpu").entities(videos[0], top_k=1)[0][0]
-    )
+    expected = Model.load(pretrained, device="cpu").entities(videos[0], top_k=2, text="a ball")
+
+    options = ("--text", "a ball", "--json", "-k", 2)
+    _, out, _ = alpro_model("model entities", pretrained, videos[0], *options)
+
+    assert json.loads(out)["entities"] == probabilities(expected)
+
+
+# Export.
 
 
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
     """Its scores are those of its own evaluation, with intervals; that of the other model in it is
     left out."""
     score = {
-        "model": "fine-tuned",
-        "what": "by matching",
-        "metric": "R@1",
-        "direction": "t2v",
-        "value": 51.5,
-        "unit": "%",
+        **{"model": "fine-tuned", "what": "by matching", "metric": "R@1", "direction": "t2v"},
+        **{"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "table": "retrieval"},
+        **{"higher_is_better": True, "protocol": "", "baseline": "", "chance": 0.5},
+        **{"items": 1200, "name": "matching/t2v/R1"},
     }
-    score |= {
-        "table": "retrieval",
-        "higher_is_better": True,
-        "protocol": "",
-        "baseline": "",
-        "chance": 0.5,
-    }
-    score |= {"items": 1200}
-    scores = [
-        score | {"name": "matching/t2v/R1", "low": 44.25, "high": 58.0},
-    ]
     own = tmp_path / "workspace"
     retrieval = digest("finetune_retrieval")
     about = {
@@ -232,7 +243,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
     inputs = {"model": model}
     evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
-    write_json(evaluated / "results.json", scores)
+    write_json(evaluated / "results.json", [score])
     shutil.copytree(
         trained / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model", folder / "model"
     )
