@@ -151,7 +151,7 @@ def bare(task: Task) -> None:
 
 
 def every_frame(task: Task) -> None:
-    """Decodes all frames from the key frame before the window, and scales the requested ones."""
+    """Decode all frames from the key frame before the window, and scale the requested ones."""
     path, start, end = task
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -171,7 +171,7 @@ def every_frame(task: Task) -> None:
 def render(
     path: Path, spacing: int, frames: int, seed: int, size: tuple[int, int] = (640, 360)
 ) -> Path:
-    """Moving noise, with a key frame every `spacing` frames."""
+    """Write a video of moving noise with a key frame every `spacing` frames. Return its path."""
     width, height = size
     texture = (
         np.random.default_rng(seed)

@@ -64,14 +64,14 @@ from alpro.stages.training.metrics import read_metrics
 WARMUP = 10  # steps that are not counted: a window of the log
 LOG_EVERY = 10
 TEXT_TOKENS = 32
-CLIP_TOKENS = 77  # of `from_clip`: all that the text tower takes
-CLIP_WORDS = 49_408  # in the vocabulary of a CLIP
-PIXELS = 256  # of a stored frame
+CLIP_TOKENS = 77  # maximum length of a text in `from_clip`
+CLIP_WORDS = 49_408  # vocabulary size of a CLIP
+PIXELS = 256  # height and width of a stored frame
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 PARTS = ("attention", "block", "runs")
-# Of openai/clip-vit-base-patch16.
+# Sizes of openai/clip-vit-base-patch16.
 CLIP = {
     "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
     "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
@@ -110,8 +110,8 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def seconds_of(work: Callable[[], Any], repeats: int = 10) -> float:
-    """The median time of several calls, after three that are not counted."""
+def measure_seconds(work: Callable[[], Any], repeats: int = 10) -> float:
+    """Return the median time of several calls, after three warm-up calls."""
     times = []
     for number in range(3 + repeats):
         synchronize()
@@ -128,8 +128,8 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def kernels_of(work: Callable[[], Any]) -> Counter[str]:
-    """The number of kernels of a call by name; on a CPU, of operations."""
+def count_kernels(work: Callable[[], Any]) -> Counter[str]:
+    """Count the kernels of a call by name; on a CPU, its operations."""
     activities = [ProfilerActivity.CUDA] if CUDA else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiled:
         work()
@@ -138,8 +138,8 @@ def kernels_of(work: Callable[[], Any]) -> Counter[str]:
     return Counter(event.name for event in profiled.events() if event.device_type == kind)
 
 
-def backend_of(q: Tensor, mask: Tensor | None = None) -> str:
-    """The kernel that PyTorch's attention chooses."""
+def find_backend(q: Tensor, mask: Tensor | None = None) -> str:
+    """Return the kernel that PyTorch's attention chooses."""
     return SDPBackend(torch._fused_sdp_choice(q, q, q, attn_mask=mask)).name
 
 
@@ -173,14 +173,14 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
         def work(attend: Callable[..., Tensor] = attend) -> None:
             attend(q, k, v).sum().backward()
 
-        row: dict[str, Any] = {"attention": name, "milliseconds": 1000 * seconds_of(work)}
+        row: dict[str, Any] = {"attention": name, "milliseconds": 1000 * measure_seconds(work)}
         row["to alone"] = row["milliseconds"] / (rows[0] if rows else row)["milliseconds"]
-        row["kernels"] = kernels_of(work).total()
+        row["kernels"] = count_kernels(work).total()
         row["largest difference"] = (attend(q, k, v) - expected).abs().max().item()
         rows.append(row)
-    rows[0]["backend"] = backend_of(q)
+    rows[0]["backend"] = find_backend(q)
     packed = q[: together * (len(q) // together)].reshape(-1, shape[1], together * 4, shape[3])
-    rows[-1]["backend"] = backend_of(packed, mask)
+    rows[-1]["backend"] = find_backend(packed, mask)
     return rows
 
 
@@ -206,8 +206,8 @@ def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list
             y.float().sum().backward()
 
         row: dict[str, Any] = {"block": compilation}
-        row["milliseconds"] = 1000 * seconds_of(work)
-        kernels = kernels_of(work)
+        row["milliseconds"] = 1000 * measure_seconds(work)
+        kernels = count_kernels(work)
         row["kernels"] = kernels.total()
         row["most frequent"] = [f"{count} {name:.80}" for name, count in kernels.most_common(8)]
         rows.append(row)
@@ -215,7 +215,7 @@ def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list
 
 
 def write_corpus(folder: Path, kind: str, samples: int) -> Path:
-    """Writes drawn clips of 16 frames, or stills, as JPEGs of PIXELS; returns the folder."""
+    """Write drawn clips of 16 frames, or stills, as JPEGs of PIXELS. Return the folder."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "all.tar", 90) as writer:
@@ -234,7 +234,7 @@ def write_corpus(folder: Path, kind: str, samples: int) -> Path:
 
 
 def write_clip(folder: Path, small: bool) -> Path:
-    """Writes a CLIP with random weights, whose tokens in use are letters; returns the folder."""
+    """Write a CLIP with random weights whose tokens are letters. Return the folder."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
@@ -270,7 +270,7 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
             inputs[name] = write_corpus(folder / name, kind, 32 if options.small else 512)
 
         # A teacher of one step, whose prompts pre-training reads.
-        config = configured("train_prompter", "clips", 1, {"model": model, "batch_size": 2})
+        config = make_config("train_prompter", "clips", 1, {"model": model, "batch_size": 2})
         run_stage("train_prompter", config, inputs, folder / "teacher" / "out", Resources())
         add_inputs("train_prompter", inputs, folder / "teacher" / "out", Resources())
 
@@ -282,8 +282,8 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
         towers |= {"model": {"video": {"frames": clip_frames}}}
         towers = shared | towers | {"batch_size": 8 * options.batch, "accumulation_steps": 8}
         sizes = ModelConfig.model_validate(model)
-        of_video = flops_of_a_sample(sizes, frames)
-        of_image = flops_of_a_sample(sizes, 1)
+        of_video = count_flops(sizes, frames)
+        of_image = count_flops(sizes, 1)
         of_clip = flops_of_a_clip_sample(clip, clip_frames)
         cases: list[tuple[str, str, str, float, dict[str, Any]]] = [
             (f"ALPRO, T={frames}", "pretrain", "clips", of_video, own),
@@ -294,7 +294,7 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
             for compiled in (False, True) if CUDA else (False,):
                 out = folder / f"{name} {compiled}" / "out"
                 row = {"run": name, "compiled": compiled}
-                config = configured(stage, corpus, steps, changes)
+                config = make_config(stage, corpus, steps, changes)
                 row |= timed(stage, config, inputs, out, Resources(compile=compiled))
                 row["tflops"] = row["samples_per_second"] * flops / 1e12
                 row["utilization"] = row["tflops"] / figures["matmul_tflops"]
@@ -302,9 +302,9 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
     return rows
 
 
-def configured(stage: str, corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a stage on a corpus. Keys of pre-training and of a CLIP replace those of
-    the small world."""
+def make_config(stage: str, corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a stage on a corpus: the small world's, with changes for
+    pre-training or a CLIP."""
     config = configuration(stage, steps)
     if "clip" in changes:
         config.pop("model")
@@ -318,7 +318,7 @@ def timed(
     out: Path,
     resources: Resources,
 ) -> dict[str, Any]:
-    """Speed, memory and waiting of a run's windows after the first, and the kernels of its last
+    """Return speed, memory and data wait of a run after its first window, and the kernels of its last
     step."""
     update = Run.update
     kernels = 0
@@ -328,7 +328,7 @@ def timed(
         if run.state.step < len(run.data) - 1:
             update(run, batch)
         else:
-            kernels = kernels_of(lambda: update(run, batch)).total()
+            kernels = count_kernels(lambda: update(run, batch)).total()
 
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
@@ -352,9 +352,9 @@ def timed(
     }
 
 
-def flops_of_a_sample(config: ModelConfig, frames: int) -> float:
-    """A sample's video (trained and in the prompter), its text twice (clean, masked), and its four
-    pairs."""
+def count_flops(config: ModelConfig, frames: int) -> float:
+    """Count the FLOPs of a sample: its video (trained, and in the prompter), its text twice (clean
+    and masked), and its four pairs."""
     with torch.device("meta"):
         model = Alpro(config, entities=8)
     parts = (model.video_encoder, model.text_encoder, model.multimodal_encoder)
@@ -374,7 +374,7 @@ def matrix_weights(module: nn.Module) -> int:
 
 
 def flops_of_a_clip_sample(folder: Path, frames: int) -> float:
-    """The frames and the text of a sample in both towers of a CLIP, all trained."""
+    """Count the FLOPs of a sample in both towers of a CLIP, all of which is trained."""
     from transformers import CLIPConfig, CLIPModel
 
     config: Any = CLIPConfig.from_pretrained(folder)
@@ -394,7 +394,7 @@ def matmul_flops(small: bool) -> float:
     side = 512 if small else 8192 if CUDA else 2048
     a = torch.randn(side, side, device=DEVICE, dtype=DTYPE)
     b = torch.randn(side, side, device=DEVICE, dtype=DTYPE)
-    return 2 * side**3 / seconds_of(lambda: a @ b)
+    return 2 * side**3 / measure_seconds(lambda: a @ b)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
-    """The batches of pre-training at the paper's sizes."""
+    """Return the batches of pre-training at the paper's sizes."""
     phase = Phase(corpora=("clips",), steps=100_000)
     config = TrainingConfig(phases=(phase,), batch_size=BATCH, augmentation=augmentation)
     tokenizer = train_tokenizer([CAPTION], 300)
@@ -108,7 +108,7 @@ def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
 
 
 def loading(data: TrainingDataset, workers: int) -> float:
-    """Samples per second over BATCHES batches per worker, after a first batch of each."""
+    """Return samples per second over BATCHES batches per worker, after one warm-up batch each."""
     loader = data.loader(0, Resources(workers=workers), torch.device("cuda" if workers else "cpu"))
     deque(itertools.islice(loader, max(1, workers)), maxlen=0)
     started = time.perf_counter()

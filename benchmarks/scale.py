@@ -162,7 +162,7 @@ def measure_units(count: int, folder: Path) -> dict[str, float]:
 
 
 def make_corpus(folder: Path, rows: int) -> Path:
-    """A folder with the manifest of a data set, one decoded unit, and the index of the corpus."""
+    """Write the manifest of a data set, one decoded unit, and the index of the corpus."""
     out = folder / "artifacts" / "decode_videos" / "corpus"
     out.mkdir(parents=True)
     store = open_units(out)

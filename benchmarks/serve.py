@@ -45,16 +45,16 @@ class Figures:
     of the other statuses and of answers that are wrong."""
 
     seconds: list[float] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    other_statuses: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     total: float = 0.0
 
     def row(self) -> dict[str, Any]:
-        refused = self.others.pop("429", 0)
+        refused = self.other_statuses.pop("429", 0)
         return {
             "answers": len(self.seconds),
             "refused": refused,
-            "lost": self.others.total(),
+            "lost": self.other_statuses.total(),
             "wrong": self.wrong,
             "p50": 1000 * float(np.quantile(self.seconds, 0.5)),
             "p99": 1000 * float(np.quantile(self.seconds, 0.99)),
@@ -95,7 +95,7 @@ def main() -> int:
 
 @contextmanager
 def serving(index: Path) -> Iterator[str]:
-    """The address of a server of an index, in a process of its own."""
+    """Serve an index from another process. Yields the address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [*PROGRAM, "serve", str(index), "--port", str(port)]
@@ -110,7 +110,7 @@ def serving(index: Path) -> Iterator[str]:
 
 
 def print_table(rows: dict[str, dict[str, Any]]) -> None:
-    """The rows, with the ratio of their answers a second to those of one client."""
+    """Add to each row the ratio of its answers per second to the first row's."""
     heads = "".join(f"{name:>11}" for name in next(iter(rows.values())))
     print(f"{'':26}{heads}{'ratio':>8}")
     for name, row in rows.items():
@@ -122,7 +122,7 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
-    """An index of rendered videos, and captions of them."""
+    """Index rendered videos. Return the index and captions of the videos."""
     import torch
 
     from alpro.models.alpro import Alpro
@@ -160,7 +160,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
 async def trial(
     url: str, texts: list[str], rerank: int, clients: int, requests: int
 ) -> tuple[Figures, Figures]:
-    """Sends each text alone, then the requests of all clients."""
+    """Send each text alone, then the requests of all clients."""
     alone = Figures()
     many = Figures()
     right: dict[str, Any] = {}
@@ -175,11 +175,11 @@ async def trial(
                         "/api/search", params={"text": text, "rerank": rerank}
                     )
                 except httpx.HTTPError as error:
-                    figures.others[type(error).__name__] += 1
+                    figures.other_statuses[type(error).__name__] += 1
                     return
                 if answer.status_code == 200:
                     break
-                figures.others[str(answer.status_code)] += 1
+                figures.other_statuses[str(answer.status_code)] += 1
                 if answer.status_code != 429:
                     return
                 await asyncio.sleep(float(answer.headers["Retry-After"]))

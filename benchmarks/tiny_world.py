@@ -97,8 +97,8 @@ def draw(sky: str, ground: str, frames: int, rng: np.random.Generator) -> np.nda
 
 
 def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int) -> Path:
-    """Writes a corpus with so many samples of each scene in each split, such as train=8; returns
-    its folder."""
+    """Write a corpus, with so many samples of each scene in each split, such as train=8. Return its
+    folder."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     with ShardWriter(folder / "all.tar", 95) as writer:
@@ -123,7 +123,7 @@ def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int
 
 
 def write_vocabulary(folder: Path) -> Path:
-    """Writes skies and grounds as entities, and a tokenizer with all words."""
+    """Write skies and grounds as entities, and a tokenizer with all words."""
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"entity": list(ENTITIES)}), folder / "entities.parquet")
     texts = [
@@ -137,8 +137,11 @@ def write_vocabulary(folder: Path) -> Path:
 
 
 def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration of a training stage on the corpora `clips` and `stills`; keys of `changes`
-    may have dots."""
+    """Return the configuration of a training stage on the corpora `clips` and `stills`.
+
+    Args:
+        changes: Values by their keys, which may have dots.
+    """
     config = TRAINING | {
         "phases": [{"corpora": ["clips", "stills"], "weights": [3, 1], "steps": steps}]
     }
@@ -154,7 +157,7 @@ def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None)
 
 
 def write_inputs(folder: Path) -> dict[str, Path]:
-    """Writes the corpora, the vocabulary and the tokenizer; returns their folders by name."""
+    """Write the corpora, the vocabulary and the tokenizer. Return their folders by name."""
     vocabulary = write_vocabulary(folder / "vocabulary")
     return {
         "clips": write_corpus(folder / "clips", train=8, validation=1),
@@ -174,8 +177,8 @@ def run_stage(
 
 
 def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resources) -> None:
-    """Adds to `inputs` what later stages read of a trained stage; the prompts of a prompter are
-    embedded first."""
+    """Add to `inputs` what later stages read of a trained stage, such as the prompts that a prompter
+    embeds."""
     if stage == "train_prompter":
         inputs["prompter"], inputs["prompts"] = out, out.with_name("prompts")
         inputs["prompts"].mkdir(exist_ok=True)
@@ -191,8 +194,8 @@ def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resour
 
 
 def curves(out: Path) -> dict[str, list[float]]:
-    """The losses and the gradient norm of a stage by step, from its metrics. `loss` is the weighted
-    sum of several."""
+    """Return the losses and the gradient norm of a stage by step. `loss` is the weighted sum of
+    several losses."""
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
     names = [name for name in lines[0] if name.startswith("train/loss_")]
     names += ["train/loss", "train/grad_norm"] if len(names) > 1 else ["train/grad_norm"]

@@ -32,7 +32,7 @@ SCORES = [
     ("'left' or 'right'", 100.0, 0.0, 50.0, "chance"),
     ("object named by the prompter", 83.5, 10.8, 17.5, "best constant"),
 ]
-# Of the silent study: the arms, by what the labels are.
+# Arms of the silent study by the labels that they learn from.
 ROWS = Path(__file__).parents[1] / "experiments" / "silent" / "results"
 SILENT = {
     "permuted\nlabels": "permuted",
@@ -63,7 +63,7 @@ def arrow(
 
 
 def model() -> None:
-    """Encoders, losses, and the prompter."""
+    """Draw the encoders, the losses, and the prompter."""
     figure, axes = plt.subplots(figsize=(12, 6))
     axes.set(xlim=(0, 10), ylim=(0, 5.9))
     axes.axis("off")

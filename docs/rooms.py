@@ -31,8 +31,8 @@ WIDTH = 4.4
 HEIGHT = 1.1
 
 
-def room_of(module: str) -> str | None:
-    """The room of a first-party module: `shards` for alpro.shards.reader, `alpro` for
+def find_room(module: str) -> str | None:
+    """Return the room of a first-party module: `shards` for alpro.shards.reader, `alpro` for
     alpro.files."""
     if not module.startswith("alpro."):
         return None
@@ -41,7 +41,7 @@ def room_of(module: str) -> str | None:
 
 
 def count_imports() -> Counter[tuple[str, str]]:
-    """The number of import statements from each room to each other room."""
+    """Count the import statements from each room to each other room."""
     counts: Counter[tuple[str, str]] = Counter()
     for room in ROOMS:
         for file in sorted((ROOT / room).rglob("*.py")):
@@ -50,7 +50,7 @@ def count_imports() -> Counter[tuple[str, str]]:
 
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module:
-                    target = room_of(node.module)
+                    target = find_room(node.module)
                     if target and target != room:
                         counts[room, target] += 1
     return counts
@@ -88,7 +88,7 @@ def draw() -> None:
 
 
 def draw_arrow(axes: plt.Axes, *, source: str, target: str, count: int) -> None:
-    """An arrow from the lower edge of a room to the upper edge of another, with the number of
+    """Draw an arrow from the lower edge of a room to the upper edge of another, with the number of
     imports."""
     (x0, y0), (x1, y1) = ROOMS[source][0], ROOMS[target][0]
     # An arrow past a floor bends outwards, around the rooms between.

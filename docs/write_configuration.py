@@ -1,5 +1,7 @@
-"""Writes docs/configuration.md from the configuration classes: `python
-docs/write_configuration.py`."""
+"""Write docs/configuration.md from the configuration classes.
+
+python docs/write_configuration.py
+"""
 
 import inspect
 import json
@@ -37,56 +39,56 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multipl
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     tables = {
-        name: model_of(field.annotation) for name, field in PipelineConfig.model_fields.items()
+        name: find_model(field.annotation) for name, field in PipelineConfig.model_fields.items()
     }
     top = [
         row(name, field)
         for name, field in PipelineConfig.model_fields.items()
         if tables[name] is None
     ]
-    parts = [*map(wrapped, HEAD.split("\n\n")), "## Top level", table(top)]
+    parts = [*map(wrap, HEAD.split("\n\n")), "## Top level", table(top)]
     training = [
         name for name, model in tables.items() if model and issubclass(model, TrainingConfig)
     ]
-    shared = rows_of(TrainingConfig)
-    described = {meaning(line) for line in shared}
+    shared = list_rows(TrainingConfig)
+    described = {key_and_description(line) for line in shared}
     for name, model in tables.items():
         if model is None:
             continue
         if name in training[:1]:
-            parts += training_stages(training)
+            parts += shared_section(training)
         title = {"corpora": "corpora.NAME"}.get(name, name)
         parts += [f"## [{title}]", inspect.cleandoc(model.__doc__ or "")]
-        rows = rows_of(model)
+        rows = list_rows(model)
         if name in training:
             parts.append("Besides [the keys of all training stages](#training-stages):")
             own = [line for line in rows if line not in shared]
-            rows = [short(line, described) for line in own]
-            described |= set(map(meaning, own))
+            rows = [shorten(line, described) for line in own]
+            described |= set(map(key_and_description, own))
         if rows:
             parts.append(table(rows))
     return "\n\n".join(parts) + "\n"
 
 
-def training_stages(names: list[str]) -> list[str]:
-    """The section of the keys that all training stages share."""
+def shared_section(names: list[str]) -> list[str]:
+    """Return the section on the keys that all training stages share."""
     *first, last = (f"`[{name}]`" for name in names)
     shared = SHARED.format(stages=f"{', '.join(first)} and {last}")
-    return [*map(wrapped, shared.split("\n\n")), table(rows_of(TrainingConfig))]
+    return [*map(wrap, shared.split("\n\n")), table(list_rows(TrainingConfig))]
 
 
-def wrapped(paragraph: str) -> str:
-    """A paragraph in lines of at most 120 characters that break outside of code spans."""
+def wrap(paragraph: str) -> str:
+    """Wrap a paragraph into lines of at most 120 characters that break outside of code spans."""
     joined = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), paragraph)
     return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace(
         "\0", " "
     )
 
 
-def model_of(annotation: Any) -> type[BaseModel] | None:
-    """The configuration class inside an annotation such as Config | None or dict[str, Config]."""
+def find_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the class inside an annotation such as Config | None or dict[str, Config]."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -97,17 +99,17 @@ def table(rows: list[str]) -> str:
     return "\n".join([TABLE, *rows])
 
 
-def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """A row for each key, including those of nested tables."""
+def list_rows(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return a row for each key, including the keys of nested tables."""
     rows = []
     for name, field in model.model_fields.items():
-        inner = model_of(field.annotation)
+        inner = find_model(field.annotation)
         if name in ("model", "templates") and prefix == "" and inner is not None:
             continue  # these have their own sections
         if name in EXPLAINED:
             rows.append(f"| `{prefix}{name}` | `{{}}` | {EXPLAINED[name]} |")
         elif inner is not None:
-            rows += rows_of(
+            rows += list_rows(
                 inner,
                 f"{prefix}{name}."
                 if "tuple" not in str(field.annotation)
@@ -118,16 +120,16 @@ def rows_of(model: type[BaseModel], prefix: str = "") -> list[str]:
     return rows
 
 
-def meaning(line: str) -> tuple[str, str]:
-    """The key and the description of a row."""
+def key_and_description(line: str) -> tuple[str, str]:
+    """Return the key and the description of a row."""
     name, _, description = line.split(" | ", 2)
     return name, description
 
 
-def short(line: str, described: set[tuple[str, str]]) -> str:
-    """The row of a key, without the description if a table above has it."""
+def shorten(line: str, described: set[tuple[str, str]]) -> str:
+    """Return the row of a key, without the description if a table above has it."""
     name, value, _ = line.split(" | ", 2)
-    return f"{name} | {value} | |" if meaning(line) in described else line
+    return f"{name} | {value} | |" if key_and_description(line) in described else line
 
 
 def row(name: str, field: FieldInfo) -> str:
@@ -137,7 +139,7 @@ def row(name: str, field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> str:
-    """The allowed values of a Literal, if the description does not name them all."""
+    """Return the allowed values of a Literal, if the description does not name them all."""
     values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if all(str(value) in (field.description or "") for value in values):
         return ""
@@ -145,7 +147,7 @@ def choices(field: FieldInfo) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default as a table cell; of a long list, only its length."""
+    """Return the default as a table cell; for a long list, its length."""
     if field.default is PydanticUndefined:
         return "required"
     value = field.default
@@ -155,7 +157,7 @@ def default(field: FieldInfo) -> str:
 
 
 def limits(field: FieldInfo) -> str:
-    """The bounds of a number, such as " (≥0, <1)"."""
+    """Return the bounds of a number, such as " (≥0, <1)"."""
     bounds = [
         f"{sign}{toml(bound)}"
         for constraint in field.metadata
@@ -166,7 +168,7 @@ def limits(field: FieldInfo) -> str:
 
 
 def toml(value: Any) -> str:
-    """A value in TOML's spelling.
+    """Return a value in TOML's spelling.
 
     >>> [toml(value) for value in (True, 2147483648, 1e-06, "auto", (0.9, 0.98), {})]
     ['true', '2147483648', '1e-6', '"auto"', '[0.9, 0.98]', '{}']

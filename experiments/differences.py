@@ -6,7 +6,7 @@ python experiments/differences.py
 import sys
 from pathlib import Path
 
-# for experiments.paired, if this file is the program
+# Lets the program import experiments.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from alpro.files import read_json
@@ -22,20 +22,20 @@ PAPER_EFFECTS = (0.2, 0.4, 0.3, 1.1, 1.5)
 
 
 def silent_scores(arm: str, score: str) -> list[float]:
-    """A score (%) of an arm of the silent study in each draw."""
+    """Return a score (%) of an arm of the silent study in each draw."""
     folder = HERE / "silent" / "results"
     rows = (read_json(folder / f"draw-{draw}-named-1-{arm}-0.json") for draw in SILENT_DRAWS)
     return [row["scores"][score][0] for row in rows]
 
 
 def silent_difference(arm: str, base: str, score: str = "naming") -> Difference:
-    """The differences of two arms of the silent study."""
+    """Compare two arms of the silent study."""
     pairs = zip(silent_scores(arm, score), silent_scores(base, score), strict=True)
-    return Difference(tuple(value - of_base for value, of_base in pairs))
+    return Difference(tuple(score - base_score for score, base_score in pairs))
 
 
 def losses_difference(row: str, base: str, score: str) -> Difference:
-    """The differences of two rows of the study of the losses (Table 1 of the paper)."""
+    """Compare two rows of the study of the losses (Table 1 of the paper)."""
     draws = [read_json(HERE / "losses" / "results" / f"draw-{draw}.json") for draw in LOSSES_DRAWS]
     return Difference(tuple(scores[row][score] - scores[base][score] for scores in draws))
 

@@ -37,7 +37,7 @@ class Difference:
         return float(stats.ttest_1samp(self.values, 0).pvalue)
 
     def power(self, effect: float, alpha: float = 0.05) -> float:
-        """The power of this test for a true effect, if the SD is that of these draws."""
+        """Return the power of this test for a true effect, if these draws have the true SD."""
         return power(effect, self.sd, len(self.values), alpha)
 
     def __str__(self) -> str:
@@ -48,7 +48,11 @@ class Difference:
 
 
 def power(effect: float, sd: float, draws: int, alpha: float = 0.05) -> float:
-    """The power of the two-sided paired t test for a true effect. sd: of the differences."""
+    """Return the power of the two-sided paired t test for a true effect.
+
+    Args:
+        sd: Standard deviation of the differences.
+    """
     freedom = draws - 1
     critical = stats.t.ppf(1 - alpha / 2, freedom)
     noncentrality = abs(effect) / sd * math.sqrt(draws)

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def read(file: Path) -> list[list[Word]]:
-    """The sentences of a CoNLL-U file."""
+    """Return the sentences of a CoNLL-U file."""
     return [[word for word, _, _ in sentence] for sentence in _read(file)]
 
 
@@ -102,7 +102,7 @@ def _read(file: Path) -> Iterator[list[tuple[Word, str, str]]]:
 
 
 def as_caption(sentence: list[Word], rng: random.Random) -> list[Word]:
-    """A sentence in lower case, usually without its full stop, and half the time without
+    """Return a sentence in lower case, usually without its full stop, and half the time without
     apostrophes: captions often have "he s" for "he's", and "isn t" for "isn't"."""
     if len(sentence) > 1 and sentence[-1].tag == "PUNCT" and rng.random() < 0.8:
         sentence = sentence[:-1]
@@ -158,7 +158,7 @@ class Composer:
         return list(self.expand("caption"))
 
     def expand(self, symbol: str) -> Iterator[Word]:
-        """Expands a symbol of GRAMMAR to words. A Penn tag becomes a word of the treebank."""
+        """Expand a symbol of GRAMMAR to words. A Penn tag becomes a word of the treebank."""
         if symbol in GRAMMAR:
             rules, weights = GRAMMAR[symbol]
             for part in self.rng.choices(rules, weights)[0].split():
@@ -308,7 +308,7 @@ GRAMMAR = rules(
 
 
 def with_s(word: str) -> str:
-    """The third person of a verb, or the plural of a noun: plays, carries, watches.
+    """Return the third person of a verb, or the plural of a noun: plays, carries, watches.
 
     >>> [with_s(word) for word in ("play", "carry", "watch", "go")]
     ['plays', 'carries', 'watches', 'goes']
@@ -320,14 +320,20 @@ def with_s(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
 
 
-def wordnet(tag: str, others: set[str]) -> tuple[list[str], list[float]]:
-    """The 8,000 most probable words that are only nouns, or only verbs, and the square root of
-    their probability. `others` are words with other tags. Names, which are usually capitalized, are
-    left out."""
+def wordnet(tag: str, excluded: set[str]) -> tuple[list[str], list[float]]:
+    """Return the 8,000 most probable words that are only nouns, or only verbs, and the square roots
+    of their probabilities.
+
+    Names, which are usually capitalized, are left out.
+
+    Args:
+        tag: The tag of nouns, or of verbs.
+        excluded: Words with other tags.
+    """
     tables = load_lookups("en", ["lemma_index", "lexeme_prob"])
     index = tables.get_table("lemma_index")
     probability = tables.get_table("lexeme_prob")
-    elsewhere = others.union(
+    elsewhere = excluded.union(
         *(index[kind] for kind in ("noun", "verb", "adj", "adv") if kind != tag.lower())
     )
     log_probabilities = {}
@@ -357,7 +363,7 @@ def save(sentences: list[list[Word]], file: Path) -> None:
 
 
 def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
-    """Adds spaCy's rules for English with the tables of nouns only: other words are not lemmatized.
+    """Add spaCy's rules for English with the tables of nouns only: other words are not lemmatized.
     Words that the treebank marks as plural only, such as clothes, stay unchanged."""
     lookups = load_lookups("en", ["lemma_rules", "lemma_exc", "lemma_index"])
     tables = {name: lookups.get_table(name)["noun"] for name in lookups.tables}
@@ -373,7 +379,7 @@ def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
 
 
 def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
-    """Prints precision, recall and F1 of nouns, and the accuracy over all tags, on the test split
+    """Print precision, recall and F1 of nouns, and the accuracy over all tags, on the test split
     with gold tokens."""
     rng = random.Random(1)
     lower = [[word._replace(text=word.text.lower()) for word in sentence] for sentence in test]

@@ -18,14 +18,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-# for experiments, if this file is the program
+# Lets the program import experiments.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from experiments.knowing.schedule import ARMS, DOSES, FIRST_DRAW, SEEDS, Row, Sizes
+from experiments.knowing.schedule import ARMS, DOSES, SEEDS, Row, Sizes
 from experiments.paired import Difference, holm
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,7 +38,6 @@ PRIMARY = (
     ("pays", "naming", "teacher", "none"),
     ("boxes", "probe_200", "teacher", "permuted"),
 )
-EARLY_ARMS = (*WITH_ALL_SEEDS, "true")  # of the first draw, from a start of fewer steps
 ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
 SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
 BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
@@ -52,11 +51,11 @@ CONTRASTS = (
     ("teacher", "plain"),
 )
 AIM = 4.0  # points of naming over `none`
-MIN_DRAWS = 2  # for an interval
+MIN_DRAWS = 2  # An interval needs two.
 
 
 def common_seeds(arms: Sequence[str], steps: int) -> Seeds:
-    """The seeds that arms have with a number of steps."""
+    """Return the seeds that all of some arms have with a number of steps."""
     have_all = steps == SIZES.steps and all(arm in WITH_ALL_SEEDS for arm in arms)
     return SEEDS if have_all else SEEDS[:1]
 
@@ -70,12 +69,16 @@ class Rows:
 
     @classmethod
     def read(cls, folder: Path) -> "Rows":
-        """Raises InputError if rows of one draw and start began with other weights."""
+        """Read the rows in a folder.
+
+        Raises:
+            InputError: If rows of one draw and start began with different weights.
+        """
         by_name = {path.stem: read_json(path) for path in sorted(folder.glob("draw-*.json"))}
         starts: dict[tuple[int, int], str] = {}
         for name, row in by_name.items():
-            first = starts.setdefault((row["draw"], row["start_steps"]), row["start"])
-            if row["start"] != first:
+            start = starts.setdefault((row["draw"], row["start_steps"]), row["start"])
+            if row["start"] != start:
                 raise InputError(
                     f"{folder / name}.json: began with other weights than another row of draw "
                     f"{row['draw']}; compute all rows of a draw from one --out"
@@ -83,15 +86,15 @@ class Rows:
         return cls(by_name, sorted({row["draw"] for row in by_name.values()}))
 
     def begun_again(self, again: "Rows") -> "Rows":
-        """These rows, but of the draws that `again` has, those of `again` alone."""
-        others = {name: row for name, row in self.by_name.items() if row["draw"] not in again.draws}
-        return Rows(others | again.by_name, sorted({*self.draws, *again.draws}))
+        """Replace the draws that `again` has by its rows."""
+        rows = {name: row for name, row in self.by_name.items() if row["draw"] not in again.draws}
+        return Rows(rows | again.by_name, sorted({*self.draws, *again.draws}))
 
     def score(
         self, draw: int, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
     ) -> float | None:
-        """A score (%), the mean over some seeds, by default all of its arm; None if a row or a score
-        is missing."""
+        """Return a score (%), the mean over some seeds (by default, all seeds of the arm); None if a
+        row or a score is missing."""
         values = []
         for seed in seeds or common_seeds([arm], steps):
             row = Row(draw, arm, seed, steps=steps, start_steps=SIZES.start_steps, sizes=SIZES)
@@ -101,27 +104,31 @@ class Rows:
             values.append(scores[score][0])
         return statistics.mean(values)
 
-    def of_draws(
+    def by_draw(
         self, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
     ) -> dict[int, float]:
-        """A score of an arm in each draw that has it."""
-        found = {draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws}
-        return {draw: value for draw, value in found.items() if value is not None}
+        """Return a score of an arm in each draw that has it."""
+        scores = {draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws}
+        return {draw: value for draw, value in scores.items() if value is not None}
 
     def gains(
         self, arm: str, base: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
     ) -> dict[int, float]:
-        """The difference of two arms in each draw that has both, over some seeds, by default those
-        that both have: one seed scores higher than another in all arms."""
+        """Return the difference of two arms in each draw that has both, over some seeds.
+
+        By default, these are the seeds that both have: one seed scores higher than another in all
+        arms.
+        """
         seeds = seeds or common_seeds([arm, base], steps)
-        of_arm = self.of_draws(arm, score, steps, seeds)
-        of_base = self.of_draws(base, score, steps, seeds)
-        return {draw: of_arm[draw] - of_base[draw] for draw in of_arm if draw in of_base}
+        arm_scores = self.by_draw(arm, score, steps, seeds)
+        base_scores = self.by_draw(base, score, steps, seeds)
+        shared = [draw for draw in arm_scores if draw in base_scores]
+        return {draw: arm_scores[draw] - base_scores[draw] for draw in shared}
 
     def difference(
         self, arm: str, base: str, score: str, steps: int = SIZES.steps
     ) -> Difference | None:
-        """The differences of two arms, paired by draw; None with fewer than MIN_DRAWS."""
+        """Pair two arms by draw; None with fewer than MIN_DRAWS."""
         gains = self.gains(arm, base, score, steps)
         return Difference(tuple(gains.values())) if len(gains) >= MIN_DRAWS else None
 
@@ -131,8 +138,8 @@ class Rows:
         return {row["draw"]: row["labels"]["right"] for row in rows}
 
     def cpu_seconds(self, draw: int, arm: str, steps: int) -> float | None:
-        """The median processor time of a draw's runs of an arm that were not interrupted, from the
-        usual start. Draws are of different machines."""
+        """Return the median processor time of the runs of an arm and draw that were not interrupted,
+        from the usual start. Draws ran on different machines."""
         seconds = []
         for row in self.by_name.values():
             is_of_arm = (row["draw"], row["arm"], row["steps"]) == (draw, arm, steps)
@@ -142,8 +149,8 @@ class Rows:
         return statistics.median(seconds) if seconds else None
 
     def at_seconds(self, draw: int, arm: str, score: str, seconds: float) -> float | None:
-        """A score of an arm after so much processor time: interpolated over the logarithm of time
-        between its numbers of steps; None outside of them."""
+        """Interpolate a score of an arm over the logarithm of processor time; None outside of the
+        times that were measured."""
         times = []
         scores = []
         for steps in ALL_STEPS:
@@ -159,11 +166,11 @@ class Rows:
 
 
 def primary_lines(rows: Rows) -> list[str]:
-    """The three primary tests, corrected by Holm once all of them have a value."""
+    """Describe the three primary tests, corrected by Holm once all of them have a value."""
     gains = [rows.difference(arm, base, score) for _, score, arm, base in PRIMARY]
-    known = [gain for gain in gains if gain is not None]
-    complete = len(known) == len(PRIMARY)
-    corrected = holm([gain.p for gain in known]) if complete else []
+    p_values = [gain.p for gain in gains if gain is not None]
+    complete = len(p_values) == len(PRIMARY)
+    corrected = holm(p_values) if complete else []
 
     lines = []
     for number, ((name, score, arm, base), gain) in enumerate(zip(PRIMARY, gains, strict=True)):
@@ -178,17 +185,17 @@ def primary_lines(rows: Rows) -> list[str]:
 
 
 def arm_lines(rows: Rows) -> list[str]:
-    """The means over draws of each arm's scores, and how many of its labels are right."""
+    """List the means over draws of each arm's scores, and how many of its labels are right."""
     lines = [" ".join([f"{'arm':22}", f"{'right':>6}", *(f"{score:>10}" for score in SCORES)])]
     for arm in ARMS:
         cells = [mean_text(list(rows.labels_right(arm).values()), 6)]
-        cells += [mean_text(list(rows.of_draws(arm, score).values()), 10) for score in SCORES]
+        cells += [mean_text(list(rows.by_draw(arm, score).values()), 10) for score in SCORES]
         lines.append(" ".join([f"{arm:22}", *cells]))
     return lines
 
 
 def gain_lines(rows: Rows) -> list[str]:
-    """What the arms of all draws gain over `none` and `permuted`: described, and not tested."""
+    """List what the arms of all draws gain over `none` and `permuted`, without a test."""
     lines = ["not tested: differences at equal seeds"]
     for arm, base in product(("permuted", "teacher", "true"), ("none", "permuted")):
         for score in ("naming", "naming_vtc", "R1", "probe_200"):
@@ -203,9 +210,9 @@ def gain_lines(rows: Rows) -> list[str]:
 
 
 def dose_draws(rows: Rows) -> list[int]:
-    """The draws with mixtures of true labels; without any, those of `none`."""
-    of_mixtures = [set(rows.gains(arm, "none", "naming")) for arm in MIXTURES]
-    return sorted(set.intersection(*of_mixtures)) or list(rows.of_draws("none", "naming"))
+    """Return the draws with mixtures of true labels; without any, the draws of `none`."""
+    mixture_draws = [set(rows.gains(arm, "none", "naming")) for arm in MIXTURES]
+    return sorted(set.intersection(*mixture_draws)) or list(rows.by_draw("none", "naming"))
 
 
 def dose_gains(rows: Rows, arm: str, score: str) -> tuple[float, list[float]] | None:
@@ -221,13 +228,13 @@ def dose_gains(rows: Rows, arm: str, score: str) -> tuple[float, list[float]] | 
 
 
 def dose_lines(rows: Rows) -> list[str]:
-    """What each arm gains over `none`, and how many of its labels are right."""
+    """List what each arm gains over `none`, and how many of its labels are right."""
     lines = [f"not tested: labels right, gain over none of draws {dose_draws(rows)}, seed 0"]
     for arm in ARMS:
         for score in ("naming", "probe_200"):
-            found = dose_gains(rows, arm, score)
-            if found:
-                right, gains = found
+            dose = dose_gains(rows, arm, score)
+            if dose:
+                right, gains = dose
                 each = " ".join(f"{gain:+.1f}" for gain in gains)
                 shown = Difference(tuple(gains)) if len(gains) >= MIN_DRAWS else each
                 lines.append(f"{arm:22} {right:5.1f}  {score:10} {shown}")
@@ -242,13 +249,13 @@ def dose_lines(rows: Rows) -> list[str]:
 
 def step_lines(rows: Rows) -> list[str]:
     """Scores and processor time after each number of steps, in the draws that have all of them."""
-    of_steps = [rows.of_draws("none", "naming", steps, SEEDS[:1]) for steps in ALL_STEPS]
-    draws = sorted(set.intersection(*map(set, of_steps)))
+    step_scores = [rows.by_draw("none", "naming", steps, SEEDS[:1]) for steps in ALL_STEPS]
+    draws = sorted(set.intersection(*map(set, step_scores)))
     lines = [f"not tested: steps, of draws {draws}, seed 0; processor time in s"]
     for arm, steps in product(WITH_ALL_SEEDS, ALL_STEPS):
         cells = []
         for score in ("naming", "probe_200"):
-            values = rows.of_draws(arm, score, steps, SEEDS[:1])
+            values = rows.by_draw(arm, score, steps, SEEDS[:1])
             each = " ".join(f"{values[draw]:.1f}" for draw in draws if draw in values)
             cells.append(f"{score} {each}")
         times = [rows.cpu_seconds(draw, arm, steps) for draw in draws]
@@ -264,7 +271,7 @@ def step_lines(rows: Rows) -> list[str]:
 
 
 def time_ratio_line(rows: Rows) -> str:
-    """The processor time of `teacher` over that of `none`, of each draw."""
+    """Compare the processor time of `teacher` and `none` in each draw."""
     ratios = []
     for draw in rows.draws:
         with_pem = rows.cpu_seconds(draw, "teacher", SIZES.steps)
@@ -279,31 +286,18 @@ def time_ratio_line(rows: Rows) -> str:
 def equal_time_lines(rows: Rows) -> list[str]:
     """`teacher` minus `none` and `permuted` after equal processor time, empty outside of the times
     of the other arm."""
-    draws = list(rows.of_draws("teacher", "naming", SIZES.other_steps[0]))
+    draws = list(rows.by_draw("teacher", "naming", SIZES.other_steps[0]))
     heading = "".join(f"{f'draw {draw}':>9}" for draw in draws)
     lines = [f"{'naming at equal processor time, seed 0':50}{heading}"]
     for base, steps in product(("none", "permuted"), ALL_STEPS):
-        of_teacher = rows.of_draws("teacher", "naming", steps, SEEDS[:1])
+        teacher_scores = rows.by_draw("teacher", "naming", steps, SEEDS[:1])
         cells = []
         for draw in draws:
             seconds = rows.cpu_seconds(draw, "teacher", steps)
             at_base = None if seconds is None else rows.at_seconds(draw, base, "naming", seconds)
-            has_both = at_base is not None and draw in of_teacher
-            cells.append(f"{of_teacher[draw] - at_base:+9.1f}" if has_both else " " * 9)
+            has_both = at_base is not None and draw in teacher_scores
+            cells.append(f"{teacher_scores[draw] - at_base:+9.1f}" if has_both else " " * 9)
         lines.append(f"{f'teacher of {steps} steps - {base} of the same time':50}{''.join(cells)}")
-    return lines
-
-
-def early_start_lines(rows: Rows) -> list[str]:
-    """Scores of the arms from each number of steps of the start, in the draw that has both."""
-    draw = FIRST_DRAW
-    lines = [f"not tested: steps of the start, of draw {draw}, seed 0"]
-    for start_steps, arm in product((SIZES.early_start_steps, SIZES.start_steps), EARLY_ARMS):
-        row = Row(draw, arm, 0, steps=SIZES.steps, start_steps=start_steps, sizes=SIZES)
-        if row.name in rows.by_name:
-            scores = rows.by_name[row.name]["scores"]
-            cells = [f"{score} {scores[score][0]:5.1f}" for score in SCORES if score in scores]
-            lines.append(f"{start_steps:>6} {arm:10} {'  '.join(cells)}")
     return lines
 
 
@@ -314,8 +308,11 @@ def mean_text(values: Sequence[float], width: int) -> str:
 def draw_figure(rows: Rows, dose_rows: Rows, file: Path) -> None:
     """Three panels: gain over the share of right labels; naming of the arms; the probe of boxes.
 
-    dose_rows: those of the first panel.
-    Raises InputError if no draw has the rows of `none` and of an arm.
+    Args:
+        dose_rows: Rows of the first panel.
+
+    Raises:
+        InputError: If no draw has the rows of `none` and of an arm.
     """
     import matplotlib
 
@@ -337,7 +334,7 @@ def draw_figure(rows: Rows, dose_rows: Rows, file: Path) -> None:
 
 
 def draw_dose(axes: Any, rows: Rows) -> int:
-    """Draws the gain in naming of each arm over the share of its labels that are right; returns the
+    """Draw the gain in naming of each arm over the share of its labels that are right. Return the
     number of points. All are means over the same draws: those with mixtures, if there are any."""
     series = {
         "true labels": (BLACK, ["true"]),
@@ -352,9 +349,9 @@ def draw_dose(axes: Any, rows: Rows) -> int:
         shares = []
         gains = []
         for arm in arms:
-            found = dose_gains(rows, arm, "naming")
-            if found:
-                right, each = found
+            dose = dose_gains(rows, arm, "naming")
+            if dose:
+                right, each = dose
                 shares.append(right)
                 gains.append(statistics.mean(each))
                 axes.plot([right] * len(each), each, "_", color=color, ms=9)
@@ -370,19 +367,19 @@ def draw_dose(axes: Any, rows: Rows) -> int:
     draw_count = len(dose_draws(rows))
     axes.set_title(f"{draw_count} draws, seed 0: each (lines), and their mean (points)", fontsize=9)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.5 * (high - low))  # for the legend
+    axes.set_ylim(low, high + 0.5 * (high - low))  # leaves room for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     return points
 
 
 def draw_arms(axes: Any, rows: Rows, score: str, title: str) -> None:
-    """Draws a score of the arms with three seeds: a line for each draw, and the mean of all."""
-    of_arms = [rows.of_draws(arm, score) for arm in WITH_ALL_SEEDS]
+    """Draw a score of the arms with three seeds: a line for each draw, and the mean of all."""
+    of_arms = [rows.by_draw(arm, score) for arm in WITH_ALL_SEEDS]
     places = range(len(of_arms))
     for draw in rows.draws:
-        values = [of_draws.get(draw, math.nan) for of_draws in of_arms]
+        values = [by_draw.get(draw, math.nan) for by_draw in of_arms]
         axes.plot(places, values, "o-", color=BLUE, ms=5, lw=0.8)
-    means = [statistics.mean(of_draws.values() or [math.nan]) for of_draws in of_arms]
+    means = [statistics.mean(by_draw.values() or [math.nan]) for by_draw in of_arms]
     axes.plot(places, means, "D", color=BLACK, ms=8)
     axes.set_xticks(places, WITH_ALL_SEEDS)
     axes.set_ylabel(title)
@@ -403,7 +400,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*primary_lines(rows), "", *arm_lines(rows), "", *gain_lines(rows), sep="\n")
         print("", time_ratio_line(rows), "", *dose_lines(described), sep="\n")
         print("", *step_lines(described), "", *equal_time_lines(described), sep="\n")
-        print("", *early_start_lines(described), sep="\n")
         if options.figure:
             draw_figure(rows, described, options.figure)
     except InputError as error:

@@ -34,7 +34,7 @@ def test_a_draw_without_a_row_is_left_out(copied_rows):
 
     rows = outcome.Rows.read(copied_rows)
 
-    assert 7 not in rows.of_draws("none", "naming")
+    assert 7 not in rows.by_draw("none", "naming")
     assert len(rows.difference("teacher", "none", "naming").values) == 5
 
 
