@@ -7,7 +7,6 @@ where the program that reads the lines adds times of its own (TIMES). Short task
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +76,6 @@ def progress(
     total: int | None,
     unit: str,
     done: int = 0,
-    steady: bool = False,
 ) -> Iterator[Callable[..., None]]:
     """Show the progress of a task: its name, the count, the time left and a note.
 
@@ -87,7 +85,6 @@ def progress(
     Args:
         total: Number of units; None if it is unknown.
         done: Number of units that were done by an earlier run.
-        steady: Also print lines while no unit is finished, for units of minutes.
     """
     if not log.isEnabledFor(logging.INFO) or os.environ.get("RANK", "0") != "0":
         yield lambda n=1, note="": None
@@ -131,22 +128,9 @@ def progress(
         elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
             show(now)
 
-    ended = threading.Event()
-
-    def show_steadily() -> None:
-        while not ended.wait(LINE_SECONDS - (time.monotonic() - last_line)):
-            # `advance` may have printed a line while this thread waited.
-            if time.monotonic() - last_line >= LINE_SECONDS:
-                show(time.monotonic())
-
-    thread = threading.Thread(target=show_steadily, daemon=True)
-    # A bar is redrawn by a thread of its own.
-    if steady and not bar:
-        thread.start()
     try:
         yield advance
     finally:
-        ended.set()
         if bar:
             bar.stop()
 

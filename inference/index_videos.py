@@ -214,7 +214,7 @@ class Addition:
                 advance()
         total = len(listed) if len(listed) < MAX_LISTED else None
 
-        with progress("embedding", total, "clips", steady=True) as advance:
+        with progress("embedding", total, "clips") as advance:
             for unit, results in self._embed(chain(listed, changed)):
                 for item, result in zip(unit, results, strict=True):
                     self._add(item | result)

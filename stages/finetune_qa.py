@@ -15,7 +15,7 @@ from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
-from alpro.stages.training.stage import Training, build_fine_tuned, train
+from alpro.stages.training.stage import Training, build_fine_tuned, needs_pretrained, train
 
 VERSION = 7  # a byte order mark does not belong to the first answer
 
@@ -51,13 +51,8 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
-    """Fine-tune the pre-trained model, or the model folder that replaces it (`start`)."""
-    config: Config | None = pipeline.finetune_qa
-    if config is None:
-        return []
-
-    folders = {"model": pipeline.start} if pipeline.start else {}
-    return [Needs(config, {"model": "pretrain"}, folders, config.corpora)]
+    """Fine-tune if it is configured."""
+    return needs_pretrained(pipeline.finetune_qa, pipeline)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -12,7 +12,7 @@ from alpro.stages.evaluation.validation import validate_retrieval
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
-from alpro.stages.training.stage import Training, build_fine_tuned, train
+from alpro.stages.training.stage import Training, build_fine_tuned, needs_pretrained, train
 
 VERSION = 6
 
@@ -34,13 +34,8 @@ class Inputs(StageInputs):
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
-    """Fine-tune the pre-trained model, or the model folder that replaces it (`start`)."""
-    config: Config | None = pipeline.finetune_retrieval
-    if config is None:
-        return []
-
-    folders = {"model": pipeline.start} if pipeline.start else {}
-    return [Needs(config, {"model": "pretrain"}, folders, config.corpora)]
+    """Fine-tune if it is configured."""
+    return needs_pretrained(pipeline.finetune_retrieval, pipeline)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -18,7 +18,7 @@ from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import ModelBundle, Preprocessing, build_model, start_from
 from alpro.models.precision import dtype_name
-from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
@@ -61,6 +61,15 @@ class Training:
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
     interpolates: bool = False
+
+
+def needs_pretrained(config: TrainingConfig | None, pipeline: Pipeline) -> list[Needs]:
+    """Return the step of a fine-tuning, if it is configured. It starts from the pre-trained model,
+    or from the model folder that replaces it (`start`)."""
+    if config is None:
+        return []
+    folders = {"model": pipeline.start} if pipeline.start else {}
+    return [Needs(config, {"model": "pretrain"}, folders, config.corpora)]
 
 
 def train(
