@@ -86,7 +86,13 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
     """
     try:
         if isinstance(source, Sample):
-            return _load_sample(source, count, size)
+            # A sample of an index has no metadata of its video.
+            return Clip(
+                read_frames(source, count, size),
+                duration=source.metadata.get("duration") or 0.0,
+                width=source.metadata.get("width", size),
+                height=source.metadata.get("height", size),
+            )
 
         row = get_row(source)
         with local_copy(absolute(row.path), MAX_FETCHED_BYTES, member=row.member) as path:
@@ -112,20 +118,20 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
         raise DecodeError(reason, f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def _load_sample(sample: Sample, count: int, size: int) -> Clip:
-    metadata = sample.metadata
-    frames = sample.frames(segment_starts(len(sample), count))
-    # decode_videos stores images with their aspect ratio.
-    if is_image(sample):
-        frames = squash(frames, size)
+def read_frames(
+    sample: Sample, count: int, size: int, indices: list[int] | None = None
+) -> np.ndarray:
+    """Read frames (T, H, W, 3) uint8 of a sample.
 
-    return Clip(
-        frames,
-        duration=metadata.get("duration") or 0.0,
-        # A sample from an index for search has neither.
-        width=metadata.get("width", size),
-        height=metadata.get("height", size),
-    )
+    Args:
+        sample: The sample. Frames of a video are stored at one size, an image with its aspect
+            ratio.
+        count: Number of frames, each the first of a segment.
+        size: Height and width of an image.
+        indices: Other frames to read.
+    """
+    frames = sample.frames(segment_starts(len(sample), count) if indices is None else indices)
+    return squash(frames, size) if is_image(sample) else frames
 
 
 def decode_ahead(

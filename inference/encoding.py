@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.inference.clips import read_frames
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
 from alpro.models.clip_prompter import is_clip, load_clip, wrap_tokenizer
@@ -28,7 +29,6 @@ from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.timesformer import VideoConfig
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
-from alpro.shards.transforms import squash
 from alpro.threads import map_ahead
 
 VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
@@ -207,17 +207,8 @@ def sample_frames(
     frame_indices: list[int] | None = None,
 ) -> np.ndarray:
     """Return frames (T, 3, H, W) uint8 of a sample; by default, the first of each of
-    `config.frames` segments.
-
-    Images are stored with their aspect ratio, and resized to the encoder's size here. Video frames
-    are stored at one size.
-    """
-    if frame_indices is None:
-        frame_indices = segment_starts(len(sample), config.frames)
-
-    frames = sample.frames(frame_indices)
-    if sample.metadata["kind"] == "image":
-        frames = squash(frames, config.image_size)
+    `config.frames` segments."""
+    frames = read_frames(sample, config.frames, config.image_size, frame_indices)
     return frames.transpose(0, 3, 1, 2)
 
 

@@ -7,7 +7,7 @@ makes each change atomic: a search can run beside a writer, and a killed writer 
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,24 +119,27 @@ class Index:
     def __len__(self) -> int:
         return self.count()
 
+    def _errors(self) -> AbstractContextManager[None]:
+        return engine_errors(self.place, self.table)
+
     @property
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
-        metadata = self.table.schema.field("vector").metadata or {}
-        with engine_errors(self.place, self.table):
-            return IndexSettings.model_validate_json(metadata.get(SETTINGS.encode(), b""))
+        with self._errors():
+            metadata = self.table.schema.field("vector").metadata
+            return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
 
     def change_settings(self, **values: Any) -> None:
         """Change the model's folder or the root, for all rows at once."""
         settings = self.settings.model_copy(update=values)
         metadata = {SETTINGS: settings.model_dump_json()}
-        with engine_errors(self.place, self.table):
+        with self._errors():
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """Columns that this index has of its manifest, with their types."""
-        return manifest_columns(self.table.schema)
+        return get_columns(self.table)
 
     def count(self, sql: str = IS_CLIP) -> int:
         """Count rows.
@@ -144,7 +147,7 @@ class Index:
         Raises:
             InputError: The condition is invalid.
         """
-        with engine_errors(self.place, self.table):
+        with self._errors():
             return self.table.count_rows(sql)
 
     def rows(self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0) -> list[Item]:
@@ -155,14 +158,14 @@ class Index:
         """
         from lancedb.query import ColumnOrdering
 
-        with engine_errors(self.place, self.table):
-            query = self.table.search().select(self._names).where(sql).limit(k).offset(offset)
-            order = [ColumnOrdering(column_name=name) for name in ORDER]
-            return self._items(query.order_by(order).to_list())
+        order = [ColumnOrdering(column_name=name) for name in ORDER]
+        with self._errors():
+            query = self.table.search().select(self._names).where(sql).order_by(order)
+            return self._items(query.limit(k).offset(offset).to_list())
 
     def embedding(self, key: str) -> np.ndarray:
         """Return the embedding (E,) of a clip."""
-        with engine_errors(self.place, self.table):
+        with self._errors():
             query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
             return np.array(query.to_list()[0]["vector"], np.float32)
 
@@ -185,18 +188,20 @@ class Index:
             InputError: The condition is invalid, or the embedding is of another model.
         """
 
-        def query(limit: int, max_distance: float | None = None) -> list[Item]:
+        columns = [*self._names, "_distance"]
+        with self._errors():
             search: Any = self.table.search(vector, vector_column_name="vector")
-            search = search.distance_type("dot").where(sql).limit(limit).nprobes(PROBES)
-            search = search.select([*self._names, "_distance"])
-            search = search.distance_range(upper_bound=max_distance)
-            return (search.bypass_vector_index() if exact else search).to_list()
+            search = search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
+            if exact:
+                search = search.bypass_vector_index()
+            rows = search.limit(k + 1).to_list()
 
-        with engine_errors(self.place, self.table):
-            rows = query(k + 1)
             # If the last place is shared, all clips that share it are candidates.
-            if len(rows) > k and rows[k]["_distance"] - rows[k - 1]["_distance"] < 10**-DIGITS:
-                rows = query(self.table.count_rows(), rows[k]["_distance"] + 10**-DIGITS)
+            if len(rows) > k:
+                last = rows[k]["_distance"]
+                if last - rows[k - 1]["_distance"] < 10**-DIGITS:
+                    search = search.distance_range(upper_bound=last + 10**-DIGITS)
+                    rows = search.limit(self.table.count_rows()).to_list()
 
         for row in rows:
             row["similarity"] = round(1 - row.pop("_distance"), DIGITS)
@@ -219,7 +224,7 @@ class Index:
     def identities(self) -> pa.Table:
         """Return `key`, `path`, `identity` and `reason` of all rows. Paths are as they are stored."""
         columns = ["key", "path", "identity", "reason"]
-        with engine_errors(self.place, self.table):
+        with self._errors():
             return self.table.search().select(columns).limit(None).to_arrow()
 
     def write(self, items: list[Item]) -> None:
@@ -227,20 +232,21 @@ class Index:
         root = self.settings.root
         rows = []
         for item in items:
-            words = folded("\n".join(filter(None, (item["caption"], item["id"]))))
-            name = folded(item["path"].rpartition("/")[2])
-            more = {"path": stored_path(item["path"], root), "words": f"{words}\n{name}"}
-            rows.append(item | item["columns"] | more)
+            name = item["path"].rpartition("/")[2]
+            words = folded("\n".join([item["caption"] or "", item["id"] or "", name]))
+            path = stored_path(item["path"], root)
+            rows.append(item | item["columns"] | {"path": path, "words": words})
 
-        upsert = self.table.merge_insert("key").when_matched_update_all()
-        with engine_errors(self.place, self.table):
+        with self._errors():
             data = pa.Table.from_pylist(rows, self.table.schema)
-            upsert.when_not_matched_insert_all().execute(data, on_bad_vectors="null")
+            upsert = self.table.merge_insert("key").when_matched_update_all()
+            upsert = upsert.when_not_matched_insert_all()
+            upsert.execute(data, on_bad_vectors="null")
 
     def remove(self, sql: str) -> None:
         """Remove rows, also from the disk."""
         table = self.table
-        with engine_errors(self.place, self.table):
+        with self._errors():
             query = table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
             # The engine only marks deleted rows, but it deletes a file in which no others are left.
             for fragment in {row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()}:
@@ -254,7 +260,7 @@ class Index:
         there are many clips."""
         from lancedb.index import IvfFlat
 
-        with engine_errors(self.place, self.table):
+        with self._errors():
             self.table.optimize(cleanup_older_than=timedelta(minutes=10))
             if len(self) > EXACT_CLIPS and not self.table.list_indices():
                 config = IvfFlat(distance_type="dot", num_partitions=PARTITIONS)
@@ -307,18 +313,15 @@ def engine_errors(place: str, table: "Table | None" = None) -> Iterator[None]:
         message = f"{place}: {redact(one_line(ValueError(text)))}"
         unknown = re.search(r'No field named "?([^".]+)', message)
         if unknown and table is not None:
-            columns = [*SHOWN_COLUMNS, *manifest_columns(table.schema)]
-            message = (
-                f"no column {unknown[1]}; the columns are {', '.join(columns)}; text is in single "
-                "quotes"
-            )
+            columns = ", ".join([*SHOWN_COLUMNS, *get_columns(table)])
+            message = f"no column {unknown[1]}; the columns are {columns}; text is in single quotes"
         raise InputError(message) from error
 
 
-def manifest_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+def get_columns(table: "Table") -> dict[str, pa.DataType]:
     """Return the columns of an index that come from its manifest, with their types."""
     own = {*SCHEMA.names, "vector"}
-    return {field.name: field.type for field in schema if field.name not in own}
+    return {field.name: field.type for field in table.schema if field.name not in own}
 
 
 def make_condition(where: str = "", words: str = "") -> str:
@@ -365,19 +368,27 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
 
 def record_index(workspace: Path, index: Index) -> None:
     """Note an index in a workspace, so that its model is not removed as unused."""
+    if workspace.is_dir() and index.place not in read_places(workspace):
+        with (workspace / INDEXES).open("a", encoding="utf-8") as file:
+            file.write(f"{index.place}\n")
+
+
+def read_places(workspace: Path) -> list[str]:
+    """Return the folders and addresses of the indexes that a workspace has noted."""
     file = workspace / INDEXES
-    if workspace.is_dir() and index.place not in read_lines(file):
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(f"{index.place}\n")
+    return file.read_text("utf-8").splitlines() if file.is_file() else []
 
 
 def indexed_fingerprints(workspace: Path) -> set[str]:
     """Return the fingerprints of the artifacts whose models embedded the clips of indexes: of those
     that were noted, and of those in the workspace, beside it and here."""
     root = workspace.resolve()
-    places = set(read_lines(workspace / INDEXES))
-    for folder in (root, root.parent, Path.cwd()):
-        places |= {str(table.parent) for table in folder.glob("*/clips.lance")}
+    tables = [
+        table
+        for folder in (root, root.parent, Path.cwd())
+        for table in folder.glob("*/clips.lance")
+    ]
+    places = {*read_places(workspace), *(str(table.parent) for table in tables)}
 
     fingerprints = set()
     for place in places:
@@ -387,7 +398,3 @@ def indexed_fingerprints(workspace: Path) -> set[str]:
             if record:
                 fingerprints.add(record.fingerprint)
     return fingerprints
-
-
-def read_lines(file: Path) -> list[str]:
-    return file.read_text("utf-8").splitlines() if file.is_file() else []

@@ -343,8 +343,8 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
     model = load_model(embedder)
     began = time.monotonic()
     rows: list[Item] = []
-    for batch in model.batches(map(get_source, items), cls_only=True):
-        vectors = iter(batch.videos.features.cpu().numpy())
+    for batch, videos in model.batches(map(get_source, items), cls_only=True):
+        vectors = iter(videos.features.cpu().numpy())
         for _, clip in batch:
             if isinstance(clip, DecodeError):
                 rows.append({"reason": clip.reason, "detail": clip.detail})

@@ -73,24 +73,6 @@ class Embedded:
     error: DecodeError | None = None
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A batch of a stream of sources.
-
-    Attributes:
-        sources: The sources.
-        clips: The clip of each, or why it could not be decoded.
-        videos: The encoded clips, in order.
-    """
-
-    sources: list[Any]
-    clips: list[Clip | DecodeError]
-    videos: Videos
-
-    def __iter__(self) -> Iterator[tuple[Any, Clip | DecodeError]]:
-        return zip(self.sources, self.clips, strict=True)
-
-
 class Model:
     """A model with its preprocessing.
 
@@ -118,13 +100,7 @@ class Model:
         self.encoder = folder.normalized(device)
 
     def __repr__(self) -> str:
-        video = self.folder.model.config.video
-        parameters = sum(p.numel() for p in self.folder.model.parameters())
-        return (
-            f"<Model {self.folder.task}: {video.frames} frames of {video.image_size} x "
-            f"{video.image_size} pixels, {parameters / 1e6:.1f} M parameters, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
-        )
+        return f"<Model {self.folder.task} on {self.device}, {self.dtype}>"
 
     @classmethod
     def load(
@@ -248,26 +224,29 @@ class Model:
     @torch.inference_mode()
     def batches(
         self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False
-    ) -> Iterator[Encoded]:
+    ) -> Iterator[tuple[list[tuple[S, Clip | DecodeError]], Videos]]:
         """Encode a stream of sources batch by batch. Memory holds one batch.
 
         Args:
             files: The sources.
             batch_size: Videos that are encoded together.
             cls_only: Return only the [CLS] token of a video, which is enough for its features.
+
+        Yields:
+            Each source of a batch with its clip, or why it cannot be decoded; and the encoded
+            clips.
         """
         decoded = decode_ahead(files, self.folder.model.config.video)
         while batch := list(islice(decoded, max(1, batch_size))):
-            clips = [clip for _, clip in batch]
-            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips if isinstance(clip, Clip)]
-            videos = self._encode(frames, cls_only)
-            yield Encoded([source for source, _ in batch], clips, videos)
+            clips = [clip for _, clip in batch if isinstance(clip, Clip)]
+            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips]
+            yield batch, self._encode(frames, cls_only)
 
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embed a stream of files, such as `Path("videos").rglob("*.mp4")`, and yield a result for
         each, in order."""
-        for batch in self.batches(files, batch_size, cls_only=True):
-            embeddings = iter(batch.videos.features.cpu().numpy())
+        for batch, videos in self.batches(files, batch_size, cls_only=True):
+            embeddings = iter(videos.features.cpu().numpy())
             for source, clip in batch:
                 if isinstance(clip, DecodeError):
                     yield Embedded(source, None, clip)
@@ -297,8 +276,8 @@ class Model:
             check_file(file)
         position = 0
         with progress("encoding", len(files), "videos") as advance:
-            for batch in self.batches(files, batch_size, cls_only):
-                rows = iter(score(batch.videos))
+            for batch, videos in self.batches(files, batch_size, cls_only):
+                rows = iter(score(videos))
                 for source, clip in batch:
                     if isinstance(clip, DecodeError):
                         warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
@@ -351,10 +330,9 @@ class Model:
         embeddings. NaN for a file that cannot be decoded."""
         embedded = []
         for inputs in (a, b):
-            values = inputs.cpu().numpy() if isinstance(inputs, Tensor) else inputs
-            if not isinstance(values, np.ndarray):
-                values = self.encode(values, batch_size)
-            embedded.append(np.atleast_2d(values))  # one embedding (E,) is a row
+            is_embedded = isinstance(inputs, np.ndarray)
+            embeddings = inputs if is_embedded else self.encode(inputs, batch_size)
+            embedded.append(np.atleast_2d(embeddings))  # one embedding (E,) is a row
         return embedded[0] @ embedded[1].T
 
     @property

@@ -13,7 +13,7 @@ import torch
 from alpro.errors import InputError
 from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts, match_all
-from alpro.inference.find import Found, resolve
+from alpro.inference.find import Found, find_in_workspace
 from alpro.inference.index import SHOWN_COLUMNS, Index, check_digest, make_condition, quoted
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
@@ -129,7 +129,7 @@ class Searcher:
         cls,
         index: str | Path | Index,
         model: str | Path | Found = "",
-        workspace: Path = Path("workspace"),
+        workspace: str | Path | None = None,
         **options: Any,
     ) -> "Searcher":
         """Open an index and load its model.
@@ -137,7 +137,7 @@ class Searcher:
         Args:
             index: Folder or address of the index.
             model: The model, if it has moved since the index was made.
-            workspace: Folder in which `model` is looked up.
+            workspace: Folder in which `model` is looked up, as in `Model.load`.
             options: `device` and `dtype` of `Model.load`.
 
         Raises:
@@ -262,7 +262,7 @@ class Searcher:
         return group_windows([Hit(item, item["similarity"]) for item in items])[:k]
 
 
-def find_model(index: Index, name: str | Path | Found, workspace: Path) -> Found:
+def find_model(index: Index, name: str | Path | Found, workspace: str | Path | None) -> Found:
     """Find the model of an index: where it was, or `name`, if it has moved.
 
     Raises:
@@ -273,7 +273,7 @@ def find_model(index: Index, name: str | Path | Found, workspace: Path) -> Found
         raise InputError(
             f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
         )
-    found = resolve(name or recorded, workspace)
+    found = find_in_workspace(name or recorded, workspace)
     check_digest(index, found.model, found.digest)
     return found
 
@@ -323,9 +323,10 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     margins: dict[str, float] = {}
 
     remaining = iter(unchanged)
-    for batch in model.batches((get_source(hit.item) for hit in unchanged), BATCH):
+    sources = (get_source(hit.item) for hit in unchanged)
+    for batch, videos in model.batches(sources, BATCH):
         with model.autocast():
-            scores = torch.from_numpy(match_all(alpro, text, batch.videos)[0])
+            scores = torch.from_numpy(match_all(alpro, text, videos)[0])
         scored = zip(scores.tolist(), scores.sigmoid().tolist(), strict=True)
 
         for _, clip in batch:
