@@ -158,10 +158,10 @@ class LoadedModel:
         is_decoded: list[bool] = []
         parts: list[Videos] = []
         with progress("encoding", len(videos), "videos") as advance:
-            for encoded in self.source.batches(videos, batch, cls_only=self.alpro is None):
-                is_decoded += [isinstance(clip, Clip) for clip in encoded.clips]
-                parts.append(encoded.videos)
-                advance(len(encoded.clips))
+            for clips, encoded in self.source.batches(videos, batch, cls_only=self.alpro is None):
+                is_decoded += [isinstance(clip, Clip) for _, clip in clips]
+                parts.append(encoded)
+                advance(len(clips))
 
         # An empty batch has another number of tokens.
         parts = [part for part in parts if len(part.features)] or parts[:1]
