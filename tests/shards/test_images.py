@@ -28,12 +28,6 @@ def test_a_still_image_is_one_rgb_frame(tmp_path, name, mode):
     assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
 
 
-def test_grey_of_16_bits_is_not_clipped(tmp_path):
-    for grey in (0, 12, 102, 255):
-        Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
-        assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()
-
-
 def test_an_image_can_keep_its_aspect_ratio_and_is_never_enlarged(tmp_path):
     """`size` is then its shorter side, so that a random resized crop is of the image and not of a
     square."""
@@ -204,3 +198,9 @@ def test_an_animation_keeps_the_limits(write_animation, name):
     path.write_bytes(content[: len(content) // 2])
     assert refusal(path, "auto").startswith("unreadable: ")
     assert video_seconds(path) == 0
+
+
+def test_grey_of_16_bits_is_not_clipped(tmp_path):
+    for grey in (0, 12, 102, 255):
+        Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
+        assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()

@@ -25,14 +25,6 @@ from alpro.shards.reader import read_index
 WHITE = np.full((32, 32, 3), 255, np.uint8)
 
 
-def test_a_crop_that_is_wider_than_tall_stays_where_it_is():
-    """Below the middle on the left: (left, top, width, height)."""
-    pixels = np.asarray(draw_entities(WHITE, (0.1, 0.6, 0.7, 0.2), [], "", None))
-    places = [(y, x) for y in range(5, 100, 10) for x in range(5, 100, 10)]
-    bright = {(y, x) for y, x in places if pixels[y * TILE // 100, x * TILE // 100].min() > 200}
-    assert bright == {(y, x) for y in (65, 75) for x in range(15, 80, 10)}
-
-
 def test_entities_of_the_clip_are_green_and_others_red():
     def colors(shown, kept=True):
         picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept, shown)

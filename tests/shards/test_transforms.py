@@ -13,7 +13,6 @@ from alpro.shards import sampling
 from alpro.shards import transforms as module
 from alpro.shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order
 from alpro.shards.transforms import (
-    SIDES,
     augment_image,
     augment_video,
     crop_box,
@@ -44,18 +43,6 @@ def test_a_random_crop_is_the_same_place_in_every_frame():
     assert np.min(list(corners), axis=0).tolist() == [0, 0]
     assert np.max(list(corners), axis=0).tolist() == [5, 6]
     assert random_crop(frames, 1.0, rng(0)).shape == (5, 10, 12, 3)
-
-
-def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
-    frames = np.zeros((2, 10, 30, 3), np.uint8)
-    frames[:, :, 15:] = 255
-
-    squashed = squash(frames, 10)
-
-    assert squashed.shape == (2, 10, 10, 3)
-    assert (squashed[:, :, :3] < 10).all()
-    assert (squashed[:, :, 7:] > 245).all()
-    assert squash(squashed, 10) is squashed
 
 
 def test_a_crop_has_the_drawn_area_and_aspect_ratio():
@@ -145,14 +132,6 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch, kind):
     for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
         assert count_flips(text) == 0
     assert count_flips("a bright leftover light") > 5
-
-
-def test_words_that_name_a_side():
-    sides = ["Rightside up", "the left-hander", "on the leftmost", "clockwise", "anti-clockwise"]
-    others = ["brightly leftover", "an upright clock", "clockwork", "he writes"]
-
-    assert all(SIDES.search(text) for text in sides)
-    assert not any(SIDES.search(text) for text in others)
 
 
 def record(count: int, applied: list[tuple[int, float]]) -> list:
@@ -331,16 +310,6 @@ def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
         assert sum(frame < early for frame in frames) == count - count // 2
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_all_frames_are_sampled_over_time(count):
-    generator = rng(0)
-    drawn = [frames_in_halves(10, count, generator) for _ in range(1200 // count)]
-    counts = np.bincount(np.ravel(drawn), minlength=10)
-    # 1,200 draws of 10 frames: 120 each, standard deviation 8.5 (two of five in a half: sqrt(300 *
-    # .4 * .6)) or 10.4.
-    assert np.abs(counts - 120).max() < 35
-
-
 @few
 @given(st.lists(st.integers(-3, 8), min_size=1, max_size=40), seeds)
 def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int], seed: int):
@@ -351,10 +320,13 @@ def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int]
     assert np.array_equal(order, grouped_order(np.array(groups), rng(seed)))
 
 
-def test_groups_and_their_members_are_shuffled_each_time():
-    groups = np.repeat(np.arange(10), 4)
-    generator = rng(0)
-    orders = [grouped_order(groups, generator) for _ in range(5)]
+def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
+    frames = np.zeros((2, 10, 30, 3), np.uint8)
+    frames[:, :, 15:] = 255
 
-    assert len({tuple(groups[order]) for order in orders}) > 1
-    assert len({tuple(order[groups[order] == 0]) for order in orders}) > 1
+    squashed = squash(frames, 10)
+
+    assert squashed.shape == (2, 10, 10, 3)
+    assert (squashed[:, :, :3] < 10).all()
+    assert (squashed[:, :, 7:] > 245).all()
+    assert squash(squashed, 10) is squashed

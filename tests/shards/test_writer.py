@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from alpro.errors import InputError
 from alpro.shards.clip import Clip, DecodeError
@@ -145,16 +145,6 @@ def test_a_row_whose_bytes_are_too_many_for_a_reader_is_refused_and_the_shard_go
     assert index_shard(tmp_path / "a.tar")["id"].to_pylist() == ["a", "b"]
 
 
-def test_colors_of_small_frames_are_kept(smooth_clip):
-    """Without chroma subsampling a single red pixel stays red."""
-    frame = smooth_clip(0).frames[0] * 0 + 255
-    frame[8, 8] = (255, 0, 0)
-    with Image.open(io.BytesIO(encode_jpeg(frame, 95))) as image:
-        red, green, blue = image.getpixel((8, 8))
-    assert red > 220
-    assert max(green, blue) < 60
-
-
 def test_shards_of_other_tools_are_indexed(archive):
     """Other keys, frames out of order and of other digits, samples in between one another; names as
     `tar -c .` writes them, with the folder itself."""
@@ -173,81 +163,62 @@ def test_shards_of_other_tools_are_indexed(archive):
 
 SAMPLE = (("0.json", JSON), ("0.00.jpg", b"x"))
 NEITHER = "is neither <key>.json nor"
-NAMES = [
-    "0.pkl",
-    "0.pickle",
-    "0.json.pkl",
-    "0.00.jpg.pkl",
-    "0.npy",
-    "0.jpg",
-    "0.².jpg",
-    "0.mp4",
-    "README",
-]
-NAMES += ["folder/0.json", "../0.json", "./../0.json", ".0.json", "/etc/0.json"]
+NAMES = ["0.pkl", "0.json.pkl", "0.00.jpg.pkl", "0.jpg", "0.².jpg", "README"]
+NAMES += ["folder/0.json", "../0.json", ".0.json", "/etc/0.json"]
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
 
 
-def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive):
-    for members, message in (
-        *(((*SAMPLE, (name, b"\x80\x04.")), f"{name[-5:]}' {NEITHER}") for name in NAMES),
-        *(
-            ((*SAMPLE, (name, special(kind))), NEITHER)
-            for kind in LINKS
-            for name in ("1.00.jpg", "./folder")
-        ),
-        ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
-        *(
-            ((*SAMPLE, (name, b"1")), "no folder and no dot")  # decoded, with another key
-            for name in ("cats/0.00.jpg", "cats/1.json", "cat.1.00.jpg")
-        ),
-        *(
-            ((*SAMPLE, (name, JSON)), f"duplicate member '{name}'")
-            for name in ("0.json", "0.00.jpg", "0.0.jpg")
-        ),
-        (SAMPLE[:1], "sample 0 has no json or no frames"),
-        (SAMPLE[1:], "sample 0 has no json or no frames"),
-        *(
-            ((("0.json", text), SAMPLE[1]), "sample 0: ")
-            for text in (b"[1]", b'{"id": ', b"\xff\xfe\x00")
-        ),
-        (
-            (("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]),
-            "0.json' has 16777217 bytes, the limit is 16777216",
-        ),
-    ):
-        path = archive(*members)
-        with one_line(str(path), message):
-            index_shard(path)
+MEMBERS = [
+    *(((*SAMPLE, (name, b"\x80\x04.")), NEITHER) for name in NAMES),
+    *(((*SAMPLE, ("1.00.jpg", special(kind))), NEITHER) for kind in LINKS),
+    ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
+    *(((*SAMPLE, (name, b"1")), "no folder and no dot") for name in ("a/0.00.jpg", "a.1.00.jpg")),
+    *(((*SAMPLE, (name, JSON)), "duplicate member") for name in ("0.json", "0.0.jpg")),
+    (SAMPLE[:1], "sample 0 has no json or no frames"),
+    (SAMPLE[1:], "sample 0 has no json or no frames"),
+    *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe")),
+    ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "has 16777217 bytes, the limit is"),
+]
 
 
-def test_missing_and_invalid_fields_raise_an_error_and_unknown_values_are_allowed(archive):
-    cases = [(name, None) for name in sorted(ABOUT.keys() - {"version"})]  # missing
-    cases += [("duration", value) for value in ("long", float("nan"), float("inf"), -0.5, 1e18)]
-    cases += [
-        ("width", 2**40),
-        ("height", 2**31),
-        ("width", -1),
-        ("height", -(2**40)),
-        ("version", 2),
-    ]
-    cases += [("captions", value) for value in ("a dog", ["a dog", ""], [" \n"])]
-    cases += [
-        ("questions", ["what?"]),
-        ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
-    ]
-    for field, value in (*cases, ("split", "dev"), ("frames", 2)):  # of which one is there
-        about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
-        path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])  # NaN as Python writes it
-        with one_line(
-            "foreign.tar: sample 0", "has 1 of 2 frames" if field == "frames" else f": {field}"
-        ):
-            index_shard(path)
-    for more in ({"duration": 0}, {"width": 0}, {"captions": []}, {"frames": 0}, {"frames": 1}):
-        assert (
-            index_shard(archive(("0.json", json.dumps(ABOUT | more).encode()), SAMPLE[1])).num_rows
-            == 1
-        )
+@pytest.mark.parametrize(("members", "message"), MEMBERS)
+def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
+    path = archive(*members)
+
+    with one_line(str(path), message):
+        index_shard(path)
+
+
+INVALID = [
+    *((name, None) for name in sorted(ABOUT.keys() - {"version"})),  # missing
+    *(("duration", value) for value in ("long", float("nan"), -0.5, 1e18)),
+    ("width", 2**40),
+    ("height", -1),
+    ("version", 2),
+    ("captions", "a dog"),
+    ("captions", [" \n"]),
+    ("questions", [{"question": "what?", "answer": " ", "type": "what"}]),
+    ("split", "dev"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), INVALID)
+def test_a_missing_or_invalid_field_raises_an_error(archive, field, value):
+    about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
+    path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])
+
+    with one_line("foreign.tar: sample 0", f": {field}"):
+        index_shard(path)
+
+
+def test_a_sample_has_the_frames_that_it_counts_if_it_counts_any(archive):
+    def index(frames: int) -> pa.Table:
+        about = json.dumps(ABOUT | {"frames": frames, "duration": 0, "captions": []})
+        return index_shard(archive(("0.json", about.encode()), SAMPLE[1]))
+
+    assert index(0).num_rows == index(1).num_rows == 1
+    with one_line("has 1 of 2 frames"):
+        index(2)
 
 
 def test_webdataset_reads_metadata_and_frames(clips):
@@ -332,13 +303,6 @@ def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_er
     assert rejected > 5
 
 
-def test_a_file_without_samples_is_no_shard(tmp_path):
-    for content in (b"", bytes(1024), bytes(10_240), b"not a tar" * 200, b"\x1f\x8b\x08"):
-        (tmp_path / "a.tar").write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.tar: (it has no samples|not a readable shard)"):
-            index_shard(tmp_path / "a.tar")
-
-
 def test_the_error_names_the_byte_and_the_reason():
     content = pack(("a.json", b"{}"), ("b.json", b"[]"))
     whole = list(tar_members(io.BytesIO(content)))
@@ -365,33 +329,27 @@ def test_the_error_names_the_byte_and_the_reason():
         assert list(tar_members(io.BytesIO(content[:2048] + bytes(zeros)))) == whole
 
 
-def test_names_and_sizes_of_every_format_are_those_of_tarfile():
-    name = "folder/" + "ü" * 200 + ".json"
-    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        members = [
-            ("x" * 90 + ".json" if form == tarfile.USTAR_FORMAT else name, b"1" * 700),
-            ("b", b""),
-            ("c", b"3"),
-        ]
-        content = pack(*members, form=form)
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            expected = [(member.name, member.offset_data, member.size) for member in tar]
-        found = list(tar_members(io.BytesIO(content)))
-        assert [(member.name, member.offset, member.size) for member in found] == expected
-        assert [member.read(io.BytesIO(content)) for member in found] == [
-            data for _, data in members
-        ]
-    # A link has no data whatever its header says; a sparse file has other bytes than its data.
-    link = tarfile.TarInfo("link")
-    sparse = tarfile.TarInfo("sparse")
-    link.type = tarfile.SYMTYPE
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_and_sizes_of_every_format_are_those_of_tarfile(form):
+    long = 90 if form == tarfile.USTAR_FORMAT else 200
+    content = pack(("x" * long + ".json", b"1" * 700), ("b", b""), ("c", b"3"), form=form)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar]
+
+    members = list(tar_members(io.BytesIO(content)))
+
+    assert [(member.name, member.offset, member.size) for member in members] == expected
+    assert [len(member.read(io.BytesIO(content))) for member in members] == [700, 0, 1]
+
+
+def test_a_link_has_no_data_and_a_sparse_file_is_no_file():
+    link = special(tarfile.SYMTYPE)
     link.size = 700
-    sparse.type = tarfile.GNUTYPE_SPARSE
-    content = link.tobuf() + sparse.tobuf() + pack(("a.json", b"{}"))[: 4 * BLOCK]
-    members = [
-        (member.name, member.size, member.is_file) for member in tar_members(io.BytesIO(content))
-    ]
-    assert members == [("link", 0, False), ("sparse", 0, False), ("a.json", 2, True)]
+    sparse = special(tarfile.GNUTYPE_SPARSE)
+
+    members = tar_members(io.BytesIO(link.tobuf() + sparse.tobuf() + bytes(2 * BLOCK)))
+
+    assert [(member.size, member.is_file) for member in members] == [(0, False), (0, False)]
 
 
 def test_a_member_of_absurd_size_is_an_error(tmp_path):

@@ -27,11 +27,6 @@ def test_every_published_form_has_the_keys_of_columns():
 
 # Columns of a configuration, a table, and the captions of its files.
 TOLD = {
-    "a column": (
-        {"file": "film", "captions": "words"},
-        [{"film": "c.mp4", "words": "a dog"}],
-        {"c.mp4": ("a dog",)},
-    ),
     "a template": (
         {"file": "{dir}/{id}", "captions": "words"},
         [{"dir": "clips", "id": "a", "words": "a dog"}],
@@ -46,11 +41,6 @@ TOLD = {
         {"captions": ["short", "long"]},
         [{"video": "c", "short": "a dog", "long": ["a brown dog", "it runs"]}],
         {"c.mp4": ("a dog", "a brown dog", "it runs")},
-    ),
-    "what is not told has its usual name": (
-        {"file": "film"},
-        [{"film": "c", "caption": "a dog", "start": 1, "end": 2}],
-        {"c.mp4@1-2": ("a dog",)},
     ),
     "a column inside of an object": (
         {"file": "meta.file", "captions": "texts.en"},
@@ -119,11 +109,6 @@ def test_a_folder_of_texts_is_told(read):
 
 MISTAKES = {
     "an unknown column": ({"file": "films"}, "'films'", "film, words"),
-    "an unknown column of captions": (
-        {"file": "film", "captions": ["words", "wrods"]},
-        "'wrods'",
-        "film, words",
-    ),
     "a path that leads nowhere": ({"records": "data.items"}, "'data.items'", "there are list"),
 }
 
@@ -183,37 +168,8 @@ UNKNOWN = {
         },
         {"c.mp4": ("a dog runs",)},
     ),
-    "JSON with several keys": (
-        {
-            "x.json": {
-                "data": {
-                    name: {"src": f"{name}.mp4", "items": [{"t": f"{name} is it"}]}
-                    for name in ("c", "7")
-                }
-            }
-        },
-        {"c.mp4": ("c is it",), "7.mp4": ("7 is it",)},
-    ),
-    "objects inside of records": (
-        {
-            "x.json": {
-                "info": {"year": 1},
-                "data": [{"clip": {"name": "c.mp4"}, "notes": [{"l": 1, "t": "a dog runs"}]}],
-            }
-        },
-        {"c.mp4": ("a dog runs",)},
-    ),
     "JSON by file": (
         {"x.json": {"c": {"said": "a dog runs"}, "7": {"said": "a cat sits"}}},
-        {"c.mp4": ("a dog runs",), "7.mp4": ("a cat sits",)},
-    ),
-    "JSON by split": (
-        {
-            "x.json": {
-                "train": [{"src": "c.mp4", "t": "a dog runs"}],
-                "test": [{"src": "7.mp4", "t": "a cat sits"}],
-            }
-        },
         {"c.mp4": ("a dog runs",), "7.mp4": ("a cat sits",)},
     ),
     "captions by file": (
@@ -224,10 +180,6 @@ UNKNOWN = {
         {"x.jsonl": [{"ref": "a", "said": "a dog runs"}, {"ref": "b", "said": "a cat sits"}]},
         {"clips/a.mp4": ("a dog runs",), "clips/b.mp4": ("a cat sits",)},
     ),
-    "names of several folders": (
-        {"x.jsonl": [{"ref": n, "said": f"{n} is it"} for n in "abc"]},
-        {f"{name}.mp4": (f"{name[-1]} is it",) for name in ("clips/a", "clips/b", "c")},
-    ),
     "times": (
         {
             "x.csv": "wo,von,bis,was\nc.mp4,0:01,0:02.5,ein Hund läuft\nc.mp4,0:03,0:05,er bellt laut\n"
@@ -237,14 +189,6 @@ UNKNOWN = {
     "a span": (
         {"x.jsonl": [{"wo": "c.mp4", "wann": [1, 2.5], "was": "ein Hund läuft"}]},
         {"c.mp4@1-2.5": ("ein Hund läuft",)},
-    ),
-    "two captions": (
-        {"x.csv": "wo,caption_en,caption_de\nc.mp4,a dog runs,ein Hund läuft\n"},
-        {"c.mp4": ("a dog runs", "ein Hund läuft")},
-    ),
-    "addresses": (
-        {"x.jsonl": [{"link": "https://host.example/get?v=7", "said": "a dog runs"}]},
-        {"https://host.example/get?v=7": ("a dog runs",)},
     ),
 }
 
@@ -306,24 +250,6 @@ def test_a_block_in_a_file_or_on_the_command_line_reads_the_data(tmp_path, capsy
         execute(["data", "check", str(data), *how])
 
         assert "your columns (x.csv); 1 items" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        {"x.csv": "a,b,c\n1,2,3\n"},
-        {"x.json": {"fps": 25}},
-        {"x.json": []},
-        {"x.jsonl": [{"messages": [{"role": "user"}]}]},
-        {"x.txt": "c.mp4\n7.mp4\n"},
-        {"x.json": [["c.mp4", "a dog"]]},
-    ],
-)
-def test_a_table_of_which_nothing_can_be_told_is_named_with_its_columns(table, read):
-    (name,) = table
-
-    with pytest.raises(InputError, match=name):
-        read(table, MEDIA, data=name)
 
 
 WRONG = [1, "x", None, True, [], {}, [1], [None], {"a": 1}]

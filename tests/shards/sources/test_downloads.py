@@ -277,9 +277,3 @@ def test_keys_with_dots_end_at_the_first_and_what_no_reader_takes_is_named(tmp_p
     (frames / "0.tar").write_bytes(pack(("a.00.jpg", b"x"), ("a.json", b"{}")))
     with pytest.raises(InputError, match=r"`shards`.*: 0\.tar"):
         list(scan_source(frames)[1])
-
-
-def test_several_captions_in_the_json_of_a_sample_are_its_captions(tmp_path):
-    sample = members("1", captions=["a dog  runs", "a cat"])
-    (tmp_path / "0.tar").write_bytes(pack(*sample.items()))
-    assert scan(tmp_path)[0]["1"].captions == ("a dog runs", "a cat")

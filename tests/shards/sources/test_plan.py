@@ -1,7 +1,6 @@
 """A source is imported once into a table; every record is a row or a reject; every row is in one
 unit and one split."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.shards.schema import SPLITS, Reject, Row
-from alpro.shards.sources.manifest import Manifest, import_source, write_manifest
+from alpro.shards.sources.manifest import Manifest, write_manifest
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from tests.shards.sources.conftest import write_files
 
 pytestmark = pytest.mark.usefixtures("small_row_groups")
 
@@ -325,61 +323,3 @@ def test_a_pattern_gives_the_group_of_rows_without_one():
     with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'a\.mp4'"):
         units_of(files("a.mp4", "b.mp4"), group_pattern="star_")
     assert len(units_of(files("a.mp4", group="all have one"), group_pattern="star_")) == 1
-
-
-GOOD = "good"
-BAD = "bad"
-QUESTION = "asked"
-IMAGE = "image"
-KINDS = st.lists(st.sampled_from([GOOD, BAD, QUESTION, IMAGE]), min_size=1, max_size=20)
-ASKED = [{"question": "what?", "answer": "a dog", "type": "what"}]
-
-
-def records(kinds: list[str], folder: Path) -> Iterator[tuple[dict, Row | None]]:
-    """Records, each with the row that it means: windows of videos, ones with a question, images,
-    and empty windows."""
-    for number, kind in enumerate(kinds):
-        name, end = (f"{number}.jpg", "") if kind == IMAGE else (f"{number}.mp4", "@1.5-3")
-        texts = {
-            "split": "test" if number % 2 else "train",
-            "source": "tv",
-            "caption": f'a "dog", {number} — läuft',
-        }
-        window = {} if kind == IMAGE else {"start": 1.5, "end": 1.5 if kind == BAD else 3.0}
-        asked = {"questions": ASKED} if kind == QUESTION else {}
-        row = None
-        if kind != BAD:
-            files = {"id": f"{number}{end}", "path": folder / name, "name": name, "group": name}
-            said = {
-                "captions": (texts["caption"],),
-                "split": texts["split"],
-                "meta": {"source": "tv"},
-            }
-            row = Row(
-                kind="image" if kind == IMAGE else "video", **files, **said, **window, **asked
-            )
-        yield (
-            {"path": name, **texts, **window}
-            | {key: json.dumps(value) for key, value in asked.items()},
-            row,
-        )
-
-
-@settings(max_examples=15, deadline=None)
-@given(kinds=KINDS)
-def test_every_record_is_a_sample_or_a_reject(kinds):
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        table = [record for record, _ in records(kinds, folder)]
-        media = dict.fromkeys((record["path"] for record in table), "")
-        write_files(folder, {**media, "m.jsonl": table})
-
-        imported = import_source(folder / "m.jsonl", folder / "manifests")
-
-        plan = DecodePlan(imported)
-        rejects = kinds.count(BAD)
-        assert imported.about["rows"] == len(kinds) - rejects
-        assert imported.about["rejects"] == len(list(plan.rejects())) == rejects
-        assert imported.has_questions == (QUESTION in kinds)
-        rows = {row.id: row for unit in plan.units() for row in unit.rows}
-        assert rows == {row.id: row for _, row in records(kinds, folder) if row}
