@@ -100,9 +100,12 @@ def has_words(text: str) -> bool:
     >>> [has_words(text) for text in ("[iso: 100] [ev: 0.7]", "https://host/a", "clip_0001.mp4")]
     [False, False, False]
     """
+    if CUE.match(text):
+        return False
     rest = MEASUREMENT.sub(" ", text)
-    words = len(WORD.findall(rest))
-    return words > 0 and words >= len(NUMBER.findall(rest)) and not CUE.match(text)
+    words = WORD.findall(rest)
+    numbers = NUMBER.findall(rest)
+    return len(words) >= max(1, len(numbers))
 
 
 def read_captions(value: Any) -> Iterator[str]:
@@ -161,9 +164,12 @@ def read_answer(record: Record, form: Form) -> str:
     first; of options, the text of the right one. Raises ValueError if no option matches."""
     value = read_value(record, form.answer)
     if isinstance(value, list):
-        # VQA has objects with the key `answer`.
-        cells = (each.get("answer") if isinstance(each, dict) else each for each in value)
-        counts = Counter(filter(None, map(clean_text, cells)))
+        counts = Counter[str]()
+        for each in value:
+            # VQA has objects with the key `answer`.
+            cell = each.get("answer") if isinstance(each, dict) else each
+            counts[clean_text(cell)] += 1
+        del counts[""]
         value = max(counts, key=counts.__getitem__, default="")
     if isinstance(value, dict):
         raise ValueError("the answer is neither a text nor a number")
@@ -225,8 +231,8 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
         spans = starts, ends
         if isinstance(starts, list) and isinstance(ends, list):
             spans = list(zip(starts, ends, strict=True))
-    is_list = isinstance(spans, list) and any(isinstance(each, list | tuple) for each in spans)
-    times = [read_span(span) for span in (spans if is_list else [spans])]
+    is_one = not isinstance(spans, list) or not any(isinstance(e, list | tuple) for e in spans)
+    times = [read_span(span) for span in ([spans] if is_one else spans)]
     if len(times) == 1:
         return [(times[0], captions)]
     texts = parse_cell(captions[0]) if captions else None
@@ -258,6 +264,10 @@ def read_seconds(value: Any) -> Time:
     numbers: list[float] = []
     with suppress(ValueError):
         numbers = [float(part) for part in text.split(":")]
-    if len(numbers) not in (1, 2, 3) or (len(numbers) > 1 and min(numbers) < 0):
+    is_negative = len(numbers) > 1 and min(numbers) < 0
+    if len(numbers) not in (1, 2, 3) or is_negative:
         raise ValueError(f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5")
-    return sum(number * 60**place for place, number in enumerate(reversed(numbers)))
+    seconds = 0.0
+    for place, number in enumerate(reversed(numbers)):
+        seconds += number * 60**place
+    return seconds

@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
 # Increase it if the same files give other rows: sources are then imported again.
 VERSION = 4
-WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text("utf-8"))
+FORMS_FILE = Path(__file__).with_name("forms.toml")
+WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
 
 NO_TEXT = {*WORDS["no_text"]["words"]}
@@ -193,10 +194,16 @@ def split_in(text: str) -> Split | None:
     """
     if text.strip().lower() in NO_TEXT | {"-", "unknown"}:
         return ""
-    words = {fold(text), *(word.removesuffix("set") for word in re.findall("[a-z]+", text.lower()))}
-    splits = [split for split, names in WORDS["splits"].items() if words & {*names}]
-    # "not_train" names no split.
-    return splits[0] if len(splits) == 1 and not words & {"no", "non", "not"} else None
+    words = {fold(text)}
+    for word in re.findall("[a-z]+", text.lower()):
+        words.add(word.removesuffix("set"))
+    if not words.isdisjoint(("no", "non", "not")):  # "not_train"
+        return None
+    splits: list[Split] = []
+    for split, names in WORDS["splits"].items():
+        if not words.isdisjoint(names):
+            splits.append(split)
+    return splits[0] if len(splits) == 1 else None
 
 
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
@@ -205,15 +212,21 @@ def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str
     partners: dict[str, Record] | None = None
     join = form.join
     if join and join.list:
-        others = (other for _, other in walk(document, [join.list], "") if isinstance(other, dict))
-        partners = {str(other.get(join.key)): other for other in others}
-    for where, record in walk(document, form.records.split(".") if form.records else [], "entry"):
+        partners = {}
+        for _, partner in walk(document, [join.list], ""):
+            if isinstance(partner, dict):
+                partners[str(partner.get(join.key))] = partner
+
+    path = form.records.split(".") if form.records else []
+    for where, record in walk(document, path, "entry"):
         if join is None or partners is None or not isinstance(record, dict):
             yield where, record
             continue
         key = str(record.get(join.on))
-        missing = f"no entry of `{join.list}` has the {join.key} {key}"
-        yield where, {**partners[key], **record} if key in partners else missing
+        if key in partners:
+            yield where, partners[key] | record
+        else:
+            yield where, f"no entry of `{join.list}` has the {join.key} {key}"
 
 
 def walk(
@@ -227,16 +240,25 @@ def walk(
             document.
     """
     around = outer or {}
-    if isinstance(value, list) and (path or not around or any(isinstance(e, dict) for e in value)):
-        rest = path[1:] if path[:1] == ["*"] else path
-        for number, each in enumerate(value, 1):
-            yield from walk(each, rest, f"{where} {number}", around)
-    elif isinstance(value, dict) and path:
+    if isinstance(value, list):
+        has_records = any(isinstance(each, dict) for each in value)
+        # A list of texts in an object is a cell.
+        if path or has_records or not around:
+            rest = path[1:] if path[:1] == ["*"] else path
+            for number, each in enumerate(value, 1):
+                yield from walk(each, rest, f"{where} {number}", around)
+            return
+
+    if not path:
+        columns = value if isinstance(value, dict) else {"$value": value}
+        yield where, around | columns
+    elif isinstance(value, dict):
+        key, *rest = path
         if outer is not None:
-            around = around | {k: v for k, v in value.items() if isinstance(v, str | int | float)}
-        keys = value if path[0] == "*" else [path[0]] if path[0] in value else []
-        for key in keys:
-            named = around | {"$key": key} if path[0] == "*" else around
-            yield from walk(value[key], path[1:], f"{where} {key!r}", named)
-    elif not path:
-        yield where, around | (value if isinstance(value, dict) else {"$value": value})
+            cells = {
+                name: cell for name, cell in value.items() if isinstance(cell, str | int | float)
+            }
+            around = around | cells
+        for name in value if key == "*" else value.keys() & {key}:
+            inner = around | {"$key": name} if key == "*" else around
+            yield from walk(value[name], rest, f"{where} {name!r}", inner)

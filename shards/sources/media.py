@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from posixpath import splitext
 from unicodedata import normalize
@@ -123,15 +124,23 @@ class Folder:
         if (self.is_listed and name in self.files) or is_file(self.path / name):
             return name
         folder, slash, file = name.rpartition("/")
-        files = {file, *(f"{prefix}{file}" for prefix in prefixes)}
-        files |= {file.removeprefix(prefix) for prefix in prefixes}
-        stems = {cut_extension(f"{folder}{slash}{each}") for each in files}
-        candidates = [path for stem in stems for path in self._by_stem.get(file_stem(stem), ())]
-        if read_suffix(name) in MEDIA_EXTENSIONS:
-            candidates = [path for path in candidates if is_image(path) == is_image(name)]
-        beside = [path for path in candidates if cut_extension(path) in stems]
+        names = {file}
+        for prefix in prefixes:
+            names |= {f"{prefix}{file}", file.removeprefix(prefix)}
+        stems = {cut_extension(f"{folder}{slash}{each}") for each in names}
         ends = tuple(f"/{stem}" for stem in stems)
-        inside = [path for path in candidates if anywhere and cut_extension(path).endswith(ends)]
+        beside: list[str] = []
+        inside: list[str] = []
+        for path in chain.from_iterable(self._by_stem.get(file_stem(stem), ()) for stem in stems):
+            is_other_kind = is_image(path) != is_image(name)
+            if is_other_kind and read_suffix(name) in MEDIA_EXTENSIONS:
+                continue
+            stem = cut_extension(path)
+            if stem in stems:
+                beside.append(path)
+            elif anywhere and stem.endswith(ends):
+                inside.append(path)
+
         for paths in (beside, inside):
             # A name with its extension means that file; one without it the video rather than its
             # picture.

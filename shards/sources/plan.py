@@ -60,9 +60,12 @@ class DecodeUnit:
 
     def split(self) -> list["DecodeUnit"]:
         """Return a unit for each row, named by its id."""
-        # `take` copies: a slice would be pickled with the whole table.
-        singles = [self.table.take(pa.array([i])) for i in range(len(self))]
-        return [DecodeUnit(single["id"][0].as_py(), single) for single in singles]
+        units = []
+        for index, row_id in enumerate(self.table["id"].to_pylist()):
+            # `take` copies: a slice would be pickled with the whole table.
+            row = self.table.take(pa.array([index]))
+            units.append(DecodeUnit(row_id, row))
+        return units
 
 
 def read_rows(table: pa.Table) -> Iterator[Row]:
@@ -108,15 +111,18 @@ class DecodePlan:
         if self.pattern:
             self._check_pattern(self.pattern, group_pattern)
 
-        columns = ["kind", "split", "cut", *TEXT_COUNTS]
-        batches = [self._read_columns(batch) for batch in manifest.batches([*columns, *NAMES])]
+        columns = ("kind", "split", "cut", *TEXT_COUNTS)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        for batch in manifest.batches([*columns, *NAMES]):
+            for name, values in self._read_columns(batch).items():
+                parts[name].append(values)
         self.columns: dict[str, np.ndarray] = {}
-        for name in columns:
-            arrays = [batch[name] for batch in batches]
+        for name, arrays in parts.items():
             self.columns[name] = np.concatenate(arrays or [np.zeros(0, np.int64)])
 
         # A boolean for each row of the manifest.
-        self.is_planned = np.isin(self.columns["kind"], [KINDS.index(kind) for kind in self.kinds])
+        planned_kinds = [KINDS.index(kind) for kind in self.kinds]
+        self.is_planned = np.isin(self.columns["kind"], planned_kinds)
         self.row_indices = np.flatnonzero(self.is_planned)
         self.rows_of_unit = dict(self._cut(max_rows))  # indices of rows in the manifest
         file = pq.ParquetFile(manifest.file)
@@ -146,29 +152,30 @@ class DecodePlan:
     def _assign_splits(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
         """Return the codes of the splits of rows with the columns `split`, `group` and `name`."""
         if self.named_splits:
+            codes = pc.index_in(batch["split"], pa.array(SPLITS))
             # A row without a split is for training.
-            codes = pc.fill_null(pc.index_in(batch["split"], pa.array(SPLITS)), 0).to_numpy()
-            return codes.astype(np.int8)
+            return pc.fill_null(codes, 0).to_numpy().astype(np.int8)
         if self.generated_splits:
-            shares = self.shares["test"], self.shares["validation"]
-            return draw_splits(f"{self.seed}/", self._groups(batch), *shares).astype(np.int8)
+            groups = self._groups(batch)
+            return draw_splits(
+                f"{self.seed}/", groups, self.shares["test"], self.shares["validation"]
+            )
         return np.zeros(len(batch), np.int8)
 
     def _groups(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
         """Return the group of each row of a batch with the columns `group` and `name`."""
-        groups = batch["group"].to_pylist()
-        names = batch["name"].to_pylist()
-        return [
-            group or self._group_of_name(name) for group, name in zip(groups, names, strict=True)
-        ]
-
-    def _group_of_name(self, name: str) -> str:
-        match = self.pattern.search(name) if self.pattern else None
-        if not match:
-            return name
-        if match.re.groups:
-            return match[1] or match[0]
-        return match[0]
+        groups = []
+        pairs = zip(batch["group"].to_pylist(), batch["name"].to_pylist(), strict=True)
+        for group, name in pairs:
+            match = None
+            if self.pattern and not group:
+                match = self.pattern.search(name)
+            found = ""
+            if match:
+                found = match[1] if match.re.groups else ""
+                found = found or match[0]
+            groups.append(group or found or name)
+        return groups
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the units of each split and kind.
@@ -179,9 +186,9 @@ class DecodePlan:
         min_rows = max(1, max_rows // 2)
         divisor = max(2, max_rows // 4)
         is_possible_end = self.columns["cut"] % divisor == 0
-        for (split_code, split), (kind_code, kind) in product(enumerate(SPLITS), enumerate(KINDS)):
-            is_split = self.columns["split"] == split_code
-            is_kind = self.columns["kind"] == kind_code
+        for split, kind in product(SPLITS, KINDS):
+            is_split = self.columns["split"] == SPLITS.index(split)
+            is_kind = self.columns["kind"] == KINDS.index(kind)
             rows = np.flatnonzero(self.is_planned & is_split & is_kind)
             possible_ends = np.flatnonzero(is_possible_end[rows]) + 1
 
@@ -193,7 +200,8 @@ class DecodePlan:
                 if after_half < len(possible_ends):
                     next_end = int(possible_ends[after_half])
                     last = min(last, next_end)
-                yield f"{split}-{kind}-{unit_count:05d}", rows[first:last]
+                name = f"{split}-{kind}-{unit_count:05d}"
+                yield name, rows[first:last]
                 first = last
                 unit_count += 1
 
@@ -239,21 +247,23 @@ class DecodePlan:
     def annotated(self) -> dict[str, dict[str, int]]:
         """Return the numbers of items with a text, captions and questions that each split should
         have: of its rows, and of the items whose files are missing."""
-        missing = self.manifest.rejects().filter(pc.equal(pc.field("reason"), "missing"))
-        missing = missing.filter(pc.is_in(missing["kind"], pa.array(self.kinds)))
+        is_missing = pc.field("reason") == "missing"
+        is_planned = pc.field("kind").isin(self.kinds)
+        missing = self.manifest.rejects().filter(is_missing & is_planned)
         missing = missing.rename_columns({"path": "name"})
-        codes = self._assign_splits(missing)
-        lost = count_by_split(codes, {name: missing[name].to_numpy() for name in TEXT_COUNTS})
+        text_counts = {name: missing[name].to_numpy() for name in TEXT_COUNTS}
+        lost = count_by_split(self._assign_splits(missing), text_counts)
 
         annotated: dict[str, dict[str, int]] = {}
         for split, counts in self._counts.items():
-            annotated[split] = {name: counts[name] + lost[split][name] for name in counts}
+            annotated[split] = {name: count + lost[split][name] for name, count in counts.items()}
         return annotated
 
     @cached_property
     def _counts(self) -> dict[str, dict[str, int]]:
-        planned = {name: values[self.is_planned] for name, values in self.columns.items()}
-        return count_by_split(planned["split"], {name: planned[name] for name in TEXT_COUNTS})
+        codes = self.columns["split"][self.is_planned]
+        text_counts = {name: self.columns[name][self.is_planned] for name in TEXT_COUNTS}
+        return count_by_split(codes, text_counts)
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
@@ -266,16 +276,17 @@ class DecodePlan:
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of
         `captions` and of `questions`, and `why_empty`, if it has no items."""
-        return {
-            split: {**counts, "why_empty": "" if counts["items"] else self._why_empty(split)}
-            for split, counts in self._counts.items()
-        }
+        splits: dict[str, dict[str, Any]] = {}
+        for split, counts in self._counts.items():
+            reason = "" if counts["items"] else self._why_empty(split)
+            splits[split] = counts | {"why_empty": reason}
+        return splits
 
     def _why_empty(self, split: str) -> str:
-        items = {name: counts["items"] for name, counts in self._counts.items() if counts["items"]}
+        items = {name: counts["items"] for name, counts in self._counts.items()}
         if self.named_splits:
-            named = ", ".join(f"{name} ({count})" for name, count in items.items())
-            return f"the rows name the splits {named}" if named else "no row with a text names one"
+            named = [f"{name} ({count})" for name, count in items.items() if count]
+            return f"the rows with a text name the splits {', '.join(named) or '-'}"
         return (
             f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
             f"{sum(items.values())} items with a text fell into it; name the splits in a column "
@@ -290,22 +301,24 @@ class DecodePlan:
         names = list(dict.fromkeys(self._names_without_group()))
         for key, pattern in GROUPINGS.items():
             matches = filter(None, map(pattern.search, names))
-            groups = Counter(match[1] for match in matches)
-            several = {group: count for group, count in groups.items() if count > 1}
-            largest = max(several.values(), default=0)
+            file_counts = Counter(match[1] for match in matches)
+            recordings = [group for group, count in file_counts.items() if count > 1]
+            file_count = sum(file_counts[group] for group in recordings)
+            largest = max(file_counts.values(), default=0)
             # Many groups of few files are recordings; a few of many files are collections.
-            if several and largest <= len(several) and 2 * largest < len(names):
-                examples = ", ".join([*several][:3])
+            if recordings and largest <= len(recordings) and 2 * largest < len(names):
+                examples = ", ".join(recordings[:3])
                 return (
-                    f"{sum(several.values())} files may be parts of {len(several)} recordings, such "
-                    f"as {examples}; set group_pattern = {key!r} of the corpus to keep the files of "
-                    "a recording in one split"
+                    f"{file_count} files may be parts of {len(recordings)} recordings, such as "
+                    f"{examples}; set group_pattern = {key!r} of the corpus to keep the files of a "
+                    "recording in one split"
                 )
         return ""
 
     def _names_without_group(self) -> Iterator[str]:
         for batch in self.manifest.batches(["group", "name"]):
-            yield from batch.filter(pc.equal(batch["group"], ""))["name"].to_pylist()
+            ungrouped = batch.filter(pc.field("group") == "")
+            yield from ungrouped["name"].to_pylist()
 
 
 def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
@@ -315,12 +328,14 @@ def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str,
         codes: The split of each item, as its index in SPLITS.
         texts: The number of texts of each item, by kind.
     """
-    numbers = {"items": sum(texts.values()) > 0, **texts}
-    totals = {name: np.bincount(codes, values, len(SPLITS)) for name, values in numbers.items()}
-    return {
-        split: {name: int(total[code]) for name, total in totals.items()}
-        for code, split in enumerate(SPLITS)
-    }
+    has_text = sum(texts.values()) > 0
+    counts: dict[str, dict[str, int]] = {}
+    for code, split in enumerate(SPLITS):
+        in_split = codes == code
+        counts[split] = {"items": int(has_text[in_split].sum())}
+        for name, numbers in texts.items():
+            counts[split][name] = int(numbers[in_split].sum())
+    return counts
 
 
 def draw_splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
@@ -331,7 +346,10 @@ def draw_splits(seed: str, groups: list[str], test: float, validation: float) ->
     """
     hashes = bytearray()
     for group in groups:
-        hashes += hashlib.sha256((seed + group).encode()).digest()[:8]
+        digest = hashlib.sha256((seed + group).encode()).digest()
+        hashes += digest[:8]
     fractions = np.frombuffer(hashes, ">u8") / 2.0**64
-    # The codes of SPLITS.
-    return np.select([fractions < test, fractions < test + validation], [2, 1], default=0)
+    codes = np.full(len(groups), SPLITS.index("train"), np.int8)
+    codes[fractions < test + validation] = SPLITS.index("validation")
+    codes[fractions < test] = SPLITS.index("test")
+    return codes

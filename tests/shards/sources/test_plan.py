@@ -78,31 +78,30 @@ def test_a_generated_split_depends_on_the_group_alone(
 
 
 def test_generated_splits_have_the_given_shares():
-    splits = [
-        row.split
-        for row in assign_splits(rows_of(list(range(600))), validation=0.2, test=0.1, seed=0)
-    ]
+    rows = rows_of(list(range(600)))
+
+    splits = [row.split for row in assign_splits(rows, validation=0.2, test=0.1, seed=0)]
+
     assert abs(splits.count("test") - 60) < 22  # three standard deviations of a drawn number
     assert abs(splits.count("validation") - 120) < 30
-    assert {row.split for row in assign_splits(rows_of([1, 2, 3]), 0.0, 0.0, 0)} == {"train"}
-    assert {row.split for row in assign_splits(rows_of([1, 2, 3]), 0.6, 0.6, 0)} <= {
-        "test",
-        "validation",
-    }
-    # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51; a corpus
-    # keeps its splits
-    drawn = [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 0)]
-    assert drawn == ["tr", "va", "tr", "te", "tr", "tr", "va", "tr"]
-    assert drawn != [row.split[:2] for row in assign_splits(rows_of(list(range(8))), 0.1, 0.17, 1)]
-    given = [
-        Row(id=f"of {name}", path=Path("a"), kind="video", split=name)
-        for name in ("", "test", "validation")
-    ]
-    assert [row.split for row in assign_splits(given, 0.5, 0.5, 0)] == [
-        "train",
-        "test",
-        "validation",
-    ]
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    # SHA-256 of "0/group N" as a fraction: 0.90, 0.18, 0.27, 0.16, 0.78, 0.40, 0.21, 0.51.
+    [(0, "tr va tr te tr tr va tr"), (1, "tr te tr tr tr tr tr te")],
+)
+def test_a_corpus_keeps_its_splits(seed, expected):
+    rows = assign_splits(rows_of(list(range(8))), validation=0.1, test=0.17, seed=seed)
+
+    assert " ".join(row.split[:2] for row in rows) == expected
+
+
+def test_a_row_without_a_split_is_for_training_if_others_have_one():
+    rows = [row for split in ("", "test") for row in rows_of([0], split)]
+    rows[0] = rows[0].model_copy(update={"id": "x"})
+
+    assert [row.split for row in assign_splits(rows, 0.5, 0.5, 0)] == ["train", "test"]
 
 
 def files(*names: str, **more) -> list[Row]:
@@ -186,7 +185,7 @@ def test_splits_say_what_they_have_and_why_they_are_empty():
     ]
     row = Row(id="a", path=Path("a"), kind="video", captions=("x", "y"), questions=asked)
     for split, says in (
-        ("train", "the rows name the splits train (1)"),
+        ("train", "name the splits train (1)"),
         ("", "with test = 0, none of"),
     ):
         with plan_of([row.model_copy(update={"split": split})]) as plan:
@@ -241,27 +240,24 @@ def test_adding_or_removing_a_row_changes_few_units():
         assert len(before - contents(units_of(changed, max_rows=16))) <= 4
 
 
-def test_rejects_are_kept_in_order_and_texts_are_counted():
+def test_rejects_are_kept_in_order():
     bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
-    still = Row(id="b", path=Path("b"), kind="image", captions=("z",))
-    with plan_of(
-        [bad[0], Row(id="a", path=Path("a"), kind="video", captions=("x", "y")), still, bad[1]]
-    ) as planned:
-        assert list(planned.rejects()) == bad
-        assert (list(planned.row_indices), list(planned.rows_of_unit)) == (
-            [0, 1],
-            ["train-video-00000", "train-image-00000"],
-        )
-        assert (
-            planned.splits()["train"].items() >= {"items": 2, "captions": 3, "questions": 0}.items()
-        )
-    with plan_of(
-        [*bad, still, Row(id="a", path=Path("a"), kind="video")], kinds="image"
-    ) as planned:
-        assert [row.id for unit in planned.units() for row in unit.rows] == ["b"]
-        assert (
-            planned.splits()["train"].items() >= {"items": 1, "captions": 1, "questions": 0}.items()
-        )
+
+    with plan_of([bad[0], *rows_of([0]), bad[1]]) as plan:
+        assert list(plan.rejects()) == bad
+
+
+@pytest.mark.parametrize(("kinds", "ids"), [("all", "ab"), ("image", "b")])
+def test_rows_of_a_kind_are_planned_and_counted(kinds, ids):
+    rows = [
+        Row(id="a", path=Path("a"), kind="video", captions=("x", "y")),
+        Row(id="b", path=Path("b"), kind="image", captions=("z",)),
+    ]
+
+    with plan_of([*rows], kinds=kinds) as plan:
+        assert [row.id for unit in plan.units() for row in unit.rows] == [*ids]
+        assert plan.splits()["train"]["items"] == len(ids)
+        assert plan.splits()["train"]["captions"] == (3 if kinds == "all" else 1)
 
 
 def test_a_row_is_planned_as_it_was_imported():
