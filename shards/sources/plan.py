@@ -328,7 +328,7 @@ def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str,
         codes: The split of each item, as its index in SPLITS.
         texts: The number of texts of each item, by kind.
     """
-    has_text = sum(texts.values()) > 0
+    has_text = np.sum([*texts.values()], axis=0) > 0
     counts: dict[str, dict[str, int]] = {}
     for code, split in enumerate(SPLITS):
         in_split = codes == code
