@@ -5,7 +5,6 @@ mean over the frames, so this fine-tunes what is otherwise the baseline.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.ranks import rank
-from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.evaluation.validation import validate_contrast
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
@@ -34,7 +32,6 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
-from alpro.stages.training.loop import Validate
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
 
@@ -178,18 +175,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         return Training(
             bundle,
             objective,
-            partial(add_mean_recall, validate),
+            validate,
             select=SELECTED,
             interpolates=config.interpolate,
         )
 
     return train(build, config, inputs.corpora, out, resources)
-
-
-def add_mean_recall(validate: Validate) -> dict[str, float]:
-    """Validate, and add the mean of the recalls, by which weights are selected."""
-    values = validate()
-    return values | {SELECTED: mean_recall(values, SELECTED.removesuffix("/mean_recall"))}
 
 
 def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> ModelBundle:

@@ -1,6 +1,7 @@
 """Validation of the training stages on the validation split of every training corpus."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -47,30 +48,7 @@ def validate_contrast(
         return None
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
     asked = Asked(tasks=("retrieval",), matched=())
-
-    def measure(gallery: Gallery) -> Metrics:
-        results = evaluate_model(model, gallery, asked)
-        # Every process has all scores, and one of them writes.
-        if rank() == 0 and results.similarity is not None:
-            searches = range(min(SEARCHES, len(gallery.texts)))
-            draw_searches(gallery, results.similarity, searches, out / PICTURE)
-            log.info(f"what the first texts find: {out / PICTURE}")
-        return name_metrics(results.values())
-
-    return lambda: average(galleries, measure)
-
-
-def name_metrics(scores: Mapping[str, float]) -> Metrics:
-    """Return scores of retrieval under the names of validation.
-
-    >>> name_metrics({"similarity/t2v/R1": 50.0, "matching/v2t/MdR": 2.0})
-    {'validation/vtc/t2v/R1': 50.0, 'validation/v2t/MdR': 2.0}
-    """
-    metrics = {}
-    for name, value in scores.items():
-        ranker, _, rest = name.partition("/")
-        metrics[f"{PREFIXES[ranker]}/{rest}"] = value
-    return metrics
+    return partial(average, galleries, partial(measure, model, asked, picture=out / PICTURE))
 
 
 def validate_retrieval(
@@ -89,15 +67,7 @@ def validate_retrieval(
     check_validation(galleries, "captions")
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
     asked = Asked(tasks=("retrieval",), top_k=validation.top_k)
-
-    def measure(gallery: Gallery) -> Metrics:
-        metrics = name_metrics(evaluate_model(model, gallery, asked).values())
-        # Validate both: a model folder says which one ranks better.
-        for prefix in PREFIXES.values():
-            metrics[f"{prefix}/mean_recall"] = mean_recall(metrics, prefix)
-        return metrics
-
-    return lambda: average(galleries, measure), "validation/mean_recall"
+    return partial(average, galleries, partial(measure, model, asked)), "validation/mean_recall"
 
 
 def validate_qa(
@@ -118,12 +88,41 @@ def validate_qa(
     galleries = read_galleries(encoder, corpora, config, "questions")
     check_validation(galleries, "questions")
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens, answers)
+    asked = Asked(tasks=("qa",))
+    return partial(average, galleries, partial(measure, model, asked)), "validation/qa/acc"
 
-    def measure(gallery: Gallery) -> Metrics:
-        scores = evaluate_model(model, gallery, Asked(tasks=("qa",))).values()
-        return {f"validation/{name}": value for name, value in scores.items()}
 
-    return lambda: average(galleries, measure), "validation/qa/acc"
+def measure(
+    model: LoadedModel, asked: Asked, gallery: Gallery, picture: Path | None = None
+) -> Metrics:
+    """Score a model on a gallery.
+
+    Args:
+        model: The model.
+        asked: What to score.
+        gallery: The gallery.
+        picture: File of the picture of searches to draw, if any.
+
+    Returns:
+        The scores under the names of validation, and the mean recall of each ranking, by which
+        weights are selected.
+    """
+    results = evaluate_model(model, gallery, asked)
+    # Every process has all scores, and one of them writes.
+    if picture and rank() == 0 and results.similarity is not None:
+        searches = range(min(SEARCHES, len(gallery.texts)))
+        draw_searches(gallery, results.similarity, searches, picture)
+        log.info(f"what the first texts find: {picture}")
+
+    metrics = {}
+    for name, value in results.values().items():
+        ranking, _, rest = name.partition("/")
+        prefix = PREFIXES.get(ranking, f"validation/{ranking}")
+        metrics[f"{prefix}/{rest}"] = value
+    for prefix in PREFIXES.values():
+        if f"{prefix}/t2v/R1" in metrics:
+            metrics[f"{prefix}/mean_recall"] = mean_recall(metrics, prefix)
+    return metrics
 
 
 def read_galleries(
