@@ -24,7 +24,6 @@ from http import HTTPStatus
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
-from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -42,6 +41,7 @@ Answer = TypeVar("Answer")
 
 CACHE = "filecache::"  # before a URL: fsspec keeps local copies of its files
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
+LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
     *("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"),
@@ -82,7 +82,7 @@ def located(text: Location) -> Location:
         raise InputError(f"{redact(text)}: of chained URLs, only {CACHE} is supported")
 
     protocol, _, path = text.partition("://")
-    return Path(path) if protocol.lower() in ("file", "local") else text
+    return Path(path) if protocol.lower() in LOCAL_PROTOCOLS else text
 
 
 def absolute(text: Location, base: Path | None = None) -> Location:
@@ -166,17 +166,22 @@ def resolve(root: Location, path: str) -> Location:
     cannot open other local files.
 
     Raises:
-        InputError: If the path is not allowed.
+        InputError: If it is a URL with credentials.
+        ValueError: If it is not allowed.
     """
     refuse_credentials("path", path)
-    location = located(path) if is_url(path) else Path(path)
-    if isinstance(location, Path):
-        resolved = _inside(root, str(location))
+    protocol, _, name = path.partition("://")
+    resolved: Location | None
+    if not is_url(path):
+        resolved = _inside(root, path)
+    elif protocol.lower() in LOCAL_PROTOCOLS:
+        resolved = _inside(root, name)
     else:
-        resolved = location if _is_allowed(root, location) else None
+        resolved = path if _is_allowed(root, path) else None
     if resolved is None:
-        raise InputError(
-            f"path {path!r} is outside the data folder {root}; put the manifest above its files"
+        raise ValueError(
+            f"{path!r} is outside the data folder {root}; put the table above its files, or set "
+            "`root` of the corpus to the folder that corresponds to it"
         )
     return resolved
 
@@ -197,12 +202,8 @@ def _inside(root: Location, path: str) -> Location | None:
     if isinstance(root, str):
         # Without `..` inside, so that the first part tells whether it leads out.
         name = posixpath.normpath(path)
-        return None if name.startswith(("/", "..")) else join(root, name)
-
-    # A disk may spell accents otherwise than a table: decomposed (NFD), as on macOS.
-    if not path.isascii():
-        forms = (path, normalize("NFC", path), normalize("NFD", path))
-        path = next((form for form in forms if os.path.lexists(Path(root, form))), path)
+        is_outside = name.startswith(("/", "..")) or "::" in name
+        return None if is_outside else join(root, name)
 
     whole = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 - much faster than Path
     folder = os.path.normpath(root)

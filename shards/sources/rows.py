@@ -198,7 +198,7 @@ class Items:
         the file is missing; of a URL, both are the URL."""
         text = read_file_name(record, form)
         if self.folder is None or is_url(text):
-            location = str(self._resolve(text))
+            location = str(resolve(self.root, text))
             if self.folder is None or is_url(location):
                 return location, location
 
@@ -207,7 +207,7 @@ class Items:
         if self.names_root:
             whole = os.path.normpath(self.names_root / name)
             name = whole.removeprefix(f"{self.names_root}/")
-        whole = str(self._resolve(os.path.join(origin.inside, name)))  # noqa: PTH118 - much faster
+        whole = str(resolve(self.root, os.path.join(origin.inside, name)))  # noqa: PTH118 - much faster
         name = whole.removeprefix(f"{base}/")
         if name == whole:
             raise ValueError(f"{text!r} names no file")
@@ -216,19 +216,9 @@ class Items:
             return found, f"{base}/{found}"
         url = read_string(record, form.url)
         if url and not self.folder.media:
-            url = str(self._resolve(url))
+            url = str(resolve(self.root, url))
             return url, url
         return name, ""
-
-    def _resolve(self, name: str) -> Location:
-        try:
-            return resolve(self.root, name)
-        except InputError as error:
-            refuse_credentials("path", name)
-            raise ValueError(
-                f"{name!r} is outside the data folder {self.root}; put the table above its files, "
-                "or set `root` of the corpus to the folder that corresponds to it"
-            ) from error
 
     def _reject_missing(self, item: Part) -> MissingItem:
         assert self.folder is not None

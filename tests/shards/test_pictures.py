@@ -40,21 +40,25 @@ def test_entities_of_the_clip_are_green_and_others_red():
     assert colors(None, kept=False) == {INK, FAINT}
 
 
-def test_a_sheet_holds_every_strip_and_queries_show_their_results():
+@pytest.mark.parametrize(("columns", "stacked"), [(1, 5), (2, 3)])
+def test_a_sheet_holds_every_strip(columns, stacked):
     rows = [strip([tile(WHITE)], [("text", RED)], TILE) for _ in range(5)]
-    one = sheet(rows)
-    two = sheet(rows, columns=2)
-    assert one.height == 5 * rows[0].height
-    assert (two.height, two.width) == (3 * rows[0].height, 2 * one.width)
+
+    picture = sheet(rows, columns)
+
+    assert picture.height == stacked * rows[0].height
+    assert picture.width == columns * sheet(rows).width
+
+
+def test_the_results_of_a_query_are_framed_green_if_they_are_right():
     results = [(WHITE, "a", True), (WHITE, "b", False)]
+
     pixels = np.asarray(retrieval_picture([("a red ball", "came first", results)]))
-    for left, border in ((0, GREEN), (TILE + 4, RED)):
-        assert (
-            tuple(pixels[0, left + TILE // 2])
-            == tuple(pixels[TILE // 2, left + TILE - 1])
-            == border
-        )
-        assert tuple(pixels[TILE // 2, left + TILE // 2]) == (255, 255, 255)
+
+    middle = TILE // 2
+    assert tuple(pixels[0, middle]) == GREEN
+    assert tuple(pixels[0, TILE + 4 + middle]) == RED
+    assert tuple(pixels[middle, middle]) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +98,17 @@ def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, tra
 
 
 def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
+    def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
+
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (2, 8, 9, 3), np.uint8)
-    clip, other = (
-        np.stack(
-            [
-                np.asarray(Image.fromarray(f).resize((144, 128), Image.Resampling.BICUBIC))
-                for f in frames
-            ]
-        )
-        for frames in (coarse, rng.integers(0, 256, (2, 8, 9, 3), np.uint8))
-    )
-    smaller = np.stack([np.asarray(Image.fromarray(frame).resize((72, 64))) for frame in clip])
-    assert perceptual_hash(clip) == perceptual_hash(smaller) != perceptual_hash(other)
+    coarse = rng.integers(0, 256, (2, 2, 8, 9, 3), np.uint8)
+    clip, other = (resize(frames, (144, 128)) for frames in coarse)
+
     assert (
-        perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None
-    )  # blank frames have no hash
+        perceptual_hash(clip) == perceptual_hash(resize(clip, (72, 64))) != perceptual_hash(other)
+    )
+
+
+def test_blank_frames_have_no_hash():
+    assert perceptual_hash(np.full((2, 64, 64, 3), 7, np.uint8)) is None

@@ -241,16 +241,15 @@ blockcache::filecache::s3://b/c.mp4 dir::zip://a::file:///etc
 @pytest.mark.parametrize(
     "root", [Path("/data"), "s3://b/data", "memory://b/data", "https://host/data"]
 )
-def test_a_row_cannot_refer_to_other_local_files(root):
-    for path in OUTSIDE.split():
-        with pytest.raises(InputError, match=r"is outside the data folder|of chained URLs"):
-            resolve(root, path)
-    for url in (
-        "filecache::s3://b/data",
-        "memory://b/data",
-    ):  # a name cannot lengthen the chain of its manifest
-        with pytest.raises(InputError):
-            resolve(url, "1x::file:///etc/passwd")
+@pytest.mark.parametrize("path", OUTSIDE.split())
+def test_a_row_cannot_refer_to_other_local_files(root, path):
+    with pytest.raises(ValueError, match="is outside the data folder"):
+        resolve(root, path)
+
+
+def test_a_name_cannot_lengthen_the_chain_of_its_manifest():
+    with pytest.raises(ValueError, match="is outside the data folder"):
+        resolve("filecache::s3://b/data", "1x::file:///etc/passwd")
 
 
 def test_a_member_of_a_tar_is_copied_in_pieces(folder, tmp_path, monkeypatch):
