@@ -308,13 +308,12 @@ def exists(location: Location) -> bool:
     return True
 
 
-def listing(folder: Location, extension: str) -> list[Location]:
-    """List the files of a folder with the extension, in order. Raises FileNotFoundError if there is
-    no such folder."""
+def listing(folder: Location, ending: str) -> list[Location]:
+    """List the files of a folder whose names have the ending, in order. Raises FileNotFoundError if
+    there is no such folder."""
     if isinstance(folder, Path):
-        return sorted(
-            path for path in folder.iterdir() if path.suffix == extension and path.is_file()
-        )
+        files = [path for path in folder.iterdir() if path.name.endswith(ending)]
+        return sorted(filter(Path.is_file, files))
 
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
     names = []
@@ -324,7 +323,7 @@ def listing(folder: Location, extension: str) -> list[Location]:
             # slash is the file name.
             name = entry["name"].rpartition("/")[2]
             names.append(unquote(name) if "://" in entry["name"] else name)
-    return [join(folder, name) for name in sorted(names) if name.endswith(extension)]
+    return [join(folder, name) for name in sorted(names) if name.endswith(ending)]
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:

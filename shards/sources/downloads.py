@@ -6,8 +6,8 @@ status, address and further columns. The table `<shard>.parquet` beside a shard 
 downloads that failed; they become rejects. Members are found from the headers of the tar, so no
 media are read. A key `00000_0003_001` is a clip of `00000_0003`: clips of one video are one group.
 
-Of a damaged tar, the samples before the damage are read, and the tar is a reject; so is a tar
-without samples, and every further sample that the table lists.
+Of a damaged tar, the samples before the damage are read, except the last, and the tar is a reject; so
+is a tar without samples, and every further sample that the table lists.
 """
 
 import json
@@ -126,10 +126,9 @@ def compressed_tars(data: Location) -> list[Location]:
     without those that `gunzip --keep` has unpacked beside them."""
     unpacked = {str(shard).removesuffix(".tar") for shard in listing(data, ".tar")}
     shards = []
-    for extension, compression in ((".tar.gz", ".gz"), (".tgz", ".tgz")):
-        for shard in listing(data, compression):
-            name = str(shard)
-            if name.endswith(extension) and name.removesuffix(extension) not in unpacked:
+    for ending in (".tar.gz", ".tgz"):
+        for shard in listing(data, ending):
+            if str(shard).removesuffix(ending) not in unpacked:
                 shards.append(shard)
     return shards
 
@@ -202,15 +201,14 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
         placeholder = find_placeholder(file.read(HEAD_BYTES))
         problem = f"{placeholder}" if placeholder else problem
 
-    # The last sample may have had further members, if others have, or if there are no others to
-    # tell. Of a tar that ends as it should, only the JSON counts, which every sample has or none:
-    # zeros at its end may be a hole.
+    # The last sample of a damaged tar may have lost members. Zeros at the end of another may be a
+    # hole: then only the JSON tells, which every sample has or none.
     *others, last = samples.values() or [Download()]
-    lacks_json = ".json" not in last.copies and any(".json" in other.copies for other in others)
-    lacks_members = not others or any(last.copies.keys() < other.copies.keys() for other in others)
-    if lacks_json or (problem and lacks_members):
+    have_json = any(".json" in other.copies for other in others)
+    lacks_json = have_json and ".json" not in last.copies
+    if problem or lacks_json:
         reason = problem or "the shard ends inside this sample"
-        last.problem = f"its last members are lost: {reason}"
+        last.problem = f"its last members may be lost: {reason}"
     return samples, problem
 
 
