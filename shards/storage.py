@@ -313,7 +313,7 @@ def listing(folder: Location, ending: str) -> list[Location]:
     there is no such folder."""
     if isinstance(folder, Path):
         files = [path for path in folder.iterdir() if path.name.endswith(ending)]
-        return sorted(filter(Path.is_file, files))
+        return sorted(path for path in files if path.is_file())
 
     entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
     names = []
