@@ -79,11 +79,8 @@ def test_the_first_line_has_the_link_the_state_and_the_score_on_its_clips_beside
 
 
 def test_changes_are_named_and_the_rest_of_many_counted(artifacts):
-    few = ["pretrain.lr = 2 (previous run: 1)", "name='<b>'"]
-    assert "Changed: `pretrain.lr = 2 (previous run: 1)`, `name='<b>'`." in (
-        document_of(artifacts, few).head
-    )
-    assert "`5`, `6`, `7`, and 2 more." in document_of(artifacts, [*"0123456789"]).head
+    assert "Changed: `name='<b>'`." in document_of(artifacts, ["name='<b>'"]).head
+    assert "`6`, `7`, and 2 more." in document_of(artifacts, [*"0123456789"]).head
     assert "No value was changed." in document_of(artifacts).head
 
 
@@ -154,12 +151,8 @@ def test_a_page_needs_no_other_file(artifacts):
     links = re.findall(r'(?:src|href)="([^"]+)', page)
     assert {link[:5] for link in links if link[0] != "#"} == {"data:"}
     assert page.count("data:image/png;base64,") == 4  # the scores, and the pictures of a stage
-
-
-def test_a_page_leads_to_each_section(artifacts):
-    page = document_of(artifacts).page({})
-    anchors = re.findall(r'href="#([^"]+)', page)
-    assert {"results", "question-answering", "stages"} < set(anchors)
+    anchors = {link[1:] for link in links if link[0] == "#"}
+    assert {"results", "question-answering", "stages"} < anchors
     assert all(f'id="{anchor}"' in page for anchor in anchors)
 
 
@@ -168,16 +161,6 @@ def test_texts_of_the_user_are_no_html(artifacts):
     assert "<title>mine · a&lt;b · 123456</title>" in page
     for text in ("no &lt;b&gt;", "my &lt;own&gt;.toml", "&lt;all&gt; questions"):
         assert text in page
-
-
-def test_pictures_have_captions_and_steps(artifacts):
-    text = section(document_of(artifacts), "evaluate")
-    captions = [line for line in text.splitlines() if line and not line.startswith("![")]
-    assert [caption[:24] for caption in captions] == [
-        "my_own",
-        "Step 200. The prompter's",
-        "Queries with the best an",
-    ]
 
 
 def test_scores_are_drawn_with_intervals_and_chance():
