@@ -2,5 +2,5 @@
 
 import logging
 
-# "Matplotlib created a temporary cache directory ..." in a container without a home folder.
+# Hide "Matplotlib created a temporary cache directory", which a container without a home prints.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

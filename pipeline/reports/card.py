@@ -15,7 +15,7 @@ CLOSED_LIST = (
     "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
 )
 MATCH = "print(model.match(**inputs))  # probabilities"
-# By the task of a model: what it is, what its text is in the example, and the call.
+# Each task's description, example text, and example call.
 TASKS = {
     "prompter": (
         "a prompter: a video and a text encoder, trained with contrast (VTC)",
@@ -107,7 +107,7 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     split = ""
     scores: Rows = []
     if record:
-        # A store has its artifacts at STAGE/FINGERPRINT.
+        # The folder of an artifact is STORE/STAGE/FINGERPRINT.
         store = Snapshot(artifact.parents[1])
         split, scores = find_newest_scores(store, record)
         sources = store.lineage(record)
@@ -120,7 +120,7 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     rendered = any(source.stage == "render_sample" for _, source in sources)
 
     return CARD.format(
-        # The hub's tag for a license that its list lacks.
+        # The hub calls a license that it does not list "other".
         license_tag=license or "other",
         tag=tag,
         name=name,
@@ -163,7 +163,7 @@ def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
     """Return the split and the scores of the newest evaluation of a model; empty without one."""
     split = ""
     scores: Rows = []
-    # From the oldest to the newest, so that the newest one stays.
+    # The snapshot is sorted by age, so the newest evaluation comes last.
     for folder, evaluation in store.artifacts:
         model = evaluation.inputs.get("model")
         if evaluation.stage in EVALUATIONS and model and model.fingerprint == record.fingerprint:

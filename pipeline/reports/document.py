@@ -37,8 +37,8 @@ from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
-MAX_CHANGES = 8  # that a summary lists
-# What the pictures of the stages show, by the name of the file.
+MAX_CHANGES = 8  # listed in a summary
+# Captions of the pictures of stages, by file name.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
     "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the "
@@ -84,9 +84,9 @@ class Document:
     """A text in Markdown. Only the page shows its pictures."""
 
     title: str
-    head: str  # what every page shows first
+    head: str  # shown first on every page
     sections: list[str]  # each begins with its heading
-    figures: Mapping[str, Figure] = field(default_factory=dict)  # by their names in the text
+    figures: Mapping[str, Figure] = field(default_factory=dict)  # by the address in the text
 
     def markdown(self, links: Mapping[str, str], max_length: int | None = None) -> str:
         """Return the sections without pictures, as many as there is room for.
@@ -114,7 +114,7 @@ class Document:
 
     def _render(self, text: str) -> str:
         """Return Markdown as HTML, with anchors at headings and the pictures inside."""
-        # HTML in texts of the user's data stays text.
+        # Escape HTML in the user's data.
         parser = MarkdownIt("commonmark", {"html": False}).enable("table")
         tokens = parser.parse(text)
         for token, following in pairwise(tokens):
@@ -264,7 +264,7 @@ def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
         record = records.get(step.name, Record())
         state = run.states.get(step.name, "")
         time = format_duration(record.run["seconds"]) if state == "built" else state
-        # The tables of results have what an evaluation counts.
+        # The counts of an evaluation are in the tables of results.
         counts = {} if record.stage in EVALUATIONS else record.counts
         text = ", ".join(
             f"{key.replace('_', ' ')} {value}" for key, value in counts.items() if value

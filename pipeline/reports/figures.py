@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 
-# What the probabilities in files of an evaluation belong to.
+# Files of an evaluation that have probabilities, with their labels.
 PROBABILITIES = {"qa.parquet": "answers", "entity_crops.parquet": "entities of crops"}
 WIDTH = 6  # inches: legible on a phone
 
@@ -31,7 +31,7 @@ def draw_scores(rows: Rows) -> Figure | None:
     for line, row in enumerate(scores):
         axes.text(0, line - 0.25, f"{row_label(row)}, {metric_text(row)}: {score_text(row)}")
         axes.plot(row["value"], line, "C0o")
-        # matplotlib draws nothing at None.
+        # matplotlib skips a point that is None.
         axes.plot([row["low"], row["high"]], [line, line], "C0", lw=4, alpha=0.4)
         axes.plot([row["chance"]], [line], "k|", ms=9)
 

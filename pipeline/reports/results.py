@@ -23,8 +23,8 @@ from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json
 FEW_VIDEOS = 100
-MARK = " ←"  # beside the score that counts
-CONTROL = "control: "  # begins the label of a control
+MARK = " ←"  # marks the score that counts
+CONTROL = "control: "  # prefix of a control's label
 TITLES = {
     "retrieval": "Retrieval",
     "qa": "Question answering",
@@ -74,7 +74,7 @@ def escape(text: str) -> str:
     >>> escape("a|b *c* <d> finetune_qa")
     'a\\|b \\*c\\* &lt;d&gt; finetune_qa'
     """
-    # An underscore inside a word is no emphasis, and brackets alone are no link.
+    # Markdown ignores an underscore inside a word, and brackets without an address.
     special = r"[\\`*|~]|\b_|_\b|(?<=\])[(\[:]"
     escaped = re.sub(special, r"\\\g<0>", text.replace("\n", " "))
     return html.escape(escaped, quote=False)
@@ -109,7 +109,7 @@ def tables(
             differences and p values. A score over other queries has none.
         marked: Name of the score that counts; its line has an arrow.
     """
-    # The head of one of several columns says which model it is, so that models share a line.
+    # Several runs share the lines of a table: the heads of their columns name the models.
     name_row = itemgetter("name") if len(runs) > 1 else full_name
     label_row = itemgetter("what") if len(runs) > 1 else row_label
     groups: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in TITLES}
@@ -144,8 +144,8 @@ def list_columns(
 ) -> list[tuple[str, dict[str, str]]]:
     """Return the columns of runs as their heads and their texts by the names of scores. After each
     run but the first come its difference to the first and the p value, if they are compared."""
-    baseline, *others = runs
-    comparisons = dict(zip(others, compared, strict=False))
+    baseline, *contenders = runs
+    comparisons = dict(zip(contenders, compared, strict=False))
     columns = []
     for run, rows in runs.items():
         columns.append((run, {name_row(row): score_text(row) for row in rows}))
@@ -218,7 +218,7 @@ def warn_of_few_videos(scores: Rows) -> str:
     It is half the 95 % interval of a proportion at its widest, 1.96 sqrt(0.5 x 0.5 / n). Queries of
     one video are right or wrong together, so that n is not their number (`independent_videos`).
     """
-    # A score of a part of the queries has fewer videos than the others.
+    # Scores by type use only part of the videos.
     independent = max(row.get("independent_videos") or 0 for row in scores)
     if not 0 < independent < FEW_VIDEOS:
         return ""

@@ -30,7 +30,7 @@ def print_results(
     artifacts = [(folder, record) for folder, record in read if record]
     results = rows(artifacts)
     if as_json:
-        # Nothing else goes to standard output: a program reads it.
+        # Print nothing else: a program reads the output.
         values = {
             "results": results,
             "artifacts": {record.name: to_json(folder, record) for folder, record in artifacts},
@@ -41,11 +41,11 @@ def print_results(
 
     print_scores(results, artifacts)
     print_warnings(artifacts, report)
-    if report.is_file():  # it exists if the run had anything to do
+    if report.is_file():  # A run that finds every artifact writes none.
         counted = f", {len(results)} scores (--json for JSON)" if results else ""
         print(f"report{counted}: {report}")
 
-    # `alpro ui` opens this workspace without the option.
+    # `alpro ui` opens this workspace by default.
     is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
     option = "" if is_default else f" --workspace {workspace}"
     print(f"curves, pictures and comparison: alpro ui{option}")
@@ -127,7 +127,7 @@ def print_columns(
         shortened: Indices of the columns that become narrower so that a row stays one line.
     """
     is_terminal = sys.stdout.isatty()
-    # By default, Rich colors numbers and paths.
+    # `highlight` would color numbers and paths.
     console = Console(
         force_terminal=is_terminal, width=None if is_terminal else UNLIMITED, highlight=False
     )
@@ -149,6 +149,6 @@ def print_columns(
 
     with console.capture() as capture:
         console.print(grid)
-    # Rich fills every cell of a column with spaces, also the last of a line.
+    # Rich pads the last cell of a line with spaces.
     for line in capture.get().splitlines():
         print(line.rstrip())

@@ -19,7 +19,7 @@ from alpro.stages.evaluation.score_names import DECISIVE, FINE_TUNED, PRETRAINED
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05
-# The models of a run that its sentence compares: the first pair that it evaluates.
+# Models that a run compares: the first pair of steps that it has.
 COMPARED_STEPS = (
     ("evaluate baseline", "evaluate retrieval"),
     ("evaluate baseline", "evaluate prompter"),
@@ -109,7 +109,7 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
             f"{describe_power(row, difference)}"
         )
 
-    # A lower rank is better.
+    # For ranks, lower is better.
     is_gain = (difference.difference > 0) == row["higher_is_better"]
     sentence = (
         f"{second} is {'better' if is_gain else 'worse'} than {first} {scope}: "
@@ -156,5 +156,5 @@ def format_p(p: float) -> str:
     """
     if p < 0.001:
         return "p < 0.001"
-    # `.2g` would write 1.0 as 1.
+    # The format `.2g` would print 1.0 as 1.
     return f"p = {p:.1f}" if p > 0.995 else f"p = {p:.2g}"

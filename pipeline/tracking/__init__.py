@@ -3,12 +3,13 @@
 import logging
 import os
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads both when it is imported
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # some seconds
+# MLflow reads both variables when it is imported. Two retries take a few seconds.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
-# "Creating initial MLflow database tables...", and the like.
+# Hide messages such as "Creating initial MLflow database tables...".
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# Each retry, and tracebacks of failed calls, which the tracker reports once.
+# Hide retries and tracebacks: the tracker reports a failed call once.
 for _name in ("urllib3.connectionpool", "mlflow.store.db.utils", "mlflow.system_metrics"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 
-QUOTES = "\"' "  # around values of changes
+QUOTES = "\"' "  # stripped from values of changes
 DIGEST_LENGTH = 8  # characters
 FIRST_STORAGE_COLUMN = "shard"  # in index.parquet; earlier columns describe samples
 
@@ -46,15 +46,15 @@ def shorten_change(change: str) -> str:
     ('clips.data=films', 'pretrained=m')
     """
     key, _, value = change.partition("=")
-    # The names of corpora and encoders say enough without their table.
-    first, *others = re.sub(r"^(corpora|model)\.", "", key.strip()).split(".")
-    short_key = ".".join([first.rpartition("_")[2], *others[-1:]])
+    # The name of a corpus or an encoder is clear without its table.
+    owner, *path = re.sub(r"^(corpora|model)\.", "", key.strip()).split(".")
+    short_key = ".".join([owner.rpartition("_")[2], *path[-1:]])
     return f"{short_key}={Path(value.strip(QUOTES)).name}"
 
 
 def status_after(error: BaseException) -> str:
     """Return the status of a run that an exception ended: KILLED if it was stopped, else FAILED."""
-    # What is no Exception, such as KeyboardInterrupt, stops a program.
+    # KeyboardInterrupt and SystemExit are no Exceptions.
     stopped = isinstance(error, CancelledError) or not isinstance(error, Exception)
     return "KILLED" if stopped else "FAILED"
 
@@ -98,7 +98,7 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
 def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
     """Describe a corpus: its counts as the profile, the columns of its samples as the schema."""
     schema = pq.read_schema(folder / "index.parquet")
-    # The columns from this one on say where a sample is stored.
+    # The other columns say where a sample is stored.
     columns = list(schema)[: schema.names.index(FIRST_STORAGE_COLUMN)]
     types = [{"name": one.name, "type": str(one.type), "required": True} for one in columns]
     dataset = Dataset(
@@ -116,14 +116,14 @@ def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
 def git_commit() -> str:
     """Return the commit of this code, with + if files differ from it; "unknown" outside a
     checkout."""
-    file = Path(__file__).resolve()  # alpro/pipeline is a link, and git follows none
+    file = Path(__file__).resolve()  # alpro/pipeline is a link, which git does not follow
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Fails if the package is installed inside another repository.
+        # This fails if the package is installed inside another repository.
         git("ls-files", "--error-unmatch", str(file))
         return git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):

@@ -19,7 +19,7 @@ class MetricsFollower:
         self.path = path
         self.inode = 0
         self.position = 0  # bytes
-        self.last_step = -1  # returned
+        self.last_step = -1  # last step that `read` returned
 
     def read(self, final: bool = False) -> list[dict[str, Any]]:
         """Return the new lines.
@@ -30,7 +30,7 @@ class MetricsFollower:
         """
         try:
             file = open(self.path, "rb")
-        except FileNotFoundError:  # the stage has written no line yet
+        except FileNotFoundError:  # The stage has not written a line yet.
             return []
         with file:
             status = os.fstat(file.fileno())
@@ -38,11 +38,11 @@ class MetricsFollower:
                 self.inode = status.st_ino
                 self.position = 0
             file.seek(self.position)
-            # What follows the last line break is not complete.
+            # The text after the last line break is incomplete.
             *texts, _ = file.read().split(b"\n")
 
         lines: list[dict[str, Any]] = []
-        # A line that a power failure damaged: the stage replaces the file when it continues.
+        # A power failure may damage a line. The stage replaces the file when it continues.
         with suppress(ValueError):
             lines += map(json.loads, texts)
 

@@ -26,7 +26,7 @@ from alpro.pipeline.tracking.store import unusable
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.shards.clip import DecodeError
 
-EXPERIMENT = "models"  # for models whose training is in another store
+EXPERIMENT = "models"  # of models that were trained in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 
@@ -54,7 +54,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
             client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
         if alias:
             client.set_registered_model_alias(name, alias, version)
-    except InputError:  # it says what to do
+    except InputError:  # The message says what to do.
         raise
     except Exception as error:
         raise unusable(uri, error) from error
@@ -66,13 +66,13 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
 
     The version links the logged model of its training, which has the scores.
     """
-    # A training that was logged to another store is logged here first.
+    # Log the training if it was logged to another store.
     if not tracker.logged_model(record.fingerprint):
         tracker.log_artifact(folder, record)
 
     # `log_model` belongs to the fluent API, which has one store per process.
     mlflow.set_tracking_uri(tracker.uri)
-    # MLflow prints what the command prints, and asks for an example: no video is on every machine.
+    # Hide MLflow's request for an example: no video exists on every machine.
     with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.filterwarnings("ignore", message=".*input example")
         logged = mlflow.pyfunc.log_model(
@@ -100,7 +100,7 @@ def registered_folder(uri: str, name: str) -> Path:
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))
-        # The name that `log_model` gave our folder inside of the model's.
+        # `log_model` chose the name of the folder inside the model's.
         data = MlflowModel.load(folder).flavors["python_function"]["data"]
     except Exception as error:
         raise InputError(f"{name}: not in the MLflow store {uri}: {one_line(error)}") from error

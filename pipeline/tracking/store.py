@@ -41,7 +41,7 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            # A server decides where it keeps files.
+            # A server chooses the place of its files.
             files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
             return client, client.create_experiment(name, files)
     except Exception as error:  # any error of MLflow, SQLAlchemy, alembic or the network
@@ -63,7 +63,7 @@ def create_store(database: Path, files: Path) -> None:
     It gets its name when it is complete: MLflow can never open a store that lacks tables, because
     its process was killed or the disk was full.
     """
-    # Two pipelines that start together would both create it.
+    # Two pipelines may start at the same time.
     lock = FileLock(f"{database}.lock")
     acquire(lock)
     try:
@@ -87,7 +87,7 @@ def check_store(workspace: Path) -> None:
         InputError: If the store was made in another folder, or cannot be read.
     """
     uri = store_uri(workspace)
-    if not (workspace / "mlflow.db").is_file():  # MLflow would create it
+    if not (workspace / "mlflow.db").is_file():  # The client would create one.
         return
     try:
         experiments = MlflowClient(uri).search_experiments(view_type=ViewType.ALL)
@@ -137,7 +137,7 @@ def list_experiments(client: MlflowClient) -> list[str]:
 
 def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
-    # SQLAlchemy appends the query.
+    # The first line is the reason; SQLAlchemy appends the query.
     reason = str(error).partition("\n")[0]
     advice = ""
     if "locked" in reason:

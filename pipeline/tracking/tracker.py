@@ -45,8 +45,8 @@ from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 
 FOLLOW_SECONDS = 2.0
-SYSTEM_SECONDS = 10  # between values of CPU, memory and GPU
-# After a call that MLflow did not answer, none is made for a while: each may take a timeout.
+SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
+# Pause after a call without an answer: each may block until its timeout.
 PAUSE_SECONDS = 30.0
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
@@ -98,7 +98,7 @@ class Tracker:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
         all_tags = resolve_tags(all_tags | dict(tags))
         created = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
-        # Without an answer there is no run, and what is logged for an empty id goes nowhere.
+        # Without an answer there is no run: calls with an empty id are skipped.
         run = created.info.run_id if created else ""
 
         status = "FINISHED"
@@ -106,7 +106,7 @@ class Tracker:
             values = [Param(key, str(value)) for key, value in flatten(params).items()]
             self._call("log_batch", run, params=values)
             yield run
-        # Also KeyboardInterrupt and SystemExit: such a run ends as KILLED.
+        # KeyboardInterrupt and SystemExit end a run as KILLED.
         except BaseException as error:
             status = status_after(error)
             raise
@@ -222,7 +222,7 @@ class Tracker:
         now = int(time.time() * 1000)
         metrics = []
         for key, value in values.items():
-            # MLflow's pages show every digit.
+            # MLflow's pages show all digits.
             rounded = round(value, DIGITS)
             metrics.append(Metric(clean_metric_name(key), rounded, now, step, model_id=model))
         self._call("log_batch", run, metrics=metrics)
@@ -233,7 +233,7 @@ class Tracker:
         the end."""
         follower = MetricsFollower(folder / "metrics.jsonl")
         done = threading.Event()
-        unsent: list[Metric] = []  # after an outage, all since
+        unsent: list[Metric] = []  # grows during an outage
 
         def log_new_lines() -> None:
             for line in follower.read(final=done.is_set()):
@@ -241,7 +241,7 @@ class Tracker:
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
                     unsent.append(Metric(clean_metric_name(key), value, milliseconds, step))
-            # What MLflow refuses is not sent again.
+            # Entries that MLflow refuses are dropped; they would be refused again.
             if self._call("log_batch", run, metrics=unsent) is not None:
                 unsent.clear()
 
@@ -254,7 +254,7 @@ class Tracker:
         try:
             yield follower
         finally:
-            # The thread ends first: only one may read.
+            # Join the thread first: only one thread may read.
             done.set()
             thread.join()
             log_new_lines()
@@ -278,10 +278,10 @@ class Tracker:
             self._log_model_scores(run, record, scores, step)
         elif STAGES[record.stage] == "training" and (folder / "model").is_dir():
             self._log_model(run, folder, record, step)
-        # MLflow's pages start with what is logged first.
+        # MLflow's pages begin with the metrics that are logged first.
         self.log_metrics(run, {**scores, **record.metrics}, step)
 
-        # Not metrics: MLflow would draw a chart of one dot for each.
+        # Counts are tags: of a metric, MLflow would draw a chart with one dot.
         tags = [RunTag(f"counts.{name}", str(count)) for name, count in record.counts.items()]
         tags.append(RunTag("seconds", str(record.run.get("seconds", 0))))
         self._call("log_batch", run, tags=tags)
@@ -325,7 +325,7 @@ class Tracker:
         of models sorts by them."""
         source = record.inputs.get("model")
         model = self.logged_model(source.fingerprint) if source else ""
-        # Its training may have been logged to another store, or to none.
+        # The training may be in another store, or in none.
         if model:
             self._call("log_inputs", run, models=[LoggedModelInput(model)])
             self.log_metrics(run, scores, step, model)
@@ -343,12 +343,12 @@ class Tracker:
                 return None
             try:
                 answer = getattr(self.client, method)(*args, **values)
-            except Exception as error:  # from MLflow, requests, or the client of a file store
+            except Exception as error:  # MLflow, requests and SQLAlchemy raise their own.
                 status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
-                is_refused = status in (400, 404)  # this call only: the store works
+                is_refused = status in (400, 404)  # The store works, only this call is wrong.
                 if not is_refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
-                # While an outage lasts, every call fails.
+                # During an outage every call fails, which is one warning.
                 self._warn_once(one_line(error), one_line(error) if is_refused else "outage")
                 return False if is_refused else None
             return True if answer is None else answer

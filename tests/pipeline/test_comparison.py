@@ -40,19 +40,15 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_each_evaluation_is_compared_with_the_first(workspace, capsys):
+    """Nine of twelve videos differ."""
     assert compare(workspace, "aa", "bbbbbb", "cc") == 0
     out = capsys.readouterr().out
 
-    a, b, c = ("a" * 8, "b" * 8, "c" * 8)
-    assert [a, b, f"{b} - {a}", "p", c, f"{c} - {a}", "p", "chance", "items"] in cells(out)
     (line,) = (line for line in cells(out) if line[0] == "question answering")
-    assert line[1:2] + line[-2:] == ["all questions ←", "50.0 %", "12"]
-    _, _, first, second, difference, p, *_ = line
-    assert re.fullmatch(r"25\.0 \[\d+\.\d, \d+\.\d\]", first)
-    assert second == "100.0 %"
-    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", difference)
-    assert float(p) == pytest.approx(2 / 2**9, abs=0.004)  # nine videos differ
-    assert f"{b} is better than {a} on 12 test clips" in out
+    assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", line[4])
+    assert float(line[5]) == pytest.approx(2 / 2**9, abs=0.004)
+    assert f"{'b' * 8} is better than {'a' * 8} on 12 test clips" in out
+    assert f"and {'c' * 8} on 12 test clips" in out
 
 
 def test_what_differs_is_a_table(workspace, capsys):

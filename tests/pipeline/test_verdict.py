@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from alpro.artifact import Record
 from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.results import tables
 from alpro.pipeline.reports.terminal import print_scores
@@ -15,10 +14,12 @@ from alpro.stages.evaluation.labeled_data import Threshold
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
+from tests.pipeline.conftest import write_artifact
 from tests.pipeline.score_rows import RANK, score_row
 
 ROW = score_row(value=9.1, items=11, videos=11, independent_videos=11.0)
 RANKS = ROW | RANK
+R1 = Metric("R1", "R@1", "retrieval")
 
 
 # A score with its test set, and both scores, their difference with its interval, and p.
@@ -64,11 +65,9 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
         worse = (luck < 0.15) & ~better
         return paired_difference(100.0 * worse, 100.0 * better, clips)
 
-    sentences = [verdict("a", "b", row, draw(0.0)) for _ in range(10)]
-    shown = [
-        float(found[1]) for text in sentences if (found := re.search(r"of ([\d.]+) points", text))
-    ]
-    smallest = float(np.mean(shown)) / 100
+    sentences = " ".join(verdict("a", "b", row, draw(0.0)) for _ in range(10))
+    shown = re.findall(r"of ([\d.]+) points", sentences)
+    smallest = float(np.mean([float(points) for points in shown])) / 100
     power = np.mean([draw(smallest).p < 0.05 for _ in range(100)])
 
     assert 0.65 < power < 0.95
@@ -95,16 +94,13 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     first, second, name, tmp_path, capsys
 ):
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
-    metric = Metric("R1", "R@1", "retrieval")
     made = []
     for (step, model), right in ((first, 2), (second, 12)):
-        (tmp_path / step).mkdir()
         results = Results(model)
-        score = Score(metric, (np.arange(12) < right) * 100.0, 8.3, asked)
+        score = Score(R1, (np.arange(12) < right) * 100.0, 8.3, asked)
         results.add(score, "similarity", "by similarity", "t2v")
-        results.write(tmp_path / step, "test")
-        record = Record(stage="evaluate", name=f"evaluate {step}")
-        made.append((tmp_path / step, record))
+        made.append(write_artifact(tmp_path, "evaluate", step, name=f"evaluate {step}"))
+        results.write(made[-1][0], "test")
 
     print_scores(results_of(made), made)
 
