@@ -41,7 +41,6 @@ LETTERS = range(2, 31)  # allowed lengths of an entity
 MIN_COUNT = 2  # occurrences of an entity
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
 LEFT_OUT = pa.schema([("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())])
-REJECTED = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
 
 
 class Config(StageConfig, frozen=True):
@@ -103,7 +102,7 @@ def needs(pipeline: Pipeline) -> list[Needs]:
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Write entities.parquet, left_out.parquet and rejects.parquet."""
+    """Write entities.parquet and left_out.parquet."""
     captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
     if config.entities_file:
@@ -116,8 +115,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     write_rows(out / "left_out.parquet", LEFT_OUT, left_out)
     # Checked after the tables are written: left_out.parquet says why words do not qualify.
     check_enough(entities, config, out)
-    rejects = [(name, source, "no caption") for name, source in without]
-    write_rows(out / "rejects.parquet", REJECTED, rejects)
 
     # Fewer than M are no error: PEM has fewer classes then.
     warnings = []
@@ -132,19 +129,15 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         "nouns": len(nouns),
         "entities": len(entities),
         "left_out": len(left_out),
-        "samples_without_caption": len(without),
+        "samples_without_caption": without,
     }
     return Outcome(counts, warnings=warnings)
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
     """Write rows as a table."""
-    # Typed columns: without rows, pyarrow would infer the type null.
-    columns = []
-    for i, column in enumerate(schema):
-        columns.append(pa.array([row[i] for row in rows], column.type))
-
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
+    values = [dict(zip(schema.names, row, strict=True)) for row in rows]
+    pq.write_table(pa.Table.from_pylist(values, schema), path)
 
 
 def list_nouns(words: Words) -> list[Candidate]:

@@ -10,12 +10,12 @@ from alpro.errors import InputError
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
-from alpro.shards.reader import read_index
 from alpro.stages.evaluation.validation import validate_qa
 from alpro.stages.execution.interface import FILE, Needs, Outcome, Pipeline, Resources, StageInputs
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import Training, build_fine_tuned, needs_pretrained, train
+from alpro.stages.vocabulary.nouns import training_rows
 
 VERSION = 7  # a byte order mark does not belong to the first answer
 
@@ -90,9 +90,8 @@ def frequent_answers(folders: list[Path], count: int) -> list[str]:
     """
     counts: Counter[str] = Counter()
     for folder in dict.fromkeys(folders):  # two corpora may be the same folder
-        for row in read_index(folder, ["split", "questions"]).to_pylist():
-            if row["split"] == "train":
-                counts.update(question["answer"] for question in row["questions"])
+        for row in training_rows(folder, ["questions"]):
+            counts.update(question["answer"] for question in row["questions"])
 
     if len(counts) < 2:
         raise InputError(

@@ -201,22 +201,21 @@ def load_tagger(name: str) -> "Language":
     return nlp
 
 
-def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], list[tuple[str, str]]]:
+def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
     """Read the captions of the training splits. Memory holds each distinct caption once.
 
     Returns:
-        The captions with their counts, and (id, source) of the samples without a caption.
+        The captions with their counts, and the number of samples without a caption.
 
     Raises:
         InputError: If there are no captions.
     """
     captions: Counter[str] = Counter()
-    without: list[tuple[str, str]] = []
+    without = 0
     for folder in corpora.values():
-        for row in training_rows(folder, ["id", "source", "captions"]):
+        for row in training_rows(folder, ["captions"]):
             captions.update(row["captions"])
-            if not row["captions"]:
-                without.append((row["id"], row["source"]))
+            without += not row["captions"]
 
     if not captions:
         raise InputError("the training split has no captions; check the splits of the corpora")
