@@ -103,9 +103,6 @@ def find_pretrained(name: str, workspace: Path) -> str:
     from alpro.inference.encoding import model_folder
     from alpro.inference.find import resolve
 
-    # A model folder is taken as it is. Any other name is looked up in the workspace.
-    if (expand(name) / "config.json").is_file():
-        return name
     return str(model_folder(resolve(name, workspace).model).resolve())
 
 

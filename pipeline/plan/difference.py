@@ -12,6 +12,8 @@ from alpro.stages import CORPUS_STAGES, STAGES
 Kind = Literal["configuration", "data", "code", "version"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MISSING = "-"  # value of a run that lacks a name
+MAX_SHOWN = 3  # differences in a line
+MAX_LENGTH = 80  # characters of a value in a line
 
 Origin = Mapping[tuple[Kind, str], str]
 
@@ -30,17 +32,17 @@ def differences(*origins: Origin) -> list[Difference]:
     Args:
         origins: the origin, or the recipe, of each run.
     """
-    names: dict[tuple[Kind, str], None] = {}
+    keys: dict[tuple[Kind, str], None] = {}
     for one in origins:
-        names |= dict.fromkeys(one)
+        keys |= dict.fromkeys(one)
 
     different = []
-    # The sort is stable: within a kind, names keep the order of the runs.
-    for kind, name in sorted(names, key=lambda kind_and_name: KINDS.index(kind_and_name[0])):
+    for kind, name in keys:
         values = tuple(one.get((kind, name), MISSING) for one in origins)
         if len(set(values)) > 1:
             different.append(Difference(kind, name, values))
-    return different
+    # The sort is stable: within a kind, names keep the order of the runs.
+    return sorted(different, key=lambda one: KINDS.index(one.kind))
 
 
 def recipe(record: Record) -> dict[tuple[Kind, str], str]:
@@ -112,27 +114,24 @@ def explain(wanted: Record, records: Sequence[Record]) -> str:
         records: the records of earlier artifacts, oldest first.
     """
     described = recipe(wanted)
-    found = [
-        differences(recipe(record), described)
-        # Newest first: `min` returns the first of equals.
-        for record in reversed(records)
-        if record.name == wanted.name
-    ]
-    if not found:
+    same_name = [record for record in records if record.name == wanted.name]
+    if not same_name:
         return "no artifact of this configuration yet"
 
-    fewest = min(found, key=len)
-    # The line stays readable after a change of many values.
-    shown = [describe(one) for one in fewest[:3]]
-    more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
-    return ", ".join(shown) + more
+    # Newest first: `min` returns the first of equals.
+    changes = [differences(recipe(record), described) for record in reversed(same_name)]
+    fewest = min(changes, key=len)
+    shown = [describe(change) for change in fewest[:MAX_SHOWN]]
+    if len(fewest) > MAX_SHOWN:
+        shown.append(f"and {len(fewest) - MAX_SHOWN} more")
+    return ", ".join(shown)
 
 
 def describe(difference: Difference) -> str:
     """Return how a step differs from an earlier artifact."""
     if difference.kind == "data":  # digests say nothing to a reader
         return f"{difference.name} differs"
-    old, new = map(shorten, difference.values)
+    old, new = (value[:MAX_LENGTH] for value in difference.values)
     return f"{difference.name} = {new} (previous run: {old})"
 
 
@@ -184,8 +183,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, str) and value:
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def shorten(text: str, length: int = 80) -> str:
-    """Return a text of at most `length` characters."""
-    return text if len(text) <= length else f"{text[: length - 3]}..."

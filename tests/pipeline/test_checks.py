@@ -97,6 +97,16 @@ def test_texts_that_are_longer_than_the_text_encoder_takes_are_refused(changes, 
         check(tmp_path, *changes)
 
 
+def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
+    data = manifest(tmp_path, {"caption": "a dog"})
+    model = model_folder(tmp_path / "model", {"model": {"text": {"max_length": 36}}})
+
+    plan = plan_of("from_weights", f"pretrained={model}", workspace=tmp_path / "w", data=data)
+
+    with one_line("finetune_retrieval.max_text_tokens = 32", "evaluate.max_text_tokens = 32"):
+        check_plan(plan)
+
+
 # What the data tells.
 
 
@@ -105,6 +115,14 @@ def manifest(folder: Path, *rows: dict) -> Path:
     (folder / "a.mp4").touch()
     path.write_text("".join(json.dumps({"path": "a.mp4"} | row) + "\n" for row in rows))
     return path
+
+
+def model_folder(folder: Path, config: dict) -> Path:
+    """The files of a pre-trained model, without weights."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text(json.dumps({"task": "pretrain"} | config))
+    return folder
 
 
 def test_question_answering_is_left_out_where_the_data_has_no_questions(tmp_path, capsys):
@@ -126,10 +144,7 @@ def test_question_answering_stays_where_a_row_has_a_question(tmp_path):
 
 def test_a_configuration_that_only_answers_questions_refuses_data_without_them(tmp_path):
     data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
-    model = tmp_path / "model"
-    model.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (model / name).write_text('{"task": "pretrain"}')
+    model = model_folder(tmp_path / "model", {})
 
     with one_line("msrvtt: no test item has questions"):
         check_plan(plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path))

@@ -274,8 +274,7 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
     write_json(folder / "model" / "config.json", {})
     for name in ("abab", "pretrain@abab", str(folder), f"{folder}/model"):
         command = Source(pretrained=name, set=("pretrained=b",)).command("tiny", tmp_path)
-        given = folder / "model" if name != str(folder / "model") else name
-        assert command.changes == (f'pretrained="{given}"', "pretrained=b")
+        assert command.changes == (f'pretrained="{folder / "model"}"', "pretrained=b")
 
 
 def test_columns_that_are_not_known_are_followed_by_the_table_to_correct(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Configuration: shipped files, layers, changes, and one line for every mistake."""
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alpro.artifact import flatten
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config.command import Command
@@ -140,14 +142,13 @@ def test_a_base_must_be_another_configuration(base, write):
 
 def test_a_configuration_is_found_by_its_name_in_the_folder_configs(write, tmp_path, monkeypatch):
     write("configs/mine.toml", Path(TINY).read_text())
-    monkeypatch.chdir(tmp_path)
-    assert configure("mine") == configure(TINY)
-
-
-def test_a_folder_hides_no_shipped_configuration(tmp_path, monkeypatch):
     (tmp_path / "sample").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert configure("sample").name == "sample"
+
+    assert configure("mine") == configure(TINY)
+    assert configure("sample").name == "sample"  # a folder hides no shipped configuration
+    with one_line("smaple", "did you mean 'sample'?"):
+        configure("smaple")
 
 
 @pytest.mark.parametrize("source", ["broken.toml", "no_such", "none.toml", "folder"])
@@ -185,13 +186,7 @@ def test_a_file_that_cannot_be_read_is_named(source, write, tmp_path, monkeypatc
     ],
 )
 def test_a_change_reaches_its_key(change, key, value):
-    found: Any = configure(TINY, change)
-    for part in key.split("."):
-        if part.isdigit():
-            found = found[int(part)]
-        else:
-            found = found[part] if isinstance(found, dict) else getattr(found, part)
-    assert found == value
+    assert flatten(configure(TINY, change).model_dump())[key] == value
 
 
 def test_a_model_that_is_given_replaces_those_that_would_be_trained():
@@ -222,15 +217,10 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
     [
         ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
         ("train_prompter.model.video.num_frames=2", ["'frames'"]),
-        ("corpora.clips.frame=2", ["corpora.clips.frame: ", "'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: must be above 0 (it is -1"]),
         ("pretrain.lr=fast", ["pretrain.lr: expected a number (it is 'fast')"]),
-        ("pretrain.batch_size=1.5", ["pretrain.batch_size: expected a whole number (it is 1.5)"]),
-        ("pretrain.mixed_precision=maybe", ["expected true or false (it is 'maybe')"]),
         ("evaluate.split=train", ["evaluate.split: expected 'validation' or 'test'"]),
-        ("evaluate=3", ["evaluate: expected a table (it is 3)"]),
-        ("pretrain.phases=3", ["pretrain.phases: expected a list (it is 3)"]),
         ("pretrain.phases=[]", ["pretrain.phases: expected at least 1 values"]),
         ("resources.nodes=2", ["rendezvous, host:port"]),
         (
@@ -242,7 +232,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("model.video.width=64", ["must be equal"]),
         ("pretrain.phases.7.steps=1", ["'7'", "1 values"]),
         ("pretrain.phases.0.corpora.x.y=1", ["'x'"]),
-        ("pretrain.lr.x=1", ["pretrain.lr: expected a number"]),
         ("pretrain", ["stage.key=value"]),
         ("corpora.vocabulary={data='x'}", ["corpora.vocabulary"]),
         ("corpora.clip.data=x", ["corpora.clip.data=x: no stage", "corpora.clips.data"]),
@@ -252,14 +241,9 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ('cache_prompts.templates.video=["{}"]', ["cache_prompts.templates: ", "[templates]"]),
         ("corpora.clips={shards='a', data='b'}", ["corpora.clips: ", "data, shards"]),
         ("corpora.clips={shards='a', size=36}", ["corpora.clips: ", "key size"]),
-        (
-            "corpora.clips={shards='a', annotations={train='x'}}",
-            ["corpora.clips: ", "key annotations"],
-        ),
         ("corpora.clips.group_pattern='('", ["corpora.clips.group_pattern: "]),
         ("corpora.clips.root=b", ["corpora.clips: ", "root"]),
         ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
-        ("train_prompter.model={wide=1}", ["train_prompter.model.wide: "]),
         (
             "train_prompter.crops={share=1, area=[0.3, 0.31]}",
             ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"],
@@ -269,7 +253,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("train_prompter.clip=a/b", ["pretrain.start: "]),
         ("train_prompter=false", ["cache_prompts.prompter"]),
         ("pretrain=false", ["pretrained"]),
-        ("evaluate=false", ["evaluate"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
         (
             "train_prompter.model.video.width=64 & train_prompter.model.text.width=64",
@@ -285,10 +268,8 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
     ],
 )
 def test_a_mistake_is_a_line_with_its_key(changes, parts):
-    with one_line(*parts) as error:
+    with one_line(*parts):
         configure(TINY, *changes.split(" & "))
-    for words in ("Value error", "Input should", "unable to parse"):  # of pydantic
-        assert words not in str(error.value)
 
 
 def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
@@ -299,44 +280,30 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
             yield from keys(value, (*parents, str(key)))
 
 
-def refusal(config: str, *changes: str) -> str:
-    """The message about an invalid configuration; empty if it is valid."""
-    try:
-        configure(config, *changes)
-    except InputError as error:
-        return str(error)
-    return ""
+@pytest.mark.parametrize("value", ["3", "-1", "x", "[]", "[1]", "{}", "true", "nan", "2026-01-01"])
+def test_any_value_of_any_key_is_accepted_or_a_line_that_names_it(value):
+    every_key = [*keys(configure(TINY).model_dump(mode="json")), "corpora.clips.columns.line"]
+    for key in every_key:
+        try:
+            configure(TINY, f"{key}={value}")
+        except InputError as error:
+            message = str(error)
+            assert "\n" not in message
+            assert key.partition(".")[0] in message.replace(TINY, "")
+            assert not re.search("Value error|Input should|unable to parse", message)  # pydantic's
 
 
-VALUES = ["3", "x", "[]", "[1]", "{}", "true", "2026-01-01"]
-
-
-@pytest.mark.parametrize("value", VALUES)
-def test_a_change_to_a_value_of_any_type_is_accepted_or_a_line_that_names_it(value):
-    for key in keys(tomllib.loads(Path(TINY).read_text())):
-        message = refusal(TINY, f"{key}={value}")
-        assert "\n" not in message
-        assert not message or key.partition(".")[0] in message.replace(TINY, "")
-
-
-@pytest.mark.parametrize("value", [value if value != "x" else "'x'" for value in VALUES])
-def test_a_value_of_any_type_in_a_file_is_accepted_or_a_line(value, write):
-    for key in tomllib.loads(Path(TINY).read_text()):
-        own = write("wrong.toml", f'base = "{TINY}"\n{key} = {value}\n')
-        assert "\n" not in refusal(own)
+def test_a_wrong_value_in_a_file_is_a_line_with_the_file(write):
+    own = write("wrong.toml", f'base = "{TINY}"\nevaluate = 3\n')
+    with one_line("wrong.toml: evaluate: expected a table"):
+        configure(own)
 
 
 # Paths.
 
 
 @pytest.mark.parametrize("home", ["", "~/"])
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("corpora.webvid.data", "corpora.webvid.annotations.train", "pretrained"),
-        *("pretrain.bert", "train_tokenizer.tokenizer", "cache_prompts.prompter"),
-    ],
-)
+@pytest.mark.parametrize("key", ["pretrained", "pretrain.bert", "train_tokenizer.tokenizer"])
 def test_a_path_is_relative_to_the_current_folder_or_the_home_folder(
     key, home, tmp_path, monkeypatch
 ):
@@ -344,13 +311,11 @@ def test_a_path_is_relative_to_the_current_folder_or_the_home_folder(
     if not home:
         monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
-    data = ["corpora.webvid.data=x", "corpora.cc3m.data=x", "pretrain.start=scratch"]
 
-    found: Any = configure("webvid_cc3m", *data, f"{key}={home}a/b")
+    changes = ["corpora.clips.data=x", "pretrain.start=scratch", f"{key}={home}a/b"]
+    found = flatten(configure(TINY, *changes).model_dump())
 
-    for part in key.split("."):
-        found = found[part] if isinstance(found, dict) else getattr(found, part)
-    assert found == f"{tmp_path}/a/b"
+    assert found[key] == f"{tmp_path}/a/b"
 
 
 def test_a_path_of_a_file_is_relative_to_it_and_a_name_on_the_hub_is_none(write, tmp_path):
@@ -376,20 +341,19 @@ def test_a_root_may_be_of_another_machine(tmp_path, monkeypatch):
     assert corpus.annotation_files == {"train": [tmp_path / "a", tmp_path / "b"]}
 
 
-@pytest.mark.parametrize("key", ["data", "shards"])
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
         ("s3://bucket/a", "s3://bucket/a"),
         ("filecache::https://host/a", "filecache::https://host/a"),
-        ("/data/a", "/data/a"),
         ("file:///data/a", "/data/a"),
         ("~nosuchuser/a", f"{Path.cwd()}/~nosuchuser/a"),
     ],
 )
-def test_data_and_shards_may_be_paths_and_urls(key, value, expected):
-    config = configure(TINY, f"corpora.clips={{{key}={value!r}}}")
-    assert getattr(config.corpora["clips"], key) == expected
+def test_data_and_shards_may_be_paths_and_urls(value, expected):
+    for key in ("data", "shards"):
+        corpus = configure(TINY, f"corpora.clips={{{key}={value!r}}}").corpora["clips"]
+        assert getattr(corpus, key) == expected
 
 
 # Models.
