@@ -47,6 +47,9 @@ def data(sample, tmp_path):
     return tmp_path / "data.jsonl"
 
 
+RIGHT = [(0, 1), (0,), (2, 3), (3,)]  # the right videos of the four texts that are decoded
+
+
 @pytest.fixture
 def scored(monkeypatch, capsys, trained):
     """scored(model, data, ...): the parsed output of `alpro eval`."""
@@ -130,59 +133,62 @@ def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, 
         read_labeled(source, "test", [model])
 
 
-def test_retrieval_is_that_of_the_model_and_of_the_baseline(
-    scored, data, trained, clip_folders, tmp_path, hub
-):
-    found = scored(RETRIEVAL, data, "--baseline", clip_folders["clip"], "--out", tmp_path / "out")
-    again = scored(RETRIEVAL, data, "--baseline", name := hub(clip_folders["clip"]))
-    assert again["baseline"] == [row | {"model": name} for row in found["baseline"]]
-    assert {row["name"] for row in scored("my/clip", data)["results"]} > {
-        row["name"] for row in found["baseline"]
-    }
-    rows = {row["name"]: row for row in found["results"]}
+def by_name(rows: list[dict]) -> dict[str, dict]:
+    return {row["name"]: row for row in rows}
+
+
+def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
+    rows = by_name(scored(RETRIEVAL, data)["results"])
+
+    model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
+    videos = [row.path for row in read_labeled(data, "test").videos[:4]]
+    best = model.similarity(["a ball", "one ball", "a star", "a box"], videos).argmax(1)
+    right = [video in videos for video, videos in zip(best, RIGHT, strict=True)]
+    first = rows["similarity/t2v/R1"]
+    assert first["value"] == pytest.approx(25 * sum(right))
+    assert first["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
+    assert first["items"] == 4
     assert rows["decoded/data"]["value"] == 80
-    # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
-    assert f"keep {clip_folders['clip']}" in found["verdict"]
     assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "matching"}
-    similarity = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32").similarity(
-        ["a ball", "one ball", "a star", "a box"],
-        [row.path for row in read_labeled(data, "test").videos[:4]],
-    )
-    right = [similarity[0].argmax() in (0, 1), similarity[1].argmax() == 0]
-    right += [similarity[2].argmax() in (2, 3), similarity[3].argmax() == 3]
-    assert rows["similarity/t2v/R1"]["value"] == pytest.approx(25 * sum(map(bool, right)))
-    assert rows["similarity/t2v/R1"]["items"] == 4
-    assert rows["similarity/t2v/R1"]["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
-    rivals = {row["name"]: row for row in found["baseline"]}
-    # A median rank has no test.
-    means = {name for name in rivals if not name.endswith("MdR")}
-    assert found["differences"].keys() == means
-    for name, difference in found["differences"].items():
-        assert difference["difference"] == pytest.approx(
-            rows[name]["value"] - rivals[name]["value"]
-        )
+
+
+def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_path):
+    clip = clip_folders["clip"]
+
+    found = scored(RETRIEVAL, data, "--baseline", clip, "--out", tmp_path / "out")
+
+    rows = by_name(found["results"])
+    rivals = by_name(found["baseline"])
     assert {name.rpartition("/")[2] for name in rivals} == {"R1", "R5", "R10", "MdR", "mAP"}
-    assert (
-        rows["similarity/t2v/R1"]["protocol"]
-        == rivals["similarity/t2v/R1"]["protocol"]
-        == "all pairs, 4 frames"
-    )
-    two = ModelBundle.from_pretrained(
-        next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
-    )
-    two.model.set_frames(2)
-    two.save_pretrained(tmp_path / "two")
-    other = scored(
-        tmp_path / "two", data, "--baseline", clip_folders["clip"]
-    )  # with the frames of the model
-    used = {
-        row["protocol"]
-        for row in other["results"] + other["baseline"]
-        if row["name"] == "similarity/t2v/R1"
-    }
-    assert used == {"all pairs, 2 frames"}
+    # A median rank has no test.
+    assert found["differences"].keys() == {name for name in rivals if not name.endswith("MdR")}
+    for name, difference in found["differences"].items():
+        expected = rows[name]["value"] - rivals[name]["value"]
+        assert difference["difference"] == pytest.approx(expected)
+    # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
+    assert f"keep {clip}" in found["verdict"]
     assert (tmp_path / "out" / "baseline" / "scores.parquet").is_file()
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_a_baseline_sees_the_frames_of_the_model(
+    frames, scored, data, trained, clip_folders, tmp_path, hub
+):
+    folder = next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
+    bundle = ModelBundle.from_pretrained(folder)
+    bundle.model.set_frames(frames)
+    bundle.save_pretrained(tmp_path / "model")
+
+    found = scored(tmp_path / "model", data, "--baseline", hub(clip_folders["clip"]))
+
+    scores = [by_name(found[key])["similarity/t2v/R1"] for key in ("results", "baseline")]
+    assert [score["protocol"] for score in scores] == [f"all pairs, {frames} frames"] * 2
+
+
+def test_a_model_is_no_baseline_of_itself(scored, data):
+    with pytest.raises(AssertionError, match="the model itself"):
+        scored(RETRIEVAL, data, "--baseline", RETRIEVAL)
 
 
 def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
@@ -222,24 +228,41 @@ def test_a_threshold_is_wrong_least_often():
     assert Threshold.choose(similarity, np.ones((4, 3), bool)).missed == 0
 
 
-def test_answers_and_entities_are_scored(scored, data, monkeypatch, capsys, trained, clip_folders):
-    rows = {row["name"]: row for row in scored(QA, data)["results"]}
+def test_answers_are_scored(scored, data, trained):
+    score = by_name(scored(QA, data)["results"])["qa/acc"]
+
     model = Model.load(QA, trained, device="cpu", dtype="float32")
-    videos = read_labeled(data, "test").videos
-    right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos[:2]]
-    assert (rows["qa/acc"]["value"], rows["qa/acc"]["items"]) == (pytest.approx(50 * sum(right)), 2)
-    rows = {row["name"]: row for row in scored(PROMPTER, data)["results"]}
+    videos = read_labeled(data, "test").videos[:2]
+    right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos]
+    assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
+
+
+def test_entities_are_scored(scored, data, trained):
+    score = by_name(scored(PROMPTER, data)["results"])["entities/acc"]
+
     prompter = Model.load(PROMPTER, trained, device="cpu", dtype="float32")
-    truths = [({"ball"}, 0), ({"ball"}, 1), ({"star"}, 2), ({"box"}, 3)]
-    known = [(truth, i) for truth, i in truths if truth <= set(prompter.folder.entities)]
-    right = [prompter.entities(videos[i], top_k=1)[0][0] in truth for truth, i in known]
-    assert rows["entities/acc"]["value"] == pytest.approx(100 * np.mean(right))
-    options = ("--baseline", clip_folders["clip"], "--workspace", trained, "--device", "cpu")
+    videos = read_labeled(data, "test").videos
+    words = zip(videos, ("ball", "ball", "star", "box"), strict=False)
+    right = [
+        prompter.entities(video, top_k=1)[0][0] == word
+        for video, word in words
+        if word in prompter.folder.entities
+    ]
+    assert score["value"] == pytest.approx(100 * np.mean(right))
+
+
+def test_what_is_printed_ends_with_the_threshold_of_a_search_and_who_won(
+    data, monkeypatch, capsys, trained, clip_folders
+):
+    clip = clip_folders["clip"]
+    options = ("--baseline", clip, "--workspace", trained, "--device", "cpu")
+
     status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, *options)
+
     assert status == 0
     assert "mAP" in out
     assert "best constant" in out
-    # Four texts cannot separate anything, and the last line is who won.
+    # Four texts cannot separate anything.
     *_, threshold, verdict = out.splitlines()
     assert threshold.startswith("--nothing-below: no similarity")
-    assert f"keep {clip_folders['clip']}" in verdict
+    assert f"keep {clip}" in verdict

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from importlib import import_module
@@ -12,11 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.artifact import Record, Source, require
+from alpro.artifact import Record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store import artifacts as artifacts_module
 from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
@@ -24,7 +22,7 @@ from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import REVISION
-from tests.pipeline.conftest import write_artifact
+from tests.pipeline.lineage import add_artifacts, folder_of
 
 
 @pytest.fixture
@@ -85,15 +83,12 @@ def test_no_stage_has_a_key_of_the_resources(stage):
     assert not config.model_fields.keys() & Resources.model_fields.keys()
 
 
-def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatch):
+def test_the_record_is_written_last_and_describes_the_artifact(store):
     step = decode_step()
-    clock = [5.0]
-    monkeypatch.setattr(artifacts_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def work(step: Step, out: Path) -> Outcome:
         assert out == store.folder(step)
         assert store.find(step) is None
-        clock[0] += 7.25
         return Outcome({"items": 3}, {"score": 0.5}, ["few"], "float32")
 
     record = store.make(step, work, {"commit": "abc"})
@@ -104,7 +99,7 @@ def test_the_record_is_written_last_and_describes_the_artifact(store, monkeypatc
     assert record.inputs["sample"].fingerprint == step.inputs["sample"].fingerprint
     assert (record.counts, record.metrics) == ({"items": 3}, {"score": 0.5})
     assert (record.warnings, record.precision) == (["few"], "float32")
-    assert (record.run["seconds"], record.run["commit"]) == (7.2, "abc")
+    assert record.run["commit"] == "abc"
     assert {"python", "torch", "av", "ffmpeg"} <= record.versions.keys()
 
 
@@ -261,16 +256,7 @@ def test_changed_missing_and_extra_files_are_problems(store, built):
 
 def test_a_file_with_other_contents_of_the_same_size_is_a_problem(store, built):
     (built / "a.tar").write_bytes(b"0123456780")
-    ((kind, file, detail),) = problems(store)
-    assert (kind, file, "SHA-256" in detail) == ("damaged", "a.tar", True)
-
-
-def test_a_file_that_cannot_be_read_is_a_problem(store, built, monkeypatch):
-    def checksum(path: Path) -> str:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(checksums, "checksum", checksum)
-    assert problems(store)[0] == ("damaged", "a.tar", "cannot be read: Input/output error")
+    assert problems(store) == [("damaged", "a.tar", "its SHA-256 differs from the record")]
 
 
 @pytest.mark.parametrize(
@@ -304,59 +290,34 @@ def test_no_stage_starts_with_a_damaged_input(store, built, name, damage):
 
 
 @pytest.fixture
-def add(store) -> Callable[..., Path]:
-    """add(mark, name, *inputs): writes an artifact, newer than the ones before."""
-
-    def write(mark: str, name: str, *inputs: str) -> Path:
-        run = {"at": f"2026-01-0{1 + len(store.all())}T00:00:00", "seconds": 1.0}
-        sources = {source: Source(source, source * 64) for source in inputs}
-        more = {"name": name, "fingerprint": mark * 64, "run": run, "inputs": sources}
-        folder, _ = write_artifact(store.root.parent, name.split()[0], **more)
-        (folder / "data").touch()
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def many(store, add) -> Store:
-    """Two corpora and two results of each stage. The newer `train` needs a, the older b and a."""
-    add("a", "decode clips")
-    add("b", "decode stills")
-    add("c", "train", "a", "b")
-    add("d", "evaluate", "c", "a")
-    add("e", "train", "a")
-    add("0", "evaluate", "e", "a")
+def many(store) -> Store:
+    add_artifacts(store.root.parent)
     return store
 
 
-def marks(artifacts: list) -> str:
+def listed(artifacts: list) -> str:
     return "".join(record.fingerprint[0] for _, record in artifacts)
-
-
-def folder_of(store: Store, mark: str) -> Path:
-    return next(folder for folder, record in store.all() if record.fingerprint[0] == mark)
 
 
 @pytest.mark.parametrize(("mark", "expected"), [("d", "abcd"), ("0", "ae0"), ("a", "a")])
 def test_a_lineage_has_the_oldest_first_and_each_once(many, mark, expected):
     snapshot = many.snapshot()
     (record,) = (one for _, one in snapshot.artifacts if one.fingerprint[0] == mark)
-    assert marks(snapshot.lineage(record)) == expected
+    assert listed(snapshot.lineage(record)) == expected
 
 
 def test_a_lineage_lacks_what_was_removed(many):
-    (folder_of(many, "b") / "artifact.json").unlink()
+    (folder_of(many.root.parent, "b") / "artifact.json").unlink()
     snapshot = many.snapshot()
     _, evaluated = snapshot.artifacts[2]
-    assert marks(snapshot.lineage(evaluated)) == "acd"
+    assert listed(snapshot.lineage(evaluated)) == "acd"
 
 
 @pytest.mark.parametrize(
     ("mark", "expected"), [("a", "cde0"), ("b", "cd"), ("c", "d"), ("d", ""), ("e", "0")]
 )
 def test_dependents_were_built_from_what_is_removed(many, mark, expected):
-    assert marks(many.snapshot().dependents([folder_of(many, mark)])) == expected
+    assert listed(many.snapshot().dependents([folder_of(many.root.parent, mark)])) == expected
 
 
 @pytest.mark.parametrize(
@@ -365,7 +326,7 @@ def test_dependents_were_built_from_what_is_removed(many, mark, expected):
 )
 def test_what_nothing_in_use_was_built_from_goes_users_first(many, used, expected):
     fingerprints = [mark * 64 for mark in used]
-    assert marks(many.snapshot().unreachable(fingerprints)) == expected
+    assert listed(many.snapshot().unreachable(fingerprints)) == expected
 
 
 def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folder(
@@ -380,25 +341,25 @@ def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folde
     with pytest.raises(KeyboardInterrupt):
         many.remove(folders)
 
-    assert marks(many.all()) == "abce0"
+    assert listed(many.all()) == "abce0"
     assert not (folders[0] / "artifact.json").exists()
     assert all((folder / "data").is_file() for folder, _ in many.all())
 
 
 def test_nothing_is_removed_while_a_stage_is_built(many):
     with many.lock(sample_step()), pytest.raises(InputError, match="render_sample/"):
-        many.remove([folder_of(many, "d")])
+        many.remove([folder_of(many.root.parent, "d")])
     assert len(many.all()) == 6
 
 
 def test_what_lies_outside_of_the_store_is_not_removed(many, tmp_path):
-    folder = folder_of(many, "c")
+    folder = folder_of(many.root.parent, "c")
     other = tmp_path / "another workspace"
     shutil.move(folder, other)
     folder.symlink_to(other)
 
     for place in (folder, other):
         with pytest.raises(InputError, match=str(other)):
-            many.remove([folder_of(many, "d"), place])
+            many.remove([folder_of(many.root.parent, "d"), place])
     assert (other / "data").is_file()
     assert len(many.all()) == 6
