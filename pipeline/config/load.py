@@ -78,11 +78,8 @@ def check_corpora(settings: PipelineConfig, command: Command) -> None:
     for change in command.changes:
         table, *names = changed_key(change).split(".")
         if table == "corpora" and names and names[0] not in used:
-            # A file may have a corpus in reserve.
-            known = read_config(find_config(command.config)).get("corpora", {})
-            if names[0] not in known:
-                options = " or ".join(f"corpora.{name}.data" for name in known)
-                raise InputError(f"{change}: no stage reads this corpus; set {options}")
+            options = " or ".join(f"corpora.{name}.data" for name in used)
+            raise InputError(f"{change}: no stage reads this corpus; set {options}")
 
     for name in used:
         corpus = settings.corpora[name]
@@ -96,12 +93,14 @@ def variations(command: Command) -> list[str]:
     name the user's files and models, and the resources."""
     varied = []
     for change in command.changes:
-        keys = changed_key(change).split(".")
+        key, _, text = change.partition("=")
+        keys = key.strip().split(".")
+        value = str(parse_value(text.strip(), keys))
         field, _ = find_field(PipelineConfig, keys)
-        value = parse_value(change.partition("=")[2].strip(), keys)
-        kind = path_kind(field, str(value)) if field else ""
+        kind = path_kind(field, value) if field else ""
+
         # A model on the hub is a variant, as any other value.
-        is_file = kind in ("file", "root") or bool(kind and Path(str(value)).exists())
+        is_file = kind in ("file", "root") or (kind and Path(value).exists())
         if not is_file and keys[0] != "resources":
             varied.append(change)
     return varied
@@ -144,10 +143,11 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
         return os.path.normpath(folder.absolute() / value)
     if not kind:
         return value
+
     path = absolute(value, folder)
+    exists = isinstance(path, Path) and path.exists()
     # A name on the hub looks like a path: only one that exists is one.
-    is_name = kind == "file or name" and not (isinstance(path, Path) and path.exists())
-    return value if is_name else str(path)
+    return str(path) if exists or kind != "file or name" else value
 
 
 # Layers.
@@ -234,16 +234,19 @@ def share_tables(values: Values) -> Values:
     [templates], which are set once, to the stages that have them."""
     dropped = {stage for stage in OPTIONAL_STAGES if values.get(stage) is False}
     if values.get("pretrained"):
-        dropped |= {*MODEL_STAGES}
+        dropped.update(MODEL_STAGES)
     values = {key: value for key, value in values.items() if key not in dropped}
 
+    for stage in TEXT_STAGES:
+        values.setdefault(stage, {})
     for key, stages in SHARED.items():
+        shared = values.get(key, {})
         for stage in stages:
-            table = values.get(stage, {} if stage in TEXT_STAGES else None)
+            table = values.get(stage)
             if not isinstance(table, dict):
                 continue
             own = table.get(key, {})
             if own and stage != "train_prompter":
                 raise InputError(f"{stage}.{key}: set it once, in [{key}]")
-            values[stage] = {**table, key: merge(values.get(key, {}), own)}
+            values[stage] = {**table, key: merge(shared, own)}
     return values

@@ -52,8 +52,10 @@ def recipe(record: Record) -> dict[tuple[Kind, str], str]:
         record: the record of an artifact, or the description of a step that has not run.
     """
     values: dict[tuple[Kind, str], str] = {}
-    for key, value in fingerprinted_config(record, without_effect(record)).items():
-        values["configuration", setting_name(record, key)] = value_text(value)
+    config = fingerprinted_config(record, without_effect(record))
+    for key, value in config.items():
+        name = setting_name(record, key)
+        values["configuration", name] = value_text(value)
     for name, source in record.inputs.items():
         values["data", f"{record.name} input {name}"] = source.fingerprint[:8]
     for name, digest in record.files.items():
@@ -96,8 +98,9 @@ def circumstances(record: Record) -> dict[tuple[Kind, str], str]:
     """Return what is recorded of a build and is not part of the fingerprint."""
     values: dict[tuple[Kind, str], str] = {}
     if record.stage in CORPUS_STAGES:
-        counts = ", ".join(f"{count} {what}" for what, count in record.counts.items() if count)
-        values["data", corpus_name(record)] = f"{record.fingerprint[:8]}: {counts}"
+        counts = [f"{count} {what}" for what, count in record.counts.items() if count]
+        fingerprint = record.fingerprint[:8]
+        values["data", corpus_name(record)] = f"{fingerprint}: {', '.join(counts)}"
     values["code", "commit"] = record.run.get("commit") or MISSING
     if record.precision:
         values["code", f"{record.name} precision"] = record.precision

@@ -59,7 +59,8 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
 
     contents = {}
     for name, path in files.items():
-        contents[name] = {"size": path.stat().st_size, "sha256": known.get(name) or read[path]}
+        sha256 = known.get(name) or read[path]
+        contents[name] = {"size": path.stat().st_size, "sha256": sha256}
     return contents
 
 
@@ -69,23 +70,27 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
     total = sum(len(record.contents) for _, record in artifacts)
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
-            changes = []
-            if folder.name != record.fingerprint[:16]:
-                changes.append("does not match its fingerprint")
-            if record.values.get(RECORD_DIGEST) != digest_record(record.values):
-                changes.append("was changed after it was written")
-            for detail in changes:
+            for detail in compare_record(folder, record):
                 yield Problem("damaged", folder.name, record.name, RECORD, detail)
 
             recorded = record.contents
             # Also the files that only one of the two has.
             names = sorted(recorded.keys() | list_files(folder).keys())
             paths = [folder / name for name in names]
-            compared = threads.map(compare_file, paths, map(recorded.get, names))
+            expected = [recorded.get(name) for name in names]
+            compared = threads.map(compare_file, paths, expected)
             for name, (kind, detail) in zip(names, compared, strict=True):
                 advance(1)
                 if kind:
                     yield Problem(kind, folder.name, record.name, name, detail)
+
+
+def compare_record(folder: Path, record: Record) -> Iterator[str]:
+    """Yield what is wrong with the record of an artifact itself."""
+    if folder.name != record.fingerprint[:16]:
+        yield "does not match its fingerprint"
+    if record.values.get(RECORD_DIGEST) != digest_record(record.values):
+        yield "was changed after it was written"
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:

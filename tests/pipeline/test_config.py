@@ -281,7 +281,7 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("value", ["3", "-1", "x", "[]", "[1]", "{}", "true", "nan", "2026-01-01"])
-def test_any_value_of_any_key_is_accepted_or_a_line_that_names_it(value):
+def test_any_value_of_any_key_is_accepted_or_a_line_in_our_words(value):
     every_key = [*keys(configure(TINY).model_dump(mode="json")), "corpora.clips.columns.line"]
     for key in every_key:
         try:
@@ -289,7 +289,6 @@ def test_any_value_of_any_key_is_accepted_or_a_line_that_names_it(value):
         except InputError as error:
             message = str(error)
             assert "\n" not in message
-            assert key.partition(".")[0] in message.replace(TINY, "")
             assert not re.search("Value error|Input should|unable to parse", message)  # pydantic's
 
 
