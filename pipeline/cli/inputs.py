@@ -117,7 +117,7 @@ def print_check(data: str, report: "DataReport") -> None:
     for problem in report.problems:
         print(f"problem: {problem}")
 
-    columns = ("items", "captions", "questions", "answers")
+    columns = ("items", "captions", "questions")
     rows = []
     for split, counts in report.splits.items():
         rows.append({"split": split, **{column: counts[column] for column in columns}})

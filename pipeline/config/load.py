@@ -78,8 +78,11 @@ def check_corpora(settings: PipelineConfig, command: Command) -> None:
     for change in command.changes:
         table, *names = changed_key(change).split(".")
         if table == "corpora" and names and names[0] not in used:
-            options = " or ".join(f"corpora.{name}.data" for name in used)
-            raise InputError(f"{change}: no stage reads this corpus; set {options}")
+            # A file may have a corpus in reserve.
+            defined = read_config(find_config(command.config)).get("corpora", {})
+            if names[0] not in defined:
+                options = " or ".join(f"corpora.{name}.data" for name in defined)
+                raise InputError(f"{change}: no stage reads this corpus; set {options}")
 
     for name in used:
         corpus = settings.corpora[name]

@@ -6,9 +6,9 @@ All rows are imported. No media are read except those of a few items, which are 
 
 import re
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.file_type import find_placeholder, read_head
-from alpro.shards.schema import Row
+from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.rows import NO_FILE
@@ -45,20 +45,46 @@ class DataReport:
     findings: list[str]  # what a user should know
 
 
-@dataclass
-class RowCounts:
-    """What the rows of the data have."""
+class Rows:
+    """What the rows of the data have, and which of their files are missing."""
 
-    kinds: Counter[str] = field(default_factory=Counter)
-    missing: list[str] = field(default_factory=list)
-    placeholders: Counter[str] = field(default_factory=Counter)
-    without_text: int = 0
-    # Hashes by split, a set for each item: the texts of millions of items would not fit in memory.
-    captions: defaultdict[str, list[set[int]]] = field(default_factory=lambda: defaultdict(list))
-    # The number of texts by their length in words.
-    captions_by_length: Counter[int] = field(default_factory=Counter)
-    questions_by_length: Counter[int] = field(default_factory=Counter)
-    answers: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    def __init__(self, plan: DecodePlan):
+        self.kinds = Counter[str]()
+        self.invalid: list[str] = []
+        self.missing: list[str] = []
+        self.placeholders = Counter[str]()
+        self.without_text = 0
+        # Hashes, a set for each item: the texts of millions of items would not fit in memory.
+        self.captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
+        self.answers = {split: Counter[str]() for split in SPLITS}
+        # The number of texts by their length in words.
+        self.lengths = {"captions": Counter[int](), "questions": Counter[int]()}
+
+        for reject in plan.rejects():
+            rejects = self.missing if reject.reason == "missing" else self.invalid
+            rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
+        for split, row in planned_rows(plan, ["kind", "path", "captions", "questions"]):
+            self._add_texts(split, row["captions"], row["questions"] or [])
+            self.kinds[row["kind"]] += 1
+            # Files at URLs are not looked up, which would take a request each.
+            if not is_url(row["path"]):
+                self._add_file(Path(row["path"]))
+
+    def _add_texts(self, split: str, captions: list[str], questions: list[dict[str, str]]) -> None:
+        self.without_text += not captions and not questions
+        self.captions[split].append(set(map(hash, captions)))
+        self.answers[split].update(asked["answer"] for asked in questions)
+        self.lengths["captions"].update(map(count_words, captions))
+        self.lengths["questions"].update(count_words(asked["question"]) for asked in questions)
+
+    def _add_file(self, file: Path) -> None:
+        try:
+            placeholder = find_placeholder(read_head(file))
+        except OSError:
+            self.missing.append(str(file))
+            return
+        if placeholder:
+            self.placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
 
     def count_overlap(self, split: str) -> int:
         """Return the number of items of a split with a caption that a training item has too."""
@@ -81,93 +107,50 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         manifest = import_corpus(corpus, Path(folder))
         settings = without_questions(settings, {CORPUS: manifest})
         plan = make_plan(corpus.decoding, manifest)
-        counts = count_rows(plan)
-        splits = plan.splits()
-        for split in splits:
-            splits[split]["answers"] = len(counts.answers[split])
-        rejects = [f"{reject.id}: {reject.detail}".rstrip(": ") for reject in invalid_rows(plan)]
-        decoded, failures = decode_samples(
-            plan.evenly_spaced(samples), corpus.decoding, Path(folder)
-        )
+        rows = Rows(plan)
+        decoded = plan.evenly_spaced(samples)
+        failures = decode_samples(decoded, corpus.decoding, Path(folder))
+
+        problems = [f"{count} {reason}" for reason, count in rows.placeholders.items()]
+        problems += find_unusable(manifest, corpus, rows)
+        if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
+            problems.append(f"{len(failures)} of {len(decoded)} items cannot be decoded")
+        problems += find_empty_splits(manifest, plan, rows, settings)
 
         findings = [
-            *list_items(rejects, "invalid rows or failed downloads"),
-            *list_items(counts.missing, "missing files"),
-            *describe_texts(counts, settings),
+            *list_items(rows.invalid, "invalid rows or failed downloads"),
+            *list_items(rows.missing, "missing files"),
+            *describe_texts(rows, settings),
             *manifest.about["notes"],
             *filter(None, [plan.group_hint()]),
-            f"decoded {decoded} items, {len(failures)} rejected",
+            f"decoded {len(decoded)} items, {len(failures)} rejected",
             *failures[:MAX_EXAMPLES],
         ]
         return DataReport(
             form=manifest.about["form"],
-            items=len(plan.row_indices) + manifest.about["rejects"],
-            kinds=counts.kinds,
-            splits=splits,
+            items=rows.kinds.total() + manifest.about["rejects"],
+            kinds=rows.kinds,
+            splits=plan.splits(),
             split_source=describe_split_source(plan),
-            problems=[
-                *find_unusable(manifest, corpus, counts, len(rejects)),
-                *find_undecodable(failures, decoded, corpus),
-                *find_empty_splits(manifest, plan, counts, settings),
-            ],
+            problems=problems,
             findings=findings,
         )
-
-
-def count_rows(plan: DecodePlan) -> RowCounts:
-    """Count what the rows have that will be decoded, and look for their files on this machine."""
-    counts = RowCounts()
-    for reject in plan.rejects():
-        if reject.reason == "missing":
-            counts.missing.append(reject.id)
-
-    for split, row in planned_rows(plan, ["kind", "path", "captions", "questions"]):
-        captions = row["captions"]
-        questions = row["questions"] or []
-        counts.kinds[row["kind"]] += 1
-        counts.without_text += not captions and not questions
-        counts.captions[split].append(set(map(hash, captions)))
-        counts.captions_by_length.update(count_words(caption) for caption in captions)
-        counts.questions_by_length.update(count_words(one["question"]) for one in questions)
-        counts.answers[split].update(one["answer"] for one in questions)
-
-        # Files at URLs are not looked up, which would take a request each.
-        if not is_url(row["path"]):
-            try:
-                placeholder = find_placeholder(read_head(Path(row["path"])))
-            except OSError:
-                counts.missing.append(row["path"])
-                continue
-            if placeholder:
-                counts.placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
-    return counts
-
-
-def invalid_rows(plan: DecodePlan) -> Iterator[Any]:
-    """Yield the rejects of an import whose files are not just missing."""
-    return (reject for reject in plan.rejects() if reject.reason != "missing")
 
 
 def count_words(text: str) -> int:
     return len(WORD.findall(text))
 
 
-def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> tuple[int, list[str]]:
-    """Decode items in this process.
-
-    Returns:
-        The number of items, and a line for each that cannot be decoded.
-    """
-    count = 0
+def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:
+    """Decode items in this process. Return a line for each that cannot be decoded."""
     failures = []
     for row in rows:
-        count += 1
         try:
             with fetched(row, config.max_bytes, folder) as path:
                 decode(row, path, config)
         except DecodeError as error:
             failures.append(f"{row.id}: {error}")
-    return count, failures
+    return failures
 
 
 def describe_split_source(plan: DecodePlan) -> str:
@@ -185,21 +168,21 @@ def list_items(items: Sequence[str], kind: str) -> Iterator[str]:
         yield f"{len(items):,} {kind}, such as {', '.join(items[:MAX_EXAMPLES])}"
 
 
-def describe_texts(counts: RowCounts, settings: PipelineConfig) -> Iterator[str]:
+def describe_texts(rows: Rows, settings: PipelineConfig) -> Iterator[str]:
     """Yield what is wrong with the texts of some items."""
-    if counts.without_text:
-        yield f"{counts.without_text:,} items without a text"
+    if rows.without_text:
+        yield f"{rows.without_text:,} items without a text"
 
-    known_answers = counts.answers["train"]
+    known_answers = rows.answers["train"]
     for split in ("validation", "test"):
         # A caption that training has seen makes a score too good.
-        overlap = counts.count_overlap(split)
+        overlap = rows.count_overlap(split)
         if overlap:
-            items = len(counts.captions[split])
+            items = len(rows.captions[split])
             yield f"{overlap} of {items} {split} items have a caption of a training item"
 
         # A model of question answering chooses among its training answers.
-        answers = counts.answers[split]
+        answers = rows.answers[split]
         unknown = sum(count for answer, count in answers.items() if answer not in known_answers)
         if unknown:
             yield (
@@ -210,7 +193,7 @@ def describe_texts(counts: RowCounts, settings: PipelineConfig) -> Iterator[str]
     for stage, training in settings.trainings().items():
         if CORPUS in training.corpora:
             kind = "questions" if stage == "finetune_qa" else "captions"
-            lengths = getattr(counts, f"{kind}_by_length")
+            lengths = rows.lengths[kind]
             limit = training.max_text_tokens - SPECIAL_TOKENS
             # A tokenizer makes one or more tokens of a word.
             truncated = sum(texts for length, texts in lengths.items() if length > limit)
@@ -224,16 +207,11 @@ def describe_texts(counts: RowCounts, settings: PipelineConfig) -> Iterator[str]
 # Problems.
 
 
-def find_unusable(
-    manifest: Manifest, corpus: Corpus, counts: RowCounts, invalid: int
-) -> Iterator[str]:
-    """Yield a problem for files that are placeholders, and one if too many items are unusable."""
-    for reason, count in counts.placeholders.items():
-        yield f"{count} {reason}"
-
+def find_unusable(manifest: Manifest, corpus: Corpus, rows: Rows) -> Iterator[str]:
+    """Yield a problem if too many items have no file, no text or an invalid row."""
     about = manifest.about
-    items = counts.kinds.total() + about["rejects"]
-    unusable = invalid + len(counts.missing) + counts.without_text
+    items = rows.kinds.total() + about["rejects"]
+    unusable = len(rows.invalid) + len(rows.missing) + rows.without_text
     if unusable > corpus.max_reject_share * items:
         line = (
             f"{unusable} of {items} items have no file, no text or an invalid row, more than "
@@ -244,14 +222,8 @@ def find_unusable(
         yield "; ".join([line, *hints])
 
 
-def find_undecodable(failures: Sequence[str], decoded: int, corpus: Corpus) -> Iterator[str]:
-    """Yield a problem if too many of the decoded items were rejected."""
-    if len(failures) > corpus.max_reject_share * max(1, decoded):
-        yield f"{len(failures)} of {decoded} items cannot be decoded"
-
-
 def find_empty_splits(
-    manifest: Manifest, plan: DecodePlan, counts: RowCounts, settings: PipelineConfig
+    manifest: Manifest, plan: DecodePlan, rows: Rows, settings: PipelineConfig
 ) -> Iterator[str]:
     """Yield a problem if a split has nothing to train on or to evaluate."""
     splits = plan.splits()
@@ -268,7 +240,7 @@ def find_empty_splits(
         yield str(error)
 
     items = splits["test"]["items"]
-    if items and counts.count_overlap("test") >= items:
+    if items and rows.count_overlap("test") >= items:
         yield (
             "every test item has a caption of a training item, and is left out "
             "(evaluate.exclude_overlap)"
