@@ -2,24 +2,16 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["video", "image"]
-# The extensions of the containers that the decoder opens (CONTAINERS in video_file.py), in which files
-# have pictures.
-VIDEO_EXTENSIONS = {
-    *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gp2", ".mj2"),
-    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid", ".gif", ".flv", ".wmv", ".asf"),
-    ".dvr-ms",
-    *(".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".mp2v", ".m2p", ".vob", ".vro", ".mod"),
-    *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".ogx"),
-    *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
-    # MP4, QuickTime, 3GP, ASF and transport streams under the names of cameras and players.
-    *(".insv", ".360", ".mqv", ".f4p", ".ismv", ".3gpp2", ".k3g", ".skm", ".wm"),
-    *(".evo", ".ssif", ".m2tp", ".hdmov", ".apng"),
-}
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"}
+TYPES: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("file_types.toml").read_text("utf-8")
+)
+VIDEO_EXTENSIONS = {*TYPES["video"]}
+IMAGE_EXTENSIONS = {*TYPES["image"]}
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 HEAD_BYTES = 8192  # first bytes of a file that the functions of this module need
 
@@ -27,6 +19,7 @@ HEAD_BYTES = 8192  # first bytes of a file that the functions of this module nee
 class Placeholder(NamedTuple):
     """What was stored instead of the data, and what a user can do."""
 
+    begins: str  # regular expression of the first bytes
     kind: str
     remedy: str
 
@@ -35,20 +28,7 @@ class Placeholder(NamedTuple):
         return f"{article} {self.kind}: {self.remedy}"
 
 
-PULL = Placeholder("git-lfs pointer", "run `git lfs pull`")
-GET = Placeholder("git-annex pointer", "run `git annex get`")
-PAGE = Placeholder("HTML page", "download it again")
-# Servers of files answer errors as XML; detectors, GPS devices and subtitles have their own.
-DOCUMENT = Placeholder("XML document", "download it again, or write its texts into a table")
-ZEROS = Placeholder("zero-filled file", "download it again")
-PLACEHOLDERS = {
-    re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/"): PULL,
-    re.compile(rb"(\.\./)*(\.git)?/annex/objects/"): GET,
-    # A comment or an XML declaration may come before the first tag.
-    re.compile(rb"(?is)\s*<([!?].{0,1000}?\b)?(html|head|title|meta|body|script)\b"): PAGE,
-    re.compile(rb"(?i)\s*<(\?xml|error|annotation|tt|gpx|kml|svg|rss)\b"): DOCUMENT,
-    re.compile(rb"\0{16,}\Z"): ZEROS,
-}
+PLACEHOLDERS = [Placeholder(**values) for values in TYPES["placeholder"]]
 
 
 def read_head(path: Path) -> bytes:
@@ -69,8 +49,8 @@ def find_placeholder(head: bytes) -> Placeholder | None:
     >>> find_placeholder(b"A dog runs.") is None
     True
     """
-    for pattern, placeholder in PLACEHOLDERS.items():
-        if pattern.match(head.removeprefix(b"\xef\xbb\xbf")):
+    for placeholder in PLACEHOLDERS:
+        if re.match(placeholder.begins.encode(), head.removeprefix(b"\xef\xbb\xbf")):
             return placeholder
     return None
 

@@ -6,18 +6,13 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alpro.shards.sample.scene import COLORS, Scene, Thing
+from alpro.shards.sample.scene import COLORS, WORDS, Scene, Thing
 
 Color = tuple[int, int, int]
 
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
-# Colors of the marks, which differ from the named colors.
-WHITE = (250, 250, 250)
-BLACK = (15, 15, 15)
-GREY = (130, 130, 130)
-BROWN = (115, 70, 35)
-CREAM = (235, 215, 165)
+MARKS = {name: tuple(color) for name, color in WORDS["marks"].items()}
 
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
@@ -109,9 +104,9 @@ def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(image), side)
-    for shape, fill, *coordinates in _SHAPES[kind]:
+    for shape, fill, *coordinates in WORDS["drawings"][kind]:
         draw = getattr(pen, shape)
-        draw(fill or color, *coordinates)
+        draw(MARKS.get(fill, color), *coordinates)
 
     # Premultiplied before it is averaged: otherwise the edge would take on transparent black.
     rgba = np.asarray(image, np.float32)
@@ -158,93 +153,20 @@ class _Pen:
         corners = [self.at(x, y) for x, y in points]
         self.draw.polygon(corners, fill=fill)
 
+    def discs(self, fill: Color, count: int, distance: float, radius: float) -> None:
+        """Draw discs around the center, the first on the right."""
+        for angle in np.arange(count) * 2 * np.pi / count:
+            x = distance * np.cos(angle)
+            y = distance * np.sin(angle)
+            self.disc(fill, x, y, radius)
 
-def _on_circle(count: int, radius: float) -> list[tuple[float, float]]:
-    """Points on a circle, the first on the right."""
-    points = []
-    for angle in np.arange(count) * 2 * np.pi / count:
-        x = radius * np.cos(angle)
-        y = radius * np.sin(angle)
-        points.append((x, y))
-    return points
-
-
-def _star() -> list[tuple[float, float]]:
-    """Return the five tips of a star and the corners between them, from the top."""
-    corners = np.arange(10)
-    angles = corners * np.pi / 5 - np.pi / 2
-    is_between = corners % 2
-    radii = np.where(is_between, 0.45, 1.0)
-
-    points = []
-    for angle, radius in zip(angles, radii, strict=True):
-        x = radius * np.cos(angle)
-        y = radius * np.sin(angle)
-        points.append((x, y))
-    return points
-
-
-THING_COLOR = None
-HOLE = (0, 0, 0, 0)
-# What is drawn of each thing, in order: the shape, its fill, and its coordinates.
-_SHAPES: dict[str, list[tuple]] = {
-    "ball": [
-        ("disc", THING_COLOR),
-        ("box", WHITE, -0.93, -0.28, 0.93, 0.28),
-    ],
-    "box": [
-        ("box", THING_COLOR, -0.85, -0.85, 0.85, 0.85),
-        ("box", BLACK, -0.2, -0.85, 0.2, 0.85),
-        ("box", BLACK, -0.85, -0.2, 0.85, 0.2),
-    ],
-    "triangle": [
-        ("polygon", THING_COLOR, (0, -1), (0.95, 0.75), (-0.95, 0.75)),
-        ("polygon", GREY, (0, 0.75), (0.5, -0.1), (-0.5, -0.1)),
-    ],
-    "star": [
-        ("polygon", THING_COLOR, *_star()),
-        ("disc", CREAM, 0, 0, 0.42),
-    ],
-    "heart": [
-        ("disc", THING_COLOR, -0.47, -0.35, 0.52),
-        ("disc", THING_COLOR, 0.47, -0.35, 0.52),
-        ("polygon", THING_COLOR, (-0.93, -0.1), (0.93, -0.1), (0, 0.98)),
-        ("disc", WHITE, -0.45, -0.36, 0.38),
-    ],
-    "cross": [
-        ("box", THING_COLOR, -0.35, -0.95, 0.35, 0.95),
-        ("box", THING_COLOR, -0.95, -0.35, 0.95, 0.35),
-        ("box", BROWN, -0.4, -0.4, 0.4, 0.4),
-    ],
-    "ring": [
-        ("disc", THING_COLOR),
-        ("disc", HOLE, 0, 0, 0.5),
-        *(("disc", GREY, x, y, 0.24) for x, y in _on_circle(4, 0.75)),
-    ],
-    "moon": [
-        ("disc", THING_COLOR),
-        ("disc", HOLE, 0.45, -0.15, 0.8),
-        ("disc", CREAM, -0.55, 0.3, 0.3),
-    ],
-    "flower": [
-        *(("disc", THING_COLOR, x, y, 0.38) for x, y in _on_circle(6, 0.62)),
-        ("disc", WHITE, 0, 0, 0.46),
-        ("disc", BLACK, 0, 0, 0.22),
-    ],
-    "fish": [
-        ("disc", THING_COLOR, -0.18, 0, 0.75, 0.5),
-        ("polygon", THING_COLOR, (0.35, 0), (1, -0.6), (1, 0.6)),
-        ("disc", WHITE, -0.58, -0.1, 0.2),
-        ("box", BLACK, -0.22, -0.47, 0.12, 0.47),
-    ],
-    "house": [
-        ("box", THING_COLOR, -0.75, -0.15, 0.75, 0.95),
-        ("polygon", BROWN, (0, -1), (0.98, -0.12), (-0.98, -0.12)),
-        ("box", CREAM, -0.28, 0.25, 0.28, 0.95),
-    ],
-    "tree": [
-        ("box", BROWN, -0.28, 0.3, 0.28, 1),
-        ("polygon", THING_COLOR, (0, -1), (0.62, -0.2), (-0.62, -0.2)),
-        ("polygon", THING_COLOR, (0, -0.6), (0.85, 0.42), (-0.85, 0.42)),
-    ],
-}
+    def star(self, fill: Color) -> None:
+        """Draw the five tips of a star and the corners between them, from the top."""
+        points = []
+        for corner in np.arange(10):
+            angle = corner * np.pi / 5 - np.pi / 2
+            radius = 0.45 if corner % 2 else 1.0
+            x = radius * np.cos(angle)
+            y = radius * np.sin(angle)
+            points.append((x, y))
+        self.polygon(fill, *points)

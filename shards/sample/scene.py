@@ -2,35 +2,17 @@
 splits; their captions in plain English, and questions with answers."""
 
 import hashlib
+import tomllib
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-THING_KINDS = (
-    "ball",
-    "box",
-    "triangle",
-    "star",
-    "heart",
-    "cross",
-    "ring",
-    "moon",
-    "flower",
-    "fish",
-    "house",
-    "tree",
-)
-COLORS = {
-    "red": (225, 35, 35),
-    "green": (40, 170, 50),
-    "blue": (50, 80, 235),
-    "yellow": (240, 225, 40),
-    "orange": (250, 140, 20),
-    "purple": (140, 50, 190),
-    "pink": (255, 130, 190),
-    "cyan": (50, 215, 225),
-}
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("sample.toml").read_text("utf-8"))
+THING_KINDS = tuple(WORDS["things"])
+COLORS = {name: tuple(rgb) for name, rgb in WORDS["colors"].items()}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
@@ -326,35 +308,15 @@ def scene_of(
             return scene
 
 
-GO = ("moves", "slides", "drifts", "glides", "travels", "goes")
-WHERE = {
-    "left": ("left", "to the left", "leftwards", "towards the left side"),
-    "right": ("right", "to the right", "rightwards", "towards the right side"),
-    "up": ("up", "upwards", "to the top"),
-    "down": ("down", "downwards", "to the bottom"),
-}
-OTHER_MOTIONS = {
-    "circle": ("moves in a circle", "goes round in a circle", "circles around"),
-    "growing": ("grows", "gets bigger", "becomes larger"),
-    "shrinking": ("shrinks", "gets smaller", "becomes smaller"),
-    "spinning": ("spins", "rotates", "turns around itself"),
-    "still": ("stays still", "does not move", "rests in its place"),
-}
-RELATIONS = {
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-    "beside": ("beside", "next to"),
-    "between": ("between",),
-}
 NUMBERS = ("one", "two", "three")
 
 
 def motion_phrase(motion: str, rng: np.random.Generator) -> str:
     if motion in DIRECTIONS:
-        verb = rng.choice(GO)
-        where = rng.choice(WHERE[motion])
+        verb = rng.choice(WORDS["motions"]["go"])
+        where = rng.choice(WORDS["motions"][motion])
         return f"{verb} {where}"
-    return str(rng.choice(OTHER_MOTIONS[motion]))
+    return str(rng.choice(WORDS["motions"][motion]))
 
 
 def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True) -> str:
@@ -368,7 +330,7 @@ def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True
 def _relation_phrase(scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
     assert scene.relation
-    preposition = rng.choice(RELATIONS[scene.relation])
+    preposition = rng.choice(WORDS["relations"][scene.relation])
     others = [name(thing, color=color, kind=kind) for thing in scene.things[1:]]
     return f" {preposition} {' and '.join(others)}"
 
