@@ -30,6 +30,11 @@ CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 CANNOT_SYNC_FOLDERS = {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path in which `~` is the home folder. One of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for such a user)
+
+
 def read_text(path: Path) -> str:
     """Read a text that a user has written, in UTF-8, or in UTF-16 with its byte order mark.
 

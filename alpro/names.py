@@ -14,7 +14,7 @@ from unicodedata import normalize
 from alpro.artifact import Record, artifacts, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import atomic_write, make_folder
+from alpro.files import atomic_write, expand_home, make_folder
 from alpro.log import log
 
 REFS = "refs"
@@ -103,7 +103,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
         InputError: There is no such artifact, or more than one.
     """
     refuse_credentials("model or artifact", str(name))
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     record = read_record(folder)
     if record:
         return folder, record

@@ -11,7 +11,7 @@ from pathlib import Path
 from alpro.artifact import Source, artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import checksum, file_state, read_json
+from alpro.files import checksum, expand_home, file_state, read_json
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
 from alpro.models.pretrained import WEIGHTS, HubName
@@ -95,7 +95,7 @@ def find_in_workspace(name: str | Path | Found, workspace: str | Path | None) ->
 def find_folder(name: str, workspace: Path) -> Path:
     """Return the folder that `resolve` looks at first."""
     refuse_credentials("model", name)
-    folder = Path(name).expanduser().absolute()
+    folder = expand_home(name).absolute()
     if folder.is_dir():
         return folder
 

@@ -33,7 +33,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.files import file_state
+from alpro.files import expand_home, file_state
 from alpro.shards.schema import Member
 
 Location = Path | str
@@ -96,8 +96,7 @@ def absolute(text: Location, base: Path | None = None) -> Location:
     location = located(text)
     if isinstance(location, str):
         return location
-    # Path.expanduser raises for an unknown ~user.
-    path = (base or Path()) / os.path.expanduser(location)  # noqa: PTH111
+    path = (base or Path()) / expand_home(location)
     try:
         return path.resolve()
     except RuntimeError as error:

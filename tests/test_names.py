@@ -122,7 +122,9 @@ def test_a_fingerprint_or_its_start_is_a_name(name, build, tmp_path):
     assert found(name, tmp_path) == found(folder, tmp_path) == folder
 
 
-@pytest.mark.parametrize("name", ["c", "f", "pretrain@ab", "evaluate", "finetune_qa", "../x", ""])
+@pytest.mark.parametrize(
+    "name", ["c", "f", "pretrain@ab", "evaluate", "finetune_qa", "../x", "~nosuchuser", ""]
+)
 def test_a_name_of_none_or_of_several_is_refused_in_one_line(name, build, tmp_path):
     """Also that of a stage of which a person has copied an artifact: no run has named it."""
     build("finetune_qa", "cd")

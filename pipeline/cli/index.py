@@ -3,14 +3,13 @@
 import json as json_format
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
-from alpro.files import read_text
+from alpro.files import expand_home, read_text
 from alpro.log import printable
 from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
 
@@ -222,7 +221,7 @@ def search(  # noqa: PLR0913 - options of a command
 
 def read_texts(name: str) -> list[str]:
     """Return the texts of a file, one on each line. Raises InputError if it has none."""
-    file = Path(name).expanduser()
+    file = expand_home(name)
     try:
         if not file.is_file():
             raise InputError(f"@{name}: no such file; @ stands before a file of texts")

@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
+from alpro.files import expand_home
 from alpro.names import find_artifact, matching_artifacts
 
 if TYPE_CHECKING:
@@ -21,15 +22,10 @@ if TYPE_CHECKING:
     from alpro.shards.storage import Location
 
 
-def expand(text: str) -> Path:
-    """Return a path in which `~` is the home folder. One of an unknown user stays as it is."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises)
-
-
 def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
     """Return a path from the command line. `~` is the home folder, also if the shell does not expand it
     (--out=~/x)."""
-    return expand(tokens[0].value)
+    return expand_home(tokens[0].value)
 
 
 def check_workspace(folder: Path) -> None:
@@ -110,7 +106,7 @@ def check_exists(option: str, location: str) -> None:
     """Raise InputError if a location on this machine is no file and no folder: a pipe would be read
     for ever."""
     refuse_credentials(option, location)
-    path = expand(location)
+    path = expand_home(location)
     if "://" in location or path.is_file() or path.is_dir():
         return
     what = "neither a file nor a folder" if os.path.lexists(path) else "no such file or folder"

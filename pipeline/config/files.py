@@ -1,6 +1,5 @@
 """TOML files: the shipped configurations, and those of the user."""
 
-import os
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from alpro.artifact import flatten
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import read_text
+from alpro.files import expand_home, read_text
 
 CONFIGS = Path(__file__).with_name("shipped")
 
@@ -23,7 +22,7 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
     """Find a TOML file by its path in `folder`, by the name of a shipped one, or by its name in the
     folder `configs`."""
     refuse_credentials("--config", source)
-    path = folder / os.path.expanduser(source)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+    path = folder / expand_home(source)
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
         # A folder named `sample` hides no configuration of this name.
         if file.is_file():
