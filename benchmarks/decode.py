@@ -1,4 +1,4 @@
-"""Video decoding: clips per second of decode_video and of two alternatives.
+"""Compare decode_video with two alternatives: clips decoded per second.
 
     python benchmarks/decode.py [--runs 3] [--json FILE]
 
@@ -7,8 +7,9 @@ The program renders clips of 10 s (640 x 360, 30 frames per second, H.264) and a
 256 x 256; of the film, segments of 10 s. The methods, which take turns, each with one process and
 one thread:
 
-- ffmpeg: the binary decodes everything (of a segment: from the key frame before it) and discards it, without scaling:
-  the minimum time of a program that reads every frame with it. This is the baseline of the ratios.
+- ffmpeg: the binary decodes everything (for a segment, from the key frame before it) and discards
+  it, without scaling: the minimum time of a program that reads every frame with it. This is the
+  baseline of the ratios.
 - PyAV: all frames are decoded in this process, and the requested ones are scaled.
 - decode_video: the function of this project.
 
@@ -32,9 +33,8 @@ import numpy as np
 from alpro.shards.decoding import decode_video
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
 
-Task = tuple[
-    Path, float | None, float | None
-]  # a file and the seconds from which and to which it is decoded
+# A file, and the first and last second to decode.
+Task = tuple[Path, float | None, float | None]
 COUNT = 8
 SIZE = 256
 

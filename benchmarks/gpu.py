@@ -1,20 +1,20 @@
-"""Times training steps and temporal attention at the paper's sizes, on a GPU or, with --small, on a
-CPU.
+"""Time training steps and temporal attention at the paper's sizes on a GPU; with --small, on a CPU.
 
     python benchmarks/gpu.py [--steps 30] [--batch 16] [--small] [--parts attention block runs]
     [--json FILE]
 
 - attention: the temporal attention of clips of four frames, forward and backward, in each variant.
 - block: a Block at four frames, eager and compiled: time, kernels, and those that take longest.
-- runs: whole stages with their loader, augmentation and checkpoint, on drawn JPEGs of 256 pixels: pre-training with
-  four frames and with one, eager and compiled, and the fine-tuning of a CLIP in the micro-batches of `from_clip`.
+- runs: whole stages with their loader, augmentation and checkpoint, on drawn JPEGs of 256 pixels:
+  pre-training with four frames and with one, eager and compiled, and the fine-tuning of a CLIP in
+  the micro-batches of `from_clip`.
 
-The models have random weights. With --small they are those of the tests: this shows that the
-program works, and its figures mean nothing. The baseline of the utilization (MFU) is a large matrix
-multiplication in the precision of training, measured on the same device. FLOPs of a step: 6 for
-each parameter and token that it trains, 2 for those of the frozen prompter, without attention; the
-second forward pass of a contrast over the batch is not counted, as no recomputation is. On a CPU,
-operations are counted in place of kernels.
+The models have random weights. With --small, they are as small as in the tests: the program runs,
+but its figures mean nothing. The utilization (MFU) is relative to a large matrix multiplication in
+the compute dtype, measured on the same device. A step counts 6 FLOPs for each trained parameter and
+token, and 2 for each parameter and token of the frozen prompter, without attention and without
+recomputation (such as the second forward pass of a contrast over the batch). On a CPU, the program
+counts operations instead of kernels.
 """
 
 import argparse
@@ -61,7 +61,7 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.loop import Run
 from alpro.stages.training.metrics import read_metrics
 
-WARMUP = 10  # steps that are not counted: a window of the log
+WARMUP = 10  # steps of the first window of the log, which is not counted
 LOG_EVERY = 10
 TEXT_TOKENS = 32
 CLIP_TOKENS = 77  # maximum length of a text in `from_clip`
@@ -163,7 +163,7 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
         "broadcast, compiled": torch.compile(attention_by_broadcast),
         "packed": lambda q, k, v: packed_attention(q, k, v, mask),
     }
-    if not CUDA:  # it takes a minute, and a compiler
+    if not CUDA:  # Compilation takes a minute and needs a compiler.
         del variants["broadcast, compiled"]
     expected = scaled_dot_product_attention(q, k, v)
 
@@ -335,7 +335,7 @@ def timed(
     with mock.patch.object(Run, "update", counted):
         run_stage(stage, config, inputs, out, resources)
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
-    windows = lines[1:-1] or lines  # the first has the compilation, the last the profiler
+    windows = lines[1:-1] or lines  # Skip the compilation (first) and the profiler (last).
 
     def median(name: str) -> float:
         return statistics.median(line[f"train/{name}"] for line in windows)

@@ -1,12 +1,12 @@
-"""Search of a large index: recall and latency of the exact and of the approximate search.
+"""Search a large index: recall and latency of exact and approximate search.
 
     python benchmarks/index.py [--clips 1000000] [--size 256] [--queries 200] [--json FILE]
 
 The program fills an index with random embeddings in clusters, as videos of many topics are, builds
 the approximate index as `alpro index add` does, and searches ten clips at a time. The queries are:
 
-- clips: vectors of the same clusters, as of "Similar";
-- texts: the same, at a distance from all clips, as CLIP's texts have (the modality gap);
+- clips: vectors of the same clusters, as "Similar" searches;
+- texts: such vectors at a distance from all clips, as CLIP's texts have (the modality gap);
 - random: vectors of no cluster, the worst case of any approximate index.
 
 The table has the recall at 10 against the exact search, the median and the 99th percentile of the
@@ -29,8 +29,8 @@ from alpro.inference.index import Index, IndexSettings
 from alpro.inference.items import EMPTY
 
 CLUSTERS = 5000
-SPREAD = 0.8  # of a cluster, relative to the distance of the clusters
-GAP = 1.0  # between texts and clips, likewise
+SPREAD = 0.8  # size of a cluster, relative to the distance of clusters
+GAP = 1.0  # distance of texts and clips, relative to the same
 K = 10
 CHUNK = 10_000
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
 
-    module.EXACT_CLIPS = 0  # the approximate index is also built for fewer clips
+    module.EXACT_CLIPS = 0  # Build the approximate index for any number of clips.
     random = np.random.default_rng(0)
     centers = random.standard_normal((CLUSTERS, arguments.size), np.float32)
     with tempfile.TemporaryDirectory() as folder:

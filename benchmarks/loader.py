@@ -1,11 +1,11 @@
-"""The training loader, compared with decoding on the fly: samples per second by worker processes.
+"""Compare the training loader with decoding on the fly: samples per second by DataLoader workers.
 
     python benchmarks/loader.py [--clips 24] [--json FILE]
 
-Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos with its defaults. The batches
-are those of pre-training, loaded by TrainingDataset.loader, without augmentation and with it. The
-baseline decodes 4 frames of each video with decode_video when it is wanted, in as many processes,
-and does nothing else. The methods take turns.
+Clips of 10 s at 640 x 360 are rendered and decoded by decode_videos with its defaults.
+TrainingDataset.loader loads batches of pre-training, without augmentation and with it. The baseline
+decodes 4 frames of each video on demand with decode_video, in as many processes, and does nothing
+else. The methods take turns.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def decoding(files: list[Path], workers: int) -> float:
     if not workers:
         return sum(map(seconds, files)) ** -1 * len(files)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(pool.map(seconds, files[:1] * workers))  # the imports
+        list(pool.map(seconds, files[:1] * workers))  # Warm up: each process imports.
         started = time.perf_counter()
         list(pool.map(seconds, files))
         return len(files) / (time.perf_counter() - started)

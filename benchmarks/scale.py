@@ -1,16 +1,16 @@
-"""What grows with the number of machines, units and rows.
+"""Measure what grows with the number of machines, units and rows.
 
     python benchmarks/scale.py [--seconds 5] [--units 4000] [--rows 10240 102400] [--json FILE]
 
 Three tables:
 
 - workers: 1, 2, 4 and 8 workers run units that wait as long as decoding takes, here and on a Dask
-  cluster. Efficiency is the time that the units wait, divided by what the workers had.
+  cluster. Efficiency is the time that the units wait, divided by the time that the workers had.
 - units: the processor time of everything but decoding, for each unit of 256 rows: to hand it to a
   worker, in the pipeline and in the scheduler of a cluster, and to merge it into a corpus.
-- rows: the processor time a row, and the peak memory, of planning, merging, opening a data set, and
-  the order of an epoch. Each runs in a process of its own; the memory is without that of its
-  imports. The ratio is the time a row, divided by that of the smallest corpus.
+- rows: the processor time per row, and the peak memory, of planning, merging, opening a data set, and
+  ordering an epoch. Each runs in a process of its own; memory excludes imports. The ratio is the time
+  per row, relative to the smallest corpus.
 """
 
 import argparse
@@ -254,7 +254,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {
 
 
 def measure_part(part: str, folder: Path) -> dict[str, float]:
-    import alpro.stages.training.dataset  # noqa: F401 - its memory does not count
+    import alpro.stages.training.dataset  # noqa: F401 - imports are not counted
 
     # Forgets the peak of the imports; Linux only.
     Path("/proc/self/clear_refs").write_text("5")

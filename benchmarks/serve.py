@@ -1,16 +1,16 @@
-"""Load: many clients at once search through `alpro serve`, in a process of its own.
+"""Load `alpro serve`: many clients search at the same time.
 
     python benchmarks/serve.py [--clients 50] [--requests 40] [--videos 200] [--json FILE]
 
-The index has rendered videos and a random model of the sample's sizes: scores mean nothing, times
-do. Each client sends its requests one after the other; if one is refused (429), it waits as long as
-the server says and sends it again. Every answer is compared with that of a client alone, the
-baseline. The rows:
+The index has rendered videos and a random model of the sample's sizes: only the times mean
+something. Each client sends its requests one after the other; if one is refused (429), it waits as
+long as the server says and sends it again. Every answer is compared with the answer to a client
+alone, the baseline. The rows:
 
 - similarity: `rerank=0`, the ranking by similarity alone.
 - matching: the best 20 videos are decoded and ranked by matching. A tenth of the requests.
 
-The latency is that of answers with results, in milliseconds; `refused` counts the answers 429. The
+The latency of answers with results is in milliseconds; `refused` counts answers 429. The
 exit status is 1 if an answer was lost or wrong.
 """
 
@@ -191,7 +191,7 @@ async def trial(
             for text in itertools.islice(itertools.cycle(texts), first, first + requests):
                 await search(text, many)
 
-        await search(texts[0], Figures())  # the first is slower
+        await search(texts[0], Figures())  # Warm up: the first request is slower.
         started = time.perf_counter()
         for text in texts:
             await search(text, alone)

@@ -1,10 +1,10 @@
-"""The import of tables of 10,000 to 1,000,000 rows, one video a row.
+"""Time the import of tables of 10,000 to 1,000,000 rows, one video a row.
 
     python benchmarks/sources.py [--rows 10000 100000 1000000] [--json FILE]
 
-For each table: the processor time a row, the wall time, and the peak memory of the process, with its
-imports. Each import runs in a process of its own. The ratio is the time a row, divided by that of
-the smallest table.
+Prints the processor time per row, the wall time, and the peak memory of the process, with its
+imports. Each table has a process of its own. The ratio is the time per row, relative to the smallest
+table.
 """
 
 import argparse

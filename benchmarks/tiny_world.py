@@ -1,5 +1,4 @@
-"""A corpus that small models learn in a few hundred steps, for the tests of learning and
-benchmarks/compare_losses.py.
+"""Write a corpus that small models learn in a few hundred steps.
 
 A clip has one of four skies in its upper half and one of four grounds in its lower half; shade and
 noise are drawn. A caption names both, so the sixteen scenes differ in one word from six others.
@@ -24,9 +23,8 @@ from alpro.stages import cache_prompts
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.metrics import read_metrics
 
-# pixels, frames of a stored clip
-SIZE = 32
-FRAMES = 4
+SIZE = 32  # pixels
+FRAMES = 4  # frames of a stored clip
 SKIES = {
     "dusk": (220, 20, 20),
     "noon": (20, 20, 220),
@@ -66,8 +64,8 @@ MODEL: dict[str, Any] = {
     },
 }
 
-# Every stage reads both corpora, augmented. Without dropout, whose masks differ between builds of
-# torch.
+# Every stage reads both corpora, with augmentation. Dropout is off, because its masks differ between
+# builds of torch.
 TRAINING: dict[str, Any] = {
     "batch_size": 16,
     "lr": 2e-3,
@@ -79,7 +77,8 @@ TRAINING: dict[str, Any] = {
 }
 FINETUNING = {"max_grad_norm": 5.0, "sampling": "random", "random_crop": 1.0}
 ENCODERS = {"model": MODEL | {"video": MODEL["video"] | {"drop_path": 0.1}}}
-STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
+# Changes of TRAINING by stage, in the order of the stages.
+STAGES: dict[str, dict[str, Any]] = {
     "train_prompter": ENCODERS,
     "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
     "finetune_retrieval": FINETUNING | {"frames": 3, "lr": 5e-4},
@@ -89,7 +88,7 @@ STAGES: dict[str, dict[str, Any]] = {  # in order, with the changes of each
 
 
 def draw(sky: str, ground: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Frames (frames, SIZE, SIZE, 3) uint8 of a scene."""
+    """Draw a scene. Returns (frames, SIZE, SIZE, 3) uint8."""
     pixels = np.empty((frames, SIZE, SIZE, 3))
     pixels[:, : SIZE // 2] = np.array(SKIES[sky]) + rng.normal(0, 12, 3)
     pixels[:, SIZE // 2 :] = np.array(GROUNDS[ground]) + rng.normal(0, 12, 3)

@@ -7,9 +7,9 @@ The table is a CSV such as
     Datei,Kurztext,Langtext
     a,a dog,a brown dog runs in the snow
 
-The keys are those of `[corpora.NAME.columns]` in a configuration (docs/prepare_data.md), which
-`alpro run --set corpora.data.columns.file=...` takes, too. The program prints the items that stages
-read.
+A configuration has the same keys in `[corpora.NAME.columns]` (docs/prepare_data.md), also on the
+command line: `alpro run --set corpora.data.columns.file=...`. The program prints the items that
+stages read.
 """
 
 import sys

@@ -14,13 +14,17 @@ RENDERED = "\n\nAll of it is rendered by alpro-pipeline: moving shapes with capt
 CLOSED_LIST = (
     "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
 )
-MATCH = "print(model.match(**inputs))  # probabilities"
+SIMILARITY = "print(model(**inputs).similarity)  # (texts, videos)"
+MATCH = f"{SIMILARITY}\nprint(model.match(**inputs))  # probabilities"
+ANSWER = (
+    "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])"
+)
 # Each task's description, example text, and example call.
 TASKS = {
     "prompter": (
         "a prompter: a video and a text encoder, trained with contrast (VTC)",
         '"a dog runs"',
-        "",
+        SIMILARITY,
     ),
     "pretrain": ("a pre-trained video-language model", '"a dog runs"', MATCH),
     "retrieval": (
@@ -31,8 +35,7 @@ TASKS = {
     "qa": (
         "a video-language model, fine-tuned to answer questions with {answers:,} answers",
         '"what color is the ball?"',
-        "probabilities = "
-        "model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])",
+        ANSWER,
     ),
 }
 CARD = """---
@@ -113,9 +116,6 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         sources = store.lineage(record)
 
     shown = "\n\n".join(table.markdown() for table in tables({"score": scores}))
-    similarity = (
-        "" if model.task == "qa" else "print(model(**inputs).similarity)  # (texts, videos)"
-    )
     data = list_corpora(sources)
     rendered = any(source.stage == "render_sample" for _, source in sources)
 
@@ -129,7 +129,7 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         video=model.model.config.video,
         tokens=model.preprocessing.max_text_tokens,
         text=text,
-        call="\n".join(filter(None, [similarity, call])),
+        call=call,
         training=describe_training(sources),
         data=(data.markdown() if data else "Not recorded.") + (RENDERED if rendered else ""),
         evaluation=f"On the {split} split.\n\n{shown}" if scores else NOT_EVALUATED,
