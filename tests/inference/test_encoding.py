@@ -1,7 +1,6 @@
 """Scores of pairs and of answers: each is that of the pair alone, whatever the batches; nothing is
 computed twice."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +13,7 @@ from hypothesis.extra.numpy import arrays
 from alpro.inference.encoding import (
     Texts,
     Videos,
-    batches,
-    by_video,
-    encode_texts,
     encode_videos,
-    match_all,
     match_top_k,
     score,
 )
@@ -64,21 +59,6 @@ def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, h
     alone = model.match if head == "vtm_head" else model.answer
     expected = [alone(texts.tokens[[t]], texts.mask[[t]], videos.tokens[[v]])[0] for t, v in pairs]
     torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-4)
-
-
-def test_every_pair_is_in_one_batch_of_texts_of_one_length():
-    rng = np.random.default_rng(1)
-    lengths = rng.integers(2, 9, 40)
-    pairs = np.stack([rng.integers(0, 40, 500), rng.integers(0, 200, 500)], axis=1)
-    seen = []
-    for start, part in by_video(pairs):
-        assert ((pairs[part, 1] >= start) & (pairs[part, 1] < start + 64)).all()
-        for chosen in batches(pairs[part, 0], lengths, 16):
-            rows = part[chosen]
-            assert 0 < len(rows) <= 16
-            assert len(set(lengths[pairs[rows, 0]])) == 1
-            seen += rows.tolist()
-    assert sorted(seen) == list(range(500))
 
 
 def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus_of, tmp_path):
@@ -132,21 +112,18 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, 
     """In each direction those with the k highest similarities, by margin + similarity; the others,
     also those that the other direction has matched, by similarity below them."""
     margins *= 9
+
     scores = match_top_k(*by_hand(margins, similarity), k)
-    (alone,) = match_top_k(*by_hand(margins, similarity), k, directions=("t2v",))
-    assert np.array_equal(alone.argsort(1, kind="stable"), scores[0].argsort(1, kind="stable"))
-    for ranked, margin, similar in (
-        (scores[0], margins, similarity),
-        (scores[1].T, margins.T, similarity.T),
-    ):
-        for row, of_row, like in zip(ranked, margin, similar, strict=True):
-            matched = np.isclose(row, of_row + like, atol=1e-5)
-            assert matched.sum() == min(k, len(row))
-            assert (
-                not matched.all() and like[matched].min() >= like[~matched].max()
-            ) or matched.all()
-            assert row[matched].min() > row[~matched].max(initial=-np.inf)
-            assert np.diff(row[~matched][like[~matched].argsort()]).min(initial=0) >= 0
+
+    directions = zip(scores, (margins, margins.T), (similarity, similarity.T), strict=True)
+    for ranked, margin, similar in directions:
+        queries = zip(ranked if margin is margins else ranked.T, margin, similar, strict=True)
+        for scored, of_query, like in queries:
+            matched = np.isclose(scored, of_query + like, atol=1e-5)
+            assert matched.sum() == min(k, len(scored))
+            assert like[matched].min() >= like[~matched].max(initial=-1)
+            assert scored[matched].min() > scored[~matched].max(initial=-np.inf)
+            assert np.diff(scored[~matched][like[~matched].argsort()]).min(initial=0) >= 0
 
 
 @pytest.fixture(scope="module")
@@ -166,30 +143,6 @@ def close(actual, expected):
     torch.testing.assert_close(
         torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=1e-4
     )
-
-
-@torch.no_grad()
-def test_texts_and_videos_of_a_gallery_are_those_of_the_encoders(loaded, gallery):
-    texts = loaded.encode_texts(gallery.texts)
-    one_by_one = encode_texts(loaded.encoder.model, loaded.tokenizer, gallery.texts, 24, batch=3)
-
-    close(one_by_one.features, texts.features)
-    assert replace(loaded, length=5).encode_texts(gallery.texts).mask.sum(1).max() == 5
-
-
-@torch.no_grad()
-def test_matching_is_the_margin_of_the_head(loaded, gallery):
-    model = loaded.encoder.model
-    texts = loaded.encode_texts(gallery.texts)
-    _, videos = loaded.encode_videos(gallery)
-
-    scores = match_all(model, texts, videos)
-
-    assert scores.shape == (8, 8)
-    for text, video in [(0, 0), (0, 7), (3, 5), (7, 1)]:
-        one = slice(text, text + 1)
-        logits = model.match(texts.tokens[one], texts.mask[one], videos.tokens[video : video + 1])
-        close(scores[text, video], logits[0, 1] - logits[0, 0])
 
 
 @torch.no_grad()
@@ -219,27 +172,14 @@ def test_a_question_is_answered_as_it_is_alone(loaded, clips):
         close(loaded.answer(alone)[1][alone.texts.index(questions.texts[place])], whole[place])
 
 
-def test_the_device_holds_the_tokens_of_few_questions_at_a_time(
-    loaded, corpus_of, tmp_path, monkeypatch
-):
-    """However many questions there are: what is encoded together is a batch of questions and the
-    videos of some."""
+def test_questions_are_answered_a_few_at_a_time(loaded, corpus_of, tmp_path, monkeypatch):
+    """The device holds a batch of questions and the videos of some, however many there are."""
     asked = [{"question": f"what is it {n}?", "answer": "a", "type": "what"} for n in range(3)]
     rows = [{"id": str(n), "split": "test", "questions": asked} for n in range(7)]
     questions = Gallery.read(corpus_of(tmp_path, rows), "test", column="questions")
-    model = loaded.encoder.model
     _, whole = loaded.answer(questions)
-    sizes: dict[str, list[int]] = {"encode_text": [], "encode_video": []}
-    for name, seen in sizes.items():
-        call = getattr(model, name)
-        monkeypatch.setattr(
-            model,
-            name,
-            lambda first, *rest, c=call, s=seen: s.append(len(first)) or c(first, *rest),
-        )
+
     monkeypatch.setattr(loaded_model, "VIDEOS", 3)
     monkeypatch.setattr(loaded_model, "QUESTION_BATCH", 4)
 
     close(loaded.answer(questions)[1], whole)
-
-    assert sizes == {"encode_text": [4, 4, 1, 4, 4, 1, 3], "encode_video": [3, 3, 1]}

@@ -192,38 +192,29 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported,
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_an_exported_folder_has_config_weights_tokenizer_code_and_card(
-    folders, clip_folders, tmp_path
-):
-    """Sizes, labels and prompts are those of the model."""
+def test_an_exported_folder_has_the_labels_prompts_code_and_license(folders, tmp_path):
     from safetensors.torch import load_file
 
     model = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
-    before = os.umask(0o027)
-    export(model, tmp_path / "out", "# A card\n")
-    assert os.umask(before) == 0o027
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    out = tmp_path / "out"
+
+    export(model, out, "# A card\n")
+
+    config = json.loads((out / "config.json").read_text())
     assert (config["task"], config["entities"]) == ("prompter", model.folder.entities)
-    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights = load_file(out / "model.safetensors")
     for kind in ("video", "image"):
         assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
-    names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names >= {
-        "README.md",
-        "tokenizer.json",
-        "processor_config.json",
-        "modules.json",
-        "modeling_alpro.py",
-    }
-    assert (tmp_path / "out" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {
-        0o640
-    }  # the weights, too
+    assert {file.name for file in out.iterdir()} >= {"README.md", "modules.json"}
+    assert (out / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     with pytest.raises(InputError, match="out"):
-        export(model, tmp_path / "out", "")
+        export(model, out, "")
+
+
+def test_a_clip_is_not_exported(clip_folders, tmp_path):
     with pytest.raises(InputError, match="CLIP"):
         export(Model.load(clip_folders["clip"], device="cpu"), tmp_path / "clip", "")
-    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_code_is_that_of_this_package_with_relative_imports():

@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 
 from alpro.artifact import RECORD_VERSION
-from alpro.errors import InputError
-from alpro.files import checksum, write_json
+from alpro.files import write_json
 from alpro.inference.find import Found, find_prompter, model_digest, resolve
-from alpro.inference.index import Index, IndexSettings
-from alpro.inference.model import Model
-from alpro.inference.search import Searcher
 from alpro.names import write_refs
 from tests.conftest import one_line
 
@@ -123,16 +119,6 @@ def test_a_damaged_prompter_is_refused(prompter, tmp_path):
         find_prompter(resolve("ca", tmp_path).model)
 
 
-def test_a_prompter_is_loaded_with_its_prompts_by_any_name(folders, artifact, tmp_path, videos):
-    prompter = artifact("train_prompter", "aa")
-    prompts = artifact("cache_prompts", "bb", inputs={"train_prompter": "aa"})
-    shutil.copytree(folders["prompter"], prompter, dirs_exist_ok=True)
-    shutil.copytree(folders["prompts"], prompts, dirs_exist_ok=True)
-
-    for name in ("aaaa", "bb" * 32, prompter, prompts):
-        assert len(Model.load(name, tmp_path, device="cpu").entities(videos[0])) == 3
-
-
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
 )
@@ -201,46 +187,3 @@ def test_another_model_of_the_hub_is_refused(tmp_path, monkeypatch):
 
     with one_line("google/bert: it has no config.json of a clip or siglip"):
         resolve("google/bert", tmp_path)
-
-
-@pytest.fixture
-def index_of_artifact(folders, tmp_path):
-    """A model in an artifact, and an index that names it."""
-    folder = shutil.copytree(folders["retrieval"], tmp_path / "finetune_retrieval" / ("ab" * 8))
-    contents = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            contents[str(path.relative_to(folder))] = {"sha256": checksum(path)}
-    record = {"version": RECORD_VERSION, "stage": "finetune_retrieval", "name": "x", "inputs": {}}
-    write_json(folder / "artifact.json", {**record, "fingerprint": "ab" * 32, "contents": contents})
-
-    settings = IndexSettings(model=str(folder), digest=model_digest(folder))
-    return folder, Index.create(tmp_path / "index", settings, 8, {})
-
-
-@pytest.mark.parametrize("is_named", [False, True])
-def test_the_model_of_an_index_is_verified_and_identified_by_reading_its_weights_once(
-    is_named, index_of_artifact, tmp_path, monkeypatch
-):
-    """Weights of gigabytes take longer to read than a search; loading reads them once more."""
-    folder, index = index_of_artifact
-    read: list[str] = []
-
-    def counted(path: Path) -> str:
-        read.append(Path(path).name)
-        return checksum(path)
-
-    for module in ("alpro.artifact", "alpro.inference.find"):
-        monkeypatch.setattr(f"{module}.checksum", counted)
-
-    Searcher.open(index, resolve(folder, tmp_path) if is_named else "", device="cpu")
-
-    assert read.count("model.safetensors") == 1
-
-
-def test_a_damaged_model_of_an_index_is_refused(index_of_artifact):
-    folder, index = index_of_artifact
-    (folder / "model" / "model.safetensors").write_bytes(b"other")
-
-    with pytest.raises(InputError, match="damaged"):
-        Searcher.open(index, device="cpu")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,15 @@ def ids(index: Index, where: str = "", words: str = "") -> list[str]:
 
 
 def test_a_clip_is_in_the_index_once_with_its_last_values(index):
-    first = make_vectors(4)
-    fill(index, [make_item(n) for n in range(4)], first)
-    second = make_vectors(2, seed=1)
-    fill(index, [make_item(4, f"{ROOT}/01.mp4"), make_item(5)], second)
+    vectors = make_vectors(5)
+    fill(index, [make_item(n) for n in range(4)], vectors[:4])
 
-    assert ids(index) == ["0", "4", "2", "3", "5"]
-    expected = [first[0], second[0], first[2], first[3], second[1]]
-    for item, vector in zip(index.rows(), expected, strict=True):
-        np.testing.assert_array_equal(index.embedding(item["key"]), vector)
+    fill(index, [make_item(4, f"{ROOT}/01.mp4")], vectors[4:])
+
     reopened = Index.open(index.place)
-    assert (len(reopened), "5 clips of /model" in repr(reopened)) == (5, True)
+    assert ids(reopened) == ["0", "4", "2", "3"]
+    for item in reopened.rows():
+        np.testing.assert_array_equal(index.embedding(item["key"]), vectors[int(item["id"])])
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -241,13 +240,10 @@ def test_what_is_no_index_is_a_line(tmp_path):
             read(earlier)
 
 
-def test_a_damaged_index_is_a_line(three):
-    for file in Path(three.place, "clips.lance", "data").iterdir():
-        os.truncate(file, 100)
-    with pytest.raises(InputError) as raised:
-        Index.open(three.place).rows()
-    assert str(raised.value).startswith(f"{three.place}: ")
-    for file in Path(three.place, "clips.lance", "_versions").iterdir():
+@pytest.mark.parametrize("folder", ["data", "_versions"])
+def test_a_damaged_index_is_a_line(folder, three):
+    for file in Path(three.place, "clips.lance", folder).iterdir():
         os.truncate(file, 3)
-    with pytest.raises(InputError):
-        Index.open(three.place)
+
+    with pytest.raises(InputError, match=re.escape(three.place)):
+        Index.open(three.place).rows()

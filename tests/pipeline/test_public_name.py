@@ -23,34 +23,22 @@ def ask(public_name: str, **headers: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("host", "name", "origin"),
-    [
-        ("search.example.com", "search.example.com", "https://search.example.com"),
-        ("127.0.0.1:7860", "search.example.com", "https://search.example.com"),  # nginx by default
-        ("search.example.com", "search.example.com:8443", "https://search.example.com:8443"),
-        ("search.example.com:8443", "search.example.com:8443", "https://search.example.com:8443"),
-        ("search.example.com", "Search.Example.com", "https://search.example.com"),
-        ("localhost:7860", "search.example.com", "http://localhost:7860"),  # on the machine itself
-    ],
-)
-def test_requests_of_a_proxy_are_those_of_its_page(host, name, origin):
-    assert ask(name, Host=host, Origin=origin) == 200
-
-
-@pytest.mark.parametrize(
     ("host", "name", "origin", "status"),
     [
+        ("search.example.com", "search.example.com", "https://search.example.com", 200),
+        ("127.0.0.1:7860", "Search.Example.com", "https://search.example.com", 200),  # nginx
+        ("search.example.com", "search.example.com:8443", "https://search.example.com:8443", 200),
+        ("localhost:7860", "search.example.com", "http://localhost:7860", 200),  # on the machine
         ("search.example.com", "", "https://search.example.com", 400),
         ("127.0.0.1:7860", "", "https://search.example.com", 403),
         ("other.example.com", "search.example.com", "https://search.example.com", 400),
-        ("127.0.0.1:7860", "search.example.com", "https://evil.example.com", 403),
         ("127.0.0.1:7860", "search.example.com", "http://search.example.com", 403),  # without TLS
         ("127.0.0.1:7860", "search.example.com", "https://search.example.com:8443", 403),
         ("127.0.0.1:7860", "search.example.com", "https://search.example.com.evil.com", 403),
         ("127.0.0.1:7860", "search.example.com", "null", 403),
     ],
 )
-def test_other_names_and_origins_are_refused(host, name, origin, status):
+def test_only_requests_of_the_page_of_the_proxy_are_taken(host, name, origin, status):
     assert ask(name, Host=host, Origin=origin) == status
 
 

@@ -48,11 +48,9 @@ def test_a_search_has_the_hits_of_python(client, models):
     assert get(client, "search", k=7) == as_json(models.search.all(7))
 
 
-def test_a_condition_chooses_clips_or_is_refused_in_a_line(client, keys):
+def test_a_condition_chooses_clips(client, keys):
     found = get(client, "search", where="day >= '2024-02-01' AND kind = 'video'")
     assert (clip_keys(found), found["clips"]) == (keys[1:3], 2)
-    wrong = client.get("/api/search", params={"where": "color = 'red'"})
-    assert (wrong.status_code, "no column color" in wrong.json()["detail"]) == (400, True)
 
 
 def test_the_options_of_the_server_are_defaults(models):
@@ -62,18 +60,19 @@ def test_the_options_of_the_server_are_defaults(models):
     assert get(client, "search", text=TEXT, rerank=0)["matched"] == 0
 
 
-def test_clips_and_uploads_have_similar_clips(client, models, videos, keys):
-    found = client.post("/api/search", params={"k": 5}, content=videos[2].read_bytes()).json()
-    expected = models.search.similar(videos[2], 5)
-    assert clip_keys(found) == [hit.item["key"] for hit in expected]
-    similarities = [hit.similarity for hit in expected]
-    assert [hit["similarity"] for hit in found["hits"]] == pytest.approx(similarities, abs=1e-5)
+def test_an_upload_has_similar_clips(client, models, videos):
+    answer = client.post("/api/search", params={"k": 5}, content=videos[2].read_bytes()).json()
 
+    expected = models.search.similar(videos[2], 5)
+    assert clip_keys(answer) == [hit.item["key"] for hit in expected]
+    similarities = [hit.similarity for hit in expected]
+    assert [hit["similarity"] for hit in answer["hits"]] == pytest.approx(similarities, abs=1e-5)
+
+
+def test_a_clip_has_similar_clips(client, models, keys):
     embedding = models.search.index.embedding(keys[4])
-    similar = models.search.similar(embedding, 5, without=keys[4])
-    assert clip_keys(get(client, "search", clip=keys[4], k=5)) == [
-        hit.item["key"] for hit in similar
-    ]
+    expected = models.search.similar(embedding, 5, without=keys[4])
+    assert get(client, "search", clip=keys[4], k=5) == as_json(expected)
 
 
 def words(ranked):
@@ -103,12 +102,6 @@ def test_a_pre_trained_model_also_reads_the_caption(models, pretrained, videos, 
     assert "text" in get(client, "health")["offers"]
     found = get(client, "entities", clip=keys[1], text="a ball", k=3)["entities"]
     assert found == words(model.entities(videos[1], top_k=3, text="a ball"))
-
-
-def test_notes_are_about_the_text(client, keys):
-    assert "parliament" in get(client, "search", text="a parliament")["note"]
-    long = "what moves to the left and then to the right " * 9
-    assert "reads only the first" in get(client, "ask", clip=keys[1], question=long)["note"]
 
 
 def test_files_are_played_in_ranges_and_stay_private(client, videos, keys):
@@ -176,6 +169,7 @@ REFUSED = {
         "search?text=+",
         "search?text=a&clip=1",
         "search?where=kind=%ed%a0%80",
+        "search?where=color='red'",
         "ask?question=a",
         "ask?question=&clip=KEY",
         "entities?clip=KEY&box=nan,0,1,1",
@@ -282,19 +276,45 @@ def test_other_machines_need_a_token(host, content, variable, expected, tmp_path
         assert read_token(host, None if content is None else file) == expected
 
 
-def test_a_changed_index_is_noticed(models, videos, tmp_path):
-    """A clip that was removed is not another one; an index of another model is refused."""
+@pytest.fixture
+def copied(models, tmp_path):
+    """A copy of the index, which a test changes, and its server."""
     index = Index.open(shutil.copytree(models.search.index.place, tmp_path / "index"))
-    client = TestClient(application(ServedModels(Searcher(index, models.search.model))))
+    searcher = Searcher(index, models.search.model)
+    return index, TestClient(application(ServedModels(searcher)))
+
+
+def test_a_removed_clip_is_not_another_one(copied, videos):
+    index, client = copied
     removed = clip_keys(get(client, "search", where=f"path LIKE '%{videos[0].name}'"))[0]
+
     remove_videos(index.place, [str(videos[0])])
 
     assert removed not in clip_keys(get(client, "search", k=100))
     for path in (f"search?clip={removed}", f"clip/{removed}", f"clip/{removed}?view=still"):
         assert client.get(f"/api/{path}").status_code == 404
+
+
+def test_an_index_that_another_model_has_made_anew_is_refused(copied):
+    index, client = copied
     index.change_settings(digest="other")
     answer = client.get("/api/search", params={"text": TEXT})
     assert (answer.status_code, "another model" in answer.json()["detail"]) == (400, True)
+
+
+@pytest.fixture
+def replaceable(models, videos, add, tmp_path):
+    """A clip of an index of its own, and addresses that send it or what is computed of it."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    clip = Path(shutil.copy(videos[0], folder / "a.mp4"))
+    add(tmp_path / "index", folder)
+    searcher = Searcher(Index.open(tmp_path / "index"), models.search.model)
+    client = TestClient(application(ServedModels(searcher, models.ask)))
+    key = searcher.index.rows()[0]["key"]
+    addresses = [f"/api/clip/{key}?view={view}" for view in ("file", "still", "moving")]
+    addresses.append(f"/api/ask?clip={key}&question=what")
+    return clip, lambda: [client.get(address) for address in addresses]
 
 
 @pytest.mark.parametrize(
@@ -306,24 +326,12 @@ def test_a_changed_index_is_noticed(models, videos, tmp_path):
     ],
     ids=["link", "copy", "nothing"],
 )
-def test_a_file_that_took_the_place_of_a_clip_is_not_sent(
-    place, reason, models, videos, add, tmp_path
-):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    clip = Path(shutil.copy(videos[0], folder / "a.mp4"))
-    secret = Path(shutil.copy(videos[1], tmp_path / "secret.mp4"))
-    add(tmp_path / "index", folder)
-    searcher = Searcher(Index.open(tmp_path / "index"), models.search.model)
-    client = TestClient(application(ServedModels(searcher, models.ask)))
-    key = searcher.index.rows()[0]["key"]
-    addresses = [f"/api/clip/{key}?view={view}" for view in ("file", "still", "moving")]
-    addresses.append(f"/api/ask?clip={key}&question=what")
-    assert {client.get(address).status_code for address in addresses} == {200}
+def test_a_file_that_took_the_place_of_a_clip_is_not_sent(place, reason, videos, replaceable):
+    clip, ask = replaceable
+    assert {answer.status_code for answer in ask()} == {200}
 
     clip.unlink()
-    place(clip, secret)
+    place(clip, videos[1])
 
-    for address in addresses:
-        answer = client.get(address)
+    for answer in ask():
         assert (answer.status_code, reason in answer.json()["detail"]) == (404, True)
