@@ -3,6 +3,7 @@ file of its group. These files import nothing slow before a command runs, so tha
 errors are immediate."""
 
 import atexit
+import errno
 import gc
 import os
 import signal
@@ -129,7 +130,9 @@ def execute(arguments: Sequence[str]) -> int:
 
         log.debug("the error's traceback:", exc_info=True)
         place = f"{error.filename}: " if error.filename else ""
-        remedy = "free some disk space" if error.errno in DISK_FULL else "check this disk"
+        remedy = "check this disk" if error.errno == errno.EIO else "check this path"
+        if error.errno in DISK_FULL:
+            remedy = "free some disk space"
         return fail(f"error: {place}{error.strerror}; {remedy} and run again to resume")
 
 

@@ -270,10 +270,7 @@ def evaluate(
         # Without --out, the results are only read below.
         results_folder = out or Path(temporary)
         baseline_folder = results_folder / "baseline"
-        try:
-            (baseline_folder if other else results_folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {results_folder}: {error.strerror}") from error
+        (baseline_folder if other else results_folder).mkdir(parents=True, exist_ok=True)
 
         results = score_model(model, loaded, naming, gallery)
         rows, _ = results.write(results_folder, split)

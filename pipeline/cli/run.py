@@ -230,8 +230,7 @@ def create_workspace(folder: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
         # A mode does not tell that a disk is full or mounted read-only.
-        for writable in (folder, home):
-            TemporaryFile(dir=writable).close()
+        TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
             f"--workspace {folder}: {error.strerror}; choose a folder in which files can be created"

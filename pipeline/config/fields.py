@@ -1,12 +1,13 @@
 """Fields of configuration classes by their dotted keys, and messages about invalid values."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from alpro.pipeline.config.files import suggest
 
 ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
 # Messages by pydantic's type of error.
@@ -90,7 +91,9 @@ def error_key(error: ErrorDetails) -> str:
 
 def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown key{suggest_key(model, [str(part) for part in error['loc']])}"
+        *parents, key = map(str, error["loc"])
+        names = list_keys(model, parents)
+        return f"unknown key; {suggest(ALIASES.get(key, key), names, 'the keys are')}"
 
     message = MESSAGES.get(error["type"], "not a valid value").format_map(error.get("ctx", {}))
     # A whole table would be too long for the line.
@@ -99,16 +102,11 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
     return message
 
 
-def suggest_key(model: type[BaseModel], keys: Sequence[str]) -> str:
-    """Return the key that is closest to an unknown one, or all keys of its table."""
-    *parents, unknown = keys
+def list_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
+    """Return the keys of a table."""
     annotation = find_field(model, parents)[1] if parents else model
     names: list[str] = []
-    for kind in (annotation, *get_args(annotation)):
+    for kind in (annotation, *get_args(annotation)):  # finds the table of `Table | None`
         for name, field in getattr(kind, "model_fields", {}).items():
             names.append(field.alias or name)
-
-    close = [ALIASES[unknown]] if unknown in ALIASES else get_close_matches(unknown, names, 1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; the keys are {', '.join(names)}" if names else ""
+    return names

@@ -1,6 +1,7 @@
 """TOML files: the shipped configurations, and those of the user."""
 
 import tomllib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,20 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
         if file.is_file():
             return file
 
-    names = shipped(shipped_in)
-    close = get_close_matches(source, names, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the shipped ones are {', '.join(names)}"
+    hint = suggest(source, shipped(shipped_in), "the shipped ones are")
     raise InputError(f"{source}: no such file; {hint}")
+
+
+def suggest(name: str, names: Sequence[str], introduction: str) -> str:
+    """Return the name that a mistyped one may mean, or all names.
+
+    >>> suggest("pretrian", ["pretrain", "evaluate"], "the stages are")
+    "did you mean 'pretrain'?"
+    >>> suggest("x", ["pretrain", "evaluate"], "the stages are")
+    'the stages are pretrain, evaluate'
+    """
+    close = get_close_matches(name, names, 1)
+    return f"did you mean {close[0]!r}?" if close else f"{introduction} {', '.join(names)}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from alpro.errors import InputError
 from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.pipeline.config.command import Command
+from alpro.pipeline.config.files import suggest
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
@@ -196,10 +196,8 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     in order."""
     wanted = {step.fingerprint for step in steps if stage in (step.stage, step.name)}
     if not wanted:
-        stages = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
-        close = get_close_matches(stage, stages, 1)
-        known = f"this configuration has {', '.join(stages)}"
-        hint = f"did you mean {close[0]!r}?" if close else known
+        names = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
+        hint = suggest(stage, names, "this configuration has")
         raise InputError(f"no stage {stage!r}; {hint}")
 
     # From the end, because inputs come before their users.
