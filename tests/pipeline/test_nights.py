@@ -115,18 +115,13 @@ class Machine:
         self.process = start(command, self.log)
         wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
 
-    @property
-    def programs(self) -> dict[str, psutil.Process]:
-        """The servers and the workers, by a word of their command lines."""
-        found = {}
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            line = " ".join(one.cmdline())
-            if "execution.lifecycle" in line or "multiprocessing" in line:
-                continue
-            for word in ("prefect server", "mlflow server", "worker cpu", "worker gpu"):
-                if word in line:
-                    found[word] = one
-        return found
+    def find_worker(self) -> psutil.Process:
+        """The worker for trainings."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            line = " ".join(process.cmdline())
+            if "flows.worker gpu" in line and "execution.lifecycle" not in line:
+                return process
+        raise AssertionError("no worker")
 
     def check(self) -> None:
         assert self.process.poll() is None, self.log.read_text()
@@ -241,7 +236,7 @@ def end_night(up: Machine, how: str) -> None:
     number, statuses = ENDS[how]
     victims = [psutil.Process(up.process.pid)]
     if how == "worker killed":
-        victims = [up.programs["worker gpu"]]
+        victims = [up.find_worker()]
     if how == "all killed":
         victims += descendants(up.process)
     up.end(victims, number, statuses)

@@ -149,15 +149,11 @@ def test_a_configuration_is_relative_to_the_study(tmp_path):
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("seed = [1]", "seed"),
         ("seeds = [-1]", "seeds"),
-        ("seeds = []", "seeds"),
         ("until = 'nothing'", "until"),
         ("seed_stages = ['zero_shot']", "seed_stages"),
         ("variants = {}", "variants"),
         ("variants = {a = 3}", "variants.a"),
-        ("name = 'a b'", "name"),
-        ("set = 3", "set"),
         ("= 3", "not readable"),
     ],
 )
