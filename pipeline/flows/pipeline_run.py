@@ -159,9 +159,7 @@ class PipelineRun:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
         began = datetime.fromisoformat(self.log_entry.at)
         fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
-        states = {}
-        for step in self.plan.steps:
-            states[step.name] = self.get_state(step, finished=error is None)
+        states = {step.name: self.get_state(step, error is None) for step in self.plan.steps}
         values: dict[str, Any] = {
             "state": state,
             "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",

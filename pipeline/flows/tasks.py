@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from httpx import HTTPError
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -118,23 +119,12 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
         run_remotely(run, step, position)
 
     with store.lock(step, announce, run.stopping) as lock:
-        log.debug(f"{step.name}: {folder}")
         record = store.find(step)
         if record is None:
             announce(f"{position}{step.name}: started")
-            launch = Launch(
-                gpus,
-                [lock_descriptor(lock)],
-                on_line=get_log_sink(),
-                on_start=run.add_processes,
-                models=run.count_models(step),
-            )
-            record = build(run, step, launch)
-            announce(describe_result(step, record))
-        elif existed:
-            announce(f"{position}{step.name}: cached")
-        else:  # another run, or a deployment, has built it in the meantime
-            announce(describe_result(step, record))
+            record = build(run, step, gpus, lock)
+        # Another run, or a deployment, may have built it in the meantime.
+        announce(f"{position}{step.name}: cached" if existed else describe_result(step, record))
 
     run.artifacts_by_name[step.name] = folder, record
     if not existed:
@@ -143,7 +133,7 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
     return Completed(name="Cached", message=f"{folder} is of {record.run['at']}")
 
 
-def build(run: PipelineRun, step: Step, launch: Launch) -> Record:
+def build(run: PipelineRun, step: Step, gpus: list[str], lock: FileLock) -> Record:
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
     folder = store.folder(step)
@@ -152,6 +142,14 @@ def build(run: PipelineRun, step: Step, launch: Launch) -> Record:
             f"{run.remote_deployments[step.stage]} completed, but {folder} does not exist; the "
             "workers must share the workspace and the files that the configuration names"
         )
+
+    launch = Launch(
+        gpus,
+        [lock_descriptor(lock)],
+        on_line=get_log_sink(),
+        on_start=run.add_processes,
+        models=run.count_models(step),
+    )
 
     def work(step: Step, out: Path) -> Outcome:
         return run_stage(step, out, store, run.plan.settings.resources, launch)
