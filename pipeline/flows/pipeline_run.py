@@ -133,11 +133,8 @@ class PipelineRun:
 
         if not is_command_line():  # the command line prints it below the results
             announce(f"report: {report}")
-            links = {
-                "Report": self.get_mlflow_page("", report.name),
-                "MLflow": self.get_mlflow_page(""),
-            }
-            text = document.markdown(links | {"Prefect": prefect})
+            links = {"MLflow": self.get_mlflow_page("")}
+            text = document.markdown(links | {"Report": self.get_mlflow_page("", report.name)})
             create_markdown_artifact(text, key="results", description=log_entry.title)
 
     def get_mlflow_page(self, default_server: str, file: str = "") -> str:
