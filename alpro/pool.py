@@ -139,7 +139,7 @@ def each(
                 raise error
             yield task, result
     finally:
-        engine.stop()
+        engine.stop(running)
 
 
 _runs_inline = False
@@ -293,7 +293,7 @@ class _Processes:
         context: Any = get_context("spawn")  # Pebble's annotation does not admit it
         return ProcessPool(1, initializer=_initialize, context=context)
 
-    def stop(self) -> None:
+    def stop(self, running: Iterable[Future] = ()) -> None:
         """End all processes. Threads in `run` raise CancelledError."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         busy = dict(self._busy)
@@ -334,7 +334,6 @@ class _Cluster:
                 f"resources.scheduler = {scheduler!r}: no scheduler answers "
                 f"({one_line(error)}); start it with `dask scheduler`"
             ) from error
-        self._futures: set[Any] = set()
 
         self._threads = 0
         self._asked = -CAPACITY_SECONDS
@@ -354,14 +353,11 @@ class _Cluster:
 
     def submit(self, call: bytes) -> Any:
         # Not pure: equal calls are made as often as they are submitted.
-        future = self._client.submit(_answer, self._job, call, versions(), pure=False)
-        self._futures.add(future)
-        return future
+        return self._client.submit(_answer, self._job, call, versions(), pure=False)
 
     def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker
 
-        self._futures.remove(future)
         try:
             answer, lines = future.result()
         except CancelledError:
@@ -377,9 +373,9 @@ class _Cluster:
             log.info(line)
         return answer
 
-    def stop(self) -> None:
+    def stop(self, running: Iterable[Any]) -> None:
         if self._client.status == "running":
-            self._client.cancel(list(self._futures))
+            self._client.cancel(list(running))
             self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
 
