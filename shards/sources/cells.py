@@ -224,6 +224,8 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
     """Return the parts of its file that a record is about, each with its captions: one, or as many
     as its lists of times and of captions have. Raises ValueError if a time is invalid."""
     captions = [read_cell(record, column) for column in form.captions]
+    if not (form.span or form.start or form.end):
+        return [((None, None), captions)]
     spans: Any = read_value(record, form.span)
     if not form.span:
         starts = read_value(record, form.start)

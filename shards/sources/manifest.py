@@ -93,15 +93,12 @@ def import_source(
     """
     if isinstance(data, Path):
         data = Path(os.path.normpath(data.absolute()))
-    tables = {}
-    for split, files in (annotations or {}).items():
-        tables[split] = [Path(os.path.normpath(file.absolute())) for file in files]
-    source = Source(data, tables, root, columns)
+    source = Source(data, annotations, root, columns)
 
-    names = {split: list(map(str, files)) for split, files in tables.items()}
     told = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
-    source_digest = digest([str(data), names, str(root), told])[:16]
-    state = digest([VERSION, list(state_of(source))])[:16]
+    tables = {split: [str(file) for file in files] for split, files in source.annotations.items()}
+    source_digest = digest([str(data), tables, str(root), told])[:16]
+    state = digest([VERSION, *state_of(source)])[:16]
     target = cache / f"{source_digest}-{state}"
     if (target / "about.json").is_file():
         known = Manifest(target)
