@@ -115,9 +115,9 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         split, scores = find_newest_scores(store, record)
         sources = store.lineage(record)
 
-    shown = "\n\n".join(table.markdown() for table in tables({"score": scores}))
+    score_tables = "\n\n".join(table.markdown() for table in tables({"score": scores}))
     data = list_corpora(sources)
-    rendered = any(source.stage == "render_sample" for _, source in sources)
+    is_sample = any(source.stage == "render_sample" for _, source in sources)
 
     return CARD.format(
         # The hub calls a license that it does not list "other".
@@ -131,8 +131,8 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         text=text,
         call=call,
         training=describe_training(sources),
-        data=(data.markdown() if data else "Not recorded.") + (RENDERED if rendered else ""),
-        evaluation=f"On the {split} split.\n\n{shown}" if scores else NOT_EVALUATED,
+        data=(data.markdown() if data else "Not recorded.") + (RENDERED if is_sample else ""),
+        evaluation=f"On the {split} split.\n\n{score_tables}" if scores else NOT_EVALUATED,
         limits=CLOSED_LIST.format(answers=answers) if answers else "",
         license=f"The weights: {license}." if license else NO_LICENSE,
     )
@@ -154,9 +154,9 @@ def describe_training(sources: list[tuple[Path, Record]]) -> str:
     _, last = sources[-1]
     versions = ", ".join(f"{package} {version}" for package, version in last.versions.items())
     commit = last.run.get("commit") or "unknown"
-    built = f"Built {last.run['at'][:10]}, commit {commit}, with {versions}."
+    origin = f"Built {last.run['at'][:10]}, commit {commit}, with {versions}."
     heads = ["stage", "fingerprint", "steps", "batch size", "learning rate"]
-    return Table("", heads, lines, built).markdown()
+    return Table("", heads, lines, origin).markdown()
 
 
 def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:

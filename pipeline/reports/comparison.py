@@ -27,17 +27,17 @@ def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -
     """
     names = [folder.name[:8] for folder, _ in artifacts]
     folders = [folder for folder, _ in artifacts]
-    compared = [compare(folders[0], folder) for folder in folders[1:]]
-    verdicts = [
-        compare_models(names[0], name, one) for name, one in zip(names[1:], compared, strict=True)
-    ]
+    comparisons = [compare(folders[0], folder) for folder in folders[1:]]
+    verdicts = []
+    for name, comparison in zip(names[1:], comparisons, strict=True):
+        verdicts.append(compare_models(names[0], name, comparison))
 
     results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
-    marked = decisive(row["name"] for one in compared for row, _ in one.scores)
-    differing = difference_table(snapshot, artifacts)
-    shown = [differing] if differing.lines else []
+    score_name = decisive(row["name"] for one in comparisons for row, _ in one.scores)
+    all_tables = [difference_table(snapshot, artifacts)]
+    all_tables += tables(results, comparisons, score_name)
     return ComparedRuns(
-        tables=shown + tables(results, compared, marked),
+        tables=[table for table in all_tables if table.lines],
         verdicts=[sentence for sentence in verdicts if sentence],
     )
 

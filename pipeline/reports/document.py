@@ -167,13 +167,13 @@ def describe_run(
         "scores.png": draw_scores(scores),
         "calibration.png": draw_calibration(folder for folder, _ in artifacts),
     }
-    drawn = {name: figure for name, figure in figures.items() if figure}
+    figures_by_name = {name: figure for name, figure in figures.items() if figure}
 
     parts = {"Results": show_table(main_table(results))}
     parts["Warnings"] = show_list(
         f"{record.name}: {escape(text)}" for _, record in artifacts for text in record.warnings
     )
-    parts |= {Path(name).stem.capitalize(): show_picture(name) for name in drawn}
+    parts |= {Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name}
     parts |= {table.title: show_table(table) for table in tables({"score": results})}
     parts["What the controls show"] = show_list(
         f"**{control.label}**: {control.meaning}"
@@ -189,7 +189,9 @@ def describe_run(
     parts["Run"] = describe_command(run)
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
-    return Document(run.title, summarize(run, artifacts, results, changes), sections, drawn)
+    return Document(
+        run.title, summarize(run, artifacts, results, changes), sections, figures_by_name
+    )
 
 
 def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[str]) -> str:
@@ -200,12 +202,12 @@ def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[s
     state = f"**{run.state.capitalize()}**"
     reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    shown = [format_code(change) for change in changes[:MAX_CHANGES]]
+    codes = [format_code(change) for change in changes[:MAX_CHANGES]]
     if len(changes) > MAX_CHANGES:
-        shown.append(f"and {len(changes) - MAX_CHANGES} more")
+        codes.append(f"and {len(changes) - MAX_CHANGES} more")
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        f"Changed: {', '.join(shown)}." if shown else "No value was changed.",
+        f"Changed: {', '.join(codes)}." if codes else "No value was changed.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
@@ -213,10 +215,10 @@ def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[s
 
 def describe_command(run: Run) -> str:
     """Return when a run started, how long it took, and what it was called with."""
-    started = run.at[:19].replace("T", " ")
+    start = run.at[:19].replace("T", " ")
     words = format_code(" ".join(["alpro", *run.command.words]))
     return (
-        f"Started {started} UTC, took {format_duration(run.seconds)}. {words}, commit "
+        f"Started {start} UTC, took {format_duration(run.seconds)}. {words}, commit "
         f"{describe_commit(run.commit)}."
     )
 

@@ -99,15 +99,15 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 
 def tables(
-    runs: Mapping[str, Rows], compared: Sequence[Comparison] = (), marked: str = ""
+    runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = (), decisive: str = ""
 ) -> list[Table]:
     """Return a table for each kind of score, with a line for each score.
 
     Args:
         runs: Rows by the head of their column. If there are several, each has one model.
-        compared: The comparison of the first run with each of the others, for columns of
+        comparisons: The comparison of the first run with each of the others, for columns of
             differences and p values. A score over other queries has none.
-        marked: Name of the score that counts; its line has an arrow.
+        decisive: Name of the score that counts; its line has an arrow.
     """
     # Several runs share the lines of a table: the heads of their columns name the models.
     name_row = itemgetter("name") if len(runs) > 1 else full_name
@@ -116,41 +116,42 @@ def tables(
     for row in chain.from_iterable(runs.values()):
         groups.setdefault(row["table"], {}).setdefault(name_row(row), row)
 
-    columns = list_columns(runs, compared, name_row)
-    differences = describe_differences(list(runs)[1:], compared)
-    shown = []
+    columns = list_columns(runs, comparisons, name_row)
+    differences = describe_differences(list(runs)[1:], comparisons)
+    score_tables = []
     for group, scores in groups.items():
         if not scores:
             continue
         lines = []
         for name, row in scores.items():
-            metric = metric_text(row) + (MARK if name == marked else "")
+            metric = metric_text(row) + (MARK if name == decisive else "")
             texts = [column.get(name, "") for _, column in columns]
             chance = number_text(row["chance"], row["unit"])
             lines.append([label_row(row), metric, *texts, chance, str(row["items"])])
 
-        rows = list(scores.values())
-        heads = ["", "", *(head for head, _ in columns), rows[0]["baseline"] or "chance", "items"]
-        mark = "← the score that counts." if marked in scores else ""
-        notes = filter(None, [mark, describe_scores(rows), differences])
-        shown.append(Table(TITLES.get(group, group.capitalize()), heads, lines, "\n".join(notes)))
-    return shown
+        group_rows = list(scores.values())
+        chance_head = group_rows[0]["baseline"] or "chance"
+        heads = ["", "", *(head for head, _ in columns), chance_head, "items"]
+        mark = "← the score that counts." if decisive in scores else ""
+        note = "\n".join(filter(None, [mark, describe_scores(group_rows), differences]))
+        score_tables.append(Table(TITLES.get(group, group.capitalize()), heads, lines, note))
+    return score_tables
 
 
 def list_columns(
     runs: Mapping[str, Rows],
-    compared: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
     name_row: Callable[[Mapping[str, Any]], str],
 ) -> list[tuple[str, dict[str, str]]]:
     """Return the columns of runs as their heads and their texts by the names of scores. After each
     run but the first come its difference to the first and the p value, if they are compared."""
     baseline, *contenders = runs
-    comparisons = dict(zip(contenders, compared, strict=False))
+    comparison_by_run = dict(zip(contenders, comparisons, strict=False))
     columns = []
     for run, rows in runs.items():
         columns.append((run, {name_row(row): score_text(row) for row in rows}))
-        if run in comparisons:
-            scores = {row["name"]: difference for row, difference in comparisons[run].scores}
+        if run in comparison_by_run:
+            scores = {row["name"]: difference for row, difference in comparison_by_run[run].scores}
             differences = {name: difference_text(one) for name, one in scores.items()}
             columns.append((f"{run} - {baseline}", differences))
             columns.append(("p", {name: f"{one.p:.4f}" for name, one in scores.items()}))
@@ -168,27 +169,26 @@ def main_rows(results: Rows) -> Rows:
     """Return the rows that users look at first, by table and then by model."""
     models = [row["model"] for row in results]
     order = [*TITLES, *models, *PRINTED]
-    chosen = [row for row in results if row["name"] in PRINTED]
-    return sorted(
-        chosen, key=lambda row: [*map(order.index, (row["table"], row["model"], row["name"]))]
-    )
+    keys = ("table", "model", "name")
+    main = [row for row in results if row["name"] in PRINTED]
+    return sorted(main, key=lambda row: [order.index(row[key]) for key in keys])
 
 
 def main_table(results: Rows) -> Table | None:
     """Return the scores of a run that users look at first; None if it has none of them."""
-    chosen = main_rows(results)
-    if not chosen:
+    scores = main_rows(results)
+    if not scores:
         return None
 
     lines = []
-    for row in chosen:
+    for row in scores:
         metric = SHORT_METRICS.get(row["name"]) or metric_text(row)
         chance = number_text(row["chance"], row["unit"])
         lines.append([row_label(row), metric, score_text(row), chance])
 
-    brackets = " [95 %]" if any(row["low"] is not None for row in chosen) else ""
+    brackets = " [95 %]" if any(row["low"] is not None for row in scores) else ""
     heads = ["", "", f"score{brackets}", "chance"]
-    return Table("Results", heads, lines, warn_of_few_videos(chosen))
+    return Table("Results", heads, lines, warn_of_few_videos(scores))
 
 
 def list_corpora(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
@@ -230,15 +230,15 @@ def warn_of_few_videos(scores: Rows) -> str:
     )
 
 
-def describe_differences(names: Sequence[str], compared: Sequence[Comparison]) -> str:
+def describe_differences(names: Sequence[str], comparisons: Sequence[Comparison]) -> str:
     """Return how differences and p values are computed, and which scores have none."""
-    if not compared:
+    if not comparisons:
         return ""
     note = (
         "Differences: over the same queries, with their 95 % interval, paired bootstrap over test "
         "videos. p: permutation test by video, two-sided, not corrected for the number of scores."
     )
-    for name, comparison in zip(names, compared, strict=True):
+    for name, comparison in zip(names, comparisons, strict=True):
         for score, (first, second, shared) in comparison.other_queries.items():
             note += (
                 f"\n{name} has other queries of {score}: {first} and {second}, {shared} of them "

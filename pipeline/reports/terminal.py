@@ -26,8 +26,8 @@ def print_results(
 
     After an evaluation these are at most 16 lines, and one more if there are few test videos.
     """
-    read = [(folder, read_record(folder)) for folder in folders.values()]
-    artifacts = [(folder, record) for folder, record in read if record]
+    records = [(folder, read_record(folder)) for folder in folders.values()]
+    artifacts = [(folder, record) for folder, record in records if record]
     results = rows(artifacts)
     if as_json:
         # Print nothing else: a program reads the output.

@@ -55,10 +55,10 @@ def decisive(names: Iterable[str]) -> str:
     return next((name for name in (*DECISIVE, *present) if name in present), "")
 
 
-def compare_models(first: str, second: str, compared: Comparison) -> str:
+def compare_models(first: str, second: str, comparison: Comparison) -> str:
     """Return the sentence on two models by the names that the user gave; empty if nothing was
     compared."""
-    scores = {row["name"]: (row, difference) for row, difference in compared.scores}
+    scores = {row["name"]: (row, difference) for row, difference in comparison.scores}
     name = decisive(scores)
     return verdict(first, second, *scores[name]) if name else ""
 
@@ -74,10 +74,10 @@ def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
     else:
         return ""
     try:
-        compared = compare(folders[first], folders[second], (DECISIVE[0],))
+        comparison = compare(folders[first], folders[second], (DECISIVE[0],))
     except InputError:
         return ""
-    ((row, difference),) = compared.scores
+    ((row, difference),) = comparison.scores
     names = [describe_model(read_results(folders[step])[-1]["model"]) for step in (first, second)]
     sentence = verdict(names[0], names[1], row, difference)
     return sentence[0].upper() + sentence[1:]

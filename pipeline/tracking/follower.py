@@ -46,9 +46,9 @@ class MetricsFollower:
         with suppress(ValueError):
             lines += map(json.loads, texts)
 
-        finished = [line for line in lines if final or line["step"] < lines[-1]["step"]]
-        self.position += sum(len(text) + 1 for text in texts[: len(finished)])
-        new = [line for line in finished if line["step"] > self.last_step]
+        complete = [line for line in lines if final or line["step"] < lines[-1]["step"]]
+        self.position += sum(len(text) + 1 for text in texts[: len(complete)])
+        new = [line for line in complete if line["step"] > self.last_step]
         if new:
             self.last_step = new[-1]["step"]
         return new

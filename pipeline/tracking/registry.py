@@ -75,7 +75,7 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
     # Hide MLflow's request for an example: no video exists on every machine.
     with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.filterwarnings("ignore", message=".*input example")
-        logged = mlflow.pyfunc.log_model(
+        model_info = mlflow.pyfunc.log_model(
             model_id=tracker.logged_model(record.fingerprint),
             name=record.stage,
             loader_module=__name__,
@@ -85,7 +85,7 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
             registered_model_name=name,
             metadata={"fingerprint": record.fingerprint},
         )
-    return str(logged.registered_model_version)
+    return str(model_info.registered_model_version)
 
 
 def registered_folder(uri: str, name: str) -> Path:

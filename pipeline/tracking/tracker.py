@@ -97,9 +97,9 @@ class Tracker:
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
         all_tags = resolve_tags(all_tags | dict(tags))
-        created = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
+        new_run = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
         # Without an answer there is no run: calls with an empty id are skipped.
-        run = created.info.run_id if created else ""
+        run = new_run.info.run_id if new_run else ""
 
         status = "FINISHED"
         try:
@@ -143,9 +143,9 @@ class Tracker:
                 self._system_metrics(run) if is_monitored else nullcontext(),
             ):
                 yield run
-            finished = read_record(folder)
-            if finished:
-                self._log_result(run, folder, finished, max(follower.last_step, 0))
+            result = read_record(folder)
+            if result:
+                self._log_result(run, folder, result, max(follower.last_step, 0))
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
@@ -307,16 +307,16 @@ class Tracker:
         values = flatten({record.stage: record.config})
         params = {key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()}
         name = f"{record.stage} {record.fingerprint[:8]}"
-        logged = run and self._call(
+        model = run and self._call(
             "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
         )
-        if not logged:
+        if not model:
             return
-        self._call("finalize_logged_model", logged.model_id, "READY")
-        self._call("log_outputs", run, [LoggedModelOutput(logged.model_id, step)])
+        self._call("finalize_logged_model", model.model_id, "READY")
+        self._call("log_outputs", run, [LoggedModelOutput(model.model_id, step)])
         for key in VALIDATION_SCORES:
             if key in record.metrics:
-                self.log_metrics(run, {key: record.metrics[key]}, step, logged.model_id)
+                self.log_metrics(run, {key: record.metrics[key]}, step, model.model_id)
 
     def _log_model_scores(
         self, run: str, record: Record, scores: Mapping[str, float], step: int
