@@ -23,7 +23,8 @@ MEASUREMENT = re.compile(rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?
 CUE = re.compile(r"\W*\d+:\d\d\b|.*\d:\d\d[.,]\d+\W+\d+:\d\d(?::\d\d)?[.,]\d")
 # Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
 # have their letters beside digits.
-WORD = re.compile(r"[^\W\d_\x00-\u0dff]|(?<![^\W_])[^\W\d_]+(?![^\W_])")
+UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
+WORD = re.compile(rf"{UNSPACED.pattern}|(?<![^\W_])[^\W\d_]+(?![^\W_])")
 NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
 SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
 WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")

@@ -6,21 +6,29 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.cells import has_words, read_captions, read_seconds, read_span, read_text
+from alpro.shards.sources.cells import (
+    UNSPACED,
+    has_words,
+    read_captions,
+    read_seconds,
+    read_span,
+    read_text,
+)
 from alpro.shards.sources.form import (
     TABLE,
     WORDS,
     Columns,
     Form,
     Record,
+    fold,
     read_cell,
     records_in,
     split_in,
@@ -60,7 +68,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
     proposals = propose(table, items.folder)
     columns, names, _ = max(proposals, key=lambda proposal: proposal[2])
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in columns.items()]
+    lines = [f"{key} = {write_toml(value)}" for key, value in columns.items()]
     missing = [key for key in NOT_FOUND if not columns.keys() & key.split()]
     lines += [NOT_FOUND[key] for key in missing]
 
@@ -82,24 +90,65 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     )
 
 
+def write_toml(value: Any) -> str:
+    """Return a text, a list, a boolean or an inline table as TOML."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {write_toml(each)}' for key, each in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def propose(
     table: Table, folder: Folder | None
 ) -> Iterator[tuple[dict[str, Any], list[str], tuple[float, ...]]]:
     """Yield the proposed columns, the columns that there are, and a score, for each place that may
     have the records of a table: how many columns are proposed, and which records have them all."""
-    for path in dict.fromkeys(find_lists(table.document)) if table.document else [""]:
+    places: Iterable[dict[str, Any]] = find_places(table.document) if table.document else [{}]
+    for place in places:
         found = table.records()
         if table.document:
-            found = records_in(table.document, Columns(records=path))
+            found = records_in(table.document, Columns.model_validate(place))
         records = [record for _, record in islice(found, EXAMINED_ROWS) if isinstance(record, dict)]
         names = dict.fromkeys(name for record in records for name in find_columns(record))
+        for key in place.get("join", {}).values():  # It is no name of a file.
+            names.pop(key, None)
         cells = {name: [read_cell(record, name) for record in records] for name in names}
 
         columns = propose_columns(cells, folder)
         used = [cells[name] for name in Form.model_validate(columns).meanings]
         complete = sum(all(map(read_text, row)) for row in zip(*used, strict=True))
-        score = (len(columns), complete / max(1, len(records)), complete)
-        yield ({"records": path} if path else {}) | columns, [*names], score
+        # Another list is of use where it names the files.
+        join = place.get("join")
+        there = {*table.document[join["list"]][0]} if join else set()
+        if join and not Form(file=columns.get("file", ())).meanings & there:
+            continue
+        score = (len(columns) + bool(join), complete / max(1, len(records)), complete)
+        yield place | columns, [*names], score
+
+
+def find_places(document: Any) -> Iterator[dict[str, Any]]:
+    """Yield where a document may have its records, also joined with another list that has their
+    keys: the file of a record may be named there."""
+    for path in dict.fromkeys(find_lists(document)):
+        place = {"records": path} if path else {}
+        yield place
+        lists = {}
+        if isinstance(document, dict):
+            lists = {name: value for name, value in document.items() if isinstance(value, list)}
+        records = lists.pop(path, [])
+        for name, others in lists.items():
+            for on, key in find_keys(records, others):
+                yield place | {"join": {"list": name, "on": on, "key": key}}
+
+
+def find_keys(records: list[Any], others: list[Any]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of columns of which one names the other's records. `id` is a record's own."""
+    examined = [record for record in records[:EXAMINED_ROWS] if isinstance(record, dict)]
+    others = [other for other in others if isinstance(other, dict)]
+    for on, key in product(*(next(iter(each), {}) for each in (examined, others))):
+        keys = [read_text(other.get(key)) for other in others]
+        named = {read_text(record.get(on)) for record in examined}
+        if fold(on) != "id" and len({*keys}) == len(keys) and named <= {*keys}:
+            yield on, key
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -176,9 +225,9 @@ def is_question(cell: Any) -> bool:
 
 
 def is_caption(cell: Any) -> bool:
-    """Return whether a cell has a text of several words."""
+    """Return whether a cell has a text of several words, or in a script without spaces."""
     text = next(read_captions(cell), "")
-    return " " in text and has_words(text)
+    return (" " in text or bool(UNSPACED.search(text))) and has_words(text)
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:

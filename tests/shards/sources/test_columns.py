@@ -141,6 +141,23 @@ def test_a_wrong_key_of_columns_is_one_line(change, says, tmp_path, capsys):
 
 # Tables of unknown columns, and the texts that their files have with the block that is proposed.
 UNKNOWN = {
+    "Chinese": (
+        {"x.csv": "文件,描述\nc.mp4,一只狗在跑\n7.mp4,猫在睡觉\n"},
+        {"c.mp4": ("一只狗在跑",), "7.mp4": ("猫在睡觉",)},
+    ),
+    # The number 7 is a key, and no file.
+    "two lists": (
+        {
+            "x.json": {
+                "clips": [{"id": 7, "title": "c.mp4"}, {"id": 8, "title": "7.mp4"}],
+                "texts": [
+                    {"clip_id": 7, "said": "a dog runs"},
+                    {"clip_id": 8, "said": "a cat sits"},
+                ],
+            }
+        },
+        {"c.mp4": ("a dog runs",), "7.mp4": ("a cat sits",)},
+    ),
     "German headers": (
         {
             "x.csv": "Datei;Beschreibung;Teil\nc.mp4;ein Hund läuft;Training\n7;eine Katze schläft;Test\n"
