@@ -3,6 +3,7 @@
 import json as json_format
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -221,19 +222,30 @@ def search(  # noqa: PLR0913 - options of a command
 
 def read_texts(name: str) -> list[str]:
     """Return the texts of a file, one on each line. Raises InputError if it has none."""
-    file = expand_home(name)
-    try:
-        if not file.is_file():
-            raise InputError(f"@{name}: no such file; @ stands before a file of texts")
-        lines = read_text(file).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"@{name}: {reason}") from error
-
-    texts = [line.strip() for line in lines if line.strip()]
+    text = read_named_file(f"@{name}", expand_home(name))
+    texts = [line.strip() for line in text.splitlines() if line.strip()]
     if not texts:
         raise InputError(f"@{name}: no text in this file; it takes one on each line")
     return texts
+
+
+def read_named_file(name: str, file: Path) -> str:
+    """Read a text file.
+
+    Args:
+        name: What the command line calls it.
+        file: The file.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        if not file.is_file():  # a pipe would be read for ever
+            raise InputError(f"{name}: no such file")
+        return read_text(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{name}: {reason}") from error
 
 
 def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -> None:

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
-from alpro.files import read_text
 from alpro.interpreter import interpreter
-from alpro.pipeline.cli.index import IndexPlace, NothingBelow, Rerank, open_index
+from alpro.pipeline.cli.index import (
+    IndexPlace,
+    NothingBelow,
+    Rerank,
+    open_index,
+    read_named_file,
+)
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     File,
@@ -114,14 +119,8 @@ def read_token(host: str, file: Path | None) -> str:
     """
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
-        try:
-            if file.exists() and not file.is_file():  # a pipe would be read for ever
-                raise InputError(f"--token-file {file}: not a regular file")
-            # An editor ends the file with a line break.
-            token = read_text(file).partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise InputError(f"--token-file {file}: {reason}") from error
+        # An editor ends the file with a line break.
+        token = read_named_file(f"--token-file {file}", file).partition("\n")[0].strip()
 
     # An empty file must not let everybody in.
     if (file or token) and len(token) < MIN_TOKEN:
@@ -217,14 +216,7 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     root = workspace.resolve()
     check_workspace(root)
     database = root / "mlflow.db"
-    try:
-        exists = database.is_file()
-    except OSError as error:  # a folder of another user's
-        raise InputError(
-            f"{database}: {error.strerror}; ask its owner for the right to read it, or choose "
-            "another --workspace"
-        ) from error
-    if not exists:
+    if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     check_port("--port", port)
     print("starting MLflow", flush=True)

@@ -123,15 +123,14 @@ def test_every_clip_has_pictures(client, keys):
             assert picture.headers["cache-control"].startswith("private")
 
 
-def test_what_the_server_does_is_known_without_a_model(client, app, models):
+def test_what_the_server_does_is_known_without_a_model(client, models):
     health = get(client, "health")
     assert health["model"].startswith("finetune_retrieval ")
     assert {"duration", "day"} <= {*health["columns"]}
     assert health["clips"] == len(models.search.index)
     assert health["offers"] == ["search", "ask", "entities"]
     captions = {item["caption"] for item in models.search.index.rows()}
-    assert len(set(health["examples"]) & captions) == 3
-    assert client.get("/redoc").status_code == client.get("/docs").status_code == 404
+    assert len(captions.intersection(health["examples"])) == 3
 
 
 def test_what_the_server_has_no_model_for_is_refused(models):
@@ -244,16 +243,26 @@ def basic(password):
     return b"Basic " + base64.b64encode(f"me:{password}".encode())
 
 
-@pytest.mark.parametrize("path", ["/", "/api/health", "/api/openapi.json", "/none"])
+AUTHORIZATIONS = {
+    b"": 401,
+    b"Bearer ": 401,
+    b"Bearer \xe9": 401,
+    f"Bearer {TOKEN}x".encode(): 401,
+    basic("x"): 401,
+    b"Basic !": 401,
+    b"Basic \xe9": 401,
+    f"Bearer {TOKEN}".encode(): 200,
+    f"bearer {TOKEN}".encode(): 200,
+    basic(TOKEN): 200,
+}
+
+
+@pytest.mark.parametrize("path", ["/", "/api/health", "/api/openapi.json"])
 def test_a_token_is_required_everywhere(path, app):
     client = TestClient(guarded(app, "0.0.0.0", TOKEN), base_url="http://videos.example:7860")
-    wrong = [b"", b"Bearer ", b"Bearer \xe9", basic("x"), b"Basic !", b"Basic \xe9"]
-    for value in [*wrong, f"Bearer {TOKEN}x".encode()]:
-        answer = client.get(path, headers=[("Authorization", value)])
-        assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
-    for value in (f"Bearer {TOKEN}".encode(), f"bearer {TOKEN}".encode(), basic(TOKEN)):
-        answer = client.get(path, headers=[("Authorization", value)])
-        assert answer.status_code == (404 if path == "/none" else 200)
+    for value, status in AUTHORIZATIONS.items():
+        assert client.get(path, headers=[("Authorization", value)]).status_code == status
+    assert client.get("/none").headers["www-authenticate"].startswith("Basic")
 
 
 @pytest.mark.parametrize(
