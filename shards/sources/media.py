@@ -121,7 +121,9 @@ class Folder:
             ValueError: If the name could mean several files.
         """
         # If the folder is listed, most names need no request to the disk.
-        if (self.is_listed and name in self.files) or is_file(self.path / name):
+        if self.is_listed and name in self.files:
+            return name
+        if os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
         folder, slash, file = name.rpartition("/")
         names = {file}
@@ -199,10 +201,3 @@ def file_stem(path: str) -> str:
 
 def is_image(path: str) -> bool:
     return read_suffix(path) in IMAGE_EXTENSIONS
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # an invalid file name
-        return False

@@ -138,7 +138,7 @@ class Items:
         try:
             part = {"where": where} | (media or {})
             self._add(part, check_record(record), form.bind(record), origin)
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
@@ -337,21 +337,14 @@ def reject_row(where: str, detail: str, path: str = "") -> Reject:
 
 
 def check_record(record: Record) -> Record:
-    """Return a record as JSON has it: bytes and dates become texts, a lone surrogate a question
-    mark.
+    """Return a record as JSON has it: dates become texts, a lone surrogate a question mark.
 
     Raises:
-        ValueError: If it cannot be stored and read again: it is nested too deeply or too large, or
-            has bytes that are not UTF-8, or a NUL, as a hole in a file has.
+        ValueError: If it cannot be stored and read again: it is nested deeply or too large, or has a
+            NUL, as a hole in a file has.
+        RecursionError: If it is nested too deeply.
     """
-    try:
-        text = json.dumps(
-            record,
-            default=lambda cell: cell.decode() if isinstance(cell, bytes) else str(cell),
-            ensure_ascii=False,
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    text = json.dumps(record, default=str, ensure_ascii=False)
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > MAX_JSON_BYTES // 2:
         raise ValueError(f"{len(encoded):,} bytes; a column holds texts and numbers, not media")
