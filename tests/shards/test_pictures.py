@@ -7,14 +7,12 @@ from PIL import Image
 
 from alpro.shards.overlap import overlap, perceptual_hash
 from alpro.shards.pictures import (
-    FAINT,
     GREEN,
     INK,
     LINE_HEIGHT,
     MAX_LINES,
     RED,
     TILE,
-    draw_entities,
     retrieval_picture,
     sheet,
     strip,
@@ -23,21 +21,6 @@ from alpro.shards.pictures import (
 from alpro.shards.reader import read_index
 
 WHITE = np.full((32, 32, 3), 255, np.uint8)
-
-
-def test_entities_of_the_clip_are_green_and_others_red():
-    def colors(shown, kept=True):
-        picture = draw_entities(WHITE, (0, 0, 1, 1), [("ball", 0.71)], "a ball", kept, shown)
-        return {tuple(p) for p in np.asarray(picture)[TILE:].reshape(-1, 3)} & {
-            GREEN,
-            RED,
-            INK,
-            FAINT,
-        }
-
-    assert colors(["ball", "box"]) == {GREEN, INK, FAINT}
-    assert colors(["box"]) == {RED, INK, FAINT}
-    assert colors(None, kept=False) == {INK, FAINT}
 
 
 @pytest.mark.parametrize(("columns", "stacked"), [(1, 5), (2, 3)])
