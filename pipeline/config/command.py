@@ -81,9 +81,14 @@ def concerns(change: str, step: str) -> bool:
     False
     """
     stage, _, part = step.partition(" ")
-    tables = [f"corpora.{part}" if part and stage in CORPUS_STAGES else stage]
-    tables += [table for table, stages in SHARED.items() if stage in stages]
+    tables = [stage]
+    if part and stage in CORPUS_STAGES:
+        tables = [f"corpora.{part}"]
+    for table, stages in SHARED.items():
+        if stage in stages:
+            tables.append(table)
     if stage in TRAININGS:
         tables.append("max_steps")
+
     key = changed_key(change)
     return any(covers(table, key) or covers(key, table) for table in tables)

@@ -15,7 +15,8 @@ MISSING = "-"  # value of a run that lacks a name
 MAX_SHOWN = 3  # differences in a line
 MAX_LENGTH = 80  # characters of a value in a line
 
-Origin = Mapping[tuple[Kind, str], str]
+Key = tuple[Kind, str]  # with the name of a value
+Origin = Mapping[Key, str]
 
 
 class Difference(NamedTuple):
@@ -32,35 +33,41 @@ def differences(*origins: Origin) -> list[Difference]:
     Args:
         origins: the origin, or the recipe, of each run.
     """
-    keys: dict[tuple[Kind, str], None] = {}
+    keys: dict[Key, None] = {}
     for one in origins:
         keys |= dict.fromkeys(one)
 
     different = []
-    for kind, name in keys:
-        values = tuple(one.get((kind, name), MISSING) for one in origins)
+    for key in keys:
+        values = tuple(one.get(key, MISSING) for one in origins)
         if len(set(values)) > 1:
+            kind, name = key
             different.append(Difference(kind, name, values))
     # The sort is stable: within a kind, names keep the order of the runs.
     return sorted(different, key=lambda one: KINDS.index(one.kind))
 
 
-def recipe(record: Record) -> dict[tuple[Kind, str], str]:
+def recipe(record: Record) -> dict[Key, str]:
     """Return what the fingerprint of a record depends on.
 
     Args:
         record: the record of an artifact, or the description of a step that has not run.
     """
-    values: dict[tuple[Kind, str], str] = {}
+    values: dict[Key, str] = {}
     config = fingerprinted_config(record, without_effect(record))
     for key, value in config.items():
-        name = setting_name(record, key)
-        values["configuration", name] = value_text(value)
+        setting = setting_name(record, key)
+        values["configuration", setting] = value_text(value)
+
     for name, source in record.inputs.items():
-        values["data", f"{record.name} input {name}"] = source.fingerprint[:8]
+        title = f"{record.name} input {name}"
+        values["data", title] = source.fingerprint[:8]
     for name, digest in record.files.items():
-        values["data", f"{record.name} file {name}"] = digest[:8]
-    values["code", f"{record.stage} version"] = str(record.stage_version)
+        title = f"{record.name} file {name}"
+        values["data", title] = digest[:8]
+
+    title = f"{record.stage} version"
+    values["code", title] = str(record.stage_version)
     return values
 
 
@@ -80,7 +87,7 @@ def origin(*records: Record) -> Origin:
     Args:
         records: the artifacts of a run, or an artifact with all that it was built from.
     """
-    values: dict[tuple[Kind, str], dict[str, None]] = {}
+    values: dict[Key, dict[str, None]] = {}
     present = {record.fingerprint for record in records}
     for record in records:
         described = recipe(record) | circumstances(record)
@@ -88,22 +95,26 @@ def origin(*records: Record) -> Origin:
             # The records of a run describe its artifacts. Of a removed one, only the fingerprint
             # is left.
             if source.fingerprint in present:
-                del described["data", f"{record.name} input {name}"]
-        for kind_and_name, value in described.items():
-            values.setdefault(kind_and_name, {})[value] = None
-    return {name: ", ".join(different) for name, different in values.items()}
+                title = f"{record.name} input {name}"
+                del described["data", title]
+
+        for key, value in described.items():
+            values.setdefault(key, {})[value] = None
+    return {key: ", ".join(different) for key, different in values.items()}
 
 
-def circumstances(record: Record) -> dict[tuple[Kind, str], str]:
+def circumstances(record: Record) -> dict[Key, str]:
     """Return what is recorded of a build and is not part of the fingerprint."""
-    values: dict[tuple[Kind, str], str] = {}
+    values: dict[Key, str] = {}
     if record.stage in CORPUS_STAGES:
         counts = [f"{count} {what}" for what, count in record.counts.items() if count]
-        fingerprint = record.fingerprint[:8]
-        values["data", corpus_name(record)] = f"{fingerprint}: {', '.join(counts)}"
+        corpus = corpus_name(record)
+        values["data", corpus] = f"{record.fingerprint[:8]}: {', '.join(counts)}"
+
     values["code", "commit"] = record.run.get("commit") or MISSING
     if record.precision:
-        values["code", f"{record.name} precision"] = record.precision
+        title = f"{record.name} precision"
+        values["code", title] = record.precision
     for package, version in record.versions.items():
         values["version", package] = version
     return values

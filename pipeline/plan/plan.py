@@ -203,7 +203,7 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     # From the end, because inputs come before their users.
     for step in reversed(steps):
         if step.fingerprint in wanted:
-            wanted |= {source.fingerprint for source in step.inputs.values()}
+            wanted |= input_fingerprints(step)
     return [step for step in steps if step.fingerprint in wanted]
 
 
@@ -213,11 +213,17 @@ def required(steps: list[Step], store: Store | Snapshot) -> list[Step]:
     An input is built only for a step that runs: if decoded shards were deleted but everything that
     was computed from them exists, nothing is decoded again.
     """
-    exists = {step.fingerprint: bool(store.find(step)) for step in steps}
-    inputs = {source.fingerprint for step in steps for source in step.inputs.values()}
-    wanted = exists.keys() - inputs  # the results that no other step reads
+    finished = {step.fingerprint for step in steps if store.find(step)}
+    wanted = {step.fingerprint for step in steps}
+    for step in steps:
+        # The results that no other step reads are left.
+        wanted -= input_fingerprints(step)
 
     for step in reversed(steps):
-        if step.fingerprint in wanted and not exists[step.fingerprint]:
-            wanted |= {source.fingerprint for source in step.inputs.values()}
-    return [step for step in steps if step.fingerprint in wanted or exists[step.fingerprint]]
+        if step.fingerprint in wanted - finished:
+            wanted |= input_fingerprints(step)
+    return [step for step in steps if step.fingerprint in wanted | finished]
+
+
+def input_fingerprints(step: Step) -> set[str]:
+    return {source.fingerprint for source in step.inputs.values()}

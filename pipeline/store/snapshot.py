@@ -31,7 +31,8 @@ class Snapshot:
         """The fingerprints of each artifact's inputs, by its own."""
         inputs = {}
         for _, record in self.artifacts:
-            inputs[record.fingerprint] = [source.fingerprint for source in record.inputs.values()]
+            sources = record.inputs.values()
+            inputs[record.fingerprint] = [source.fingerprint for source in sources]
         return inputs
 
     def find(self, step: Step) -> Record | None:
@@ -72,12 +73,18 @@ class Snapshot:
     def dependents(self, folders: Collection[Path]) -> list[Artifact]:
         """Return the artifacts that were built from those in some folders, without these."""
         places = {folder.resolve() for folder in folders}
-        chosen = {one.fingerprint for folder, one in self.artifacts if folder.resolve() in places}
+        removed = set()
+        others = []
+        for folder, record in self.artifacts:
+            if folder.resolve() in places:
+                removed.add(record.fingerprint)
+            else:
+                others.append((folder, record))
 
         users = []
-        for folder, record in self.artifacts:
-            others = self.ancestors([record.fingerprint]) - {record.fingerprint}
-            if record.fingerprint not in chosen and not chosen.isdisjoint(others):
+        for folder, record in others:
+            built_from = self.ancestors([record.fingerprint])
+            if not removed.isdisjoint(built_from):
                 users.append((folder, record))
         return users
 
