@@ -271,17 +271,15 @@ def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(workspac
     assert marks(workspace) == "abcde0"
 
 
-def test_rm_reads_each_record_a_few_times_however_many_there_are(tmp_path, monkeypatch, capsys):
+def test_rm_reads_each_record_a_few_times_however_many_there_are(tmp_path, monkeypatch):
+    count = 40
+    for number in range(count):
+        inputs = {"x": Source("train", f"{number - 1:064}")} if number else {}
+        write_artifact(tmp_path, "train", fingerprint=f"{number:064}", inputs=inputs)
     reads: list[Path] = []
     read = read_json
     monkeypatch.setattr("alpro.artifact.read_json", lambda path: reads.append(path) or read(path))
 
-    for count in (20, 40):
-        for number in range(count - 20, count):
-            inputs = {"x": Source("train", f"{number - 1:064}")} if number else {}
-            run = {"at": f"2026-01-01T00:00:{number:02}", "seconds": 1.0}
-            fingerprint = f"{number:064}"[::-1]
-            write_artifact(tmp_path, "train", fingerprint=fingerprint, inputs=inputs, run=run)
-        reads.clear()
-        alpro(tmp_path, "rm", f"{0:064}"[::-1])
-        assert len(reads) <= 2 * count + 2
+    alpro(tmp_path, "rm", f"{0:064}")
+
+    assert 0 < len(reads) <= 2 * count + 2

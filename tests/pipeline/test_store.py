@@ -272,17 +272,13 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
         store.find(sample_step())
 
 
-@pytest.mark.parametrize("name", ["model/weights", "empty"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"weighty")])
-def test_no_stage_starts_with_a_damaged_input(store, built, name, damage):
+def test_no_stage_starts_with_a_damaged_input(store, built, damage):
     check_inputs([built, str(built / "model"), "https://elsewhere/shards", built.parent])
-    damage(built / name)
+    damage(built / "model" / "weights")
 
-    for place in (built, built / "model"):
-        with pytest.raises(InputError, match=rf"{name} is damaged or missing"):
-            check_inputs([place])
     step = decode_step()
-    with pytest.raises(InputError, match=f"{name} is damaged"):
+    with pytest.raises(InputError, match="model/weights is damaged or missing"):
         run_stage(step, store.folder(step), store, Resources(), Launch())
 
 
