@@ -171,8 +171,8 @@ class PipelineRun:
         return run
 
     def describe_changes(self, earlier: Sequence[Run]) -> list[str]:
-        """Return how the artifacts of this run differ from the last ones of the same steps; if no
-        run has any of them, the changes of the command.
+        """Return how the artifacts of this run differ from the last ones of the same steps; if none
+        of those exists, the changes of the command.
 
         Args:
             earlier: Runs of the same configuration, the last one first.
@@ -180,16 +180,13 @@ class PipelineRun:
         steps: dict[str, str] = {}
         for run in reversed(earlier):
             steps |= run.steps
-        if not steps.keys() & self.artifacts:
+        records = {record.fingerprint: record for _, record in self.plan.store.all()}
+        common = [name for name in self.artifacts if steps.get(name) in records]
+        if not common:
             return list(self.log_entry.changes)
 
-        records = {record.fingerprint: record for _, record in self.plan.store.all()}
-        before = []
-        after = []
-        for name, fingerprint in steps.items():
-            if name in self.artifacts and fingerprint in records:
-                before.append(records[fingerprint])
-                after.append(self.artifacts[name][1])
+        before = [records[steps[name]] for name in common]
+        after = [self.artifacts[name][1] for name in common]
         return [describe(one) for one in differences(origin(*before), origin(*after))]
 
     def get_state(self, step: Step, finished: bool) -> str:

@@ -233,16 +233,18 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     def announce() -> None:
         while find_problem(f"{prefect}/api") or find_problem(mlflow):
             time.sleep(POLL_SECONDS)
-        say("Prefect and MLflow answer; registering the deployments")
+        print("Prefect and MLflow answer; registering the deployments", flush=True)
         # It fails until the workers have made their pools.
         while not deploy(logs / "deploy.log", worker):
             time.sleep(POLL_SECONDS)
-        say(
+        print(
             f"Prefect    {prefect}\nMLflow     {mlflow}\n"
             f"workspace  {workspace}\nlogs       {logs}\nworkers    {', '.join(workers)}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
             f"  export PREFECT_API_URL={prefect}/api\n"
-            "  prefect deployment run alpro/alpro -p config=sample --watch\nCtrl-C stops everything."
+            "  prefect deployment run alpro/alpro -p config=sample --watch\n"
+            "Ctrl-C stops everything.",
+            flush=True,
         )
 
     # Once honcho has forked: a fork would copy the locks of this thread.
@@ -315,8 +317,3 @@ def deploy(file: Path, environment: Mapping[str, str]) -> bool:
             stderr=output,
         )
     return status == 0
-
-
-def say(text: str) -> None:
-    """Print progress of `alpro up` at once."""
-    print(text, flush=True)
