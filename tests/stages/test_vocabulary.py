@@ -26,7 +26,7 @@ from alpro.stages.build_vocabulary import (
     list_nouns,
     select_words,
 )
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import Outcome, Resources
 from alpro.stages.vocabulary import nouns
 from alpro.stages.vocabulary.nouns import CaptionUnit, count_words, load_tagger, tag_unit
 from tests.conftest import ROOT, one_line
@@ -98,58 +98,47 @@ def test_left_out_nouns_have_a_reason():
     ]
 
 
-def test_only_training_captions_are_read_and_samples_without_are_counted(
-    corpus_of, tmp_path, resources
-):
+@pytest.fixture
+def build(corpus_of, tmp_path, resources):
+    """build(rows, **config): the outcome of the stage; its tables are in tmp_path."""
+
+    def run(rows: list[dict], **config) -> Outcome:
+        inputs = build_vocabulary.Inputs.of({"corpus": corpus_of(tmp_path / "corpus", rows)})
+        return build_vocabulary.run(Config(**config), inputs, tmp_path, resources)
+
+    return run
+
+
+def test_only_training_captions_are_read_and_samples_without_are_counted(build, tmp_path):
+    asked = [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]
     rows = [
         {"id": "one", "captions": ["a dog is sleeping", "a dog and a cat"]},
         {"id": "two", "captions": ["a cat is sleeping", "a cat is sleeping"]},
-        {
-            "id": "silent",
-            "questions": [
-                {"question": "which xylophone is it?", "answer": "none", "type": "which"}
-            ],
-        },
-        {
-            "id": "validation",
-            "split": "validation",
-            "captions": ["a horse", "a horse runs", "a horse stands"],
-        },
-        {"id": "test", "split": "test", "captions": ["a cow", "a cow runs", "a cow stands"]},
+        {"id": "silent", "questions": asked},
     ]
-    small = corpus_of(tmp_path / "small", rows)
-    outcome = build_vocabulary.run(
-        Config(entities=2), build_vocabulary.Inputs.of({"small": small}), tmp_path, resources
-    )
+    for split, animal in (("validation", "horse"), ("test", "cow")):
+        captions = [f"a {animal}", f"a {animal} runs", f"a {animal} stands"]
+        rows.append({"id": split, "split": split, "captions": captions})
+
+    counts = build(rows, entities=2).counts
+
     table = pq.read_table(tmp_path / "entities.parquet").to_pylist()
     assert table == [{"entity": "cat", "count": 3}, {"entity": "dog", "count": 2}]
-    assert (outcome.counts["captions"], outcome.counts["distinct_captions"]) == (4, 3)
-    assert pq.read_table(tmp_path / "left_out.parquet").num_rows == outcome.counts["nouns"] - 2
-    assert outcome.counts["samples_without_caption"] == 1
+    assert (counts["captions"], counts["distinct_captions"]) == (4, 3)
+    assert counts["samples_without_caption"] == 1
+    assert pq.read_table(tmp_path / "left_out.parquet").num_rows == counts["nouns"] - 2
 
 
-def test_no_training_captions_raise_an_input_error(corpus_of, tmp_path, resources):
-    folder = corpus_of(
-        tmp_path / "corpus", [{"id": "test", "split": "test", "captions": ["a cow"]}]
-    )
-    with pytest.raises(InputError, match="no captions"):
-        build_vocabulary.run(
-            Config(entities=2), build_vocabulary.Inputs.of({"corpus": folder}), tmp_path, resources
-        )
-
-
-def test_where_nothing_qualifies_the_error_names_the_list_of_ones_own_and_the_reasons_are_there(
-    corpus_of, tmp_path, resources
-):
-    folder = corpus_of(tmp_path / "corpus", [{"id": "a", "captions": ["a dog and a cat"]}])
-    with pytest.raises(InputError, match=r"left_out\.parquet.*entities_file"):
-        build_vocabulary.run(
-            Config(), build_vocabulary.Inputs.of({"corpus": folder}), tmp_path, resources
-        )
-    left_out = pq.read_table(tmp_path / "left_out.parquet").to_pylist()
-    assert left_out == [
-        {"noun": noun, "count": 1, "reason": "fewer than 2 times"} for noun in ("cat", "dog")
-    ]
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"split": "test", "captions": ["a cow", "a cow"]}, "no captions"),
+        ({"captions": ["a dog and a cat"]}, r"left_out\.parquet.*entities_file"),
+    ],
+)
+def test_captions_without_entities_are_a_mistake(row, message, build):
+    with pytest.raises(InputError, match=message):
+        build([{"id": "a"} | row])
 
 
 def tagged_nouns(*captions: str) -> Counter[str]:
@@ -421,30 +410,22 @@ def test_other_formats_raise_a_one_line_error(tmp_path):
             read_word_list(tmp_path / name, "finetune_qa.answers_file")
 
 
-def test_a_list_of_entities_replaces_counting(corpora, tmp_path, resources, monkeypatch):
+def test_a_list_of_entities_replaces_counting(build, tmp_path, monkeypatch):
     """Its first M words, even if they are in no caption, excluded, or in a template."""
-    (tmp_path / "unigrams.txt").write_text("video 90\nzebra 80\nthing 70\nball 60\n")
+    words = tmp_path / "unigrams.txt"
+    words.write_text("video 90\nzebra 80\nthing 70\nball 60\n")
     monkeypatch.setattr(build_vocabulary, "count_words", None)  # no noun is counted
-    config = build_vocabulary.Config(entities=3, entities_file=str(tmp_path / "unigrams.txt"))
-    (tmp_path / "out").mkdir()
-    counts = build_vocabulary.run(
-        config, build_vocabulary.Inputs.of(corpora), tmp_path / "out", resources
-    ).counts
-    assert pq.read_table(tmp_path / "out" / "entities.parquet")["entity"].to_pylist() == [
-        "video",
-        "zebra",
-        "thing",
-    ]
-    (left_out,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
+    rows = [{"id": "a", "captions": ["a dog"]}]
+
+    counts = build(rows, entities=3, entities_file=str(words)).counts
+
+    entities = pq.read_table(tmp_path / "entities.parquet")["entity"].to_pylist()
+    assert entities == ["video", "zebra", "thing"]
+    (left_out,) = pq.read_table(tmp_path / "left_out.parquet").to_pylist()
     assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
     assert (counts["entities"], counts["left_out"]) == (3, 1)
     with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
-        build_vocabulary.run(
-            config.model_copy(update={"entities": 5}),
-            build_vocabulary.Inputs.of(corpora),
-            tmp_path / "out",
-            resources,
-        )
+        build([{"id": "b", "captions": ["a dog"]}], entities=5, entities_file=str(words))
 
 
 def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tmp_path, resources):
