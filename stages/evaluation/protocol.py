@@ -102,17 +102,11 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
         excluded = find_excluded(config, folder)
         reader = ShardReader(folder, config.split, exclude=excluded)
         if not any(reader.column(column).to_pylist()):
-            condition = ""
-            keep = ""
-            if excluded:
-                condition = " that is not also in training"
-                keep = (
-                    f", set evaluate.exclude_overlap = false to keep the {len(excluded)} that are"
-                )
+            others = f" besides the {len(excluded)} that are also in training" if excluded else ""
             raise InputError(
-                f"{name}: no {config.split} item{condition} has {column}; assign some in the "
-                f"column split, raise corpora.{name}.{config.split}{keep}, or set "
-                f"evaluate.{TASKS[column]} to an empty string"
+                f"{name}: no {config.split} item has {column}{others}; assign some in the column "
+                f"split, raise corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to "
+                "an empty string or evaluate.exclude_overlap to false"
             )
 
         # The statistics also count the items that could not be decoded.

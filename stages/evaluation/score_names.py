@@ -28,8 +28,6 @@ VALIDATION_SCORES = {
     "validation/qa/acc": "validation accuracy",
     "validation/vtc/t2v/R1": "validation R@1",
 }
-# Beside them: the fraction of the fine-tuning in the selected weights (WiSE-FT), from 0 to 1.
-INTERPOLATION_SHARE = "interpolation_share"
 # The scores that decide which of two models is better, if both have one: the first of these. Search
 # ranks by similarity.
 DECISIVE = ("similarity/t2v/R1", "qa/acc", "entities/acc")

@@ -46,7 +46,9 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     with pytest.raises(InputError, match="90 of 100"):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     also_in_training(folder, a="test")
-    with pytest.raises(InputError, match=r"exclude_overlap = false to keep the 1"):
+    with pytest.raises(
+        InputError, match=r"besides the 1 that are also in training.*exclude_overlap"
+    ):
         check_items(both, "a", folder)
 
 
