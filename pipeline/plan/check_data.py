@@ -121,8 +121,8 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             *list_items(rows.invalid, "invalid rows or failed downloads"),
             *list_items(rows.missing, "missing files"),
             *describe_texts(rows, settings),
-            *manifest.about["notes"],
-            *filter(None, [plan.group_hint()]),
+            *(f"note: {note}" for note in manifest.about["notes"]),
+            *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
             *failures[:MAX_EXAMPLES],
         ]

@@ -142,8 +142,9 @@ def find_places(document: Any) -> Iterator[dict[str, Any]]:
 
 def find_keys(records: list[Any], others: list[Any]) -> Iterator[tuple[str, str]]:
     """Yield the pairs of columns of which one names the other's records. `id` is a record's own."""
-    examined = [record for record in records[:EXAMINED_ROWS] if isinstance(record, dict)]
-    others = [other for other in others if isinstance(other, dict)]
+    examined = records[:EXAMINED_ROWS]
+    if not all(isinstance(each, dict) for each in [*examined, *others]):
+        return
     for on, key in product(*(next(iter(each), {}) for each in (examined, others))):
         keys = [read_text(other.get(key)) for other in others]
         named = {read_text(record.get(on)) for record in examined}

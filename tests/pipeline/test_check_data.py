@@ -181,3 +181,14 @@ def test_a_single_training_answer_is_a_problem(tmp_path):
     with pytest.raises(InputError, match="'yes'"):
         check_answers(plan, "data")
     assert "all training questions have the answer 'yes'" in problem
+
+
+def test_files_of_one_recording_are_a_hint(tmp_path, capsys):
+    names = [f"GX0{part}00{n}" for part in (1, 2) for n in range(41, 49)]
+    manifest = write_manifest(
+        tmp_path / "data", [{"id": name, "captions": [f"ride {name}"]} for name in names]
+    )
+
+    print_check("data", check(manifest))
+
+    assert "hint: 16 files may be parts of 8 recordings" in capsys.readouterr().out
