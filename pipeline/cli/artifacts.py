@@ -325,14 +325,13 @@ def own_changes(record: Record) -> str:
 def headline(record: Record) -> str:
     """Return the score of an artifact that a user looks at first: of an evaluation on its split, of
     a training on the validation split; empty without one."""
-    from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
+    from alpro.stages.evaluation.score_names import DECISIVE, VALIDATION_SCORES
 
-    metrics = record.metrics
-    if record.stage in EVALUATIONS:
-        # The names of an evaluation's metrics start with its split.
-        metrics = {name.partition("/")[2]: value for name, value in metrics.items()}
-    for name in (HEADLINES["score/R1"], HEADLINES["score/QA"], *VALIDATION_SCORES):
-        if name in metrics:
-            metric = "R@1" if name.endswith("/R1") else "QA"
-            return f"{metric} {metrics[name]:.1f}"
+    # The names of an evaluation's metrics start with its split and its model.
+    endings = DECISIVE if record.stage in EVALUATIONS else VALIDATION_SCORES
+    for ending in endings:
+        for name, value in record.metrics.items():
+            if name.endswith(ending):
+                metric = "R@1" if name.endswith("/R1") else ending.split("/")[-2]
+                return f"{metric} {value:.1f}"
     return ""

@@ -48,8 +48,9 @@ def alpro(workspace: Path, *words: object) -> int:
     ("stage", "metrics", "shown"),
     [
         ("evaluate", {"test/fine-tuned/similarity/t2v/R1": 51.26}, "R@1 51.3"),
-        ("evaluate", {"validation/fine-tuned/qa/acc": 33.0}, "QA 33.0"),
-        ("finetune_qa", {"validation/qa/acc": 44.0}, "QA 44.0"),
+        ("evaluate", {"test/prompter/entities/acc": 22.0}, "entities 22.0"),
+        ("evaluate", {"validation/fine-tuned/qa/acc": 33.0}, "qa 33.0"),
+        ("finetune_qa", {"validation/qa/acc": 44.0}, "qa 44.0"),
     ],
 )
 def test_an_artifact_is_listed_with_its_score(stage, metrics, shown, tmp_path, capsys):
