@@ -141,19 +141,6 @@ def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, ow
     assert max(map(len, printed[1][1].splitlines())) < len(str(own)) + 120  # a shortened caption
 
 
-def test_an_index_keeps_its_options_when_videos_are_added(alpro_model, own, videos, tmp_path):
-    index = tmp_path / "index"
-    for number in (1, 2):
-        row = {"path": videos[number].name, "day": str(number)}
-        shutil.copy(videos[number], own)
-        (own / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
-        options = ("--model", RETRIEVAL, "--columns", "day", "--window", 0.5) if number == 1 else ()
-        assert alpro_model("index add", index, own / f"{number}.jsonl", *options)[0] == 0
-    clips = json.loads(alpro_model("index ls", index, "--json")[1])["clips"]
-    assert {clip["columns"]["day"] for clip in clips} == {"1", "2"}
-    assert all(clip["end"] - clip["start"] <= 0.5 for clip in clips)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_device_and_precision_reach_a_model(dtype, alpro_model, videos, monkeypatch):
     calls = []
