@@ -24,7 +24,6 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
 from alpro.pipeline.tracking.store import unusable
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.shards.clip import DecodeError
 
 EXPERIMENT = "models"  # of models that were trained in another store
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
@@ -133,19 +132,18 @@ class ServedModel:
         Returns:
             A row for each pair: `answer` and `probability` of a question; otherwise `similarity` of
             the embeddings, -1 to 1, and `match`, the probability that they belong together, except
-            for a prompter. The row of a file that cannot be decoded has no values, and a warning
-            names it.
+            for a prompter.
+
+        Raises:
+            DecodeError: If a video to ask about cannot be decoded. In other rows, it has no values,
+                and a warning names it.
         """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
         score = self._answer if self.model.folder.answers else self._match
         return pd.DataFrame([score(video, text) for video, text in pairs])
 
     def _answer(self, video: str, question: str) -> dict[str, Any]:
-        try:
-            ((answer, probability),) = self.model.ask(video, question, top_k=1)
-        except DecodeError as error:
-            warnings.warn(str(error), stacklevel=4)
-            return {"answer": None, "probability": None}
+        ((answer, probability),) = self.model.ask(video, question, top_k=1)
         return {"answer": answer, "probability": probability}
 
     def _match(self, video: str, text: str) -> dict[str, float]:
