@@ -124,12 +124,12 @@ def add_videos(
     before = index.settings
     types = index.columns
     check_digest(index, embedder.model.model, settings.digest)
-    made = f"windows of {before.window} s every {before.stride} s, columns: {', '.join(types)}"
-    if (window and (window, settings.stride) != (before.window, before.stride)) or (
-        columns and list(columns) != list(types)
-    ):
+    has_windows = (window, settings.stride) in ((None, None), (before.window, before.stride))
+    has_columns = list(columns) in ([], list(types))
+    if not has_windows or not has_columns:
         raise InputError(
-            f"{place}: this index has {made}; leave these options out, or choose another folder"
+            f"{place}: this index has windows of {before.window} s every {before.stride} s, "
+            f"columns: {', '.join(types)}; leave these options out, or choose another folder"
         )
     index.change_settings(model=settings.model, root=find_moved_root(index, settings.root))
     return Addition(place, index, index.settings, types, embedder, report).run(videos)

@@ -185,15 +185,6 @@ def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(killed, index, mon
     np.testing.assert_array_equal(index.embedding("/06.mp4"), vectors[6])
 
 
-def test_a_file_is_a_clip_or_a_reject(index):
-    item = make_item(1)
-    fill(index, [item], make_vectors(1))
-    index.write([item | {"reason": "unreadable", "detail": "d"}])
-    assert ids(index) == []
-    assert [row["detail"] for row in index.rows("reason IS NOT NULL")] == ["d"]
-    assert index.nearest(np.ones(SIZE, np.float32), 1) == []
-
-
 def test_a_folder_that_moved_is_one_change(index):
     """Paths outside of it stay."""
     places = [f"{ROOT}/1/a.mp4", "/videos2/a.mp4", "s3://bucket/a.mp4"]

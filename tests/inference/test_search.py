@@ -124,12 +124,6 @@ def test_a_condition_and_words_choose_what_is_ranked(searcher):
     assert result.summary == "2 clips searched, of 5: id < '2' and the words 'mp4'"
 
 
-def test_listed_clips_are_in_the_order_of_the_index(searcher):
-    listed = searcher.all(2, where="id != '1'", offset=1)
-    assert ([hit.item["id"] for hit in listed], listed.clips) == (["2", "3"], 4)
-    assert (listed.hits[0].similarity, listed.hits[0].location) == (None, paths(listed)[0])
-
-
 def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders, tmp_path):
     with pytest.raises(InputError, match="another model"):
         find_model(searcher.index, folders["qa"], tmp_path)
