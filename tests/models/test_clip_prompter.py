@@ -193,11 +193,3 @@ def test_the_temperature_is_bounded(trainable):
         trainable.clamp_temperature_()
         assert trainable.clamped_temperature().shape == ()
         assert trainable.clamped_temperature().item() == pytest.approx(used)
-
-
-def test_boxes_are_in_pieces_that_divide_the_image(loaded, monkeypatch):
-    """Such as those of so400m-patch14-384."""
-    for patch, size in ((10, 8), (14, 8), (16, 16)):
-        monkeypatch.setattr(loaded.model.clip.config.vision_config, "patch_size", patch)
-        config = ClipPrompter(loaded.model.clip).config.video
-        assert (config.image_size, config.patch_size) == (32, size)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from alpro.models.alpro import Alpro
 from alpro.models.text import Layer, TextConfig
 from alpro.stages.train_prompter import Config as PrompterConfig
-from alpro.stages.training import optim
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -165,22 +164,6 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
             values = torch.linalg.svdvals(part) / (0.2 * max(part.shape) ** 0.5)
             assert values.min() > 0.5, name
             assert values.max() < 1.3, name
-
-
-def test_muon_steps_along_nesterov_momentum():
-    model = layer_and_head()
-    optimizer = build_optimizer(model, encoder("muon", weight_decay=0.0, mixed_precision=False))
-    weight = model[0].mlp.fc1.weight
-    momentum = 0.0
-    for seed in range(3):
-        give_gradient(model, seed)
-        momentum = 0.95 * momentum + 0.05 * weight.grad
-        expected = (
-            weight.detach()
-            - 0.1 * optim.orthogonalize((0.05 * weight.grad + 0.95 * momentum)[None])[0]
-        )
-        step_if(optimizer, YES)
-        assert torch.allclose(weight, expected, atol=1e-5)
 
 
 def test_new_modules_have_a_learning_rate_of_their_own():
