@@ -135,8 +135,8 @@ class ServedModel:
             for a prompter.
 
         Raises:
-            DecodeError: If a video to ask about cannot be decoded. In other rows, it has no values,
-                and a warning names it.
+            DecodeError: If a file to ask about cannot be decoded. The scores of such a file are NaN,
+                with a warning.
         """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
         score = self._answer if self.model.folder.answers else self._match

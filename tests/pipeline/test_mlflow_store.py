@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline.cli import main as cli
 from alpro.pipeline.tracking.store import check_store, runs_page, store_uri
 from alpro.pipeline.tracking.tracker import Tracker
 from tests.pipeline.conftest import write_artifact
@@ -34,16 +33,6 @@ def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, origi
         Tracker.open("", other, "sample")
     with pytest.raises(InputError):
         Tracker.open(store_uri(other), other, "another experiment")
-
-
-def test_artifacts_log_fills_a_new_store(original, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    shutil.copytree(original / "artifacts", copy / "artifacts")
-
-    assert cli.execute(["artifacts", "log", "--workspace", str(copy)]) == 0
-
-    assert "build_vocabulary" in capsys.readouterr().out
-    assert list((copy / "mlflow").rglob("artifact.json"))
 
 
 def test_a_workspace_that_stays_or_has_no_store_is_accepted(original):

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from alpro.artifact import Record
 from alpro.files import write_json
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.results import Table, list_corpora, tables
+from alpro.pipeline.reports.results import Table, tables
 from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED
@@ -102,14 +101,6 @@ def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
         write_json(artifacts[-1][0] / "results.json", part)
 
     assert results.rows(artifacts) == [*rows, other]
-
-
-def test_a_corpus_has_a_line(tmp_path):
-    counts = {"samples": 2000, "captions": 3, "questions": 4, "rejected": 5}
-    corpus = Record(stage="decode_videos", name="decode_videos clips", counts=counts)
-    table = list_corpora([(tmp_path, corpus)])
-    assert table.heads == ["", "fingerprint", "samples", "captions", "questions", "rejected"]
-    assert table.lines == [["clips", "", "2,000", "3", "4", "5"]]
 
 
 def test_a_table_in_markdown_has_its_numbers_on_the_right():
