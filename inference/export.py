@@ -20,6 +20,8 @@ from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
+# transformers copies only the modules of a folder: the text of a data file becomes part of them.
+OWN_DATA = re.compile(r'Path\(__file__\)\.with_name\("([\w.]+)"\)\.read_text\("utf-8"\)')
 # Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts
 # and videos.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -137,7 +139,11 @@ def exported_code() -> dict[str, str]:
             continue
 
         assert module.__file__ is not None
-        source = Path(module.__file__).read_text("utf-8")
+        path = Path(module.__file__)
+        source = path.read_text("utf-8")
+        for data in OWN_DATA.finditer(source):
+            text = path.with_name(data[1]).read_text("utf-8")
+            source = source.replace(data[0], repr(text))
         pending += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
         # transformers loads modules of a folder without installing them.
         sources[name] = OWN_IMPORT.sub(

@@ -206,6 +206,8 @@ def test_an_exported_folder_has_the_labels_prompts_code_and_license(folders, tmp
     for kind in ("video", "image"):
         assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
     assert {file.name for file in out.iterdir()} >= {"README.md", "modules.json"}
+    # transformers copies the modules of the folder, without the files beside them.
+    assert not [file for file in out.glob("*.py") if "__file__" in file.read_text("utf-8")]
     assert (out / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     with pytest.raises(InputError, match="out"):
         export(model, out, "")
