@@ -25,7 +25,7 @@ from alpro.errors import InputError, one_line
 from alpro.pipeline.tracking.store import unusable
 from alpro.pipeline.tracking.tracker import Tracker
 
-EXPERIMENT = "models"  # of models that were trained in another store
+EXPERIMENT = "models"  # where models from another store are registered
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 

@@ -194,7 +194,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
         Path(__file__).with_name("part_of_a_failure.py"),
         work,
         how,
-    ]  # whose ranks end with it
+    ]  # all ranks end with the job
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
     message = ended.stderr
     assert ended.returncode != 0

@@ -10,7 +10,7 @@ from tests.pipeline.test_fingerprints import DATA, model_folder
 from tests.plans import configure
 from tests.stages.training.simulated import peak_memory
 
-SPARE = 0.8  # of the memory: a real peak is about 12 % higher, and CUDA takes its part
+SPARE = 0.8  # fraction of the memory: a real peak is about 12 % higher, and CUDA takes its part
 FAST = [("from_clip", "train_prompter")]  # 13 s; the others take as long
 LONG = [
     ("from_weights", "finetune_qa"),
