@@ -48,6 +48,20 @@ def test_links_lead_to_files_and_headings(name):
         assert not heading or "://" in link or heading in anchors(target), f"{link}#{heading}"
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_a_page_names_exist(name):
+    named = re.findall(r"`((?:\w+/)+\w+\.(?:py|toml|sh))`", TEXTS[name])
+    made_by_the_reader = {"stages/count_words.py"}
+
+    assert [
+        file
+        for file in named
+        if file not in made_by_the_reader
+        and not (ROOT / file).is_file()
+        and not (ROOT / "docs" / file).is_file()
+    ] == []
+
+
 def test_the_tests_that_hold_the_laws_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
     sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
