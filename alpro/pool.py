@@ -227,7 +227,7 @@ def _picklable(error: Exception) -> Exception:
     text = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # its arguments are not those of its constructor
+    except Exception:  # pickle rebuilds it with other arguments
         return RuntimeError(text)
     if not isinstance(error, InputError):
         error.add_note(f"In a worker process:\n{text}")
@@ -237,7 +237,7 @@ def _picklable(error: Exception) -> Exception:
 class _Processes:
     """Child processes of this process, each of which runs one task at a time. Thread-safe.
 
-    A thread waits for each of the `workers` processes; those of a Dask worker are threads of Dask.
+    A thread waits for each of the `workers` processes. On a Dask worker, these threads are Dask's.
     """
 
     def __init__(self, workers: int = 1):
@@ -393,7 +393,7 @@ def _answer(
         The answer of `_attempt`, and the lines that the task printed.
 
     Raises:
-        InputError: The versions here are not those of the client.
+        InputError: The versions here differ from the client's.
     """
     check_versions(client_versions)
     # Workers that Dask's nanny has started are daemons, which multiprocessing gives no children.

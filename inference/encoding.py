@@ -244,7 +244,7 @@ def score(
     with progress("matching", len(pairs), "pairs") as advance:
         for first_video, block in by_video(pairs):
             tokens = videos.tokens[first_video : first_video + VIDEOS]
-            # The queries, keys and values of the first layer are those of all pairs of a video.
+            # All pairs of a video share the queries, keys and values of the first layer.
             qkv = model.multimodal_encoder.project(tokens)
             size = batch or pairs_at_a_time(tokens)
 

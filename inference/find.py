@@ -140,7 +140,7 @@ def find_prompts(folder: Path) -> tuple[Path, Path | None]:
 def find_prompter(folder: Path) -> Found | None:
     """Return the prompter with prompts that a model was trained with, or that it is.
 
-    The prompter of a fine-tuned model is that of the model that it started from.
+    A fine-tuned model has the prompter of the model that it started from.
 
     Raises:
         InputError: A file of it is damaged.

@@ -37,7 +37,7 @@ SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
 ORDER = ("path", "start", "id")  # in which the index is listed
 
-# Columns that a search shows and a condition may name, beside those of the manifest.
+# Columns that a search shows and a condition may name, beside the manifest's columns.
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
@@ -228,7 +228,7 @@ class Index:
             return self.table.search().select(columns).limit(None).to_arrow()
 
     def write(self, items: list[Item]) -> None:
-        """Add rows, or replace those of the same keys. A row has a `vector` or a `reason`."""
+        """Add rows, or replace rows with the same keys. A row has a `vector` or a `reason`."""
         root = self.settings.root
         rows = []
         for item in items:
@@ -256,7 +256,7 @@ class Index:
             table.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
     def optimize(self) -> None:
-        """Merge small files, delete those of earlier states, and build the approximate index if
+        """Merge small files, delete files of earlier states, and build the approximate index if
         there are many clips."""
         from lancedb.index import IvfFlat
 
@@ -357,7 +357,7 @@ def whole_path(path: str, root: str) -> str:
 
 
 def check_digest(index: Index, model: Path, digest: str) -> None:
-    """Raise InputError if a model is not that of an index: their embeddings cannot be compared."""
+    """Raise InputError if another model made an index: their embeddings cannot be compared."""
     settings = index.settings
     if settings.digest != digest:
         raise InputError(

@@ -67,7 +67,7 @@ def gather(local: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return local
-    # Unlike that of torch.distributed, this all_gather has a gradient: the losses of other ranks
+    # Unlike torch.distributed.all_gather, this one has a gradient: the losses of other ranks
     # train this rank's pairs. Collectives refuse strided tensors.
     return torch.cat(all_gather(local.contiguous()))
 

@@ -22,7 +22,7 @@ def video_seconds(path: Path, timeout: float = Limits().timeout) -> float:
     nowhere.
 
     Returns:
-        Seconds; 0 if the packets tell no length within `timeout` seconds. Decoding the file tells
+        Seconds; 0 if the packets show no length within `timeout` seconds. Decoding the file shows
         why.
 
     Raises:

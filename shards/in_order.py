@@ -62,7 +62,7 @@ def _read_times(request: ClipRequest) -> np.ndarray:
             step = float(1 / (stream.guessed_rate or 25))
             has_times = not container.format.flags & NO_TIMESTAMPS
             for packet, frame in _frames(container, stream, request):
-                # FFmpeg's guess for bare streams: the rate may be that of fields.
+                # FFmpeg guesses the rate of bare streams, which may be the field rate.
                 if not times and packet.duration:
                     step = float(packet.duration * stream.time_base)
                 time = frame.time if has_times else None

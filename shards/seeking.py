@@ -2,7 +2,7 @@
 
 Timestamps are read first, without decoding. They determine the requested frames, which are then
 decoded from the key frame before each, or from the frame before it if no key frame lies in between.
-Frames are bit-exact with those of decoding everything (tests/shards/test_decoding_formats.py).
+Frames are bit-exact with decoding everything (tests/shards/test_decoding_formats.py).
 """
 
 from collections.abc import Iterator

@@ -416,7 +416,7 @@ def _fetch_file(
     copy: Path,
     limit: "_SizeLimit",
 ) -> None:
-    # fsspec's own annotation is that of its default, a callback that does nothing.
+    # fsspec annotates the type of its default, a callback that does nothing.
     system.get_file(name, str(copy), callback=limit)  # pyright: ignore[reportArgumentType]
 
 

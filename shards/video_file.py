@@ -131,7 +131,7 @@ class _Canvas:
         self.matrix = self.matrix or _read_display_matrix(frame)
         a, b, c, d = self.matrix
         is_rotated = abs(b) > abs(a)
-        # The scales from the frame's axes to those of the picture; a negative one mirrors.
+        # The scales from the frame's axes to the picture's; a negative one mirrors.
         across, down = (c, b) if is_rotated else (a, d)
         target = out
         if down < 0:

@@ -249,7 +249,7 @@ def write_tables(
     index = INDEX.empty_table()
     shard = folder / SHARD
     if shard.is_file():  # at least one item was decoded
-        # From the tar itself, as `index_shards` reads those of others.
+        # Read from the tar itself, as `index_shards` reads tars of other programs.
         index = index_shard(shard)
     rows = [reject.model_dump() for reject in rejects]
 

@@ -21,7 +21,7 @@ VERSION = 7  # a byte order mark does not belong to the first answer
 
 
 class Config(TrainingConfig, frozen=True):
-    """Fine-tuning for question answering; the official values are those of `msrvtt_qa`."""
+    """Fine-tuning for question answering; `msrvtt_qa` has the official values."""
 
     frames: int = Field(
         default=16, ge=1, description="frames of a clip; the time embedding is resized"

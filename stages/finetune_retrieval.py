@@ -18,7 +18,7 @@ VERSION = 6
 
 
 class Config(MatchingConfig, frozen=True):
-    """Fine-tuning for retrieval; the official values are those of `msrvtt_retrieval`."""
+    """Fine-tuning for retrieval; `msrvtt_retrieval` has the official values."""
 
     validation: MatchingValidation = MatchingValidation()
     frames: int = Field(

@@ -1,6 +1,6 @@
 """Index existing WebDataset shards as a corpus. The shards are not copied.
 
-The output is that of decode_videos, but the index column `shard` has full paths or URLs. A shard is
+The output equals decode_videos', but the index column `shard` has full paths or URLs. A shard is
 one unit of work. A shard that is damaged or has members that are not samples stops the stage:
 without it, hundreds of samples would be missing. A sample whose frames cannot be read is a reject;
 so is a sample that is lost or has changed since the index.parquet beside the shards was written, if
@@ -218,7 +218,7 @@ class CheckedSamples(NamedTuple):
     samples: rows of the samples whose middle frame can be read. rejects: rows of the others.
     record: the record of the unit, with the pixel sums (3, 3) of the training frames and of all
     frames, the frame sizes of the videos, and for each split the numbers of items, captions and
-    questions in the shard, with those of corrupt samples.
+    questions in the shard, including corrupt samples.
     """
 
     samples: pa.Table

@@ -174,7 +174,7 @@ def load_teacher(
     """Load the prompter, if one is required, and the tokenizer and normalization of the model to
     train.
 
-    The model has those of a trained prompter, and not those of a CLIP or SigLIP.
+    The model uses the values of a trained prompter, but not of a CLIP or SigLIP.
     """
     source = inputs.prompter or inputs.prompts
     teacher = load_prompter(source, device) if config.needs_prompter and source else None
@@ -195,7 +195,7 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
     if start.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
-            "its word embeddings would be those of other words; set train_tokenizer.tokenizer to "
+            "its word embeddings would stand for other words; set train_tokenizer.tokenizer to "
             "the tokenizer.json in its folder"
         )
 

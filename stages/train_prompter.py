@@ -94,7 +94,7 @@ class Config(EncoderConfig, frozen=True):
     )
     interpolate: bool = Field(
         False,
-        description="keep the best weights on validation between those of `clip` and the trained "
+        description="keep the best weights on validation between `clip` and the trained "
         "ones (WiSE-FT)",
     )
 

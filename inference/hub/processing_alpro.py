@@ -65,8 +65,8 @@ class AlproProcessor(ProcessorMixin):
         self.mean = list(mean)
         self.std = list(std)
 
-    # Other parameters than those of transformers' own processors, which pyright reports: videos come
-    # first, as users of this model call it; transformers calls processors with keywords.
+    # The parameters differ from transformers' own processors, which pyright reports: videos come
+    # first, as users of this model call it, and transformers calls processors with keywords.
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         videos: Any = None,
@@ -147,6 +147,6 @@ class AlproProcessor(ProcessorMixin):
 
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
-        # torch takes no negative strides, such as those of a flipped array.
+        # A flipped array has negative strides, which torch does not support.
         batch = torch.from_numpy(np.ascontiguousarray(chosen))[None]
         return normalize_frames(batch, self.image_size, mean, std)

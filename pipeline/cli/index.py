@@ -177,8 +177,8 @@ def search(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Search an index for the videos that fit a text best.
 
-    All clips are ranked by the similarity of their embeddings and that of the text. A line names
-    words that the model does not know.
+    Ranks all clips by the similarity between their embeddings and the text's. A line names words
+    that the model does not know.
 
     Args:
         word: What the videos should show; @FILE for a file with a text on each line, whose hits are

@@ -160,7 +160,7 @@ def check_folder() -> None:
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise InputError for a URL with credentials, before anything stores or repeats it, and for an
-    empty value, such as that of a variable which is not set: it would stand for the default."""
+    empty value, such as an unset variable: it would stand for the default."""
     option = "argument"
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -145,8 +145,7 @@ def ask(
 ) -> None:
     """Answer a question about a video, from the model's list of answers.
 
-    The model is one of finetune_qa. The answers are those of its training questions; it gives no
-    others.
+    The model is one of finetune_qa. It chooses among the answers of its training questions.
 
     Args:
         question: The question, in quotes.
@@ -173,7 +172,7 @@ def entities(
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
-    The names are those of the vocabulary. A model of pretrain answers by its PEM head, another one
+    The names come from the vocabulary. A model of pretrain answers by its PEM head, another one
     by its prompter.
 
     Args:

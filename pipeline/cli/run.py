@@ -86,7 +86,7 @@ def study(
 
     Args:
         file: A shipped study, or a TOML file.
-        config: The configuration, as of `alpro run`; by default that of the study.
+        config: The configuration, as of `alpro run`; by default the study's.
     """
     root, wait = prepare_run(options)
 

@@ -146,7 +146,7 @@ def load_models(
 
     if own and not index:
         raise InputError(
-            "--model is that of an index; name the INDEX, or use --ask and --entities alone"
+            "--model needs an INDEX that was made with it; without an index, use --ask and --entities"
         )
     opened = open_index(index) if index else None
     search_model = None

@@ -40,7 +40,7 @@ class Command:
 
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the changes of `--data`, followed by those of `--set`."""
+    """Return the change of `--data`, followed by the changes of `--set`."""
     return (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
 
 
@@ -64,7 +64,7 @@ def changed_key(change: str) -> str:
 
 
 def covers(table: str, key: str) -> bool:
-    """Return whether a key is that of a table, or in it.
+    """Return whether a key names a table, or a value in it.
 
     >>> covers("pretrain.lr", "pretrain.lr"), covers("pretrain", "pretrain.lr"), covers("pre", "pretrain")
     (True, True, False)

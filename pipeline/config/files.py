@@ -1,4 +1,4 @@
-"""TOML files: the shipped configurations, and those of the user."""
+"""Find and read TOML files: shipped configurations and the user's own."""
 
 import tomllib
 from collections.abc import Sequence

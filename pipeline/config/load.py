@@ -1,6 +1,6 @@
 """Loads the configuration of a command: a TOML file over its `base`, and changes over both.
 
-The values are those of TOML until `PipelineConfig` validates them. Only TOML files are read here:
+The values are plain TOML until `PipelineConfig` validates them. Only TOML files are read here:
 `alpro.pipeline.plan.models` looks at the models that they name, and at this machine.
 """
 

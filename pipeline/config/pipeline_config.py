@@ -283,7 +283,7 @@ class PipelineConfig(BaseModel):
 
 
 def input_names() -> set[str]:
-    """Return the names of the inputs of all stages, without those of corpora."""
+    """Return the names of the inputs of all stages, except corpora."""
     names: set[str] = set()
     for stage in STAGES:
         names |= import_module(f"alpro.stages.{stage}").Inputs.model_fields.keys()

@@ -66,8 +66,8 @@ def start(
     """Run a plan as a flow of this process. Returns the folder of each artifact.
 
     Args:
-        title: of the run in MLflow; by default that of `get_title`.
-        tags: of the run in MLflow.
+        title: title of the run in MLflow; by default `get_title`.
+        tags: tags of the run in MLflow.
     """
     title = title or get_title(plan)
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -1,6 +1,6 @@
 """Studies: every variant of a configuration with every seed, and a table of their scores.
 
-The runs are those of `alpro run`, one after another. What they share is built once, because an
+Its runs are the same as by `alpro run`, one after another. What they share is built once, because an
 artifact is found by its fingerprint, so a study that was stopped continues when it is run again.
 The seeds are the outer loop: after the first one, all variants can be compared.
 """
@@ -101,8 +101,8 @@ def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path
     """Plan all runs of a study, seeds first.
 
     Args:
-        changes: changes of the command line. They come after those of the study, and before those
-            of a variant and its seed, which are what is compared.
+        changes: changes of the command line. They override the study's changes; the variant's
+            changes and its seed, which are compared, override them.
 
     Raises:
         InputError: A variant is invalid. The message names it.

@@ -1,7 +1,7 @@
 """Checks the data of a configuration before it is decoded: what is there, what is missing, and what
 would end a run.
 
-All rows are imported. No media are read except those of a few items, which are decoded.
+All rows are imported. Only a few items are decoded; no other media are read.
 """
 
 import re

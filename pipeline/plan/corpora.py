@@ -76,7 +76,7 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         manifest = import_corpus(corpus, digests.manifests)
         digest = digest_manifest(manifest, digests)
     except InputError as error:
-        # Columns that are proposed are those of this corpus.
+        # The proposed block names this corpus.
         block = f"[corpora.{name}.columns]"
         return replace(step, unreadable=str(error).replace("[corpora.data.columns]", block))
 

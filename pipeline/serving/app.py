@@ -52,7 +52,7 @@ class ClipQuery(BaseModel):
 class SearchQuery(ClipQuery):
     text: str = Field(default="", max_length=MAX_TEXT, description="what the videos should show")
     offset: int = Field(
-        default=0, ge=0, le=MAX_RANK, description="results to skip: those of earlier pages"
+        default=0, ge=0, le=MAX_RANK, description="results to skip, which earlier pages showed"
     )
     where: str = Field(
         default="",
@@ -228,7 +228,7 @@ def render_preview(item: dict[str, Any], frames: int) -> bytes:
     moves = frames > 1
     # A still is the first frame of the middle third.
     decoded = load_clip(get_source(item), frames if moves else 3, PREVIEW_PIXELS)
-    # Decoded frames are squares; width and height are those of the file.
+    # Decoded frames are squares; `width` and `height` describe the file.
     ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
     size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
 

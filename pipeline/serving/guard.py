@@ -25,7 +25,7 @@ CHALLENGE = {
 
 
 class Guard:
-    """Refuse requests without the token if there is one, and those of pages of other sites.
+    """Refuse requests without the token, if there is one, and requests from pages of other sites.
 
     A name that is made to resolve to this machine is known by Host, which `guarded` checks; other
     pages by Sec-Fetch-Site and Origin.

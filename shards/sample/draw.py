@@ -36,7 +36,7 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
 def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None) -> None:
     """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place.
 
-    drawn: another sprite than that of its kind and color.
+    drawn: a sprite to draw in place of the one of its kind and color.
     """
     size = len(picture)
     x, y, radius, angle = thing.pose(time)

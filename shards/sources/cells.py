@@ -137,8 +137,8 @@ def read_captions(value: Any) -> Iterator[str]:
 
 
 def read_questions(record: Record, form: Form) -> Iterator[Question]:
-    """Yield the question of a record, and those of its list `questions`. Raises ValueError for an
-    incomplete one."""
+    """Yield the question of a record, and the questions in its list `questions`. Raises ValueError
+    for an incomplete one."""
     if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
     listed = read_value(record, form.questions) or []

@@ -86,8 +86,8 @@ class Columns(BaseModel):
     where: dict[str, str] = {}
     """rows to read: `{language = "English"}`"""
     records: str = ""
-    """where a JSON document has its records: `data`, or `data.*.items` for those of every key; the
-    key is the column `$key`, and a record that is no object the column `$value`"""
+    """where a JSON document has its records: `data`, or `data.*.items` for the items of every
+    key; the key is the column `$key`, and a record that is no object the column `$value`"""
     line: re.Pattern[str] | None = None
     """regular expression of a line of a text; its named groups are the columns"""
     join: Join | None = None
@@ -207,8 +207,8 @@ def split_in(text: str) -> Split | None:
 
 
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
-    """Yield the records of a JSON document with their places, joined with those of its other list;
-    a reason in place of an invalid record."""
+    """Yield the records of a JSON document with their places, joined with the records of its other
+    list; a reason in place of an invalid record."""
     partners: dict[str, Record] | None = None
     join = form.join
     if join and join.list:

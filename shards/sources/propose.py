@@ -232,7 +232,7 @@ def is_caption(cell: Any) -> bool:
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
-    """Return the column whose cells name files, with the folder that they lack, or that of URLs."""
+    """Return the column whose cells name files, with the folder that they lack, or are URLs."""
     for name in cells:
         texts = [read_text(cell).strip() for cell in cells[name]]
         if all(map(is_url, texts)):
@@ -266,7 +266,7 @@ def propose_times(cells: Cells) -> dict[str, Any]:
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
-    """Return the column of the answers, and those of the options if answers are their names."""
+    """Return the column of the answers, and the columns of the options if answers name options."""
     columns = {name: [read_text(cell).strip() for cell in cells[name]] for name in cells}
     texts = [name for name, column in columns.items() if all(map(has_words, column))]
     for name, answers in columns.items():

@@ -44,7 +44,7 @@ from alpro.shards.storage import Location, is_url, resolve, suffix
 
 TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
 MAX_WORDLESS_SHARE = 0.2
-MAX_COMPARED = 50  # Names without a file that are compared with those of all files.
+MAX_COMPARED = 50  # Names without a file that are compared with the names of all files.
 # The records of an item have one split and one place: the file and its times.
 PARTS = "CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB)"
 # The parts of each item in their order; the items in the order of their first parts.
@@ -316,7 +316,7 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
     where = f"{item['path']} ({item['where']})"
     if row_id in used_ids:
         raise InputError(
-            f"{where}: the id {row_id!r} is also that of {used_ids[row_id]}; give each its own in a "
+            f"{where}: the id {row_id!r} is also the id of {used_ids[row_id]}; give each its own in a "
             "column `id`"
         )
     used_ids[row_id] = where
@@ -356,7 +356,7 @@ def check_record(record: Record) -> Record:
 
 
 def read_file_name(record: Record, form: Form) -> str:
-    """Return the file that a record names: that of the first template whose columns it has.
+    """Return the file that a record names, by the first template whose columns it has.
 
     Raises:
         ValueError: If it names none.
@@ -392,7 +392,7 @@ def split_of_path(path: str) -> str:
 
 
 def find_kind(path: str) -> str:
-    """Return the kind of a file: that of its extension, unless it is animated."""
+    """Return the kind of a file by its extension; an animated image is a video."""
     if not is_image(path) and not (is_url(path) and is_image(f"a{suffix(path)}")):
         return "video"
     is_moving = splitext(path)[1].lower() in MAYBE_ANIMATED and is_animated_file(Path(path))

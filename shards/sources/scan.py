@@ -188,7 +188,7 @@ class Source:
         return f"{', '.join(titles)} ({names})", self.read_tables(tables)
 
     def read_tables(self, tables: Tables) -> Rows:
-        # Records that complete those of other tables, as answers do questions, by split and id.
+        # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
         is_empty = True
         # Answers are read before their questions, and texts before the lists of their files.
@@ -248,7 +248,7 @@ class Source:
 def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
     """Return the tables that are read, with their splits; none if none has texts.
 
-    Several must each name their split: by their own name, by that of a folder, or in a column.
+    Several must each name their split: by their own name, by a folder's, or in a column.
 
     Raises:
         InputError: If it is not clear which are meant.
@@ -260,7 +260,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         origin = Origin(split, inside if has_media else "", len(tables))
         tables.append((opened.pop(path), [origin]))
     for path in opened if tables else ():
-        folder.notes.add("tables are not read (`annotations` names those of a split)", path)
+        folder.notes.add("tables are not read (`annotations` names the tables of a split)", path)
     return tables
 
 

@@ -81,7 +81,7 @@ class Table:
             self.refuse_placeholder()
         # The form with the columns of the first records; without any if they are not known.
         self.bound = self.form.bind(self.columns) if self.form else Form()
-        # Whether its records only complete those of another table.
+        # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
         self.has_texts = self.bound.has_texts or self.is_partner
         split = self.bound.split
@@ -301,7 +301,7 @@ def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record 
         return "not UTF-8"
     if not is_quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
         return "an unclosed quotation mark; save a table with quoted texts as CSV"
-    # Columns that a short row lacks are empty: its form is that of the table.
+    # Columns that a short row lacks are empty, so that all rows have the table's form.
     record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
     record.pop("", None)
     return record

@@ -86,9 +86,9 @@ def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
 def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> LabeledData:
     """Read the videos with captions or questions of a decoded corpus, a manifest or a folder.
 
-    Of a corpus, these are the videos of the split that are not also in training; of a manifest with
-    a column `split`, those of the split. Otherwise all; but if one of the models was trained on
-    some of them, those of the split of that training.
+    A corpus gives the videos of the split that are not also in training, and a manifest with a
+    column `split` the videos of the split. Any other source gives all of its videos, unless one of
+    the models was trained on some of them: then the split of that training decides.
 
     Args:
         source: The data.
@@ -127,9 +127,10 @@ def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:
 
 
 def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> tuple[list[Row], str]:
-    """Read the rows of a manifest or a folder, and describe them: those of the split if they name
-    splits, otherwise those of the split of a training on them by one of the artifacts, otherwise
-    all."""
+    """Read the rows of a manifest or a folder that are in the split, and describe them.
+
+    The rows name their splits; if they do not, the split of a training on them by one of the
+    artifacts decides; without one, all rows are read."""
     rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
     if any(row.split for row in rows):
         return [row for row in rows if row.split == split], f"split {split}"

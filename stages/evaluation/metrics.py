@@ -1,4 +1,4 @@
-"""The metrics of evaluation in one table, and the pure functions that compute those of
+"""The table of all metrics of evaluation, and pure functions that compute the metrics of
 retrieval."""
 
 from collections.abc import Mapping, Sequence

@@ -109,7 +109,7 @@ class Results:
 
         A row has what its readers need to show it: `model` and `what` were evaluated, `table` is
         the table that it is in, `direction` (of retrieval), `metric` and `protocol` say how,
-        `unit`, `higher_is_better`, `baseline` and `statistic` are those of the `Metric`, `low` and
+        `unit`, `higher_is_better`, `baseline` and `statistic` describe the `Metric`, `low` and
         `high` are the ends of the 95 % interval (None if undefined), `items` is the number of
         queries, `videos` of their videos, and `independent_videos` the effective number of these.
         """

@@ -2,8 +2,8 @@
 permutation tests.
 
 The captions or questions of a video are not independent, so whole videos are resampled (cluster
-bootstrap). A video is reduced to the sum of its values and their number, which makes the methods of
-scipy those of clusters. The gallery of retrieval is not resampled: the ranks of the queries are
+bootstrap). A video is reduced to the sum of its values and their number, so that scipy's methods
+resample clusters. The gallery of retrieval is not resampled: the ranks of the queries are
 fixed. Seeds are fixed, so equal scores have equal intervals. These intervals do not cover the
 variation between training seeds.
 """

@@ -165,7 +165,7 @@ def check_validation(galleries: Mapping[str, Gallery], column: str) -> None:
 
 
 def average(galleries: Mapping[str, Gallery], measure: Callable[[Gallery], Metrics]) -> Metrics:
-    """Return metrics averaged over corpora; for several corpora also those of each as
+    """Return metrics averaged over corpora; for several corpora, also the metrics of each as
     `<metric>/of/<corpus>`."""
     by_corpus = {corpus: measure(gallery) for corpus, gallery in galleries.items()}
 

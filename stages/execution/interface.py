@@ -45,7 +45,7 @@ def file_or_word(*words: str) -> JsonDict:
     return {**FILE_OR_NAME, "words": [*words]}
 
 
-# `json_schema_extra` of keys that no result depends on, such as those of the log.
+# `json_schema_extra` of keys that no result depends on, such as `log_every`.
 NO_EFFECT: JsonDict = {"effect": False}
 
 

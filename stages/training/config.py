@@ -238,7 +238,7 @@ class EncoderConfig(TrainingConfig, frozen=True):
     normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
         default="clip",
         description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 "
-        "(SigLIP). Pre-training uses those of a trained prompter",
+        "(SigLIP). Pre-training uses the values of a trained prompter",
     )
 
     def load_initial(self, model: Prompter) -> None:

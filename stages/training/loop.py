@@ -377,7 +377,7 @@ class Run:
         """Validate in the precision of training, and save the weights if they are the best so far.
 
         Returns:
-            The metrics of this validation, or with `select` those of the best one so far.
+            The metrics of this validation, or with `select` of the best one so far.
         """
         values = self.measure(validate)
         self.file.write(self.state.step, values)

@@ -84,8 +84,8 @@ class Negatives:
     """Hard negatives of B pairs.
 
     Attributes:
-        videos: (B,), the index of a video for each text; among those of all ranks if they share
-            texts.
+        videos: (B,), the index of a video for each text; an index into the videos of all ranks if
+            they share texts.
         texts: (B,), the index of a text for each video.
         valid: (2B,), False for rows without a negative.
     """
@@ -98,8 +98,8 @@ class Negatives:
 class Objective(NormalizedModel):
     """A model to train. forward(batch, counts, features) -> (loss, metrics) of a micro-batch.
 
-    `counts` are those of `step_counts`. `features` are those of `step_features` if contrast is over
-    the whole batch of a step, and None if it is over the micro-batch. The forward pass has no
+    `step_counts` returns `counts`. `step_features` returns `features` if contrast is over the whole
+    batch of a step; they are None if it is over the micro-batch. The forward pass has no
     host-device sync. The metrics have a detached `loss_<name>` for each of `losses`, the keys of
     `TRAINED_BY`.
     """

@@ -188,7 +188,7 @@ def test_a_key_of_two_shards_is_an_error(tmp_path):
     for name in ("0.tar", "1.tar"):
         (tmp_path / name).write_bytes(pack_samples(members("0")))
 
-    with one_line("1.tar", "the id '0' is also that of", "0.tar"):
+    with one_line("1.tar", "the id '0' is also the id of", "0.tar"):
         scan(tmp_path)
 
 
