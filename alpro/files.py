@@ -199,7 +199,7 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
     Raises:
         ValueError: One line, if it is not a regular file, larger than `max_bytes`, or not JSON.
     """
-    # Before the file is opened: opening a pipe waits for a writer.
+    # Check before opening the file: opening a pipe waits for a writer.
     state = file_state(path)
     if state is None:
         raise ValueError(f"{path}: missing, or not a regular file")

@@ -352,7 +352,7 @@ class _Cluster:
         return 2 * self._threads
 
     def submit(self, call: bytes) -> Any:
-        # Not pure: equal calls are made as often as they are submitted.
+        # `pure=False` makes equal calls as often as they are submitted.
         return self._client.submit(_answer, self._job, call, versions(), pure=False)
 
     def read(self, future: Any) -> bytes | Died:
@@ -380,7 +380,7 @@ class _Cluster:
         self._client.close()
 
 
-# On a cluster's worker: the processes of each job, so that they end with it.
+# Processes of each job on a cluster's worker. They end with the job.
 _jobs: defaultdict[str, _Processes] = defaultdict(_Processes)
 
 

@@ -356,7 +356,7 @@ def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
         texts: Text index (P,) of each pair.
         lengths: Number of tokens (T,) of each text.
     """
-    # By length, then by text: pairs of one text share its queries, keys and values.
+    # Sort by length, then by text: pairs of one text share its queries, keys and values.
     order = np.lexsort((texts, lengths[texts]))
     ordered_lengths = lengths[texts[order]]
     borders = np.flatnonzero(np.diff(ordered_lengths)) + 1

@@ -329,7 +329,7 @@ def make_condition(where: str = "", words: str = "") -> str:
     caption, the file name or the id has each of the words."""
     conditions = [IS_CLIP]
     if where.strip():
-        # In brackets: the engine ignores what follows a complete condition.
+        # The brackets are needed: the engine ignores what follows a complete condition.
         conditions.append(f"({where}\n)")
     conditions += [f"contains(words, {quoted(word)})" for word in folded(words).split()]
     return " AND ".join(conditions)

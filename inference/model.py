@@ -446,7 +446,7 @@ class Model:
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
         with self.autocast():
             if isinstance(model, Alpro):
-                # Not `self.texts`, which refuses an empty text.
+                # `self.texts` would refuse an empty text.
                 caption = encode_texts(model, self.folder.tokenizer, [text], self.text_length)
                 video = model.encode_video(pixels)
                 fused = model.fused_patches(caption.tokens, caption.mask, video)

@@ -242,7 +242,7 @@ class Searcher:
     def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
         clips = self.index.count(make_condition(where, words))
         shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
-        # Only for shown hits: each file is a request to the disk or the store.
+        # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
         return SearchResult(flagged, clips, len(self.index), " and ".join(filter(None, shown)))
 
@@ -256,7 +256,7 @@ class Searcher:
             items = self.index.nearest(vector, k, condition, exact)
             return [Hit(item, item["similarity"]) for item in items]
 
-        # As many windows as may belong to the hits.
+        # Fetch as many windows as may belong to the hits.
         neighbors = 2 * ceil(settings.window / (settings.stride or settings.window)) + 1
         items = self.index.nearest(vector, k * neighbors, condition, exact)
         return group_windows([Hit(item, item["similarity"]) for item in items])[:k]

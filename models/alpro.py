@@ -124,7 +124,7 @@ class DualEncoder(nn.Module, ABC):
         with torch.inference_mode():
             tokens = self.encode_video(frames, cls_only=True)
             device_type = "cuda" if frames.is_cuda else "cpu"
-            # In float32: bfloat16 would leave two digits of similarity / temperature.
+            # Computed in float32: bfloat16 would leave two digits of similarity / temperature.
             with torch.autocast(device_type, enabled=False):
                 # The weights of an exported model may be half precision. The projection of a
                 # CLIP has none.

@@ -82,7 +82,7 @@ def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
             "fusion_layer": fusion_layer,
             "mlp_ratio": values["intermediate_size"] / width,
         }
-    # Not readable or incomplete: loading the weights reports it.
+    # If it is not readable or incomplete, loading the weights reports it.
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return {}
 

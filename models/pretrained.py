@@ -107,7 +107,7 @@ def read_model_config(name: str) -> Any:
 
     hub_name = HubName.parse(name, needs_owner=False)
     config = AutoConfig.from_pretrained(hub_name.folder() if hub_name else name)
-    # Also of its towers: the files could name code from the hub.
+    # Check the towers as well: the files could name code from the hub.
     config._attn_implementation = "sdpa"
 
     # A BERT has no towers.

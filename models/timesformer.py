@@ -280,7 +280,7 @@ class TimeSformer(nn.Module):
         if not self.training or self.config.drop_path == 0.0:
             return None
         depth = self.config.depth
-        # On the device and in double precision: no copy from the host, and 1 - rate is exact.
+        # Made on the device, so nothing is copied; in double precision, 1 - rate is exact.
         blocks = torch.arange(depth, dtype=torch.float64, device=x.device)
         drop_rates = self.config.drop_path * blocks / max(1, depth - 1)
         keep_rates = (1 - drop_rates).float()

@@ -138,7 +138,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
 
 def parse_lines(text: str) -> list[str]:
     """Return the lines of a text, without the counts that all of them may end in."""
-    # Not `splitlines`, which also breaks at characters such as U+2028.
+    # `splitlines` would also break at characters such as U+2028.
     lines = [line for line in text.split("\n") if line.strip()]
     words = []
     for line in lines:

@@ -18,7 +18,7 @@ from alpro.shards.video_file import CONTAINERS
 
 FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
 MAX_COPY_BYTES = 4 << 30  # maximum size of the copy on disk
-# As in `in_order`: a frame whose time is a guess, or after a joint, follows the last.
+# As in `in_order`, a frame with a guessed time, or after a joint, follows the last one.
 ASCENDING = "if(gte(PREV_OUTPTS,PTS),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
 
 

@@ -72,7 +72,7 @@ def _open_image(path: Path, limits: Limits) -> Iterator[Image.Image]:
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
         ):
-            # Before any pixel is decoded: `open` reads the header alone.
+            # Checked before any pixel is decoded: `open` reads only the header.
             limits.check_size(*image.size)
             yield image
     except (DecodeError, MemoryError):

@@ -91,7 +91,7 @@ def hash_frames(
     held_out = held_out[segment_starts(len(held_out), held_out_count)]
     training = training[segment_starts(len(training), training_count)]
 
-    # In the order of the index: shards are read from front to back.
+    # Kept in the order of the index, so that shards are read from front to back.
     chosen = np.sort(np.concatenate([held_out, training])).tolist()
 
     hashes = {}

@@ -216,7 +216,7 @@ class ShardReader:
             fetched,
             max_kept_bytes=MAX_KEPT_BYTES // frame_count,
         )
-        # With fetched bytes, a sample would keep all of its frames in memory.
+        # A sample with fetched bytes would keep all of its frames in memory.
         if not fetched and len(self) <= MAX_KEPT_SAMPLES:
             self._kept[sample_index] = sample
         return sample
@@ -293,7 +293,7 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
         data = content[offset - start :][:size]
     elif isinstance(shard, Path):
         # `file` stays open while it is referenced, if another thread evicts it from the cache, too.
-        # With the time of its last change: a shard that was replaced is opened again.
+        # The key has the time of the last change, so that a replaced shard is opened again.
         file = _opened(str(shard), os.stat(shard).st_mtime_ns)
         data = os.pread(file.fileno(), size, offset)
     else:

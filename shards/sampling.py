@@ -37,7 +37,7 @@ def frames_between(times: np.ndarray, start: float | None, end: float | None) ->
     nearest_from = np.concatenate([times[:1], middles, after_last])
 
     def nearest(seconds: float) -> int:
-        # By a microsecond, so that a rounded time still selects its own frame.
+        # Shifted by a microsecond, so that a rounded time still selects its own frame.
         frames_until = np.searchsorted(nearest_from, seconds + 1e-6, side="right")
         return max(int(frames_until) - 1, 0)
 
@@ -105,6 +105,6 @@ def grouped_order(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ranks = rng.permutation(len(names))
     rank_of_group = ranks[group_index]
 
-    # By the rank of the group, and at random within it: the last key of lexsort counts first.
+    # Sorts by the rank of the group, and randomly within it: lexsort's last key counts first.
     random_key = rng.random(len(groups))
     return np.lexsort((random_key, rank_of_group))

@@ -199,7 +199,7 @@ def _inside(root: Location, path: str) -> Location | None:
     """Return the location of a local path, absolute or relative to `root`; None if it is
     outside."""
     if isinstance(root, str):
-        # Without `..` inside, so that the first part tells whether it leads out.
+        # Normalized, so that the first part shows whether the path leads out.
         name = posixpath.normpath(path)
         is_outside = name.startswith(("/", "..")) or "::" in name
         return None if is_outside else join(root, name)
@@ -334,7 +334,7 @@ def identities(locations: Iterable[Location]) -> Iterator[str]:
     """
     remaining = iter(locations)
     with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
-        # In batches: `map` takes all of its items at once.
+        # Submitted in batches: `map` takes all of its items at once.
         while batch := list(islice(remaining, 64 * MAX_CONCURRENT_REQUESTS)):
             yield from threads.map(_identity, batch)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance
 
-# Before the fallback to the largest central crop, as in torchvision.
+# Attempts before the fallback to the largest central crop, as in torchvision.
 MAX_CROP_ATTEMPTS = 10
 
 

@@ -102,7 +102,7 @@ class ShardWriter:
     def close(self) -> None:
         end = self.tar.tarstream.offset + 2 * BLOCK
         self.tar.close()
-        # Without padding to a whole record, which would hide samples lost at the end.
+        # Padding to a whole record would hide samples lost at the end.
         if end % RECORDSIZE == 0:
             end += BLOCK
         self.file.truncate(end)
@@ -191,7 +191,7 @@ def _index_row(
             f"{shard}: sample {key} has {count} of {metadata.frames} frames: it is truncated"
         )
 
-    # By their numbers, whatever their order in the tar.
+    # Sorted by their numbers, whatever their order in the tar.
     frame_members = [frames[number] for number in sorted(frames)]
     return metadata.model_dump(exclude={"version", "frames", "meta"}) | {
         "key": key,

@@ -16,7 +16,7 @@ from typing import Literal
 
 Kind = Literal["data", "text", "training", "model", "evaluation"]
 
-# In an order in which they can run. Each runs in a process of its own. The deployments of `data` and
+# Stages in an order in which they can run. Each runs in its own process. The deployments of `data` and
 # `text` are in the pool `cpu`; the others hold a model, and are in the pool `gpu`. A `training` may
 # use several processes. An `evaluation` writes results.json.
 STAGES: dict[str, Kind] = {

@@ -134,7 +134,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     for note in manifest.about.get("notes", []):
         log.info(f"note: {note}")
 
-    # Before decoding: hours of it would end in a corpus that nothing can train on.
+    # Checked before decoding: hours of it would end in a corpus that nothing can train on.
     check_texts(source, plan)
     hint = plan.group_hint()
     if hint:
@@ -220,7 +220,7 @@ def write_unit(task: DecodeUnit, config: Config, decoder: Decoder, folder: Path)
                     raise DecodeError("no text")
                 with (
                     fetched(row, config.max_bytes, folder) as path,
-                    # Without the download, which has limits of its own.
+                    # The limit excludes the download, which has its own.
                     exit_after(config.timeout + BUSY_SECONDS),
                 ):
                     clip = decode(row, path, config, decoder)
@@ -364,7 +364,7 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        # Not `one_line`: the detail is part of rejects.parquet, whose bytes VERSION stands for.
+        # `one_line` must not change it: VERSION stands for the bytes of rejects.parquet.
         message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
         raise DecodeError("unexpected error", message) from error
 

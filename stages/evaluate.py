@@ -146,7 +146,7 @@ def evaluate_corpus(
     log.info(f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}")
     results = evaluate_model(model, gallery, asked)
     if results.similarity is not None:
-        # By similarity, as `alpro search` ranks: the picture shows what a search would find.
+        # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
         texts = find_extremes(gallery, results.similarity)
         draw_searches(gallery, results.similarity, texts, out / "pictures" / "retrieval.png")
     return results

@@ -191,13 +191,13 @@ def write_unit(shard: Location, config: Config, earlier: pa.Table, folder: Path)
             except InputError as error:  # names the temporary copy
                 raise InputError(str(error).replace(str(path), str(shard), 1)) from error
 
-            # In both: a sample of the other kind is not a lost one.
+            # Removed from both: a sample of the other kind is not lost.
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
                 earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
             checked = check_frames(index, earlier, path, shard)
     except OSError as error:
-        # Not the shard's fault.
+        # The shard is not to blame.
         if error.errno in DISK_FULL:
             raise
         raise InputError(f"{shard}: not a readable shard: {error.strerror or error}") from error
@@ -236,7 +236,7 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         path: The local copy of the shard.
     """
     current = {row["key"]: row for row in index.to_pylist()}
-    # As the earlier index has them: in the order of the shard, then the lost ones.
+    # Same order as in the earlier index: as in the shard, then the lost ones.
     rows = {**current, **{row["key"]: row for row in earlier.to_pylist()}}
 
     readable: list[str] = []

@@ -114,7 +114,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     for corpus in CORPORA:
         rows = [item.row for item in items if item.corpus == corpus]
         counts[corpus] = len(rows)
-        # After the count, which is of good items.
+        # Added after the count of good items.
         if corpus == "clips":
             rows += broken
 

@@ -153,7 +153,7 @@ def list_index(index: IndexPlace, /, *, json: Json = False) -> None:
 
     for item in clips:
         print(printable(describe_location(item)))
-    # Not part of the list, which a program may read.
+    # Printed apart from the list, which a program may read.
     for row in rejects:
         line = f"{row['path']}: {row['reason']}: {row['detail']}".removesuffix(": ")
         print(f"rejected: {printable(line)}", file=sys.stderr)

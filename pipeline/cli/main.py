@@ -87,7 +87,7 @@ def main() -> None:
         if not received and not isinstance(error, KeyboardInterrupt):
             raise
         print("stopped; run the same command again to continue", file=sys.stderr)
-        # As a shell has it for a program that a signal ends.
+        # A shell reports this status for a program that a signal ends.
         status = 128 + (received or [signal.SIGINT])[0]
     finally:
         for number, handler in before.items():

@@ -53,7 +53,7 @@ def run(
     from alpro.pipeline.plan.plan import make_plan
     from alpro.pipeline.reports.terminal import print_results
 
-    # Before anything starts.
+    # Refuse what would fail before anything starts.
     plan = make_plan(command, root)
     check_plan(plan)
     if options.dry_run:

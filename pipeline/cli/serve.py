@@ -73,7 +73,7 @@ def serve(  # noqa: PLR0913 - options of a command
 
     token = read_token(host, token_file)
     check_public_name(public_name, token)
-    # Before the models are loaded, which takes longer.
+    # Checked before the models are loaded, which takes longer.
     with open_port("--port", port, host) as listening:
         app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
         guard.serve(guard.guarded(app, host, token, public_name), listening)
@@ -92,7 +92,7 @@ def check_public_name(name: str, token: str) -> None:
 
 def check_port(option: str, port: int) -> None:
     """Raise InputError if a server could not listen on a port of this machine."""
-    # Only for a moment: the server binds it again.
+    # Bound only for a moment: the server binds it again.
     open_port(option, port, "127.0.0.1").close()
 
 

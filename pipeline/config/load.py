@@ -198,7 +198,7 @@ def apply_change(values: Values, change: str) -> None:
     table: Any = values
     for parent in parents:
         position = table_key(table, parent, change)
-        # Also where `false` stands for a stage that is left out.
+        # This also replaces a `false`, which leaves out a stage.
         if isinstance(table, dict) and not isinstance(table.get(parent), dict | list):
             table[parent] = {}
         table = table[position]

@@ -47,8 +47,8 @@ class PipelineRun:
         mlflow_run: the id of the run in MLflow.
         artifacts_by_name: the artifact of each finished step.
         cached: names of the steps whose artifacts existed.
-        failures: by the name of a step, why it has no artifact.
-        processes: of the stages that run or ran here.
+        failures: why a step has no artifact, by its name.
+        processes: processes of the stages that run or ran here.
         stopping: set once the run is to stop.
     """
 

@@ -84,7 +84,7 @@ def start_temporary_server() -> Callable[[], None]:
 
     for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
         del os.environ[name]
-    # As Prefect sets them for a server that it starts by itself (SubprocessASGIServer).
+    # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": os.path.abspath(os.environ["PREFECT_HOME"]),  # noqa: PTH100 - a text
         "PREFECT_UI_ENABLED": "0",
@@ -105,7 +105,7 @@ def start_temporary_server() -> Callable[[], None]:
         server.wait()
 
     atexit.register(end)
-    # For Prefect, which is imported next, and for the stages' processes.
+    # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
@@ -267,7 +267,7 @@ def get_workers() -> dict[str, dict[str, str]]:
     """
     count = 1
     if VISIBLE_GPUS not in os.environ:
-        # In a process of its own: this one stays small.
+        # Counted in another process, so that this one stays small.
         count = int(subprocess.check_output(interpreter("-c", COUNT_GPUS)))
     if count < 2:
         return {"cpu": {}, "gpu": {}}
@@ -306,7 +306,7 @@ def get_worker_workspace() -> Path:
 
 def deploy(file: Path, environment: Mapping[str, str]) -> bool:
     """Register the deployments, with a log. Returns whether that succeeded."""
-    # Without questions, which nobody would see in the log.
+    # Nobody would see Prefect's questions in the log.
     words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
     with open(file, "ab") as output:
         status = subprocess.call(

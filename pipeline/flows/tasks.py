@@ -175,7 +175,7 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
         CancelledError: the pipeline stops.
     """
     name = run.remote_deployments[step.stage]
-    # Not timeout=None: that does not wake up when the pipeline stops.
+    # With timeout=None, it would not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name,
         parameters={

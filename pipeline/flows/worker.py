@@ -95,7 +95,7 @@ async def end_earlier_runs(pool: str, name: str) -> list[UUID]:
     crashed = await find_unfinished(pool, name)
     async with get_client() as client:
         for run in crashed:
-            # By force: nothing else leads out of Cancelling.
+            # Forced, because nothing else leads out of Cancelling.
             await client.set_flow_run_state(run, Crashed(message=CRASHED), force=True)
     return crashed
 

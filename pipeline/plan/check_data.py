@@ -102,7 +102,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         InputError: The data cannot be read at all.
     """
     corpus = settings.corpora[CORPUS]
-    # Not in a workspace: a check leaves nothing behind.
+    # A temporary folder, because a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as folder:
         manifest = import_corpus(corpus, Path(folder))
         settings = without_questions(settings, {CORPUS: manifest})

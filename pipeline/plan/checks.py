@@ -52,7 +52,7 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
         config = read_json(Path(settings.pretrained) / "config.json")
         given = config.get("model", {}).get("text", {}).get("max_length")
 
-    # By key, because the steps of an evaluation share a table.
+    # The steps of an evaluation share a table, whose line is shown once.
     changes: dict[str, None] = {}
     for step in steps:
         limit = given or getattr(step.config, "model", settings.model).text.max_length

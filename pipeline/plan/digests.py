@@ -71,7 +71,7 @@ class Digests:
         known: dict[str, str] = {}
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
-                # Before the files are read: one that changes meanwhile is read again the next time.
+                # Taken before the files are read: one that changes meanwhile is read again next time.
                 states = {file: file_state(file) for file in files[start : start + BATCH]}
                 known |= self._cached(db, states)
                 unread = [file for file in states if file not in known]
@@ -97,7 +97,7 @@ class Digests:
         unknown = [url for url in dict.fromkeys(locations) if url not in known]
         with self._open() as db:
             self._keep(db, known, dict.fromkeys(known, REMOTE))
-            # In batches: SQLite limits the parameters of a statement.
+            # Sent in batches, because SQLite limits the parameters of a statement.
             for start in range(0, len(unknown), BATCH):
                 known |= self._cached(db, dict.fromkeys(unknown[start : start + BATCH], REMOTE))
         return [known.get(url, NOT_FETCHED) for url in locations]
@@ -155,7 +155,7 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
             contents = dict(zip(local, digests.of(local), strict=True))
             contents |= dict(zip(remote, digests.identities(remote, ask), strict=True))
 
-            # In the order of the rows, whose other values are in the manifest's digest.
+            # Hashed in the order of the rows, whose other values are in the manifest's digest.
             everything.update("\n".join(contents[path] for path in paths).encode())
             advance(len(batch))
     return everything.hexdigest()
@@ -183,7 +183,7 @@ def digest_model(folder: Path, digests: Digests) -> str:
     optional = [folder / name for name in ("entities.json", "answers.json")]
     files += [file for file in optional if file.is_file()]
 
-    # By name: the same model in another folder has the same digest.
+    # Hashed by name: the same model in another folder has the same digest.
     names = [file.name for file in files]
     return digest(dict(zip(names, digests.of(files), strict=True)))
 

@@ -200,7 +200,7 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
         hint = suggest(stage, names, "this configuration has")
         raise InputError(f"no stage {stage!r}; {hint}")
 
-    # From the end, because inputs come before their users.
+    # Walk from the end, because inputs come before their users.
     for step in reversed(steps):
         if step.fingerprint in wanted:
             wanted |= input_fingerprints(step)

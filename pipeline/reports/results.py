@@ -222,7 +222,7 @@ def warn_of_few_videos(scores: Rows) -> str:
     independent = max(row.get("independent_videos") or 0 for row in scores)
     if not 0 < independent < FEW_VIDEOS:
         return ""
-    # In percent: 98 = 100 x 1.96 x 0.5.
+    # A percentage: 98 = 100 x 1.96 x 0.5.
     points = 98 / math.sqrt(independent)
     return (
         f"Only {independent:.0f} independent test videos: by chance alone, a score may be off by "

@@ -142,7 +142,7 @@ def print_columns(
             no_wrap=is_fixed or not is_terminal,
         )
     for line in lines:
-        # As text, not as markup: a value may have brackets.
+        # Printed without markup, because a value may have brackets.
         grid.add_row(
             *(Text(cell, no_wrap=column in shortened or None) for column, cell in enumerate(line))
         )

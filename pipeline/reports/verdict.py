@@ -109,7 +109,7 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
             f"{describe_power(row, difference)}"
         )
 
-    # For ranks, lower is better.
+    # Lower ranks are better.
     is_gain = (difference.difference > 0) == row["higher_is_better"]
     sentence = (
         f"{second} is {'better' if is_gain else 'worse'} than {first} {scope}: "

@@ -121,7 +121,7 @@ def _add_errors(app: FastAPI) -> None:
     async def mistake(request: Request, error: Exception) -> Response:
         text = str(error)
         if isinstance(error, DecodeError):
-            # Without its detail, which may name the server's own files.
+            # The detail is left out: it may name the server's own files.
             text = f"this file cannot be decoded: {error.reason}"
         return JSONResponse({"detail": text}, 400)
 

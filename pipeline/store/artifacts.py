@@ -151,9 +151,9 @@ class Store:
             try:
                 # A run that needs the artifact now waits, and builds it again.
                 with FileLock(folder.with_suffix(".lock")):
-                    # First, so that no record describes an incomplete folder.
+                    # Delete the record first, so that no record describes an incomplete folder.
                     (folder / RECORD).unlink(missing_ok=True)
-                    # Also after a power failure.
+                    # The sync keeps this order after a power failure.
                     sync(folder)
                     shutil.rmtree(folder)
             except OSError as error:
@@ -209,7 +209,7 @@ def write_record(
     sync_tree(folder)
     write_json(folder / RECORD, values)
 
-    # Only now: without the record, the stage would continue from these.
+    # Deleted only now: without the record, the stage would continue from these.
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
     for stale in folder.rglob(".*.part"):  # killed processes left them

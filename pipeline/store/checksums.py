@@ -12,7 +12,7 @@ from alpro.files import checksum, read_json
 from alpro.log import progress
 
 LOCAL_FILES = {"work.json"}  # files that matter only on the machine that created the artifact
-# Only read by a resumed run; deleted from a finished artifact.
+# Files that only a resumed run reads. A finished artifact does not have them.
 UNFINISHED = ("checkpoints", "parts")
 
 Kind = Literal["damaged", "missing", "extra"]
@@ -74,7 +74,7 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
                 yield Problem("damaged", folder.name, record.name, RECORD, detail)
 
             recorded = record.contents
-            # Also the files that only one of the two has.
+            # Includes the files that only one of the two has.
             names = sorted(recorded.keys() | list_files(folder).keys())
             paths = [folder / name for name in names]
             expected = [recorded.get(name) for name in names]

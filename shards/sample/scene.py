@@ -28,7 +28,7 @@ def _share(combination: tuple[str, str, str]) -> float:
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
-# By a hash, so that the held-out combinations have no pattern.
+# Chosen by a hash, so that the held-out combinations have no pattern.
 HELD_OUT = frozenset(c for c in COMBINATIONS if _share(c) < HELD_OUT_SHARE)
 
 
@@ -71,7 +71,7 @@ class Thing:
         elif self.motion == "growing":
             radius *= 0.45 + 0.85 * time
         elif self.motion == "shrinking":
-            # As growing backwards, so that a reversed clip has the same sizes.
+            # Shrinks as growing backwards, so that a reversed clip has the same sizes.
             radius *= 1.30 - 0.85 * time
         elif self.motion == "spinning":
             angle += turn * 360 * time

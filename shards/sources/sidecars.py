@@ -46,7 +46,7 @@ class Sidecars:
         """Return the path of the text of a video or image, or None."""
         *folders, name = media.split("/")
         paths = [media]
-        # In place of one of its folders, or below the last one.
+        # The text folder replaces one of its folders, or is below the last one.
         for text_folder, index in product(self._text_folders, range(len(folders) + 1)):
             paths.append("/".join([*folders[:index], text_folder, *folders[index + 1 :], name]))
         for path, suffix in product(paths, TEXT_SUFFIXES):

@@ -98,7 +98,7 @@ def read_values(folder: Path) -> dict[str, Values]:
         )
     check_artifact(folder, (SCORES, "results.json"))
 
-    # In this order: the loop takes the columns by position.
+    # The order matters: the loop takes the columns by position.
     columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
     scores: dict[str, Values] = {}
     repeats = Counter[tuple[str, str, str]]()

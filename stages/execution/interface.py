@@ -223,7 +223,7 @@ class Outcome:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-# In the folder of a stage that runs: the key of each finished unit, on a line.
+# File in the folder of a running stage, with the key of each finished unit on a line.
 FINISHED_UNITS = "parts/units"
 
 

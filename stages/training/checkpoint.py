@@ -102,7 +102,7 @@ class Checkpoints:
                 continue
 
             log.debug(f"restoring {folder}")
-            # Not strict: the file has no frozen weights.
+            # `strict=False`, because the file has no frozen weights.
             weights = load_file(folder / "model.safetensors")
             unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
             assert not unexpected, unexpected

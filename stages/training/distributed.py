@@ -44,8 +44,8 @@ def init_distributed(resources: Resources) -> Iterator[World]:
     timeout = timedelta(seconds=resources.rank_timeout)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield World(dist.get_rank(), size, device)
-    # Not in a `finally`: the other ranks would report the lost rank before this one reports its
-    # error.
+    # Do not use `finally`: the other ranks would report the lost rank before this one reports
+    # its error.
     dist.destroy_process_group()
 
 

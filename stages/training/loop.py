@@ -139,7 +139,7 @@ class Run:
         self.file = MetricsFile(out, world.main)
         self.file.drop_after(self.state.step)
 
-        # After `restore`: DDP broadcasts the weights of rank 0.
+        # Wrapped after `restore`, because DDP broadcasts the weights of rank 0.
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
@@ -207,7 +207,7 @@ class Run:
                 if validate and self.is_validated(step):
                     final = self.validate(validate, select)
                     clock.start_window()
-                # Not after every step: a collective makes the ranks wait for each other.
+                # Skipped after most steps: a collective makes the ranks wait for each other.
                 if not last and (step >= next_sync or world.size == 1):
                     pace = self.save_or_stop(clock, bool(received), pace)
                     next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))

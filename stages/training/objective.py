@@ -215,7 +215,7 @@ class Objective(NormalizedModel):
         all_video_ids = gather(video_ids)
 
         temperature = self.model.clamped_temperature()
-        # In float32: divided by the temperature, bfloat16 keeps only two digits of a similarity.
+        # Computed in float32: divided by the temperature, bfloat16 keeps two digits of a similarity.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
             v2t = video @ all_text.T / temperature
             t2v = text @ all_video.T / temperature
@@ -326,7 +326,7 @@ class MatchingObjective(Objective):
         texts = text
         masks = batch.mask
         if self.shares_texts(len(batch.video)):
-            # With gradients: an example is also trained as a negative of other ranks.
+            # Gathered with gradients: an example is also trained as a negative of other ranks.
             videos = gather(videos)
             texts = gather(texts)
             masks = gather(masks)

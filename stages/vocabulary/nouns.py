@@ -126,7 +126,7 @@ def tagger_version(tagger: str) -> str:
     """Return a digest of what determines the tags of a text: this module's VERSION, spaCy's
     version, and the pipeline with its weights."""
     nlp = load_tagger(tagger)
-    # Without the vocabulary, which grows with each text.
+    # Exclude the vocabulary, which grows with each text.
     weights = sha256(nlp.to_bytes(exclude=["vocab"])).hexdigest()
     return f"{VERSION} {metadata.version('spacy')} {weights}"
 
