@@ -164,8 +164,13 @@ def explain_missing(name: str, workspace: Path) -> str:
 
 
 def similar_name(name: str, workspace: Path) -> str:
-    """Return the STAGE or CONFIG/STAGE that a mistyped name may mean; empty if none is similar."""
-    similar = get_close_matches(name, ref_names(workspace), 1, SIMILAR)
+    """Return the STAGE or CONFIG/STAGE that a mistyped name may mean; empty if none is similar.
+
+    A run with changes writes no CONFIG/STAGE, so that STAGE may be what is meant.
+    """
+    names = ref_names(workspace)
+    stage = name.rpartition("/")[2].replace("-", "_")
+    similar = [*get_close_matches(name, names, 1, SIMILAR), *({stage} & {*names})]
     return similar[0] if similar else ""
 
 

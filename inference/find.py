@@ -52,7 +52,7 @@ class Found:
         return model_digest(self.model, self.checksums)
 
 
-def resolve(name: str | Path | Found, workspace: Path) -> Found:
+def resolve(name: str | Path, workspace: Path) -> Found:
     """Return the model that a name stands for.
 
     Args:
@@ -63,8 +63,6 @@ def resolve(name: str | Path | Found, workspace: Path) -> Found:
     Raises:
         InputError: There is no such model, or more than one, or a file of it is damaged.
     """
-    if isinstance(name, Found):
-        return name
     folder = find_folder(str(name), workspace)
     model, prompts = find_prompts(folder)
     if not has_model(model):
@@ -72,7 +70,7 @@ def resolve(name: str | Path | Found, workspace: Path) -> Found:
     return verified(model, prompts)
 
 
-def find_in_workspace(name: str | Path | Found, workspace: str | Path | None) -> Found:
+def find_in_workspace(name: str | Path, workspace: str | Path | None) -> Found:
     """Return the model that a name in Python stands for.
 
     Args:

@@ -6,9 +6,10 @@ makes each change atomic: a search can run beside a writer, and a killed writer 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import normalize
@@ -68,11 +69,18 @@ class Index:
     Attributes:
         place: The folder or the address.
         table: The table of LanceDB.
+        columns: Columns that the index has of its manifest, with their types.
     """
 
     def __init__(self, place: str, table: "Table"):
         self.place = place
         self.table = table
+        own = {*SCHEMA.names, "vector"}
+        self.columns: dict[str, pa.DataType] = {
+            field.name: field.type for field in table.schema if field.name not in own
+        }
+        self._shown = [*SCHEMA.names, *self.columns]  # all but the embedding
+        self._errors = partial(engine_errors, place, self.columns)
 
     @classmethod
     def open(cls, place: str | Path) -> "Index":
@@ -119,9 +127,6 @@ class Index:
     def __len__(self) -> int:
         return self.count()
 
-    def _errors(self) -> AbstractContextManager[None]:
-        return engine_errors(self.place, self.table)
-
     @property
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
@@ -135,11 +140,6 @@ class Index:
         metadata = {SETTINGS: settings.model_dump_json()}
         with self._errors():
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
-
-    @property
-    def columns(self) -> dict[str, pa.DataType]:
-        """Columns that this index has of its manifest, with their types."""
-        return get_columns(self.table)
 
     def count(self, sql: str = IS_CLIP) -> int:
         """Count rows.
@@ -160,7 +160,7 @@ class Index:
 
         order = [ColumnOrdering(column_name=name) for name in ORDER]
         with self._errors():
-            query = self.table.search().select(self._names).where(sql).order_by(order)
+            query = self.table.search().select(self._shown).where(sql).order_by(order)
             return self._items(query.limit(k).offset(offset).to_list())
 
     def embedding(self, key: str) -> np.ndarray:
@@ -188,7 +188,7 @@ class Index:
             InputError: The condition is invalid, or the embedding is of another model.
         """
 
-        columns = [*self._names, "_distance"]
+        columns = [*self._shown, "_distance"]
         with self._errors():
             search: Any = self.table.search(vector, vector_column_name="vector")
             search = search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
@@ -208,17 +208,12 @@ class Index:
         rows.sort(key=lambda row: (-row["similarity"], *(row[name] or 0 for name in ORDER)))
         return self._items(rows[:k])
 
-    @property
-    def _names(self) -> list[str]:
-        return [*SCHEMA.names, *self.columns]
-
     def _items(self, rows: list[Item]) -> list[Item]:
         """Make paths absolute, and put the values of a manifest into `columns`."""
         root = self.settings.root
-        names = list(self.columns)
         for row in rows:
             row["path"] = whole_path(row["path"], root)
-            row["columns"] = {name: row.pop(name) for name in names}
+            row["columns"] = {name: row.pop(name) for name in self.columns}
         return rows
 
     def identities(self) -> pa.Table:
@@ -297,12 +292,12 @@ def connect(address: str) -> "DBConnection":
 
 
 @contextmanager
-def engine_errors(place: str, table: "Table | None" = None) -> Iterator[None]:
+def engine_errors(place: str, columns: Collection[str] = ()) -> Iterator[None]:
     """Raise the engine's errors as InputError, and errors of the disk as OSError.
 
     Args:
         place: Folder or address of the index.
-        table: Its table, whose columns the message lists if a condition names another one.
+        columns: Columns of its manifest, for a condition that names an unknown one.
     """
     try:
         with os_errors(place):
@@ -312,16 +307,10 @@ def engine_errors(place: str, table: "Table | None" = None) -> Iterator[None]:
         text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
         message = f"{place}: {redact(one_line(ValueError(text)))}"
         unknown = re.search(r'No field named "?([^".]+)', message)
-        if unknown and table is not None:
-            columns = ", ".join([*SHOWN_COLUMNS, *get_columns(table)])
-            message = f"no column {unknown[1]}; the columns are {columns}; text is in single quotes"
+        if unknown:
+            names = ", ".join([*SHOWN_COLUMNS, *columns])
+            message = f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
         raise InputError(message) from error
-
-
-def get_columns(table: "Table") -> dict[str, pa.DataType]:
-    """Return the columns of an index that come from its manifest, with their types."""
-    own = {*SCHEMA.names, "vector"}
-    return {field.name: field.type for field in table.schema if field.name not in own}
 
 
 def make_condition(where: str = "", words: str = "") -> str:
@@ -359,11 +348,17 @@ def whole_path(path: str, root: str) -> str:
 def check_digest(index: Index, model: Path, digest: str) -> None:
     """Raise InputError if another model made an index: their embeddings cannot be compared."""
     settings = index.settings
-    if settings.digest != digest:
+    if settings.digest == digest:
+        return
+    if str(model.resolve()) == settings.model:
         raise InputError(
-            f"{index.place}: this index is of another model, {settings.model} "
-            f"({settings.digest[:8]}), not of {model} ({digest[:8]})"
+            f"{index.place}: files of its model {model} are damaged or have changed; restore them, "
+            "or name a copy of the model with --model"
         )
+    raise InputError(
+        f"{index.place}: this index is of another model, {settings.model} "
+        f"({settings.digest[:8]}), not of {model} ({digest[:8]})"
+    )
 
 
 def record_index(workspace: Path, index: Index) -> None:

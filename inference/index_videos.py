@@ -27,7 +27,8 @@ from alpro.inference.index import (
     stored_path,
     whole_path,
 )
-from alpro.inference.items import SCHEMA, Item, get_source, scan_videos, split_into_windows
+from alpro.inference.items import SCHEMA, Item, get_source
+from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.log import log, progress
 from alpro.pool import Died, each
 from alpro.shards.clip import DecodeError

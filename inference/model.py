@@ -129,7 +129,7 @@ class Model:
         """
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
-        found = find_in_workspace(name, workspace)
+        found = name if isinstance(name, Found) else find_in_workspace(name, workspace)
         source = Path(prompts) if prompts else found.prompts
         target = pick_device(device)
         loaded = load_prompter(found.model, target)

@@ -244,7 +244,7 @@ class Searcher:
         shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
         # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
-        return SearchResult(flagged, clips, len(self.index), " and ".join(filter(None, shown)))
+        return SearchResult(flagged, clips, self.index.count(), " and ".join(filter(None, shown)))
 
     def _nearest(self, vector: np.ndarray, k: int, condition: str, exact: bool) -> list[Hit]:
         """Find the best `k` hits by similarity. Windows that overlap or touch a better one of the
@@ -268,12 +268,18 @@ def find_model(index: Index, name: str | Path | Found, workspace: str | Path | N
     Raises:
         InputError: It is missing, or it is another model.
     """
-    recorded = index.settings.model
-    if not name and not Path(recorded).is_dir():
+    recorded = Path(index.settings.model)
+    if isinstance(name, Found):
+        found = name
+    elif name:
+        found = find_in_workspace(name, workspace)
+    elif recorded.is_dir():
+        # The digest of the index says which model it is: no record and no name is needed.
+        found = Found(recorded)
+    else:
         raise InputError(
             f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
         )
-    found = find_in_workspace(name or recorded, workspace)
     check_digest(index, found.model, found.digest)
     return found
 

@@ -111,7 +111,7 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
     The exit status is 1 if some are.
     """
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     snapshot = read_store(workspace)
@@ -288,7 +288,7 @@ def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
 
 def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
     """Print a line for each artifact; at the end the number and the size of all."""
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
     from alpro.pipeline.store.checksums import measure_folder
 
     lines = []

@@ -250,7 +250,7 @@ def read_named_file(name: str, file: Path) -> str:
 
 def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -> None:
     """Print a table of the hits of one or more texts, and a line on what was searched."""
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
 
     rows = []
     for text, result in results:

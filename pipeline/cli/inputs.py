@@ -29,7 +29,7 @@ data_group = App(name="data", help="Check data before a run.")
 def list_configs() -> None:
     """List the shipped configurations."""
     from alpro.pipeline.config.files import CONFIGS, shipped
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
 
     names = sorted(shipped(), key=lambda name: (name not in FIRST, name))
     rows = [
@@ -108,7 +108,7 @@ def check(
 
 def print_check(data: str, report: "DataReport") -> None:
     """Print the report of `check_data`."""
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
 
     count = len(report.problems)
     verdict = f"a run fails: {count} problems" if count else "ready to run"

@@ -203,7 +203,7 @@ def entities(
 def show_words(video: str, name: Name, kind: Literal["answer", "entity"], json: bool) -> None:
     """Print words with their probabilities, best first. Raises InputError if the video cannot be
     decoded."""
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
     from alpro.shards.clip import DecodeError
 
     try:

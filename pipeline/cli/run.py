@@ -164,7 +164,7 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
 
 
 def print_plan(plan: "Plan", json: bool) -> None:
-    from alpro.pipeline.reports.terminal import print_rows
+    from alpro.pipeline.reports.columns import print_rows
 
     rows = plan_rows(plan)
     if json:

@@ -122,7 +122,7 @@ def _add_errors(app: FastAPI) -> None:
         text = str(error)
         if isinstance(error, DecodeError):
             # The detail is left out: it may name the server's own files.
-            text = f"this file cannot be decoded: {error.reason}"
+            text = f"this file cannot be decoded as a video or an image: {error.reason}"
         return JSONResponse({"detail": text}, 400)
 
     @app.exception_handler(OSError)

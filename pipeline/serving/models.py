@@ -8,27 +8,18 @@ from fastapi import HTTPException
 from torch import Tensor
 
 from alpro.artifact import read_record
-from alpro.errors import InputError
 from alpro.inference.clips import Source
 from alpro.inference.index import quoted
 from alpro.inference.items import Item, get_source
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
-from alpro.shards.clip import DecodeError, Limits
-from alpro.shards.file_type import HEAD_BYTES, content_kind, find_placeholder, read_head
+from alpro.shards.clip import Limits
+from alpro.shards.file_type import content_kind, read_head
 from alpro.shards.schema import Row
 from alpro.shards.storage import identities, located
 
 # A file that is made to take long must not hold a decoding thread for a minute.
 UPLOAD_LIMITS = Limits(timeout=10.0)
-# First bytes of files that people confuse with videos.
-OTHER_FILES = {
-    b"%PDF": "a PDF",
-    b"PK\x03\x04": "a ZIP archive or an Office document",
-    b"\x1f\x8b": "a gzip archive",
-    b"ID3": "an MP3",
-    b"OggS": "an Ogg file without video",
-}
 
 
 @dataclass
@@ -78,7 +69,7 @@ class ServedModels:
 
         Raises:
             HTTPException: The request has both or none, or the clip's file is another one.
-            InputError: The body cannot be decoded.
+            DecodeError: The file cannot be decoded.
         """
         if bool(key) == bool(file):
             raise HTTPException(400, "name a clip by its key, or send a file")
@@ -88,34 +79,7 @@ class ServedModels:
 
         # The file has no name that would say what it is.
         upload = Row(id="upload", path=file, kind=content_kind(read_head(file)))
-        try:
-            return upload, model.frames(upload, UPLOAD_LIMITS)
-        except DecodeError as error:
-            # The detail may name the server's own files.
-            raise InputError(describe_upload(file, error.reason)) from error
-
-
-def describe_upload(file: Path, reason: str) -> str:
-    """Say why an upload cannot be decoded, and what it is instead of a video."""
-    start = read_head(file)
-    kinds = [kind for magic, kind in OTHER_FILES.items() if start.startswith(magic)]
-    placeholder = find_placeholder(start)
-    if placeholder:
-        kinds = [f"a {placeholder.kind}"]
-    elif not kinds and is_text(start):
-        kinds = ["a text"]
-    if kinds:
-        return f"this file is {kinds[0]}, not a video or an image"
-    return f"this file cannot be decoded: {reason}"
-
-
-def is_text(start: bytes) -> bool:
-    """Check whether the first bytes of a file are text."""
-    try:
-        start.decode()
-    except UnicodeDecodeError as error:
-        return error.start > HEAD_BYTES - 4  # the last character is truncated
-    return b"\0" not in start
+        return upload, model.frames(upload, UPLOAD_LIMITS)
 
 
 def model_name(folder: str) -> str:

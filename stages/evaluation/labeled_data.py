@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.inference.find import input_folder
-from alpro.inference.items import is_corpus
+from alpro.inference.scan import is_corpus
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.scan import scan_source

@@ -77,6 +77,14 @@ def test_a_mistyped_name_is_not_asked_of_the_hub(artifact, tmp_path, monkeypatch
         resolve("sample/pretrai", tmp_path)
 
 
+def test_a_configuration_of_which_only_variants_ran_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    write_refs(tmp_path, "sample", ["finetune_qa.lr=1"], {"finetune_qa": "cd" * 32})
+
+    with one_line("did you mean finetune_qa?"):
+        resolve("sample/finetune-qa", tmp_path)
+
+
 def test_a_prompter_has_the_newest_prompts_that_were_embedded_with_it(prompter, artifact, tmp_path):
     without = artifact("train_prompter", "a1")
     newest = prompter.parents[1] / "cache_prompts" / ("be" * 8)

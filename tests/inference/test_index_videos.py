@@ -13,10 +13,11 @@ import pytest
 from alpro.errors import InputError
 from alpro.inference import clips as clips_module
 from alpro.inference import index_videos as module
-from alpro.inference import items as items_module
+from alpro.inference import scan as scan_module
 from alpro.inference.index import Index
 from alpro.inference.index_videos import remove_videos
-from alpro.inference.items import EMPTY, scan_videos, split_into_windows
+from alpro.inference.items import EMPTY
+from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError
 from alpro.shards.duration import video_seconds
@@ -290,7 +291,7 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
 def test_a_last_window_shows_something_new(seconds, ends, monkeypatch):
     """A video often lasts a little longer than its last frame: a window of that alone would have
     no frames."""
-    monkeypatch.setattr(items_module, "video_seconds", lambda path: seconds)
+    monkeypatch.setattr(scan_module, "video_seconds", lambda path: seconds)
     item = EMPTY | {"id": "a", "path": "/a.mp4", "kind": "video"}
     windows = split_into_windows([item], 4.0, 4.0)
     assert [window["end"] for window in windows] == ends

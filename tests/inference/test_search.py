@@ -132,6 +132,13 @@ def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders, tmp_
         searcher.search(TEXT)
 
 
+def test_a_model_whose_files_have_changed_is_refused(searcher, folders):
+    searcher.index.change_settings(model=str(folders["qa"]))
+
+    with pytest.raises(InputError, match="have changed"):
+        Searcher.open(searcher.index)
+
+
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):
     searcher.index.change_settings(model=str(tmp_path / "gone"))
     with pytest.raises(InputError, match="--model"):

@@ -8,8 +8,9 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline.reports import results
+from alpro.pipeline.reports.columns import print_rows
 from alpro.pipeline.reports.results import Table, tables
-from alpro.pipeline.reports.terminal import print_results, print_rows, print_table
+from alpro.pipeline.reports.terminal import print_results, print_table
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED
 from alpro.stages.evaluation.statistics import PairedDifference

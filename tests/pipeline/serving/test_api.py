@@ -193,21 +193,14 @@ def test_a_wrong_request_is_refused(path, status, client, keys):
     assert client.get(f"/api/{path.replace('KEY', keys[1])}").status_code == status
 
 
-UPLOADS = {
-    b"no video": "is a text, not a video",
-    b"%PDF-1.7\0": "is a PDF",
-    b"<!doctype html><html>": "is a HTML page",
-    b"\x89PNG": "cannot be decoded",
-    b"\0\1\2": "cannot be decoded",
-}
+@pytest.mark.parametrize("path", ["search", "ask?question=a"])
+@pytest.mark.parametrize("body", [b"no video", b"%PDF-1.7\0", b"\x89PNG", b"\0\1\2"])
+def test_an_upload_that_is_no_video_is_refused(body, path, client):
+    answer = client.post(f"/api/{path}", content=body)
 
-
-@pytest.mark.parametrize("body", UPLOADS)
-def test_an_upload_that_is_no_video_says_what_it_is(body, client):
-    for path in ("search", "ask?question=a"):
-        answer = client.post(f"/api/{path}", content=body)
-        detail = answer.json()["detail"]
-        assert (answer.status_code, UPLOADS[body] in detail, "/" in detail) == (400, True, False)
+    detail = answer.json()["detail"]
+    assert (answer.status_code, "cannot be decoded" in detail) == (400, True)
+    assert "/" not in detail  # no path of the server
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,9 @@ def test_an_uploaded_video_has_similar_clips_until_all_are_shown(page, videos):
     page.wait_for_selector("meter", state="detached")
 
 
-def test_an_upload_that_is_no_video_says_what_it_is(page, tmp_path):
+def test_an_upload_that_is_no_video_is_a_warning(page, tmp_path):
     file = tmp_path / "report.mp4"
     file.write_bytes(b"%PDF-1.7")
     page.set_input_files("#upload", str(file))
-    page.wait_for_selector("#warning:text-matches('report.mp4: this file is a PDF')")
+    page.wait_for_selector("#warning:text-matches('report.mp4: this file cannot be decoded')")
     assert page.locator(".card").count() == 12

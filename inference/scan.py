@@ -1,0 +1,99 @@
+"""List the clips of a folder, a manifest or a decoded corpus, as items of an index."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil
+from pathlib import Path
+
+from alpro.errors import InputError
+from alpro.inference.items import EMPTY, Item
+from alpro.shards.duration import video_seconds
+from alpro.shards.reader import index_batches
+from alpro.shards.schema import Reject
+from alpro.shards.sources.downloads import is_downloads
+from alpro.shards.sources.scan import is_folder, scan_media, scan_source
+from alpro.shards.storage import Location, absolute, exists, join, located
+
+SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
+CORPUS_COLUMNS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
+
+
+def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]:
+    """List the items of a folder, a manifest (with or without texts) or a decoded corpus.
+
+    Args:
+        source: Folder, file or URL.
+        columns: Columns of a manifest that the items keep.
+
+    Raises:
+        InputError: There is no such source, or nothing in it.
+    """
+    source = absolute(source)
+    if is_corpus(source):
+        for batch in index_batches(source, CORPUS_COLUMNS):
+            for row in batch.to_pylist():
+                path = str(join(source, row.pop("shard")))
+                captions = row.pop("captions") or [None]
+                yield EMPTY | row | {"path": path, "caption": captions[0]}
+        return
+
+    if isinstance(source, Path) and is_folder(source) and not is_downloads(source):
+        rows = scan_media(source)
+    else:
+        _, rows = scan_source(source, require_texts=False)
+
+    for row in rows:
+        if isinstance(row, Reject):
+            yield EMPTY | vars(row)
+            continue
+        values = {"split": row.split, "group": row.group or row.name} | row.meta
+        fields = row.model_dump(include={"id", "kind", "start", "end", "member"})
+        fields |= {"path": str(row.path), "caption": next(iter(row.captions), None)}
+        yield EMPTY | fields | {"columns": {name: values.get(name) for name in columns}}
+
+
+def is_corpus(source: Location) -> bool:
+    """Check whether a location is a decoded corpus. Raises InputError if a local folder may not be
+    read."""
+    if isinstance(source, str):
+        return exists(join(source, "index.parquet"))
+    # `is_file` says no for a folder that may not be read; this raises.
+    is_folder(source / "index.parquet")
+    return (source / "index.parquet").is_file()
+
+
+def split_into_windows(items: Iterable[Item], window: float, stride: float) -> Iterator[Item]:
+    """Split whole videos that are longer than a window into windows.
+
+    The last window ends with the video, and shows at least SHORTEST seconds that no other does.
+
+    Args:
+        items: Items, of which images and parts of videos stay as they are.
+        window: Seconds of a window.
+        stride: Seconds from the start of one window to the next.
+
+    Raises:
+        InputError: The items are samples of a decoded corpus, which have only a few frames.
+    """
+    for item in items:
+        is_whole = item["kind"] == "video" and item["start"] is None and item["end"] is None
+        if not is_whole or item["reason"]:
+            yield item
+            continue
+        path = located(item["path"])
+        if item["frame_offsets"]:
+            raise InputError(f"{path}: a decoded corpus has no windows; index its videos instead")
+        if item["member"] or not isinstance(path, Path):
+            detail = "windows need a video file on this machine"
+            yield item | {"reason": "bad row", "detail": detail}
+            continue
+
+        seconds = video_seconds(path)
+        if seconds <= window:
+            yield item
+            continue
+
+        last = max(0, ceil((seconds - window - SHORTEST) / stride))
+        for i in range(last + 1):
+            start = i * stride
+            end = start + window if i < last else round(seconds, 3)
+            yield item | {"start": start, "end": end}
