@@ -78,12 +78,9 @@ def check_division(steps: Iterable[Step], resources: Resources) -> None:
                 raise InputError(f"{step.name}: {error}") from error
 
 
-def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
+def check_test_items(plan: Plan) -> None:
     """Check that the corpora of the evaluations have items to evaluate: a decoded one as the
     evaluation will, before days of training; another one by its manifest, before it is decoded.
-
-    Args:
-        corpus: only this corpus, which a stage has just made.
 
     Raises:
         InputError: A corpus has none.
@@ -94,10 +91,8 @@ def check_test_items(plan: Plan, corpus: Step | None = None) -> None:
         config = cast(EvaluationConfig, step.config)
         for name in config.corpora:
             source = step.inputs[name]
-            if corpus and corpus.fingerprint != source.fingerprint:
-                continue
-
-            if corpus or plan.snapshot.find(source):
+            # The store, because the corpus may have been built since the plan was made.
+            if plan.store.find(source):
                 check_items(config, name, plan.store.folder(source))
             # Shards and the sample are checked once the corpus is made.
             elif "manifest" in source.given:

@@ -19,8 +19,10 @@ TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
 MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
 # What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
 MEASUREMENT = re.compile(rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*")
-# Subtitles, lyrics and chapters: a time in front, or two times with fractions of a second.
-CUE = re.compile(r"\W*\d+:\d\d\b|.*\d:\d\d[.,]\d+\W+\d+:\d\d(?::\d\d)?[.,]\d")
+# Subtitles and lyrics: in front, a time in brackets, with a fraction of a second, or two times; or
+# anywhere, two times with fractions. A caption may begin with the time on a clock.
+TIME = r"\d+:\d\d(?::\d\d)?"
+CUE = re.compile(rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME})|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d")
 # Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
 # have their letters beside digits.
 UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
@@ -91,11 +93,13 @@ def clean_text(value: Any) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Return whether a text says something: boxes, times, hashes, measurements and lines that have
-    the time at which they are shown do not.
+    """Return whether a text says something: boxes, times, hashes, measurements and subtitles, which
+    have the time at which they are shown, do not.
 
     >>> [has_words(text) for text in ("2 dogs", "a", "一只狗", "10,000 runners", "on 24.12.2023 a man")]
     [True, True, True, True, True]
+    >>> [has_words(text) for text in ("3:00 am, an empty street", "10:30 on a station clock")]
+    [True, True]
     >>> [has_words(text) for text in ("0 0.5 0.4", "Car 0.00 0 -1.58", "00:01 --> 00:02", "4d7a21")]
     [False, False, False, False]
     >>> [has_words(text) for text in ("[iso: 100] [ev: 0.7]", "https://host/a", "clip_0001.mp4")]

@@ -71,7 +71,7 @@ NO_FILE = (
     "names have no file: correct them, or set `file` or `anywhere` in `columns`, or pass the folder "
     "above the table and its files"
 )
-WORDLESS = "texts have no word, or a time in front (boxes, codes, subtitles), and are no captions"
+WORDLESS = "texts have no word (boxes, codes) or are subtitles, and are no captions"
 
 Rows = Iterator[Row | Reject]
 Part = dict[str, Any]  # The fields of a row, and `where` and `paragraphs`.

@@ -166,8 +166,8 @@ class Source:
                 tables[path] = Table(folder.path / path, self.form)
             except UnreadableTable:
                 raise
-            except InputError:
-                continue
+            except InputError as error:
+                folder.notes.add("files are damaged or no tables", str(error))
         return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
@@ -208,10 +208,11 @@ class Source:
                     if table.is_partner:
                         partners[origin.split, read_text(record[form.id])] = record
                         continue
+                    joined = record
                     if form.join and not form.join.list:
                         key = read_text(record[form.join.on])
-                        record = partners.get((origin.split, key), {}) | record
-                    yield from self.items.add(f"{prefix}{where}", record, form, origin)
+                        joined = partners.get((origin.split, key), {}) | record
+                    yield from self.items.add(f"{prefix}{where}", joined, form, origin)
             self.check_columns(table, columns)
         if is_empty:
             raise InputError(f"{tables[0][0].path}: no rows")

@@ -15,6 +15,7 @@ from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
+from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.store.runs import Run, Runs
 from alpro.stages.evaluation.metrics import RETRIEVAL
@@ -236,6 +237,17 @@ def test_the_test_split_is_checked_before_the_first_training(first, workspace, m
     with pytest.raises(InputError, match=r"stills: no test item has captions"):
         alpro(TINY, changes=changes, workspace=workspace)
     assert started == []
+
+
+def test_a_corpus_that_was_decoded_meanwhile_is_checked_before_training(first, tmp_path):
+    plan = plan_of(TINY, "evaluate.retrieval=stills", workspace=tmp_path)
+    check_test_items(plan)
+    for step in plan.steps:
+        if step.stage == "decode_videos":
+            shutil.copytree(first[step.name], plan.store.folder(step))
+
+    with pytest.raises(InputError, match=r"stills: no test item has captions"):
+        check_test_items(plan)
 
 
 def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):

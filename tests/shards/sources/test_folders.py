@@ -279,6 +279,26 @@ def test_answers_of_another_table_are_those_of_the_same_id(read):
     assert imported.details == ["empty question or answer"]
 
 
+def test_a_question_of_two_splits_has_the_answer_of_each(read):
+    asked = [{"video_name": "a", "question": "who?", "question_id": 7}]
+    files = {"q.json": asked}
+    for split, answer in (("train", "a dog"), ("test", "a cat")):
+        files[f"{split}.json"] = [{"question_id": 7, "answer": answer, "type": 3}]
+
+    imported = read(
+        files, "v_a.mp4", annotations={"train": "q.json train.json", "test": "q.json test.json"}
+    )
+
+    answers = {row.split: row.questions[0].answer for row in imported.rows}
+    assert answers == {"train": "a dog", "test": "a cat"}
+
+
+def test_a_damaged_table_beside_videos_is_told_with_its_reason(read):
+    imported = read({"captions.csv": 'video,caption\na.mp4,"a dog runs\nb.mp4,a cat\n'}, "a.mp4")
+
+    assert "captions.csv: cannot be read: line 2: unclosed quotation mark" in imported.notes
+
+
 def import_again(folder: Path, cache: Path) -> tuple[Manifest, bool]:
     """An import, and whether it has read the source."""
     before = {path.name: path.stat().st_mtime_ns for path in cache.glob("*/about.json")}
