@@ -152,12 +152,10 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
     trains = step.stage in TRAININGS
     work_file = write_work(step, out, store, resources)
     command = get_command(step.stage, work_file, resources)
-    if resources.nodes > 1 and trains:
-        # Another node may have its interpreter elsewhere.
-        elsewhere = shlex.join(["python", *command[1:]])
-        (launch.on_line or log.info)(f"{step.name}: start on each other node: {elsewhere}")
+    # The user starts it on each other node.
+    show = log.info if resources.nodes > 1 and trains else log.debug
+    show(f"{step.name}: {shlex.join(command)}")
 
-    log.debug(f"{step.name}: {shlex.join(command)}")
     finished = count_finished(out)
     stop_file = work_file.with_name(STOP_FILE)
     stop_file.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import prefect
 from prefect import Flow, get_run_logger
@@ -20,12 +20,10 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field, JsonValue
 
 from alpro.environment import prepare
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, concerns, data_changes
-from alpro.pipeline.config.files import shipped
 from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -37,24 +35,13 @@ from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.runs import Run, Runs
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages import EVALUATIONS, STAGES, WITH_MODEL
+from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.execution.lifecycle import get_parent
 
 # A step waits for its processes in a thread; `Scheduler` says how many run at a time.
 THREADS: Any = ThreadPoolTaskRunner()
 # A signal that arrives just before a wait begins does not end it, so no wait is without a limit.
 SIGNAL_SECONDS = 0.5
-SHIPPED: list[JsonValue] = [*shipped()]
-# The form of a deployment's run offers these as choices. A configuration may also be a file.
-Configuration = (
-    Annotated[str, Field(title="one that ships", json_schema_extra={"enum": SHIPPED})]
-    | Annotated[str, Field(title="a TOML file")]
-)
-STAGE_CHOICES: list[JsonValue] = ["", *STAGES]
-StageName = (
-    Annotated[str, Field(title="a stage", json_schema_extra={"enum": STAGE_CHOICES})]
-    | Annotated[str, Field(title="one of its steps, such as evaluate qa")]
-)
 
 
 def start(
@@ -99,25 +86,17 @@ def start(
     return result.result() if result.done() else state.result()
 
 
-def get_run_name() -> str:
-    """Return the name of a run from its parameters alone, before there is a plan."""
-    parameters = flow_run.parameters
-    config = Path(str(parameters.get("config", ""))).stem
-    changes = data_changes(parameters.get("data") or "", parameters.get("changes") or ())
-    return run_title(config, "", changes, parameters.get("stage") or "")
-
-
 @prefect.flow(
     name="alpro",
-    flow_run_name=get_run_name,
+    flow_run_name="{config} {stage}",
     persist_result=False,
     task_runner=THREADS,
 )
 def alpro(
-    config: Configuration = "sample",
+    config: str = "sample",
     data: str = "",
     changes: list[str] = [],  # noqa: B006 (Prefect shows the default in its form)
-    stage: StageName = "",
+    stage: str = "",
 ) -> Any:
     """Every step that has no cached result, as the run of a deployment, or called from Python.
     Returns the folder of each artifact. Relative paths are relative to the workspace, in Python to
@@ -129,7 +108,8 @@ def alpro(
             configuration's.
         changes: Values to change, also of other stages, each as stage.key=value, such as
             pretrain.lr=1e-4.
-        stage: Only this stage and its missing inputs. Empty: the whole pipeline.
+        stage: Only this stage, or step such as evaluate qa, and its missing inputs. Empty: the whole
+            pipeline.
     """
     try:
         workspace = open_workspace()

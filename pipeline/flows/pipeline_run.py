@@ -116,7 +116,11 @@ class PipelineRun:
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
         # The server of a command ends with it: no link leads to its page.
         prefect = "" if is_command_line() else url_for("flow-run", flow_run.id) or ""
-        links = {"MLflow": self.get_mlflow_page(DEFAULT_UI), "Prefect": prefect}
+        mlflow = ""
+        if self.mlflow_run:
+            server = self.tracker.server or DEFAULT_UI
+            mlflow = f"{server}/{self.tracker.page(self.mlflow_run)}"
+        links = {"MLflow": mlflow, "Prefect": prefect}
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
             temporary.write_text(document.page(links), "utf-8")
@@ -133,20 +137,9 @@ class PipelineRun:
 
         if not is_command_line():  # the command line prints it below the results
             announce(f"report: {report}")
-            links = {"MLflow": self.get_mlflow_page("")}
-            text = document.markdown(links | {"Report": self.get_mlflow_page("", report.name)})
-            create_markdown_artifact(text, key="results", description=log_entry.title)
-
-    def get_mlflow_page(self, default_server: str, file: str = "") -> str:
-        """Return the address of the run in MLflow, or of one of its files; empty without a run or
-        a server.
-
-        Args:
-            default_server: Address of a server for a store that is a file.
-        """
-        server = self.tracker.server or default_server
-        known = self.mlflow_run and server
-        return f"{server}/{self.tracker.page(self.mlflow_run, file)}" if known else ""
+            create_markdown_artifact(
+                document.markdown(links), key="results", description=log_entry.title
+            )
 
     def end(self, error: BaseException | None) -> Run:
         """Write how the run ended into the log. STAGE stands for what was built last, also by a run

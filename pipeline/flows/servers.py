@@ -6,15 +6,12 @@ import os
 import shlex
 import signal
 import socket
-import ssl
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import psutil
@@ -27,15 +24,13 @@ from alpro.files import digest, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.log import log
-from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes
+from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
 from alpro.pipeline.tracking.store import check_store
-from alpro.stages.execution.interface import StageFailed
+from alpro.stages.execution.interface import Resources, StageFailed
 from alpro.stages.execution.lifecycle import supervised
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
-# Prefixes of variables that may be of another, permanent server: its password, its database.
-SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
@@ -43,20 +38,14 @@ POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 EXIT_SIGTERM = 128 + signal.SIGTERM
-COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
-def find_problem(url: str) -> str:
-    """Return why no server answers at an address; empty if one does, whatever it answers."""
-    try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
-    except HTTPError:
-        return ""  # Prefect knows how to log in
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        # Prefect has settings of its own for certificates.
-        return "" if isinstance(reason, ssl.SSLError) else str(reason)
-    return ""
+def answers(port: int) -> bool:
+    """Return whether a server of this machine has started: uvicorn opens its port last."""
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        return True
+    return False
 
 
 def start_temporary_server() -> Callable[[], None]:
@@ -82,8 +71,6 @@ def start_temporary_server() -> Callable[[], None]:
     starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
     acquire(starting)
 
-    for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
-        del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": os.path.abspath(os.environ["PREFECT_HOME"]),  # noqa: PTH100 - a text
@@ -110,7 +97,7 @@ def start_temporary_server() -> Callable[[], None]:
 
     def wait() -> None:
         deadline = time.monotonic() + START_SECONDS
-        while find_problem(f"{address}/api"):
+        while not answers(port):
             if not server.is_running() or time.monotonic() > deadline:
                 reason = " | ".join(server.last_lines)
                 raise StageFailed(f"Prefect's server did not start: {reason}")
@@ -122,12 +109,15 @@ def start_temporary_server() -> Callable[[], None]:
 
 def check_server(url: str) -> None:
     """Raise InputError if no server answers at the address in PREFECT_API_URL."""
-    reason = find_problem(url)
-    if reason:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    with SyncPrefectClient(url) as client:
+        error = client.api_healthcheck()
+    if error:
         # Messages do not repeat the password that an address may have.
         place = urlsplit(url).netloc.rpartition("@")[2] or url
         raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({error}); start one with "
             "`alpro up`, or unset the variable: a command then has a server of its own"
         )
 
@@ -231,7 +221,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
         programs.add(f"worker-{name}", start, worker | gpus, WORKER_SECONDS)
 
     def announce() -> None:
-        while find_problem(f"{prefect}/api") or find_problem(mlflow):
+        while not (answers(prefect_port) and answers(mlflow_port)):
             time.sleep(POLL_SECONDS)
         print("Prefect and MLflow answer; registering the deployments", flush=True)
         # It fails until the workers have made their pools.
@@ -265,13 +255,10 @@ def get_workers() -> dict[str, dict[str, str]]:
 
     One worker has all GPUs that CUDA_VISIBLE_DEVICES names, for trainings on several.
     """
-    count = 1
-    if VISIBLE_GPUS not in os.environ:
-        # Counted in another process, so that this one stays small.
-        count = int(subprocess.check_output(interpreter("-c", COUNT_GPUS)))
-    if count < 2:
+    gpus = [] if VISIBLE_GPUS in os.environ else find_gpus(Resources())
+    if len(gpus) < 2:
         return {"cpu": {}, "gpu": {}}
-    return {"cpu": {}} | {f"gpu-{gpu}": {VISIBLE_GPUS: str(gpu)} for gpu in range(count)}
+    return {"cpu": {}} | {f"gpu-{gpu}": {VISIBLE_GPUS: gpu} for gpu in gpus}
 
 
 def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str]:

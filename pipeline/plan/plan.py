@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from alpro.errors import InputError
+from alpro.files import digest
 from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.pipeline.config.command import Command
@@ -41,9 +42,9 @@ class Plan:
 
     @property
     def report(self) -> Path:
-        """The page of a run of this plan."""
-        name = f"{self.settings.name}-{self.steps[-1].fingerprint[:6]}.html"
-        return self.workspace / "reports" / name
+        """The page of a run of this plan, which no run with other steps replaces."""
+        mark = digest([step.fingerprint for step in self.steps])[:6]
+        return self.workspace / "reports" / f"{self.settings.name}-{mark}.html"
 
     @cached_property
     def snapshot(self) -> Snapshot:

@@ -170,13 +170,11 @@ def newest_flow_run() -> FlowRun:
 
 
 def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatch, caplog):
-    """The run has its name although it has no plan."""
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
     changes = ["finetune_retrieval.lrr=1"]
     with pytest.raises(InputError, match="did you mean 'lr'"):
         flow.alpro(TINY, changes=changes)
     run = newest_flow_run()
-    assert run.name == "retrieval.lrr=1 · tiny"
     assert run.state.type.value == "FAILED"
     assert "did you mean 'lr'" in run.state.message
     assert "\n" not in run.state.message

@@ -51,7 +51,7 @@ def test_the_models_of_a_run_are_evaluated_and_reported(first, workspace):
     rows = []
     for name in EVALUATED:
         rows += json.loads((Path(first[name]) / "results.json").read_text())
-    report = workspace / "reports" / f"tiny-{Path(first['evaluate qa']).name[:6]}.html"
+    report = plan_of(TINY, workspace=workspace).report
 
     assert {row["model"] for row in rows} - {""} == {"prompter", "pre-trained", "fine-tuned"}
     assert all(row["items"] > 0 for row in rows)

@@ -220,6 +220,15 @@ def test_the_prompter_is_evaluated_with_the_threshold_of_pem(steps_of):
     assert config.threshold == 0.35
 
 
+def test_runs_of_different_steps_have_different_reports(tmp_path):
+    """Their last step may be the same."""
+    one = plan_of(TINY, workspace=tmp_path)
+    other = plan_of(TINY, "finetune_retrieval.lr=1e-9", workspace=tmp_path)
+
+    assert one.steps[-1].fingerprint == other.steps[-1].fingerprint
+    assert one.report != other.report
+
+
 def test_a_package_that_is_named_counts_by_its_version(steps_of, monkeypatch):
     versions = []
     for version in ("3.7.0", "3.8.0"):

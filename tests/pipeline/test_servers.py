@@ -13,12 +13,8 @@ from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import Cancelling, Pending, Running
-from prefect.utilities.callables import parameter_schema
-from prefect.utilities.schema_tools import validate
 
-from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.flows import servers, worker
-from alpro.pipeline.flows.flow import alpro
 from alpro.pipeline.tracking.store import end_runs
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
@@ -32,7 +28,7 @@ from tests.pipeline.conftest import ROOT
 @pytest.fixture
 def own_server(tmp_path, monkeypatch):
     """own_server(program): the function that waits for a command's own server, which is a Python
-    program instead, and the environments that servers were started with."""
+    program instead."""
     monkeypatch.setattr(os, "environ", os.environ | {"PREFECT_HOME": str(tmp_path)})
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     ends = []
@@ -40,15 +36,12 @@ def own_server(tmp_path, monkeypatch):
     create = servers.Processes
 
     def start(program: str):
-        environments = []
-
         def processes(command, environment, **more):
-            environments.append(environment)
             here = [sys.executable, "-c", program]
             return create(servers.supervised(here), environment, **more)
 
         monkeypatch.setattr(servers, "Processes", processes)
-        return servers.start_temporary_server(), environments
+        return servers.start_temporary_server()
 
     yield start
     for end in ends:
@@ -61,10 +54,10 @@ ENDLESS = "import signal; signal.pause()"
 def test_while_a_server_creates_its_database_another_command_does_not(
     own_server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(servers, "find_problem", lambda url: "")
+    monkeypatch.setattr(servers, "answers", lambda port: True)
     starting = FileLock(tmp_path / "starting.lock")
 
-    wait, _ = own_server(ENDLESS)
+    wait = own_server(ENDLESS)
 
     with pytest.raises(Timeout):
         starting.acquire(blocking=False)
@@ -73,26 +66,8 @@ def test_while_a_server_creates_its_database_another_command_does_not(
         pass
 
 
-def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(own_server, monkeypatch):
-    permanent = {
-        "PREFECT_SERVER_API_AUTH_STRING": "admin:secret",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://host/prefect",
-        "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://host/prefect",
-        "PREFECT_API_AUTH_STRING": "admin:secret",
-    }
-    for name, value in permanent.items():
-        monkeypatch.setenv(name, value)
-
-    _, (environment,) = own_server(ENDLESS)
-
-    assert permanent.keys().isdisjoint(environment)
-    assert permanent.keys().isdisjoint(os.environ)  # of the client
-    assert environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
-
-
-def test_a_server_that_does_not_start_says_why(own_server, monkeypatch):
-    monkeypatch.setattr(servers, "find_problem", lambda url: "refused")
-    wait, _ = own_server("raise SystemExit('database is locked')")
+def test_a_server_that_does_not_start_says_why(own_server):
+    wait = own_server("raise SystemExit('database is locked')")
     with one_line("database is locked", of=StageFailed):
         wait()
 
@@ -126,7 +101,7 @@ def test_clients_take_a_socks_proxy():
     ],
 )
 def test_each_gpu_has_a_worker(gpus, visible, expected, monkeypatch):
-    monkeypatch.setattr(servers, "COUNT_GPUS", f"print({gpus})")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -227,17 +202,3 @@ def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
         assert found[name]["entrypoint"] == "alpro.pipeline.flows.flow:alpro"
         assert found[name]["work_pool"]["name"] == pool
         assert found[name].get("parameters", {}).get("stage", "") == stage
-
-
-def test_a_form_whose_fields_nobody_touched_changes_nothing():
-    """It offers the configurations that ship, or a file, and the stages."""
-    schema = parameter_schema(alpro).model_dump()
-    shown = schema["properties"]
-
-    defaults = {name: field["default"] for name, field in shown.items()}
-    assert defaults == {"config": "sample", "data": "", "changes": [], "stage": ""}
-    shipped_ones, file = shown["config"]["anyOf"]
-    assert set(shipped_ones["enum"]) == set(shipped(CONFIGS))
-    assert "enum" not in file
-    assert shown["stage"]["anyOf"][0]["enum"] == ["", *STAGES]
-    assert validate({"changes": "pretrain.lr=1e-4"}, schema)
