@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 from filelock import FileLock
 from honcho import manager, printer
 
 from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import digest, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
@@ -115,9 +114,10 @@ def check_server(url: str) -> None:
         error = client.api_healthcheck()
     if error:
         # Messages do not repeat the password that an address may have.
-        place = urlsplit(url).netloc.rpartition("@")[2] or url
+        place = url.rpartition("@")[2]
+        reason = one_line(error).partition(" for url ")[0]
         raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({error}); start one with "
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
             "`alpro up`, or unset the variable: a command then has a server of its own"
         )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
@@ -145,7 +146,9 @@ class Machine:
 
         return SyncPrefectClient(self.api, httpx_settings={"timeout": 120})
 
-    def wait_for_state(self, run: str, condition: Callable[[Any], object], seconds: int) -> Any:
+    def wait_for_state(
+        self, run: str | UUID, condition: Callable[[Any], object], seconds: int
+    ) -> Any:
         with self.client() as client:
 
             def look() -> Any:
@@ -154,7 +157,7 @@ class Machine:
 
             return wait_for(look, seconds, self.check)
 
-    def ended(self, run: str) -> Any:
+    def ended(self, run: str | UUID) -> Any:
         """Return the final state of a run."""
         return self.wait_for_state(run, lambda state: state.is_final(), 1800)
 
@@ -209,11 +212,16 @@ def test_a_day_of_deployments_through_two_pools(machine, tmp_path):
     with pytest.raises(AssertionError, match=r"did\s+you\s+mean\s+'lr'"):
         up.prefect("deployment", "run", "alpro/pretrain", *values, "--watch")
 
-    # A run that is cancelled leaves a checkpoint and no process.
+    # A pipeline that is cancelled cancels its run in the other pool, which leaves a checkpoint and
+    # no process.
     run = up.start("alpro", *LONG)
     step = up.train_on()
+    with up.client() as client:
+        running = [one.id for one in client.read_flow_runs() if one.state.is_running()]
+    assert len(running) == 2
     up.prefect("flow-run", "cancel", run)
-    assert up.ended(run).is_cancelled()
+    for one in running:
+        assert up.ended(one).is_cancelled()
     wait_for(lambda: not stages_of(tmp_path), 300, up.check)
     assert newest_checkpoint(tmp_path) >= step
 
