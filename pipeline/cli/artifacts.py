@@ -171,8 +171,8 @@ def remove_artifacts(
 def collect_garbage(
     *artifacts: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """List the artifacts that nothing which is in use was built from, and the decoded units that no
-    corpus is made of.
+    """List the artifacts that nothing which is in use was built from, the decoded units that no
+    corpus is made of, and the imported tables of earlier states of the data.
 
     In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the
     models of indexes and of MLflow's registry. What interrupted stages left, and links to other
@@ -183,6 +183,7 @@ def collect_garbage(
     """
     from alpro.inference.index import indexed_fingerprints
     from alpro.pipeline.store.artifacts import Store
+    from alpro.shards.sources.manifest import find_outdated
     from alpro.stages.corpora.units import find_unused
 
     snapshot = read_store(workspace)
@@ -211,20 +212,24 @@ def collect_garbage(
 
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
-    if not folders and not units:
+    manifests = find_outdated(workspace / "manifests")
+    if not folders and not units and not manifests:
         print("nothing to remove")
         return
 
     print_artifacts(chosen)
-    size = sum(path.stat().st_size for unit in units for path in unit.iterdir())
-    print(f"{len(units)} units that no corpus is made of, {size / 1e6:,.1f} MB")
+    size = sum(path.stat().st_size for unit in [*units, *manifests] for path in unit.iterdir())
+    print(
+        f"{len(units)} units that no corpus is made of, {len(manifests)} outdated imports of data, "
+        f"{size / 1e6:,.1f} MB"
+    )
     if not yes:
         print("add --yes to remove them")
         return
 
     store.remove(folders)
-    for unit in units:
-        shutil.rmtree(unit)
+    for folder in [*units, *manifests]:
+        shutil.rmtree(folder)
     print("removed")
 
 

@@ -95,29 +95,31 @@ def import_source(
         data = Path(os.path.normpath(data.absolute()))
     source = Source(data, annotations, root, columns)
 
-    told = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
+    column_keys = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
     tables = {split: [str(file) for file in files] for split, files in source.annotations.items()}
-    source_digest = digest([str(data), tables, str(root), told])[:16]
+    source_digest = digest([str(data), tables, str(root), column_keys])[:16]
     state = digest([VERSION, *state_of(source)])[:16]
-    target = cache / f"{source_digest}-{state}"
-    if (target / "about.json").is_file():
-        known = Manifest(target)
-        if known.about["names"] in ("", digest_names(source)):
-            return known
-        shutil.rmtree(target, ignore_errors=True)
+    # A run may read the manifest of an earlier state, so each state has a folder of its own.
+    name = f"{source_digest}-{state}"
+    for imported in map(Manifest, cache.glob(f"{name}-*")):
+        if imported.about["names"] in ("", digest_names(source)):
+            return imported
 
-    temporary = temporary_name(target)
+    temporary = temporary_name(cache / name)
     try:
         make_folder(temporary)
         form, rows = source.scan()
         about = write_manifest(rows, temporary, source.folder.path if source.folder else data)
+        # The names of all files count if one was looked up among them.
+        is_listed = source.folder is not None and source.folder.is_listed
+        names = digest_names(source) if is_listed else ""
         about |= {
             "source": str(data),
             "form": form,
             "notes": source.notes.lines(),
-            # The names of all files count if one was looked up among them.
-            "names": digest_names(source) if source.folder and source.folder.is_listed else "",
+            "names": names,
         }
+        target = cache / f"{name}-{names[:16]}"
         (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
         with suppress(OSError):  # another process has imported it
             publish(temporary, target)
@@ -125,12 +127,14 @@ def import_source(
         raise InputError(f"{error.filename or data}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-    # Remove the manifests of earlier states of the source.
-    for earlier in cache.glob(f"{source_digest}-*"):
-        if earlier != target:
-            shutil.rmtree(earlier, ignore_errors=True)
     return Manifest(target)
+
+
+def find_outdated(cache: Path) -> list[Path]:
+    """Return the folders of all manifests but the newest of each source."""
+    folders = sorted(cache.glob("[!.]*-*"), key=lambda folder: folder.stat().st_mtime_ns)
+    newest = {folder.name.partition("-")[0]: folder for folder in folders}
+    return [folder for folder in folders if folder not in newest.values()]
 
 
 def state_of(source: Source) -> Iterator[list[Any]]:

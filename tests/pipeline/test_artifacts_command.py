@@ -1,6 +1,7 @@
 """`alpro artifacts ...`: list, show, verify and remove."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -218,7 +219,19 @@ def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
     alpro(workspace, "gc", "00", "--yes")  # built from a
 
     assert [unit.name for unit in (workspace / "units").iterdir()] == ["a"]
-    assert "1 units that no corpus is made of, 2.1 MB" in capsys.readouterr().out
+    assert "1 units that no corpus is made of" in capsys.readouterr().out
+
+
+def test_gc_removes_outdated_imports_of_data(workspace):
+    folders = [workspace / "manifests" / name for name in ("data-1-", "data-2-", "other-1-")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        os.utime(folder, (number, number))
+
+    alpro(workspace, "gc", "--yes")
+
+    assert not folders[0].exists()
+    assert all(folder.is_dir() for folder in folders[1:])
 
 
 def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):

@@ -9,7 +9,7 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.shards.sources.form import VERSION
-from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.sources.manifest import Manifest, find_outdated, import_source
 from alpro.shards.sources.media import Folder, Notes
 from alpro.shards.sources.scan import scan_media
 from tests.conftest import one_line
@@ -301,10 +301,9 @@ def test_a_damaged_table_beside_videos_is_told_with_its_reason(read):
 
 def import_again(folder: Path, cache: Path) -> tuple[Manifest, bool]:
     """An import, and whether it has read the source."""
-    before = {path.name: path.stat().st_mtime_ns for path in cache.glob("*/about.json")}
+    before = {path: path.stat().st_mtime_ns for path in cache.glob("*/about.json")}
     manifest = import_source(folder, cache)
-    after = {path.name: path.stat().st_mtime_ns for path in cache.glob("*/about.json")}
-    assert len(after) == 1  # No earlier one stays.
+    after = {path: path.stat().st_mtime_ns for path in cache.glob("*/about.json")}
     return manifest, before != after
 
 
@@ -339,6 +338,20 @@ def test_a_table_is_read_again_if_a_name_that_had_no_file_has_one(tmp_path):
     write_files(table.parent, {"b.mp4": "x"})
     manifest, is_read = import_again(table, cache)
     assert (manifest.about["rows"], is_read) == (2, True)
+
+
+def test_a_run_keeps_the_manifest_that_it_reads_until_it_is_collected(tmp_path):
+    folder = write_files(tmp_path / "data", {"a.mp4": "x", "a.txt": DOG})
+    cache = tmp_path / "cache"
+    states = [import_source(folder, cache)]
+    for change in CHANGES.values():
+        write_files(folder, change)
+        states.append(import_source(folder, cache))
+    for number, state in enumerate(states):
+        os.utime(state.folder, (number, number))
+
+    assert all(state.file.is_file() for state in states)
+    assert find_outdated(cache) == [state.folder for state in states[:-1]]
 
 
 def test_equal_rows_have_one_digest_wherever_they_are(tmp_path):
