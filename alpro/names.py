@@ -155,10 +155,11 @@ def is_by_fingerprint(name: str) -> bool:
 def explain_missing(name: str, workspace: Path) -> str:
     """Say why a name stands for no artifact, and what to do."""
     root = workspace / "artifacts"
+    place = str(root) if root.is_dir() else f"{root}, which does not exist"
     similar = similar_name(name, workspace)
     meant = f"did you mean {similar}? " if similar and similar != name else ""
     return (
-        f"no such folder, and no artifact of this name in {root}; {meant}`alpro artifacts ls` lists "
+        f"no such folder, and no artifact of this name in {place}; {meant}`alpro artifacts ls` lists "
         "all, which have their fingerprints as names"
     )
 

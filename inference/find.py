@@ -52,42 +52,24 @@ class Found:
         return model_digest(self.model, self.checksums)
 
 
-def resolve(name: str | Path, workspace: Path) -> Found:
+def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
     """Return the model that a name stands for.
 
     Args:
         name: A folder; a name of an artifact, as in `find_artifact`; or a CLIP or SigLIP of the
             hub, which is downloaded. An artifact of cache_prompts stands for its prompter, and a
             prompter has the newest prompts of the workspace that were embedded with it.
+        workspace: By default $ALPRO_WORKSPACE, or the folder `workspace`.
 
     Raises:
         InputError: There is no such model, or more than one, or a file of it is damaged.
     """
-    folder = find_folder(str(name), workspace)
+    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    folder = find_folder(str(name), root.absolute())
     model, prompts = find_prompts(folder)
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")
     return verified(model, prompts)
-
-
-def find_in_workspace(name: str | Path, workspace: str | Path | None) -> Found:
-    """Return the model that a name in Python stands for.
-
-    Args:
-        workspace: By default $ALPRO_WORKSPACE, or the folder `workspace`.
-
-    Raises:
-        InputError: As in `resolve`. The message names `workspace=` if there is no workspace.
-    """
-    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
-    try:
-        return resolve(name, root)
-    except InputError as error:
-        if (root / "artifacts").is_dir():
-            raise
-        message = f"{error}; there is no workspace {root.absolute()}: name another with workspace="
-    # Outside of `except`, so that the traceback shows one error.
-    raise InputError(message)
 
 
 def find_folder(name: str, workspace: Path) -> Path:

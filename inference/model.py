@@ -37,7 +37,7 @@ from alpro.inference.encoding import (
     load_prompter,
     match_all,
 )
-from alpro.inference.find import PROMPTS, Found, find_in_workspace
+from alpro.inference.find import Found, resolve
 from alpro.inference.prompts import read_prompts
 from alpro.inference.unknown_words import describe_unread, truncate
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
@@ -107,7 +107,6 @@ class Model:
         cls,
         name: PathLike | Found,
         workspace: PathLike | None = None,
-        prompts: PathLike | None = None,
         device: Device = "auto",
         dtype: Dtype = "auto",
     ) -> "Model":
@@ -115,11 +114,11 @@ class Model:
 
         Args:
             name: A model folder; an artifact, by its fingerprint or the first characters of it, by
-                its stage (the last run's) or by CONFIG/STAGE; a CLIP or SigLIP of the hub.
+                its stage (the last run's) or by CONFIG/STAGE; a CLIP or SigLIP of the hub. A
+                prompter has the entities of the newest artifact of cache_prompts in the workspace
+                that was embedded with it; the name of an older one chooses its entities.
             workspace: Folder in which artifacts are looked up; by default $ALPRO_WORKSPACE, or the
                 folder `workspace`.
-            prompts: Artifact of cache_prompts with the entities of a prompter; by default the
-                newest one of the workspace that was embedded with it, if there is any.
             device: Device; auto: the GPU if there is one.
             dtype: Compute dtype of the encoders; auto: as in training. Weights, embeddings and
                 scores are float32.
@@ -129,21 +128,20 @@ class Model:
         """
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
-        found = name if isinstance(name, Found) else find_in_workspace(name, workspace)
-        source = Path(prompts) if prompts else found.prompts
+        found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded = load_prompter(found.model, target)
         if dtype == "auto":
             torch_dtype = compute_dtype(loaded.model.config.video.width, target)
         else:
             torch_dtype = getattr(torch, dtype)
-        if source is None:
+        if found.prompts is None:
             return cls(loaded, prompts={}, device=target, dtype=torch_dtype)
 
-        embedded = read_prompts(require(source, PROMPTS).parent)
+        embedded = read_prompts(found.prompts)
         embeddings = {name: value.to(target) for name, value in embedded.items()}
         try:
-            loaded.entities = load_labels(require(source, "entities.json"))
+            loaded.entities = load_labels(require(found.prompts, "entities.json"))
         except ValueError as error:
             raise InputError(str(error)) from error
         return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
@@ -434,7 +432,7 @@ class Model:
         if not self.names_entities:
             raise InputError(
                 f"this {self.folder.task} model cannot label entities: use a pre-trained model, or "
-                "a prompter with its prompts, Model.load(PROMPTER, prompts=PROMPTS)"
+                "a prompter with prompts, by the name of its cache_prompts artifact"
             )
         if text and not isinstance(model, Alpro):
             raise InputError("a prompter reads no text; only a pre-trained model does")

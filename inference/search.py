@@ -13,7 +13,7 @@ import torch
 from alpro.errors import InputError
 from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts, match_all
-from alpro.inference.find import Found, find_in_workspace
+from alpro.inference.find import Found, resolve
 from alpro.inference.index import SHOWN_COLUMNS, Index, check_digest, make_condition, quoted
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
@@ -33,15 +33,12 @@ class Hit:
         similarity: Cosine similarity, -1 to 1; None if clips are only listed.
         match: Probability that text and clip belong together; None if it was not matched.
         note: Says whether the file is missing, changed or unreadable.
-        span: Start and end, in seconds, of a window together with overlapping windows that are
-            less similar.
     """
 
     item: Item
     similarity: float | None = None
     match: float | None = None
     note: str = ""
-    span: tuple[float, float] | None = None
 
     @property
     def location(self) -> str:
@@ -51,14 +48,6 @@ class Hit:
     @property
     def caption(self) -> str | None:
         return self.item["caption"]
-
-    @property
-    def remarks(self) -> list[str]:
-        """The note, and the time that a window and its neighbors cover."""
-        remarks = [self.note] if self.note else []
-        if self.span not in (None, (self.item["start"], self.item["end"])):
-            remarks.append("neighbors match too: {:g}-{:g} s".format(*self.span))
-        return remarks
 
     def json(self) -> dict[str, Any]:
         """Return the values that `alpro search --json` and the server's API show."""
@@ -247,8 +236,8 @@ class Searcher:
         return SearchResult(flagged, clips, self.index.count(), " and ".join(filter(None, shown)))
 
     def _nearest(self, vector: np.ndarray, k: int, condition: str, exact: bool) -> list[Hit]:
-        """Find the best `k` hits by similarity. Windows that overlap or touch a better one of the
-        same file belong to its hit."""
+        """Find the best `k` hits by similarity, without windows that overlap or touch a better one
+        of the same file."""
         settings = self.index.settings
         if settings.digest != self._digest:
             raise InputError(f"{self.index.place}: the index is of another model now")
@@ -259,7 +248,7 @@ class Searcher:
         # Fetch as many windows as may belong to the hits.
         neighbors = 2 * ceil(settings.window / (settings.stride or settings.window)) + 1
         items = self.index.nearest(vector, k * neighbors, condition, exact)
-        return group_windows([Hit(item, item["similarity"]) for item in items])[:k]
+        return [Hit(item, item["similarity"]) for item in drop_neighbors(items)][:k]
 
 
 def find_model(index: Index, name: str | Path | Found, workspace: str | Path | None) -> Found:
@@ -272,7 +261,7 @@ def find_model(index: Index, name: str | Path | Found, workspace: str | Path | N
     if isinstance(name, Found):
         found = name
     elif name:
-        found = find_in_workspace(name, workspace)
+        found = resolve(name, workspace)
     elif recorded.is_dir():
         # The digest of the index says which model it is: no record and no name is needed.
         found = Found(recorded)
@@ -284,30 +273,28 @@ def find_model(index: Index, name: str | Path | Found, workspace: str | Path | N
     return found
 
 
-def group_windows(hits: list[Hit]) -> list[Hit]:
-    """Merge windows that overlap or touch a better one of the same file into its hit, whose `span`
-    covers their time. The hits are in descending order."""
-    groups: list[Hit] = []
-    groups_of_file: dict[str, list[Hit]] = {}
-    for hit in hits:
-        start = hit.item["start"]
-        end = hit.item["end"]
-        if start is None or end is None:
-            groups.append(hit)
+def drop_neighbors(items: list[Item]) -> list[Item]:
+    """Leave out windows that overlap or touch a better one of the same file.
+
+    Args:
+        items: Items in descending order.
+    """
+    best: list[Item] = []
+    best_of_file: dict[str, list[Item]] = {}
+    for item in items:
+        if item["start"] is None or item["end"] is None:
+            best.append(item)
             continue
 
-        of_file = groups_of_file.setdefault(hit.item["path"], [])
-        # A window that touches only the neighbors of a hit is a hit of its own: spans do not chain.
-        for best in of_file:
-            if start <= best.item["end"] and end >= best.item["start"]:
-                first, last = best.span or (start, end)
-                best.span = (min(start, first), max(end, last))
-                break
-        else:
-            hit.span = (start, end)
-            of_file.append(hit)
-            groups.append(hit)
-    return groups
+        of_file = best_of_file.setdefault(item["path"], [])
+        # A window that touches only a neighbor of a hit is a hit of its own.
+        is_neighbor = any(
+            item["start"] <= other["end"] and item["end"] >= other["start"] for other in of_file
+        )
+        if not is_neighbor:
+            of_file.append(item)
+            best.append(item)
+    return best
 
 
 def flag_changed_files(hits: list[Hit]) -> list[Hit]:

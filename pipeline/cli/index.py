@@ -258,13 +258,13 @@ def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -
             subject = f"{text}: " if with_text else ""
             print(f"note: {printable(subject + result.note)}", file=sys.stderr)
         for rank, hit in enumerate(result.hits, 1):
-            remarks = f" ({'; '.join(hit.remarks)})" if hit.remarks else ""
+            note = f" ({hit.note})" if hit.note else ""
             row = {
                 "text": printable(shorten(text)) if with_text else "",
                 "rank": rank,
                 "similarity": f"{hit.similarity:.3f}",
                 "match": "" if hit.match is None else f"{hit.match:.3f}",
-                "video": printable(hit.location + remarks),
+                "video": printable(hit.location + note),
                 "caption": printable(shorten(hit.caption or "")),
             }
             rows.append(row)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.inference.export import export, make_processor
+from alpro.inference.find import Found
 from alpro.inference.model import Model
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
 from tests.conftest import ROOT
@@ -120,7 +121,7 @@ def exported(folders, videos, tmp_path_factory):
     models = {}
     for task in ("retrieval", "qa", "prompter"):
         prompts = folders["prompts"] if task == "prompter" else None
-        models[task] = Model.load(folders[task], prompts=prompts, device="cpu")
+        models[task] = Model.load(Found(folders[task], prompts), device="cpu")
         export(models[task], root / task, "# A model\n")
     frames = np.concatenate([models["qa"].frames(video) for video in videos])
     np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
@@ -195,7 +196,7 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported,
 def test_an_exported_folder_has_the_labels_prompts_code_and_license(folders, tmp_path):
     from safetensors.torch import load_file
 
-    model = Model.load(folders["prompter"], prompts=folders["prompts"], device="cpu")
+    model = Model.load(Found(folders["prompter"], folders["prompts"]), device="cpu")
     out = tmp_path / "out"
 
     export(model, out, "# A card\n")

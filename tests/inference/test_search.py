@@ -192,6 +192,4 @@ def test_neighbors_of_a_hit_hide_no_other(tmp_path, model):
 
     hits = Searcher(index, model).similar(query, k=3).hits
 
-    spans = [(hit.item["start"], hit.span) for hit in hits]
-    assert spans == [(10, (8, 14)), (20, (20, 22)), (0, (0, 2))]
-    assert hits[0].remarks[1:] == ["neighbors match too: 8-14 s"]
+    assert [hit.item["start"] for hit in hits] == [10, 20, 0]

@@ -57,10 +57,6 @@ function card(hit) {
   const about = make("div", {}, make("p", { textContent: hit.caption ?? nameOf(hit), title: hit.caption ?? "" }));
   if (hit.caption) about.append(make("small", { className: "file", textContent: nameOf(hit) }));
   if (hit.note) about.append(make("small", { className: "note", textContent: hit.note }));
-  if (hit.span && (hit.span[0] !== hit.start || hit.span[1] !== hit.end)) {
-    const text = `fits from ${time(hit.span[0])} to ${time(hit.span[1])}`;
-    about.append(make("small", { className: "file", textContent: text }));
-  }
   about.append(...scores(hit));
   about.append(make("nav", {}, link("Similar", { clip: hit.key, text: null, offset: null })));
   return make("article", { className: "card" }, still, about);
