@@ -8,13 +8,11 @@ os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same a
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
+import multiprocessing
 import select
 import shutil
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,6 +33,7 @@ from tests.order import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
     pytest_xdist_make_scheduler,
 )
+from tests.program import run_program
 from tests.range_server import RangeServer
 
 ROOT = Path(__file__).parents[1]
@@ -140,34 +139,28 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def two_ranks(free_port) -> Callable[..., list[int]]:
     """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses.
-    Both get SIGTERM once `stop_after` is true."""
 
-    def run(
-        program: Path, *arguments: object, stop_after: Callable[[], object] | None = None
-    ) -> list[int]:
-        job = {
-            "WORLD_SIZE": 2,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
-            "PYTHONPATH": ROOT,
-        }
-        command = [sys.executable, program, *arguments]
+    They are forks of a process that has imported torch, which takes two seconds of computing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["alpro.stages.train_prompter"])
+
+    def run(program: Path, *arguments: object) -> list[int]:
+        words = [str(argument) for argument in arguments]
+        # As if each had a machine of its own: no more than the choice of a device may depend on a
+        # local rank.
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         both = []
         for rank in range(2):
-            # As if each had a machine of its own: no more than the choice of a device may depend on
-            # a local rank.
-            env = os.environ | {
-                key: str(value) for key, value in (job | {"RANK": rank, "LOCAL_RANK": 0}).items()
-            }
-            both.append(subprocess.Popen([str(part) for part in command], env=env, cwd=ROOT))
+            environment = job | {"RANK": str(rank), "LOCAL_RANK": "0"}
+            process = context.Process(target=run_program, args=(str(program), words, environment))
+            process.start()
+            both.append(process)
+
         try:
-            while (
-                stop_after and not stop_after() and all(process.poll() is None for process in both)
-            ):
-                time.sleep(0.01)
-            for process in both if stop_after else []:
-                process.terminate()
-            return [process.wait() for process in both]
+            for process in both:
+                process.join()
+            return [process.exitcode for process in both]
         finally:
             for process in both:
                 process.kill()

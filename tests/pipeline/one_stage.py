@@ -1,6 +1,7 @@
 """Runs one stage as a pipeline does: `python one_stage.py STEP.json FOLDER PROCESSES`.
 
-SIGTERM and Ctrl-C stop it, and a second Ctrl-C kills it. It has neither Prefect nor MLflow.
+SIGTERM and Ctrl-C stop it, and a second Ctrl-C kills it. It has neither Prefect nor MLflow, and does
+not import torch.
 """
 
 import signal
@@ -12,11 +13,20 @@ from alpro.files import read_json
 from alpro.pipeline.execution.processes import Launch, Processes, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.storage import located
-from alpro.stages import train_prompter
-from alpro.stages.execution.interface import Resources, StageFailed
+from alpro.stages.execution.interface import Resources, StageConfig, StageFailed
 
 MAX_ATTEMPTS = 10
 STOPPED = 130
+
+
+class Values(StageConfig, frozen=True, extra="allow"):
+    """The values of a configuration. Only the stage checks them, which imports torch."""
+
+
+class KnownStep(Step):
+    """A step with the fingerprint that its file has: to compute it, one imports the stage."""
+
+    fingerprint = ""
 
 
 def build(step: Step, store: Store, resources: Resources, launch: Launch) -> int:
@@ -41,9 +51,10 @@ def main(file: str, root: str, processes: str) -> int:
     """Run the stage of a file; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     described = read_json(Path(file))
-    config = train_prompter.Config.model_validate(described["config"])
+    config = Values.model_validate(described["config"])
     given = {name: located(path) for name, path in described["paths"].items()}
-    step = Step("train_prompter", "train_prompter", config, given=given)
+    KnownStep.fingerprint = described["fingerprint"]
+    step = KnownStep("train_prompter", "train_prompter", config, given=given)
     resources = Resources(device="cpu", processes=int(processes), checkpoint_interval=0.05)
     running: list[Processes] = []
     launch = Launch(on_start=running.append)
