@@ -95,8 +95,10 @@ class ShardWriter:
             if kind is None:
                 self.close()
         finally:
-            with suppress(OSError):
-                self.file.close()
+            # The tar too, or Python prints an error when it deletes it.
+            for opened in (self.tar, self.file):
+                with suppress(OSError):
+                    opened.close()
             self.temporary.unlink(missing_ok=True)
 
     def close(self) -> None:

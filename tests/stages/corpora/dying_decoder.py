@@ -3,10 +3,12 @@ configuration that replaces the decoders of `decode_videos`."""
 
 import os
 import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from alpro.pool import EXIT_TIMEOUT
+from alpro.pool import EXIT_TIMEOUT, Died
 from alpro.shards import decoding
 from alpro.stages import decode_videos
 
@@ -19,9 +21,34 @@ def note_or_die(path: Path) -> None:
     tries = len(log.read_text().splitlines())
 
     if path.stem.startswith("crashes") or (path.stem.startswith("unlucky") and tries == 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        end_process(Died("its process ended with status -9"))
     if path.stem.startswith("hangs"):
+        end_process(Died("its process took too long", timed_out=True))
+
+
+class Death(BaseException):
+    """The end of a process that a test only imagines."""
+
+
+def end_process(death: Died) -> None:
+    """End the process of a pool. Raises Death where there is none."""
+    if parent_process() is None:
+        raise Death(death)
+    if death.timed_out:
         os._exit(EXIT_TIMEOUT)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def each_in_this_process(
+    tasks: Iterable[Any], work: Callable[[Any], Any], *_: object
+) -> Iterator[tuple[Any, Any]]:
+    """Stand for `each`: a task whose process would end is `Died`."""
+    for task in tasks:
+        try:
+            result = work(task)
+        except Death as death:
+            (result,) = death.args
+        yield task, result
 
 
 def decode_image(path: Path, *args: Any, **options: Any) -> Any:

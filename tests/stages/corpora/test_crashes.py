@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +14,17 @@ from alpro.pool import in_this_process
 from alpro.shards.reader import ShardReader, read_index
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
+from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data
 from tests.stages.conftest import rejects_of, write_manifest
-from tests.stages.corpora.dying_decoder import DyingDecoder, count_tries
+from tests.stages.corpora.dying_decoder import (
+    DyingDecoder,
+    count_tries,
+    decode_image,
+    decode_video,
+    each_in_this_process,
+)
 
 SETTINGS = {"size": 16, "frames": 2, "samples_per_shard": 6, "max_reject_share": 1}
 IMAGES = ["unlucky", *(f"{n:02d}" for n in range(20)), "crashes", "hangs", "last"]
@@ -29,8 +38,25 @@ class Run(NamedTuple):
     out: Path
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, sample) -> Run:
+PROCESSES = ["in this process", pytest.param("in processes", marks=pytest.mark.long)]
+
+
+@contextmanager
+def processes_that_die(where: str) -> Iterator[None]:
+    """Let units run in processes of a pool, or where their ends are imagined."""
+    if where == "in processes":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, in_this_process():
+        for module in (decode_videos, workers):
+            patch.setattr(module, "each", each_in_this_process)
+        patch.setattr(decode_videos, "decode_image", decode_image)
+        patch.setattr(decode_videos, "decode_video", decode_video)
+        yield
+
+
+@pytest.fixture(scope="module", params=PROCESSES)
+def run(tmp_path_factory, sample, request) -> Run:
     """Decoded images and a video, some of which end the process that decodes them."""
     rows = [{"id": name, **TEXT} for name in IMAGES]
     manifest = write_manifest(tmp_path_factory.mktemp("data"), rows)
@@ -39,7 +65,8 @@ def run(tmp_path_factory, sample) -> Run:
         print(json.dumps({"id": VIDEO, "path": VIDEO, **TEXT}), file=lines)
 
     out = tmp_path_factory.mktemp("out")
-    decode_data(DyingDecoder(**SETTINGS), manifest, out, TWO)
+    with processes_that_die(request.param):
+        decode_data(DyingDecoder(**SETTINGS), manifest, out, TWO)
     return Run(manifest, out)
 
 
@@ -78,10 +105,14 @@ def test_a_unit_whose_process_died_by_chance_has_the_same_bytes(run, tmp_path):
     assert (run.out / shard).read_bytes() == (tmp_path / shard).read_bytes()
 
 
-def test_a_machine_that_ends_every_process_is_a_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", PROCESSES)
+def test_a_machine_that_ends_every_process_is_a_line(where, tmp_path, monkeypatch):
     monkeypatch.setattr(decode_videos, "MAX_DEATHS", 2)
     rows = [{"id": f"crashes-{n}", **TEXT} for n in range(3)]
     manifest = write_manifest(tmp_path / "data", rows)
 
-    with pytest.raises(InputError, match=r"3 items in succession end.*memory is short"):
+    with (
+        processes_that_die(where),
+        pytest.raises(InputError, match=r"3 items in succession end.*memory is short"),
+    ):
         decode_data(DyingDecoder(**SETTINGS), manifest, tmp_path / "out", TWO)
