@@ -111,6 +111,8 @@ class Tracker:
             status = status_after(error)
             raise
         finally:
+            # Tried even during an outage: the run would stay RUNNING.
+            self._end_pause(run)
             self._call("set_terminated", run, status)
 
     @contextmanager
@@ -145,7 +147,8 @@ class Tracker:
                 yield run
             result = read_record(folder)
             if result:
-                self._log_result(run, folder, result, max(follower.last_step, 0))
+                with self._file_errors():
+                    self._log_result(run, folder, result, max(follower.last_step, 0))
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
@@ -172,7 +175,8 @@ class Tracker:
         scores = dict[str, float]()
         training = dict[str, float]()
         for folder, record in artifacts:
-            self._call("log_inputs", run, datasets=describe_corpora(folder, record))
+            with self._file_errors():
+                self._call("log_inputs", run, datasets=describe_corpora(folder, record))
             if record.stage in EVALUATIONS:
                 scores |= record.metrics
             else:
@@ -241,8 +245,9 @@ class Tracker:
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
                     unsent.append(Metric(clean_metric_name(key), value, milliseconds, step))
+            is_answered = self._call("log_batch", run, metrics=unsent) is not None
             # Entries that MLflow refuses are dropped; they would be refused again.
-            if self._call("log_batch", run, metrics=unsent) is not None:
+            if is_answered or not run:
                 unsent.clear()
 
         def loop() -> None:
@@ -257,6 +262,8 @@ class Tracker:
             # Join the thread first: only one thread may read.
             done.set()
             thread.join()
+            # A short outage while the stage ran costs no lines and no results.
+            self._end_pause(run)
             log_new_lines()
 
     @contextmanager
@@ -352,6 +359,19 @@ class Tracker:
                 self._warn_once(one_line(error), one_line(error) if is_refused else "outage")
                 return False if is_refused else None
             return True if answer is None else answer
+
+    def _end_pause(self, run: str) -> None:
+        """Let the next call of a run be tried, whatever happened to earlier ones."""
+        if run:
+            self.paused_until = 0.0
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        """Warn about a file that cannot be read, in place of failing a stage that is finished."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._warn_once(one_line(error), one_line(error))
 
     def _warn_once(self, reason: str, kind: str) -> None:
         if kind not in self.warnings:

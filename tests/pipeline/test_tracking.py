@@ -189,6 +189,31 @@ def test_an_outage_is_one_warning_and_no_line_of_metrics_is_lost(
     assert "alpro artifacts log" in warning
 
 
+def test_an_outage_that_is_over_at_the_end_of_a_stage_costs_nothing(client, tracker, tmp_path):
+    with tracker.stage_run(STAGE, tmp_path) as run:
+        client.error = OSError("database is locked")
+        write(tmp_path / "metrics.jsonl", 1, loss=1.0)
+        assert client.failed.acquire(timeout=60)
+        client.error = None
+        record = replace(STAGE, run={"seconds": 7.0})
+        write_json(tmp_path / "artifact.json", record.to_json())
+
+    logged = tracker.client.get_run(run)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["loss"] == 1.0
+    assert "seconds" in logged.data.tags
+
+
+def test_an_artifact_with_an_unreadable_table_is_a_warning(client, tracker, tmp_path, capsys):
+    folder, record = write_artifact(tmp_path, "evaluate")
+    (folder / "retrieval_t2v.parquet").write_bytes(b"not a table")
+
+    run = tracker.log_artifact(folder, record)
+
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, tmp_path, capsys):
     """Each call may take a connection timeout. A run that was not created has nothing."""
     client.error = OSError("no route to host")
