@@ -4,15 +4,25 @@ from typing import Any
 
 import pytest
 
-# Few tests take long. They start early, so that no process waits for them at the end: first of all
-# Prefect's server with a run of the whole pipeline.
-HEAVY = [f"tests/pipeline/test_{name}.py" for name in ("flow", "cli", "tracking", "model_commands")]
-WITH_PREFECT = [f"tests/pipeline/test_{name}.py" for name in ("flow", "flow_steps", "deployments")]
+# Files with the tests that take longest start early, so that no process waits for them at the end:
+# first of all Prefect's server with a run of the whole pipeline.
+PIPELINE = ("flow", "stops", "cli", "tracking", "model_commands")
+HEAVY = [f"tests/pipeline/test_{name}.py" for name in PIPELINE]
 HEAVY += [
-    "tests/stages/corpora/test_rejects.py",
     "tests/stages/evaluation/test_several_processes.py",
+    "tests/stages/training/test_dataset.py",
+    "tests/stages/training/test_ranks.py",
+    "tests/shards/test_decoding_formats.py",
+    "tests/shards/test_reader.py",
+    "tests/test_pool.py",
+    "tests/test_paper_configurations.py",
+    "tests/test_oracle.py",
+    "tests/test_examples.py",
+    "tests/test_layering.py",
 ]
-HEAVY += ["tests/test_oracle.py", "tests/test_paper_configurations.py"]
+WITH_PREFECT = [
+    f"tests/pipeline/test_{name}.py" for name in ("flow", "flow_steps", "deployments", "servers")
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
