@@ -164,13 +164,12 @@ class Programs(manager.Manager):
             return
 
         self.is_ending = True
-        running = {
-            name: program["pid"]
-            for name, program in self._processes.items()
-            if "returncode" not in program
-        }
-        self.ended = next((name for name in self._processes if name not in running), "")
-        workers = [pid for name, pid in running.items() if name.startswith("worker")]
+        workers = []
+        for name, program in self._processes.items():
+            if "returncode" in program:
+                self.ended = self.ended or name
+            elif name.startswith("worker"):
+                workers.append(program["pid"])
         for worker in workers:
             self._procmgr.terminate(worker)
         while any(map(psutil.pid_exists, workers)):  # their supervisors see to it

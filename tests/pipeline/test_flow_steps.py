@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration.base import BaseClient
-from prefect.futures import PrefectConcurrentFuture
 
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
@@ -179,14 +178,6 @@ def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, works
     assert statuses_of(workspace) == {"": "KILLED", **stages}
     assert last_run(workspace, changes).state == "stopped"
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
-
-
-def test_the_end_of_a_step_is_seen_without_its_callback(first, workspace, monkeypatch):
-    monkeypatch.setattr(PrefectConcurrentFuture, "add_done_callback", lambda *_: None)
-
-    alpro(TINY, workspace=workspace)
-
-    assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
 
 
 def died(progressed: bool = True) -> StageFailed:

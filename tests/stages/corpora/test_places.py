@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,33 +125,23 @@ def test_a_remote_manifest_gives_the_same_shards(
     assert decoded(f"{url}/manifest.jsonl", tmp_path / "there", resources) == here
 
 
-def test_a_local_manifest_may_name_remote_videos(here, manifest, tmp_path, served, resources):
-    """As the tables of large data sets do."""
-    url = served(manifest.parent)[0]
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    links = [row | {"path": f"{url}/{quote(row['path'])}"} for row in rows]
-    (tmp_path / "links.jsonl").write_text("\n".join(map(json.dumps, links)))
-
-    shards, rejected = decoded(tmp_path / "links.jsonl", tmp_path / "out", resources)
-
-    assert (shards.keys(), rejected) == (here[0].keys(), {"gone": "missing"})
-
-
 def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
     tmp_path, free_port, served, inline_pool, resources, monkeypatch
 ):
+    """Of a local manifest that names remote files, as the tables of large data sets do."""
     monkeypatch.setattr("alpro.shards.storage.RETRY_DELAYS", ())
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     for name in ("here", "there"):
         (tmp_path / f"{name}.png").write_bytes(bytes(10_001))
+    url = served(tmp_path)[0]
     reasons = {
         f"http://127.0.0.1:{free_port()}/a.png": "not fetched",
         "http://no.such.host.invalid/b.mp4": "not fetched",
         "here.png": "too large",
-        f"{served(tmp_path)[0]}/there.png": "too large",
+        f"{url}/there.png": "too large",
     }
     rows = [{"id": path, "path": path, "caption": "x", "split": "train"} for path in reasons]
-    rows.append({"id": "a", "path": "a.png", "caption": "x", "split": "train"})
+    rows.append({"id": "a", "path": f"{url}/a.png", "caption": "x", "split": "train"})
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     shards, rejected = decoded(tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000)
