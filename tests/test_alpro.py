@@ -1,10 +1,7 @@
 """What every room uses: complete files, errors in one line, checks of regions and texts, URLs
 without credentials, and the log: lines of progress with the time left, and none with -q."""
 
-import io
 import json
-import re
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -17,7 +14,6 @@ from alpro.credentials import find_credentials, redact, refuse_credentials
 from alpro.errors import MAX_REASON
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, region_to_patches
-from alpro.log import PLAIN, TIMES, log, progress
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
 from tests.conftest import one_line
@@ -259,96 +255,3 @@ def test_what_the_public_classes_do_not_document_begins_with_an_underscore(name)
     public = [item for item in vars(getattr(alpro, name)).items() if not item[0].startswith("_")]
 
     assert [key for key, value in public if not value.__doc__] == []
-
-
-# The log.
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The time that `alpro.log` sees: a list with one number."""
-    monkeypatch.delenv(PLAIN, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-    now = [100.0]
-    monkeypatch.setattr(alpro.log.time, "monotonic", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def level(monkeypatch):
-    """The level of the log is restored."""
-    monkeypatch.setenv(alpro.log.LEVEL, "INFO")
-    before = log.level
-    yield
-    log.setLevel(before)
-
-
-def work(clock, done: int = 0, of: int | None = 12) -> None:
-    """Twelve units of 10 s each, of which an earlier run did `done`."""
-    with progress("decoding", of, "items", done) as advance:
-        for number in range(done, 12):
-            clock[0] += 10.0
-            advance(1, f"note {number}")
-
-
-LEFT = {2: "0:01:40", 4: "0:01:20", 6: "0:01:00", 8: "0:00:40", 10: "0:00:20", 12: "0:00:00"}
-LINES = [
-    f"decoding: {n} of 12 items, {10 * n} s, {left} left, note {n - 1}" for n, left in LEFT.items()
-]
-LATER = [
-    f"decoding: {n} of 12 items, {10 * (n - 8)} s, {LEFT[n]} left, note {n - 1}" for n in (10, 12)
-]
-
-
-@pytest.mark.parametrize(
-    ("environment", "screen", "options", "expected"),
-    [
-        ({}, io.StringIO, {}, LINES),
-        (
-            {},
-            io.StringIO,
-            {"done": 8},
-            LATER,
-        ),  # units of an earlier run do not count for the time left
-        ({"RANK": "1"}, io.StringIO, {}, []),  # of several processes, the first shows progress
-        ({PLAIN: "1"}, Terminal, {}, LINES),  # stages side by side
-    ],
-)
-def test_lines_have_the_time_left(environment, screen, options, expected, clock, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stderr", screen())
-    work(clock, **options)
-    assert sys.stderr.getvalue().splitlines() == expected
-
-
-def test_the_time_left_is_never_negative(clock, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-
-    work(clock, of=4)
-
-    assert "decoding: 12 of 4 items, 120 s, 0:00:00 left, note 11" in sys.stderr.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("screen", "times"), [(io.StringIO, r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "), (Terminal, "")]
-)
-def test_lines_have_times_except_on_a_terminal_and_quiet_keeps_warnings(
-    screen, times, clock, level, monkeypatch
-):
-    monkeypatch.delenv(TIMES)
-    monkeypatch.setattr(sys, "stderr", screen())
-    log.info("pretrain: started")
-    log.setLevel("WARNING")
-    work(clock)
-    log.info("stage 1 of 2, decode_videos: started")
-    log.warning("no checkpoint written")
-    assert re.fullmatch(
-        f"{times}pretrain: started\n{times}no checkpoint written\n", sys.stderr.getvalue()
-    )

@@ -29,14 +29,6 @@ def test_packed_sequences_attend_to_themselves_only(sequences, length):
     near(torch.autograd.grad(actual.square().sum(), x), gradients)
 
 
-@pytest.mark.parametrize(
-    ("sequences", "length", "packed"),
-    [(32 * 196, 4, 32), (16 * 196, 8, 16), (196, 16, 7), (13, 8, 13), (131, 4, 1), (5, 200, 1)],
-)
-def test_as_many_sequences_share_a_tile_as_divide_their_number(sequences, length, packed):
-    assert sequences_per_tile(sequences, length) == packed
-
-
 @pytest.mark.parametrize("masked", ["none", "each", "all"])
 def test_more_sequences_than_a_kernel_takes_are_computed_in_parts(masked, monkeypatch):
     x = heads_of(11, 20)

@@ -73,21 +73,6 @@ def test_an_artifact_is_listed_with_its_size_and_the_changes_of_its_stage(worksp
     assert lines[-1] == "6 artifacts, 2.1 MB"
 
 
-@pytest.mark.parametrize("columns", [80, 100])
-def test_a_line_is_as_wide_as_the_terminal_and_ends_with_an_ellipsis(
-    columns, workspace, monkeypatch, capsys
-):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-
-    alpro(workspace, "ls")
-
-    _, *lines, total = capsys.readouterr().out.splitlines()
-    assert total.startswith(f"{len(lines)} artifacts")
-    assert max(map(len, lines)) <= columns
-    assert sum(line.endswith("…") for line in lines) == 2  # of the stage whose value was changed
-
-
 def test_artifacts_are_listed_as_json(workspace, capsys):
     alpro(workspace, "ls", "--json")
 
@@ -119,14 +104,6 @@ def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(wor
     assert [line[0] for line in sources if "2026" in line] == [*"abcd"]
     assert "lr = 0.1234567891\n" in shown
     assert 'data = "12ab"\n' in shown
-
-
-def test_an_artifact_without_a_command_is_shown(workspace, capsys):
-    path = folder_of(workspace, "d") / "artifact.json"
-    write_json(path, read_json(path) | {"run": {"at": "2026-01-01T00:00:00", "seconds": 1.0}})
-
-    assert alpro(workspace, "show", "dd") == 0
-    assert "alpro run" not in capsys.readouterr().out
 
 
 # verify.

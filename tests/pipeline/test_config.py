@@ -80,15 +80,6 @@ def test_the_page_of_the_configuration_is_up_to_date():
     assert page.read_text() == document(), "run: python docs/write_configuration.py"
 
 
-def test_configurations_are_listed_with_their_first_sentences(monkeypatch, capsys):
-    out = call(monkeypatch, capsys, "config", "list")[1]
-
-    listed = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
-    assert list(listed)[:2] == ["sample", "tiny"]
-    assert sorted(listed) == shipped()
-    assert listed["from_vit"].startswith("Your own captioned videos, millions of pairs")
-
-
 # Files as layers.
 
 

@@ -87,12 +87,6 @@ def test_a_step_is_compared_with_the_most_similar_artifact_of_which_the_newest_c
     assert explain(step.description, earlier) == "evaluate.seed = 3 (previous run: 2)"
 
 
-def test_a_step_without_an_earlier_artifact_says_so(tmp_path):
-    assert explain(steps(tmp_path)["evaluate retrieval"].description, [MODEL]) == (
-        "no artifact of this configuration yet"
-    )
-
-
 def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
     before = steps(tmp_path)
     after = steps(tmp_path, "model.video.depth=2", "corpora.clips.frames=3", "evaluate.frames=8")

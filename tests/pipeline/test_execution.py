@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -174,12 +173,6 @@ def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
 
     assert find_gpus(Resources()) == names
     assert find_gpus(Resources(device="cpu")) == []
-
-
-def test_the_command_for_other_nodes_is_printed(group, run, tmp_path, capsys):
-    run(PRETRAIN, Launch(), nodes=2, rendezvous="host:29500")
-
-    assert f"-m alpro.pipeline.execution.run_stage {tmp_path}/work.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -371,17 +364,3 @@ def test_on_another_node_the_program_says_why(main, capsys, monkeypatch):
 def test_the_first_rank_writes_the_outcome(main):
     assert main(Outcome({"items": 2}), "1")[1] == {}
     assert main(Outcome({"items": 2}), "0")[1]["counts"] == {"items": 2}
-
-
-def test_memory_that_other_processes_hold_is_named(main, monkeypatch):
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        mem_get_info=lambda: (2**30, 80 * 2**30),
-        memory_reserved=lambda: 9 * 2**30,
-    )
-    monkeypatch.setattr("torch.cuda", cuda)
-
-    _, result = main(MemoryError())
-
-    assert "other processes hold 70 of the 80 GiB of its GPU" in result["error"]
-    assert "CUDA_VISIBLE_DEVICES" in result["error"]

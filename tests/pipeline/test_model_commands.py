@@ -154,11 +154,6 @@ def test_the_device_and_precision_reach_a_model(dtype, alpro_model, videos, monk
     assert calls == [{"device": "cpu", "dtype": dtype}]
 
 
-def test_a_text_with_unknown_characters_is_named(alpro_model, index, videos):
-    for words in (("search", index, "\u4f60\u597d"), ("model ask", QA, videos[0], "\u4f60\u597d?")):
-        assert "\u4f60\u597d" in alpro_model(*words)[2]
-
-
 # Questions and entities.
 
 
@@ -248,15 +243,6 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
     assert "sentence-transformers" in header["tags"]
     assert "SentenceTransformer(folder" in card
     assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
-
-
-def test_a_model_without_a_record_has_a_card_that_says_so(alpro_model, trained, tmp_path):
-    source = next((trained / "artifacts" / "finetune_qa").glob("*/model"))
-    status, _, err = alpro_model("model export", source, tmp_path / "out")
-    assert (status, err) == (0, "")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "no evaluation of this model is known" in card
-    assert "Answers come from a closed list of 3:" in card
 
 
 @pytest.mark.parametrize(

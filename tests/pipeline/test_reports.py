@@ -8,9 +8,8 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.columns import print_rows
-from alpro.pipeline.reports.results import Table, tables
-from alpro.pipeline.reports.terminal import print_results, print_table
+from alpro.pipeline.reports.results import tables
+from alpro.pipeline.reports.terminal import print_results
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED
 from alpro.stages.evaluation.statistics import PairedDifference
@@ -104,33 +103,7 @@ def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
     assert results.rows(artifacts) == [*rows, other]
 
 
-def test_a_table_in_markdown_has_its_numbers_on_the_right():
-    lines = [["x", "R|1", "1 %"], ["x", "a_b _c_", "[2](y)"]]
-    assert Table("", ["", "", "a"], lines, "A *note*.").markdown().splitlines() == [
-        "|  |  | a |",
-        "| --- | --- | ---: |",
-        r"| x | R\|1 | 1 % |",
-        r"|  | a_b \_c\_ | [2]\(y) |",
-        "",
-        r"A \*note\*.",
-    ]
-
-
 # The terminal.
-
-
-def test_tables_and_rows_are_aligned(capsys):
-    lines = [["x", "R", "1 %", "20"], ["x", "MdR", "12 %", "4"]]
-    print_table(Table("Retrieval", ["", "", "a", "items"], lines, "A note."))
-    head = f"{'a':>12}  items"
-    assert capsys.readouterr().out == (
-        f"Retrieval\n{head}\nx  R     1 %     20\n   MdR  12 %      4\nA note.\n\n"
-    )
-
-    long = {"name": "long", "n": 10, "s": 20.5, "why": None}
-    print_rows([{"name": "b", "n": 7, "s": 1.5, "why": ""}, long])
-    print_rows([])
-    assert capsys.readouterr().out == "name   n     s\nb      7   1.5\nlong  10  20.5\n"
 
 
 @pytest.fixture

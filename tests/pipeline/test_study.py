@@ -19,7 +19,6 @@ from alpro.pipeline.flows.study import (
     STUDIES,
     Study,
     load_study,
-    make_table,
     plan_members,
     run_study,
     summarize,
@@ -95,18 +94,6 @@ def test_scores_are_summarized_over_the_seeds_that_have_them(summaries):
     assert [tuple(row[key] for key in keys) for row in summaries] == expected
 
 
-def test_a_table_has_a_line_for_each_score_and_variant(summaries):
-    """Differences are paired by seed. Two-sided 95 % quantiles of Student's distribution, from a
-    printed table: 12.706 of two values, 4.303 of three."""
-    summaries[2]["higher_is_better"] = False
-
-    assert [" | ".join(line) for line in make_table("s", summaries).lines] == [
-        "retrieval, t2v R@1 | base | 30.0 % | ± 65.7 |  |  | 10.0 20.0 60.0 | 7.0 %",
-        "retrieval, t2v R@1 | other | 18.0 % | ± 50.8 | +3.0 | ± 12.7 | 14.0 22.0 | 10.0 %",
-        "retrieval, t2v R@1 ↓ | base | 2.0 % | ± 12.7 |  |  | 1.0 3.0 | -",
-    ]
-
-
 def test_a_variant_that_the_first_one_has_no_score_for_has_no_difference():
     (only,) = summarize([row("a", 1.0, variant="other")], ["base", "other"])
 
@@ -120,13 +107,6 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path):
 
     assert load_study(str(file)) == Study(name="mine", config="sample", seeds=(0, 1, 2))
     assert set(SEEDED) == {*TRAININGS, "render_sample", "evaluate"}
-
-
-def test_a_configuration_is_relative_to_the_study(tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text('config = "base.toml"')
-
-    assert load_study(str(file)).config == f"{tmp_path}/base.toml"
 
 
 @pytest.mark.parametrize(

@@ -291,12 +291,6 @@ def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models, trac
     assert found[0].params["finetune_retrieval.lr"] == "0.0002"
 
 
-def test_the_name_of_a_model_begins_with_its_stage(models, tracker):
-    (better, _) = tracker.client.search_logged_models([tracker.experiment])
-    assert better.name == f"finetune_retrieval {models[1].record.fingerprint[:8]}"
-    assert tracker.logged_model(models[1].record.fingerprint) == better.model_id
-
-
 def test_an_evaluation_names_its_models_and_begins_with_the_headline_scores(models, tracker):
     run = tracker.client.get_run(models[1].run)
     used = [one.model_id for one in run.inputs.model_inputs]

@@ -8,29 +8,13 @@ from PIL import Image
 from alpro.shards.overlap import overlap, perceptual_hash
 from alpro.shards.pictures import (
     GREEN,
-    INK,
-    LINE_HEIGHT,
-    MAX_LINES,
     RED,
     TILE,
     retrieval_picture,
-    sheet,
-    strip,
-    tile,
 )
 from alpro.shards.reader import read_index
 
 WHITE = np.full((32, 32, 3), 255, np.uint8)
-
-
-@pytest.mark.parametrize(("columns", "stacked"), [(1, 5), (2, 3)])
-def test_a_sheet_holds_every_strip(columns, stacked):
-    rows = [strip([tile(WHITE)], [("text", RED)], TILE) for _ in range(5)]
-
-    picture = sheet(rows, columns)
-
-    assert picture.height == stacked * rows[0].height
-    assert picture.width == columns * sheet(rows).width
 
 
 def test_the_results_of_a_query_are_framed_green_if_they_are_right():
@@ -42,23 +26,6 @@ def test_the_results_of_a_query_are_framed_green_if_they_are_right():
     assert tuple(pixels[0, middle]) == GREEN
     assert tuple(pixels[0, TILE + 4 + middle]) == RED
     assert tuple(pixels[middle, middle]) == (255, 255, 255)
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("one", 1),
-        ("", 1),
-        ("word " * 30, 6),
-        ("word " * 100_000, MAX_LINES + 1),  # and a line that says so
-        ("x" * 400_000, MAX_LINES + 1),
-    ],
-)
-def test_a_long_text_is_cut(text, lines):
-    """176 pixels are 25 characters, which are five words."""
-    picture = strip([tile(WHITE)], [(text, INK)], TILE)
-    empty = strip([tile(WHITE)], [], TILE)
-    assert picture.height - empty.height == lines * LINE_HEIGHT
 
 
 @pytest.mark.parametrize(

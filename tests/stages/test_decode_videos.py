@@ -32,9 +32,6 @@ CLIPS = Config(
 )  # as the fixture decodes them
 
 
-UNITS = "parts/units.apart"  # in a folder that is not in a workspace
-
-
 def manifest_rows(sample: Path, corpus: str) -> dict[str, dict]:
     return {
         row["id"]: row
@@ -109,23 +106,6 @@ def test_shards_are_identical_for_one_and_two_workers(clips, decode_sample, tmp_
         tmp_path, "clips", resources.model_copy(update={"workers": 2}), samples_per_shard=16
     )
     assert finished_contents(two) == finished_contents(clips)
-
-
-def test_an_interrupted_run_resumes_with_the_unfinished_unit(
-    clips, sample, tmp_path, resources, inline_pool
-):
-    out = shutil.copytree(clips, tmp_path / "clips")
-    units = pq.read_table(out / "units.parquet").to_pylist()
-    key = next(unit["key"] for unit in units if unit["name"] == "train-video-00001")
-    samples = read_json(out / UNITS / key / "unit.json")["samples"]
-    shutil.rmtree(out / UNITS / key)
-    (out / "train-video-00001.tar").write_bytes(b"half a shard")
-
-    inputs = decode_videos.Inputs.of({"sample": sample})
-    counts = decode_videos.run(CLIPS, inputs, out, resources).counts
-
-    assert counts["linked"] == counts["samples"] - samples < counts["samples"]
-    assert finished_contents(out) == finished_contents(clips)
 
 
 @pytest.mark.parametrize("cause", ["a broken file", "a slow machine"])

@@ -11,8 +11,8 @@ from tests.plans import configure
 from tests.stages.training.simulated import peak_memory
 
 SPARE = 0.8  # fraction of the memory: a real peak is about 12 % higher, and CUDA takes its part
-FAST = [("from_clip", "train_prompter")]  # 13 s; the others take as long
-LONG = [
+STAGES = [
+    ("from_clip", "train_prompter"),
     ("from_weights", "finetune_qa"),
     ("from_clip", "pretrain"),
     ("from_clip", "finetune_retrieval"),
@@ -35,9 +35,8 @@ def gpus_of(name: str) -> tuple[int, int]:
     return int(memory[1]), int(memory[2])
 
 
-@pytest.mark.parametrize(
-    ("name", "stage"), [*FAST, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_a_training_fits_the_gpu_that_the_header_names(name, stage, tmp_path):
     changes = [f"corpora.{corpus}.data={tmp_path}" for corpus in DATA[name]]
     if name == "from_weights":
