@@ -87,8 +87,6 @@ class Folder:
                 # A broken link may be one of git-annex; a pipe would block who reads it.
                 elif entry.is_file() or entry.is_symlink():
                     files.append(f"{inside}{name}")
-                else:
-                    self.notes.add("pipes, sockets and devices are left out", f"{inside}{name}")
         # `scandir` has no order, and a source must give the same rows on any disk.
         return dict.fromkeys(sorted(files, key=lambda path: path.split("/")))
 

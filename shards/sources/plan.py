@@ -8,7 +8,7 @@ it, so the other shards are reused.
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -301,17 +301,18 @@ class DecodePlan:
         names = list(dict.fromkeys(self._names_without_group()))
         for key, pattern in GROUPINGS.items():
             matches = filter(None, map(pattern.search, names))
-            file_counts = Counter(match[1] for match in matches)
-            recordings = [group for group, count in file_counts.items() if count > 1]
-            file_count = sum(file_counts[group] for group in recordings)
-            largest = max(file_counts.values(), default=0)
+            files: defaultdict[str, list[str]] = defaultdict(list)
+            for match in matches:
+                files[match[1]].append(match.string)
+            largest = max(map(len, files.values()), default=0)
+            recordings = [parts for parts in files.values() if len(parts) > 1]
             # Many groups of few files are recordings; a few of many files are collections.
             if recordings and largest <= len(recordings) and 2 * largest < len(names):
-                examples = ", ".join(recordings[:3])
+                file_count = sum(map(len, recordings))
+                first, second, *_ = recordings[0]
                 return (
-                    f"{file_count} files may be parts of {len(recordings)} recordings, such as "
-                    f"{examples}; set group_pattern = {key!r} of the corpus to keep the files of a "
-                    "recording in one split"
+                    f"{file_count} files may be parts of {len(recordings)} recordings, such as {first} "
+                    f"and {second}; group_pattern = {key!r} keeps the files of a recording in one split"
                 )
         return ""
 

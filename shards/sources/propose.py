@@ -6,9 +6,9 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice, pairwise, product
+from itertools import islice, pairwise
 from typing import Any
 
 from alpro.errors import InputError
@@ -28,7 +28,6 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
-    fold,
     read_cell,
     records_in,
     split_in,
@@ -40,10 +39,11 @@ from alpro.shards.storage import is_url
 
 EXAMINED_ROWS = 200
 SHOWN_ROWS = 3
+MAX_SHOWN_COLUMNS = 20
 MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
 # Lines to complete where no column has one of these meanings.
 NOT_FOUND = {
-    "file": '# file = ""  # the column of the files: none names files of the folder',
+    "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
     "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
 }
 OPTION_NAME = re.compile(r"\d|\(?[A-Ja-j][).:]?")
@@ -54,13 +54,13 @@ class UnknownColumns(InputError):
     """Raised if the columns of a table are not known. The message ends with the lines to set.
 
     Args:
-        is_complete: Whether the proposal has files and texts.
+        has_texts: Whether the proposal has captions or answers.
         rows: What the first records become with the proposal, as JSON.
     """
 
-    def __init__(self, message: str, is_complete: bool, rows: list[str]):
+    def __init__(self, message: str, has_texts: bool, rows: list[str]):
         super().__init__(message)
-        self.is_complete = is_complete
+        self.has_texts = has_texts
         self.rows = rows
 
 
@@ -68,9 +68,10 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
     proposals = propose(table, items.folder)
     columns, names, _ = max(proposals, key=lambda proposal: proposal[2])
-    lines = [f"{key} = {write_toml(value)}" for key, value in columns.items()]
-    missing = [key for key in NOT_FOUND if not columns.keys() & key.split()]
-    lines += [NOT_FOUND[key] for key in missing]
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in columns.items()]
+    for keys, line in NOT_FOUND.items():
+        if not columns.keys() & keys.split():
+            lines.append(line)
 
     form = Form.model_validate(columns | {"usual": True})
     records = records_in(table.document, form) if table.document else iter(table.head)
@@ -82,19 +83,13 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     rows += preview.rows()
 
     block = "\n".join(["[corpora.data.columns]", *lines])
+    shown = ", ".join(names[:MAX_SHOWN_COLUMNS])
     return UnknownColumns(
-        f"{table.path}: the columns are not known ({', '.join(names)}); correct these lines, and put "
-        f"them into the configuration:\n\n{block}",
-        is_complete=not missing,
+        f"{table.path}: the columns are not known ({shown}); correct these lines, and put them into the "
+        f"configuration:\n\n{block}",
+        has_texts=not columns.keys().isdisjoint(("captions", "answer")),
         rows=[row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True) for row in rows],
     )
-
-
-def write_toml(value: Any) -> str:
-    """Return a text, a list, a boolean or an inline table as TOML."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {write_toml(each)}' for key, each in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def propose(
@@ -102,54 +97,21 @@ def propose(
 ) -> Iterator[tuple[dict[str, Any], list[str], tuple[float, ...]]]:
     """Yield the proposed columns, the columns that there are, and a score, for each place that may
     have the records of a table: how many columns are proposed, and which records have them all."""
-    places: Iterable[dict[str, Any]] = find_places(table.document) if table.document else [{}]
-    for place in places:
+    paths = dict.fromkeys(find_lists(table.document)) if table.document else [""]
+    for path in paths:
+        place = {"records": path} if path else {}
         found = table.records()
         if table.document:
             found = records_in(table.document, Columns.model_validate(place))
         records = [record for _, record in islice(found, EXAMINED_ROWS) if isinstance(record, dict)]
         names = dict.fromkeys(name for record in records for name in find_columns(record))
-        for key in place.get("join", {}).values():  # It is no name of a file.
-            names.pop(key, None)
         cells = {name: [read_cell(record, name) for record in records] for name in names}
 
         columns = propose_columns(cells, folder)
         used = [cells[name] for name in Form.model_validate(columns).meanings]
         complete = sum(all(map(read_text, row)) for row in zip(*used, strict=True))
-        # Another list is of use where it names the files.
-        join = place.get("join")
-        there = {*table.document[join["list"]][0]} if join else set()
-        if join and not Form(file=columns.get("file", ())).meanings & there:
-            continue
-        score = (len(columns) + bool(join), complete / max(1, len(records)), complete)
+        score = (len(columns), complete / max(1, len(records)), complete)
         yield place | columns, [*names], score
-
-
-def find_places(document: Any) -> Iterator[dict[str, Any]]:
-    """Yield where a document may have its records, also joined with another list that has their
-    keys: the file of a record may be named there."""
-    for path in dict.fromkeys(find_lists(document)):
-        place = {"records": path} if path else {}
-        yield place
-        lists = {}
-        if isinstance(document, dict):
-            lists = {name: value for name, value in document.items() if isinstance(value, list)}
-        records = lists.pop(path, [])
-        for name, others in lists.items():
-            for on, key in find_keys(records, others):
-                yield place | {"join": {"list": name, "on": on, "key": key}}
-
-
-def find_keys(records: list[Any], others: list[Any]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of columns of which one names the other's records. `id` is a record's own."""
-    examined = records[:EXAMINED_ROWS]
-    if not all(isinstance(each, dict) for each in [*examined, *others]):
-        return
-    for on, key in product(*(next(iter(each), {}) for each in (examined, others))):
-        keys = [read_text(other.get(key)) for other in others]
-        named = {read_text(record.get(on)) for record in examined}
-        if fold(on) != "id" and len({*keys}) == len(keys) and named <= {*keys}:
-            yield on, key
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -234,7 +196,8 @@ def is_caption(cell: Any) -> bool:
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the column whose cells name files, with the folder that they lack, or are URLs."""
     for name in cells:
-        texts = [read_text(cell).strip() for cell in cells[name]]
+        # As Windows writes a path.
+        texts = [read_text(cell).strip().replace("\\", "/") for cell in cells[name]]
         if all(map(is_url, texts)):
             return {"file": name}
         if folder is None:

@@ -44,6 +44,7 @@ from alpro.shards.storage import Location, is_url, resolve, suffix
 
 TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
 MAX_WORDLESS_SHARE = 0.2
+MAX_NAME_LENGTH = 1024  # A longer name of a file is rather its bytes in base64.
 MAX_COMPARED = 50  # Names without a file that are compared with the names of all files.
 # The records of an item have one split and one place: the file and its times.
 PARTS = "CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB)"
@@ -202,6 +203,8 @@ class Items:
             if self.folder is None or is_url(location):
                 return location, location
 
+        if len(text) > MAX_NAME_LENGTH:
+            raise ValueError(f"{text[:20]!r}... of {len(text):,} characters names no file")
         base = str(self.folder.path)
         name = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:

@@ -136,7 +136,7 @@ class Source:
                 if table.form is LIST:  # The lines of a text without its video.
                     continue
                 error = unknown_columns(table, self.items)
-                if error.is_complete or not folder.media:
+                if error.has_texts or not folder.media:
                     raise error
         return BESIDE.title, (sidecars or Sidecars(folder, ())).scan(self.items)
 
@@ -224,7 +224,8 @@ class Source:
         Raises:
             InputError: If no record has a column that the user has named.
         """
-        stored = columns - table.bound.meanings
+        used = {name.split(".")[0] for name in table.bound.meanings}
+        stored = columns - table.bound.meanings - used
         if table.bound.usual and stored:
             reason = (
                 "tables have columns that are only stored: `columns` tells times, languages, ..."

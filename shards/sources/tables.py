@@ -125,11 +125,9 @@ class Table:
         head = start[:1024]
         if encoding != "utf-16" and head.count(0) * 8 > len(head):
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-        # Lines end with \r in files of old programs only; otherwise it is a part of a text.
-        newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
         # Bytes that are not UTF-8 spoil their own record alone.
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
-        text = io.TextIOWrapper(file, encoding, errors, newline=newline)
+        text = io.TextIOWrapper(file, encoding, errors, newline="\n")
         if self.extension in (".csv", ".tsv"):
             return read_cells(text, self.extension)
         if self.extension in (".jsonl", ".ndjson"):
@@ -164,8 +162,15 @@ class Table:
         return records_in(self.document, self.form or TABLE)
 
     def _read_lines(self, text: IO[str]) -> Records:
-        """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values."""
+        """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
+
+        A text may begin with comments, which are blank or begin with `#`.
+        """
+        skipped = 0
         first = text.readline()
+        while first and not first.partition("#")[0].strip():
+            first = text.readline()
+            skipped += 1
         lines = chain([first], text)
         for form in FORMS:
             if self.form is None and form.line and form.line.fullmatch(first.strip()):
@@ -176,7 +181,7 @@ class Table:
             yield from read_cells(lines, ".txt")
             return
 
-        for number, line in enumerate(map(str.strip, lines), 1):
+        for number, line in enumerate(map(str.strip, lines), skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
             record: Record | str = f"not a line of {self.form.title}" if self.form else ""
             if NOT_UTF8.search(line):
@@ -281,8 +286,7 @@ def check_columns(columns: list[str]) -> list[str]:
     and for a first line that is a row."""
     if any(map(NOT_UTF8.search, columns)):
         raise ValueError("line 1: not UTF-8")
-    # Two programs may each have written a byte order mark.
-    columns = [name.strip().strip("\ufeff") for name in columns]
+    columns = [name.strip() for name in columns]
     for name in columns:
         is_media = PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS
         if is_media or (name and columns.count(name) > 1):

@@ -72,6 +72,13 @@ def test_several_tables_that_name_no_split_are_an_error(read):
         read({"one.csv": TABLE, "two.csv": TABLE}, "a.mp4 b.mp4")
 
 
+def test_a_table_of_unknown_columns_beside_videos_without_texts_is_an_error(read):
+    table = {"x.csv": "Datei,Beschreibung\nz.mp4,ein Hund\n"}
+
+    with pytest.raises(InputError, match=r"captions = \"Beschreibung\"\n# file = "):
+        read(table, "a.mp4")
+
+
 def test_texts_of_other_kinds_are_no_captions_and_a_note_says_what_to_do(read):
     files = {
         "a.srt": "1",
@@ -386,16 +393,6 @@ def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):
 def test_a_source_that_is_none_is_one_line(name, says, read):
     with one_line(says):
         read({}, "a.mp4", data=name)
-
-
-def test_a_named_pipe_is_left_out(tmp_path):
-    for name in ("a.mp4", "b.txt", "c.jsonl", "d.png"):
-        os.mkfifo(tmp_path / name)
-
-    folder = Folder(tmp_path, Notes())
-
-    assert not folder.files
-    assert sum(folder.notes.counts.values()) == 4
 
 
 def test_a_source_of_another_version_of_the_reader_is_read_again(tmp_path, monkeypatch):
