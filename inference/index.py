@@ -304,7 +304,7 @@ def engine_errors(place: str, columns: Collection[str] = ()) -> Iterator[None]:
             yield
     except (ValueError, RuntimeError, pa.ArrowException) as error:
         # Leave out lines of the engine's source, and the query that it made of a condition.
-        text = re.sub(r",? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
+        text = re.sub(r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
         message = f"{place}: {redact(one_line(ValueError(text)))}"
         unknown = re.search(r'No field named "?([^".]+)', message)
         if unknown:

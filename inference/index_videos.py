@@ -128,9 +128,14 @@ def add_videos(
     has_windows = (window, settings.stride) in ((None, None), (before.window, before.stride))
     has_columns = list(columns) in ([], list(types))
     if not has_windows or not has_columns:
+        options = ""
+        if before.window:
+            options += f" --window {before.window:g} --stride {before.stride:g}"
+        if types:
+            options += f" --columns {','.join(types)}"
         raise InputError(
-            f"{place}: this index has windows of {before.window} s every {before.stride} s, "
-            f"columns: {', '.join(types)}; leave these options out, or choose another folder"
+            f"{place}: this index was made with{options or ' no windows and no columns'}; leave these "
+            "options out, or choose another folder"
         )
     index.change_settings(model=settings.model, root=find_moved_root(index, settings.root))
     return Addition(place, index, index.settings, types, embedder, report).run(videos)

@@ -103,13 +103,14 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     record_index(models.workspace, opened)
     clips = len(opened)
     captions = opened.count("reason IS NULL AND caption IS NOT NULL")
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.reasons.items()))
-    print(f"{index}: {clips:,} clips, {captions:,} of them with a caption")
+    rejects = opened.count("reason IS NOT NULL")
+    print(
+        f"{index}: {clips:,} clips, {captions:,} of them with a caption; {rejects:,} rejected files"
+    )
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
         f"unchanged, {counts.removed:,} removed"
     )
-    print(f"  {counts.reasons.total():,} rejected{f' ({reasons})' if reasons else ''}")
 
 
 @group.command(name="rm")
