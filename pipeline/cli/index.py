@@ -286,6 +286,6 @@ def open_index(place: str) -> "Index":
     from alpro.inference.index import Index
 
     index = Index.open(place)
-    if not len(index):
+    if not index.count():
         raise InputError(f"{place}: the index is empty; `alpro index add` adds videos to it")
     return index
