@@ -119,7 +119,7 @@ class Index:
         schema = pa.schema([*SCHEMA, *columns.items(), vector])
         with engine_errors(address):
             table = connect(address).create_table("clips", schema=schema, exist_ok=True)
-        return cls(address, table)
+            return cls(address, table)
 
     def __repr__(self) -> str:
         return f"<Index {self.place}: {len(self):,} clips of {self.settings.model}>"

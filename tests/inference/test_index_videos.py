@@ -255,17 +255,21 @@ def test_a_folder_that_is_no_index_is_refused(update, own, tmp_path):
         update(own)
 
 
-def test_an_index_keeps_its_model_windows_and_columns(update, own):
-    update(own)
-    for options, reason in (
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
         ({"task": "prompter"}, r"another model, .*retrieval .*prompter"),
-        ({"window": 5.0}, "windows of None s"),
+        ({"window": 5.0}, "made with no windows"),
         ({"stride": 1.0}, "--stride"),
         ({"window": 1.0, "stride": 2.0}, "--stride"),
-        ({"columns": ["day"]}, "columns: ;"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            update(own, **options)
+        ({"columns": ["day"]}, "no columns"),
+    ],
+)
+def test_an_index_keeps_its_model_windows_and_columns(options, reason, update, own):
+    update(own)
+
+    with pytest.raises(InputError, match=reason):
+        update(own, **options)
 
 
 def windows(index):
