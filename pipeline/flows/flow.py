@@ -22,6 +22,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from alpro.environment import prepare
+from alpro.errors import one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.pipeline.execution.processes import count_processes, find_gpus
@@ -232,15 +233,18 @@ def run(
 
 def run_with_report(current: PipelineRun) -> None:
     """Run the steps, and write the report, also of a run that fails."""
+    ended_by: BaseException | None = None
     try:
         run_steps(current)
     except BaseException as error:
-        try:
-            current.write_report(error)
-        except Exception as problem:  # must not hide why it failed
-            announce(f"no report of the run that failed: {problem}")
+        ended_by = error
         raise
-    current.write_report(None)
+    finally:
+        try:
+            current.write_report(ended_by)
+        # What the stages made is there, and why one failed must not be hidden.
+        except Exception as problem:
+            announce(f"the report is not written, the next run tries again: {one_line(problem)}")
 
 
 def run_steps(current: PipelineRun) -> None:

@@ -64,10 +64,10 @@ class Plan:
     @property
     def finished_steps(self) -> list[Step]:
         """The steps of a run that has nothing to do: every artifact is in the workspace, which has
-        an MLflow store, and the last run of these steps did not fail or stop. Empty if anything is
-        left to do."""
+        an MLflow store, and the last run of these steps, if there was one, finished and has its
+        report. Empty if anything is left to do."""
         last = Runs(self.workspace).last(self.report.name)
-        was_finished = last is None or last.state == FINISHED
+        was_finished = last is None or (last.state == FINISHED and self.report.is_file())
         if not was_finished or not (self.workspace / "mlflow.db").is_file():
             return []
         return [] if self.steps_to_run else self.required

@@ -27,6 +27,7 @@ from tests.pipeline.conftest import (
     STAGES,
     TINY,
     alpro,
+    last_run,
     newest_runs,
     of_shards,
     runs,
@@ -137,11 +138,16 @@ def test_a_run_has_nothing_to_do_if_every_artifact_that_it_needs_exists(finished
 def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     state, steps, finished_steps, tmp_path
 ):
-    run = Run(config=TINY, report=plan_of(TINY, workspace=tmp_path).report.name)
+    report = plan_of(TINY, workspace=tmp_path).report
+    report.parent.mkdir()
+    report.touch()
+    run = Run(config=TINY, report=report.name)
     Runs(tmp_path).begin(run)
     Runs(tmp_path).end(run, state=state)
 
     assert finished_steps() == steps
+    report.unlink()
+    assert finished_steps() == []
 
 
 def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
@@ -155,6 +161,17 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
     for name in EVALUATED:
         for metric, value in read_record(Path(first[name])).metrics.items():
             assert parent.data.metrics[metric] == pytest.approx(value, abs=5e-4)
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_a_run(first, workspace, tmp_path):
+    shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
+    (tmp_path / "reports").touch()  # in place of the folder
+
+    assert alpro(TINY, workspace=tmp_path).keys() == first.keys()
+
+    (pipeline, *_), _ = runs(tmp_path)
+    assert (pipeline.info.status, last_run(tmp_path).state) == ("FINISHED", "finished")
+    assert plan_of(TINY, workspace=tmp_path).finished_steps == []  # The next run writes it.
 
 
 def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, workspace):
