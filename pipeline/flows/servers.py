@@ -156,8 +156,10 @@ class Programs(manager.Manager):
 
     def terminate(self) -> None:
         """End the workers, then the servers; a second signal meanwhile kills everything."""
-        if not self._all_started():  # honcho does not know their numbers yet; all end with this one
-            raise KeyboardInterrupt
+        if not self._all_started():
+            # honcho does not know all process IDs yet. Python's exit would wait for the programs,
+            # which end with this process.
+            os._exit(self.returncode or EXIT_SIGTERM)
         if self.is_ending:
             if not self._terminating:
                 self.kill()
