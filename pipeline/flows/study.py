@@ -177,11 +177,10 @@ def run_study(
     }
     write_json(file, described | {"failed": failed, "scores": summaries})
 
-    selected = [
-        row
-        for row in summaries
-        if any(fnmatchcase(row["score"], pattern) for pattern in study.scores)
-    ]
+    selected = []
+    for row in summaries:
+        if any(fnmatchcase(row["score"], pattern) for pattern in study.scores):
+            selected.append(row)
     table = make_table(study.name, selected or summaries) if summaries else None
     return table, file, list(failed)
 
@@ -217,13 +216,11 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
     """
     import pandas as pd
 
-    frame = pd.DataFrame(
-        [
-            {"model": ""} | row | {"name": full_name(row)}
-            for row in scores
-            if row["value"] is not None
-        ]
-    )
+    named = []
+    for row in scores:
+        if row["value"] is not None:
+            named.append({"model": ""} | row | {"name": full_name(row)})
+    frame = pd.DataFrame(named)
     if frame.empty:
         return []
 
@@ -261,19 +258,20 @@ def interval(values: "pd.Series") -> float | None:
 def make_table(title: str, summaries: Rows) -> Table:
     """Return the summaries as a table to print."""
     header = ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"]
-    lines = [
-        [
+    lines = []
+    for row in summaries:
+        difference = row["difference"]
+        line = [
             f"{row_label(row)}, {metric_text(row)}",
             row["variant"],
             number_text(row["mean"], row["unit"]),
             format_half_width(row["interval"]),
-            "" if row["difference"] is None else signed(row["difference"]),
+            "" if difference is None else signed(difference),
             format_half_width(row["difference_interval"]),
             " ".join(f"{value:.1f}" for value in row["values"]),
             number_text(row["chance"], row["unit"]),
         ]
-        for row in summaries
-    ]
+        lines.append(line)
     return Table(title, header, lines, NOTE)
 
 

@@ -38,7 +38,8 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
 
         def flush() -> None:
             nonlocal buffer, rows
-            writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+            table = pa.concat_tables(buffer)
+            writer.write_table(table.combine_chunks(), ROW_GROUP)
             buffer = [schema.empty_table()]
             rows = 0
 
@@ -61,8 +62,9 @@ def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
         selected = rows.filter(pc.equal(rows["split"], split))
         counts[split] = {"items": selected.num_rows}
         for name in TEXTS:
+            texts = pc.sum(pc.list_value_length(selected[name]))
             # The sum of no rows is null.
-            counts[split][name] = pc.sum(pc.list_value_length(selected[name])).as_py() or 0
+            counts[split][name] = texts.as_py() or 0
     return counts
 
 
@@ -98,10 +100,11 @@ def write_statistics(
         training += record["training"]
         everything += record["everything"]
     mean, std = mean_and_std(training if training.any() else everything)
+    seconds = pc.sum(index["duration"]).as_py() or 0
     statistics = {
         "mean": mean.round(5).tolist(),
         "std": std.round(5).tolist(),
-        "hours": round((pc.sum(index["duration"]).as_py() or 0) / 3600, 4),
+        "hours": round(seconds / 3600, 4),
         "splits": compared,
         "reasons": dict(reasons.most_common()),
     }
@@ -185,9 +188,8 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
         returns: (3, 3), a column for each channel.
     """
     # Histograms need no copy of the frames as floating-point numbers.
-    histograms = np.stack(
-        [np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)]
-    )
+    channels = np.moveaxis(frames, -1, 0)
+    histograms = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
     values = np.arange(256) / 255
     return np.stack([histograms @ values**power for power in range(3)])
 
@@ -204,7 +206,9 @@ def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str
     """
     table, overlaps = overlap(out, max_samples)
     pq.write_table(table, out / "overlap.parquet")
-    write_json(out / "statistics.json", read_json(out / "statistics.json") | {"overlap": overlaps})
+    file = out / "statistics.json"
+    statistics = read_json(file)
+    write_json(file, statistics | {"overlap": overlaps})
 
     shared: dict[str, int] = {}
     warnings = []
