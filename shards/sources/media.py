@@ -53,10 +53,7 @@ class Folder:
 
     path: Path
     notes: Notes
-
-    @property
-    def is_listed(self) -> bool:
-        return "files" in vars(self)
+    is_listed: bool = field(default=False, init=False)
 
     @cached_property
     def files(self) -> dict[str, None]:
@@ -87,6 +84,7 @@ class Folder:
                 # A broken link may be one of git-annex; a pipe would block who reads it.
                 elif entry.is_file() or entry.is_symlink():
                     files.append(f"{inside}{name}")
+        self.is_listed = True
         # `scandir` has no order, and a source must give the same rows on any disk.
         return dict.fromkeys(sorted(files, key=lambda path: path.split("/")))
 
@@ -129,12 +127,14 @@ class Folder:
             names |= {f"{prefix}{file}", file.removeprefix(prefix)}
         stems = {cut_extension(f"{folder}{slash}{each}") for each in names}
         ends = tuple(f"/{stem}" for stem in stems)
+        same_stem = (self._by_stem.get(file_stem(stem), ()) for stem in stems)
         beside: list[str] = []
         inside: list[str] = []
-        for path in chain.from_iterable(self._by_stem.get(file_stem(stem), ()) for stem in stems):
+        for path in chain.from_iterable(same_stem):
             is_other_kind = is_image(path) != is_image(name)
             if is_other_kind and read_suffix(name) in MEDIA_EXTENSIONS:
                 continue
+
             stem = cut_extension(path)
             if stem in stems:
                 beside.append(path)

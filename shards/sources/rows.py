@@ -10,9 +10,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from posixpath import splitext
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from pydantic_core import from_json, to_json
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.shards.file_type import is_animated_file
+from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
 from alpro.shards.sources.cells import (
     has_words,
@@ -39,7 +38,7 @@ from alpro.shards.sources.form import (
     read_cell,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, cut_extension, is_image, show
+from alpro.shards.sources.media import Folder, Notes, cut_extension, read_suffix, show
 from alpro.shards.storage import Location, is_url, resolve, suffix
 
 TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
@@ -168,7 +167,9 @@ class Items:
         refuse_credentials("group", part["group"])
         for key, cell in part["meta"].items():
             refuse_credentials(key, cell)
-        part["questions"] = [asked.model_dump() for asked in read_questions(record, form)]
+        part["questions"] = []
+        if form.question or form.questions:
+            part["questions"] += [asked.model_dump() for asked in read_questions(record, form)]
         times = read_parts(record, form)
 
         if "path" not in part:
@@ -184,15 +185,8 @@ class Items:
             if part["kind"] not in KINDS:
                 raise ValueError(f"kind: {part['kind']!r}; use video or image")
         for (start, end), cells in times:
-            texts = [text for cell in cells for text in self._read_captions(cell, part["where"])]
-            part |= {"start": start, "end": end, "captions": [], "paragraphs": {}}
-            if form.paragraph:
-                # Each row is one, or all rows of a table that have this file.
-                number = self._part_count if form.paragraph == "row" else -origin.number
-                part["paragraphs"][str(number)] = texts
-            else:
-                part["captions"] = list(dict.fromkeys(texts))
-            self._write(part)
+            part |= {"start": start, "end": end}
+            self._write(part, cells, form.paragraph, origin.number)
 
     def _find(self, record: Record, form: Form, origin: Origin) -> tuple[str, str]:
         """Return the name of a record's file, relative to the data, and its path, which is empty if
@@ -242,20 +236,28 @@ class Items:
             questions=len(item["questions"]),
         )
 
-    def _read_captions(self, cell: Any, where: str) -> Iterator[str]:
-        for text in read_captions(cell):
+    def _write(self, part: Part, cells: list[Any], paragraph: str, table_number: int) -> None:
+        """Write a part with the captions in its cells."""
+        texts = []
+        for text in chain.from_iterable(map(read_captions, cells)):
             self._text_count += 1
             if has_words(text):
-                yield text
+                texts.append(text)
             else:
-                self.notes.add(WORDLESS, f"{text[:60]!r} ({where})")
+                self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
+        part |= {"captions": [], "paragraphs": {}}
+        if paragraph:
+            # Each row is one, or all rows of a table that have this file.
+            number = self._part_count if paragraph == "row" else -table_number
+            part["paragraphs"][str(number)] = texts
+        else:
+            part["captions"] = list(dict.fromkeys(texts))
 
-    def _write(self, part: Part) -> None:
         if part["split"] != TEXTS:
             self._splits[part["split"]] += 1
             self._folder_splits[split_of_path(part["name"])] += 1
         self._part_count += 1
-        place = json.dumps([part[key] for key in ("path", "name", "start", "end")])
+        place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
         part["id"] = part["id"] or default_id(part)
         values = (part["split"], place, part["id"], to_json(part))
         self._parts.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
@@ -286,12 +288,14 @@ class Items:
             if not (item["captions"] or item["paragraphs"] or item["questions"]):
                 texts = [part for (part,) in self._parts.execute(TEXTS_OF_PLACE, (place,))]
                 joined = join_parts(iter(texts)) if texts else item
-                item |= {key: joined[key] for key in ("captions", "paragraphs", "questions")}
+                for key in ("captions", "paragraphs", "questions"):
+                    item[key] = joined[key]
             if item["id"] in repeated_ids:
                 item["id"] = make_unique(item, place in places, used_ids)
             if has_split_folders:
                 item["split"] = split_of_path(item["name"])
-            item["captions"] += filter(None, map(" ".join, item["paragraphs"].values()))
+            paragraphs = map(" ".join, item["paragraphs"].values())
+            item["captions"] += filter(None, paragraphs)
             yield self._reject_missing(item) if "missing" in item else make_row(item)
 
         reason = "folders named as splits are splits"
@@ -396,9 +400,10 @@ def split_of_path(path: str) -> str:
 
 def find_kind(path: str) -> str:
     """Return the kind of a file by its extension; an animated image is a video."""
-    if not is_image(path) and not (is_url(path) and is_image(f"a{suffix(path)}")):
+    extension = suffix(path) if is_url(path) else read_suffix(path)
+    if extension not in IMAGE_EXTENSIONS:
         return "video"
-    is_moving = splitext(path)[1].lower() in MAYBE_ANIMATED and is_animated_file(Path(path))
+    is_moving = extension in MAYBE_ANIMATED and is_animated_file(Path(path))
     return "video" if is_moving else "image"
 
 

@@ -121,8 +121,9 @@ class Source:
 
     def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
         sidecars = None
-        is_named = self.form is not None and not self.form.texts
-        if not is_named and any(read_suffix(path) in TEXT_SUFFIXES for path in folder.others):
+        is_table_named = self.form is not None and not self.form.texts
+        has_files_of_texts = any(read_suffix(path) in TEXT_SUFFIXES for path in folder.others)
+        if has_files_of_texts and not is_table_named:
             sidecars = Sidecars(folder, self.form.texts if self.form else ())
         if not sidecars or not any(map(sidecars.find, folder.media)):
             opened = self.open_tables(folder)
@@ -138,7 +139,8 @@ class Source:
                 error = unknown_columns(table, self.items)
                 if error.has_texts or not folder.media:
                     raise error
-        return BESIDE.title, (sidecars or Sidecars(folder, ())).scan(self.items)
+        sidecars = sidecars or Sidecars(folder, ())
+        return BESIDE.title, sidecars.scan(self.items)
 
     def open_tables(self, folder: Folder) -> dict[str, Table]:
         """Return the tables of a folder by their paths: those at its root, or all if none of these
@@ -179,6 +181,7 @@ class Source:
             is_unknown = not (table.has_texts or may_list)
             if form.usual and form.question and form.answer and not form.options:
                 is_unknown |= hides_options(table)
+
             # Columns that a user has named, and that the first records lack, may come later.
             has_named = table.columns and (not self.form or self.form.meanings <= {*table.columns})
             if is_unknown and has_named:
@@ -191,10 +194,13 @@ class Source:
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
         is_empty = True
-        # Answers are read before their questions, and texts before the lists of their files.
-        for table, origins in sorted(
-            tables, key=lambda pair: (not pair[0].is_partner, pair[1][0].split != TEXTS)
-        ):
+
+        def order(pair: tuple[Table, list[Origin]]) -> tuple[bool, bool]:
+            # Answers are read before their questions, and texts before the lists of their files.
+            table, origins = pair
+            return not table.is_partner, origins[0].split != TEXTS
+
+        for table, origins in sorted(tables, key=order):
             form = table.form or table.bound
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
@@ -267,18 +273,24 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
 
 
 def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
-    """Return the splits of the tables that are read, by their paths."""
-    splits = {path: name_split(path) for path in opened}
-    with_texts = {path: splits[path] for path, table in opened.items() if table.has_texts}
-    # Lists of the videos of each split.
-    lists = {
-        path: split
-        for path, split in splits.items()
-        if split and path not in with_texts and opened[path].bound.file
-    }
+    """Return the splits of the tables that are read, by their paths. A table is named by its split,
+    as `val_1.json`, or its folder is, as of `train/metadata.csv`."""
+    splits = {}
+    for path in opened:
+        stem = splitext(path.removesuffix(".gz"))[0]
+        name = stem.rpartition("/")[2]
+        splits[path] = split_in(name) or split_of_path(path)
+    with_texts = {}
+    lists = {}  # of the videos of each split
+    for path, table in opened.items():
+        if table.has_texts:
+            with_texts[path] = splits[path]
+        elif splits[path] and table.bound.file:
+            lists[path] = splits[path]
     if len(with_texts) == 1:
         ((path, own_split),) = with_texts.items()
-        if not own_split and len({*lists.values()}) == len(lists) > 1:
+        is_list_of_each = len({*lists.values()}) == len(lists) > 1
+        if is_list_of_each and not own_split:
             return {path: TEXTS, **lists}
         # Alone, its name says nothing about the splits of its rows.
         has_others = {*splits.values()} - {"", own_split}
@@ -288,21 +300,12 @@ def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
     are_named = all(split or opened[path].names_splits for path, split in with_texts.items())
     is_mixed = bool(lists) and "" in with_texts.values()
     if (is_mixed or not are_named) and len(folders) < len(with_texts):
+        names = [*with_texts][:5]
         raise InputError(
-            f"{folder.path}: several tables ({', '.join([*with_texts][:5])}): name those of each "
+            f"{folder.path}: several tables ({', '.join(names)}): name those of each "
             "split in [corpora.data.annotations] of a configuration, or pass one of them"
         )
     return with_texts
-
-
-def name_split(path: str) -> str:
-    """Return the split that a table is named by, or an empty string.
-
-    >>> [name_split(path) for path in ("val_1.json", "train/metadata.csv", "train_val.json")]
-    ['validation', 'train', '']
-    """
-    stem = splitext(path.removesuffix(".gz"))[0]
-    return split_in(stem.rpartition("/")[2]) or split_of_path(path)
 
 
 def scan_media(folder: Path) -> Rows:

@@ -9,7 +9,7 @@ videos/a.mp4, labels/a.txt  a folder of texts with the names of the videos
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from posixpath import splitext
 from unicodedata import normalize
@@ -48,14 +48,19 @@ class Sidecars:
         paths = [media]
         # The text folder replaces one of its folders, or is below the last one.
         for text_folder, index in product(self._text_folders, range(len(folders) + 1)):
-            paths.append("/".join([*folders[:index], text_folder, *folders[index + 1 :], name]))
+            above = folders[:index]
+            below = folders[index + 1 :]
+            paths.append("/".join([*above, text_folder, *below, name]))
+
         for path, suffix in product(paths, TEXT_SUFFIXES):
-            for key in (f"{path}{suffix}", f"{splitext(path)[0]}{suffix}"):
+            stem = splitext(path)[0]
+            for key in (f"{path}{suffix}", f"{stem}{suffix}"):
                 texts = self._by_key.get(fold_path(key), [])
                 # If several differ only in case, the right one is not clear.
-                text = key if key in texts else texts[0] if len(texts) == 1 else None
-                if text and self.has_texts(text):
-                    return text
+                if len(texts) > 1:
+                    texts = [key] if key in texts else []
+                if texts and self.has_texts(texts[0]):
+                    return texts[0]
         return None
 
     def has_texts(self, path: str) -> bool:
@@ -103,25 +108,36 @@ class Sidecars:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)
 
-        stems = {fold_path(splitext(path)[0]) for path in folder.media}
-        folders = {text.rpartition("/")[0] for text in self.used}
-        for path in folder.others:
-            is_alone = path not in self.used and fold_path(splitext(path)[0]) not in stems
-            is_text = read_suffix(path) in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
-            is_alone &= path.rpartition("/")[0] in folders
-            # A list of objects is a table.
-            texts = self.read(path).get("captions") if is_alone and is_text else ""
-            is_text &= not (isinstance(texts, list) and any(isinstance(e, dict) for e in texts))
-            if is_alone and is_text and self.has_texts(path):
-                folder.notes.add("texts have no video or image of their name", path)
-                yield Reject(
-                    id=path, path=path, reason="missing", detail="a text without its video"
-                )
+        for path in self.find_alone():
+            folder.notes.add("texts have no video or image of their name", path)
+            yield Reject(
+                id=path,
+                path=path,
+                reason="missing",
+                detail="a text without its video",
+            )
         yield from items.rows()
         self.note_others()
         if not folder.media:
             lines = [f"{folder.path}: no video or image in this folder", *folder.notes.lines()]
             raise InputError("; ".join(lines))
+
+    def find_alone(self) -> Iterator[str]:
+        """Yield the texts whose videos are missing, in the folders of the other texts."""
+        stems = {fold_path(splitext(path)[0]) for path in self.folder.media}
+        folders = {text.rpartition("/")[0] for text in self.used}
+        for path in self.folder.others:
+            stem, suffix = splitext(path)
+            is_text = suffix.lower() in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
+            if not is_text or path in self.used or fold_path(stem) in stems:
+                continue
+            if path.rpartition("/")[0] not in folders:
+                continue
+
+            texts = self.read(path).get("captions")
+            is_table = isinstance(texts, list) and any(isinstance(each, dict) for each in texts)
+            if not is_table and self.has_texts(path):
+                yield path
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""
