@@ -219,6 +219,16 @@ def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
         run(EVALUATE)
 
 
+def test_a_training_that_was_stopped_says_which_checkpoint_it_has(group, run, tmp_path):
+    """It may have been killed before it wrote one."""
+    group.result = None
+    group.stopped = True
+    (tmp_path / "checkpoints" / "step-00000119").mkdir(parents=True)
+
+    with one_line("pretrain was stopped", "step 119", of=processes.CancelledError):
+        run(PRETRAIN)
+
+
 @pytest.mark.parametrize(
     ("status", "lines", "message"),
     [
