@@ -21,13 +21,15 @@ from alpro.pipeline.cli.options import (
     Workspace,
     Yes,
     print_json,
-    toml_text,
 )
 from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.snapshot import Snapshot
+
+# What `show` prints of a record.
+SHOWN = ("config", "files", "metrics", "counts", "versions")
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
@@ -87,13 +89,8 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     print("\nit and what it was built from")
     print_artifacts(built_from)
 
-    # An evaluation's counts are the queries of each score, which `compare` and the report show.
-    shown = {"config": record.config, "files": record.files, "metrics": record.metrics}
-    if record.stage not in EVALUATIONS:
-        shown["counts"] = record.counts
-    shown["versions"] = record.versions
     print()
-    print(toml_text({key: values for key, values in shown.items() if values}), end="")
+    print_json({key: record.values[key] for key in SHOWN if record.values.get(key)})
 
 
 def command_of(record: Record) -> Command | None:
@@ -151,16 +148,20 @@ def remove_artifacts(
     for folder in snapshot.unfinished():
         unfinished |= dict.fromkeys([folder.name, str(folder.resolve())], folder)
     folders = dict[Path, None]()
+    fingerprints = set[str]()
     for name in (artifact, *more):
         interrupted = unfinished.get(name) or unfinished.get(str(Path(name).resolve()))
-        folders[interrupted or find_artifact(name, workspace)[0]] = None
+        if interrupted:
+            folders[interrupted] = None
+            continue
+        folder, record = find_artifact(name, workspace)
+        folders[folder] = None
+        fingerprints.add(record.fingerprint)
 
-    users = [
-        f"{record.name} {record.fingerprint[:8]}"
-        for _, record in snapshot.dependents(folders.keys())
-    ]
+    users = snapshot.dependents(fingerprints)
     if users:
-        print(f"built from what is removed, and stays: {', '.join(users)}")
+        names = [f"{record.name} {record.fingerprint[:8]}" for _, record in users]
+        print(f"built from what is removed, and stays: {', '.join(names)}")
     if not yes:
         raise InputError(f"remove {', '.join(map(str, folders))}? Add --yes")
     Store(snapshot.root).remove(folders)

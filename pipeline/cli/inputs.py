@@ -13,7 +13,6 @@ from alpro.pipeline.cli.options import (
     Source,
     Workspace,
     check_exists,
-    toml_text,
 )
 
 if TYPE_CHECKING:
@@ -63,10 +62,12 @@ def show_config(
     Args:
         config: A shipped configuration, or a TOML file, as for `alpro run --config`.
     """
+    import tomli_w
+
     from alpro.pipeline.plan.models import read_settings
 
     settings = read_settings(source.command(config, workspace))
-    print(toml_text(settings.as_written()), end="")
+    print(tomli_w.dumps(settings.as_written()), end="")
 
 
 @data_group.command

@@ -245,7 +245,7 @@ def evaluate(
     from alpro.inference.find import find_prompter
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
-    from alpro.pipeline.reports.verdict import compare_models, decisive
+    from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import Threshold, read_labeled
 
@@ -299,8 +299,7 @@ def evaluate(
         print_json(values)
         return
 
-    marked = decisive(row["name"] for row, _ in compared.scores)
-    for table in tables(runs, [compared] if other else (), marked):
+    for table in tables(runs, [compared] if other else ()):
         print_table(table)
     if threshold:
         if threshold.is_significant:

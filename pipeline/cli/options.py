@@ -204,19 +204,5 @@ class RunOptions:
     tracking_uri: TrackingUri = ""
 
 
-def toml_text(values: dict[str, Any]) -> str:
-    """Values as TOML, which has no null: keys without a value are left out."""
-    import tomli_w
-
-    return tomli_w.dumps(without_none(values))
-
-
-def without_none(value: Any) -> Any:
-    """Return nested values without the keys of tables that have no value."""
-    if isinstance(value, dict):
-        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
-    return [without_none(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))

@@ -64,12 +64,12 @@ def changed_key(change: str) -> str:
 
 
 def covers(table: str, key: str) -> bool:
-    """Return whether a key names a table, or a value in it.
+    """Return whether a key names a table, or a value in it. The whole configuration has no name.
 
     >>> covers("pretrain.lr", "pretrain.lr"), covers("pretrain", "pretrain.lr"), covers("pre", "pretrain")
     (True, True, False)
     """
-    return key == table or key.startswith(f"{table}.")
+    return table in ("", key) or key.startswith(f"{table}.")
 
 
 def concerns(change: str, step: str) -> bool:

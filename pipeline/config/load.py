@@ -60,15 +60,27 @@ def validate(values: Values, command: Command) -> PipelineConfig:
     try:
         settings = PipelineConfig.model_validate(share_tables(values))
     except ValidationError as error:
-        # The message names where the value was set: in a change, or else in the file.
-        key = error_key(error.errors()[0])
-        changed = [changed_key(change) for change in command.changes]
-        is_changed = any(covers(one, key) or covers(key, one) for one in changed)
-        place = "" if is_changed else f"{find_config(command.config)}: "
+        place = find_mistake(error_key(error.errors()[0]), command)
         raise InputError(f"{place}{error_line(error, PipelineConfig)}") from error
 
     check_corpora(settings, command)
     return settings.limited() if settings.max_steps else settings
+
+
+def find_mistake(key: str, command: Command) -> str:
+    """Return the beginning of a message: the changes, or else the file, where an invalid value was
+    set.
+
+    Args:
+        key: The key of the value, or of a table whose values do not go together; empty for the
+            whole configuration.
+    """
+    keys = {change: changed_key(change) for change in command.changes}
+    if key and key in keys.values():  # the message has it
+        return ""
+    # A table is wrong by the change of a value in it, or of the whole table.
+    causes = [one for one, changed in keys.items() if covers(changed, key) or covers(key, changed)]
+    return f"{', '.join(causes) or find_config(command.config)}: "
 
 
 def check_corpora(settings: PipelineConfig, command: Command) -> None:

@@ -4,7 +4,6 @@ would end a run.
 All rows are imported. Only a few items are decoded; no other media are read.
 """
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,18 +17,14 @@ from alpro.pipeline.plan.checks import check_manifest, planned_rows
 from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
-from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.rows import NO_FILE
-from alpro.shards.storage import is_url
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
 MAX_EXAMPLES = 3  # items that a line names
-SPECIAL_TOKENS = 2  # [CLS] and [SEP]
-WORD = re.compile(r"\w+|[^\w\s]")  # a word or a punctuation mark: at least one token
 
 
 @dataclass(frozen=True)
@@ -52,39 +47,22 @@ class Rows:
         self.kinds = Counter[str]()
         self.invalid: list[str] = []
         self.missing: list[str] = []
-        self.placeholders = Counter[str]()
         self.without_text = 0
         # Hashes, a set for each item: the texts of millions of items would not fit in memory.
         self.captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
         self.answers = {split: Counter[str]() for split in SPLITS}
-        # The number of texts by their length in words.
-        self.lengths = {"captions": Counter[int](), "questions": Counter[int]()}
 
         for reject in plan.rejects():
             rejects = self.missing if reject.reason == "missing" else self.invalid
             rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
-        for split, row in planned_rows(plan, ["kind", "path", "captions", "questions"]):
+        for split, row in planned_rows(plan, ["kind", "captions", "questions"]):
             self._add_texts(split, row["captions"], row["questions"] or [])
             self.kinds[row["kind"]] += 1
-            # Files at URLs are not looked up, which would take a request each.
-            if not is_url(row["path"]):
-                self._add_file(Path(row["path"]))
 
     def _add_texts(self, split: str, captions: list[str], questions: list[dict[str, str]]) -> None:
         self.without_text += not captions and not questions
         self.captions[split].append(set(map(hash, captions)))
         self.answers[split].update(asked["answer"] for asked in questions)
-        self.lengths["captions"].update(map(count_words, captions))
-        self.lengths["questions"].update(count_words(asked["question"]) for asked in questions)
-
-    def _add_file(self, file: Path) -> None:
-        try:
-            placeholder = find_placeholder(read_head(file))
-        except OSError:
-            self.missing.append(str(file))
-            return
-        if placeholder:
-            self.placeholders[f"files are {placeholder.kind}s: {placeholder.remedy}"] += 1
 
     def count_overlap(self, split: str) -> int:
         """Return the number of items of a split with a caption that a training item has too."""
@@ -111,8 +89,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         decoded = plan.evenly_spaced(samples)
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
 
-        problems = [f"{count} {reason}" for reason, count in rows.placeholders.items()]
-        problems += find_unusable(manifest, corpus, rows)
+        problems = [*find_unusable(manifest, corpus, rows)]
         if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
             problems.append(f"{len(failures)} of {len(decoded)} items cannot be decoded")
         problems += find_empty_splits(manifest, plan, rows, settings)
@@ -120,7 +97,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         findings = [
             *list_items(rows.invalid, "invalid rows or failed downloads"),
             *list_items(rows.missing, "missing files"),
-            *describe_texts(rows, settings),
+            *describe_texts(rows),
             *(f"note: {note}" for note in manifest.about["notes"]),
             *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
@@ -135,10 +112,6 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             problems=problems,
             findings=findings,
         )
-
-
-def count_words(text: str) -> int:
-    return len(WORD.findall(text))
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:
@@ -168,7 +141,7 @@ def list_items(items: Sequence[str], kind: str) -> Iterator[str]:
         yield f"{len(items):,} {kind}, such as {', '.join(items[:MAX_EXAMPLES])}"
 
 
-def describe_texts(rows: Rows, settings: PipelineConfig) -> Iterator[str]:
+def describe_texts(rows: Rows) -> Iterator[str]:
     """Yield what is wrong with the texts of some items."""
     if rows.without_text:
         yield f"{rows.without_text:,} items without a text"
@@ -189,19 +162,6 @@ def describe_texts(rows: Rows, settings: PipelineConfig) -> Iterator[str]:
                 f"{unknown} of {answers.total()} {split} answers are none of the "
                 f"{len(known_answers)} training answers: a model cannot give them"
             )
-
-    for stage, training in settings.trainings().items():
-        if CORPUS in training.corpora:
-            kind = "questions" if stage == "finetune_qa" else "captions"
-            lengths = rows.lengths[kind]
-            limit = training.max_text_tokens - SPECIAL_TOKENS
-            # A tokenizer makes one or more tokens of a word.
-            truncated = sum(texts for length, texts in lengths.items() if length > limit)
-            if truncated:
-                yield (
-                    f"{stage}.max_text_tokens = {training.max_text_tokens} truncates at least "
-                    f"{truncated:,} of {lengths.total():,} {kind}"
-                )
 
 
 # Problems.

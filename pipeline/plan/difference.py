@@ -121,23 +121,20 @@ def circumstances(record: Record) -> dict[Key, str]:
 
 
 def explain(wanted: Record, records: Sequence[Record]) -> str:
-    """Return why a step has to run: how it differs from the most similar of earlier records.
+    """Return why a step has to run: how it differs from the newest of earlier records.
 
     Args:
         wanted: the description of the step.
         records: the records of earlier artifacts, oldest first.
     """
-    described = recipe(wanted)
     same_name = [record for record in records if record.name == wanted.name]
     if not same_name:
         return "no artifact of this configuration yet"
 
-    # Newest first: `min` returns the first of equals.
-    changes = [differences(recipe(record), described) for record in reversed(same_name)]
-    fewest = min(changes, key=len)
-    shown = [describe(change) for change in fewest[:MAX_SHOWN]]
-    if len(fewest) > MAX_SHOWN:
-        shown.append(f"and {len(fewest) - MAX_SHOWN} more")
+    changes = differences(recipe(same_name[-1]), recipe(wanted))
+    shown = [describe(change) for change in changes[:MAX_SHOWN]]
+    if len(changes) > MAX_SHOWN:
+        shown.append(f"and {len(changes) - MAX_SHOWN} more")
     return ", ".join(shown)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alpro.artifact import Record, read_results
-from alpro.pipeline.plan.difference import differences, origin
+from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
 from alpro.pipeline.reports.results import Table, tables
-from alpro.pipeline.reports.verdict import compare_models, decisive
+from alpro.pipeline.reports.verdict import compare_models
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages.evaluation.comparison import compare
 
@@ -33,9 +33,8 @@ def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -
         verdicts.append(compare_models(names[0], name, comparison))
 
     results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
-    score_name = decisive(row["name"] for one in comparisons for row, _ in one.scores)
     all_tables = [difference_table(snapshot, artifacts)]
-    all_tables += tables(results, comparisons, score_name)
+    all_tables += tables(results, comparisons)
     return ComparedRuns(
         tables=[table for table in all_tables if table.lines],
         verdicts=[sentence for sentence in verdicts if sentence],
@@ -43,10 +42,19 @@ def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -
 
 
 def difference_table(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -> Table:
-    """Return what differs between artifacts and all that they were built from."""
-    origins = []
+    """Return what differs between artifacts and all that they were built from. Of a stage that only
+    some of them have, only the name is listed."""
+    lineages = []
     for _, record in artifacts:
-        origins.append(origin(*(ancestor for _, ancestor in snapshot.lineage(record))))
+        lineages.append([ancestor for _, ancestor in snapshot.lineage(record)])
+    stages = [{record.stage for record in records} for records in lineages]
+    shared = set.intersection(*stages)
+
+    origins: list[Origin] = []
+    for records, present in zip(lineages, stages, strict=True):
+        further = ", ".join(sorted(present - shared)) or MISSING
+        comparable = [record for record in records if record.stage in shared]
+        origins.append({("configuration", "further stages"): further, **origin(*comparable)})
 
     names = [folder.name[:8] for folder, _ in artifacts]
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]

@@ -23,7 +23,6 @@ from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json
 FEW_VIDEOS = 100
-MARK = " ←"  # marks the score that counts
 CONTROL = "control: "  # prefix of a control's label
 TITLES = {
     "retrieval": "Retrieval",
@@ -98,16 +97,13 @@ def row_label(row: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (row.get("model", ""), row["what"])))
 
 
-def tables(
-    runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = (), decisive: str = ""
-) -> list[Table]:
+def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> list[Table]:
     """Return a table for each kind of score, with a line for each score.
 
     Args:
         runs: Rows by the head of their column. If there are several, each has one model.
         comparisons: The comparison of the first run with each of the others, for columns of
             differences and p values. A score over other queries has none.
-        decisive: Name of the score that counts; its line has an arrow.
     """
     # Several runs share the lines of a table: the heads of their columns name the models.
     name_row = itemgetter("name") if len(runs) > 1 else full_name
@@ -124,16 +120,14 @@ def tables(
             continue
         lines = []
         for name, row in scores.items():
-            metric = metric_text(row) + (MARK if name == decisive else "")
             texts = [column.get(name, "") for _, column in columns]
             chance = number_text(row["chance"], row["unit"])
-            lines.append([label_row(row), metric, *texts, chance, str(row["items"])])
+            lines.append([label_row(row), metric_text(row), *texts, chance, str(row["items"])])
 
         group_rows = list(scores.values())
         chance_head = group_rows[0]["baseline"] or "chance"
         heads = ["", "", *(head for head, _ in columns), chance_head, "items"]
-        mark = "← the score that counts." if decisive in scores else ""
-        note = "\n".join(filter(None, [mark, describe_scores(group_rows), differences]))
+        note = "\n".join(filter(None, [describe_scores(group_rows), differences]))
         score_tables.append(Table(TITLES.get(group, group.capitalize()), heads, lines, note))
     return score_tables
 

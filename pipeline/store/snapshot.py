@@ -1,6 +1,6 @@
 """The artifacts of a store as they were read once, and what was built from what."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -70,21 +70,13 @@ class Snapshot:
         built_from = [one for one in self.artifacts if one[1].fingerprint in reached]
         return sorted(built_from, key=lambda one: one[1].fingerprint == record.fingerprint)
 
-    def dependents(self, folders: Collection[Path]) -> list[Artifact]:
-        """Return the artifacts that were built from those in some folders, without these."""
-        places = {folder.resolve() for folder in folders}
-        removed = set()
-        others = []
-        for folder, record in self.artifacts:
-            if folder.resolve() in places:
-                removed.add(record.fingerprint)
-            else:
-                others.append((folder, record))
-
+    def dependents(self, fingerprints: set[str]) -> list[Artifact]:
+        """Return the artifacts that were built from others, without these."""
         users = []
-        for folder, record in others:
+        for folder, record in self.artifacts:
             built_from = self.ancestors([record.fingerprint])
-            if not removed.isdisjoint(built_from):
+            is_user = record.fingerprint not in fingerprints
+            if is_user and not fingerprints.isdisjoint(built_from):
                 users.append((folder, record))
         return users
 

@@ -102,8 +102,8 @@ def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(wor
     shown = capsys.readouterr().out
     sources = shown.partition("built from\n")[2].splitlines()
     assert [line[0] for line in sources if "2026" in line] == [*"abcd"]
-    assert "lr = 0.1234567891\n" in shown
-    assert 'data = "12ab"\n' in shown
+    assert '"lr": 0.1234567891' in shown
+    assert '"data": "12ab"' in shown
 
 
 # verify.
@@ -253,10 +253,9 @@ def test_rm_removes_artifacts_and_unfinished_work(workspace, capsys):
 
 
 def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(workspace, capsys):
-    status = alpro(workspace, "rm", "bb")
+    assert alpro(workspace, "rm", "bb") == 2
 
     out, err = capsys.readouterr()
-    assert status == 2
     assert "evaluate dddddddd" in out
     assert "--yes" in err
     assert marks(workspace) == "abcde0"

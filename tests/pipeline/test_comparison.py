@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alpro.artifact import digest_record
+from alpro.files import read_json, write_json
 from alpro.pipeline.cli import main as cli
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
@@ -57,6 +59,21 @@ def test_what_differs_is_a_table(workspace, capsys):
 
     assert lines[:2] == [["What differs"], ["a" * 8, "b" * 8, "c" * 8]]
     assert ["configuration", "evaluate.seed", "0", "0", "1"] in lines
+
+
+def test_of_a_stage_that_only_one_run_has_only_the_name_is_listed(workspace, capsys):
+    write_artifact(workspace, "pretrain", fingerprint="9" * 64, config={"lr": 1.0})
+    file = workspace / "artifacts" / "evaluate" / ("b" * 16) / "artifact.json"
+    record = read_json(file)
+    record["inputs"]["model"] = {"stage": "pretrain", "fingerprint": "9" * 64}
+    record["sum"] = digest_record(record)
+    write_json(file, record)
+
+    compare(workspace, "aa", "bb")
+
+    out = capsys.readouterr().out
+    assert ["configuration", "further stages", "-", "pretrain"] in cells(out)
+    assert "pretrain.lr" not in out
 
 
 def test_the_last_two_evaluations_are_compared_by_default(workspace, capsys):

@@ -281,6 +281,18 @@ def test_any_value_of_any_key_is_accepted_or_a_line_in_our_words(value):
             assert not re.search("Value error|Input should|unable to parse", message)  # pydantic's
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("finetune_retrieval.negative_pool_size=5", "finetune_retrieval: negative_pool_size 5"),
+        ("evaluate.baseline=clip", "evaluate.baseline: no CLIP"),
+    ],
+)
+def test_values_that_do_not_go_together_are_a_line_with_the_change(change, line):
+    with one_line(f"{change}: {line}"):
+        configure(TINY, change)
+
+
 def test_a_wrong_value_in_a_file_is_a_line_with_the_file(write):
     own = write("wrong.toml", f'base = "{TINY}"\nevaluate = 3\n')
     with one_line("wrong.toml: evaluate: expected a table"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from alpro.pipeline.reports.results import rows as results_of
-from alpro.pipeline.reports.results import tables
 from alpro.pipeline.reports.terminal import print_scores
 from alpro.pipeline.reports.verdict import compare_models, compare_with_start, decisive, verdict
 from alpro.stages.evaluation.comparison import Comparison
@@ -73,14 +72,10 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
     assert 0.65 < power < 0.95
 
 
-def test_the_row_that_counts_is_marked():
-    compared = Comparison([(ROW, PairedDifference(9, 9, 0, 0, 0, 1.0))], {})
+def test_the_score_that_counts_is_the_first_of_a_list():
     assert compare_models("clip", "mine", Comparison([], {})) == ""
     assert decisive(["entities/acc", "qa/acc"]) == "qa/acc"
     assert decisive([]) == ""
-    (table,) = tables({"clip": [RANKS, ROW], "mine": [RANKS, ROW]}, [compared], ROW["name"])
-    assert [line[1] for line in table.lines] == ["t2v MdR ↓", "t2v R@1 ←"]
-    assert table.note.startswith("← the score that counts")
 
 
 @pytest.mark.parametrize(
