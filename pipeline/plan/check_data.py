@@ -61,13 +61,16 @@ class Rows:
 
     def _add_texts(self, split: str, captions: list[str], questions: list[dict[str, str]]) -> None:
         self.without_text += not captions and not questions
-        self.captions[split].append(set(map(hash, captions)))
-        self.answers[split].update(asked["answer"] for asked in questions)
+        hashes = set(map(hash, captions))
+        answers = [asked["answer"] for asked in questions]
+        self.captions[split].append(hashes)
+        self.answers[split].update(answers)
 
     def count_overlap(self, split: str) -> int:
         """Return the number of items of a split with a caption that a training item has too."""
         in_training: set[int] = set().union(*self.captions["train"])
-        return sum(not in_training.isdisjoint(item) for item in self.captions[split])
+        items = self.captions[split]
+        return sum(not in_training.isdisjoint(item) for item in items)
 
 
 def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
@@ -90,7 +93,8 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
 
         problems = [*find_unusable(manifest, corpus, rows)]
-        if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
+        max_failures = corpus.max_reject_share * max(1, len(decoded))
+        if len(failures) > max_failures:
             problems.append(f"{len(failures)} of {len(decoded)} items cannot be decoded")
         problems += find_empty_splits(manifest, plan, rows, settings)
 
@@ -98,11 +102,13 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             *list_items(rows.invalid, "invalid rows or failed downloads"),
             *list_items(rows.missing, "missing files"),
             *describe_texts(rows),
-            *(f"note: {note}" for note in manifest.about["notes"]),
-            *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
-            f"decoded {len(decoded)} items, {len(failures)} rejected",
-            *failures[:MAX_EXAMPLES],
         ]
+        findings += [f"note: {note}" for note in manifest.about["notes"]]
+        hint = plan.group_hint()
+        if hint:
+            findings.append(f"hint: {hint}")
+        findings.append(f"decoded {len(decoded)} items, {len(failures)} rejected")
+        findings += failures[:MAX_EXAMPLES]
         return DataReport(
             form=manifest.about["form"],
             items=rows.kinds.total() + manifest.about["rejects"],
@@ -138,7 +144,8 @@ def describe_split_source(plan: DecodePlan) -> str:
 def list_items(items: Sequence[str], kind: str) -> Iterator[str]:
     """Yield the number of items of a kind, and a few of them."""
     if items:
-        yield f"{len(items):,} {kind}, such as {', '.join(items[:MAX_EXAMPLES])}"
+        examples = ", ".join(items[:MAX_EXAMPLES])
+        yield f"{len(items):,} {kind}, such as {examples}"
 
 
 def describe_texts(rows: Rows) -> Iterator[str]:
@@ -156,7 +163,8 @@ def describe_texts(rows: Rows) -> Iterator[str]:
 
         # A model of question answering chooses among its training answers.
         answers = rows.answers[split]
-        unknown = sum(count for answer, count in answers.items() if answer not in known_answers)
+        counts = [count for answer, count in answers.items() if answer not in known_answers]
+        unknown = sum(counts)
         if unknown:
             yield (
                 f"{unknown} of {answers.total()} {split} answers are none of the "

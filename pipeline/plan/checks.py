@@ -50,17 +50,19 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
     given = None
     if settings.pretrained:
         config = read_json(Path(settings.pretrained) / "config.json")
-        given = config.get("model", {}).get("text", {}).get("max_length")
+        model = config.get("model", {})
+        given = model.get("text", {}).get("max_length")
 
     # The steps of an evaluation share a table, whose line is shown once.
     changes: dict[str, None] = {}
     for step in steps:
-        limit = given or getattr(step.config, "model", settings.model).text.max_length
+        step_model = getattr(step.config, "model", settings.model)
+        limit = given or step_model.text.max_length
         tokens = getattr(step.config, "max_text_tokens", 0)
         if pad_length(tokens) > limit:
-            changes[
-                f"{step.stage}.max_text_tokens = {limit // PADDING * PADDING} (it is {tokens})"
-            ] = None
+            longest = limit // PADDING * PADDING
+            change = f"{step.stage}.max_text_tokens = {longest} (it is {tokens})"
+            changes[change] = None
     if changes:
         encoder = settings.pretrained or "[model]"
         raise InputError(

@@ -90,7 +90,8 @@ def origin(*records: Record) -> Origin:
     values: dict[Key, dict[str, None]] = {}
     present = {record.fingerprint for record in records}
     for record in records:
-        described = recipe(record) | circumstances(record)
+        described = recipe(record)
+        described |= circumstances(record)
         for name, source in record.inputs.items():
             # The records of a run describe its artifacts. Of a removed one, only the fingerprint
             # is left.
@@ -108,8 +109,9 @@ def circumstances(record: Record) -> dict[Key, str]:
     values: dict[Key, str] = {}
     if record.stage in CORPUS_STAGES:
         counts = [f"{count} {what}" for what, count in record.counts.items() if count]
+        start = record.fingerprint[:8]
         corpus = corpus_name(record)
-        values["data", corpus] = f"{record.fingerprint[:8]}: {', '.join(counts)}"
+        values["data", corpus] = f"{start}: {', '.join(counts)}"
 
     values["code", "commit"] = record.run.get("commit") or MISSING
     if record.precision:
@@ -131,7 +133,8 @@ def explain(wanted: Record, records: Sequence[Record]) -> str:
     if not same_name:
         return "no artifact of this configuration yet"
 
-    changes = differences(recipe(same_name[-1]), recipe(wanted))
+    newest = same_name[-1]
+    changes = differences(recipe(newest), recipe(wanted))
     shown = [describe(change) for change in changes[:MAX_SHOWN]]
     if len(changes) > MAX_SHOWN:
         shown.append(f"and {len(changes) - MAX_SHOWN} more")
@@ -172,7 +175,8 @@ def setting_name(record: Record, key: str) -> str:
         return f"corpora.{corpus_name(record)}.{rest}"
 
     # [model] and [templates] are set once. Only the prompter may have sizes of its own.
-    is_shared = stage in SHARED.get(rest.partition(".")[0], ())
+    table = rest.partition(".")[0]
+    is_shared = stage in SHARED.get(table, ())
     if is_shared and stage != "train_prompter":
         return rest
     return f"{stage}.{rest}"

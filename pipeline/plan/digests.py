@@ -23,15 +23,8 @@ THREADS = 8  # that read files
 BATCH = 512  # files that are looked up, or read before their digests are kept
 MISSING = "missing"  # in place of a digest: the file does not exist, or must not be read
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
-ABSENT_ERRORS = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-}
+ABSENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+ABSENT_CODES = (errno.ELOOP, errno.ENAMETOOLONG)  # without a class of their own
 REMOTE = (-1, 0)  # in place of the size and the time: the digest is the identity of a file at a URL
 
 
@@ -72,10 +65,12 @@ class Digests:
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
                 # Taken before the files are read: one that changes meanwhile is read again next time.
-                states = {file: file_state(file) for file in files[start : start + BATCH]}
+                batch = files[start : start + BATCH]
+                states = {file: file_state(file) for file in batch}
                 known |= self._cached(db, states)
                 unread = [file for file in states if file not in known]
-                fresh = dict(zip(unread, pool.map(checksum_or_missing, unread), strict=True))
+                checksums = pool.map(checksum_or_missing, unread)
+                fresh = dict(zip(unread, checksums, strict=True))
                 self._keep(db, fresh, states)
                 known |= fresh
         return [known[file] for file in files]
@@ -99,16 +94,20 @@ class Digests:
             self._keep(db, known, dict.fromkeys(known, REMOTE))
             # Sent in batches, because SQLite limits the parameters of a statement.
             for start in range(0, len(unknown), BATCH):
-                known |= self._cached(db, dict.fromkeys(unknown[start : start + BATCH], REMOTE))
+                batch = unknown[start : start + BATCH]
+                states = dict.fromkeys(batch, REMOTE)
+                known |= self._cached(db, states)
         return [known.get(url, NOT_FETCHED) for url in locations]
 
     def _cached(self, db: sqlite3.Connection, states: Mapping[str, State]) -> dict[str, str]:
         """Return the cached digests of the files that are still in these states."""
         marks = ",".join("?" * len(states))
-        rows = db.execute(f"select * from digests where path in ({marks})", list(states))
-        return {
-            file: value for file, size, changed, value in rows if states[file] == (size, changed)
-        }
+        query = f"select * from digests where path in ({marks})"
+        cached = {}
+        for file, size, changed, value in db.execute(query, list(states)):
+            if states[file] == (size, changed):
+                cached[file] = value
+        return cached
 
     def _keep(
         self, db: sqlite3.Connection, fresh: Mapping[str, str], states: Mapping[str, State]
@@ -130,8 +129,10 @@ def checksum_or_missing(file: str) -> str:
     try:
         os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
         return checksum(file) if Path(file).is_file() else MISSING
+    except ABSENT_ERRORS:
+        return MISSING
     except OSError as error:
-        if error.errno in ABSENT_ERRORS:
+        if error.errno in ABSENT_CODES:
             return MISSING
         raise InputError(
             f"{file}: cannot be read: {error.strerror}; run again, or remove it"
@@ -152,11 +153,14 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
             paths = batch["path"].to_pylist()
             local = sorted({path for path in paths if not is_url(path)})
             remote = sorted(set(paths).difference(local))
-            contents = dict(zip(local, digests.of(local), strict=True))
-            contents |= dict(zip(remote, digests.identities(remote, ask), strict=True))
+            checksums = digests.of(local)
+            identities = digests.identities(remote, ask)
+            contents = dict(zip(local, checksums, strict=True))
+            contents |= dict(zip(remote, identities, strict=True))
 
             # Hashed in the order of the rows, whose other values are in the manifest's digest.
-            everything.update("\n".join(contents[path] for path in paths).encode())
+            text = "\n".join(contents[path] for path in paths)
+            everything.update(text.encode())
             advance(len(batch))
     return everything.hexdigest()
 
@@ -166,9 +170,10 @@ def digest_shards(folder: Location, digests: Digests) -> str:
     contents. The identity in the store (size, and ETag, digest or time) represents the contents of
     shards at a URL."""
     shards = list_shards(folder)
+    names = [str(shard) for shard in shards]
     local = [shard for shard in shards if isinstance(shard, Path)]
-    contents = digests.of(local) if local else digests.identities([str(shard) for shard in shards])
-    return digest(dict(zip(map(str, shards), contents, strict=True)))
+    contents = digests.of(local) if local else digests.identities(names)
+    return digest(dict(zip(names, contents, strict=True)))
 
 
 def digest_model(folder: Path, digests: Digests) -> str:
@@ -185,7 +190,8 @@ def digest_model(folder: Path, digests: Digests) -> str:
 
     # Hashed by name: the same model in another folder has the same digest.
     names = [file.name for file in files]
-    return digest(dict(zip(names, digests.of(files), strict=True)))
+    contents = digests.of(files)
+    return digest(dict(zip(names, contents, strict=True)))
 
 
 def digest_files(path: Path, digests: Digests) -> str:
@@ -200,4 +206,5 @@ def digest_files(path: Path, digests: Digests) -> str:
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and not is_hidden:
             files[str(name)] = file
-    return digest(dict(zip(files, digests.of(list(files.values())), strict=True)))
+    contents = digests.of(list(files.values()))
+    return digest(dict(zip(files, contents, strict=True)))

@@ -106,7 +106,8 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
                 steps += corpora.values()
             continue
 
-        for needs in import_module(f"alpro.stages.{stage}").needs(settings):
+        module = import_module(f"alpro.stages.{stage}")
+        for needs in module.needs(settings):
             sources = needs.stages.items()
             inputs = {name: built[source] for name, source in sources if source in built}
             inputs |= {name: corpora[name] for name in needs.corpora}
@@ -136,7 +137,8 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
         InputError: A file that must exist does not, or a CLIP cannot be used.
     """
     value = getattr(step.config, key)
-    kind = path_kind(type(step.config).model_fields[key], value) if value else ""
+    field = type(step.config).model_fields[key]
+    kind = path_kind(field, value) if value else ""
     if not kind:
         return {}
 
@@ -185,8 +187,9 @@ def without_questions(
     asked = settings.finetune_qa.corpora if settings.finetune_qa else []
     if asked and silent.issuperset(asked):
         changed["finetune_qa"] = None
-        sources = ", ".join(settings.corpora[name].data for name in asked)
-        warn_once(f"no questions in {sources}: question answering is skipped")
+        sources = [settings.corpora[name].data for name in asked]
+        names = ", ".join(sources)
+        warn_once(f"no questions in {names}: question answering is skipped")
     if settings.evaluate.qa in silent:
         changed["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
     return settings.model_copy(update=changed) if changed else settings
@@ -197,8 +200,10 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     in order."""
     wanted = {step.fingerprint for step in steps if stage in (step.stage, step.name)}
     if not wanted:
-        names = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
-        hint = suggest(stage, names, "this configuration has")
+        names: dict[str, None] = {}
+        for step in steps:
+            names |= dict.fromkeys([step.stage, step.name])
+        hint = suggest(stage, [*names], "this configuration has")
         raise InputError(f"no stage {stage!r}; {hint}")
 
     # Walk from the end, because inputs come before their users.
@@ -221,9 +226,11 @@ def required(steps: list[Step], store: Store | Snapshot) -> list[Step]:
         wanted -= input_fingerprints(step)
 
     for step in reversed(steps):
-        if step.fingerprint in wanted - finished:
+        is_needed = step.fingerprint in wanted
+        if is_needed and step.fingerprint not in finished:
             wanted |= input_fingerprints(step)
-    return [step for step in steps if step.fingerprint in wanted | finished]
+    shown = wanted | finished
+    return [step for step in steps if step.fingerprint in shown]
 
 
 def input_fingerprints(step: Step) -> set[str]:

@@ -29,7 +29,8 @@ def draw_scores(rows: Rows) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 0.5 * len(scores) + 0.8), layout="constrained")
     axes = figure.subplots()
     for line, row in enumerate(scores):
-        axes.text(0, line - 0.25, f"{row_label(row)}, {metric_text(row)}: {score_text(row)}")
+        text = f"{row_label(row)}, {metric_text(row)}: {score_text(row)}"
+        axes.text(0, line - 0.25, text)
         axes.plot(row["value"], line, "C0o")
         # matplotlib skips a point that is None.
         axes.plot([row["low"], row["high"]], [line, line], "C0", lw=4, alpha=0.4)
@@ -51,12 +52,16 @@ def draw_calibration(folders: Iterable[Path]) -> Figure | None:
     """
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots()
-    for file in [folder / name for folder in folders for name in PROBABILITIES]:
-        if file.is_file():
+    for folder in folders:
+        for name, label in PROBABILITIES.items():
+            file = folder / name
+            if not file.is_file():
+                continue
             table = pq.read_table(file, columns=["probability", "right"])
-            bins = calibration(*map(np.asarray, table.columns))
+            columns = map(np.asarray, table.columns)
+            bins = calibration(*columns)
             _, probabilities, accuracies = zip(*bins, strict=True)
-            axes.plot(probabilities, accuracies, "o-", label=PROBABILITIES[file.name])
+            axes.plot(probabilities, accuracies, "o-", label=label)
 
     if not axes.lines:
         return None

@@ -52,19 +52,24 @@ class Table:
 
     def grouped_lines(self) -> list[list[str]]:
         """Return the lines without a first cell that is the same as in the line above."""
-        above = [[""], *self.lines]
-        return [
-            ["", *line[1:]] if line[0] == previous[0] else line
-            for previous, line in zip(above, self.lines, strict=False)
-        ]
+        grouped = []
+        above = ""
+        for line in self.lines:
+            name, *cells = line
+            grouped.append(["", *cells] if name == above else line)
+            above = name
+        return grouped
 
     def markdown(self) -> str:
         """Return the table and its note as Markdown."""
-        rule = ["---:" if column in self.numeric else "---" for column in range(len(self.heads))]
-        lines = [self.heads, rule, *self.grouped_lines()]
-        text = "\n".join(f"| {' | '.join(map(escape, cells))} |" for cells in lines)
+        columns = range(len(self.heads))
+        rule = ["---:" if column in self.numeric else "---" for column in columns]
+        lines = []
+        for cells in [self.heads, rule, *self.grouped_lines()]:
+            text = " | ".join(map(escape, cells))
+            lines.append(f"| {text} |")
         notes = [escape(line) for line in self.note.splitlines()]
-        return "\n\n".join([text, *notes])
+        return "\n\n".join(["\n".join(lines), *notes])
 
 
 def escape(text: str) -> str:
@@ -94,7 +99,8 @@ def row_label(row: Mapping[str, Any]) -> str:
     >>> row_label({"model": "fine-tuned", "what": "by similarity"}), row_label({"what": "pretrain"})
     ('fine-tuned, by similarity', 'pretrain')
     """
-    return ", ".join(filter(None, (row.get("model", ""), row["what"])))
+    model = row.get("model", "")
+    return f"{model}, {row['what']}" if model else row["what"]
 
 
 def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> list[Table]:
@@ -110,7 +116,8 @@ def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> 
     label_row = itemgetter("what") if len(runs) > 1 else row_label
     groups: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in TITLES}
     for row in chain.from_iterable(runs.values()):
-        groups.setdefault(row["table"], {}).setdefault(name_row(row), row)
+        group_scores = groups.setdefault(row["table"], {})
+        group_scores.setdefault(name_row(row), row)
 
     columns = list_columns(runs, comparisons, name_row)
     differences = describe_differences(list(runs)[1:], comparisons)
@@ -120,15 +127,18 @@ def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> 
             continue
         lines = []
         for name, row in scores.items():
+            label = [label_row(row), metric_text(row)]
             texts = [column.get(name, "") for _, column in columns]
             chance = number_text(row["chance"], row["unit"])
-            lines.append([label_row(row), metric_text(row), *texts, chance, str(row["items"])])
+            lines.append([*label, *texts, chance, str(row["items"])])
 
         group_rows = list(scores.values())
         chance_head = group_rows[0]["baseline"] or "chance"
         heads = ["", "", *(head for head, _ in columns), chance_head, "items"]
-        note = "\n".join(filter(None, [describe_scores(group_rows), differences]))
-        score_tables.append(Table(TITLES.get(group, group.capitalize()), heads, lines, note))
+        notes = [describe_scores(group_rows), differences]
+        note = "\n".join(filter(None, notes))
+        title = TITLES.get(group, group.capitalize())
+        score_tables.append(Table(title, heads, lines, note))
     return score_tables
 
 
@@ -143,12 +153,17 @@ def list_columns(
     comparison_by_run = dict(zip(contenders, comparisons, strict=False))
     columns = []
     for run, rows in runs.items():
-        columns.append((run, {name_row(row): score_text(row) for row in rows}))
-        if run in comparison_by_run:
-            scores = {row["name"]: difference for row, difference in comparison_by_run[run].scores}
-            differences = {name: difference_text(one) for name, one in scores.items()}
-            columns.append((f"{run} - {baseline}", differences))
-            columns.append(("p", {name: f"{one.p:.4f}" for name, one in scores.items()}))
+        texts = {name_row(row): score_text(row) for row in rows}
+        columns.append((run, texts))
+        if run not in comparison_by_run:
+            continue
+        differences = {}
+        p_values = {}
+        for row, difference in comparison_by_run[run].scores:
+            differences[row["name"]] = difference_text(difference)
+            p_values[row["name"]] = f"{difference.p:.4f}"
+        columns.append((f"{run} - {baseline}", differences))
+        columns.append(("p", p_values))
     return columns
 
 
@@ -156,7 +171,9 @@ def difference_text(change: PairedDifference) -> str:
     """Return a difference with its interval, if it has one."""
     if change.low is None or change.high is None:
         return signed(change.difference)
-    return f"{signed(change.difference)} [{signed(change.low)}, {signed(change.high)}]"
+    low = signed(change.low)
+    high = signed(change.high)
+    return f"{signed(change.difference)} [{low}, {high}]"
 
 
 def main_rows(results: Rows) -> Rows:
@@ -193,7 +210,8 @@ def list_corpora(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
             corpus = record.name.partition(" ")[2] or record.name
             counts = [f"{record.counts.get(key, 0):,}" for key in CORPUS_COUNTS]
             lines.append([corpus, record.fingerprint[:8], *counts])
-    return Table("Data", ["", "fingerprint", *CORPUS_COUNTS], lines) if lines else None
+    heads = ["", "fingerprint", *CORPUS_COUNTS]
+    return Table("Data", heads, lines) if lines else None
 
 
 def describe_scores(scores: Rows) -> str:
@@ -243,8 +261,8 @@ def describe_differences(names: Sequence[str], comparisons: Sequence[Comparison]
 
 def metric_text(row: Mapping[str, Any]) -> str:
     """Return the metric of a row with its direction of retrieval, and ↓ if lower is better."""
-    arrow = "" if row["higher_is_better"] else " ↓"
-    return f"{row['direction']} {row['metric']}".strip() + arrow
+    name = f"{row['direction']} {row['metric']}".strip()
+    return name if row["higher_is_better"] else f"{name} ↓"
 
 
 def number_text(value: float | None, unit: str) -> str:

@@ -44,7 +44,8 @@ def headline(results: Rows) -> str:
     row = rows_by_name.get(decisive(rows_by_name))
     if row is None:
         return ""
-    chance = f"{row['baseline'] or 'chance'} {number_text(row['chance'], row['unit'])}"
+    baseline = row["baseline"] or "chance"
+    chance = f"{baseline} {number_text(row['chance'], row['unit'])}"
     score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
     return f"{score} on {count_clips(row)}, {chance}"
 
@@ -78,7 +79,10 @@ def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
     except InputError:
         return ""
     ((row, difference),) = comparison.scores
-    names = [describe_model(read_results(folders[step])[-1]["model"]) for step in (first, second)]
+    names = []
+    for step in (first, second):
+        *_, last = read_results(folders[step])
+        names.append(describe_model(last["model"]))
     sentence = verdict(names[0], names[1], row, difference)
     return sentence[0].upper() + sentence[1:]
 
@@ -111,10 +115,9 @@ def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedD
 
     # Lower ranks are better.
     is_gain = (difference.difference > 0) == row["higher_is_better"]
-    sentence = (
-        f"{second} is {'better' if is_gain else 'worse'} than {first} {scope}: "
-        f"keep {second if is_gain else first}."
-    )
+    outcome = "better" if is_gain else "worse"
+    best = second if is_gain else first
+    sentence = f"{second} is {outcome} than {first} {scope}: keep {best}."
     if difference.low is not None and difference.high is not None:
         unit = " points" if row["unit"] == "%" else ""
         sentence += (
@@ -133,7 +136,8 @@ def describe_power(row: Mapping[str, Any], difference: PairedDifference) -> str:
     """
     if row["unit"] != "%":
         return ""
-    points = 100 * DETECTABLE_ERRORS**2 / row.get("independent_videos", row["items"])
+    videos = row.get("independent_videos", row["items"])
+    points = 100 * DETECTABLE_ERRORS**2 / videos
     if difference.low is not None and difference.high is not None:
         error = (difference.high - difference.low) / INTERVAL_ERRORS
         points = max(points, DETECTABLE_ERRORS * error)
@@ -145,7 +149,8 @@ def describe_power(row: Mapping[str, Any], difference: PairedDifference) -> str:
 def count_clips(row: Mapping[str, Any]) -> str:
     """Return the number of test clips of a score."""
     count = row.get("videos") or row["items"]
-    return f"{count} test clip{'' if count == 1 else 's'}"
+    clips = "test clip" if count == 1 else "test clips"
+    return f"{count} {clips}"
 
 
 def format_p(p: float) -> str:
