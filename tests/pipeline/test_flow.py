@@ -15,6 +15,7 @@ from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.cli.run import plan_rows
+from alpro.pipeline.flows import servers
 from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.store.runs import Run, Runs
@@ -88,9 +89,9 @@ def test_the_description_of_a_run_leads_to_its_report(first, workspace):
 
 
 def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):
-    """Neither Prefect and its server nor a run in MLflow, whatever its arguments: it prints the
-    results."""
+    """Neither a flow nor a run in MLflow, whatever its arguments: it prints the results."""
     monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.setattr(servers, "start_temporary_server", lambda: lambda: None)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
 

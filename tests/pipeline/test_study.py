@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpro.artifact import RECORD_VERSION
@@ -57,6 +57,7 @@ def study_of(variants: Any = VARIANTS, **values: Any) -> Study:
     return Study.model_validate({"name": "rates", "variants": variants, **values})
 
 
+@settings(max_examples=25)
 @given(st.dictionaries(st.integers(0, 9), st.floats(-100, 100), min_size=2), st.floats(-100, 100))
 def test_a_constant_gain_has_no_spread_whatever_the_seeds_do(values, gain):
     scores = []

@@ -121,9 +121,8 @@ def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(tmp_path, 
     block = '\n[corpora.data.columns]\nfile = "Datei"\ncaptions = "Beschreibung"\n'
 
     for source in (data, data / "x.csv"):
-        status = execute(
-            ["run", "train_tokenizer", "--data", str(source), "--workspace", str(tmp_path)]
-        )
+        words = ["run", "train_tokenizer", "--data", str(source), "--workspace", str(tmp_path)]
+        status = execute([*words, "--dry-run"])
 
         assert status == 2
         assert block in capsys.readouterr().err
