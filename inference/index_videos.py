@@ -179,7 +179,11 @@ def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataTy
         except pa.ArrowException as error:
             raise InputError(f"{videos}: column {name!r} has several types: {error}") from error
         if pa.types.is_null(kind) or pa.types.is_nested(kind):
-            raise InputError(f"{videos}: no video has a column {name!r} of texts or numbers")
+            names = dict.fromkeys(chain(*(item["columns"] for item in scan_videos(videos, None))))
+            raise InputError(
+                f"{videos}: no video has a column {name!r} of texts or numbers; the columns are "
+                f"{', '.join(names)}"
+            )
         types[name] = kind
     return types
 

@@ -104,9 +104,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     clips = len(opened)
     captions = opened.count("reason IS NULL AND caption IS NOT NULL")
     rejects = opened.count("reason IS NOT NULL")
-    print(
-        f"{index}: {clips:,} clips, {captions:,} of them with a caption; {rejects:,} rejected files"
-    )
+    print(f"{index}: {clips:,} clips, {captions:,} of them with a caption; {rejects:,} rejected")
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
         f"unchanged, {counts.removed:,} removed"

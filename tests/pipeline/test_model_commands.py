@@ -58,7 +58,7 @@ def test_a_folder_is_indexed_once(alpro_model, index, own):
     out = alpro_model("index add", index, own)[1]
 
     assert out.splitlines() == [
-        f"{index}: 3 clips, 0 of them with a caption; 1 rejected files",
+        f"{index}: 3 clips, 0 of them with a caption; 1 rejected",
         "  0 embedded (0 changed), 4 unchanged, 0 removed",
     ]
 
