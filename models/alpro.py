@@ -30,7 +30,10 @@ class ModelConfig(BaseModel):
     video: VideoConfig = VideoConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = Field(
-        default=256, ge=2, le=MAX_WIDTH, description="dimension of video and text embeddings"
+        default=256,
+        ge=2,
+        le=MAX_WIDTH,
+        description="dimension of video and text embeddings",
     )
     temperature: float = Field(
         default=0.07,

@@ -144,7 +144,9 @@ def load_vit(model: Prompter, name: str) -> None:
 
     if "pos_embed" in vit:
         vit["pos_embed"] = resize_embedding(
-            f"{source}: pos_embed", vit["pos_embed"], weights["pos_embed"]
+            f"{source}: pos_embed",
+            vit["pos_embed"],
+            weights["pos_embed"],
         )
     for key in new:
         # Section 3.4: spatial and temporal attention both start from the ViT's.
@@ -285,5 +287,8 @@ def load_bert(model: Prompter, name: str) -> None:
                 part_weights[key.removeprefix(f"{part}.")] = value
         if module is not None and (part_weights or part != "mlm_head"):
             load_weights(
-                module, part_weights, f"{source}: {part}", "; set the sizes in [model] to its sizes"
+                module,
+                part_weights,
+                f"{source}: {part}",
+                "; set the sizes in [model] to its sizes",
             )

@@ -30,7 +30,9 @@ def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same:
 
 
 def sample_hard_negatives(
-    similarity: Tensor, excluded: Tensor, uniforms: Tensor
+    similarity: Tensor,
+    excluded: Tensor,
+    uniforms: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Sample one column per row with the probabilities of a softmax (section 3.2.1).
 

@@ -143,7 +143,10 @@ def load_pretrained(kind: Any, config: Any) -> tuple[Any, set[str]]:
     check_size(files[0], kind, config)
 
     model, report = kind.from_pretrained(
-        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        folder,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     # The head may be missing, such as the MLM head of a BERT; the body may not.
     body = "" if model.base_model is model else f"{model.base_model_prefix}."

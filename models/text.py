@@ -20,14 +20,22 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab_size: int = Field(
-        default=30522, ge=5, le=2_000_000, description="vocabulary size, tokens"
+        default=30522,
+        ge=5,
+        le=2_000_000,
+        description="vocabulary size, tokens",
     )
     width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
     depth: int = Field(
-        default=12, ge=2, le=MAX_DEPTH, description="layers of both encoders together"
+        default=12,
+        ge=2,
+        le=MAX_DEPTH,
+        description="layers of both encoders together",
     )
     fusion_layer: int = Field(
-        default=6, ge=1, description="layers of the text encoder; the others fuse text and video"
+        default=6,
+        ge=1,
+        description="layers of the text encoder; the others fuse text and video",
     )
     heads: int = Field(default=12, ge=1, description="attention heads")
     mlp_ratio: float = Field(default=4.0, gt=0, le=64, description="hidden size of the MLP / width")
@@ -157,7 +165,11 @@ class Layers(nn.ModuleList):
         return [self.compute(last, *group) for group in groups]
 
     def compute(
-        self, layer: nn.Module, x: Tensor, mask: Tensor, outputs: int | None = None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        mask: Tensor,
+        outputs: int | None = None,
     ) -> Tensor:
         if self.checkpoint_activations and self.training:
             return checkpoint(layer, x, mask, outputs, use_reentrant=False)

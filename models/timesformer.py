@@ -26,10 +26,16 @@ class VideoConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int = Field(
-        default=224, ge=16, le=4096, description="height and width of a frame, pixels"
+        default=224,
+        ge=16,
+        le=4096,
+        description="height and width of a frame, pixels",
     )
     patch_size: int = Field(
-        default=16, ge=4, le=4096, description="height and width of a patch, pixels"
+        default=16,
+        ge=4,
+        le=4096,
+        description="height and width of a patch, pixels",
     )
     stem: Literal["patch", "conv"] = Field(
         default="patch",

@@ -77,7 +77,11 @@ def choose_order(control: ControlName, seed: int) -> Reorder:
 
 
 def compute_similarity_under(
-    control: ControlName, seed: int, model: LoadedModel, gallery: Gallery, texts: Texts
+    control: ControlName,
+    seed: int,
+    model: LoadedModel,
+    gallery: Gallery,
+    texts: Texts,
 ) -> np.ndarray:
     """Return the similarities (N, V) of the texts and videos of a gallery under a control.
 
@@ -96,7 +100,10 @@ def compute_similarity_under(
 
 
 def answer_under(
-    control: ControlName, seed: int, model: LoadedModel, gallery: Gallery
+    control: ControlName,
+    seed: int,
+    model: LoadedModel,
+    gallery: Gallery,
 ) -> tuple[Gallery, Tensor]:
     """Answer the questions of a gallery under a control, as `LoadedModel.answer`.
 

@@ -63,7 +63,11 @@ def add_entities(results: Results, model: LoadedModel, gallery: Gallery, videos:
 
 
 def add_crops(
-    results: Results, model: LoadedModel, gallery: Gallery, crops: int, threshold: float
+    results: Results,
+    model: LoadedModel,
+    gallery: Gallery,
+    crops: int,
+    threshold: float,
 ) -> None:
     """Add the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop
     shows no entity.
@@ -150,7 +154,10 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[dict[s
 
 
 def entities_in_crop(
-    metadata: Mapping[str, Any], entities: list[str], box: Sequence[int], grid: int
+    metadata: Mapping[str, Any],
+    entities: list[str],
+    box: Sequence[int],
+    grid: int,
 ) -> list[str]:
     """Return the entities of a video of which a crop shows at least half, over the times of the
     column `places`: squares (left, top, right, bottom; fractions of the frame) by entity. All of

@@ -99,7 +99,11 @@ def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Result
 
 
 def add_retrieval(
-    results: Results, model: LoadedModel, gallery: Gallery, videos: Videos, asked: Asked
+    results: Results,
+    model: LoadedModel,
+    gallery: Gallery,
+    videos: Videos,
+    asked: Asked,
 ) -> None:
     """Add retrieval by each score of a model, and by similarity under the controls.
 

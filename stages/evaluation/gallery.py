@@ -63,7 +63,11 @@ class Gallery:
 
     @classmethod
     def read(
-        cls, corpus: Path, split: str, exclude: Collection[str] = (), column: str = "captions"
+        cls,
+        corpus: Path,
+        split: str,
+        exclude: Collection[str] = (),
+        column: str = "captions",
     ) -> "Gallery":
         """Read the videos of a split that have texts. Each text is right for its own video alone.
 

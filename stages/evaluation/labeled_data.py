@@ -149,7 +149,10 @@ def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> tuple[
 
 
 def split_of_training(
-    rows: list[Row], source: Location, artifacts: Sequence[Path], split: str
+    rows: list[Row],
+    source: Location,
+    artifacts: Sequence[Path],
+    split: str,
 ) -> list[Row] | None:
     """Return the rows of the split in the run that trained one of the models.
 

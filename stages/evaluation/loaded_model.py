@@ -134,7 +134,10 @@ class LoadedModel:
 
     @torch.no_grad()
     def encode_videos(
-        self, gallery: Gallery, reorder: Reorder | None = None, batch: int = VIDEO_BATCH
+        self,
+        gallery: Gallery,
+        reorder: Reorder | None = None,
+        batch: int = VIDEO_BATCH,
     ) -> tuple[list[int], Videos]:
         """Encode the videos of a gallery.
 
@@ -150,7 +153,11 @@ class LoadedModel:
         if isinstance(videos, Samples):
             indices = list(range(len(videos)))
             return indices, encode_videos(
-                self.encoder, videos.reader, videos.indices, batch, reorder
+                self.encoder,
+                videos.reader,
+                videos.indices,
+                batch,
+                reorder,
             )
 
         assert self.source is not None
@@ -171,7 +178,10 @@ class LoadedModel:
 
     @torch.no_grad()
     def answer(
-        self, gallery: Gallery, reorder: Reorder | None = None, blank: bool = False
+        self,
+        gallery: Gallery,
+        reorder: Reorder | None = None,
+        blank: bool = False,
     ) -> tuple[Gallery, Tensor]:
         """Answer the questions of a gallery.
 

@@ -51,7 +51,9 @@ class Ranks:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in
         random order."""
         slots = np.clip(
-            k - self.better, 0, None
+            k - self.better,
+            0,
+            None,
         )  # places among the first k that are left for tied items
 
         # The probability that wrong items take all slots: they are drawn without replacement.
@@ -123,7 +125,12 @@ class Score(NamedTuple):
 
 RECALLS = {k: Metric(f"R{k}", f"R@{k}", "retrieval") for k in (1, 5, 10)}
 MEDIAN_RANK = Metric(
-    "MdR", "MdR", "retrieval", unit="rank", higher_is_better=False, statistic="median"
+    "MdR",
+    "MdR",
+    "retrieval",
+    unit="rank",
+    higher_is_better=False,
+    statistic="median",
 )
 RETRIEVAL = (*RECALLS.values(), MEDIAN_RANK)
 # Part of the version of the stages that write results.json, so that another metric makes them run
@@ -136,7 +143,11 @@ CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
 KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
 CALIBRATION_ERROR = Metric(
-    "ece", "expected calibration error", "entities", higher_is_better=False, baseline=""
+    "ece",
+    "expected calibration error",
+    "entities",
+    higher_is_better=False,
+    baseline="",
 )
 
 

@@ -35,13 +35,20 @@ class EvaluationConfig(StageConfig, frozen=True):
     )
     top_k: int = Field(default=0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(
-        default=0.99, ge=0, le=1, description="minimum fraction of decoded items of the split"
+        default=0.99,
+        ge=0,
+        le=1,
+        description="minimum fraction of decoded items of the split",
     )
     frames: int = Field(
-        default=0, ge=0, description="frames of a clip in retrieval; 0: as in training"
+        default=0,
+        ge=0,
+        description="frames of a clip in retrieval; 0: as in training",
     )
     max_text_tokens: int = Field(
-        default=0, ge=0, description="maximum tokens of a caption in retrieval; 0: as in training"
+        default=0,
+        ge=0,
+        description="maximum tokens of a caption in retrieval; 0: as in training",
     )
     exclude_overlap: bool = Field(
         default=True,

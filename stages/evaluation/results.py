@@ -44,7 +44,12 @@ class Results:
     warnings: list[str] = field(default_factory=list)
 
     def add(
-        self, score: Score, name: str, what: str, direction: str = "", protocol: str = ""
+        self,
+        score: Score,
+        name: str,
+        what: str,
+        direction: str = "",
+        protocol: str = "",
     ) -> None:
         """Add a score as <name>/<direction>/<key of the metric>.
 

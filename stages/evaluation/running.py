@@ -32,7 +32,10 @@ class EvaluationRun:
 
 @contextmanager
 def evaluating(
-    model: Path, out: Path, resources: Resources, mixed_precision: bool
+    model: Path,
+    out: Path,
+    resources: Resources,
+    mixed_precision: bool,
 ) -> Iterator[EvaluationRun]:
     """Share an evaluation between processes, in the precision that suits the model.
 

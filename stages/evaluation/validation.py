@@ -52,7 +52,10 @@ def validate_contrast(
 
 
 def validate_retrieval(
-    encoder: NormalizedModel, corpora: Corpora, tokenizer: Tokenizer, config: TrainingConfig
+    encoder: NormalizedModel,
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    config: TrainingConfig,
 ) -> tuple[Validate, str]:
     """Validate retrieval by matching (VTM) with the configured protocol, and by similarity (VTC).
 
@@ -93,7 +96,10 @@ def validate_qa(
 
 
 def measure(
-    model: LoadedModel, asked: Asked, gallery: Gallery, picture: Path | None = None
+    model: LoadedModel,
+    asked: Asked,
+    gallery: Gallery,
+    picture: Path | None = None,
 ) -> Metrics:
     """Score a model on a gallery.
 

@@ -64,7 +64,9 @@ class Batch:
         for start in range(0, count * size, size):
             rows = slice(start, start + size)
             micro_batch = replace(
-                self.map(itemgetter(rows)), ids=self.ids[rows], lengths=self.lengths[rows]
+                self.map(itemgetter(rows)),
+                ids=self.ids[rows],
+                lengths=self.lengths[rows],
             )
             if micro_batch.lengths:
                 micro_batch.truncate_texts_(pad_length(max(micro_batch.lengths)))

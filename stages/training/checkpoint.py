@@ -83,7 +83,10 @@ class Checkpoints:
         return sorted(folders, reverse=True)
 
     def restore(
-        self, model: nn.Module, optimizer: Optimizer, rank: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rank: int = 0,
     ) -> dict[str, Any] | None:
         """Load the newest intact checkpoint.
 

@@ -45,10 +45,14 @@ class Validation(StageConfig, frozen=True):
     """Frequency of validation, and the part of each corpus's validation split that it uses."""
 
     times: int = Field(
-        default=1, ge=1, description="validations, equally spaced; the last at the end"
+        default=1,
+        ge=1,
+        description="validations, equally spaced; the last at the end",
     )
     videos: int = Field(
-        default=0, ge=0, description="validation videos per corpus, the first ones; 0: all"
+        default=0,
+        ge=0,
+        description="validation videos per corpus, the first ones; 0: all",
     )
 
 
@@ -56,10 +60,14 @@ class ContrastValidation(Validation, frozen=True):
     """Validation of retrieval by similarity (VTC)."""
 
     videos: int = Field(
-        default=500, ge=0, description="validation videos per corpus, the first ones; 0: all"
+        default=500,
+        ge=0,
+        description="validation videos per corpus, the first ones; 0: all",
     )
     captions: int = Field(
-        default=1, ge=0, description="captions per video that are queries, the first ones; 0: all"
+        default=1,
+        ge=0,
+        description="captions per video that are queries, the first ones; 0: all",
     )
 
 
@@ -67,7 +75,9 @@ class MatchingValidation(Validation, frozen=True):
     """Validation of retrieval by matching (VTM). The default is the test protocol."""
 
     captions: int = Field(
-        default=0, ge=0, description="captions per video that are queries, the first ones; 0: all"
+        default=0,
+        ge=0,
+        description="captions per video that are queries, the first ones; 0: all",
     )
     top_k: int = Field(default=0, ge=0, description=TOP_K)
 
@@ -78,10 +88,14 @@ class TrainingConfig(StageConfig, frozen=True):
     phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
     seed: int = Field(default=0, ge=0, description="random seed")
     batch_size: int = Field(
-        default=256, ge=1, description="examples per optimizer step, over all processes"
+        default=256,
+        ge=1,
+        description="examples per optimizer step, over all processes",
     )
     accumulation_steps: int = Field(
-        default=1, ge=1, description="micro-batches per step (gradient accumulation)"
+        default=1,
+        ge=1,
+        description="micro-batches per step (gradient accumulation)",
     )
     contrast: Literal["micro_batch", "batch"] = Field(
         default="micro_batch",
@@ -90,7 +104,10 @@ class TrainingConfig(StageConfig, frozen=True):
     )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(
-        default=0.05, ge=0, lt=1, description="fraction of the steps with linear warm-up"
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="fraction of the steps with linear warm-up",
     )
     min_lr_ratio: float = Field(
         default=0.0,
@@ -109,7 +126,9 @@ class TrainingConfig(StageConfig, frozen=True):
     )
     max_grad_norm: float = Field(default=20.0, gt=0, description="maximum L2 norm of the gradient")
     max_text_tokens: int = Field(
-        default=30, ge=4, description="maximum tokens of a text, with [CLS] and [SEP]"
+        default=30,
+        ge=4,
+        description="maximum tokens of a text, with [CLS] and [SEP]",
     )
     sampling: Literal["halves", "random"] = Field(
         default="halves",

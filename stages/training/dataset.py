@@ -50,7 +50,12 @@ class CorpusExamples:
     """
 
     def __init__(
-        self, name: str, folder: Path, kind: str, granularity: Granularity, first_video: int
+        self,
+        name: str,
+        folder: Path,
+        kind: str,
+        granularity: Granularity,
+        first_video: int,
     ):
         self.name = name
         self.kind = kind
@@ -263,7 +268,11 @@ class TrainingDataset(Dataset[Batch]):
         return replace(batch, unreadable=unreadable)
 
     def readable(
-        self, source: CorpusExamples, epoch: int, example: int, unreadable: list[str]
+        self,
+        source: CorpusExamples,
+        epoch: int,
+        example: int,
+        unreadable: list[str],
     ) -> dict[str, Any]:
         """Return the arrays of an example. If it is unreadable, its error is added to `unreadable`,
         and the next readable one takes its place: ranks need batches of the same size.
@@ -369,7 +378,10 @@ class TrainingDataset(Dataset[Batch]):
         return np.broadcast_to(frame, (count, *frame.shape[1:]))
 
     def loader(
-        self, first_step: int, resources: Resources, device: torch.device
+        self,
+        first_step: int,
+        resources: Resources,
+        device: torch.device,
     ) -> Iterator[Batch]:
         """Return the batches in order, starting at `first_step`. On a GPU, DataLoader workers, which
         start at once, prefetch them."""

@@ -461,7 +461,9 @@ def are_layers_compiled(objective: Objective, resources: Resources, world: World
 
 
 def configure_layers(
-    objective: Objective, compiled: bool = False, checkpoint_activations: bool = False
+    objective: Objective,
+    compiled: bool = False,
+    checkpoint_activations: bool = False,
 ) -> None:
     """Set up activation checkpointing and compilation of the encoders' layers.
 

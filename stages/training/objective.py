@@ -188,7 +188,11 @@ class Objective(NormalizedModel):
             return self.model.project_video(video.float()), self.model.project_text(text.float())
 
     def contrast(
-        self, batch: Batch, video: Tensor, text: Tensor, features: StepFeatures | None = None
+        self,
+        batch: Batch,
+        video: Tensor,
+        text: Tensor,
+        features: StepFeatures | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         """Compute VTC (equations 1 to 3) over the pairs of all ranks in this micro-batch, or with
         `features` in all micro-batches.
@@ -273,7 +277,10 @@ class PrompterObjective(Objective):
         return self.model.encode_video(pixels, cls_only)
 
     def forward(
-        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+        self,
+        batch: Batch,
+        counts: Counts,
+        features: StepFeatures | None = None,
     ) -> tuple[Tensor, Metrics]:
         video = self.encode_video(batch, cls_only=True)
         text = self.model.encode_text(batch.text, batch.mask)
@@ -294,7 +301,11 @@ class MatchingObjective(Objective):
     losses: tuple[str, ...] = ("vtc", "vtm")
 
     def __init__(
-        self, model: Alpro, mean: Sequence[float], std: Sequence[float], negative_pool_size: int = 0
+        self,
+        model: Alpro,
+        mean: Sequence[float],
+        std: Sequence[float],
+        negative_pool_size: int = 0,
     ):
         super().__init__(model, mean, std)
         self.negative_pool_size = negative_pool_size
@@ -318,7 +329,11 @@ class MatchingObjective(Objective):
         return Negatives(videos, texts, valid.repeat(2))
 
     def negative_pairs(
-        self, batch: Batch, video: Tensor, text: Tensor, negatives: Negatives
+        self,
+        batch: Batch,
+        video: Tensor,
+        text: Tensor,
+        negatives: Negatives,
     ) -> list[Pairs]:
         """Return the pairs of each text with its negative video, and the pairs of each video with its
         negative text."""
@@ -369,7 +384,10 @@ class MatchingObjective(Objective):
         return {"vtm": len(batch.video) + 2 * has_negative.sum()}
 
     def forward(
-        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+        self,
+        batch: Batch,
+        counts: Counts,
+        features: StepFeatures | None = None,
     ) -> tuple[Tensor, Metrics]:
         video = self.encode_video(batch)
         text = self.model.encode_text(batch.text, batch.mask)
@@ -422,7 +440,11 @@ class QaObjective(Objective):
     losses = ("qa",)
 
     def __init__(
-        self, model: Alpro, mean: Sequence[float], std: Sequence[float], answers: Sequence[str] = ()
+        self,
+        model: Alpro,
+        mean: Sequence[float],
+        std: Sequence[float],
+        answers: Sequence[str] = (),
     ):
         super().__init__(model, mean, std)
         self.answers = tuple(answers)
@@ -437,7 +459,10 @@ class QaObjective(Objective):
         return {"qa": (batch.answers != -100).sum()}
 
     def forward(
-        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+        self,
+        batch: Batch,
+        counts: Counts,
+        features: StepFeatures | None = None,
     ) -> tuple[Tensor, Metrics]:
         assert batch.answers is not None
         text = self.model.encode_text(batch.text, batch.mask)

@@ -114,7 +114,10 @@ class PretrainObjective(MatchingObjective):
         return replace(super().examples, mlm_probability=self.mlm_probability)
 
     def forward(
-        self, batch: Batch, counts: Counts, features: StepFeatures | None = None
+        self,
+        batch: Batch,
+        counts: Counts,
+        features: StepFeatures | None = None,
     ) -> tuple[Tensor, Metrics]:
         terms: dict[str, tuple[Tensor, Metrics]] = {}
         video = self.encode_video(batch)

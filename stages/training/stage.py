@@ -171,7 +171,10 @@ def fit(
 
 
 def save_model(
-    training: Training, config: TrainingConfig, metrics: Mapping[str, float], folder: Path
+    training: Training,
+    config: TrainingConfig,
+    metrics: Mapping[str, float],
+    folder: Path,
 ) -> None:
     """Write the trained model with its text length and its better ranking on validation."""
     bundle = training.bundle
@@ -219,7 +222,9 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
         return np.mean([values[key] for values in statistics], axis=0).round(5).tolist()
 
     return Preprocessing(
-        mean=average("mean"), std=average("std"), max_text_tokens=config.max_text_tokens
+        mean=average("mean"),
+        std=average("std"),
+        max_text_tokens=config.max_text_tokens,
     )
 
 
@@ -230,12 +235,18 @@ def advance_generator(loaded: ModelBundle) -> None:
     drawn after that, so without these numbers the results of all configurations would change.
     """
     build_model(
-        loaded.task, loaded.model.config, entities=len(loaded.entities), answers=len(loaded.answers)
+        loaded.task,
+        loaded.model.config,
+        entities=len(loaded.entities),
+        answers=len(loaded.answers),
     )
 
 
 def build_fine_tuned(
-    start: ModelBundle, frames: int, device: torch.device, answers: Sequence[str] = ()
+    start: ModelBundle,
+    frames: int,
+    device: torch.device,
+    answers: Sequence[str] = (),
 ) -> Alpro:
     """Build a model for fine-tuning with the weights of `start`, `frames` frames and a head for the
     answers, if there are any (paper, section 4.1)."""
