@@ -116,7 +116,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
         return folder, record
 
     listed = []
-    for _, record in sorted(matches, key=built_at, reverse=True):
+    for _, record in matches:
         listed.append(f"{record.stage}@{summarize(record, record.name)}")
     if matches:
         raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
@@ -134,9 +134,7 @@ def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
         pattern = f"{stage.replace('-', '_') or '*'}/{start[:16]}*"
         # Folders have 16 characters of a fingerprint.
         same_start = artifacts(root, pattern)
-        return [
-            (path, record) for path, record in same_start if record.fingerprint.startswith(start)
-        ]
+        return [match for match in same_start if match[1].fingerprint.startswith(start)]
     if match is None:
         return []
 
@@ -173,11 +171,6 @@ def similar_name(name: str, workspace: Path) -> str:
     stage = name.rpartition("/")[2].replace("-", "_")
     similar = [*get_close_matches(name, names, 1, SIMILAR), *({stage} & {*names})]
     return similar[0] if similar else ""
-
-
-def built_at(artifact: Artifact) -> str:
-    _, record = artifact
-    return record.run.get("at", "")
 
 
 def config_name(config: str) -> str:

@@ -22,7 +22,7 @@ from alpro.models.precision import as_residual
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
 from alpro.models.temporal_attention import TemporalAttention
 from alpro.models.timesformer import VideoConfig
-from alpro.models.weights import load_weights, read_weights
+from alpro.models.weights import load_weights, read_weights, select_prefix
 from alpro.models.word_pieces import BertTokenizer
 
 # Tokens of a text by type of model, where its config.json does not say. SigLIP 2 of a fixed
@@ -334,10 +334,7 @@ def load_temporal(prompter: ClipPrompter, file: Path) -> None:
     Raises:
         ValueError: The weights do not fit the model.
     """
-    temporal = {}
-    for name, value in read_weights(file).items() if file.is_file() else ():
-        if name.startswith(TEMPORAL):
-            temporal[name.removeprefix(TEMPORAL)] = value
+    temporal = select_prefix(read_weights(file), TEMPORAL) if file.is_file() else {}
     if temporal:
         prompter.add_temporal(len(temporal["0.time_embed"]))
         load_weights(prompter.temporal, temporal, "temporal attention")

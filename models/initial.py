@@ -22,6 +22,7 @@ from alpro.models.weights import (
     convert,
     load_weights,
     read_weights,
+    select_prefix,
     split_bert,
 )
 
@@ -281,10 +282,7 @@ def load_bert(model: Prompter, name: str) -> None:
 
     for part in BERT_PARTS:
         module = getattr(model, part, None)
-        part_weights = {}
-        for key, value in weights.items():
-            if key.startswith(f"{part}."):
-                part_weights[key.removeprefix(f"{part}.")] = value
+        part_weights = select_prefix(weights, f"{part}.")
         if module is not None and (part_weights or part != "mlm_head"):
             load_weights(
                 module,

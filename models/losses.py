@@ -76,7 +76,8 @@ def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         weights: (N,), 1 for rows that count, 0 for others.
     """
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return (losses * weights).sum()
+    weighted = losses * weights
+    return weighted.sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -86,7 +87,12 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
         scores: (N, vocab).
         labels: (N,), -100 = not masked.
     """
-    return F.cross_entropy(scores.float(), labels, ignore_index=-100, reduction="sum")
+    return F.cross_entropy(
+        scores.float(),
+        labels,
+        ignore_index=-100,
+        reduction="sum",
+    )
 
 
 def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -104,13 +110,14 @@ def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[T
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     losses = -(pseudo_labels * log_probabilities).sum(dim=1)
     # Multiply by the mask; boolean indexing would force a host-device sync.
-    loss = (losses * confident).sum()
-    return loss, confident
+    confident_losses = losses * confident
+    return confident_losses.sum(), confident
 
 
 def find_confident(pseudo_labels: Tensor, threshold: float) -> Tensor:
     """Return True (B,) where the most likely entity has at least the probability `threshold`."""
-    return pseudo_labels.amax(dim=1) >= threshold
+    highest = pseudo_labels.amax(dim=1)
+    return highest >= threshold
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:

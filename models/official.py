@@ -24,11 +24,13 @@ from alpro.models.weights import (
     load_weights,
     meta_device,
     read_weights,
+    select_prefix,
     split_bert,
 )
 from alpro.models.word_pieces import load_tokenizer
 from alpro.models.words import read_word_list
 
+PROMPTER = "prompter."  # prefix of the prompter's weights in a pre-training checkpoint
 # Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.
 MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 
@@ -83,9 +85,11 @@ def import_checkpoint(
     loaded = load_tokenizer(tokenizer)
     with new_folder(out) as building:
         try:
-            state, prompter = split_prompter(read_weights(file))
+            state = read_weights(file)
+            prompter = select_prefix(state, PROMPTER)
             if task == "prompter":
                 state = prompter or state
+            state = {key: value for key, value in state.items() if not key.startswith(PROMPTER)}
             models = [build(state, task, loaded, words, max_text_tokens)]
             if task == "pretrain" and prompter:
                 models.append(build(prompter, "prompter", loaded, words, max_text_tokens))
@@ -96,18 +100,6 @@ def import_checkpoint(
         for folder, imported in zip((building, building / "prompter"), models, strict=False):
             imported.save(folder)
     return models
-
-
-def split_prompter(state: StateDict) -> tuple[StateDict, StateDict]:
-    """Split a pre-training checkpoint into the model's weights and its prompter's, if any."""
-    model = {}
-    prompter = {}
-    for key, value in state.items():
-        if key.startswith("prompter."):
-            prompter[key.removeprefix("prompter.")] = value
-        else:
-            model[key] = value
-    return model, prompter
 
 
 def build(

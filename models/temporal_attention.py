@@ -50,8 +50,8 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         # A sequence of T frames for each patch.
-        y = self.norm(x).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, N, T, D)
-        y = y + self.times(frames)
+        clips = self.norm(x).unflatten(0, (-1, frames))  # (B, T, N, D)
+        y = clips.transpose(1, 2) + self.times(frames)  # (B, N, T, D)
         clips_and_patches = y.shape[:2]
         y = y.flatten(0, 1)
         y = self.attn(y, tile_mask(y, len(y), frames))

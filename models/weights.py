@@ -143,6 +143,15 @@ def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
     return weights
 
 
+def select_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
+    """Return the weights whose names begin with a prefix, without the prefix."""
+    selected = {}
+    for name, value in weights.items():
+        if name.startswith(prefix):
+            selected[name.removeprefix(prefix)] = value
+    return selected
+
+
 def split_bert(weights: StateDict, fusion_layer: int) -> StateDict:
     """Move the layers of a BERT from `fusion_layer` on to the multimodal encoder."""
     split = {}

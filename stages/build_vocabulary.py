@@ -206,12 +206,6 @@ def check_enough(entities: Chosen, config: Config, out: Path) -> None:
         )
 
 
-def is_word(text: str) -> bool:
-    """Whether a text consists of letters of any script, with their combining marks, and the joiners
-    between them."""
-    return WORD.fullmatch(text) is not None
-
-
 def is_syllable(text: str) -> bool:
     """Whether one character is a word or a syllable: an ideograph, Hangul or Kana."""
     if len(text) != 1:
@@ -227,7 +221,7 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     Args:
         prompts: The words of the templates.
     """
-    if not is_word(word.name):
+    if not WORD.fullmatch(word.name):
         return "not of letters alone"
     if len(word.name) not in LETTERS and not is_syllable(word.name):
         return f"not {LETTERS[0]} to {LETTERS[-1]} letters"

@@ -18,8 +18,9 @@ from torch import Tensor
 from alpro.models.alpro import ModelConfig, VideoConfig
 from alpro.models.folder import Task
 from alpro.models.frames import NormalizedModel
-from alpro.models.official import Imported, build, split_prompter
+from alpro.models.official import PROMPTER, Imported, build
 from alpro.models.text import TextConfig
+from alpro.models.weights import select_prefix
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 
@@ -84,7 +85,9 @@ def pretrain(arrays: Arrays) -> Results:
     """One pass of the objective that training uses; intermediate values are recorded."""
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
-    own, teacher = split_prompter(official_weights("pretrain", arrays))
+    weights = official_weights("pretrain", arrays)
+    own = {key: value for key, value in weights.items() if not key.startswith(PROMPTER)}
+    teacher = select_prefix(weights, PROMPTER)
     model = imported("pretrain", arrays, own).bundle.model
     imported_prompter = imported("prompter", arrays, teacher)
     prompter = imported_prompter.bundle.model

@@ -71,9 +71,13 @@ def repeat_frame(index: int) -> Reorder:
     return lambda frames: [frames[index]] * len(frames)
 
 
-def choose_order(control: ControlName, seed: int) -> Reorder:
-    """Return the order of the frames under a control that reorders them."""
-    return Shuffle(seed) if control == "shuffled" else lambda frames: frames[::-1]
+def list_orders(control: ControlName, seed: int, frames: int) -> list[Reorder]:
+    """Return the orders of the frames under a control. Of several, the best score counts."""
+    if control == "shuffled":
+        return [Shuffle(seed)]
+    if control == "reversed":
+        return [lambda frames: frames[::-1]]
+    return [repeat_frame(index) for index in range(frames)]
 
 
 def compute_similarity_under(
@@ -88,12 +92,8 @@ def compute_similarity_under(
     single_frame: each is the maximum over the sampled frames as still clips (the atemporal probe of
     Buch et al., 2022, with the frame chosen for each pair by its score).
     """
-    orders = [choose_order(control, seed)]
-    if control == "single_frame":
-        orders = [repeat_frame(index) for index in range(model.frames)]
-
     scores = []
-    for order in orders:
+    for order in list_orders(control, seed, model.frames):
         _, videos = model.encode_videos(gallery, order)
         scores.append(similarities(texts.features, videos.features).cpu().numpy())
     return np.maximum.reduce(scores)
@@ -112,10 +112,10 @@ def answer_under(
     """
     if control == "text_only":
         return model.answer(gallery, blank=True)
+    orders = list_orders(control, seed, model.frames)
+    answered = [model.answer(gallery, order) for order in orders]
     if control != "single_frame":
-        return model.answer(gallery, choose_order(control, seed))
-
-    answered = [model.answer(gallery, repeat_frame(index)) for index in range(model.frames)]
+        return answered[0]
     # Log probabilities: the logits of two frames have no common scale.
     by_frame = [logits.log_softmax(1) for _, logits in answered]
     return answered[0][0], torch.stack(by_frame).amax(0)

@@ -50,11 +50,8 @@ class Ranks:
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in
         random order."""
-        slots = np.clip(
-            k - self.better,
-            0,
-            None,
-        )  # places among the first k that are left for tied items
+        # Places among the first k that are left for tied items.
+        slots = np.clip(k - self.better, 0, None)
 
         # The probability that wrong items take all slots: they are drawn without replacement.
         missed = np.ones(len(slots))

@@ -84,28 +84,37 @@ class Batch:
 
 def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:
     """Collate examples to a batch. Texts are padded to `length`, or if it is 0 to the longest."""
+
+    def column(name: str) -> list[Any]:
+        return [item[name] for item in items]
+
+    def padded(rows: list[np.ndarray], fill: int) -> Tensor:
+        return torch.from_numpy(pad(rows, fill, length))
+
+    texts = column("ids")
     batch = Batch(
         step=step,
         kind=kind,
-        ids=[item["id"] for item in items],
-        video=torch.tensor([item["video"] for item in items]),
-        frames=torch.from_numpy(np.stack([item["frames"] for item in items])),
-        text=torch.from_numpy(pad([item["ids"] for item in items], pad_id, length)),
-        mask=torch.from_numpy(pad([np.ones_like(item["ids"]) for item in items], 0, length)),
-        uniforms=torch.from_numpy(np.stack([item["uniforms"] for item in items])),
-        lengths=[] if length else [len(item["ids"]) for item in items],
+        ids=column("id"),
+        video=torch.tensor(column("video")),
+        frames=torch.from_numpy(np.stack(column("frames"))),
+        text=padded(texts, pad_id),
+        mask=padded([np.ones_like(text) for text in texts], 0),
+        uniforms=torch.from_numpy(np.stack(column("uniforms"))),
+        lengths=[] if length else [len(text) for text in texts],
     )
 
     # Only some objectives need these.
     if "masked" in items[0]:
-        batch.masked = torch.from_numpy(pad([item["masked"] for item in items], pad_id, length))
-        batch.labels = torch.from_numpy(pad([item["labels"] for item in items], -100, length))
+        batch.masked = padded(column("masked"), pad_id)
+        batch.labels = padded(column("labels"), -100)
         # Counted here: in the objective it would be a host-device sync.
-        batch.max_masked = pad_length(max(1, int((batch.labels != -100).sum(1).max())))
+        masked_words = (batch.labels != -100).sum(1)
+        batch.max_masked = pad_length(max(1, int(masked_words.max())))
     if "box" in items[0]:
-        batch.boxes = torch.tensor([item["box"] for item in items])
+        batch.boxes = torch.tensor(column("box"))
     if "answer" in items[0]:
-        batch.answers = torch.tensor([item["answer"] for item in items])
+        batch.answers = torch.tensor(column("answer"))
     return batch
 
 
@@ -160,7 +169,8 @@ def random_box(
     for _ in range(100):
         target = rng.uniform(smallest, largest) * grid * grid
         # Uniform in the logarithm: wide and tall crops are equally frequent.
-        ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1])))
+        narrowest, widest = np.log(aspect)
+        ratio = np.exp(rng.uniform(narrowest, widest))
         height = round(float(np.sqrt(target / ratio)))
         width = round(float(np.sqrt(target * ratio)))
 

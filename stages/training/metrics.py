@@ -106,7 +106,9 @@ class Mean:
         Rank 0 restores them."""
         if self.sums is None:
             return {}
-        return dict(zip((*self.names, ""), all_reduce_sum(self.sums).tolist(), strict=True))
+        names = (*self.names, "")
+        sums = all_reduce_sum(self.sums).tolist()
+        return dict(zip(names, sums, strict=True))
 
     def restore(self, state: dict[str, float], device: torch.device) -> None:
         if state:

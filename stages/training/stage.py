@@ -209,11 +209,12 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
     Raises:
         InputError: If a corpus has no statistics.
     """
+    values: dict[str, Any] = {"max_text_tokens": config.max_text_tokens}
     if config.normalization == "clip":
-        return Preprocessing(max_text_tokens=config.max_text_tokens)
+        return Preprocessing(**values)
     if config.normalization in CONSTANTS:
         mean, std = CONSTANTS[config.normalization]
-        return Preprocessing(mean=mean, std=std, max_text_tokens=config.max_text_tokens)
+        return Preprocessing(mean=mean, std=std, **values)
 
     files = [require(corpora[name], "statistics.json") for name in sorted(config.corpora)]
     statistics = [read_json(file) for file in files]
@@ -221,11 +222,7 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
     def average(key: str) -> Any:
         return np.mean([values[key] for values in statistics], axis=0).round(5).tolist()
 
-    return Preprocessing(
-        mean=average("mean"),
-        std=average("std"),
-        max_text_tokens=config.max_text_tokens,
-    )
+    return Preprocessing(mean=average("mean"), std=average("std"), **values)
 
 
 def advance_generator(loaded: ModelBundle) -> None:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from alpro.stages.evaluation.controls import (
     Shuffle,
     answer_under,
-    choose_order,
     compute_similarity_under,
-    repeat_frame,
+    list_orders,
 )
 
 
@@ -22,8 +21,10 @@ def test_frames_in_a_different_order(frames, seed):
     assert sorted(shuffled) == sorted(frames)
     assert (shuffled == frames) == (len(set(frames)) == 1)
     assert shuffled == Shuffle(seed)(frames)
-    assert choose_order("reversed", 0)(frames) == frames[::-1]
-    assert repeat_frame(len(frames) - 1)(frames) == [frames[-1]] * len(frames)
+    (backwards,) = list_orders("reversed", 0, len(frames))
+    assert backwards(frames) == frames[::-1]
+    stills = [order(frames) for order in list_orders("single_frame", 0, len(frames))]
+    assert stills == [[frame] * len(frames) for frame in frames]
 
 
 def test_shuffling_differs_between_clips_and_reaches_every_other_order():
