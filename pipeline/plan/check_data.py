@@ -54,7 +54,8 @@ class Rows:
 
         for reject in plan.rejects():
             rejects = self.missing if reject.reason == "missing" else self.invalid
-            rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
+            line = f"{reject.id}: {reject.detail}"
+            rejects.append(line.rstrip(": "))
         for split, row in planned_rows(plan, ["kind", "captions", "questions"]):
             self._add_texts(split, row["captions"], row["questions"] or [])
             self.kinds[row["kind"]] += 1
@@ -109,9 +110,10 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             findings.append(f"hint: {hint}")
         findings.append(f"decoded {len(decoded)} items, {len(failures)} rejected")
         findings += failures[:MAX_EXAMPLES]
+        about = manifest.about
         return DataReport(
-            form=manifest.about["form"],
-            items=rows.kinds.total() + manifest.about["rejects"],
+            form=about["form"],
+            items=rows.kinds.total() + about["rejects"],
             kinds=rows.kinds,
             splits=plan.splits(),
             split_source=describe_split_source(plan),
@@ -180,7 +182,8 @@ def find_unusable(manifest: Manifest, corpus: Corpus, rows: Rows) -> Iterator[st
     about = manifest.about
     items = rows.kinds.total() + about["rejects"]
     unusable = len(rows.invalid) + len(rows.missing) + rows.without_text
-    if unusable > corpus.max_reject_share * items:
+    allowed = corpus.max_reject_share * items
+    if unusable > allowed:
         line = (
             f"{unusable} of {items} items have no file, no text or an invalid row, more than "
             f"max_reject_share = {corpus.max_reject_share:g} allows"
@@ -195,7 +198,8 @@ def find_empty_splits(
 ) -> Iterator[str]:
     """Yield a problem if a split has nothing to train on or to evaluate."""
     splits = plan.splits()
-    if not any(texts["items"] for texts in splits.values()):
+    counts = [split["items"] for split in splits.values()]
+    if not any(counts):
         hints = [note for note in manifest.about["notes"] if "caption" in note]
         yield "; ".join(["no captions and no questions", *hints])
         return

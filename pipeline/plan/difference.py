@@ -38,10 +38,10 @@ def differences(*origins: Origin) -> list[Difference]:
         keys |= dict.fromkeys(one)
 
     different = []
-    for key in keys:
-        values = tuple(one.get(key, MISSING) for one in origins)
-        if len(set(values)) > 1:
-            kind, name = key
+    for kind, name in keys:
+        values = tuple(one.get((kind, name), MISSING) for one in origins)
+        distinct = set(values)
+        if len(distinct) > 1:
             different.append(Difference(kind, name, values))
     # The sort is stable: within a kind, names keep the order of the runs.
     return sorted(different, key=lambda one: KINDS.index(one.kind))
@@ -54,7 +54,8 @@ def recipe(record: Record) -> dict[Key, str]:
         record: the record of an artifact, or the description of a step that has not run.
     """
     values: dict[Key, str] = {}
-    config = fingerprinted_config(record, without_effect(record))
+    ignored = without_effect(record)
+    config = fingerprinted_config(record, ignored)
     for key, value in config.items():
         setting = setting_name(record, key)
         values["configuration", setting] = value_text(value)
@@ -75,8 +76,8 @@ def without_effect(record: Record) -> set[str]:
     """Return the keys of a record's stage that no result depends on."""
     if record.stage not in STAGES:  # another version made it
         return set()
-    config = import_module(f"alpro.stages.{record.stage}").Config
-    return config.without_effect(record.config)
+    module = import_module(f"alpro.stages.{record.stage}")
+    return module.Config.without_effect(record.config)
 
 
 def origin(*records: Record) -> Origin:
@@ -100,7 +101,8 @@ def origin(*records: Record) -> Origin:
                 del described["data", title]
 
         for key, value in described.items():
-            values.setdefault(key, {})[value] = None
+            different = values.setdefault(key, {})
+            different[value] = None
     return {key: ", ".join(different) for key, different in values.items()}
 
 
@@ -113,7 +115,8 @@ def circumstances(record: Record) -> dict[Key, str]:
         corpus = corpus_name(record)
         values["data", corpus] = f"{start}: {', '.join(counts)}"
 
-    values["code", "commit"] = record.run.get("commit") or MISSING
+    commit = record.run.get("commit")
+    values["code", "commit"] = commit or MISSING
     if record.precision:
         title = f"{record.name} precision"
         values["code", title] = record.precision
@@ -145,7 +148,9 @@ def describe(difference: Difference) -> str:
     """Return how a step differs from an earlier artifact."""
     if difference.kind == "data":  # digests say nothing to a reader
         return f"{difference.name} differs"
-    old, new = (value[:MAX_LENGTH] for value in difference.values)
+    old, new = difference.values
+    old = old[:MAX_LENGTH]
+    new = new[:MAX_LENGTH]
     return f"{difference.name} = {new} (previous run: {old})"
 
 

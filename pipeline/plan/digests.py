@@ -89,9 +89,11 @@ class Digests:
             answers = zip(locations, identities(locations), strict=True)
             known = {url: value for url, value in answers if value != NOT_FETCHED}
 
-        unknown = [url for url in dict.fromkeys(locations) if url not in known]
+        urls = dict.fromkeys(locations)
+        unknown = [url for url in urls if url not in known]
         with self._open() as db:
-            self._keep(db, known, dict.fromkeys(known, REMOTE))
+            states = dict.fromkeys(known, REMOTE)
+            self._keep(db, known, states)
             # Sent in batches, because SQLite limits the parameters of a statement.
             for start in range(0, len(unknown), BATCH):
                 batch = unknown[start : start + BATCH]
@@ -178,15 +180,18 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 
 def digest_model(folder: Path, digests: Digests) -> str:
     """Return the digest of a model folder. Raises InputError if it is not a model folder."""
-    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    required = ("config.json", "model.safetensors", "tokenizer.json")
+    files = [folder / name for name in required]
     for file in files:
         if not file.is_file():
             raise InputError(
                 f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder"
             )
 
-    optional = [folder / name for name in ("entities.json", "answers.json")]
-    files += [file for file in optional if file.is_file()]
+    for name in ("entities.json", "answers.json"):
+        file = folder / name
+        if file.is_file():
+            files.append(file)
 
     # Hashed by name: the same model in another folder has the same digest.
     names = [file.name for file in files]

@@ -70,7 +70,9 @@ class Plan:
         was_finished = last is None or (last.state == FINISHED and self.report.is_file())
         if not was_finished or not (self.workspace / "mlflow.db").is_file():
             return []
-        return [] if self.steps_to_run else self.required
+        if self.steps_to_run:
+            return []
+        return self.required
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:
@@ -81,7 +83,8 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     """
     settings = read_settings(command)
     workspace.mkdir(parents=True, exist_ok=True)
-    settings, steps = build_steps(settings, Digests(workspace / "digests.sqlite"))
+    digests = Digests(workspace / "digests.sqlite")
+    settings, steps = build_steps(settings, digests)
     if command.stage:
         steps = needed(steps, command.stage)
     return Plan(command, settings, steps, Store(workspace / "artifacts"))
@@ -111,17 +114,21 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
             sources = needs.stages.items()
             inputs = {name: built[source] for name, source in sources if source in built}
             inputs |= {name: corpora[name] for name in needs.corpora}
-            step = Step(stage, needs.step_name(stage), needs.config, inputs, given=needs.folders)
-            built[stage] = with_digests(step, digests)
-            steps.append(built[stage])
+            name = needs.step_name(stage)
+            step = Step(stage, name, needs.config, inputs, given=needs.folders)
+            step = with_digests(step, digests)
+            built[stage] = step
+            steps.append(step)
     return settings, steps
 
 
 def with_digests(step: Step, digests: Digests) -> Step:
     """Return a step with the digests of the models and files that it names; its `unreadable` says
     why they cannot be read."""
+    files = {}
     try:
-        files = {name: digest_model(Path(folder), digests) for name, folder in step.given.items()}
+        for name, folder in step.given.items():
+            files[name] = digest_model(Path(folder), digests)
         for key in type(step.config).model_fields:
             files |= digest_value(step, key, digests)
     except InputError as error:
@@ -184,14 +191,16 @@ def without_questions(
 
     silent = {name for name, manifest in manifests.items() if not manifest.has_questions}
     changed: dict[str, object] = {}
-    asked = settings.finetune_qa.corpora if settings.finetune_qa else []
+    answering = settings.finetune_qa
+    asked = answering.corpora if answering else []
     if asked and silent.issuperset(asked):
         changed["finetune_qa"] = None
         sources = [settings.corpora[name].data for name in asked]
         names = ", ".join(sources)
         warn_once(f"no questions in {names}: question answering is skipped")
     if settings.evaluate.qa in silent:
-        changed["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
+        evaluation = settings.evaluate
+        changed["evaluate"] = evaluation.model_copy(update={"qa": ""})
     return settings.model_copy(update=changed) if changed else settings
 
 

@@ -25,14 +25,16 @@ def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -
     Raises:
         InputError: As `compare` does.
     """
-    names = [folder.name[:8] for folder, _ in artifacts]
-    folders = [folder for folder, _ in artifacts]
-    comparisons = [compare(folders[0], folder) for folder in folders[1:]]
+    folders = {folder.name[:8]: folder for folder, _ in artifacts}
+    results = {name: read_results(folder) for name, folder in folders.items()}
+    first, *others = folders
+    comparisons = []
     verdicts = []
-    for name, comparison in zip(names[1:], comparisons, strict=True):
-        verdicts.append(compare_models(names[0], name, comparison))
+    for name in others:
+        comparison = compare(folders[first], folders[name])
+        comparisons.append(comparison)
+        verdicts.append(compare_models(first, name, comparison))
 
-    results = {name: read_results(folder) for name, folder in zip(names, folders, strict=True)}
     all_tables = [difference_table(snapshot, artifacts)]
     all_tables += tables(results, comparisons)
     return ComparedRuns(
@@ -54,7 +56,8 @@ def difference_table(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]
     for records, present in zip(lineages, stages, strict=True):
         further = ", ".join(sorted(present - shared)) or MISSING
         comparable = [record for record in records if record.stage in shared]
-        origins.append({("configuration", "further stages"): further, **origin(*comparable)})
+        values = origin(*comparable)
+        origins.append({("configuration", "further stages"): further, **values})
 
     names = [folder.name[:8] for folder, _ in artifacts]
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]

@@ -26,7 +26,8 @@ def draw_scores(rows: Rows) -> Figure | None:
     if not scores:
         return None
 
-    figure = Figure(figsize=(WIDTH, 0.5 * len(scores) + 0.8), layout="constrained")
+    height = 0.5 * len(scores) + 0.8
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     for line, row in enumerate(scores):
         text = f"{row_label(row)}, {metric_text(row)}: {score_text(row)}"
@@ -37,7 +38,8 @@ def draw_scores(rows: Rows) -> Figure | None:
         axes.plot([row["chance"]], [line], "k|", ms=9)
 
     label = "%: ● score, ━ 95 % interval, | chance"
-    axes.set(xlim=(-1, 101), ylim=(len(scores) - 0.5, -0.9), yticks=[], xlabel=label)
+    bottom = len(scores) - 0.5
+    axes.set(xlim=(-1, 101), ylim=(bottom, -0.9), yticks=[], xlabel=label)
     return figure
 
 

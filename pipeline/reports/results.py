@@ -80,7 +80,8 @@ def escape(text: str) -> str:
     """
     # Markdown ignores an underscore inside a word, and brackets without an address.
     special = r"[\\`*|~]|\b_|_\b|(?<=\])[(\[:]"
-    escaped = re.sub(special, r"\\\g<0>", text.replace("\n", " "))
+    line = text.replace("\n", " ")
+    escaped = re.sub(special, r"\\\g<0>", line)
     return html.escape(escaped, quote=False)
 
 
@@ -88,8 +89,10 @@ def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
     """Return the rows of results.json of every evaluation among artifacts, each score once."""
     by_name: dict[str, dict[str, Any]] = {}
     for folder, record in artifacts:
-        if record.stage in EVALUATIONS:
-            by_name |= {full_name(row): row for row in read_results(folder)}
+        if record.stage not in EVALUATIONS:
+            continue
+        for row in read_results(folder):
+            by_name[full_name(row)] = row
     return list(by_name.values())
 
 
@@ -181,8 +184,12 @@ def main_rows(results: Rows) -> Rows:
     models = [row["model"] for row in results]
     order = [*TITLES, *models, *PRINTED]
     keys = ("table", "model", "name")
+
+    def positions(row: Mapping[str, Any]) -> list[int]:
+        return [order.index(row[key]) for key in keys]
+
     main = [row for row in results if row["name"] in PRINTED]
-    return sorted(main, key=lambda row: [order.index(row[key]) for key in keys])
+    return sorted(main, key=positions)
 
 
 def main_table(results: Rows) -> Table | None:
@@ -197,9 +204,10 @@ def main_table(results: Rows) -> Table | None:
         chance = number_text(row["chance"], row["unit"])
         lines.append([row_label(row), metric, score_text(row), chance])
 
-    brackets = " [95 %]" if any(row["low"] is not None for row in scores) else ""
-    heads = ["", "", f"score{brackets}", "chance"]
-    return Table("Results", heads, lines, warn_of_few_videos(scores))
+    has_intervals = any(row["low"] is not None for row in scores)
+    score_head = "score [95 %]" if has_intervals else "score"
+    warning = warn_of_few_videos(scores)
+    return Table("Results", ["", "", score_head, "chance"], lines, warning)
 
 
 def list_corpora(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
@@ -231,7 +239,8 @@ def warn_of_few_videos(scores: Rows) -> str:
     one video are right or wrong together, so that n is not their number (`independent_videos`).
     """
     # Scores by type use only part of the videos.
-    independent = max(row.get("independent_videos") or 0 for row in scores)
+    counts = [row.get("independent_videos") or 0 for row in scores]
+    independent = max(counts)
     if not 0 < independent < FEW_VIDEOS:
         return ""
     # A percentage: 98 = 100 x 1.96 x 0.5.
