@@ -30,6 +30,8 @@ from alpro.stages.execution.lifecycle import supervised
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
+# Prefixes of variables that may belong to another, permanent server: its password, its database.
+SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
@@ -70,6 +72,8 @@ def start_temporary_server() -> Callable[[], None]:
     starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
     acquire(starting)
 
+    for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
+        del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": os.path.abspath(os.environ["PREFECT_HOME"]),  # noqa: PTH100 - a text
