@@ -94,12 +94,6 @@ def test_a_workspace_on_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
         create_workspace(tmp_path / "ws")
 
 
-def test_a_lock_that_another_has_is_not_waited_for(tmp_path):
-    with FileLock(tmp_path / "a.lock", is_singleton=False):
-        assert not acquire(FileLock(tmp_path / "a.lock", is_singleton=False), blocking=False)
-    assert acquire(FileLock(tmp_path / "a.lock"), blocking=False)
-
-
 def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):
     def chmod(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")

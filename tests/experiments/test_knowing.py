@@ -28,16 +28,6 @@ def test_the_outcome_prints_the_tests_of_the_plan(tmp_path, capsys):
     assert picture.stat().st_size > 0
 
 
-def test_a_draw_without_a_row_is_left_out(copied_rows):
-    """Drop the draw from the mean over seeds that lacks one of them."""
-    (copied_rows / "draw-7-none-2.json").unlink()
-
-    rows = outcome.Rows.read(copied_rows)
-
-    assert 7 not in rows.by_draw("none", "naming")
-    assert len(rows.difference("teacher", "none", "naming").values) == 5
-
-
 def test_rows_of_another_start_are_refused(copied_rows, capsys):
     row = copied_rows / "draw-6-true-0.json"
     row.write_text(row.read_text().replace('"start": "', '"start": "other'))
@@ -45,13 +35,3 @@ def test_rows_of_another_start_are_refused(copied_rows, capsys):
     assert outcome.main(["--results", str(copied_rows)]) == 2
 
     assert "other weights" in capsys.readouterr().err
-
-
-def test_a_figure_needs_rows_of_none(copied_rows, tmp_path, capsys):
-    for file in copied_rows.glob("draw-*-none-*"):
-        file.unlink()
-
-    arguments = ["--results", str(copied_rows), "--figure", str(tmp_path / "figure.png")]
-
-    assert outcome.main(arguments) == 2
-    assert "no draw has rows of `none`" in capsys.readouterr().err
