@@ -194,7 +194,10 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
     check_record(folder, record)
 
     contents = record.contents
-    files = [name for name in names or contents if name in contents and not name.endswith(".tar")]
+    files = []
+    for name in names or contents:
+        if name in contents and not name.endswith(".tar"):
+            files.append(name)
     paths = [folder / name for name in files]
     with ThreadPoolExecutor(THREADS) as threads:
         checksums = threads.map(try_checksum, paths)

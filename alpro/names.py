@@ -85,8 +85,10 @@ def ref_names(workspace: Path) -> list[str]:
 
 def referenced_fingerprints(workspace: Path) -> set[str]:
     """Return the fingerprints of all artifacts that a name stands for."""
-    root = workspace / REFS
-    return {fingerprint for name in ref_names(workspace) for fingerprint in read_ref(root / name)}
+    fingerprints: set[str] = set()
+    for name in ref_names(workspace):
+        fingerprints.update(read_ref(workspace / REFS / name))
+    return fingerprints
 
 
 def find_artifact(name: str | Path, workspace: Path) -> Artifact:
@@ -142,8 +144,10 @@ def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
     folder = config_folder(refs, match["config"]) if match["config"] else refs
     stage = match["stage"].replace("-", "_")
     step = match["step"].replace(match["stage"], stage, 1)
-    patterns = [f"{stage}/{fingerprint[:16]}" for fingerprint in read_ref(folder / step)]
-    return [artifact for pattern in patterns for artifact in artifacts(root, pattern)]
+    matches: list[Artifact] = []
+    for fingerprint in read_ref(folder / step):
+        matches += artifacts(root, f"{stage}/{fingerprint[:16]}")
+    return matches
 
 
 def is_by_fingerprint(name: str) -> bool:

@@ -122,9 +122,11 @@ def attention_on_gpu(
 
 def sequences_per_tile(sequences: int, length: int) -> int:
     """Return the largest divisor of the number of sequences that fits a tile."""
-    max_count = max(1, TILE // length)
-    divisors = [count for count in range(1, max_count + 1) if sequences % count == 0]
-    return max(divisors)
+    # One sequence always fits.
+    for count in range(TILE // length, 1, -1):
+        if sequences % count == 0:
+            return count
+    return 1
 
 
 def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:

@@ -27,16 +27,17 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, layer: Any, heads: int, frames: int):
         super().__init__()
-        width = layer.self_attn.q_proj.in_features
+        spatial = layer.self_attn
+        width = spatial.q_proj.in_features
         self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
         self.attn = Attention(width, heads)
         self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
 
         with torch.no_grad():
             self.norm.load_state_dict(layer.layer_norm1.state_dict())
-            spatial = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-            weights = [linear.weight for linear in spatial]
-            biases = [linear.bias for linear in spatial]
+            projections = (spatial.q_proj, spatial.k_proj, spatial.v_proj)
+            weights = [linear.weight for linear in projections]
+            biases = [linear.bias for linear in projections]
             self.attn.qkv.weight.copy_(torch.cat(weights))
             self.attn.qkv.bias.copy_(torch.cat(biases))
             nn.init.zeros_(self.attn.proj.weight)
@@ -53,7 +54,8 @@ class TemporalAttention(nn.Module):
         clips = self.norm(x).unflatten(0, (-1, frames))  # (B, T, N, D)
         y = clips.transpose(1, 2) + self.times(frames)  # (B, N, T, D)
         clips_and_patches = y.shape[:2]
-        y = y.flatten(0, 1)
-        y = self.attn(y, tile_mask(y, len(y), frames))
-        y = y.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
-        return x + y.flatten(0, 1)
+        sequences = y.flatten(0, 1)
+        mask = tile_mask(sequences, len(sequences), frames)
+        attended = self.attn(sequences, mask)
+        update = attended.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
+        return x + update.flatten(0, 1)

@@ -49,9 +49,11 @@ class BertTokenizer:
         else:
             encodings = self.tokenizer.encode_batch(texts)
 
-        rows = [np.array(encoding.ids[:length], np.int64) for encoding in encodings]
-        for row in rows:
+        rows = []
+        for encoding in encodings:
+            row = np.array(encoding.ids[:length], np.int64)
             row[-1] = self.sep_id  # also of a truncated text
+            rows.append(row)
         return rows
 
     def batch(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]:

@@ -93,10 +93,6 @@ def test_a_text_that_is_no_region_is_refused_as_it_was_written(text):
         parse_box(text)
 
 
-def test_a_text_stays_as_it_is():
-    assert check_text(" a dog") == " a dog"
-
-
 @pytest.mark.parametrize(
     ("text", "message"), [("\t \n", "question is empty"), (3, "a question is a str")]
 )

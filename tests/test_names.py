@@ -103,17 +103,6 @@ def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_pa
     assert found("sample/decode-videos clips", tmp_path) == clips
 
 
-def test_the_corpora_of_the_last_run_alone_are_the_choice(build, run, tmp_path):
-    build("decode_videos", "ab", "decode_videos clips")
-    stills = build("decode_videos", "cd", "decode_videos stills")
-    mine = build("decode_videos", "ef", "decode_videos data")
-    run("sample", decode_videos__clips="ab", decode_videos__stills="cd")
-    run("from_clip", ("corpora.data.data=x",), decode_videos__data="ef")
-
-    assert found("decode_videos", tmp_path) == mine
-    assert found("decode_videos stills", tmp_path) == stills
-
-
 @pytest.mark.parametrize("name", ["ab", "ab" * 32, "finetune_qa@ab", "finetune-qa@abab"])
 def test_a_fingerprint_or_its_start_is_a_name(name, build, tmp_path):
     folder = build("finetune_qa", "ab")

@@ -53,7 +53,9 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     if chosen:
         common &= {*chosen}
 
-    names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
+    name_a = f"{a.parent.name} {a.name[:8]}"
+    name_b = f"{b.parent.name} {b.name[:8]}"
+    names = f"{name_a} and {name_b}"
     rows = [row for row in read_json(a / "results.json") if row["name"] in common]
     if not rows:
         raise InputError(f"{names} have no score in common; compare two models of one task")

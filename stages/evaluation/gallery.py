@@ -139,9 +139,11 @@ class Gallery:
             return self
         new_index = np.full(len(self.ids), -1)
         new_index[videos] = np.arange(len(videos))
-        text, video = self.right[new_index[self.right[:, 1]] >= 0].T
+        texts = self.right[:, 0]
+        new_videos = new_index[self.right[:, 1]]
 
-        right = np.stack([text, new_index[video]], axis=1)
+        pairs = np.stack([texts, new_videos], axis=1)
+        right = pairs[new_videos >= 0]
         chosen = replace(self, videos=pick(self.videos, videos), ids=pick(self.ids, videos))
         return chosen._with_pairs(right)
 
@@ -183,7 +185,8 @@ def find_extremes(gallery: Gallery, scores: np.ndarray, count: int = 4) -> list[
 def rank_videos(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
     """Return the rank (N,) of each text's video, from 0. In pictures, a tie counts for it."""
     right = scores[np.arange(len(scores)), gallery.video_of_text]
-    return (scores > right[:, None]).sum(1)
+    is_better = scores > right[:, None]
+    return is_better.sum(1)
 
 
 def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path) -> None:
@@ -212,4 +215,5 @@ def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], fi
 def read_frame(gallery: Gallery, video: int) -> np.ndarray:
     """Read the first frame (H, W, 3) of the second of three equal segments of a sample."""
     sample = gallery.sample(video)
-    return sample.frames([len(sample) // 3])[0]
+    (frame,) = sample.frames([len(sample) // 3])
+    return frame

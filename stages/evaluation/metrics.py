@@ -35,9 +35,10 @@ class Ranks:
         array([1.5])
         """
         best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+        better = scores > best  # all of these items are wrong
         tied = scores == best
         return cls(
-            better=((scores > best) & ~relevant).sum(axis=1),
+            better=better.sum(axis=1),
             tied_wrong=(tied & ~relevant).sum(axis=1),
             tied_right=(tied & relevant).sum(axis=1),
             right=relevant.sum(axis=1),
@@ -65,7 +66,9 @@ class Ranks:
     def expected(self) -> np.ndarray:
         """Expected rank (Q,) of the best right item, from 1; with one right item a tie counts as
         half."""
-        return self.better + (self.tied_wrong + self.tied_right + 1) / (self.tied_right + 1)
+        tied = self.tied_wrong + self.tied_right
+        # The first of r right items among t tied ones is at place (t + 1) / (r + 1) on average.
+        return self.better + (tied + 1) / (self.tied_right + 1)
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,9 @@ def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
     """Return the expected calibration error of predictions (N,), in percent: the mean distance of
     probability and accuracy."""
-    distances = [
-        count * abs(mean - accuracy) for count, mean, accuracy in calibration(probability, correct)
-    ]
+    distances = []
+    for count, mean, accuracy in calibration(probability, correct):
+        distances.append(count * abs(mean - accuracy))
     return 100 * sum(distances) / len(probability)
 
 
@@ -166,8 +166,8 @@ def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
     CALIBRATION_BINS equal intervals of probability that has any (Guo et al., On Calibration of
     Modern Neural Networks, 2017).
 
-    >>> calibration(np.array([0.75, 0.75, 0.25]), np.array([1, 0, 0]))
-    [(1, 0.25, 0.0), (2, 0.75, 0.5)]
+    >>> calibration(np.array([0.75, 0.75, 1.0]), np.array([1, 0, 1]))
+    [(2, 0.75, 0.5), (1, 1.0, 1.0)]
     """
     # A probability of 1 belongs to the last interval.
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)

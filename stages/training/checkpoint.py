@@ -121,9 +121,11 @@ class Checkpoints:
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters by name. Checkpoints do not store the frozen prompter."""
-    return {
-        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
-    }
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            weights[name] = parameter.detach().contiguous()
+    return weights
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -66,8 +66,7 @@ class Muon(torch.optim.AdamW):
         merged = matrices[0].new_zeros(sum(sizes))
         updates = merged.split(sizes)
 
-        # Matrices of one shape are orthogonalized in one batch.
-        # Pairs of update and direction, by the shape of the direction.
+        # Matrices of one shape are orthogonalized in one batch: pairs of update and direction.
         by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)
         for index, (matrix, stacked) in enumerate(zip(matrices, group["qkv"], strict=True)):
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
@@ -110,7 +109,8 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     # x <- a x + (b G + c G^2) x, with G = x x^T.
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     x = x.to(matrices.dtype) * (0.2 * math.sqrt(max(rows, columns)))
     return x.mT if rows > columns else x
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from alpro.stages.evaluation.entities import (
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.statistics import calibration
 
 ENTITIES = ["ball", "box", "star"]
 
@@ -209,10 +207,3 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
 )
 def test_what_a_crop_shows(places, box, shown):
     assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
-
-
-def test_a_label_is_in_the_interval_of_its_probability_and_1_in_the_last():
-    actual = calibration(
-        np.array([1.0, 0.05, 0.9, 0.48, 0.42]), np.array([True, False, False, True, False])
-    )
-    assert actual == [(1, 0.05, 0.0), (2, pytest.approx(0.45), 0.5), (2, 0.95, 0.5)]

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from alpro.stages.evaluation.statistics import (
     bootstrap_interval,
-    count_independent_videos,
     paired_difference,
 )
 
@@ -89,13 +88,3 @@ def test_questions_of_a_video_are_exchanged_together():
     repeated = paired_difference(np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3))
 
     assert repeated == pytest.approx(once)
-
-
-@pytest.mark.parametrize(
-    ("queries", "videos"),
-    [([1] * 5, 5.0), ([3] * 5, 5.0), ([27] + [1] * 27, 54**2 / (27**2 + 27)), ([40], 1.0)],
-)
-def test_videos_with_most_of_the_queries_count_for_less(queries, videos):
-    ids = np.array([f"v{n}" for n, count in enumerate(queries) for _ in range(count)])
-
-    assert count_independent_videos(ids) == pytest.approx(videos)
