@@ -114,7 +114,8 @@ class DecodePlan:
         columns = ("kind", "split", "cut", *TEXT_COUNTS)
         parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
         for batch in manifest.batches([*columns, *NAMES]):
-            for name, values in self._read_columns(batch).items():
+            numbers = self._read_columns(batch)
+            for name, values in numbers.items():
                 parts[name].append(values)
         self.columns: dict[str, np.ndarray] = {}
         for name, arrays in parts.items():
@@ -156,9 +157,11 @@ class DecodePlan:
             # A row without a split is for training.
             return pc.fill_null(codes, 0).to_numpy().astype(np.int8)
         if self.generated_splits:
-            groups = self._groups(batch)
             return draw_splits(
-                f"{self.seed}/", groups, self.shares["test"], self.shares["validation"]
+                f"{self.seed}/",
+                self._groups(batch),
+                test=self.shares["test"],
+                validation=self.shares["validation"],
             )
         return np.zeros(len(batch), np.int8)
 
@@ -187,8 +190,10 @@ class DecodePlan:
         divisor = max(2, max_rows // 4)
         is_possible_end = self.columns["cut"] % divisor == 0
         for split, kind in product(SPLITS, KINDS):
-            is_split = self.columns["split"] == SPLITS.index(split)
-            is_kind = self.columns["kind"] == KINDS.index(kind)
+            split_code = SPLITS.index(split)
+            kind_code = KINDS.index(kind)
+            is_split = self.columns["split"] == split_code
+            is_kind = self.columns["kind"] == kind_code
             rows = np.flatnonzero(self.is_planned & is_split & is_kind)
             possible_ends = np.flatnonzero(is_possible_end[rows]) + 1
 
@@ -216,15 +221,18 @@ class DecodePlan:
         for in_group in np.split(indices, group_starts):
             group_index = int(in_group[0]) // ROW_GROUP
             row_group = self._row_group(group_index)
-            table = row_group.take(pa.array(in_group % ROW_GROUP))
+            in_row_group = pa.array(in_group % ROW_GROUP)
+            table = row_group.take(in_row_group)
 
             split_codes = pa.array(self.columns["split"][in_group])
+            groups = self._groups(table)
             columns = {
                 "split": pa.array(SPLITS).take(split_codes),
-                "group": pa.array(self._groups(table), pa.string()),
+                "group": pa.array(groups, pa.string()),
             }
             for name, values in columns.items():
-                table = table.set_column(table.schema.get_field_index(name), name, values)
+                position = table.schema.get_field_index(name)
+                table = table.set_column(position, name, values)
             yield table
 
     def rows(self, indices: np.ndarray) -> Iterator[Row]:
@@ -251,12 +259,15 @@ class DecodePlan:
         is_planned = pc.field("kind").isin(self.kinds)
         missing = self.manifest.rejects().filter(is_missing & is_planned)
         missing = missing.rename_columns({"path": "name"})
+        codes = self._assign_splits(missing)
         text_counts = {name: missing[name].to_numpy() for name in TEXT_COUNTS}
-        lost = count_by_split(self._assign_splits(missing), text_counts)
+        lost = count_by_split(codes, text_counts)
 
         annotated: dict[str, dict[str, int]] = {}
         for split, counts in self._counts.items():
-            annotated[split] = {name: count + lost[split][name] for name, count in counts.items()}
+            annotated[split] = {}
+            for name, count in counts.items():
+                annotated[split][name] = count + lost[split][name]
         return annotated
 
     @cached_property
@@ -286,11 +297,13 @@ class DecodePlan:
         items = {name: counts["items"] for name, counts in self._counts.items()}
         if self.named_splits:
             named = [f"{name} ({count})" for name, count in items.items() if count]
-            return f"the rows with a text name the splits {', '.join(named) or '-'}"
+            listed = ", ".join(named) or "-"
+            return f"the rows with a text name the splits {listed}"
+        share = self.shares[split]
+        item_count = sum(items.values())
         return (
-            f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
-            f"{sum(items.values())} items with a text fell into it; name the splits in a column "
-            f"`split`, or change `seed` or `{split}`"
+            f"no row names one, and with {split} = {share:g}, none of the {item_count} items with a "
+            f"text fell into it; name the splits in a column `split`, or change `seed` or `{split}`"
         )
 
     def group_hint(self) -> str:
@@ -300,7 +313,8 @@ class DecodePlan:
             return ""
         names = list(dict.fromkeys(self._names_without_group()))
         for key, pattern in GROUPINGS.items():
-            matches = filter(None, map(pattern.search, names))
+            searched = map(pattern.search, names)
+            matches = filter(None, searched)
             files: defaultdict[str, list[str]] = defaultdict(list)
             for match in matches:
                 files[match[1]].append(match.string)

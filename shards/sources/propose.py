@@ -81,6 +81,10 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         if isinstance(record, dict):
             rows += preview.add(where, record, form)
     rows += preview.rows()
+    shown_rows = []
+    for row in rows:
+        text = row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True)
+        shown_rows.append(text)
 
     block = "\n".join(["[corpora.data.columns]", *lines])
     shown = ", ".join(names[:MAX_SHOWN_COLUMNS])
@@ -88,7 +92,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         f"{table.path}: the columns are not known ({shown}); correct these lines, and put them into the "
         f"configuration:\n\n{block}",
         has_texts=not columns.keys().isdisjoint(("captions", "answer")),
-        rows=[row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True) for row in rows],
+        rows=shown_rows,
     )
 
 
@@ -100,18 +104,27 @@ def propose(
     paths = dict.fromkeys(find_lists(table.document)) if table.document else [""]
     for path in paths:
         place = {"records": path} if path else {}
-        found = table.records()
+        pairs = table.records()
         if table.document:
-            found = records_in(table.document, Columns.model_validate(place))
-        records = [record for _, record in islice(found, EXAMINED_ROWS) if isinstance(record, dict)]
-        names = dict.fromkeys(name for record in records for name in find_columns(record))
-        cells = {name: [read_cell(record, name) for record in records] for name in names}
+            pairs = records_in(table.document, Columns.model_validate(place))
+        examined = islice(pairs, EXAMINED_ROWS)
+        records = [record for _, record in examined if isinstance(record, dict)]
+
+        names: dict[str, None] = {}
+        for record in records:
+            names |= dict.fromkeys(find_columns(record))
+        cells: Cells = {}
+        for name in names:
+            cells[name] = [read_cell(record, name) for record in records]
 
         columns = propose_columns(cells, folder)
-        used = [cells[name] for name in Form.model_validate(columns).meanings]
-        complete = sum(all(map(read_text, row)) for row in zip(*used, strict=True))
-        score = (len(columns), complete / max(1, len(records)), complete)
-        yield place | columns, [*names], score
+        meanings = Form.model_validate(columns).meanings
+        used = [cells[name] for name in meanings]
+        complete = 0
+        for row in zip(*used, strict=True):
+            complete += all(map(read_text, row))
+        share = complete / max(1, len(records))
+        yield place | columns, [*names], (len(columns), share, complete)
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -120,8 +133,10 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
     if isinstance(value, list) and value:
         yield from find_lists(value[0], depth)
     if isinstance(value, dict) and value and depth < MAX_DEPTH:
+        first = next(iter(value.values()))
         for key in [*islice(value, 20), "*"]:
-            for path in find_lists(value.get(key, next(iter(value.values()))), depth + 1):
+            inner = value.get(key, first)
+            for path in find_lists(inner, depth + 1):
                 yield f"{key}.{path}".rstrip(".")
 
 
@@ -140,9 +155,9 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     proposed = propose_file(cells, folder)
     free = [name for name in cells if name not in str(proposed)]
 
-    def find(fits: Callable[[Any], bool]) -> list[str]:
+    def find(fits: Callable[[Any], bool]) -> Cells:
         """Return the free columns of which most cells fit."""
-        columns = []
+        columns: Cells = {}
         for name in free:
             filled = [cell for cell in cells[name] if read_text(cell).strip()]
             fitting = 0
@@ -150,24 +165,32 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
                 with suppress(ValueError):
                     fitting += fits(cell)
             if 2 * fitting > len(filled):
-                columns.append(name)
+                columns[name] = cells[name]
         return columns
 
-    for key, fits in {"split": is_split, "span": is_span, "question": is_question}.items():
-        usual = getattr(TABLE.bind(cells), key)
-        for name in [usual] if usual else find(fits)[:1]:
-            proposed[key] = name
-            free.remove(name)
+    usual = TABLE.bind(cells)
+    tests = {"split": is_split, "span": is_span, "question": is_question}
+    for key, fits in tests.items():
+        usual_name = getattr(usual, key)
+        names = [usual_name] if usual_name else [*find(fits)]
+        if names:
+            proposed[key] = names[0]
+            free.remove(names[0])
     if "span" not in proposed:
-        proposed |= propose_times({name: cells[name] for name in find(is_time)})
+        proposed |= propose_times(find(is_time))
+
     if "question" in proposed:
         # Answers follow their questions.
         names = [*cells]
         position = names.index(proposed["question"])
         free.sort(key=lambda name: names.index(name) < position)
-        return proposed | propose_answer({name: cells[name] for name in free})
-    texts = find(is_caption)
-    return proposed | ({"captions": texts[0] if len(texts) == 1 else texts} if texts else {})
+        answers = {name: cells[name] for name in free}
+        return proposed | propose_answer(answers)
+
+    texts = [*find(is_caption)]
+    if texts:
+        proposed["captions"] = texts[0] if len(texts) == 1 else texts
+    return proposed
 
 
 def is_split(cell: Any) -> bool:
@@ -183,14 +206,18 @@ def is_time(cell: Any) -> bool:
 
 
 def is_question(cell: Any) -> bool:
-    first, *words = read_text(cell).casefold().split() or [""]
-    return bool(words) and (words[-1].endswith(("?", "？")) or first in WORDS["questions"])
+    words = read_text(cell).casefold().split()
+    if len(words) < 2:
+        return False
+    has_mark = words[-1].endswith(("?", "？"))
+    return has_mark or words[0] in WORDS["questions"]
 
 
 def is_caption(cell: Any) -> bool:
     """Return whether a cell has a text of several words, or in a script without spaces."""
     text = next(read_captions(cell), "")
-    return (" " in text or bool(UNSPACED.search(text))) and has_words(text)
+    is_long = " " in text or UNSPACED.search(text) is not None
+    return is_long and has_words(text)
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
@@ -207,7 +234,9 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
             with suppress(ValueError):
                 path = folder.find(text, anywhere=True)
                 if path:
-                    folders[cut_extension(path).removesuffix(cut_extension(text))] += 1
+                    name_end = cut_extension(text)
+                    inside = cut_extension(path).removesuffix(name_end)
+                    folders[inside] += 1
         if 2 * folders.total() <= len(texts):
             continue
         if len(folders) > 1:
@@ -220,8 +249,9 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
 def propose_times(cells: Cells) -> dict[str, Any]:
     """Return two adjacent columns of times of which the first is always the smaller."""
     for start, end in pairwise(cells):
-        pairs = zip(map(read_seconds, cells[start]), map(read_seconds, cells[end]), strict=True)
-        times = {(first or 0, last or 0) for first, last in pairs}
+        starts = map(read_seconds, cells[start])
+        ends = map(read_seconds, cells[end])
+        times = {(first or 0, last or 0) for first, last in zip(starts, ends, strict=True)}
         # The width and the height of files are also two numbers.
         if len(times) > 1 and all(first < last for first, last in times):
             return {"start": start, "end": end}
@@ -235,12 +265,19 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     for name, answers in columns.items():
         options = [other for other in texts if other != name]
         # One column may have the list of all.
-        are_options = len(options) > 1 or any(columns[each][0][0] == "[" for each in options)
+        has_list = any(columns[option][0][0] == "[" for option in options)
+        if not (has_list or len(options) > 1):
+            continue
+        are_names = all(map(OPTION_NAME.fullmatch, answers))
         ascending = sorted({*answers}, key=lambda text: (len(text), text))
         is_row_number = len(answers) > 1 and answers == ascending
-        if are_options and all(map(OPTION_NAME.fullmatch, answers)) and not is_row_number:
-            first = "0" if "0" in answers else "1" if answers[0].isdecimal() else "A"
-            return {"answer": name, "options": options, "first_option": first}
+        if is_row_number or not are_names:
+            continue
+
+        first = "1" if answers[0].isdecimal() else "A"
+        if "0" in answers:
+            first = "0"
+        return {"answer": name, "options": options, "first_option": first}
     return {"answer": texts[0]} if texts else {}
 
 
@@ -248,8 +285,8 @@ def hides_options(table: Table) -> bool:
     """Return whether the answers of a table may be names of options that nothing tells: they would
     be answers of their own."""
     form = table.bound
-    if form.options:
-        return False
-    names = [name for name in table.columns if name == form.answer or name not in form.meanings]
-    records = table.head_records
-    return "options" in propose_answer({n: [record.get(n) for record in records] for n in names})
+    cells: Cells = {}
+    for name in table.columns:
+        if name == form.answer or name not in form.meanings:
+            cells[name] = [record.get(name) for record in table.head_records]
+    return "options" in propose_answer(cells)
