@@ -357,7 +357,7 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
         )
     raise InputError(
         f"{index.place}: this index is of another model, {settings.model} "
-        f"({settings.digest[:8]}), not of {model} ({digest[:8]})"
+        f"({settings.digest[:8]}), not of {model} ({digest[:8]}); a new index has another name"
     )
 
 

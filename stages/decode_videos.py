@@ -26,7 +26,7 @@ from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from alpro.shards.storage import DISK_FULL, Location, TooLarge, identities, local_copy
+from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics
 from alpro.stages.corpora.units import (
@@ -135,7 +135,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         log.info(f"note: {note}")
 
     # Checked before decoding: hours of it would end in a corpus that nothing can train on.
-    check_texts(source, plan)
+    check_texts(plan)
     hint = plan.group_hint()
     if hint:
         log.info(f"hint: {hint}")
@@ -166,8 +166,9 @@ def make_plan(config: Config, manifest: Manifest) -> DecodePlan:
     )
 
 
-def check_texts(source: Location, plan: DecodePlan) -> None:
+def check_texts(plan: DecodePlan) -> None:
     """Raise InputError if no item has a caption or a question."""
+    source = plan.manifest.about["source"]
     if not len(plan.row_indices):
         # The import may have rejected every row: the first reject says why.
         reject = next(plan.rejects(), None)

@@ -21,7 +21,7 @@ from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.rows import NO_FILE
-from alpro.stages.decode_videos import Config, decode, fetched, make_plan
+from alpro.stages.decode_videos import Config, check_texts, decode, fetched, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
 MAX_EXAMPLES = 3  # items that a line names
@@ -198,10 +198,10 @@ def find_empty_splits(
 ) -> Iterator[str]:
     """Yield a problem if a split has nothing to train on or to evaluate."""
     splits = plan.splits()
-    counts = [split["items"] for split in splits.values()]
-    if not any(counts):
-        hints = [note for note in manifest.about["notes"] if "caption" in note]
-        yield "; ".join(["no captions and no questions", *hints])
+    try:
+        check_texts(plan)
+    except InputError as error:
+        yield str(error)
         return
     if not splits["train"]["items"]:
         yield "no item of the split train has a text"

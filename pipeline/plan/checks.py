@@ -15,7 +15,7 @@ from alpro.shards.schema import SPLITS
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
-from alpro.stages.decode_videos import make_plan
+from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
@@ -108,6 +108,7 @@ def check_manifest(
     """Raise InputError if a corpus, once decoded, would have no item to evaluate, or only one
     answer to learn."""
     plan = make_plan(settings.corpora[name].decoding, manifest)
+    check_texts(plan)
     answering = settings.finetune_qa
     if answering and set(answering.corpora) == {name} and not answering.answers_file:
         check_answers(plan, name)

@@ -53,5 +53,6 @@ def interpolate_(
     rows = {f"{metric}/interpolated/{share:g}": results[share][metric] for share in SHARES}
     if rank() == 0:
         scores = ", ".join(f"{share:g}: {results[share][metric]:.2f}" for share in SHARES)
-        log.info(f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}")
+        meaning = "" if best else ", the unchanged model, because training did not help"
+        log.info(f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}{meaning}")
     return results[best] | rows | {"interpolation_share": best}
