@@ -90,7 +90,7 @@ def check(
     from alpro.pipeline.plan.check_data import check_data
     from alpro.shards.sources.propose import UnknownColumns
 
-    check_exists("--data", data)
+    check_exists("data", data)
     settings = load_config(Command(config, data_changes(data, set)))
     if settings.corpora["data"].shards:
         raise InputError(

@@ -36,6 +36,8 @@ def run(
         stage: Only this stage; by default all of them.
         config: A shipped configuration, or a TOML file. By default sample, with --data own_videos.
     """
+    from alpro.pipeline.config.files import find_config
+
     if not config:
         config = "own_videos" if source.data else "sample"
         if source.data:
@@ -45,6 +47,7 @@ def run(
                 "an ALPRO"
             )
     command = source.command(config, options.workspace, stage)
+    find_config(config)  # a mistyped name creates no workspace, and starts no server
     root, wait = prepare_run(options)
 
     # Slow to import: meanwhile the temporary server starts.

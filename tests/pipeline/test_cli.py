@@ -262,6 +262,13 @@ def test_columns_that_are_not_known_are_followed_by_the_table_to_correct(tmp_pat
     assert "\n[corpora.data.columns]\n" in capsys.readouterr().err
 
 
+def test_a_mistyped_configuration_creates_no_workspace(tmp_path, capsys):
+    workspace = tmp_path / "workspace"
+    assert cli.execute(["run", "--config", "smaple", "--workspace", str(workspace)]) == 2
+    assert "did you mean 'sample'?" in capsys.readouterr().err
+    assert not workspace.exists()
+
+
 def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
     read, write = os.pipe()
     with open(write, "w") as output:
