@@ -238,10 +238,13 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
         spans = starts, ends
         if isinstance(starts, list) and isinstance(ends, list):
             spans = list(zip(starts, ends, strict=True))
-    is_one = not isinstance(spans, list) or not any(isinstance(e, list | tuple) for e in spans)
-    times = [read_span(span) for span in ([spans] if is_one else spans)]
+    has_several = isinstance(spans, list) and any(isinstance(e, list | tuple) for e in spans)
+    if not has_several:
+        spans = [spans]
+    times = [read_span(span) for span in spans]
     if len(times) == 1:
         return [(times[0], captions)]
+
     texts = parse_cell(captions[0]) if captions else None
     if not isinstance(texts, list) or len(texts) != len(times):
         raise ValueError("not as many captions as times; write a row for each part")
@@ -268,6 +271,7 @@ def read_seconds(value: Any) -> Time:
     text = read_text(value).strip().replace(",", ".")
     if text.lower() in NO_TEXT:
         return None
+
     numbers: list[float] = []
     with suppress(ValueError):
         numbers = [float(part) for part in text.split(":")]

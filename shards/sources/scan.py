@@ -161,8 +161,10 @@ class Source:
                 paths.append(path)
 
         tables: dict[str, Table] = {}
-        for path in sorted(paths, key=lambda path: "/" in path)[:MAX_TABLES]:
-            if "/" in path and any(tables[name].has_texts for name in tables if "/" not in name):
+        has_texts_at_root = False
+        at_root_first = sorted(paths, key=lambda path: "/" in path)
+        for path in at_root_first[:MAX_TABLES]:
+            if "/" in path and has_texts_at_root:
                 break
             try:
                 tables[path] = Table(folder.path / path, self.form)
@@ -170,6 +172,9 @@ class Source:
                 raise
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
+                continue
+            is_at_root = "/" not in path
+            has_texts_at_root |= is_at_root and tables[path].has_texts
         return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
@@ -212,12 +217,15 @@ class Source:
                 columns.update(record)
                 for origin in origins:
                     if table.is_partner:
-                        partners[origin.split, read_text(record[form.id])] = record
+                        key = read_text(record[form.id])
+                        partners[origin.split, key] = record
                         continue
+
                     joined = record
                     if form.join and not form.join.list:
                         key = read_text(record[form.join.on])
-                        joined = partners.get((origin.split, key), {}) | record
+                        partner = partners.get((origin.split, key), {})
+                        joined = partner | record
                     yield from self.items.add(f"{prefix}{where}", joined, form, origin)
             self.check_columns(table, columns)
         if is_empty:
