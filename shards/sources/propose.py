@@ -264,6 +264,11 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     texts = [name for name, column in columns.items() if all(map(has_words, column))]
     for name, answers in columns.items():
         options = [other for other in texts if other != name]
+        # The names of options differ in their last character, if those of several do.
+        stems = Counter(option[:-1] for option in options)
+        for stem, count in stems.most_common(1):
+            if count > 1:
+                options = [option for option in options if option[:-1] == stem]
         # One column may have the list of all.
         has_list = any(columns[option][0][0] == "[" for option in options)
         if not (has_list or len(options) > 1):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from posixpath import splitext
+from typing import Any
 
 from alpro.errors import InputError
 from alpro.log import log, printable
@@ -205,8 +206,14 @@ class Source:
             table, origins = pair
             return not table.is_partner, origins[0].split != TEXTS
 
+        naming: dict[str, Any] = {}  # how the table of the texts names their files
         for table, origins in sorted(tables, key=order):
             form = table.form or table.bound
+            if origins[0].split == TEXTS:
+                naming = {"prefixes": form.prefixes, "anywhere": form.anywhere}
+            elif naming and not table.has_texts:
+                # A list of the files names them in the same way.
+                form = Form.model_validate(form.model_dump(exclude_unset=True) | naming)
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
             for where, record in table.records():

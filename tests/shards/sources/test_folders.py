@@ -275,6 +275,22 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
         read(files, "a.mp4", annotations={"train": "train.9k.csv"})
 
 
+def test_lists_find_files_as_the_published_texts_do(read):
+    """As of MSVD: lists of names beside a folder of clips, and texts that begin with comments."""
+    names = {"train": "mv89psg6zh4_33_46", "val": "lMznyaeimxk_1_10"}
+    texts = "".join(f"{name} a bird bathes\n" for name in names.values())
+    files = {f"{split}_list.txt": f"{name}\n" for split, name in names.items()}
+    media = " ".join(f"YouTubeClips/{name}.avi" for name in names.values())
+
+    imported = read({**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"}, media)
+
+    assert {row.split: row.captions for row in imported.rows} == {
+        "train": ("a bird bathes",),
+        "validation": ("a bird bathes",),
+    }
+    assert imported.rejects == []
+
+
 def test_answers_of_another_table_are_those_of_the_same_id(read):
     asked = [{"video_name": "a", "question": "who?", "question_id": 7}] * 2
     asked[1] = {**asked[1], "question_id": 8}
