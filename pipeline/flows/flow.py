@@ -25,6 +25,7 @@ from alpro.environment import prepare
 from alpro.errors import one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, concerns, data_changes
+from alpro.pipeline.config.load import variations
 from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -176,11 +177,13 @@ def find_deployments() -> dict[str, str]:
 
 
 def get_title(plan: Plan) -> str:
-    """Return the name of a run: what it changes in its steps, its stage, the configuration and the
-    last step's fingerprint."""
+    """Return the name of a run: what it varies in its steps, its stage, the configuration and the
+    last step's fingerprint. The user's files and models are the same in all runs."""
     names = [step.name for step in plan.steps]
     changes = [
-        change for change in plan.command.changes if any(concerns(change, name) for name in names)
+        change
+        for change in variations(plan.command)
+        if any(concerns(change, name) for name in names)
     ]
     return run_title(plan.settings.name, plan.steps[-1].fingerprint, changes, plan.command.stage)
 
