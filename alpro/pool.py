@@ -48,6 +48,7 @@ Result = TypeVar("Result")
 EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
+MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
 IDLE_SECONDS = 600  # after which a child process of a cluster's worker ends, with its memory
 # Packages that may change a result, beside the source of this project.
 PACKAGES = (
@@ -245,6 +246,7 @@ class _Processes:
         self._threads = ThreadPoolExecutor(workers)
         self._idle: list[ProcessPool] = []
         self._busy: dict[ProcessFuture, ProcessPool] = {}
+        self._is_stopped = False
 
     def capacity(self) -> int:
         return self._workers
@@ -257,6 +259,16 @@ class _Processes:
 
     def run(self, call: bytes, output: str = "") -> bytes | Died:
         """Run a task in a child process. Return the answer of `_attempt`, or Died."""
+        answer: bytes | Died | None = None
+        attempts = 0
+        while answer is None and attempts < MAX_LOST and not self._is_stopped:
+            answer = self._run_once(call, output)
+            attempts += 1
+        return Died("its process ended") if answer is None else answer
+
+    def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
+        """Run a task in a child process. Returns None if the process ended before Pebble knew of its
+        task: why is not known then."""
         pool = self._find_pool()
         future = pool.schedule(_attempt, (call, output))
         self._busy[future] = pool
@@ -264,22 +276,22 @@ class _Processes:
         while pool.active and not wait([future], timeout=1).done:
             continue
 
-        answer: bytes | Died
+        answer: bytes | Died | None
         try:
             answer = future.result(timeout=0)
         except ProcessExpired as expired:
             answer = Died(f"its process ended with status {expired.exitcode}")
             if expired.exitcode == EXIT_TIMEOUT:
                 answer = Died("its process took too long", timed_out=True)
-        except (BrokenProcessPool, TimeoutError):  # it ended before Pebble knew of its task
-            answer = Died("its process ended")
+        except (BrokenProcessPool, TimeoutError):
+            answer = None
 
         del self._busy[future]
         # Whatever state the pool of a dead process is in, it is not used again.
-        if isinstance(answer, Died):
-            _stop([pool])
-        else:
+        if isinstance(answer, bytes):
             self._idle.append(pool)
+        else:
+            _stop([pool])
         return answer
 
     def _find_pool(self) -> ProcessPool:
@@ -295,6 +307,7 @@ class _Processes:
 
     def stop(self, running: Iterable[Future] = ()) -> None:
         """End all processes. Threads in `run` raise CancelledError."""
+        self._is_stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         busy = dict(self._busy)
         for future in busy:
