@@ -25,15 +25,15 @@ from alpro.models.timesformer import VideoConfig
 from alpro.models.weights import load_weights, read_weights, select_prefix
 from alpro.models.word_pieces import BertTokenizer
 
-# Tokens of a text by type of model, where its config.json does not say. SigLIP 2 of a fixed
-# resolution is a siglip too.
+# Default context length in tokens by `model_type`, if config.json has none. SigLIP 2 of a fixed
+# resolution has the type siglip as well.
 TEXT_LENGTHS = {"clip": 77, "siglip": 64}
 NOT_CLIP = f"it has no config.json of a {' or '.join(TEXT_LENGTHS)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
 def embeddings_as_residual(_module: nn.Module, _inputs: tuple, embeddings: Tensor) -> Tensor:
-    """Cast the residual stream behind the embeddings of a text tower (a forward hook)."""
+    """Cast the embeddings of a text tower to the dtype of the residual stream (a forward hook)."""
     return as_residual(embeddings)
 
 
@@ -57,14 +57,14 @@ class ClipPrompter(DualEncoder):
         self.pad_id = pad_id
 
         vision = model.config.vision_config
-        # Boxes need patches that divide the frame. Those of 14 pixels do not divide every size.
+        # Boxes are in patches, so the patch size must divide the image size; 14 often does not.
         size = vision.image_size
         divisors = [patch for patch in range(1, vision.patch_size + 1) if size % patch == 0]
         video = VideoConfig(image_size=size, patch_size=max(divisors))
         self.config = ModelConfig(video=video)
 
         self.temporal = nn.ModuleList()
-        self.video_proj = self.text_proj = nn.Identity()  # the towers project themselves
+        self.video_proj = self.text_proj = nn.Identity()  # the towers apply their own projections
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
@@ -99,7 +99,7 @@ class ClipPrompter(DualEncoder):
                 frozen = max(0, len(tower.encoder.layers) - layers)
                 for layer in tower.encoder.layers[:frozen]:
                     layer.requires_grad_(False)
-            # A SigLIP has no norm behind the embeddings.
+            # SigLIP has no LayerNorm after the embeddings.
             if self.clip.config.model_type == "clip":
                 self.clip.vision_model.pre_layrnorm.requires_grad_(False)
 
@@ -139,8 +139,8 @@ class ClipPrompter(DualEncoder):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode token ids (B, L) to embeddings (B, 1, E).
 
-        The mask is not needed. In a CLIP, no token attends to later ones. SigLIP was trained on
-        texts that were padded to its full length, without a mask.
+        The mask is unused: CLIP's text tower is causal, and SigLIP was trained without a mask, on
+        texts that were padded to its full length.
         """
         length = self.text_length(0)
         ids = ids[:, :length]
@@ -172,8 +172,8 @@ class ClipPrompter(DualEncoder):
 class ClipTokenizer(BertTokenizer):
     """The tokenizer of a CLIP or SigLIP, which has no [MASK].
 
-    All of these models were trained on lower case, which not every version of their tokenizers
-    applies.
+    All of these models were trained on lowercased text; some versions of their tokenizers do not
+    lowercase.
     """
 
     tokenizer: Any
@@ -307,7 +307,7 @@ def load_clip(
         load_temporal(prompter, Path(folder) / "model.safetensors")
     except InputError:
         raise
-    # No folder, no network, no weights, no tokenizer: each library raises its own type.
+    # Each library raises its own exception types for missing files and network errors.
     except Exception as error:
         raise InputError(
             f"{where}: not readable as a CLIP or SigLIP ({one_line(error)}); use a folder with all "

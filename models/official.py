@@ -2,7 +2,7 @@
 
 Official checkpoints store the text and multimodal encoders as one 12-layer BERT
 (`text_encoder.bert.*`, for question answering `text_encoder.*`) and contain unused tensors.
-`OFFICIAL` in weights.py is the table of their names.
+`weights.OFFICIAL` maps their names.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from alpro.models.word_pieces import load_tokenizer
 from alpro.models.words import read_word_list
 
 PROMPTER = "prompter."  # prefix of the prompter's weights in a pre-training checkpoint
-# Text lengths of the official configurations in tokens; DiDeMo retrieval is the exception with 50.
+# Maximum text length in tokens in the official configurations; DiDeMo retrieval uses 50.
 MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
 
 
@@ -41,7 +41,7 @@ class Imported:
 
     Attributes:
         prompts: Prompt embeddings (M, E) of a prompter by kind of sample.
-        unknown: Names of tensors that no model of ALPRO has.
+        unknown: Names of tensors that belong to no ALPRO model.
     """
 
     bundle: ModelBundle
@@ -70,14 +70,14 @@ def import_checkpoint(
     Args:
         tokenizer: As in `load_tokenizer`.
         words: Entities (pretrain, prompter) or answers (qa) in the order of the head, as in
-            `read_word_list`. Without it they are numbered.
+            `read_word_list`. If omitted, labels are numbered.
         max_text_tokens: Maximum length of a text; by default the task's MAX_TEXT_TOKENS.
 
     Returns:
         The model, and the prompter in it, if any.
 
     Raises:
-        InputError: The checkpoint is not one of this task, or the folder cannot be written. No
+        InputError: The checkpoint was not saved for this task, or the folder cannot be written. No
             file is left.
     """
     if file.suffix not in SUFFIXES:

@@ -55,7 +55,7 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(min_length=1)
-    # A str is a URL. JSON has both as texts.
+    # A str is a URL; both are strings in JSON.
     path: Annotated[
         str | Path, BeforeValidator(lambda path: path if "://" in str(path) else Path(str(path)))
     ] = Field(union_mode="left_to_right")
@@ -69,11 +69,11 @@ class Row(BaseModel):
     # Path of the file in the data. Without a group, a row's group is the name, or what a pattern finds in it.
     name: str = ""
     member: Member | None = None  # place in the tar `path`
-    meta: dict[str, Any] = Field(default_factory=dict)  # every other column
+    meta: dict[str, Any] = Field(default_factory=dict)  # all other columns
 
     @property
     def file_name(self) -> str:
-        """Return the name of the file without its folder, also for a URL, without its query."""
+        """File name without its folder; for a URL, without the query string."""
         if self.member:
             return PurePosixPath(self.member.name).name
         if isinstance(self.path, Path):
@@ -100,11 +100,11 @@ class SampleMetadata(BaseModel):
     width: int = Field(ge=0, le=MAX_SIDE)
     height: int = Field(ge=0, le=MAX_SIDE)
     source: str
-    frames: int = Field(default=0, ge=0)  # that the writer wrote; 0: not known
+    frames: int = Field(default=0, ge=0)  # number of frames written; 0 if unknown
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
-# Reasons that may not apply to a later attempt with the same file and settings.
+# Reasons that may not recur if the file is decoded again.
 TRANSIENT_REASONS: set[Reason] = {
     "too slow",
     "too much memory",
@@ -126,8 +126,8 @@ class Reject(BaseModel):
 
 
 class MissingItem(Reject):
-    """A rejected item whose file is missing, with what decides its split and the numbers of its
-    texts: a score counts what a split should have."""
+    """A rejected item whose file is missing, with the fields that determine its split and the number
+    of its texts, so that a score counts every expected item."""
 
     reason: Reason = "missing"
     kind: Kind = "video"
@@ -140,7 +140,7 @@ class MissingItem(Reject):
 def arrow_schema(
     model: type[BaseModel], exclude: Collection[str] = (), **more: pa.DataType
 ) -> pa.Schema:
-    """Return the Arrow schema of a model's fields, and of further columns. JSON is a string."""
+    """Return the Arrow schema of a model's fields and further columns. JSON fields are strings."""
     types = {name: arrow_type(field.annotation) for name, field in model.model_fields.items()}
     kept = {name: kind for name, kind in types.items() if name not in exclude}
     return pa.schema(kept | more)

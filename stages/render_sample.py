@@ -35,7 +35,7 @@ from alpro.stages.execution.interface import (
 from alpro.stages.execution.workers import run_tasks
 
 VERSION = 6
-TIMES = 5  # times of a clip for which its row has the places of the objects
+TIMES = 5  # number of evenly spaced times of a clip with stored boxes
 
 
 class Config(StageConfig, frozen=True):
@@ -58,8 +58,8 @@ class Config(StageConfig, frozen=True):
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
-        # Drawn by rejection without replacement: the last ones would take forever. Of seen ones
-        # there are enough.
+        # Rejection sampling slows down when few combinations remain. Only unseen combinations
+        # are scarce.
         unseen = round(self.validation * UNSEEN) + round(self.test * UNSEEN)
         available = int(0.8 * len(HELD_OUT))
         if unseen > available:
@@ -145,7 +145,7 @@ def clips(config: Config) -> list[Item]:
         scene = training_scene(rng, draw_count(rng))
         items += with_reversed("clips", f"train-{i:05d}", scene, grammar.caption, rng)
 
-    # A seed of their own: more training clips leave these unchanged.
+    # Use a separate seed, so that more training clips leave these unchanged.
     rng = np.random.default_rng([config.seed, 3])
     scenes = evaluation_scenes(rng, (config.validation, config.test), UNSEEN)
     for split, scenes_of_split in zip(("validation", "test"), scenes, strict=True):
@@ -156,7 +156,7 @@ def clips(config: Config) -> list[Item]:
 
 
 def stills(config: Config) -> list[Item]:
-    """Draw images of such scenes, in the role of CC3M."""
+    """Draw still images, which stand in for CC3M."""
     rng = np.random.default_rng([config.seed, 4])
     items = []
     for i in range(config.stills):
@@ -194,8 +194,8 @@ def item(  # noqa: PLR0913 - each is a column of the row
     caption: CaptionFunction,
     rng: np.random.Generator,
 ) -> Item:
-    """Return an item with up to `captions` different captions. Items of `clips` have questions
-    too."""
+    """Return an item with up to `captions` different captions. Items of `clips` also
+    have questions."""
     is_image = corpus == "stills"
     path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
 
@@ -224,8 +224,8 @@ def item(  # noqa: PLR0913 - each is a column of the row
 
 
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
-    """Return, by kind of object, the squares that it fills at evenly spaced times of the clip: left,
-    top, right and bottom as fractions of the frame."""
+    """Return the bounding boxes of each kind of object at evenly spaced times of the clip: left, top,
+    right and bottom as fractions of the frame."""
     squares_of_kind = {}
     for thing in scene.things:
         squares = []
@@ -265,12 +265,12 @@ def encode_video(frames: np.ndarray, path: Path) -> None:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # x264 writes other bytes with another number of threads.
+        # x264's output depends on the number of threads.
         stream.thread_count = 1
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")
             container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))  # the frames that the encoder still holds
+        container.mux(stream.encode(None))  # flush the encoder
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
@@ -312,7 +312,7 @@ def write_broken_items(out: Path) -> list[dict[str, Any]]:
 
     rows = []
     for name in (*files, "broken-missing.mp4"):
-        # A good file without a caption is rejected, too.
+        # A valid file without captions is also rejected.
         captions = [] if name == "broken-silent.mp4" else ["a red star moves left"]
         rows.append(
             {

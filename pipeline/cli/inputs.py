@@ -18,7 +18,7 @@ from alpro.pipeline.cli.options import (
 if TYPE_CHECKING:
     from alpro.pipeline.plan.check_data import DataReport
 
-FIRST = ("sample", "tiny")  # what runs without data
+FIRST = ("sample", "tiny")  # configurations that need no data
 
 config_group = App(name="config", help="List and show configurations.")
 data_group = App(name="data", help="Check data before a run.")
@@ -39,7 +39,8 @@ def list_configs() -> None:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of the comment that a configuration begins with, which may go over several lines.
+    """Return the first sentence of the comment that a configuration begins with. It may span several
+    lines.
 
     >>> first_sentence("# Videos of yours,\\n# every stage. Small.\\nname = 1")
     'Videos of yours, every stage'
@@ -49,7 +50,7 @@ def first_sentence(text: str) -> str:
         for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
     )
 
-    # A dot inside of a word, as in a file's name, ends no sentence.
+    # A period inside a word, such as a file name, does not end a sentence.
     return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
@@ -74,7 +75,7 @@ def show_config(
 def check(
     data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5
 ) -> int:
-    """Print what is there, what is missing, and the splits.
+    """Print the items, problems and splits of a data set.
 
     Reads every row of a manifest, folder or set of shards, and decodes a few items. The exit status
     is 1 if a run would fail.
@@ -94,7 +95,7 @@ def check(
     settings = load_config(Command(config, data_changes(data, set)))
     if settings.corpora["data"].shards:
         raise InputError(
-            "corpora.data.shards are not decoded; `alpro run index_shards` checks them"
+            "`alpro data check` cannot check shards (corpora.data.shards); run `alpro run index_shards`"
         )
 
     try:

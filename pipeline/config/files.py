@@ -25,7 +25,7 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
     refuse_credentials("--config", source)
     path = folder / expand_home(source)
     for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
-        # A folder named `sample` hides no configuration of this name.
+        # A folder named `sample` does not hide the shipped configuration.
         if file.is_file():
             return file
 
@@ -34,7 +34,7 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
 
 
 def suggest(name: str, names: Sequence[str], introduction: str) -> str:
-    """Return the name that a mistyped one may mean, or all names.
+    """Return a hint with the closest name, or with all names.
 
     >>> suggest("pretrian", ["pretrain", "evaluate"], "the stages are")
     "did you mean 'pretrain'?"
@@ -49,7 +49,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: It cannot be read, or has credentials, which would be shown in MLflow.
+        InputError: It cannot be read, or has credentials, which MLflow would display.
     """
     try:
         values = tomllib.loads(read_text(path))

@@ -2,9 +2,9 @@
 under torchrun.
 
 The work file contains the stage, its configuration, the folders of its inputs, the output folder
-and the resources. The process leaves its outcome, or the mistake that stopped it, in result.json
-beside the work file; `processes.run_stage` starts it and reads that. It needs neither Prefect nor
-MLflow.
+and the resources. The process writes its outcome, or the error that stopped it, to result.json beside
+the work file; `processes.run_stage` starts the process and reads that file. It needs neither Prefect
+nor MLflow.
 
 With `--debug`, everything runs in this process, and exceptions are raised, for a debugger.
 """
@@ -33,7 +33,7 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.execution.lifecycle import PARENT, get_parent
 
-# Parts of PyTorch's messages.
+# Substrings of PyTorch's out-of-memory errors.
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
 
 
@@ -41,7 +41,7 @@ def debug(file: Path) -> Outcome:
     """Run the stage of a work file in this process alone. Returns its outcome."""
     work = read_json(file)
     work["resources"] |= {"workers": 1, "processes": 1, "nodes": 1}
-    # A debugger does not follow into children.
+    # Debuggers do not attach to child processes.
     with in_this_process():
         return run(work)
 
@@ -60,7 +60,7 @@ def main(file: Path) -> int:
         report(result, message)
         return EXIT_INPUT_ERROR
 
-    # All ranks share the folder of the work file, and one outcome.
+    # All ranks have the same outcome, so rank 0 writes it.
     if int(os.environ.get("RANK", 0)) == 0:
         write_json(result, asdict(outcome))
     return 0
@@ -90,7 +90,8 @@ def get_message(error: Exception, work: dict) -> str | None:
 
 
 def report(result: Path, message: str) -> None:
-    """Write why the stage cannot go on, unless another rank has: the first one is the cause."""
+    """Write why the stage cannot go on, unless another rank has written its reason: the first one is
+    the cause."""
     if result.exists():
         return
 
@@ -99,7 +100,7 @@ def report(result: Path, message: str) -> None:
     except OSError:  # a full disk has no room for the file
         print(f"error: {message}", file=sys.stderr)
     else:
-        # The pipeline prints it. On another node, nobody else does.
+        # The pipeline prints it. On another node, this process must.
         if PARENT not in os.environ:
             print(f"error: {message}", file=sys.stderr)
 
@@ -138,8 +139,8 @@ def describe_memory(stage: str, error: Exception) -> str:
 
 def start(file: Path) -> NoReturn:
     """Run `main` and end the process with its status, or with 1 and a traceback."""
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its earlier name
-        # Batches differ in size: segments that grow leave no holes in the GPU's memory.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # deprecated name
+        # Batch sizes vary; expandable segments avoid fragmentation.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_rank = "WORLD_SIZE" in os.environ
     if is_rank:  # torchrun starts its ranks in sessions of their own
@@ -160,8 +161,8 @@ def start(file: Path) -> NoReturn:
 def end(status: int, is_rank: bool) -> NoReturn:
     """End this process at once, whatever state its threads and children are in.
 
-    If the cause is known, torchrun ends with it. It would wait for ranks that wait for this one,
-    and print 47 lines about its status.
+    If the cause is known, torchrun is killed as well. It would wait for ranks that wait for this
+    one, and print 47 lines about its status.
     """
     try:
         for stream in (sys.stdout, sys.stderr):

@@ -1,10 +1,10 @@
 """Streams the records of a table with their lines: CSV, TSV, JSON Lines, JSON, Parquet, or the lines
 of a text.
 
-Reading continues after an invalid record: its reason is in its place. The whole table is invalid if
-the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON document. The
-readers of pyarrow are not used for texts: after an unclosed quote its CSV reader takes the next rows
-for one text, in silence, and its JSON reader refuses a whole file for one line.
+Reading continues after an invalid record: the reason is yielded in its place. The whole table is
+invalid if the start of the next record is unknown: after an unclosed quote in CSV, or in a JSON
+document. pyarrow does not read texts: after an unclosed quote, its CSV reader silently merges the
+following rows into one field, and its JSON reader fails on a whole file because of one line.
 
 TSV has no quoting: every line is a record. CSV is strict: quotation marks inside a quoted text are
 doubled.
@@ -52,12 +52,12 @@ csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 
 
 class UnreadableTable(InputError):
-    """Raised if a table is a placeholder of what is stored elsewhere, or has the bytes of media."""
+    """Raised if a table is a pointer file (Git LFS, git-annex), or has the bytes of media in it."""
 
 
 class Table:
-    """A table: its form, None if its columns are not known, and its records with their lines or
-    entries. The file is opened once; the first records are read at once.
+    """A table with its form (None if the columns are unknown), and its records with their lines or
+    entries. The file is opened once; the constructor reads the first records.
 
     Raises:
         InputError: If the table is missing, corrupt, in another format or not UTF-8, or if it is a
@@ -121,11 +121,11 @@ class Table:
         start = file.peek(1 << 16)
         encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
         # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole, which
-        # spoils its own record alone.
+        # invalidates only its own record.
         head = start[:1024]
         if encoding != "utf-16" and head.count(0) * 8 > len(head):
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-        # Bytes that are not UTF-8 spoil their own record alone.
+        # Bytes that are not UTF-8 invalidate only their own record.
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
         text = io.TextIOWrapper(file, encoding, errors, newline="\n")
         if self.extension in (".csv", ".tsv"):

@@ -20,7 +20,7 @@ TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
 class EvaluationConfig(StageConfig, frozen=True):
-    """Evaluation of the models of a pipeline. Controls concern the fine-tuned models."""
+    """Evaluation of the models of a pipeline. Controls are computed only for fine-tuned models."""
 
     retrieval: str = Field(default="", description="corpus for retrieval; empty: none")
     qa: str = Field(default="", description="corpus for question answering; empty: none")
@@ -31,7 +31,7 @@ class EvaluationConfig(StageConfig, frozen=True):
         json_schema_extra=file_or_word("clip"),
     )
     split: Literal["validation", "test"] = Field(
-        default="test", description="split to evaluate; validation for choices"
+        default="test", description="split to evaluate; use validation to choose hyperparameters"
     )
     top_k: int = Field(default=0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(
@@ -92,7 +92,8 @@ def find_excluded(config: EvaluationConfig, folder: Path) -> set[str]:
 
 
 def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
-    """Check that the evaluation items of a corpus are decoded. The pipeline does so before training.
+    """Check that enough evaluation items of a corpus are decoded. The pipeline calls it before
+    training.
 
     Returns:
         (column, decoded, annotated) for `captions` (retrieval) and `questions` (question

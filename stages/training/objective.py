@@ -62,8 +62,7 @@ class StepFeatures:
             The features (P * b, E).
         """
         # The loss is averaged over P micro-batches, but only one of them gives these features a
-        # gradient, which is therefore multiplied by P: `lerp` from x to x has the value x and the
-        # weight as its derivative.
+        # gradient, so it is scaled by P: `lerp(x, x, P)` keeps the value and has the derivative P.
         current = torch.lerp(current.detach(), current, float(len(features)))
         before = features[: self.micro_batch]
         after = features[self.micro_batch + 1 :]
@@ -139,7 +138,7 @@ class Objective(NormalizedModel):
         that are not trained, and would cast them in every pass."""
 
     def shares_texts(self, pairs: int) -> bool:
-        """Return whether ranks with this many pairs each use texts of each other, which then need one
+        """Return whether ranks with this many pairs exchange texts, which must then be padded to one
         length."""
         return False
 
@@ -149,7 +148,7 @@ class Objective(NormalizedModel):
         return {}
 
     def step_counts(self, micro_batches: Sequence[Batch]) -> Counts:
-        """Average the counts over the micro-batches of a step on all ranks, in one collective."""
+        """Average the counts over the micro-batches of a step on all ranks, with one all-reduce."""
         counts = [self.counts(batch) for batch in micro_batches]
         names = list(counts[0])
         if not names:
