@@ -184,7 +184,7 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
         The SHA-256 of each file that was read.
 
     Raises:
-        InputError: A file is damaged or missing.
+        InputError: If a file is damaged or missing.
     """
     if folder.name == "model" and (folder.parent / RECORD).is_file():
         folder = folder.parent

@@ -42,8 +42,8 @@ def read_text(path: Path) -> str:
         The text without the mark. All ends of lines are `\\n`.
 
     Raises:
-        OSError: The file cannot be read.
-        UnicodeDecodeError: It has another encoding.
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: If it has another encoding.
     """
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
@@ -163,7 +163,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     A killed program leaves no folder of this name.
 
     Raises:
-        InputError: The folder exists already, or cannot be written.
+        InputError: If the folder exists already, or cannot be written.
     """
     building = folder.with_name(f".{folder.name}.part")
     try:

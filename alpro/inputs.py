@@ -49,7 +49,7 @@ def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, i
         The left column, the top row, the number of columns and the number of rows.
 
     Raises:
-        ValueError: The region is not inside the frame.
+        ValueError: If the region is not inside the frame.
     """
     left, top, width, height = check_box(box)
 

@@ -22,7 +22,7 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
         True if this process has the lock.
 
     Raises:
-        InputError: The file system has no locks. Without them, two runs would write the same files.
+        InputError: If the file system has no locks. Without them, two runs would write the same files.
     """
     try:
         lock.acquire(blocking=blocking)

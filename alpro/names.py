@@ -102,7 +102,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             without changes; STAGE@FINGERPRINT.
 
     Raises:
-        InputError: There is no such artifact, or more than one.
+        InputError: If there is no such artifact, or more than one.
     """
     refuse_credentials("model or artifact", str(name))
     folder = expand_home(name)

@@ -95,8 +95,8 @@ def each(
         Ctrl-C, running tasks are stopped.
 
     Raises:
-        InputError: The scheduler does not answer, or a worker has other versions.
-        ConnectionError: The scheduler was lost. Finished tasks are kept.
+        InputError: If the scheduler does not answer, or a worker has other versions.
+        ConnectionError: If the scheduler was lost. Finished tasks are kept.
     """
     pending = iter(tasks)
     if _runs_inline:
@@ -406,7 +406,7 @@ def _answer(
         The answer of `_attempt`, and the lines that the task printed.
 
     Raises:
-        InputError: The versions here differ from the client's.
+        InputError: If the versions here differ from the client's.
     """
     check_versions(client_versions)
     # Workers that Dask's nanny has started are daemons, which multiprocessing gives no children.
@@ -448,7 +448,7 @@ def check_versions(expected: Mapping[str, str]) -> None:
     difference: its users say what they need.
 
     Raises:
-        InputError: One differs.
+        InputError: If one differs.
     """
     here = versions()
     for name, version in expected.items():

@@ -80,9 +80,9 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
     repeated: (count, size, size, 3) uint8. The frames of a sample have their stored size.
 
     Raises:
-        DecodeError: The source cannot be decoded, for whatever reason, so that one file does not
+        DecodeError: If the source cannot be decoded, for whatever reason, so that one file does not
             end a stream.
-        InputError: No decoder is installed.
+        InputError: If no decoder is installed.
     """
     try:
         if isinstance(source, Sample):

@@ -56,7 +56,7 @@ def export(model: Model, folder: Path, card: str) -> None:
         card: Text of README.md.
 
     Raises:
-        InputError: The folder exists, or the model is a CLIP or SigLIP, whose folder transformers
+        InputError: If the folder exists, or the model is a CLIP or SigLIP, whose folder transformers
             loads as it is.
     """
     source = model.folder

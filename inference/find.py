@@ -62,7 +62,7 @@ def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
         workspace: By default $ALPRO_WORKSPACE, or the folder `workspace`.
 
     Raises:
-        InputError: There is no such model, or more than one, or a file of it is damaged.
+        InputError: If there is no such model, or more than one, or a file of it is damaged.
     """
     root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
     folder = find_folder(str(name), root.absolute())
@@ -123,7 +123,7 @@ def find_prompter(folder: Path) -> Found | None:
     A fine-tuned model has the prompter of the model that it started from.
 
     Raises:
-        InputError: A file of it is damaged.
+        InputError: If a file of it is damaged.
     """
     if has_model(folder / "prompter"):  # an imported checkpoint has it
         folder = folder / "prompter"
@@ -165,7 +165,7 @@ def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> s
         checksums: SHA-256 of files that were read already.
 
     Raises:
-        InputError: A file is missing.
+        InputError: If a file is missing.
     """
     known = checksums or {}
     inside = model_folder(folder)

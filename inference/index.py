@@ -87,7 +87,7 @@ class Index:
         """Open an existing index.
 
         Raises:
-            InputError: There is none, it cannot be read, or an earlier version made it.
+            InputError: If there is none, it cannot be read, or an earlier version made it.
         """
         if not index_exists(place):
             raise InputError(
@@ -145,7 +145,7 @@ class Index:
         """Count rows.
 
         Raises:
-            InputError: The condition is invalid.
+            InputError: If the condition is invalid.
         """
         with self._errors():
             return self.table.count_rows(sql)
@@ -154,7 +154,7 @@ class Index:
         """List rows in the order of the index, without their embeddings.
 
         Raises:
-            InputError: The condition is invalid.
+            InputError: If the condition is invalid.
         """
         from lancedb.query import ColumnOrdering
 
@@ -185,7 +185,7 @@ class Index:
             index.
 
         Raises:
-            InputError: The condition is invalid, or the embedding is of another model.
+            InputError: If the condition is invalid, or the embedding is of another model.
         """
 
         columns = [*self._shown, "_distance"]
@@ -266,7 +266,7 @@ def index_exists(place: str | Path) -> bool:
     """Check whether there is an index.
 
     Raises:
-        InputError: An earlier version made it, or the store does not answer.
+        InputError: If an earlier version made it, or the store does not answer.
     """
     location = absolute(place)
     if isinstance(location, str):

@@ -99,7 +99,7 @@ def add_videos(
         report: Called with a line for each rejected item.
 
     Raises:
-        InputError: The index is of another model, or has other windows or columns.
+        InputError: If the index is of another model, or has other windows or columns.
     """
     if stride and not (window and stride <= window):
         raise InputError(
@@ -165,7 +165,7 @@ def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataTy
     """Infer the types of columns of a manifest from all values.
 
     Raises:
-        InputError: A column has no values, or not only texts or only numbers, or its name is taken.
+        InputError: If a column has no values, or not only texts or only numbers, or its name is taken.
     """
     if not columns:
         return {}
@@ -382,7 +382,7 @@ def remove_videos(place: str | Path, names: Sequence[str]) -> list[Item]:
         What was removed.
 
     Raises:
-        InputError: A name stands for nothing in the index, which then stays as it is.
+        InputError: If a name stands for nothing in the index, which then stays as it is.
     """
     index = Index.open(place)
     root = quoted(f"{index.settings.root}/")

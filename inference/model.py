@@ -124,7 +124,7 @@ class Model:
                 scores are float32.
 
         Raises:
-            InputError: There is no such model, or a file of it is missing.
+            InputError: If there is no such model, or a file of it is missing.
         """
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
@@ -187,8 +187,8 @@ class Model:
         """Decode the frames of a file: (1, T, 3, H, W) uint8.
 
         Raises:
-            InputError: There is no such file.
-            DecodeError: It cannot be decoded.
+            InputError: If there is no such file.
+            DecodeError: If it cannot be decoded.
         """
         check_file(file)
         video = self.folder.model.config.video
@@ -268,7 +268,7 @@ class Model:
             cls_only: Encode only the [CLS] token of a video.
 
         Raises:
-            InputError: A file does not exist.
+            InputError: If a file does not exist.
         """
         for file in files:
             check_file(file)
@@ -299,7 +299,7 @@ class Model:
             cannot be decoded is NaN, and a warning names it.
 
         Raises:
-            InputError: A file does not exist, or texts and files are mixed.
+            InputError: If a file does not exist, or texts and files are mixed.
         """
         if isinstance(inputs, str | Path):
             return self.encode([inputs], batch_size)[0]
@@ -376,8 +376,8 @@ class Model:
             The most likely answers with their probabilities, in descending order.
 
         Raises:
-            InputError: The model does not answer questions, or there is no such file.
-            DecodeError: The file cannot be decoded.
+            InputError: If the model does not answer questions, or there is no such file.
+            DecodeError: If the file cannot be decoded.
         """
         if not self.folder.answers:
             raise InputError(
@@ -424,8 +424,8 @@ class Model:
             The most likely entities with their probabilities, in descending order.
 
         Raises:
-            InputError: The model cannot label entities, or there is no such file.
-            DecodeError: The file cannot be decoded.
+            InputError: If the model cannot label entities, or there is no such file.
+            DecodeError: If the file cannot be decoded.
         """
         model = self.folder.model
         grid = model.config.video.grid

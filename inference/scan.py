@@ -25,7 +25,7 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
         columns: Columns of a manifest that the items keep; None: all.
 
     Raises:
-        InputError: There is no such source, or nothing in it.
+        InputError: If there is no such source, or nothing in it.
     """
     source = absolute(source)
     if is_corpus(source):
@@ -74,7 +74,7 @@ def split_into_windows(items: Iterable[Item], window: float, stride: float) -> I
         stride: Seconds from the start of one window to the next.
 
     Raises:
-        InputError: The items are samples of a decoded corpus, which have only a few frames.
+        InputError: If the items are samples of a decoded corpus, which have only a few frames.
     """
     for item in items:
         is_whole = item["kind"] == "video" and item["start"] is None and item["end"] is None

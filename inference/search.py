@@ -130,7 +130,7 @@ class Searcher:
             options: `device` and `dtype` of `Model.load`.
 
         Raises:
-            InputError: There is no index, its model is missing, or `model` is another one.
+            InputError: If there is no index, its model is missing, or `model` is another one.
         """
         opened = index if isinstance(index, Index) else Index.open(index)
         return cls(opened, Model.load(find_model(opened, model, workspace), **options))
@@ -163,7 +163,7 @@ class Searcher:
             exact: Compare all clips, also in an index of more than a million.
 
         Raises:
-            InputError: The condition is invalid.
+            InputError: If the condition is invalid.
         """
         if rerank is None:
             # "matching" if it was better than similarity when the model was validated.
@@ -210,7 +210,7 @@ class Searcher:
         The other arguments are as of `search`.
 
         Raises:
-            DecodeError: The file cannot be decoded.
+            DecodeError: If the file cannot be decoded.
         """
         if isinstance(query, str | Path):
             check_file(query)
@@ -255,7 +255,7 @@ def find_model(index: Index, name: str | Path | Found, workspace: str | Path | N
     """Find the model of an index: where it was, or `name`, if it has moved.
 
     Raises:
-        InputError: It is missing, or it is another model.
+        InputError: If it is missing, or it is another model.
     """
     recorded = Path(index.settings.model)
     if isinstance(name, Found):

@@ -247,7 +247,7 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
         max_text_tokens: Length of the texts that it must take.
 
     Raises:
-        InputError: It is another kind of model, or takes shorter texts only.
+        InputError: If it is another kind of model, or takes shorter texts only.
     """
     where = f"{key} = {name!r}"
     hub_name = HubName.parse(name)
@@ -281,7 +281,7 @@ def load_clip(
         key: Configuration key of the name, for messages.
 
     Raises:
-        InputError: It is not available, not readable, or another kind of model.
+        InputError: If it is not available, not readable, or another kind of model.
     """
     where = f"{key.rpartition('.')[2]} = {name!r}"
     try:
@@ -332,7 +332,7 @@ def load_temporal(prompter: ClipPrompter, file: Path) -> None:
     """Load the temporal attention of a model that was trained here from its file of weights.
 
     Raises:
-        ValueError: The weights do not fit the model.
+        ValueError: If the weights do not fit the model.
     """
     temporal = select_prefix(read_weights(file), TEMPORAL) if file.is_file() else {}
     if temporal:

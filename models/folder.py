@@ -200,7 +200,7 @@ def start_from(model: DualEncoder, other: DualEncoder, excluded: tuple[str, ...]
         excluded: Prefixes of weights that are not copied.
 
     Raises:
-        ValueError: Another weight has another shape, or a setting that no shape shows differs.
+        ValueError: If another weight has another shape, or a setting that no shape shows differs.
     """
     for section, keys in SETTINGS_NOT_IN_SHAPES.items():
         theirs = getattr(other.config, section)

@@ -65,7 +65,7 @@ def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
         name: Its value. If it is no folder of transformers, there are no sizes.
 
     Raises:
-        InputError: The folder has another model of transformers.
+        InputError: If the folder has another model of transformers.
     """
     try:
         values = read_small_json(Path(name) / "config.json") if name else {}
@@ -188,7 +188,7 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
 
     Raises:
         InputError: As in `load_clip`.
-        ValueError: The video encoder would not start as the tower on each frame.
+        ValueError: If the video encoder would not start as the tower on each frame.
     """
     prompter = load_clip(name, key="vit").prompter
     check_type("vit", name, prompter.clip.config.model_type)
@@ -210,7 +210,7 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
     """Load the state dict of a timm model, from the hub or its cache.
 
     Raises:
-        ValueError: It is not available, or has other heads than `video`.
+        ValueError: If it is not available, or has other heads than `video`.
     """
     source = f"vit = {name!r}"
     hub_name = HubName.parse(f"timm/{name}")
@@ -259,7 +259,7 @@ def load_bert(model: Prompter, name: str) -> None:
         name: A hub name, or a folder with config.json and weights.
 
     Raises:
-        InputError: The model is not available, or not a BERT.
+        InputError: If the model is not available, or not a BERT.
         ValueError: One line, if the weights are not readable or do not match.
     """
     source = f"bert = {name!r}"

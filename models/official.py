@@ -77,7 +77,7 @@ def import_checkpoint(
         The model, and the prompter in it, if any.
 
     Raises:
-        InputError: The checkpoint was not saved for this task, or the folder cannot be written. No
+        InputError: If the checkpoint was not saved for this task, or the folder cannot be written. No
             file is left.
     """
     if file.suffix not in SUFFIXES:
@@ -170,8 +170,8 @@ def read_labels(file: Path | None, rows: Tensor | None, what: str) -> list[str]:
         rows: Tensor of the checkpoint with a row for each label.
 
     Raises:
-        InputError: The file has another number of labels.
-        ValueError: The checkpoint has no such head.
+        InputError: If the file has another number of labels.
+        ValueError: If the checkpoint has no such head.
     """
     if rows is None:
         raise ValueError(f"it has no head for {what} labels; choose the --task of this checkpoint")

@@ -70,7 +70,7 @@ class HubName:
         """Return the folder in the hub's cache, downloaded if it has no weights.
 
         Raises:
-            InputError: It cannot be downloaded. The message says how to get it by hand.
+            InputError: If it cannot be downloaded. The message says how to get it by hand.
         """
         folder = self.cached()
         # An interrupted download leaves a folder without weights.
@@ -100,8 +100,8 @@ def read_model_config(name: str) -> Any:
         The configuration; `name_or_path` is the folder of the files.
 
     Raises:
-        InputError: The files cannot be downloaded.
-        ValueError: It has more layers than any model. Also what transformers raises.
+        InputError: If the files cannot be downloaded.
+        ValueError: If it has more layers than any model. Also what transformers raises.
     """
     from transformers import AutoConfig
 
@@ -129,7 +129,7 @@ def load_pretrained(kind: Any, config: Any) -> tuple[Any, set[str]]:
         The model, and the names of the weights of its head that the file lacks, which are random.
 
     Raises:
-        ValueError: The weights do not fit the configuration, or are not finite. Also what
+        ValueError: If the weights do not fit the configuration, or are not finite. Also what
             transformers raises.
     """
     from transformers import logging as transformers_log

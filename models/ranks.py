@@ -21,7 +21,7 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
         local: Index of the GPU.
 
     Raises:
-        InputError: The name is `cuda`, and there is no GPU.
+        InputError: If the name is `cuda`, and there is no GPU.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -38,7 +38,7 @@ def check_devices(name: Device, processes: int) -> None:
     """Check that this machine has the devices that processes ask for.
 
     Raises:
-        InputError: There is no GPU for `cuda`, or there are fewer GPUs than processes.
+        InputError: If there is no GPU for `cuda`, or there are fewer GPUs than processes.
     """
     count = 0 if name == "cpu" else torch.cuda.device_count()
     if name == "cuda" and not count:

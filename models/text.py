@@ -60,7 +60,7 @@ class TextEmbeddings(nn.Module):
         ids (B, L) -> (B, L, D).
 
     Raises:
-        ValueError: The text is longer than the position embeddings.
+        ValueError: If the text is longer than the position embeddings.
     """
 
     def __init__(self, config: TextConfig):

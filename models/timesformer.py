@@ -199,7 +199,7 @@ class TimeSformer(nn.Module):
         order; (B, 1, D) with `cls_only`.
 
     Raises:
-        ValueError: The number or size of the frames is not the configured one.
+        ValueError: If the number or size of the frames is not the configured one.
     """
 
     def __init__(self, config: VideoConfig):
@@ -310,7 +310,7 @@ def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
         and the caller rejects it.
 
     Raises:
-        ValueError: A position embedding is not [CLS] and a square grid, as in a distilled ViT.
+        ValueError: If a position embedding is not [CLS] and a square grid, as in a distilled ViT.
     """
     if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2]:
         return embedding

@@ -22,7 +22,7 @@ class BertTokenizer:
     """A tokenizer with the ids of its special tokens.
 
     Raises:
-        InputError: It lacks a special token.
+        InputError: If it lacks a special token.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -142,7 +142,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             hub, which is downloaded if it is not cached.
 
     Raises:
-        InputError: It does not exist or cannot be read.
+        InputError: If it does not exist or cannot be read.
     """
     path = Path(name)
     files = [file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()]

@@ -107,7 +107,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
         key: Configuration key of the file, for messages.
 
     Raises:
-        InputError: The file has another format, or a word twice.
+        InputError: If the file has another format, or a word twice.
     """
     where = f"{key} = {str(file)!r}"
     try:

@@ -100,7 +100,7 @@ class AlproModel(PreTrainedModel):
         """Return the probabilities (N, V) that text and video belong together.
 
         Raises:
-            ValueError: The model is a prompter.
+            ValueError: If the model is a prompter.
         """
         model = self._alpro()
         videos = model.encode_video(pixel_values.to(self.dtype))
@@ -118,7 +118,7 @@ class AlproModel(PreTrainedModel):
         """Return the probabilities (N, answers) of `config.answers` for questions about N videos.
 
         Raises:
-            ValueError: The model does not answer questions.
+            ValueError: If the model does not answer questions.
         """
         model = self._alpro()
         video = model.encode_video(pixel_values.to(self.dtype))
@@ -139,7 +139,7 @@ class AlproModel(PreTrainedModel):
             image: If True, use the prompts of images.
 
         Raises:
-            ValueError: A region is not inside the frame, or the model is not a prompter with the
+            ValueError: If a region is not inside the frame, or the model is not a prompter with the
                 prompts of entities.
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:

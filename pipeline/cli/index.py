@@ -236,7 +236,7 @@ def read_named_file(name: str, file: Path) -> str:
         file: The file.
 
     Raises:
-        InputError: It cannot be read, or is not UTF-8.
+        InputError: If it cannot be read, or is not UTF-8.
     """
     try:
         if not file.is_file():  # a pipe would be read for ever

@@ -325,7 +325,7 @@ def score_model(
         gallery: Videos with questions for a model that answers, otherwise with captions.
 
     Raises:
-        InputError: There is nothing to score.
+        InputError: If there is nothing to score.
     """
     from alpro.inference.search import RERANKED
     from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model

@@ -115,7 +115,7 @@ def read_token(host: str, file: Path | None) -> str:
         file: File whose first line is the token; by default the token is $ALPRO_TOKEN.
 
     Raises:
-        InputError: The token is too short, or other machines could do without one.
+        InputError: If the token is too short, or other machines could do without one.
     """
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
@@ -139,7 +139,7 @@ def load_models(
     """Load the models for what INDEX, --ask and --entities can do.
 
     Raises:
-        InputError: That is nothing, or a model cannot do what it is named for.
+        InputError: If that is nothing, or a model cannot do what it is named for.
     """
     from alpro.inference.search import Searcher, find_model
     from alpro.pipeline.serving.models import ServedModels

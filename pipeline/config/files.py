@@ -49,7 +49,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: It cannot be read, or has credentials, which MLflow would display.
+        InputError: If it cannot be read, or has credentials, which MLflow would display.
     """
     try:
         values = tomllib.loads(read_text(path))

@@ -42,7 +42,7 @@ def load_config(command: Command) -> PipelineConfig:
     `pretrain.lr=1e-4`.
 
     Raises:
-        InputError: A value is invalid. The message is one line.
+        InputError: If a value is invalid. The message is one line.
     """
     return validate(read_values(command), command)
 

@@ -145,9 +145,9 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
     """Run the stage of a step in processes of its own, with the output folder `out`.
 
     Raises:
-        InputError: the user can fix what stopped it.
-        CancelledError: the pipeline stopped it.
-        StageFailed: it ended for any other reason.
+        InputError: If the user can fix what stopped it.
+        CancelledError: If the pipeline stopped it.
+        StageFailed: If it ended for any other reason.
     """
     trains = step.stage in TRAININGS
     work_file = write_work(step, out, store, resources)

@@ -194,7 +194,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
         The exit status: 0 after SIGTERM, 130 after SIGINT.
 
     Raises:
-        StageFailed: one of the programs ended.
+        StageFailed: If one of the programs ended.
     """
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
         check_store(workspace)

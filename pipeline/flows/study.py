@@ -105,7 +105,7 @@ def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path
             changes and its seed, which are compared, override them.
 
     Raises:
-        InputError: A variant is invalid. The message names it.
+        InputError: If a variant is invalid. The message names it.
     """
     members = []
     for seed in study.seeds:
@@ -137,7 +137,7 @@ def run_study(
         titles of the runs that failed.
 
     Raises:
-        InputError: Files are missing. Raised before the first run.
+        InputError: If files are missing. Raised before the first run.
     """
     with outside_current_folder():
         from alpro.pipeline.flows import flow

@@ -171,8 +171,8 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
     pipeline stops.
 
     Raises:
-        StageFailed: it did not complete.
-        CancelledError: the pipeline stops.
+        StageFailed: If it did not complete.
+        CancelledError: If the pipeline stops.
     """
     name = run.remote_deployments[step.stage]
     # With timeout=None, it would not wake up when the pipeline stops.

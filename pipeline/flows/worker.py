@@ -120,7 +120,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker, once Prefect's server answers.
 
     Raises:
-        InputError: the environment lacks something, or a worker of this name runs already.
+        InputError: If the environment lacks something, or a worker of this name runs already.
     """
     prepare()
     # Runs that start after this process has ended notice it.

@@ -81,7 +81,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         samples: The number of items to decode, evenly spaced.
 
     Raises:
-        InputError: The data cannot be read at all.
+        InputError: If the data cannot be read at all.
     """
     corpus = settings.corpora[CORPUS]
     # A temporary folder, because a check leaves nothing behind.

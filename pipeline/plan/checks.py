@@ -30,7 +30,7 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
         elsewhere: the stages that run on other machines.
 
     Raises:
-        InputError: A step that has to run would fail, or would have nothing to evaluate.
+        InputError: If a step that has to run would fail, or would have nothing to evaluate.
     """
     steps = plan.steps_to_run
     for step in steps:
@@ -85,7 +85,7 @@ def check_test_items(plan: Plan) -> None:
     evaluation will, before days of training; another one by its manifest, before it is decoded.
 
     Raises:
-        InputError: A corpus has none.
+        InputError: If a corpus has none.
     """
     for step in plan.steps_to_run:
         if step.stage not in EVALUATIONS:

@@ -57,7 +57,7 @@ class Digests:
         is open while files are read, so that other pipelines do not wait.
 
         Raises:
-            InputError: Reading fails otherwise. One error of a disk or a network must not decide a
+            InputError: If reading fails otherwise. One error of a disk or a network must not decide a
                 fingerprint.
         """
         files = [str(path) for path in paths]

@@ -15,7 +15,7 @@ def read_settings(command: Command) -> PipelineConfig:
     """Load the configuration of a command as it runs on this machine.
 
     Raises:
-        InputError: The configuration is invalid, or its encoders do not go together.
+        InputError: If the configuration is invalid, or its encoders do not go together.
     """
     settings = validate(with_encoder_sizes(read_values(command)), command)
     check_encoders(settings)
@@ -60,7 +60,7 @@ def check_encoders(settings: PipelineConfig) -> None:
     """Check that a prompter with our towers fits the model of pre-training.
 
     Raises:
-        InputError: Pre-training copies encoders of other sizes, or the prompter labels crops of
+        InputError: If pre-training copies encoders of other sizes, or the prompter labels crops of
             frames that it sees differently.
     """
     teacher = settings.train_prompter

@@ -79,7 +79,7 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     """Plan the stage of a command or, without one, the whole pipeline.
 
     Raises:
-        InputError: The configuration is invalid, or a file that decides a fingerprint fails.
+        InputError: If the configuration is invalid, or a file that decides a fingerprint fails.
     """
     settings = read_settings(command)
     workspace.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
     empty for any other value, and for a name on the hub.
 
     Raises:
-        InputError: A file that must exist does not, or a CLIP cannot be used.
+        InputError: If a file that must exist does not, or a CLIP cannot be used.
     """
     value = getattr(step.config, key)
     field = type(step.config).model_fields[key]

@@ -68,8 +68,8 @@ class ServedModels:
             What was decoded, and its frames (1, T, 3, H, W) uint8.
 
         Raises:
-            HTTPException: The request has both or none, or the clip's file is another one.
-            DecodeError: The file cannot be decoded.
+            HTTPException: If the request has both or none, or the clip's file is another one.
+            DecodeError: If the file cannot be decoded.
         """
         if bool(key) == bool(file):
             raise HTTPException(400, "name a clip by its key, or send a file")

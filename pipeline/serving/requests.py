@@ -40,7 +40,7 @@ class RequestQueue:
             The file, which is deleted afterwards; None if there is no body.
 
         Raises:
-            HTTPException: Too many requests wait, or the body is too large or too slow.
+            HTTPException: If too many requests wait, or the body is too large or too slow.
         """
         # A longer queue would answer everybody late.
         with take(self._places, "requests"):

@@ -54,7 +54,7 @@ class Store:
         """Return the record of a step's artifact, None if there is none.
 
         Raises:
-            InputError: The record was changed.
+            InputError: If the record was changed.
         """
         return self.snapshot().find(step)
 
@@ -77,7 +77,7 @@ class Store:
         announces that it waits, and reads the artifact of the first.
 
         Raises:
-            InputError: The store's folder is not writable.
+            InputError: If the store's folder is not writable.
             CancelledError: `stopping` was set while it waited.
         """
         stopping = stopping or threading.Event()

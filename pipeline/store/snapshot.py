@@ -39,7 +39,7 @@ class Snapshot:
         """Return the record of a step's artifact, None if there is none.
 
         Raises:
-            InputError: The record was changed.
+            InputError: If the record was changed.
         """
         folder = step.folder(self.root)
         if folder not in self._records:

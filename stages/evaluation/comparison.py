@@ -44,7 +44,7 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
         chosen: Only these scores; empty: all.
 
     Raises:
-        InputError: One of them is no evaluation, they have no score in common, or no common score
+        InputError: If one of them is no evaluation, they have no score in common, or no common score
             is of the same queries in both: then the test sets differ.
     """
     scores_a = read_values(a)

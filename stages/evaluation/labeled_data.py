@@ -96,7 +96,7 @@ def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> L
         models: Folders of models that will be scored.
 
     Raises:
-        InputError: There is no such video.
+        InputError: If there is no such video.
     """
     source = absolute(source)
     # The record is in the artifact, above its folder `model`.
@@ -160,7 +160,7 @@ def split_of_training(
         The rows; None if no corpus of the runs has one of their ids.
 
     Raises:
-        InputError: A corpus is not there to tell.
+        InputError: If a corpus is not there to tell.
     """
     for corpus in chain.from_iterable(map(find_corpora, artifacts)):
         if not (corpus / "index.parquet").is_file():

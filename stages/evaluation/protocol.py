@@ -100,7 +100,7 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
         answering), if evaluated.
 
     Raises:
-        InputError: No item, or too small a fraction, is decoded.
+        InputError: If no item, or too small a fraction, is decoded.
     """
     counts = []
     for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):

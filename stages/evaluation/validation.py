@@ -63,7 +63,7 @@ def validate_retrieval(
         The validation, and the metric for model selection, which is of matching as in the paper.
 
     Raises:
-        InputError: No corpus has validation captions.
+        InputError: If no corpus has validation captions.
     """
     validation = cast(MatchingValidation, config.validation)
     galleries = read_galleries(encoder, corpora, config, "captions", validation.captions)
@@ -86,7 +86,7 @@ def validate_qa(
         The validation, and the metric for model selection.
 
     Raises:
-        InputError: No corpus has validation questions.
+        InputError: If no corpus has validation questions.
     """
     galleries = read_galleries(encoder, corpora, config, "questions")
     check_validation(galleries, "questions")

@@ -173,7 +173,7 @@ class Run:
                 last weights are.
 
         Raises:
-            InputError: too many examples are unreadable, or MAX_SKIPPED_IN_ROW steps in succession
+            InputError: If too many examples are unreadable, or MAX_SKIPPED_IN_ROW steps in succession
                 are not finite.
         """
         steps = len(self.data)
