@@ -13,7 +13,8 @@ from cyclopts.validators import Number
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import expand_home
-from alpro.names import find_artifact, matching_artifacts
+from alpro.names import find_artifact, matching_artifacts, similar_name
+from alpro.stages import STAGES
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -99,7 +100,20 @@ def find_pretrained(name: str, workspace: Path) -> str:
     from alpro.inference.encoding import model_folder
     from alpro.inference.find import resolve
 
+    check_built(name, workspace)
     return str(model_folder(resolve(name, workspace).model).resolve())
+
+
+def check_built(name: str, workspace: Path) -> None:
+    """Raise InputError if a CONFIG/STAGE stands for nothing yet. It would be looked up on the hub,
+    where names are OWNER/MODEL."""
+    config, _, stage = name.partition("/")
+    if stage not in STAGES or Path(name).exists():
+        return
+    if not matching_artifacts(name, workspace) and not similar_name(name, workspace):
+        raise InputError(
+            f"{name}: not built in {workspace}; `alpro run {stage} --config {config}` builds it"
+        )
 
 
 def check_exists(option: str, location: str) -> None:
@@ -129,6 +143,7 @@ class ModelOptions:
         """Return the model that a name stands for. Raise InputError if there is none."""
         from alpro.inference.find import resolve
 
+        check_built(name, self.workspace)
         if not name.startswith("models:/"):
             return resolve(name, self.workspace)
 

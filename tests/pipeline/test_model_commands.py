@@ -250,6 +250,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_
         (("model ask", "0000", "VIDEO", "what?"), "0000"),
         (("model ask", "FOLDER", "VIDEO", "what?"), "FOLDER"),
         (("model ask", RETRIEVAL, "VIDEO", "what?"), "finetune_qa"),
+        (("model ask", "mine/finetune_qa", "VIDEO", "?"), "`alpro run finetune_qa --config mine`"),
         (("model ask", QA, "FOLDER", "what?"), "FOLDER"),
         (("model ask", QA, "FOLDER/notes.txt", "what?"), "FOLDER/notes.txt"),
         (("model ask", QA, "FOLDER/none.mp4", "what?"), "none.mp4"),
