@@ -87,7 +87,7 @@ class Index:
         """Open an existing index.
 
         Raises:
-            InputError: If there is none, it cannot be read, or an earlier version made it.
+            InputError: If the index does not exist, cannot be read, or was made by an earlier version.
         """
         if not index_exists(place):
             raise InputError(

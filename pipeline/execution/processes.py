@@ -178,9 +178,14 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
         return Outcome(**result)
 
     if running.stopped:
-        # A training that was killed has only an earlier checkpoint.
-        checkpoint = f", with a checkpoint of step {count_finished(out)}" if trains else ""
-        raise CancelledError(f"{step.name} was stopped{checkpoint}")
+        saved = ""
+        if trains:
+            # A training that was killed has only an earlier checkpoint, or none.
+            last_step = count_finished(out)
+            saved = (
+                f", with a checkpoint of step {last_step}" if last_step else ", no checkpoint yet"
+            )
+        raise CancelledError(f"{step.name} was stopped{saved}")
     rest = f"unfinished results are in {work_file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result
         raise InputError(f"{step.name}: stopped by the error above; {rest}")

@@ -30,7 +30,7 @@ def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -
     >>> run_title("sample", "6e0aa0", ["finetune_qa.lr=4e-4"], "")
     'qa.lr=4e-4 · sample 6e0aa0'
     """
-    mark = f"{name} {fingerprint[:6]}".strip()
+    mark = f"{name} {fingerprint[:6]}"
     return " · ".join(filter(None, (" ".join(map(shorten_change, changes)), stage, mark)))
 
 

@@ -296,7 +296,7 @@ def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
         name = stem.rpartition("/")[2]
         splits[path] = split_in(name) or split_of_path(path)
     with_texts = {}
-    lists = {}  # of the videos of each split
+    lists = {}  # tables that only list the videos of each split
     for path, table in opened.items():
         if table.has_texts:
             with_texts[path] = splits[path]

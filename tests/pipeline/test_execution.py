@@ -223,8 +223,10 @@ def test_a_training_that_was_stopped_says_which_checkpoint_it_has(group, run, tm
     """It may have been killed before it wrote one."""
     group.result = None
     group.stopped = True
-    (tmp_path / "checkpoints" / "step-00000119").mkdir(parents=True)
 
+    with one_line("pretrain was stopped", "no checkpoint", of=processes.CancelledError):
+        run(PRETRAIN)
+    (tmp_path / "checkpoints" / "step-00000119").mkdir(parents=True)
     with one_line("pretrain was stopped", "step 119", of=processes.CancelledError):
         run(PRETRAIN)
 

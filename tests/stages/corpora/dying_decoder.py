@@ -31,7 +31,7 @@ class Death(BaseException):
 
 
 def end_process(death: Died) -> None:
-    """End the process of a pool. Raises Death where there is none."""
+    """End the process of a pool. Raises Death if the test runs in its own process."""
     if parent_process() is None:
         raise Death(death)
     if death.timed_out:
