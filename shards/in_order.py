@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
-from alpro.shards.video_file import NO_TIMESTAMPS, draw, open_video
+from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, open_video
 
 MARGIN_SECONDS = 1.0  # that are read beyond the end of a window, for frames out of order
 SENSELESS_SECONDS = 1e12  # FFmpeg's for the frames before the first page of an Ogg file
@@ -73,6 +73,9 @@ def _read_times(request: ClipRequest) -> np.ndarray:
                     packet_times.append(packet.pts)
                 if request.end is not None and times[-1] - times[0] > request.end + MARGIN_SECONDS:
                     break
+            else:
+                if times:
+                    check_complete(container, stream, times[-1], request)
     except DecodeError as error:
         if error.reason == "unreadable" and not times:
             raise NothingDecoded(error.reason, error.detail) from error

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
-from alpro.shards.video_file import NO_TIMESTAMPS, draw, import_av, open_video
+from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, import_av, open_video
 
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
 # VP9 and AV1 carry statistics from every frame to the next.
@@ -102,7 +102,6 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     times: list[int] = []
     keys: list[tuple[int, int]] = []
     first_after_window = np.inf
-    packet_count = 0
     has_offsets = False
     latest_decoded = -np.inf
     for packet in container.demux(stream):
@@ -113,7 +112,6 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         if packet.is_corrupt or packet.pts is None:
             raise DecodeError("unreadable", "frames that are corrupt or without a timestamp")
 
-        packet_count += 1
         if packet.is_keyframe:
             decoded_at = packet.pts if packet.dts is None else packet.dts
             keys.append((packet.pts, decoded_at))
@@ -137,7 +135,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         if packet.dts is not None and packet.dts >= first_after_window:
             break
     else:
-        _check_complete(container, stream, times, packet_count, is_far)
+        check_complete(container, stream, max(times, default=origin) / second, request)
 
     if codec.has_b_frames and not has_offsets and _is_mp4(container):
         raise DecodeError("unreadable", "no composition offsets: only times of decoding")
@@ -150,26 +148,6 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     if not times or starts_late or has_duplicates:
         raise DecodeError("unreadable", "no frames with unique timestamps")
     return _Timeline(ascending, np.array(keys), origin)
-
-
-def _check_complete(
-    container: Any,
-    stream: Any,
-    times: list[int],
-    packet_count: int,
-    is_far: bool,
-) -> None:
-    """Raise DecodeError if a video that was read to its end has fewer frames than its index."""
-    index = stream.index_entries
-    if is_far and len(index):
-        last_entry = index[len(index) - 1]
-        is_truncated = last_entry.timestamp > max(times, default=0)
-    else:
-        # An edit list may omit whole groups of frames, which are then missing from MP4's index.
-        frame_count = len(index) if _is_mp4(container) else stream.frames
-        is_truncated = packet_count < frame_count
-    if is_truncated:
-        raise DecodeError("unreadable", "truncated: frames in the index are missing")
 
 
 def _seek_frames(

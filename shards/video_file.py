@@ -15,13 +15,17 @@ from alpro.shards.clip import ClipRequest, DecodeError, Limits, error_text
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
 )
-NO_TIMESTAMPS = 0x80  # FFmpeg's flag of the containers of bare streams
+# FFmpeg's flags: of the containers of bare streams, and of those whose clock may restart.
+NO_TIMESTAMPS = 0x80
+DISCONTINUOUS = 0x200
 # FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
 # a frame that already has the target size comes out darker by 1 of 255.
 SCALING = ("BICUBIC", "ACCURATE_RND")
+MAX_MISSING_SECONDS = 1.0  # at the end of a complete file: a container may round its duration
 # The clocks of joined recordings restart, and the packets around the joint look corrupt.
+REMUX = "ffmpeg -i FILE -c copy NEW.mkv"
 HINTS = {
-    "mpegts": "; if it was joined from recordings, remux it: ffmpeg -i FILE -c copy NEW.mkv",
+    "mpegts": f"; if it was joined from recordings, remux it: {REMUX}",
     "ogg": "; if it is a chain of Ogg files, split it",
 }
 
@@ -89,6 +93,37 @@ def _find_video_stream(container: Any) -> Any:
                 raise DecodeError("unreadable", "no decoder for the video's codec")
             return stream
     raise DecodeError("no video")
+
+
+def check_complete(container: Any, stream: Any, end: float, request: ClipRequest) -> None:
+    """Raise DecodeError if a video that was read to its end is shorter than its container states.
+
+    Such a file was cut off, as by a download that stopped. MP4, Matroska, FLV and AVI state how
+    long they are; for others, FFmpeg estimates it from the file as it is.
+
+    Args:
+        end: When the last frame is shown, in seconds of the container's clock.
+    """
+    if container.format.flags & (NO_TIMESTAMPS | DISCONTINUOUS):
+        return
+    # Matroska counts it from time 0, others from the first frame, which is later in few files.
+    # Of an AVI without its index, only the number of frames is not estimated, in its time base.
+    container_seconds = (container.duration or 0) / import_av().time_base
+    stated = max(container_seconds, float(stream.frames * stream.time_base))
+    if stated <= end + MAX_MISSING_SECONDS:
+        return
+
+    # Of a complete file, the longest stream has this duration, which may be the sound.
+    container.seek(container.start_time or 0)
+    for packet in container.demux():
+        request.seconds_left()
+        time = packet.dts if packet.pts is None else packet.pts
+        if time is not None:
+            packet_end = (time + (packet.duration or 0)) * packet.time_base
+            end = max(end, float(packet_end))
+    if stated > end + MAX_MISSING_SECONDS:
+        detail = f"truncated: it ends after {end:.1f} of {stated:.1f} s"
+        raise DecodeError("unreadable", f"{detail}; if it is complete, remux it: {REMUX}")
 
 
 def draw(decoded: Iterator[Any], count: int, request: ClipRequest) -> tuple[np.ndarray, int, int]:

@@ -46,7 +46,7 @@ from alpro.stages.execution.interface import (
     StageInputs,
 )
 
-VERSION = 16
+VERSION = 17  # a file that was cut off is a reject
 BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
 MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
 

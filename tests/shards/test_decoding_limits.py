@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import get_args
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +145,7 @@ def test_the_memory_limit_fails_allocations_and_the_process_survives():
     """In a new process: this one may reuse memory that it has freed."""
     program = """
 import resource
+import av
 import numpy as np
 from alpro.shards.memory import memory_limit
 before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -201,6 +203,46 @@ def test_corrupt_frames_are_not_kept(make_video, name, codec):
             assert np.abs(frames.astype(int) - reference).mean() < 8
     assert len(refused) > 5
     assert set(refused) == {"unreadable"}
+
+
+def film_with_sound(path: Path, seconds: int, sound_seconds: int) -> bytes:
+    """A film of 10 frames a second, 0.1 s of sound after each, whose index precedes them."""
+    front = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=front) as out:
+        pictures = out.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=10)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("pcm_s16le" if path.suffix == ".avi" else "aac", rate=8000)
+        for number in range(10 * max(seconds, sound_seconds)):
+            if number < 10 * seconds:
+                picture = av.VideoFrame.from_ndarray(noise(number), format="rgb24")
+                out.mux(pictures.encode(picture))
+            if number < 10 * sound_seconds:
+                noises = np.random.default_rng(number).integers(-9999, 9999, (1, 800), np.int16)
+                heard = av.AudioFrame.from_ndarray(noises, format="s16", layout="mono")
+                heard.sample_rate = 8000
+                out.mux(sound.encode(heard))
+        out.mux([*pictures.encode(), *sound.encode()])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv", "avi", "flv"])
+def test_a_file_that_was_cut_off_is_rejected(tmp_path, extension):
+    """Wherever the cut is, also between two packets: a caption is about the whole video."""
+    path = tmp_path / f"a.{extension}"
+    content = film_with_sound(path, 4, 4)
+    assert decode_video(path, 4, 32).duration == pytest.approx(4.0, abs=0.05)
+
+    for size in range(len(content) // 10, len(content) * 7 // 10, len(content) // 40):
+        path.write_bytes(content[:size])
+        assert refusal(path, "auto").startswith("unreadable")
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv", "avi", "flv"])
+def test_a_film_may_be_shorter_than_its_sound(tmp_path, extension):
+    path = tmp_path / f"a.{extension}"
+    film_with_sound(path, 2, 6)
+
+    assert decode_video(path, 4, 32).duration == pytest.approx(2.0, abs=0.05)
 
 
 def test_a_missing_segment_is_rejected(make_video, monkeypatch):
