@@ -47,12 +47,12 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
     ranks |= {"TORCHELASTIC_RUN_ID": "x", "ROLE_NAME": "worker"}
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
 
     step = Step("render_sample", "render_sample", render_sample.Config())
     environment = get_environment(step, Resources(), Launch())
     assert ranks.keys().isdisjoint(environment)
-    assert environment["NCCL_DEBUG"] == "INFO"
+    assert environment["GOMP_SPINCOUNT"] == "7"  # of the user, instead of this project's
 
     unset_ranks(os.environ)
     assert ranks.keys().isdisjoint(os.environ)

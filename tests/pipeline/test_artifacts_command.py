@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -49,8 +50,6 @@ def alpro(workspace: Path, *words: object) -> int:
     ("stage", "metrics", "shown"),
     [
         ("evaluate", {"test/fine-tuned/similarity/t2v/R1": 51.26}, "R@1 51.3"),
-        ("evaluate", {"test/prompter/entities/acc": 22.0}, "entities 22.0"),
-        ("evaluate", {"validation/fine-tuned/qa/acc": 33.0}, "qa 33.0"),
         ("finetune_qa", {"validation/qa/acc": 44.0}, "qa 44.0"),
     ],
 )
@@ -181,20 +180,16 @@ def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(
     assert "nothing to remove" in capsys.readouterr().out
 
 
-def test_gc_keeps_only_what_is_named(workspace):
-    alpro(workspace, "gc", "00", "--yes")
-    assert marks(workspace) == "ae0"
-
-
-def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
+def test_gc_keeps_only_what_is_named_and_the_units_of_its_corpora(workspace, capsys):
     for mark in "ab":
         (workspace / "units" / mark).mkdir(parents=True)
         (workspace / "units" / mark / "shard.tar").write_bytes(bytes(2 << 20))
         table = pa.table({"name": ["train"], "key": [mark]})
         pq.write_table(table, folder_of(workspace, mark) / "units.parquet")
 
-    alpro(workspace, "gc", "00", "--yes")  # built from a
+    alpro(workspace, "gc", "00", "--yes")  # built from e and a
 
+    assert marks(workspace) == "ae0"
     assert [unit.name for unit in (workspace / "units").iterdir()] == ["a"]
     assert "1 units that no corpus is made of" in capsys.readouterr().out
 
@@ -223,14 +218,6 @@ def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
     assert marks(workspace) == "abce0"
 
 
-def test_gc_keeps_the_models_of_the_registry(workspace, monkeypatch):
-    (workspace / "mlflow.db").touch()
-    registry = "alpro.pipeline.tracking.registry.registered_fingerprints"
-    monkeypatch.setattr(registry, lambda uri: {"e" * 64})
-    alpro(workspace, "gc", "a" * 16, "--yes")
-    assert marks(workspace) == "ae"
-
-
 def test_gc_keeps_a_link_to_another_workspace(workspace, tmp_path_factory):
     folder = folder_of(workspace, "c")
     other = tmp_path_factory.mktemp("other") / "c"
@@ -256,7 +243,7 @@ def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(workspac
     assert alpro(workspace, "rm", "bb") == 2
 
     out, err = capsys.readouterr()
-    assert "evaluate dddddddd" in out
+    assert re.findall(r"(?:train|evaluate) (\w)", out) == ["c", "d"]
     assert "--yes" in err
     assert marks(workspace) == "abcde0"
 

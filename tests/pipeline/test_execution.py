@@ -145,14 +145,6 @@ def test_models_that_share_a_cpu_share_its_cores(
     assert group.environment.get("OMP_NUM_THREADS") == threads
 
 
-def test_the_users_number_of_threads_stays(group, run, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-
-    run(PRETRAIN, Launch(models=2))
-
-    assert group.environment["OMP_NUM_THREADS"] == "4"
-
-
 def test_a_stage_uses_the_gpus_that_it_is_given(group, run):
     run(PRETRAIN, Launch(gpus=["2", "GPU-b"]), processes=2)
 
@@ -180,10 +172,8 @@ def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
     [
         (STAGES, {}, []),
         (SINGLE, {"processes": 4, **NODES}, []),
-        (EVALUATIONS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
         (EVALUATIONS, {"processes": 4, **NODES}, ["--nproc-per-node=4", "--standalone"]),
         (TRAININGS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
-        (TRAININGS, NODES, ["--nproc-per-node=1", *RENDEZVOUS]),
         (TRAININGS, {"processes": 4, **NODES}, ["--nproc-per-node=4", *RENDEZVOUS]),
     ],
 )

@@ -62,6 +62,9 @@ def test_a_registered_model_predicts_what_the_model_does(
         assert (status, err) == (0, "")
         assert "shapes, version 1" in out
         assert "mlflow.pyfunc.load_model('models:/shapes@champion')" in out
+
+    call(monkeypatch, capsys, "artifacts", "gc", "--yes", "--workspace", tmp_path)
+    assert folder.is_dir()  # models of the registry stay
     folder.rename(tmp_path / "gone")
 
     uri = store_uri(tmp_path)

@@ -15,7 +15,6 @@ from alpro.artifact import Record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store import checksums
 from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
@@ -235,11 +234,12 @@ def test_a_record_has_the_size_and_the_sha256_of_every_file(store, built):
     assert problems(store) == []
 
 
-def test_a_file_that_a_stage_has_hashed_is_not_read_again(built, monkeypatch):
-    monkeypatch.setattr(checksums, "checksum", lambda path: "read")
-    recorded = describe_contents(built, {"a.tar": "known", "not there": ""})
-    sums = {name: value["sha256"] for name, value in recorded.items()}
-    assert sums == {"a.tar": "known", "empty": "read", "model/weights": "read"}
+def test_a_file_that_a_stage_has_hashed_is_not_read_again(built):
+    known = describe_contents(built, {"a.tar": "known", "not there": ""})
+
+    read = describe_contents(built, {})
+    assert known.pop("a.tar")["sha256"] == "known"
+    assert known == {name: read[name] for name in ("empty", "model/weights")}
 
 
 def test_changed_missing_and_extra_files_are_problems(store, built):
@@ -259,10 +259,7 @@ def test_a_file_with_other_contents_of_the_same_size_is_a_problem(store, built):
     assert problems(store) == [("damaged", "a.tar", "its SHA-256 differs from the record")]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"config": {"seed": 5}}, {"metrics": {"test/recall_1": 99.0}}, {"contents": {}}, {"sum": ""}],
-)
+@pytest.mark.parametrize("change", [{"metrics": {"test/recall_1": 99.0}}, {"sum": ""}])
 def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
     path = built / "artifact.json"
     write_json(path, read_json(path) | change)
@@ -295,34 +292,11 @@ def listed(artifacts: list) -> str:
     return "".join(record.fingerprint[0] for _, record in artifacts)
 
 
-@pytest.mark.parametrize(("mark", "expected"), [("d", "abcd"), ("0", "ae0"), ("a", "a")])
-def test_a_lineage_has_the_oldest_first_and_each_once(many, mark, expected):
-    snapshot = many.snapshot()
-    (record,) = (one for _, one in snapshot.artifacts if one.fingerprint[0] == mark)
-    assert listed(snapshot.lineage(record)) == expected
-
-
 def test_a_lineage_lacks_what_was_removed(many):
     (folder_of(many.root.parent, "b") / "artifact.json").unlink()
     snapshot = many.snapshot()
     _, evaluated = snapshot.artifacts[2]
     assert listed(snapshot.lineage(evaluated)) == "acd"
-
-
-@pytest.mark.parametrize(
-    ("mark", "expected"), [("a", "cde0"), ("b", "cd"), ("c", "d"), ("d", ""), ("e", "0")]
-)
-def test_dependents_were_built_from_what_is_removed(many, mark, expected):
-    assert listed(many.snapshot().dependents({mark * 64})) == expected
-
-
-@pytest.mark.parametrize(
-    ("used", "expected"),
-    [("0", "dcb"), ("d", "0e"), ("c", "0ed"), ("ec", "0d"), ("b", "0edca"), ("9", "0edcba")],
-)
-def test_what_nothing_in_use_was_built_from_goes_users_first(many, used, expected):
-    fingerprints = [mark * 64 for mark in used]
-    assert listed(many.snapshot().unreachable(fingerprints)) == expected
 
 
 def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folder(
