@@ -21,7 +21,7 @@ from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.plan.plan import required
 from alpro.pipeline.store.step import Step
 from alpro.stages import CORPUS_STAGES, STAGES, cache_prompts
-from tests.conftest import REVISION, one_line
+from tests.conftest import REVISION
 from tests.pipeline.conftest import TINY, of_shards
 from tests.plans import plan_of
 from tests.stages.conftest import write_manifest
