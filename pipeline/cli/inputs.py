@@ -113,7 +113,7 @@ def print_check(data: str, report: "DataReport") -> None:
     from alpro.pipeline.reports.columns import print_rows
 
     count = len(report.problems)
-    verdict = f"a run fails: {count} problems" if count else "ready to run"
+    verdict = f"a run fails, problems: {count}" if count else "ready to run"
     kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report.kinds.items())
     print(f"{data}: {report.form}; {report.items:,} items ({kinds}); {verdict}")
     for problem in report.problems:

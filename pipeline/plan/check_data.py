@@ -105,6 +105,10 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             *describe_texts(rows),
         ]
         findings += [f"note: {note}" for note in manifest.about["notes"]]
+        for table, names in manifest.about["stored"].items():
+            findings.append(
+                f"{table}: only stored, unless `columns` names them: {', '.join(names)}"
+            )
         hint = plan.group_hint()
         if hint:
             findings.append(f"hint: {hint}")

@@ -47,6 +47,8 @@ NOT_FOUND = {
     "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
 }
 OPTION_NAME = re.compile(r"\d|\(?[A-Ja-j][).:]?")
+# A word of a column's name: clip_start, endTime, Begin (s), but not "weekend".
+TIME_NAME = re.compile(r"(?<![A-Za-z])(?:start|begin|end|stop)|Start|Begin|End|Stop|START|END")
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -249,13 +251,21 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
 def propose_times(cells: Cells) -> dict[str, Any]:
     """Return two adjacent columns of times of which the first is always the smaller."""
     for start, end in pairwise(cells):
-        starts = map(read_seconds, cells[start])
-        ends = map(read_seconds, cells[end])
-        times = {(first or 0, last or 0) for first, last in zip(starts, ends, strict=True)}
+        starts = map(read_time, cells[start])
+        ends = map(read_time, cells[end])
+        pairs = {*zip(starts, ends, strict=True)}
+        times = [(first, last) for first, last in pairs if first is not None and last is not None]
         # The width and the height of files are also two numbers.
         if len(times) > 1 and all(first < last for first, last in times):
             return {"start": start, "end": end}
     return {}
+
+
+def read_time(cell: Any) -> float | None:
+    """Return a time in seconds, or None of a cell that has none."""
+    with suppress(ValueError):
+        return read_seconds(cell)
+    return None
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
@@ -286,12 +296,17 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     return {"answer": texts[0]} if texts else {}
 
 
-def hides_options(table: Table) -> bool:
-    """Return whether the answers of a table may be names of options that nothing tells: they would
-    be answers of their own."""
+def hides_meanings(table: Table) -> bool:
+    """Return whether the stored columns of a table may be options, whose names would be answers of
+    their own, or times, without which an item is a whole file."""
     form = table.bound
-    cells: Cells = {}
+    stored: Cells = {}
     for name in table.columns:
-        if name == form.answer or name not in form.meanings:
-            cells[name] = [record.get(name) for record in table.head_records]
-    return "options" in propose_answer(cells)
+        if name not in form.meanings:
+            stored[name] = [record.get(name) for record in table.head_records]
+    if form.question and form.answer and not form.options:
+        answers = [record.get(form.answer) for record in table.head_records]
+        return "options" in propose_answer({form.answer: answers} | stored)
+
+    times = {name: cells for name, cells in stored.items() if TIME_NAME.search(name)}
+    return not (form.start or form.end or form.span) and bool(propose_times(times))

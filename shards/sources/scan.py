@@ -15,7 +15,7 @@ from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
-from alpro.shards.sources.propose import hides_options, unknown_columns
+from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, reject_row, split_of_path
 from alpro.shards.sources.sidecars import NOT_TEXTS, TEXT_SUFFIXES, Sidecars
 from alpro.shards.sources.tables import TABLES, Table, UnreadableTable
@@ -81,6 +81,7 @@ class Source:
             keys = columns.model_dump(exclude_unset=True)
             self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
+        self.stored: dict[str, list[str]] = {}  # Columns without a meaning, by their tables.
         self.folder = None
         if isinstance(data, Path):
             self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
@@ -185,8 +186,8 @@ class Source:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
-            if form.usual and form.question and form.answer and not form.options:
-                is_unknown |= hides_options(table)
+            if form.usual and self.require_texts and not self.form:
+                is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
             has_named = table.columns and (not self.form or self.form.meanings <= {*table.columns})
@@ -240,7 +241,7 @@ class Source:
         yield from self.items.rows()
 
     def check_columns(self, table: Table, columns: set[str]) -> None:
-        """Note the columns of a table that have no meaning.
+        """List the columns of a table that have no meaning.
 
         Raises:
             InputError: If no record has a column that the user has named.
@@ -248,10 +249,7 @@ class Source:
         used = {name.split(".")[0] for name in table.bound.meanings}
         stored = columns - table.bound.meanings - used
         if table.bound.usual and stored:
-            reason = (
-                "tables have columns that are only stored: `columns` tells times, languages, ..."
-            )
-            self.notes.add(reason, f"{table.name} ({', '.join(sorted(stored))})")
+            self.stored[table.name] = sorted(stored)
         if self.form is None:
             return
 

@@ -202,16 +202,32 @@ def test_a_span_is_a_start_and_an_end(cell, read):
     assert imported.captions == {"a.mp4@0-1.5": ("a dog",)}
 
 
-def test_times_that_nothing_tells_are_not_used_and_a_note_names_the_keys(read):
-    table = "video,start_time,end_time,caption\na.mp4,1.5,2,a dog\na.mp4,2,3.5,a cat\n"
+TIMES = "video,start_time,end_time,caption\na.mp4,1.5,2,a dog\na.mp4,2,3.5,a cat\n"
 
-    imported = read({"x.csv": table}, "a.mp4")
-    told = read({"x.csv": table}, "a.mp4", columns={"start": "start_time", "end": "end_time"})
 
-    assert imported.captions == {"a.mp4": ("a dog", "a cat")}
-    assert "only stored: `columns` tells times" in imported.notes
-    assert "x.csv (end_time, start_time)" in imported.notes
-    assert told.captions == {"a.mp4@1.5-2": ("a dog",), "a.mp4@2-3.5": ("a cat",)}
+def test_times_that_nothing_tells_are_proposed_and_not_used(read):
+    with pytest.raises(InputError, match='start = "start_time"\nend = "end_time"'):
+        read({"x.csv": TIMES}, "a.mp4")
+
+
+def test_times_that_are_told_or_left_out_are_read_as_told(read):
+    told = {"start": "start_time", "end": "end_time"}
+
+    parts = read({"x.csv": TIMES}, "a.mp4", columns=told)
+    whole = read({"x.csv": TIMES}, "a.mp4", columns={"captions": "caption"})
+
+    assert parts.captions == {"a.mp4@1.5-2": ("a dog",), "a.mp4@2-3.5": ("a cat",)}
+    assert whole.captions == {"a.mp4": ("a dog", "a cat")}
+    assert whole.about["stored"] == {"x.csv": ["end_time", "start_time"]}
+
+
+@pytest.mark.parametrize("columns", ["width,height", "likes,views", "starts_at,weekend"])
+def test_two_columns_of_numbers_are_no_times(read, columns):
+    table = f"video,{columns},caption\na.mp4,1,2,a dog\nb.mp4,2,3,a cat\n"
+
+    imported = read({"x.csv": table}, "a.mp4 b.mp4")
+
+    assert len(imported.rows) == 2
 
 
 ANSWERS = [
