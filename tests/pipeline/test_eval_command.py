@@ -77,14 +77,10 @@ def test_a_text_has_all_its_videos(data):
 
 
 def test_the_split_is_that_of_the_data(data):
-    splits = {"a": "test", "b": "train"}
-    lines = []
-    for line in data.read_text().splitlines():
-        row = json.loads(line)
-        if row["id"] in splits:
-            row["split"] = splits[row["id"]]
-        lines.append(json.dumps(row))
-    data.write_text("\n".join(lines))
+    text = data.read_text()
+    for name, split in (("a", "test"), ("b", "train")):
+        text = text.replace(f'"id": "{name}"', f'"id": "{name}", "split": "{split}"')
+    data.write_text(text)
 
     assert read_labeled(data, "test").ids == ["a"]
     assert read_labeled(data, "train").ids == ["b"]
@@ -99,40 +95,47 @@ def test_the_split_is_that_of_a_decoded_corpus(clips):
     assert {label["split"] for label in labeled.labels} == {"test"}
 
 
-def test_data_of_the_models_own_run_has_its_split(trained, tmp_path, resources, inline_pool):
-    """A video that came later is in none; other data has all videos, and a corpus that is gone is a
-    mistake."""
+@pytest.fixture
+def own_run(tmp_path, resources, inline_pool):
+    """The data, the decoded corpus and the model of a run."""
     rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
     source = write_manifest(tmp_path / "videos", rows)
-    root = tmp_path / "workspace"
     config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=3)
-    corpus, clips = write_artifact(root, "decode_videos", config=config.model_dump(mode="json"))
+    described = config.model_dump(mode="json")
+    corpus, record = write_artifact(tmp_path, "decode_videos", config=described)
     decode_data(config, source, corpus, resources)
-    model, _ = write_artifact(root, "finetune_retrieval", inputs={"clips": clips})
-    shutil.copytree(
-        next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model", model / "model"
-    )
+    model, _ = write_artifact(tmp_path, "finetune_retrieval", inputs={"clips": record})
+    return source, corpus, model
 
-    decoded = pq.read_table(corpus / "index.parquet", columns=["id", "split", "group"]).to_pylist()
-    for split in ("train", "validation", "test"):
-        labeled = read_labeled(source, split, [model])
-        assert sorted(labeled.ids) == sorted(row["id"] for row in decoded if row["split"] == split)
-        assert split in labeled.description
-    shutil.copy(source.with_name("v0.png"), source.with_name("late.png"))
+
+def test_data_of_the_models_own_run_has_its_split(own_run):
+    """A video that came later is in none, also if a clip of its group is."""
+    source, corpus, model = own_run
+    decoded = pq.read_table(corpus / "index.parquet").to_pylist()
+    late = {"id": "late", "path": "v0.png", "group": decoded[0]["group"], "caption": "x"}
     with source.open("a") as file:
-        late = {"id": "late", "path": "late.png", "group": decoded[-1]["group"], "caption": "x"}
         file.write(json.dumps(late) + "\n")
-    assert "late" not in read_labeled(source, decoded[-1]["split"], [model / "model"]).ids
-    other = source.with_name("other.jsonl")
-    shutil.copy(source.with_name("v0.png"), source.with_name("foreign.png"))
-    other.write_text(json.dumps({"id": "foreign", "path": "foreign.png", "caption": "x"}) + "\n")
-    labeled = read_labeled(other, "test", [model])
-    assert (labeled.ids, labeled.description) == (["foreign"], "all: the data names no split")
-    unknown = read_labeled(other, "test", [model, other.parent]).description
-    assert unknown.startswith(f"{labeled.description}, and no record says")
+
+    for split in ("train", "validation", "test"):
+        labeled = read_labeled(source, split, [model / "model"])
+        expected = [row["id"] for row in decoded if row["split"] == split]
+        assert sorted(labeled.ids) == sorted(expected)
+        assert split in labeled.description
+
     shutil.rmtree(corpus)
     with pytest.raises(InputError, match="decode_videos"):
         read_labeled(source, "test", [model])
+
+
+def test_other_data_than_that_of_the_models_run_has_all_videos(own_run, data, tmp_path):
+    *_, model = own_run
+
+    labeled = read_labeled(data, "test", [model])
+    unknown = read_labeled(data, "test", [model, tmp_path])
+
+    assert labeled.ids == [*"abcde"]
+    assert labeled.description == "all: the data names no split"
+    assert unknown.description.startswith(f"{labeled.description}, and no record says")
 
 
 def by_name(rows: list[dict]) -> dict[str, dict]:
@@ -144,8 +147,9 @@ def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
 
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     videos = [row.path for row in read_labeled(data, "test").videos[:4]]
-    best = model.similarity(["a ball", "one ball", "a star", "a box"], videos).argmax(1)
-    right = [video in videos for video, videos in zip(best, RIGHT, strict=True)]
+    similarity = model.similarity(["a ball", "one ball", "a star", "a box"], videos)
+    right = [best in indices for best, indices in zip(similarity.argmax(1), RIGHT, strict=True)]
+
     first = rows["similarity/t2v/R1"]
     assert first["value"] == pytest.approx(25 * sum(right))
     assert first["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
@@ -173,19 +177,17 @@ def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_p
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
 
 
-@pytest.mark.parametrize("frames", [2, 4])
 def test_a_baseline_sees_the_frames_of_the_model(
-    frames, scored, data, trained, clip_folders, tmp_path, hub
+    scored, data, folders, clip_folders, tmp_path, hub
 ):
-    folder = next((trained / "artifacts" / "finetune_retrieval").iterdir()) / "model"
-    bundle = ModelBundle.from_pretrained(folder)
-    bundle.model.set_frames(frames)
+    bundle = ModelBundle.from_pretrained(folders["retrieval"] / "model")
+    bundle.model.set_frames(2)
     bundle.save_pretrained(tmp_path / "model")
 
     found = scored(tmp_path / "model", data, "--baseline", hub(clip_folders["clip"]))
 
     scores = [by_name(found[key])["similarity/t2v/R1"] for key in ("results", "baseline")]
-    assert [score["protocol"] for score in scores] == [f"all pairs, {frames} frames"] * 2
+    assert [score["protocol"] for score in scores] == ["all pairs, 2 frames"] * 2
 
 
 def test_a_model_is_no_baseline_of_itself(scored, data):

@@ -12,6 +12,7 @@ from alpro.inference.index import Index
 from alpro.inference.search import Searcher
 from alpro.pool import in_this_process
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
+from tests.pipeline.score_rows import score_row
 from tests.pipeline.test_cli import call
 
 
@@ -21,11 +22,14 @@ def alpro_model(monkeypatch, capsys, trained):
     and errors."""
 
     def run(command, *arguments):
-        options = {f"model {word}": ["--workspace", trained] for word in ("export", "register")}
-        options |= {"index rm": [], "index ls": []}
-        shared = options.get(command, ["--workspace", trained, "--device", "cpu"])
+        options = []
+        if command not in ("index rm", "index ls"):
+            options += ["--workspace", trained]
+            if command not in ("model export", "model register"):
+                options += ["--device", "cpu"]
+
         with in_this_process():
-            return call(monkeypatch, capsys, *command.split(), *arguments, *shared)
+            return call(monkeypatch, capsys, *command.split(), *arguments, *options)
 
     return run
 
@@ -54,27 +58,23 @@ def index(alpro_model, own, tmp_path):
     return tmp_path / "index"
 
 
-def test_a_folder_is_indexed_once(alpro_model, index, own):
-    out = alpro_model("index add", index, own)[1]
+def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(alpro_model, index, own):
+    (own / "bad.mp4").write_text("no video either")
 
+    _, out, err = alpro_model("index add", index, own)
+
+    assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
     assert out.splitlines() == [
         f"{index}: 3 clips, 0 of them with a caption; 1 rejected",
-        "  0 embedded (0 changed), 4 unchanged, 0 removed",
+        "  0 embedded (1 changed), 3 unchanged, 0 removed",
     ]
 
 
-def test_a_rejected_video_is_named(alpro_model, own, tmp_path):
-    _, _, err = alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)
-
-    assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
-
-
-@pytest.mark.parametrize("words", [[TEXT], TEXT.split()])
-def test_a_search_prints_what_the_searcher_finds(words, alpro_model, index, trained):
+def test_a_search_prints_what_the_searcher_finds(alpro_model, index, trained):
     model = Model.load(RETRIEVAL, trained, device="cpu")
     expected = Searcher(Index.open(index), model).search(TEXT, 2)
 
-    out = alpro_model("search", index, *words, "-k", 2, "--json")[1]
+    out = alpro_model("search", index, *TEXT.split(), "-k", 2, "--json")[1]
 
     assert json.loads(out) == {"text": TEXT, **expected.json()}
 
@@ -99,25 +99,24 @@ def test_a_search_without_a_hit_says_what_fits_nothing(alpro_model, index):
     filters = ("--words", "dog", "--where", "start > 1")
 
     assert "nothing fits" in alpro_model("search", index, TEXT, "--nothing-below", 1)[2]
-    assert alpro_model("search", index, TEXT, *filters)[:2] == (
-        0,
-        "no clip fits start > 1 and the words 'dog'\n",
-    )
+    found = alpro_model("search", index, TEXT, *filters)[1]
+    assert found == "no clip fits start > 1 and the words 'dog'\n"
 
 
 def test_clips_are_listed_and_removed_by_file_folder_or_id(alpro_model, index, own, videos):
     first = own / videos[0].name
     second = own / videos[1].name
-    listed = alpro_model("index ls", index)[1].split()
-    first.unlink()
-    missing = alpro_model("search", index, TEXT)[1]
-    _, removed, _ = alpro_model("index rm", index, first, own / "more", own / "bad.mp4")
+    third = own / "more" / videos[2].name
+    assert alpro_model("index ls", index)[1].split() == sorted(map(str, (first, second, third)))
 
-    assert listed == sorted(map(str, (first, second, own / "more" / videos[2].name)))
-    assert "(missing)" in missing
+    first.unlink()
+    assert "(missing)" in alpro_model("search", index, TEXT)[1]
+
+    removed = alpro_model("index rm", index, first, own / "more", own / "bad.mp4")[1]
     assert removed.splitlines()[-1] == f"{index}: 3 removed"
-    left = json.loads(alpro_model("index ls", index, "--json")[1])
-    assert (left["rejected"], [clip["path"] for clip in left["clips"]]) == ([], [str(second)])
+    rest = json.loads(alpro_model("index ls", index, "--json")[1])
+    assert rest["rejected"] == []
+    assert [clip["path"] for clip in rest["clips"]] == [str(second)]
     assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
 
@@ -129,15 +128,16 @@ def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, ow
     rows = [{"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"}, {"path": "bad\x1b[2J.mp4"}]
     (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    printed = [alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)]
-    printed += [alpro_model("search", index, "a ball"), alpro_model("index ls", index)]
-    printed += [alpro_model("index rm", index, "none\x1b[31m"), alpro_model("index rm", index, own)]
+    added = alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)
+    found = alpro_model("search", index, "a ball")
+    listed = alpro_model("index ls", index)
+    removed = alpro_model("index rm", index, "none\x1b[31m")
 
-    for _, out, err in printed:
+    for _, out, err in (added, found, listed, removed):
         assert "\x1b" not in out + err
-    assert printed[2][1].count("\n") == 1
-    assert "a dog" in printed[1][1]
-    assert max(map(len, printed[1][1].splitlines())) < len(str(own)) + 120  # a shortened caption
+    assert listed[1].count("\n") == 1
+    assert "a dog" in found[1]
+    assert max(map(len, found[1].splitlines())) < len(str(own)) + 120  # a shortened caption
 
 
 def test_the_device_and_precision_reach_a_model(alpro_model, videos, trained):
@@ -192,51 +192,38 @@ def test_a_pre_trained_model_names_entities_of_a_video_with_a_caption(
 # Export.
 
 
-def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, trained, tmp_path):
-    """Its scores are those of its own evaluation, with intervals; that of the other model in it is
-    left out."""
-    score = {
-        **{"model": "fine-tuned", "what": "by matching", "metric": "R@1", "direction": "t2v"},
-        **{"value": 51.5, "low": 44.25, "high": 58.0, "unit": "%", "table": "retrieval"},
-        **{"higher_is_better": True, "protocol": "", "baseline": "", "chance": 0.5},
-        **{"items": 1200, "name": "matching/t2v/R1"},
-    }
-    own = tmp_path / "workspace"
-    retrieval = digest("finetune_retrieval")
-    about = {
-        "name": "decode_videos films",
-        "counts": {"samples": 1300, "train": 1000, "captions": 2600},
-    }
-    _, films = write_artifact(own, "decode_videos", **about)
-    about = {
-        "config": {"lr": 1e-4, "batch_size": 64},
-        "counts": {"steps": 500},
-        "versions": {"torch": "2.13.0"},
-    }
-    folder, model = write_artifact(own, "finetune_retrieval", inputs={"films": films}, **about)
-    inputs = {"model": model}
-    evaluated, _ = write_artifact(own, "evaluate", inputs=inputs, config={"split": "test"})
-    write_json(evaluated / "results.json", [score])
-    shutil.copytree(
-        trained / "artifacts" / "finetune_retrieval" / retrieval[:16] / "model", folder / "model"
+def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_path):
+    """Its scores are those of its own evaluation; those of the other model in it are left out."""
+    counts = {"samples": 1300, "train": 1000, "captions": 2600}
+    _, films = write_artifact(tmp_path, "decode_videos", name="decode_videos films", counts=counts)
+    folder, model = write_artifact(
+        tmp_path,
+        "finetune_retrieval",
+        inputs={"films": films},
+        config={"lr": 1e-4, "batch_size": 64},
+        counts={"steps": 500},
+        versions={"torch": "2.13.0"},
     )
+    shutil.copytree(folders["retrieval"] / "model", folder / "model")
+    evaluated, _ = write_artifact(
+        tmp_path, "evaluate", inputs={"model": model}, config={"split": "test"}
+    )
+    own = score_row(model="fine-tuned", low=44.25, high=58.0)
+    write_json(evaluated / "results.json", [own, score_row(what="of CLIP")])
 
-    status, out, err = alpro_model(
-        "model export", folder, tmp_path / "out", "--license", "cc-by-4.0"
-    )
+    out = tmp_path / "out"
+    status, printed, err = alpro_model("model export", folder, out, "--license", "cc-by-4.0")
+
     assert (status, err) == (0, "")
-    assert (
-        out
-        == f"{tmp_path / 'out'}: a retrieval model for transformers; README.md is its model card\n"
-    )
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "license: cc-by-4.0\n" in card
-    assert f"| finetune_retrieval | {retrieval[:16]} | 500 | 64 | 0.0001 |" in card
-    assert f"| films | {films.fingerprint[:8]} | 1,300 | 2,600 | 0 | 0 |" in card
-    assert "| fine-tuned, by matching | t2v R@1 | 51.5 [44.2, 58.0] | 0.5 % | 1200 |" in card
+    assert printed.startswith(f"{out}: a retrieval model for transformers")
+    card = (out / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "cc-by-4.0"
     assert "sentence-transformers" in header["tags"]
-    assert "SentenceTransformer(folder" in card
+    assert f"| finetune_retrieval | {model.fingerprint[:16]} | 500 | 64 | 0.0001 |" in card
+    assert f"| films | {films.fingerprint[:8]} | 1,300 | 2,600 | 0 | 0 |" in card
+    assert "| fine-tuned, by similarity | t2v R@1 | 60.0 [44.2, 58.0] | 0.5 % | 500 |" in card
+    assert "of CLIP" not in card
     assert "Built 2026-01-01, commit abc, with torch 2.13.0." in card
 
 
