@@ -3,6 +3,7 @@ set's form: decode, one step, evaluation; and other people's weights as their be
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -76,31 +77,17 @@ def rows(sample) -> list[dict]:
     return [row for row in actual if not row["id"].startswith("broken")]
 
 
-def annotate(folder: Path, rows: list[dict], form: str) -> list[str]:
-    """Writes the rows as official files, a split each; the changes that name them."""
+def annotate(folder: Path, rows: list[dict], describe: Callable[[dict], list[dict]]) -> list[str]:
+    """Write rows as official files, one for each split; the changes that name them."""
     changes = []
     for split, name in SPLITS.items():
         lines = []
-        for row in (row for row in rows if row["split"] == split):
-            if form == "questions":
-                asked = row["questions"]
-                lines += [
-                    {**one, "video_id": row["id"], "answer_type": one["type"]} for one in asked
-                ]
-            else:
-                captions = [row["captions"]] if form == "paragraphs" else row["captions"]
-                lines += [{"caption": caption, "clip_name": row["id"]} for caption in captions]
+        for row in rows:
+            if row["split"] == split:
+                lines += describe(row)
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
         changes.append(f"annotations.{split}={folder / name}")
     return changes
-
-
-def changes_of(
-    folder: Path, rows: list[dict], corpus: str, form: str, sample: Path, pretrained: Path
-) -> list[str]:
-    """The changes that fine-tune a model on rows of the sample at a small size."""
-    of_corpus = [*annotate(folder, rows, form), f"data={sample / 'videos'}", "size=32"]
-    return [*(f"corpora.{corpus}.{change}" for change in of_corpus), f"pretrained={pretrained}"]
 
 
 def make(config, folder: Path) -> dict[str, Path]:
@@ -259,41 +246,68 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     assert (vocabulary.min_noun_share, vocabulary.exclude) == (0, ())  # every noun counts
 
 
-@pytest.mark.parametrize(
-    ("name", "corpus", "form", "stage"),
-    [
-        ("msrvtt_retrieval", "msrvtt", "captions", "finetune_retrieval"),
-        ("didemo_retrieval", "didemo", "paragraphs", "finetune_retrieval"),
-        ("msvd_qa", "msvd", "questions", "finetune_qa"),
-    ],
-)
-def test_a_downstream_task_decodes_takes_a_step_and_is_evaluated(
-    name, corpus, form, stage, tmp_path, pretrained, sample, rows, inline_pool
-):
-    changes = changes_of(tmp_path, rows, corpus, form, sample, pretrained)
+def decode_and_fine_tune(
+    name: str, annotations: list[str], sample: Path, pretrained: Path, folder: Path
+) -> dict[str, Path]:
+    """Take a step of a configuration of the paper, on annotations of the sample's videos."""
+    corpus, task = name.split("_")
+    stage = f"finetune_{task}"
+    changes = [f"corpora.{corpus}.{change}" for change in annotations]
+    changes += [f"corpora.{corpus}.data={sample / 'videos'}", f"corpora.{corpus}.size=32"]
     changes += [f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]", f"{stage}.batch_size=8"]
     changes += [f"{stage}.max_text_tokens=24"]
-    changes += ["finetune_retrieval.negative_pool_size=4"] if stage == "finetune_retrieval" else []
-    folders = make(configure(name, *changes), tmp_path)
-    task = stage.removeprefix("finetune_")
-    before = set() if task == "qa" else {"evaluate pretrained"}
-    assert set(folders) == {f"decode_videos {corpus}", stage, f"evaluate {task}"} | before
-    results = [
-        json.loads((folders[name] / "results.json").read_text())
-        for name in (*before, f"evaluate {task}")
-    ]
-    items = {full_name(row): row["items"] for rows in results for row in rows}
+    if task == "retrieval":
+        changes.append(f"{stage}.negative_pool_size=4")
+    return make(configure(name, *changes, f"pretrained={pretrained}"), folder)
+
+
+def read_items(folders: dict[str, Path]) -> dict[str, int]:
+    """Return the number of items of each score."""
+    items = {}
+    for name, folder in folders.items():
+        if name.startswith("evaluate"):
+            for row in json.loads((folder / "results.json").read_text()):
+                items[full_name(row)] = row["items"]
+    return items
+
+
+def test_a_paragraph_of_didemo_is_the_captions_of_a_video(
+    tmp_path, pretrained, sample, rows, inline_pool
+):
+    annotations = annotate(
+        tmp_path,
+        rows,
+        lambda row: [{"caption": row["captions"], "clip_name": row["id"]}],
+    )
+
+    folders = decode_and_fine_tune("didemo_retrieval", annotations, sample, pretrained, tmp_path)
+
+    assert folders.keys() == {
+        *("decode_videos didemo", "finetune_retrieval"),
+        *("evaluate pretrained", "evaluate retrieval"),
+    }
+    items = read_items(folders)
     test = [row for row in rows if row["split"] == "test"]
-    if stage == "finetune_qa":
-        assert items["fine-tuned/qa/acc"] == sum(len(row["questions"]) for row in test)
-        return
     assert items["pre-trained/matching/t2v/R1"] == items["fine-tuned/matching/v2t/R1"] == len(test)
-    index = pq.read_table(folders[f"decode_videos {corpus}"] / "index.parquet").to_pylist()
+    index = pq.read_table(folders["decode_videos didemo"] / "index.parquet").to_pylist()
     captions = {row["id"]: row["captions"] for row in index}
-    for row in rows:
-        assert captions[row["id"]] == (
-            [" ".join(row["captions"])] if form == "paragraphs" else row["captions"]
-        )
+    assert captions == {row["id"]: [" ".join(row["captions"])] for row in rows}
+
+
+def test_each_question_of_msvd_is_asked(tmp_path, pretrained, sample, rows, inline_pool):
+    annotations = annotate(
+        tmp_path,
+        rows,
+        lambda row: [
+            {**one, "video_id": row["id"], "answer_type": one["type"]} for one in row["questions"]
+        ],
+    )
+
+    folders = decode_and_fine_tune("msvd_qa", annotations, sample, pretrained, tmp_path)
+
+    assert folders.keys() == {"decode_videos msvd", "finetune_qa", "evaluate qa"}
+    asked = [len(row["questions"]) for row in rows if row["split"] == "test"]
+    assert read_items(folders)["fine-tuned/qa/acc"] == sum(asked)
 
 
 def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sample, inline_pool):

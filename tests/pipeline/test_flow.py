@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -14,7 +13,6 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
-from alpro.pipeline.cli.run import plan_rows
 from alpro.pipeline.flows import servers
 from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.checksums import verify
@@ -30,7 +28,6 @@ from tests.pipeline.conftest import (
     alpro,
     last_run,
     newest_runs,
-    of_shards,
     runs,
     states_of,
 )
@@ -238,15 +235,6 @@ def test_a_deleted_artifact_is_built_again_when_something_needs_it(first, worksp
     assert weights.read_bytes() == before
 
 
-def test_a_dry_run_says_what_would_run_and_why(first, workspace):
-    found = plan_rows(plan_of(TINY, "pretrain.lr=7e-4", workspace=workspace))
-
-    reasons = {row["name"]: row["reason"] for row in found if row["state"] == "to run"}
-    assert reasons.keys() == AFTER_PRETRAIN
-    assert re.fullmatch(r"pretrain\.lr = 0\.0007 \(previous run: [\d.]+\)", reasons["pretrain"])
-    assert reasons["finetune_qa"] == "finetune_qa input model differs"
-
-
 def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):
     """What evaluation would refuse after days: a corpus without test items."""
     started: list[str] = []
@@ -266,22 +254,6 @@ def test_a_corpus_that_was_decoded_meanwhile_is_checked_before_training(first, t
 
     with pytest.raises(InputError, match=r"stills: no test item has captions"):
         check_test_items(plan)
-
-
-def test_existing_shards_take_the_place_of_decoding(first, workspace, tmp_path):
-    for shard in Path(first["decode_videos clips"]).glob("*.tar"):
-        shutil.copy(shard, tmp_path)
-    made = alpro(of_shards(tmp_path, tmp_path), stage="build_vocabulary", workspace=workspace)
-    assert list(made) == [
-        "render_sample",
-        "index_shards clips",
-        "decode_videos stills",
-        "build_vocabulary",
-    ]
-    entities = [
-        pq.read_table(Path(one["build_vocabulary"]) / "entities.parquet") for one in (made, first)
-    ]
-    assert entities[0] == entities[1]
 
 
 # The documentation of a finished pipeline.

@@ -27,24 +27,16 @@ def ask(public_name: str, **headers: str) -> int:
     [
         ("search.example.com", "search.example.com", "https://search.example.com", 200),
         ("127.0.0.1:7860", "Search.Example.com", "https://search.example.com", 200),  # nginx
-        ("search.example.com", "search.example.com:8443", "https://search.example.com:8443", 200),
         ("localhost:7860", "search.example.com", "http://localhost:7860", 200),  # on the machine
         ("search.example.com", "", "https://search.example.com", 400),
         ("127.0.0.1:7860", "", "https://search.example.com", 403),
         ("other.example.com", "search.example.com", "https://search.example.com", 400),
         ("127.0.0.1:7860", "search.example.com", "http://search.example.com", 403),  # without TLS
-        ("127.0.0.1:7860", "search.example.com", "https://search.example.com:8443", 403),
         ("127.0.0.1:7860", "search.example.com", "https://search.example.com.evil.com", 403),
-        ("127.0.0.1:7860", "search.example.com", "null", 403),
     ],
 )
 def test_only_requests_of_the_page_of_the_proxy_are_taken(host, name, origin, status):
     assert ask(name, Host=host, Origin=origin) == status
-
-
-def test_a_page_of_another_site_is_refused_whatever_its_origin():
-    headers = {"Host": "127.0.0.1:7860", "Sec_Fetch_Site": "cross-site"}
-    assert ask("search.example.com", **headers) == 403
 
 
 @pytest.mark.parametrize("name", ["https://search.example.com", "a b", "search.example.com/path"])

@@ -29,12 +29,6 @@ def test_a_run_is_read_as_it_was_written(runs):
     assert read.steps == {"pretrain": "ab" * 32}
 
 
-def test_a_run_that_was_killed_is_unfinished(runs):
-    run = begin(runs, "2026-01-01T00:00:00+00:00")
-    assert runs.all() == [run]
-    assert run.state == "unfinished"
-
-
 def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
     first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
     second = begin(runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1")
@@ -46,14 +40,12 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(run
     assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
 
 
-def test_a_line_that_was_cut_loses_no_other(runs, tmp_path):
+def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(runs, tmp_path):
+    assert runs.all() == []
     first = begin(runs, "2026-01-01T00:00:00+00:00")
     file: Path = tmp_path / FILE
     file.write_text(f'{file.read_text()}\n{{"id": "cut", "at": "20')
     second = begin(runs, "2026-01-02T00:00:00+00:00")
 
     assert runs.all() == [first, second]
-
-
-def test_a_workspace_without_a_run_has_none(runs):
-    assert runs.all() == []
+    assert first.state == "unfinished"
