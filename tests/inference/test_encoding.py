@@ -30,7 +30,7 @@ LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 
 
 @pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
-def model(tiny_model, request) -> Alpro:
+def model(tiny_model, request):
     config = tiny_model(50)
     text = config.text.model_copy(update={"depth": config.text.fusion_layer + request.param})
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def model(tiny_model, request) -> Alpro:
 
 
 @pytest.fixture
-def encoded(model) -> tuple[Texts, Videos]:
+def encoded(model):
     """Seven texts of five lengths and five videos of random tokens."""
     width = model.config.text.width
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()

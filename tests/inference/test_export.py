@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,7 +232,7 @@ ODD_FILES = {  # options of the input and of the output
 
 
 @pytest.fixture(scope="module")
-def odd_files(tmp_path_factory) -> Path:
+def odd_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     film = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=2"], ["-c:v", "libx264", "-g", "8"]
     for name, (given, made) in {"film.mp4": film, **ODD_FILES}.items():

@@ -32,7 +32,7 @@ def make_vectors(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def index(tmp_path) -> Index:
+def index(tmp_path):
     settings = IndexSettings(model="/model", digest="d", root=ROOT)
     return Index.create(tmp_path / "index", settings, SIZE, COLUMNS)
 
@@ -96,7 +96,7 @@ WORDS = {
 
 
 @pytest.fixture
-def three(index) -> Index:
+def three(index):
     columns = [{"day": "2024-02-01", "views": 9}, {"day": "2024-01-01", "views": 10}, {}]
     values = [
         {"path": "1/caf\u00e9.mp4", "id": "7", "caption": "it's a ball", "duration": 9.5},

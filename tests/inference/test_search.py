@@ -20,7 +20,7 @@ def paths(result) -> list[str]:
 
 
 @pytest.fixture
-def scores(searcher, model) -> tuple[dict[str, float], dict[str, float]]:
+def scores(searcher, model):
     """Similarity and match of TEXT with each file, as the model computes them."""
     files = [item["path"] for item in searcher.index.rows()]
     similarity = dict(zip(files, model.similarity([TEXT], files)[0].tolist(), strict=True))

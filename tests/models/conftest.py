@@ -13,7 +13,7 @@ def _seed():
 
 
 @pytest.fixture
-def tiny() -> ModelConfig:
+def tiny():
     """4 frames of 32 x 32 in a grid of 4 x 4 patches, 40 words. "scratch": no weight starts at
     zero."""
     return ModelConfig(

@@ -7,7 +7,6 @@ tests/stages/training/test_objective.py.
 
 import pytest
 import torch
-from torch import Tensor
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import attention_by_products
@@ -21,23 +20,21 @@ PATCHES = 17
 
 
 @pytest.fixture
-def frames() -> Tensor:
+def frames():
     return torch.randn(3, 4, 3, 32, 32)
 
 
 @pytest.fixture
-def ids() -> Tensor:
+def ids():
     return torch.randint(5, 40, (3, LENGTH))
 
 
 @pytest.fixture
-def mask() -> Tensor:
+def mask():
     return torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
 
 
-def test_padding_does_not_change_the_text(
-    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
-):
+def test_padding_does_not_change_the_text(tiny, frames, ids, mask):
     model = Alpro(tiny).eval()
     noise = torch.where(mask.bool(), ids, torch.randint(5, 40, ids.shape))
     text = model.encode_text(ids, mask)
@@ -52,9 +49,7 @@ def test_padding_does_not_change_the_text(
     near(alone, model.match(text, mask, video)[2:])
 
 
-def test_what_a_model_cannot_do_is_an_error(
-    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
-):
+def test_what_a_model_cannot_do_is_an_error(tiny, frames, ids, mask):
     model = Alpro(tiny)
     long = torch.ones(1, 13, dtype=torch.long)
     with pytest.raises(ValueError, match=r"text of 13 tokens.* 12"):
@@ -65,9 +60,7 @@ def test_what_a_model_cannot_do_is_an_error(
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("first", [1, LENGTH, LENGTH + PATCHES])
-def test_the_first_tokens_are_those_of_full_fusion(
-    tiny: ModelConfig, mask: Tensor, layers: int, first: int
-):
+def test_the_first_tokens_are_those_of_full_fusion(tiny, mask, layers, first):
     """In values and gradients; texts are padded."""
     text = tiny.text.model_copy(update={"depth": 2 + layers})
     model = Alpro(tiny.model_copy(update={"text": text})).eval()
@@ -91,7 +84,7 @@ def test_the_first_tokens_are_those_of_full_fusion(
         near(found[0][name], value)
 
 
-def test_the_temperature_is_clamped(tiny: ModelConfig):
+def test_the_temperature_is_clamped(tiny):
     model = Prompter(tiny)
     assert model.temperature.item() == pytest.approx(0.07)
     for learned, used in ((0.07, 0.07), (3.0, 0.5), (1e-5, 0.001), (-1.0, 0.001)):
@@ -101,9 +94,7 @@ def test_the_temperature_is_clamped(tiny: ModelConfig):
         assert model.temperature.item() == pytest.approx(used)
 
 
-def test_activation_checkpointing_gives_equal_gradients(
-    tiny: ModelConfig, frames: Tensor, ids: Tensor, mask: Tensor
-):
+def test_activation_checkpointing_gives_equal_gradients(tiny, frames, ids, mask):
     video = tiny.video.model_copy(update={"drop_path": 0.5})
     text = tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})
     model = Alpro(tiny.model_copy(update={"video": video, "text": text}), answers=7).train()

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from transformers.utils.logging import enable_progress_bar
 
 from alpro.inference.encoding import embed_texts
-from alpro.models.clip_prompter import ClipBundle, ClipPrompter, is_clip, load_clip
+from alpro.models.clip_prompter import ClipBundle, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.conftest import REVISION, one_line
 from tests.models.conftest import near
@@ -20,12 +20,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def loaded(request, clip_folders) -> ClipBundle:
+def loaded(request, clip_folders):
     return load_clip(str(clip_folders[request.param]))
 
 
 @pytest.fixture
-def trainable(loaded) -> ClipPrompter:
+def trainable(loaded):
     """A copy with temporal attention over 3 frames that does something, unfrozen."""
     model = load_clip(loaded.model.clip.name_or_path).model
     model.unfreeze(3)
@@ -36,7 +36,7 @@ def trainable(loaded) -> ClipPrompter:
 
 
 @pytest.fixture(scope="module")
-def frames() -> torch.Tensor:
+def frames():
     random = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (2, 3, 3, 48, 48), generator=random, dtype=torch.uint8)
 

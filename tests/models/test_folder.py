@@ -30,7 +30,7 @@ ANSWERS = ["yes", "no"]
 
 
 @pytest.fixture
-def tokenizer() -> Tokenizer:
+def tokenizer():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "café"]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def saved(tiny: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+def saved(tiny, tokenizer, tmp_path):
     bundle = ModelBundle("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES)
     bundle.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -139,7 +139,7 @@ def set_weights(folder: Path, change: Callable[[dict, str], object]) -> None:
 
 
 @pytest.fixture(params=["alpro", "clip", "siglip", "pickled"])
-def folder(request, saved: Path, clip_folders, tmp_path: Path) -> Path:
+def folder(request, saved, clip_folders, tmp_path):
     """A folder of each kind of model, to damage."""
     if request.param == "alpro":
         return saved

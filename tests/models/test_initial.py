@@ -167,7 +167,7 @@ def test_a_bert_without_a_weight_of_its_body_is_refused(model, bert, tmp_path):
 
 
 @pytest.fixture
-def model() -> Alpro:
+def model():
     return model_of()
 
 

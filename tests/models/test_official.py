@@ -49,7 +49,7 @@ def config(tiny_model):
 def official(config):
     """official(task): the model, and its weights as the official code saves them."""
 
-    def make(task: str):
+    def make(task):
         torch.manual_seed(3)
         unused = {key: torch.zeros(shape) for key, shape in UNUSED.items()}
         if task == "qa":
@@ -114,7 +114,7 @@ def imported(official, tokenizer, tmp_path):
     The keys of the checkpoint are in another order, and stand beside the optimizer.
     """
 
-    def make(task: str, **options):
+    def make(task, **options):
         model, state = official(task)
         state = dict(reversed((state | {"surprise": torch.zeros(1)}).items()))
         ddp = {f"module.{key}": value for key, value in state.items()}

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from alpro.models.alpro import ModelConfig, initialize
+from alpro.models.alpro import initialize
 from alpro.models.timesformer import Block, TimeSformer, VideoConfig, drop_path
 from tests.conftest import one_line
 from tests.models.conftest import near
@@ -17,15 +16,13 @@ def new(config: VideoConfig, init: str = "scratch", **changes) -> TimeSformer:
 
 
 @pytest.fixture
-def frames() -> Tensor:
+def frames():
     return torch.randn(2, 4, 3, 32, 32)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("init", ["bert", "scratch"])
-def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
-    tiny: ModelConfig, frames: Tensor, init
-):
+def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny, frames, init):
     """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on
     every frame."""
     encoder = new(tiny.video, init)
@@ -38,9 +35,7 @@ def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
     near(still, single(frames[:, :1]))
 
 
-def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(
-    tiny: ModelConfig, frames: Tensor
-):
+def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny, frames):
     for patch in (4, 8, 16):
         encoder = new(tiny.video, stem="conv", patch_size=patch)
         assert encoder.patch_embed(frames[:, 0]).shape == (2, 16, 32 // patch, 32 // patch)
@@ -80,7 +75,7 @@ def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sa
 
 
 @torch.no_grad()
-def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
+def test_the_branches_of_a_block_are_dropped_by_their_number(tiny):
     block = Block(tiny.video)
     x = torch.randn(4, 1 + 4 * 16, 16)
     keep = torch.tensor(
@@ -99,7 +94,7 @@ def test_the_branches_of_a_block_are_dropped_by_their_number(tiny: ModelConfig):
         silent.bias.copy_(weights[1])
 
 
-def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny: ModelConfig, frames: Tensor):
+def test_cls_only_equals_the_cls_of_all_tokens_with_gradients(tiny, frames):
     encoder = new(tiny.video, drop_path=0.5)
     actual = []
     for cls_only in (False, True):

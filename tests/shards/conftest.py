@@ -27,11 +27,11 @@ def color(number: int) -> tuple[int, int, int]:
 
 
 @pytest.fixture(scope="session")
-def numbers() -> Callable[[Clip], list[int]]:
+def numbers():
     """numbers(clip): the frame numbers in the test video, by color."""
     palette = np.array([color(number) for number in range(36)])
 
-    def identify(clip: Clip) -> list[int]:
+    def identify(clip):
         means = clip.frames.reshape(len(clip.frames), -1, 3).mean(axis=1)
         return [int(np.abs(palette - mean).sum(axis=1).argmin()) for mean in means]
 
@@ -43,7 +43,7 @@ def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 @pytest.fixture
-def make_video(tmp_path: Path) -> Callable[..., Path]:
+def make_video(tmp_path):
     """make_video(name, count, options, ...): by default H.264, 64 x 48, 10 frames a second, each
     frame of its own flat color. `stamps`: when each frame is shown, milliseconds. `tags`:
     attributes of the encoder, as its color range."""
@@ -71,13 +71,10 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
             for tag, value in (tags or {}).items():
                 setattr(stream.codec_context, tag, value)
             for number in range(count):
-                shown = picture(number)
-                if shown.shape[:2] != size[::-1]:
-                    shown = np.asarray(Image.fromarray(shown).resize(size))
-                frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
-                conversion = {
-                    f"dst_{tag}": value for tag, value in (tags or {}).items()
-                }  # the colors of the tags
+                shown = Image.fromarray(picture(number)).resize(size)
+                frame = av.VideoFrame.from_image(shown)
+                # The colors of the tags.
+                conversion = {f"dst_{tag}": value for tag, value in (tags or {}).items()}
                 frame = frame.reformat(format=pixels, **conversion)
                 if stamps:
                     frame.pts = stamps[number]
@@ -94,11 +91,23 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+class Clock:
+    """Stands still, or jumps far ahead after `stops_at` readings."""
+
+    def __init__(self, stops_at: float = np.inf):
+        self.readings = 0
+        self.stops_at = stops_at
+
+    def monotonic(self) -> float:
+        self.readings += 1
+        return 1e6 if self.readings > self.stops_at else 0.0
+
+
 @pytest.fixture
-def make_row() -> Callable[..., Row]:
+def make_row():
     """make_row(id, ...): a row of a manifest with a caption. Keywords replace other values."""
 
-    def make(name: str, **more) -> Row:
+    def make(name, **more):
         defaults = {
             "path": Path(f"/data/{name}.mp4"),
             "kind": "video",
@@ -111,11 +120,11 @@ def make_row() -> Callable[..., Row]:
 
 
 @pytest.fixture
-def smooth_clip() -> Callable[..., Clip]:
+def smooth_clip():
     """smooth_clip(seed, count): frames (count, 32, 32, 3) of smooth color gradients, as in
     photographs."""
 
-    def make(seed: int, count: int = 3) -> Clip:
+    def make(seed, count=3):
         rng = np.random.default_rng(seed)
         start, along, down = (rng.uniform(0, 120, (count, 1, 1, 3)) for _ in range(3))
         at = np.linspace(0, 1, 32)
@@ -158,11 +167,9 @@ def pack(
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, content in members:
-            info, data = (
-                (content, b"")
-                if isinstance(content, tarfile.TarInfo)
-                else (tarfile.TarInfo(), content)
-            )
+            is_special = isinstance(content, tarfile.TarInfo)
+            info = content if is_special else tarfile.TarInfo()
+            data = b"" if is_special else content
             info.name = name
             info.size = len(data)
             info.pax_headers = dict(header)

@@ -1,6 +1,6 @@
 """What a file is by its first bytes: pointers and pages in place of data, images that move."""
 
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import pytest
 from PIL import Image
@@ -46,7 +46,7 @@ def test_data_are_no_placeholder():
         assert find_placeholder(head) is None, head
 
 
-def test_an_animated_image_is_a_video(tmp_path: Path):
+def test_an_animated_image_is_a_video(tmp_path):
     pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     for extension in ("png", "webp", "avif"):
         still = tmp_path / f"still.{extension}"

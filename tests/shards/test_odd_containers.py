@@ -4,7 +4,6 @@ joined files. The ffmpeg binary writes them; the luma of a frame is its number."
 import functools
 import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +31,13 @@ X264 = ("-c:v", "libx264", "-bf", "2", "-g", "20", "-preset", "veryfast")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> Callable[..., bytes]:
+def films(tmp_path_factory):
     """films(name, *options, inputs=...): the bytes of a film of 6 s, 10 frames a second, that
     ffmpeg writes."""
     folder = tmp_path_factory.mktemp("films")
 
     @functools.cache  # several tests damage the same film
-    def film(name: str, *options: str | bytes, inputs: tuple[str, ...]) -> bytes:
+    def film(name, *options, inputs):
         command = [ffmpeg_binary(), "-y", "-v", "error", *inputs, *options]
         if "-f" in options:  # as to a pipe: the header cannot be written again
             return subprocess.run([*command, "-"], check=True, capture_output=True).stdout
@@ -49,10 +48,10 @@ def films(tmp_path_factory) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def write_film(films, tmp_path: Path) -> Callable[..., Path]:
+def write_film(films, tmp_path):
     """write_film(name, *options, inputs=...): such a film as a file."""
 
-    def write(name: str, *options: str | bytes, inputs: list[str] | None = None) -> Path:
+    def write(name, *options, inputs=None):
         path = tmp_path / name
         path.write_bytes(films(name, *options, inputs=tuple(inputs or source())))
         return path
@@ -63,7 +62,8 @@ def write_film(films, tmp_path: Path) -> Callable[..., Path]:
 def numbers(path: Path, count: int, *window: float | None, decoder: str = "auto") -> list[int]:
     """The numbers of the frames that are decoded."""
     clip = decode_video(path, count, 32, *window, decoder=decoder)
-    luma = clip.frames[:, 8:24, 8:24].mean(axis=(1, 2, 3)) * 219 / 255  # full range to limited
+    middle = clip.frames[:, 8:24, 8:24].mean(axis=(1, 2, 3))
+    luma = middle * 219 / 255  # full range to limited
     return np.round(luma / STEP).astype(int).tolist()
 
 
@@ -144,6 +144,12 @@ def test_a_window_far_from_the_start_has_its_frames(write_film, monkeypatch, nam
     assert numbers(path, 4, 4.11, 5.11) == pytest.approx(every(41, 51, 4), abs=exact)
 
 
+def cut_film(film: Path, start: float, path: Path) -> None:
+    """Write the film from a second on, without encoding it again."""
+    command = [ffmpeg_binary(), "-v", "error", "-ss", str(start), "-i", str(film)]
+    subprocess.run([*command, "-c", "copy", str(path)], check=True)
+
+
 CUTS = [("a.mp4", X264), ("a.mov", X264), ("a.ogv", ("-c:v", "libtheora", "-q:v", "9"))]
 
 
@@ -155,8 +161,7 @@ def test_a_film_that_was_cut_without_encoding_begins_at_the_cut(
     """By an edit list in MP4; an Ogg file keeps what lies before, with senseless times."""
     whole = write_film(name, *options)
     path = tmp_path / f"cut-{name}"
-    command = [ffmpeg_binary(), "-v", "error", "-ss", str(start), "-i", str(whole)]
-    subprocess.run([*command, "-c", "copy", str(path)], check=True)
+    cut_film(whole, start, path)
 
     clip_numbers = numbers(path, 5)
 
@@ -224,18 +229,15 @@ def test_a_joint_that_looks_corrupt_is_rejected_with_what_helps(write_film, tmp_
 
 def test_what_pyav_cannot_decode_is_decoded_from_a_copy_by_ffmpeg(write_film):
     """AVS2, of Chinese television."""
-    if "libxavs2" not in encoders():
+    command = [ffmpeg_binary(), "-v", "error", "-encoders"]
+    encoders = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "libxavs2" not in encoders:
         pytest.skip("this ffmpeg has no encoder of AVS2")
     path = write_film("a.mkv", "-c:v", "libxavs2")
 
     with pytest.raises(DecodeError, match="no decoder"):
         decode_video(path, 4, 32, decoder="order")
     assert numbers(path, 6) == every(0, 60, 6)
-
-
-def encoders() -> str:
-    command = [ffmpeg_binary(), "-v", "error", "-encoders"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -273,8 +275,7 @@ def test_frames_before_the_first_key_frame_are_not_counted(write_film, tmp_path)
     open_groups = "open-gop=1:bframes=3:scenecut=0:keyint=8"
     film = write_film("a.ts", "-c:v", "libx264", "-x264-params", open_groups)
     path = tmp_path / "cut.ts"
-    command = [ffmpeg_binary(), "-v", "error", "-ss", "1.3", "-i", str(film), "-c", "copy"]
-    subprocess.run([*command, str(path)], check=True)
+    cut_film(film, 1.3, path)
 
     first = numbers(path, 1)[0]
 

@@ -39,25 +39,31 @@ def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, tra
         for n in range(11)
     ]
     corpus = corpus_of(tmp_path, rows)
-    assert {most: overlap(corpus, most)[1]["test"]["compared"] for most in held_out} == held_out
-    row = read_index(corpus).to_pylist()[training]
+    assert {most: count_compared(corpus, most) for most in held_out} == held_out
+
+    first = read_index(corpus).to_pylist()[training]["frame_offsets"][0]
     content = bytearray((corpus / "all.tar").read_bytes())
-    content[row["frame_offsets"][0] : row["frame_offsets"][0] + 64] = bytes(64)
+    content[first : first + 64] = bytes(64)
     (corpus / "all.tar").write_bytes(content)
-    assert overlap(corpus, 100)[1]["test"]["compared"] == 10 - training  # without the corrupt one
+    assert count_compared(corpus, 100) == 10 - training  # without the corrupt one
+
+
+def count_compared(corpus, most: int) -> int:
+    _, counts = overlap(corpus, most)
+    return counts["test"]["compared"]
 
 
 def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
-    def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def resize(frames, size):
         return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
 
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 2, 8, 9, 3), np.uint8)
     clip, other = (resize(frames, (144, 128)) for frames in coarse)
 
-    assert (
-        perceptual_hash(clip) == perceptual_hash(resize(clip, (72, 64))) != perceptual_hash(other)
-    )
+    original = perceptual_hash(clip)
+    assert original == perceptual_hash(resize(clip, (72, 64)))
+    assert original != perceptual_hash(other)
 
 
 def test_blank_frames_have_no_hash():

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,9 +15,8 @@ import pytest
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.shards.clip import Clip
 from alpro.shards.reader import ShardReader, Unreadable, decode_jpeg, read_index
-from alpro.shards.schema import Question, Row
+from alpro.shards.schema import Question
 from alpro.shards.writer import ShardWriter, index_shard
 from tests.conftest import in_store
 
@@ -35,26 +33,24 @@ ROWS = {name: entry for shard in WRITTEN.values() for name, entry in shard.items
 
 
 @pytest.fixture
-def rows(make_row) -> dict[str, Row]:
+def rows(make_row):
     question = Question(question="what is it?", answer="雪", type="what")
     more = {"questions": (question,), "meta": {"tags": ["é", None]}}
     rows = {}
     for name, (split, kind, _) in ROWS.items():
-        rows[name] = make_row(
-            name, split=split, kind=kind, captions=(f"dog {name}", "ein Hündchen 🐕"), **more
-        )
+        captions = (f"dog {name}", "ein Hündchen 🐕")
+        rows[name] = make_row(name, split=split, kind=kind, captions=captions, **more)
     return rows
 
 
 @pytest.fixture
-def clips(smooth_clip) -> dict[str, Clip]:
-    return {
-        name: smooth_clip(seed, count) for seed, (name, (_, _, count)) in enumerate(ROWS.items())
-    }
+def clips(smooth_clip):
+    counts = [count for _, _, count in ROWS.values()]
+    return dict(zip(ROWS, map(smooth_clip, range(5), counts), strict=True))
 
 
 @pytest.fixture
-def corpus(rows, clips, tmp_path) -> Path:
+def corpus(rows, clips, tmp_path):
     """A corpus of three row groups and batches, as a large one has many."""
     for shard, names in WRITTEN.items():
         with ShardWriter(tmp_path / shard, quality=95) as writer:
@@ -138,10 +134,9 @@ def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
     server.asked.clear()
     for number in (3, 0):
         reader[number].frames()
-    assert [(method, path) for method, path, _ in server.asked] == [
-        ("GET", "/second.tar"),
-        ("GET", "/first.tar"),
-    ]
+    requests = [(method, path) for method, path, _ in server.asked]
+    assert requests == [("GET", "/second.tar"), ("GET", "/first.tar")]
+
     monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
     reader = ShardReader(url)
     server.asked.clear()
@@ -158,21 +153,16 @@ def test_a_reader_in_use_can_be_sent_to_loading_processes(corpus, served, start)
     # A child that is forked would wait for FFmpeg's threads, which it has not, when it frees what
     # other tests have left.
     gc.collect()
-    with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context(start)
-    ) as pool:  # each takes seconds to start
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
         for reader in (here, there, here, there):
             assert pool.submit(read_in_a_loading_process, reader).result() == expected
-            assert (
-                read_all(there) == expected
-            )  # if the child dropped a connection, this would wait forever
+            # If the child dropped a connection, this would wait forever.
+            assert read_all(there) == expected
 
 
 def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path, memory):
     for folder in (memory, tmp_path):
-        with pytest.raises(
-            InputError, match=rf"{folder}: no index.parquet; this is not a decoded corpus"
-        ):
+        with pytest.raises(InputError, match=f"{folder}: no index.parquet"):
             ShardReader(folder)
     (tmp_path / "index.parquet").write_bytes(b"not a table")
     with pytest.raises(InputError, match=r"index.parquet cannot be read: [^\n]*$"):
@@ -186,22 +176,25 @@ def zeros(content: bytes, row: dict) -> bytes:
     return content[:at] + bytes(40) + content[at + 40 :]
 
 
+def cut_metadata(content: bytes, row: dict) -> bytes:
+    return content[: row["json_offset"] + 10]
+
+
+def cut_last_byte(content: bytes, row: dict) -> bytes:
+    return content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1]
+
+
+def change_caption(content: bytes, row: dict) -> bytes:
+    return content.replace(b"dog", b"cat")
+
+
 @pytest.mark.parametrize(
     ("damage", "number", "message"),
     [
-        (lambda content, row: content[: row["json_offset"] + 10], 0, "a: .*truncated"),
-        (
-            lambda content, row: content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1],
-            2,
-            "雪.*truncated",
-        ),
-        (zeros, 0, r"a, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
-        (zeros, 1, "b/ü, frame 0: "),
-        (
-            lambda content, row: content.replace(b"dog", b"cat"),
-            2,
-            r"雪: damaged: \d+ bytes at byte .* changed since",
-        ),
+        (cut_metadata, 0, "a: .*truncated"),
+        (cut_last_byte, 2, "雪.*truncated"),
+        (zeros, 1, r"b/ü, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
+        (change_caption, 2, r"雪: damaged: \d+ bytes at byte .* changed since"),
         (None, 0, "a: No such file"),
     ],
 )
@@ -227,9 +220,7 @@ def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     sample = ShardReader(tmp_path)[0]
     assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
-    with pytest.raises(
-        Unreadable, match=r"a\.tar: a: its frames have different sizes: 32 x 16 and 32 x 32"
-    ):
+    with pytest.raises(Unreadable, match=r"a\.tar: a: .* sizes: 32 x 16 and 32 x 32"):
         sample.frames()
 
 
@@ -270,10 +261,11 @@ def test_jpegs_have_the_pixels_that_pillow_reads(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     image = Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode)
     for options in ({"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}):
-        image.save(file := io.BytesIO(), "JPEG", **options)
-        assert np.array_equal(
-            decode_jpeg(file.getvalue()), np.asarray(Image.open(file).convert("RGB"))
-        )
-        for size in (len(file.getvalue()) // 2, 3):
+        file = io.BytesIO()
+        image.save(file, "JPEG", **options)
+        content = file.getvalue()
+        expected = np.asarray(Image.open(file).convert("RGB"))
+        assert np.array_equal(decode_jpeg(content), expected)
+        for size in (len(content) // 2, 3):
             with pytest.raises(Exception, match=r"(?i)truncated|identify"):
-                decode_jpeg(file.getvalue()[:size])
+                decode_jpeg(content[:size])

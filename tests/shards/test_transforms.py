@@ -124,7 +124,7 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch, kind):
     monkeypatch.setattr(module, "IMAGE_OPERATIONS", [keep])
     monkeypatch.setattr(module, "random_resized_crop", lambda frame, size, rng: frame)
 
-    def count_flips(text: str) -> int:
+    def count_flips(text):
         flips.clear()
         done = [augmented(kind, text, seed) for seed in range(20)]
         return len(flips) + sum(not np.array_equal(one[0], gradient()[0]) for one in done)
@@ -142,7 +142,7 @@ def record(count: int, applied: list[tuple[int, float]]) -> list:
 def test_a_clip_gets_two_different_operations_always(monkeypatch):
     """As in the official code: without replacement, both applied, to one side; every pair is
     drawn."""
-    applied: list[tuple[int, float]] = []
+    applied = []
     monkeypatch.setattr(module, "VIDEO_OPERATIONS", record(10, applied))
     pairs = set()
     for seed in range(500):
@@ -159,7 +159,7 @@ def test_a_clip_gets_two_different_operations_always(monkeypatch):
 
 def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):
     """As in the official code: with replacement, to one side."""
-    applied: list[tuple[int, float]] = []
+    applied = []
     monkeypatch.setattr(module, "IMAGE_OPERATIONS", record(8, applied))
     counts = np.zeros(3)
     repeated = 0
@@ -210,32 +210,15 @@ def test_each_operation_does_what_its_name_says_to_the_official_side():
     assert moved(done["mirror"]) == (39 - column, row)
     assert moved(done["shear_x"]) == pytest.approx((column + 0.15 * row, row), abs=0.6)
     assert moved(done["shear_y"]) == pytest.approx((column, row + 0.15 * column), abs=0.6)
-    angles = [
-        np.degrees(np.arctan2(19.5 - y, x - 19.5))
-        for x, y in ((column, row), moved(done["rotate"]))
-    ]
-    assert angles[1] - angles[0] == pytest.approx(15, abs=3)
+    rotated_column, rotated_row = moved(done["rotate"])
+    before = np.arctan2(19.5 - row, column - 19.5)
+    after = np.arctan2(19.5 - rotated_row, rotated_column - 19.5)
+    assert np.degrees(after - before) == pytest.approx(15, abs=3)
 
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 available = st.integers(1, 60)
 seeds = st.integers(0, 2**31)
-
-
-@few
-@given(available, st.integers(1, 20))
-def test_segments_are_ordered_equal_and_repeat_only_if_there_are_too_few_frames(
-    available: int, count: int
-):
-    starts = sampling.segment_starts(available, count)
-
-    steps = np.diff([*starts, available])
-    assert len(starts) == count
-    assert starts[0] == 0
-    assert starts[-1] < available
-    assert steps.min() >= 0
-    assert steps.max() - steps.min() <= 1
-    assert (len(set(starts)) == count) == (available >= count)
 
 
 TENTHS = np.arange(10) / 10
@@ -277,7 +260,7 @@ def test_the_last_frame_lasts_as_long_as_most_of_the_16_before_it(steps, seconds
     st.lists(st.integers(1, 400), min_size=1, max_size=30),
     st.lists(st.floats(0, 5), min_size=1, max_size=5),
 )
-def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[float]):
+def test_consecutive_windows_partition_the_frames(steps, cuts):
     times = np.concatenate([[0.0], np.cumsum(steps) / 1000])
     cuts = sorted({round(cut, 2) for cut in cuts if cut < times[-1]})
 
@@ -295,7 +278,7 @@ def test_consecutive_windows_partition_the_frames(steps: list[int], cuts: list[f
 @few
 @given(st.sampled_from([frames_in_halves, frames_at_random]), available, st.integers(1, 20), seeds)
 def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
-    draw, available: int, count: int, seed: int
+    draw, available, count, seed
 ):
     """Half of them are from each half of the clip, or from anywhere."""
     frames = draw(available, count, rng(seed))
@@ -312,7 +295,7 @@ def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
 
 @few
 @given(st.lists(st.integers(-3, 8), min_size=1, max_size=40), seeds)
-def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int], seed: int):
+def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups, seed):
     order = grouped_order(np.array(groups), rng(seed))
 
     assert sorted(order.tolist()) == list(range(len(groups)))
@@ -320,7 +303,7 @@ def test_a_grouped_order_is_a_permutation_with_adjacent_groups(groups: list[int]
     assert np.array_equal(order, grouped_order(np.array(groups), rng(seed)))
 
 
-def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
+def test_squashing_ignores_the_aspect_ratio():
     frames = np.zeros((2, 10, 30, 3), np.uint8)
     frames[:, :, 15:] = 255
 
@@ -329,4 +312,3 @@ def test_squashing_ignores_the_aspect_ratio_and_keeps_the_target_size():
     assert squashed.shape == (2, 10, 10, 3)
     assert (squashed[:, :, :3] < 10).all()
     assert (squashed[:, :, 7:] > 245).all()
-    assert squash(squashed, 10) is squashed

@@ -2,8 +2,8 @@
 failures."""
 
 import json
-from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,10 +11,11 @@ from PIL import Image
 
 from alpro.artifact import read_record
 from alpro.files import checksum
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
 from alpro.shards.clip import DecodeError
 from alpro.stages.decode_videos import Config
+from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import decode_data
 from tests.power_cut import cut_everywhere
 
@@ -36,6 +37,15 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
     return folder / "items.jsonl"
 
 
+def run_stage(
+    stage: Any, inputs: dict[str, Path], out: Path, resources: Resources, **config: Any
+) -> Outcome:
+    """Run a stage with these folders and these values of its configuration."""
+    out.mkdir(exist_ok=True)
+    settings = stage.Config.model_validate(config)
+    return stage.run(settings, stage.Inputs.of(inputs), out, resources)
+
+
 def rejects_of(out: Path) -> dict[str, str]:
     """The reasons of the rejects by their ids."""
     return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
@@ -52,18 +62,18 @@ def power_cuts(tmp_path, monkeypatch, record_property):
 
     Returns the number of file operations. Of the contents, those of `names` if there are any."""
 
-    def cut(step: Step, make: Callable, every: int, names: Collection[str] = ()) -> int:
+    def cut(step, make, every, names=()):
         store = Store(tmp_path / "disk" / "artifacts")
         monkeypatch.setattr(
             "alpro.pipeline.store.artifacts.versions", dict
         )  # seconds, for all the runs
 
-        def job() -> None:
+        def job():
             with store.lock(step):
                 if store.find(step) is None:
                     store.make(step, make, {})
 
-        def result() -> tuple[dict, dict]:
+        def result():
             folder = store.folder(step)
             record = read_record(folder)
             assert list(verify([(folder, record)])) == []
@@ -83,7 +93,7 @@ def decode_rows(tmp_path, inline_pool, resources):
     """decode_rows(rows, **config) decodes images of the rows and returns the outcome and the
     folder."""
 
-    def decode(rows: list[dict], **config):
+    def decode(rows, **config):
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         source = write_manifest(tmp_path / "data", rows)

@@ -1,12 +1,12 @@
 """A CLIP or SigLIP of transformers through the stages: as the prompter, and as the start of both of
 its towers."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,24 +27,25 @@ from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
 from tests.plans import configure
+from tests.stages.conftest import run_stage
 from tests.stages.training.part_of_a_batch import losses_of
 
 CPU = torch.device("cpu")
+PHASES = [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}]
 
 
 def configured(folder, **changes) -> train_prompter.Config:
     values = {
-        "phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
+        "phases": PHASES,
         "clip": str(folder),
-    }
-    values |= {
+        "model": {"video": {"frames": 3}},
         "batch_size": 4,
+        "accumulation_steps": 2,
+        "contrast": "batch",
         "lr": 1e-2,
         "max_text_tokens": 24,
         "log_every": 1,
-        "model": {"video": {"frames": 3}},
     }
-    values |= {"contrast": "batch", "accumulation_steps": 2}
     return train_prompter.Config.model_validate(values | changes)
 
 
@@ -75,7 +76,7 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
         validate = validate_contrast(objective, *arguments)
         names = list(validate())
 
-        def next_scores() -> dict[str, float]:
+        def next_scores():
             current = trainable(objective)
             weights.append({name: weight.clone() for name, weight in current.items()})
             return dict.fromkeys(names, scores[len(weights) - 1])
@@ -106,7 +107,7 @@ def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
 
 
 @pytest.fixture
-def objective(folder) -> PrompterObjective:
+def objective(folder):
     loaded = load_towers(configured(folder), CPU)
     with torch.no_grad():
         for temporal in loaded.model.temporal:  # so that temporal attention does something
@@ -117,7 +118,7 @@ def objective(folder) -> PrompterObjective:
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch():
     random = torch.Generator().manual_seed(1)
     clips = torch.randint(0, 256, (4, 3, 3, 32, 32), generator=random, dtype=torch.uint8)
     text = torch.randint(2, 50, (4, 8), generator=random)
@@ -136,19 +137,16 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
     losses_of(objective, batch)[0].backward()
     expected = gradients(objective)
     assert [name for name, gradient in expected.items() if gradient is None] == []
+
     objective.zero_grad(set_to_none=True)
-    for module in objective.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     configure_layers(objective, checkpoint_activations=True)
     assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
     for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
         for layer in tower.encoder.layers:
-            layer.training, layer.self_attn.dropout = (
-                True,
-                0.0,
-            )  # only then activations are recomputed
+            layer.training = True  # only then activations are recomputed
+            layer.self_attn.dropout = 0.0
     losses_of(objective, batch)[0].backward()
+
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
 
@@ -166,13 +164,8 @@ def test_only_the_last_layers_of_each_tower_are_trained(folder):
 
 def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
     clip = clip_folders["clip"]
-    wrong = {
-        "vit": {"vit": "vit_tiny_patch16_224.a"},
-        "bert": {"bert": "b"},
-        "muon": {"optimizer": "muon"},
-    }
-    for key, changes in wrong.items():
-        with pytest.raises(ValueError, match=key):
+    for changes in ({"vit": "vit_tiny_patch16_224.a"}, {"bert": "b"}, {"optimizer": "muon"}):
+        with pytest.raises(ValueError, match=r"vit|bert|muon"):
             configured(clip, **changes)
     with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower
         load_towers(configured(clip, max_text_tokens=30), CPU)
@@ -190,8 +183,8 @@ def cached(folder, vocabulary, tmp_path_factory, resources):
     """The artifact of cache_prompts; the folder of the model is gone afterwards."""
     source = shutil.copytree(folder, tmp_path_factory.mktemp("source") / "clip")
     out = tmp_path_factory.mktemp("prompts")
-    config = cache_prompts.Config(templates=TEMPLATES, prompter=str(source))
-    cache_prompts.run(config, cache_prompts.Inputs.of({"vocabulary": vocabulary}), out, resources)
+    config = {"templates": TEMPLATES, "prompter": str(source)}
+    run_stage(cache_prompts, {"vocabulary": vocabulary}, out, resources, **config)
     shutil.rmtree(source)
     return out
 
@@ -201,63 +194,36 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
     """The artifact of two steps of pre-training with all losses, on batches of videos and of
     images."""
     out = tmp_path_factory.mktemp("pretrain")
-    values = {
-        "phases": [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}],
-        "model": tiny_model(),
-    }
-    values |= {"normalization": "corpus", "batch_size": 4, "lr": 1e-3, "max_text_tokens": 16}
-    inputs = {
-        "tokenizer": vocabulary,
-        "vocabulary": vocabulary,
-        "prompts": cached,
-        "clips": clips,
-        "stills": stills,
-    }
-    pretrain.run(
-        pretrain.Config(**values, threshold=0.0, log_every=1),
-        pretrain.Inputs.of(inputs),
-        out,
-        resources,
-    )
+    config = {"phases": PHASES, "model": tiny_model(), "normalization": "corpus", "batch_size": 4}
+    config |= {"lr": 1e-3, "max_text_tokens": 16, "threshold": 0.0, "log_every": 1}
+    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached}
+    inputs |= {"clips": clips, "stills": stills}
+    run_stage(pretrain, inputs, out, resources, **config)
     return out
-
-
-def test_prompts_are_those_of_the_named_model_whatever_becomes_of_its_folder(
-    cached, folder, vocabulary
-):
-    prompts = read_prompts(cached)
-    entities = read_entities(vocabulary)
-    named = load_clip(str(folder))
-    for of, templates in TEMPLATES.kinds.items():
-        expected = cache_prompts.embed(named.model, named.tokenizer, entities, templates)
-        torch.testing.assert_close(prompts[of], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
     """The model's normalization stays its own: not that of the prompter, as if there were none."""
-    losses = [
-        line for line in read_metrics(pretraining / "metrics.jsonl") if "train/loss_pem" in line
-    ]
+    metrics = read_metrics(pretraining / "metrics.jsonl")
+    losses = [line for line in metrics if "train/loss_pem" in line]
     assert len(losses) == 4
-    assert all(line["train/loss_pem"] > 0.1 for line in losses)
-    assert all(line["train/pseudo_labels_kept"] == 1 for line in losses)
+    for line in losses:
+        assert line["train/loss_pem"] > 0.1
+        assert line["train/pseudo_labels_kept"] == 1
     assert (pretraining / "pictures" / "pseudo_labels.png").is_file()
+
     folder = ModelBundle.from_pretrained(pretraining / "model")
     means = [read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)]
-    assert folder.preprocessing.mean == pytest.approx(
-        [sum(values) / 2 for values in zip(*means, strict=True)], abs=1e-4
-    )
+    assert folder.preprocessing.mean == pytest.approx(np.mean(means, axis=0), abs=1e-4)
     assert not any("clip" in name for name in folder.model.state_dict())
 
 
 def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prompts(
     cached, sample, vocabulary, clips, tmp_path, resources
 ):
-    config = evaluate.Config(
-        model_name="prompter", retrieval="clips", entity_crops=1, min_decoded_share=0.5
-    )
-    inputs = evaluate.Inputs(prompts=cached, corpora={"clips": clips})
-    evaluate.run(config, inputs, tmp_path, resources)
+    config = {"model_name": "prompter", "retrieval": "clips", "entity_crops": 1}
+    inputs = {"prompts": cached, "clips": clips}
+    run_stage(evaluate, inputs, tmp_path, resources, min_decoded_share=0.5, **config)
     names = {row["name"].partition("/")[0] for row in read_json(tmp_path / "results.json")}
     assert names >= {"similarity", "entities", "entity_crops"}
     model = Model.load(cached, device="cpu")
@@ -278,15 +244,10 @@ def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_
     prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
     prompter.preprocessing = prompter.preprocessing.model_copy(update={"mean": (0.1, 0.2, 0.3)})
     prompter.save_pretrained(tmp_path / "model")
-    config = pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
-    inputs = pretrain.Inputs.of(
-        {
-            "prompter": tmp_path,
-            "prompts": folders["prompts"],
-            "tokenizer": vocabulary,
-            "vocabulary": vocabulary,
-        }
-    )
+    config = pretrain.Config(phases=PHASES)
+    words = {"tokenizer": vocabulary, "vocabulary": vocabulary}
+    inputs = pretrain.Inputs.of({"prompter": tmp_path, "prompts": folders["prompts"], **words})
+
     teacher, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
     assert (tokenizer, preprocessing) == (teacher.tokenizer, prompter.preprocessing)
 
@@ -294,23 +255,17 @@ def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_
 def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):
     """Of one template for videos and of two for images."""
     inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
-    cache_prompts.run(
-        cache_prompts.Config(templates=TEMPLATES),
-        cache_prompts.Inputs.of(inputs),
-        tmp_path,
-        resources,
-    )
+    run_stage(cache_prompts, inputs, tmp_path, resources, templates=TEMPLATES)
+
     prompts = read_prompts(tmp_path)
-    entities = cache_prompts.read_entities(vocabulary)
-    assert json.loads((tmp_path / "entities.json").read_text()) == entities
+    entities = read_entities(vocabulary)
     prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
 
-    def embedded(text: str) -> torch.Tensor:
-        return encode_texts(prompter.model.eval(), prompter.tokenizer, [text], 64).features[0]
+    def embedded(template):
+        texts = [template.format(entity) for entity in entities]
+        return encode_texts(prompter.model.eval(), prompter.tokenizer, texts, 64).features
 
-    for number, entity in enumerate(entities):
-        torch.testing.assert_close(
-            prompts["video"][number], embedded(f"A video of a {entity}."), atol=1e-5, rtol=0
-        )
-        mean = (embedded(f"A photo of a {entity}.") + embedded(f"one {entity}")) / 2
-        torch.testing.assert_close(prompts["image"][number], mean, atol=1e-5, rtol=0)
+    assert read_json(tmp_path / "entities.json") == entities
+    torch.testing.assert_close(prompts["video"], embedded("A video of a {}."), atol=1e-5, rtol=0)
+    mean = (embedded("A photo of a {}.") + embedded("one {}")) / 2
+    torch.testing.assert_close(prompts["image"], mean, atol=1e-5, rtol=0)

@@ -17,7 +17,7 @@ from alpro.shards.schema import SPLITS
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
 from tests.conftest import decode_data
-from tests.stages.conftest import contents, rejects_of, too_slow, write_manifest
+from tests.stages.conftest import contents, rejects_of, run_stage, too_slow, write_manifest
 
 BROKEN = {  # the sample's broken items and their rejects
     "broken-empty": "empty",
@@ -27,16 +27,13 @@ BROKEN = {  # the sample's broken items and their rejects
     "broken-silent": "no text",
     "broken-missing": "missing",
 }
-CLIPS = Config(
-    manifest="clips.jsonl", frames=8, size=40, samples_per_shard=16
-)  # as the fixture decodes them
+# As the fixture decodes them.
+CLIPS = {"manifest": "clips.jsonl", "frames": 8, "size": 40, "samples_per_shard": 16}
 
 
 def manifest_rows(sample: Path, corpus: str) -> dict[str, dict]:
-    return {
-        row["id"]: row
-        for row in map(json.loads, (sample / f"{corpus}.jsonl").read_text().splitlines())
-    }
+    lines = (sample / f"{corpus}.jsonl").read_text().splitlines()
+    return {row["id"]: row for row in map(json.loads, lines)}
 
 
 def finished_contents(out: Path) -> dict[str, str]:
@@ -56,46 +53,34 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
     for number in (0, len(reader) - 1):
         about = reader[number].metadata
         row = rows[about["id"]]
-        assert (about["captions"], about["split"], about["group"]) == (
-            row["captions"],
-            row["split"],
-            row["group"],
-        )
+        for field in ("captions", "split", "group"):
+            assert about[field] == row[field]
         assert [q["answer"] for q in about["questions"]] == [q["answer"] for q in row["questions"]]
         assert about["meta"]["things"] == row["things"]
         assert (about["width"], about["height"]) == (48, 48)
-        assert reader[number].frames().shape == (
-            (1, 40, 40, 3) if corpus == "stills" else (8, 40, 40, 3)
-        )
+        count = 1 if corpus == "stills" else 8
+        assert reader[number].frames().shape == (count, 40, 40, 3)
 
 
 def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     done = shutil.copytree(clips, tmp_path / "clips")
-    counts = decode_videos.run(
-        CLIPS, decode_videos.Inputs.of({"sample": sample}), done, resources
-    ).counts
+    counts = run_stage(decode_videos, {"sample": sample}, done, resources, **CLIPS).counts
+
     assert finished_contents(done) == finished_contents(clips)
     index = pq.read_table(clips / "index.parquet").to_pylist()
     items = len(manifest_rows(sample, "clips"))
-    broken = len(BROKEN)
-    expected = {
-        "items": items,
-        "samples": items - broken,
-        "rejected": broken,
-        "videos": items - broken,
-        "images": 0,
-    }
-    expected |= {"train": items - broken - 16, "validation": 8, "test": 8}
-    # All units were there.
-    expected["linked"] = expected["samples"]
-    assert counts == expected | {
-        name: sum(len(row[name]) for row in index) for name in ("captions", "questions")
-    }
+    samples = items - len(BROKEN)
+    expected = {"items": items, "samples": samples, "rejected": len(BROKEN)}
+    expected |= {"videos": samples, "images": 0}
+    expected |= {"train": samples - 16, "validation": 8, "test": 8}
+    expected["linked"] = samples  # all units were there
+    for name in ("captions", "questions"):
+        expected[name] = sum(len(row[name]) for row in index)
+    assert counts == expected
     statistics = read_json(clips / "statistics.json")
     assert statistics["reasons"] == Counter(BROKEN.values())
-    assert statistics["hours"] == pytest.approx(
-        counts["videos"] / 3600, abs=1e-4
-    )  # 8 frames at 8 a second
+    # Each has 8 frames at 8 a second.
+    assert statistics["hours"] == pytest.approx(samples / 3600, abs=1e-4)
     test = [row for row in index if row["split"] == "test"]
     texts = {name: [sum(len(row[name]) for row in test)] * 2 for name in ("captions", "questions")}
     assert statistics["splits"]["test"] == {"items": [8, 8], **texts}
@@ -155,11 +140,7 @@ def test_items_with_questions_and_no_captions_are_kept(decode_rows):
     ]
     outcome, out = decode_rows(rows, max_reject_share=0.4)
     assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "captioned"}
-    assert (
-        outcome.counts["captions"],
-        outcome.counts["questions"],
-        outcome.counts["rejected"],
-    ) == (1, 1, 1)
+    assert outcome.counts["rejected"] == 1
     with pytest.raises(InputError, match="no rows of these kinds"):
         decode_rows(rows, kinds="video")
 
@@ -176,24 +157,24 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
     assert statistics["std"] == [0.5, 0.5, 0.001]
 
 
-SHOTS = [  # clips of four videos, each of which have a caption in common
-    {
-        "id": f"star_{video}_{n}",
-        "captions": [f"{video} {n}", f"all of {video}"],
-        "color": (40 * v, 60 * n, 90),
-    }
-    for v, video in enumerate(("AB", "CD", "EF", "GH"))
-    for n in range(3)
-]
+def list_shots() -> list[dict]:
+    """Clips of four videos, each of which have a caption in common."""
+    rows = []
+    for number, video in enumerate(("AB", "CD", "EF", "GH")):
+        for n in range(3):
+            row = {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"]}
+            rows.append(row | {"color": (40 * number, 60 * n, 90)})
+    return rows
 
 
 def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows, capsys):
     """Without one, a hint says so."""
-    decode_rows([{**row} for row in SHOTS], validation=0.3, test=0.3)
+    shares = {"validation": 0.3, "test": 0.3}
+    decode_rows(list_shots(), **shares)
     assert "hint: 12 files may be parts of 4 recordings" in capsys.readouterr().err
-    outcome, out = decode_rows(
-        [{**row} for row in SHOTS], group_pattern=r"star_(\w+)_\d+", validation=0.3, test=0.3
-    )
+
+    outcome, out = decode_rows(list_shots(), group_pattern=r"star_(\w+)_\d+", **shares)
+
     index = pq.read_table(out / "index.parquet").to_pylist()
     assert len({(row["group"], row["split"]) for row in index}) == 4
     assert {row["split"] for row in index} == set(SPLITS)

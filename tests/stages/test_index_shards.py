@@ -3,7 +3,6 @@ decode_videos."""
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.reader import ShardReader, read_index
 from alpro.stages import index_shards
-from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import in_store
+from tests.stages.conftest import run_stage
 
 
 @pytest.fixture
-def shards(clips: Path, tmp_path: Path) -> Path:
+def shards(clips, tmp_path):
     """The shards of a decoded corpus, without its index."""
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -28,18 +27,13 @@ def shards(clips: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index(tmp_path: Path, resources: Resources, inline_pool) -> Callable[..., tuple[Path, Outcome]]:
+def index(tmp_path, resources, inline_pool):
     """index(shards, **config): the artifact of a folder or URL of shards, and the outcome of the
     stage."""
 
-    def run(shards, out: str = "indexed", **config) -> tuple[Path, Outcome]:
-        outcome = index_shards.run(
-            index_shards.Config(**config),
-            index_shards.Inputs.of({"shards": shards}),
-            tmp_path / out,
-            resources,
-        )
-        return tmp_path / out, outcome
+    def run(shards, out="indexed", **config):
+        folder = tmp_path / out
+        return folder, run_stage(index_shards, {"shards": shards}, folder, resources, **config)
 
     return run
 
@@ -48,25 +42,29 @@ def statistics_of(artifact: Path) -> dict:
     return json.loads((artifact / "statistics.json").read_text())
 
 
-def rejects_of(artifact: Path) -> list[dict]:
+def read_rejects(artifact: Path) -> list[dict]:
     return pq.read_table(artifact / "rejects.parquet").to_pylist()
 
 
 def assert_same(one: Path, other: Path) -> None:
     """Both corpora have the same samples."""
-    a = ShardReader(one)
-    b = ShardReader(other)
-    order = np.argsort(b.column("id").to_pylist())
-    assert len(a) == len(b) > 0
-    for number, its in zip(np.argsort(a.column("id").to_pylist()), order, strict=True):
-        assert a[int(number)].metadata == b[int(its)].metadata
-        assert np.array_equal(a[int(number)].frames([0]), b[int(its)].frames([0]))
+    samples = []
+    for corpus in (one, other):
+        reader = ShardReader(corpus)
+        every = [reader[number] for number in range(len(reader))]
+        samples.append(sorted(every, key=lambda sample: sample.metadata["id"]))
+    for sample, same in zip(*samples, strict=True):
+        assert sample.metadata == same.metadata
+        assert np.array_equal(sample.frames([0]), same.frames([0]))
 
 
 @pytest.mark.parametrize("place", ["here", "in a store"])
 def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clips, memory, place):
     in_store(*shards.iterdir())
-    artifact, outcome = index(shards if place == "here" else memory)
+    folder = shards if place == "here" else memory
+
+    artifact, outcome = index(folder)
+
     assert_same(artifact, clips)
     expected = statistics_of(clips)
     statistics = statistics_of(artifact)
@@ -74,41 +72,28 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
     assert np.allclose(statistics["std"], expected["std"], atol=0.02)
     assert outcome.counts["items"] == outcome.counts["samples"] == len(ShardReader(clips))
-    assert (outcome.counts["shards"], outcome.counts["rejected"]) == (
-        len(list(shards.iterdir())),
-        0,
-    )
+    names = {f"{folder}/{shard.name}" for shard in shards.iterdir()}
+    assert (outcome.counts["shards"], outcome.counts["rejected"]) == (len(names), 0)
     for split in ("train", "validation", "test"):
         numbers = {name: [count, count] for name, (count, _) in expected["splits"][split].items()}
         assert statistics["splits"][split] == numbers
         assert outcome.counts[split] == numbers["items"][0]
     assert (artifact / "pictures" / "samples.png").is_file()
     assert not list(artifact.rglob("*.tar"))  # the copies are gone
-    named = set(read_index(artifact)["shard"].to_pylist())
-    assert named == {
-        f"{shards if place == 'here' else memory}/{shard.name}" for shard in shards.iterdir()
-    }
+    assert set(read_index(artifact)["shard"].to_pylist()) == names
 
 
 def test_overlap_with_training_is_listed_counted_and_printed(
     index, corpus_of, tmp_path, memory, capsys
 ):
     """Equal captions, and frames that look like those of a training sample."""
-    samples = [
-        ("train", "a"),
-        ("train", "b"),
-        ("test", "a"),
-        ("test", "c"),
-        ("validation", "d"),
-        ("validation", "b"),
-    ]
-    rows = [
-        {"id": f"{n}", "split": split, "captions": (text, f"of {n}")}
-        for n, (split, text) in enumerate(samples)
-    ]
-    rows[1]["frames"] = rows[3]["frames"] = np.random.default_rng(0).integers(
-        0, 256, (6, 8, 8, 3), dtype=np.uint8
-    )
+    splits = ["train", "train", "test", "test", "validation", "validation"]
+    rows = []
+    for number, (split, text) in enumerate(zip(splits, "abacdb", strict=True)):
+        rows.append({"id": f"{number}", "split": split, "captions": (text, f"of {number}")})
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    rows[1]["frames"] = noise
+    rows[3]["frames"] = noise
     corpus = corpus_of(tmp_path / "corpus", rows)
     artifact, outcome = index(corpus)
     table = pq.read_table(artifact / "overlap.parquet").to_pylist()
@@ -118,10 +103,8 @@ def test_overlap_with_training_is_listed_counted_and_printed(
         ("5", "validation", True, False),
     ]
     counts = {name: count for name, count in outcome.counts.items() if "in_training" in name}
-    expected = {
-        f"{name}_in_training": 1 for name in ("test_captions", "test_frames", "validation_captions")
-    }
-    assert counts == expected
+    names = ("test_captions", "test_frames", "validation_captions")
+    assert counts == {f"{name}_in_training": 1 for name in names}
     overlap = statistics_of(artifact)["overlap"]["test"]
     assert overlap == {"items": 2, "captions": 1, "compared": 2, "frames": 1}
     assert outcome.warnings[1].startswith(
@@ -130,10 +113,8 @@ def test_overlap_with_training_is_listed_counted_and_printed(
     assert "\n".join(outcome.warnings) in capsys.readouterr().err
     in_store(corpus / "all.tar")
     there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
-    assert there == overlap | {
-        "compared": 0,
-        "frames": 0,
-    }  # frames at a URL would be a request each
+    # Frames at a URL would be a request each.
+    assert there == overlap | {"compared": 0, "frames": 0}
 
 
 @pytest.mark.parametrize("place", ["here", "in a store"])
@@ -162,19 +143,17 @@ def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, inde
     content[middle : middle + 64] = bytes(64)
     Path(row["shard"]).write_bytes(content)
     artifact, outcome = index(shards, "again", max_reject_share=0.5)
-    (reject,) = rejects_of(artifact)
-    assert (reject["id"], reject["path"], reject["reason"]) == (
-        row["id"],
-        row["shard"],
-        "unreadable",
-    )
+    (reject,) = read_rejects(artifact)
+    assert reject["id"] == row["id"]
+    assert reject["path"] == row["shard"]
+    assert reject["reason"] == "unreadable"
     assert reject["detail"].startswith("frame ")
     assert row["id"] not in read_index(artifact)["id"].to_pylist()
     assert outcome.counts["rejected"] == 1
     splits = statistics_of(artifact)["splits"]
     assert splits[row["split"]]["items"][0] + 1 == splits[row["split"]]["items"][1]
     with pytest.raises(
-        InputError, match=r"1 of \d+ items are rejected, more than max_reject_share = 0.001"
+        InputError, match=r"1 of \d+ items are rejected, more than max_reject_share"
     ):
         index(shards, "strict", max_reject_share=0.001)
 
@@ -183,29 +162,21 @@ def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_
     first = sorted(shards.iterdir())[0]
     second = shards / "zz.tar"
     shutil.copy(first, second)
-    with pytest.raises(
-        InputError, match=rf"{second}: id '.*' is also in {first}; ids must be unique"
-    ):
+    with pytest.raises(InputError, match=rf"{second}: id '.*' is also in {first}"):
         index(shards)
     other = corpus_of(tmp_path / "other", [{"id": "another", "captions": ("a dog",)}])
     shutil.copy(other / "all.tar", second)
-    with pytest.raises(
-        InputError, match=rf"zz.tar: video frames of 8 x 8, but 40 x 40 in {first};"
-    ):
+    with pytest.raises(InputError, match=f"zz.tar: video frames of 8 x 8, but 40 x 40 in {first}"):
         index(shards, "sizes")
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_kinds_selects_one_kind_of_samples(index, corpus_of, tmp_path, kind):
-    rows = [
-        {"id": f"{k}{n}", "kind": k, "captions": ("x",)}
-        for k in ("video", "image")
-        for n in range(2)
-    ]
-    _, outcome = index(corpus_of(tmp_path / "both", rows), kinds=kind)
-    assert (outcome.counts["videos"], outcome.counts["images"]) == (
-        (2, 0) if kind == "video" else (0, 2)
-    )
+    rows = [{"id": k, "kind": k, "captions": ("x",)} for k in ("video", "image")]
+
+    artifact, _ = index(corpus_of(tmp_path / "both", rows), kinds=kind)
+
+    assert read_index(artifact)["id"].to_pylist() == [kind]
 
 
 def test_the_index_beside_shards_at_a_url_is_copied_once(shards, index, clips, served):
@@ -227,9 +198,8 @@ def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
     of its shard."""
     shutil.copy(clips / "index.parquet", shards)
     rows = read_index(clips).to_pylist()
-    row = (
-        rows[0] if change != "a sample" else [r for r in rows if r["shard"] == rows[0]["shard"]][-1]
-    )
+    first_shard = [row for row in rows if row["shard"] == rows[0]["shard"]]
+    row = first_shard[-1 if change == "a sample" else 0]
     content = bytearray((shards / row["shard"]).read_bytes())
     if change == "a frame":
         content[row["frame_offsets"][0] + 300] ^= 1
@@ -240,7 +210,7 @@ def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
         content[min(row["frame_offsets"]) - 512 :] = bytes(1024)
     (shards / row["shard"]).write_bytes(content)
     artifact, outcome = index(shards)
-    (reject,) = rejects_of(artifact)
+    (reject,) = read_rejects(artifact)
     detail = f"{'lost' if change == 'a sample' else 'changed'} since index.parquet was written"
     assert (reject["id"], reject["detail"]) == (row["id"], detail)
     assert outcome.counts["items"] == len(ShardReader(clips))

@@ -19,14 +19,3 @@ def test_a_task_that_dies_ends_the_stage_after_all_others(tmp_path):
     assert sorted(results) == [(n, 10 * n) for n in range(1, 6)]
     with pytest.raises(RuntimeError, match=r"^0: its process ended with status -11; .*lower"):
         next(tasks)
-
-
-def test_tasks_that_died_are_given_to_the_caller_at_the_end(tmp_path):
-    def retry(died):
-        return [(task, 7) for task, _ in died]
-
-    work = partial(note, folder=tmp_path, crashing=(0, 2))
-    results = list(run_tasks(range(4), work, TWO, retry))
-
-    assert sorted(results[:2]) == [(1, 10), (3, 30)]
-    assert sorted(results[2:]) == [(0, 7), (2, 7)]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -30,7 +30,7 @@ DASK = Path(sys.executable).with_name("dask")
 
 
 @pytest.fixture
-def dask(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+def dask(tmp_path):
     """dask("worker", ...): starts a program of the cluster, which ends with the test.
 
     The kernel ends it when pytest is killed. Call it from the main thread: the kernel counts the
@@ -40,7 +40,7 @@ def dask(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
     end_with_pytest = partial(set_parent_death_signal, os.getpid(), signal.SIGKILL)
     with ExitStack() as stack:
 
-        def start(*words: object) -> subprocess.Popen:
+        def start(*words):
             command = [str(word) for word in (DASK, *words)]
             program = subprocess.Popen(
                 command, env=environment, cwd=tmp_path, preexec_fn=end_with_pytest
@@ -53,7 +53,7 @@ def dask(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def scheduler(dask, tmp_path) -> str:
+def scheduler(dask, tmp_path):
     file = tmp_path / "scheduler.json"
     dask("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", file)
     wait_until(file.exists)

@@ -56,7 +56,7 @@ def processes_that_die(where: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=PROCESSES)
-def run(tmp_path_factory, sample, request) -> Run:
+def run(tmp_path_factory, sample, request):
     """Decoded images and a video, some of which end the process that decodes them."""
     rows = [{"id": name, **TEXT} for name in IMAGES]
     manifest = write_manifest(tmp_path_factory.mktemp("data"), rows)

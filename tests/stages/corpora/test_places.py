@@ -21,7 +21,7 @@ from tests.stages.conftest import rejects_of
 
 
 @pytest.fixture
-def files(sample) -> dict[str, bytes]:
+def files(sample):
     """Two videos, one of which has no caption, and a picture, by their names."""
     picture = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(picture, "JPEG")
@@ -38,7 +38,7 @@ FAILED = about("000000002", status="failed_to_download", error_message="HTTP Err
 
 
 @pytest.fixture
-def downloads(files, tmp_path) -> Path:
+def downloads(files, tmp_path):
     """The files as a shard of video2dataset, with a video whose download failed."""
     folder = tmp_path / "webvid"
     folder.mkdir()
@@ -86,7 +86,7 @@ def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
 
 
 @pytest.fixture
-def manifest(sample: Path, tmp_path: Path) -> Path:
+def manifest(sample, tmp_path):
     """Some rendered clips and a manifest of them, in a folder of their own."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -110,7 +110,7 @@ def decoded(
 
 
 @pytest.fixture
-def here(manifest, tmp_path, inline_pool, resources) -> tuple[dict, dict]:
+def here(manifest, tmp_path, inline_pool, resources):
     """The shards and the rejects of the local manifest."""
     return decoded(manifest, tmp_path / "here", resources)
 

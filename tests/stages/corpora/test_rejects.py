@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import sys
-from pathlib import Path
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -110,7 +109,7 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(
 
 
 @pytest.fixture
-def odd_files(tmp_path, sample) -> Path:
+def odd_files(tmp_path, sample):
     """A folder of files that are none, and of some that are."""
     folder = tmp_path / "data"
     (folder / "folder.mp4").mkdir(parents=True)

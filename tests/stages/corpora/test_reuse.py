@@ -125,7 +125,7 @@ def count_linked(tmp_path, resources, inline_pool):
     exists, after a change of the first row or of the settings."""
     decode_images(WALLS[:4], tmp_path, resources)
 
-    def count(change: dict, **settings) -> int:
+    def count(change, **settings):
         rows = [WALLS[0] | change, *WALLS[1:4]]
         return decode_images(rows, tmp_path, resources, **settings)[0].counts["linked"]
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.stages.corpora.units import Units, find_unused, link, open_units
+from alpro.stages.corpora.units import find_unused, link, open_units
 
 
 @pytest.fixture
-def out(tmp_path) -> Path:
+def out(tmp_path):
     """The folder of a stage in a workspace."""
     folder = tmp_path / "artifacts" / "decode_videos" / "0123"
     folder.mkdir(parents=True)
@@ -19,7 +19,7 @@ def out(tmp_path) -> Path:
 
 
 @pytest.fixture
-def units(out) -> Units:
+def units(out):
     return open_units(out)
 
 
@@ -50,7 +50,7 @@ def test_a_folder_outside_of_a_workspace_has_units_of_its_own(tmp_path):
 
 
 def test_an_interrupted_unit_is_not_there(units):
-    def interrupt(folder: Path) -> dict:
+    def interrupt(folder):
         write(folder)
         raise KeyboardInterrupt
 
@@ -109,7 +109,7 @@ def test_a_unit_whose_files_change_while_it_is_made_is_made_again(units):
 def test_two_stages_may_make_a_unit_at_the_same_time(units):
     barrier = threading.Barrier(2)
 
-    def write_together(folder: Path) -> dict:
+    def write_together(folder):
         barrier.wait()
         return write(folder)
 

@@ -3,7 +3,6 @@ frames."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,7 +132,7 @@ def clips_of_brightness(tmp_path, corpus_of):
     ramps = {"up": grey(40, 220), "down": grey(220, 40)}
     way = {"up": "rising", "down": "falling"}
 
-    def row(name: str, kind: str, split: str) -> dict[str, Any]:
+    def row(name, kind, split):
         asked = [{"question": "how does it go?", "answer": way[kind], "type": "how"}]
         texts = {"captions": [f"light {way[kind]}"], "questions": asked}
         return {"id": name, "split": split, "frames": ramps[kind], **texts}
@@ -147,7 +146,7 @@ def clips_of_brightness(tmp_path, corpus_of):
 def reading(tiny_model):
     """reading(mean, std, certainty): the fake model, loaded."""
 
-    def make(mean: float = 0.5, std: float = 0.25, certainty: float = 1.0) -> LoadedModel:
+    def make(mean=0.5, std=0.25, certainty=1.0):
         own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
         answers = ["rising", "falling", "other"]

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def run(folders, clips_of_brightness, tmp_path):
     """run(task, ...): the rows of a model of a task by name, and the folder of the results."""
 
-    def evaluate_task(task: str, **values: object):
+    def evaluate_task(task, **values):
         out = tmp_path / f"{task}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         inputs = evaluate.Inputs(model=folders[task], corpora={"clips": clips_of_brightness})

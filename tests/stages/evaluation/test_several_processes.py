@@ -64,7 +64,7 @@ def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, cl
     reader = ShardReader(clips)
     monkeypatch.setattr(encoding, "all_reduce_", lambda tokens: tokens)
 
-    def tokens(rank: int, ranks: int) -> torch.Tensor:
+    def tokens(rank, ranks):
         monkeypatch.setattr(encoding, "belongs_to_this_rank", lambda batch: batch % ranks == rank)
         numbers = list(range(7))
         return encoding.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens

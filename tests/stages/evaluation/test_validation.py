@@ -2,7 +2,6 @@
 asked for."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +57,7 @@ def several(corpus_of, tmp_path_factory):
     """A corpus of 5 validation videos with 2 captions and 2 questions each, and one of 3 with a
     caption each."""
 
-    def corpus(name: str, count: int, ways: tuple[str, ...]) -> Path:
+    def corpus(name, count, ways):
         rows = []
         for n in range(count):
             answer = {"answer": "ball" if n else "box", "type": "what"}
@@ -153,7 +152,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
 def always(tiny_model, tokenizer):
     """always(place, answers): an objective whose head always gives one of so many answers."""
 
-    def make(place: int, answers: int) -> QaObjective:
+    def make(place, answers):
         model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=answers)
         with torch.no_grad():
             model.qa_head[-1].weight.zero_()

@@ -72,7 +72,7 @@ def corpus(corpus_of, tmp_path_factory):
     """corpus(count, **rows): a corpus of `count` samples, built once per combination."""
     cache = {}
 
-    def make(count: int, **overrides):
+    def make(count, **overrides):
         key = (count, *sorted(overrides.items()))
         if key not in cache:
             cache[key] = corpus_of(
@@ -90,7 +90,7 @@ def steps_of(tokenizer, training):
 
     def make(
         corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
-    ) -> TrainingDataset:
+    ):
         config = training(tuple(corpora), steps, **config)
         examples = Examples(
             unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.55, 0.75)
@@ -101,10 +101,10 @@ def steps_of(tokenizer, training):
 
 
 @pytest.fixture(scope="session")
-def two_ranks_trained(build_once, two_ranks) -> Path:
+def two_ranks_trained(build_once, two_ranks):
     """What the two processes of part_of_steps.py leave."""
 
-    def build(out: Path) -> None:
+    def build(out):
         assert two_ranks(Path(__file__).with_name("part_of_steps.py"), out) == [0, 0]
 
     return build_once("two-ranks-trained", build)
@@ -207,13 +207,13 @@ def run_in(training, clips, stills, tokenizer, tiny_model):
     corpora = {"clips": clips, "stills": stills}
 
     def make(
-        out: Path,
+        out,
         objective=PrompterObjective,
-        dropout: float = 0.0,
-        steps: int = 8,
+        dropout=0.0,
+        steps=8,
         run=(),
         **changes,
-    ) -> Run:
+    ):
         config = training(tuple(corpora), steps, **changes)
         shape = tiny_model(tokenizer.get_vocab_size(), dropout)
         kind = Prompter if issubclass(objective, PrompterObjective) else Alpro

@@ -1,7 +1,5 @@
 """Small objectives and a batch for them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +86,7 @@ def objective_of(
 ) -> Objective:
     """An objective of NAMES, the same each time. Pre-training with weights, WEIGHTS by default, in
     pools of `pool`."""
-    sizes: dict[str, Any] = {
+    sizes = {
         "video": VIDEO | {"drop_path": dropout},
         "text": TEXT | {"dropout": dropout},
     }

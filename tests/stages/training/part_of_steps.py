@@ -137,14 +137,14 @@ def train(
     objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
     objective.spoil = spoil
     objective.last = world.rank == world.size - 1
-    noted: dict[str, Tensor] = {"apart": torch.tensor(0)}
+    noted = {"apart": torch.tensor(0)}
     no_sync = DistributedDataParallel.no_sync
 
-    def apart(module: DistributedDataParallel):
+    def apart(module):
         noted["apart"] += 1
         return no_sync(module)
 
-    def note(_: nn.Module, args: tuple[Tensor], result: Tensor) -> None:
+    def note(_, args, result):
         noted.setdefault("kept", (result != 0).float())
 
     next(

@@ -89,7 +89,7 @@ class Memory(TorchDispatchMode):
             return
         size = -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
 
-        def freed(_: Any) -> None:
+        def freed(_):
             self.live -= size
             self.storages.pop(key, None)
 
@@ -168,9 +168,7 @@ def batch_of(stage: str, objective: Objective, size: int, length: int, stored: i
 def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
     """Fake tensors, bfloat16 and the fused attention; `packed`: of short sequences, as on a GPU."""
 
-    def output(
-        self: attention.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def output(self, q, k, v, mask):
         # Without dropout, which the fused kernel of a CPU does not have: PyTorch would compute
         # products in float32 instead. The memory-efficient kernel of a GPU has masks and dropout.
         out = attention.attention_on_gpu(q, k, v, mask)

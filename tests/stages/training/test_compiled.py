@@ -1,11 +1,9 @@
 """Compilation of the layers, with a backend that compiles nothing: the graphs that there are, and
 none is broken."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.utils import counters
 from transformers import CLIPConfig, CLIPModel
 
@@ -26,16 +24,16 @@ LAYERS = {
 
 
 @pytest.fixture
-def graphs(monkeypatch) -> Iterator[list[int]]:
+def graphs(monkeypatch):
     """The number of operations of each graph that would be compiled."""
-    found: list[int] = []
+    found = []
     compile_layer = nn.Module.compile
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+    def backend(graph, inputs):
         found.append(len(graph.graph.nodes))
         return graph.forward
 
-    def compile_with_backend(module: nn.Module, **options) -> None:
+    def compile_with_backend(module, **options):
         compile_layer(module, backend=backend, **options)
 
     torch._dynamo.reset()

@@ -1,9 +1,7 @@
 """Which examples a batch has: a function of the seed and the step."""
 
-import itertools
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn.utils.rnn import pad_sequence
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
@@ -22,7 +21,7 @@ from tests.stages.training.conftest import loading_processes, sample_rows
 
 def sample_ids(data: TrainingDataset) -> list[str]:
     """The samples of all batches, in order."""
-    return [name for step in range(len(data)) for name in data[step].ids]
+    return list(chain(*(data[step].ids for step in range(len(data)))))
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
@@ -44,37 +43,35 @@ def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
     clips, steps_of, shape, step
 ):
     """What is contrasted with what does not depend on how many processes share a batch."""
-    ranks, parts = shape
-    config = {"mlm": 0.3, "crops": 0.5, "accumulation_steps": parts}
+    ranks, count = shape
+    config = {"mlm": 0.3, "crops": 0.5, "accumulation_steps": count}
     whole = steps_of({"clips": clips}, **config)[step]
-    batches = [
-        steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step] for rank in range(ranks)
-    ]
-    of_ranks = [batch.split(parts) for batch in batches]
-    found = [own[part] for part in range(parts) for own in of_ranks]
-    assert [len(part.ids) for part in found] == [8 // ranks // parts] * ranks * parts
-    assert [name for part in found for name in part.ids] == whole.ids
+
+    micro_batches = []
+    for rank in range(ranks):
+        batch = steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step]
+        micro_batches.append(batch.split(count))
+    # The first micro-batch of every rank, then the second, and so on.
+    parts = list(chain(*zip(*micro_batches, strict=True)))
+
+    assert {len(part.ids) for part in parts} == {8 // len(parts)}
+    assert list(chain(*(part.ids for part in parts))) == whole.ids
     for name in ("video", "frames", "boxes"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in found]), getattr(whole, name))
-    for name, filler in (
-        ("text", 0),
-        ("mask", 0),
-        ("masked", 0),
-        ("labels", -100),
-    ):  # each as long as its longest text
-        rows = [row for part in found for row in getattr(part, name)]
-        for row, expected in zip(rows, getattr(whole, name), strict=True):
-            length = min(len(row), len(expected))
-            assert torch.equal(row[:length], expected[:length])
-            assert all((rest == filler).all() for rest in (row[length:], expected[length:]))
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(whole, name))
+    # Each is as long as the longest text of its micro-batch.
+    for name, filler in {"text": 0, "mask": 0, "masked": 0, "labels": -100}.items():
+        rows = list(chain(*(getattr(part, name) for part in parts)))
+        pairs = [*rows, *getattr(whole, name)]
+        padded = pad_sequence(pairs, batch_first=True, padding_value=filler)
+        assert torch.equal(padded[:8], padded[8:])
 
 
 def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
-    clip, frame = (
-        steps_of({"stills": stills}, 1, repeat_images=repeat)[0].frames for repeat in (True, False)
-    )
-    assert clip.shape[1] == 4
-    assert torch.equal(clip[:, :1], frame)
+    clip = steps_of({"stills": stills}, 1, repeat_images=True)[0].frames
+    frame = steps_of({"stills": stills}, 1, repeat_images=False)[0].frames
+
+    assert (clip.shape[1], frame.shape[1]) == (4, 1)
     assert torch.equal(clip, frame.expand_as(clip))
 
 
@@ -89,60 +86,56 @@ def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, s
         assert_equal(replace(batch, boxes=None, uniforms=None), replace(plain[step], uniforms=None))
     crops = [width * height / 16 for _, _, width, height in boxes if (width, height) != (4, 4)]
     assert all(0.5 < area <= 0.75 for area in crops)
-    assert len(crops) / max(1, len(boxes)) == pytest.approx(
-        share, abs=0.12
-    )  # four standard deviations
+    # Four standard deviations.
+    assert len(crops) / max(1, len(boxes)) == pytest.approx(share, abs=0.12)
 
 
 def test_phases_differ_in_grouping(corpus, steps_of):
-    phases = [
-        {"corpora": ("a",), "steps": 6, "group_batches": grouped} for grouped in (True, False)
-    ]
+    phase = {"corpora": ("a",), "steps": 6}
+    phases = [phase | {"group_batches": True}, phase | {"group_batches": False}]
+
     data = steps_of({"a": corpus(12, group=3)}, phases=phases, batch_size=6)
-    order = [int(name[1:]) // 3 for name in sample_ids(data)]
-    apart = [len(set(order[start : start + 3])) for start in range(0, 72, 3)]
-    assert (set(apart[:12]), max(apart[12:]) > 1) == ({1}, True)
-    assert order[:12] != order[12:24] != order[24:36]
+
+    groups = [int(name[1:]) // 3 for name in sample_ids(data)]
+    together = [len(set(groups[start : start + 3])) == 1 for start in range(0, 72, 3)]
+    assert all(together[:12])
+    assert not all(together[12:])
+    assert groups[:12] != groups[12:24] != groups[24:36]
 
 
 def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenizer):
-    counts = [2, 1, 0, 3]
-    words = ("left", "right", "up")
-    rows = [
-        {"id": f"v{n}", "captions": [f"{word} ball" for word in words[:k]]}
-        for n, k in enumerate(counts)
-    ]
+    captions = {"v0": ["left ball", "right ball"], "v1": ["left ball"], "v2": []}
+    captions["v3"] = ["left ball", "right ball", "up ball"]
+    rows = [{"id": name, "captions": texts} for name, texts in captions.items()]
+
     data = steps_of({"a": corpus_of(tmp_path, rows)}, 1, "caption", batch_size=6)
+
     assert (len(data.sources[0]), data.skipped) == (6, 1)
     batch = data[0]
-    pairs = Counter(zip(batch.ids, map(tokenizer.decode, batch.text.tolist()), strict=True))
-    expected = {(f"v{n}", f"{word} ball") for n, k in enumerate(counts) for word in words[:k]}
-    assert pairs == Counter(expected)
-    assert [int(v) for v in batch.video] == [int(name[1:]) for name in batch.ids]
+    pairs = zip(batch.ids, map(tokenizer.decode, batch.text.tolist()), strict=True)
+    expected = [(name, text) for name, texts in captions.items() for text in texts]
+    assert sorted(pairs) == expected
+    assert [f"v{int(number)}" for number in batch.video] == batch.ids
 
 
 def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of, tokenizer):
     question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
-    corpus = corpus_of(
-        tmp_path, [*sample_rows(3), *sample_rows(2, captions=0, prefix="q", questions=question)]
-    )
-    steps = steps_of({"a": corpus}, 3, batch_size=3)
-    assert (set(sample_ids(steps)), steps.skipped) == ({"v0", "v1", "v2"}, 2)
-    questions = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
-    assert (set(sample_ids(questions)), questions.skipped) == ({"q0", "q1"}, 3)
+    asked = sample_rows(2, captions=0, prefix="q", questions=question)
+    mixed = corpus_of(tmp_path / "mixed", [*sample_rows(3), *asked])
+    silent = corpus_of(tmp_path / "silent", asked)
+
+    captions = steps_of({"a": mixed, "b": silent}, 3, batch_size=3)
+    questions = steps_of({"a": mixed}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
+    unknown = steps_of({"a": mixed}, 3, "question", batch_size=2, answers=("nine",))
+
+    assert set(sample_ids(captions)) == {"v0", "v1", "v2"}
+    assert captions.skipped == 2 + 2  # a corpus without any is counted too
+    assert set(sample_ids(questions)) == {"q0", "q1"}
+    assert questions.skipped == 3
     assert questions[0].answers.tolist() == [7, 7]
-    asked = tokenizer.encode(question[0]["question"]).ids  # without the answer
-    assert questions[0].text[0, : len(asked)].tolist() == asked
-    unknown = steps_of({"a": corpus}, 3, "question", batch_size=2, answers=("nine",))
+    ids = tokenizer.encode(question[0]["question"]).ids  # without the answer
+    assert questions[0].text[0, : len(ids)].tolist() == ids
     assert unknown[0].answers.tolist() == [-100, -100]
-    silent = corpus_of(
-        tmp_path / "silent", sample_rows(4, captions=0, prefix="s", questions=question)
-    )
-    both = steps_of({"a": corpus, "b": silent}, 3, batch_size=3)
-    assert (set(sample_ids(both)), both.skipped) == (
-        {"v0", "v1", "v2"},
-        2 + 4,
-    )  # a corpus without any is counted too
 
 
 def test_only_the_training_split_is_used_in_an_order_of_the_seed(clips, steps_of):
@@ -162,11 +155,8 @@ def test_the_random_numbers_of_an_example_follow_from_the_seed(clips, steps_of):
 
 
 def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
-    corpora = {
-        "a": corpus(5, prefix="a"),
-        "b": corpus(6, prefix="b"),
-        "c": corpus(4, prefix="c", kind="image"),
-    }
+    corpora = {"a": corpus(5, prefix="a"), "b": corpus(6, prefix="b")}
+    corpora["c"] = corpus(4, prefix="c", kind="image")
     phases = [
         {"corpora": ("a",), "steps": 3},
         {"corpora": ("b",), "steps": 4},
@@ -175,9 +165,11 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
     data = steps_of(corpora, phases=phases, batch_size=5)
     letters = "".join(data[step].ids[0][0] for step in range(len(data)))
     assert letters == "aaa" + "bbbb" + "cccc"  # 2 epochs x (4 + 6 examples) / 5
+
     for epochs, batch_size, steps in ((0.5, 3, 2), (0.7, 5, 2), (0.01, 12, 1)):
         phases = [{"corpora": ("a",), "epochs": epochs}]
         assert len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size)) == steps
+
     phases = [{"corpora": ("a",), "steps": 1}] * 2
     data = steps_of({"a": corpus(6)}, phases=phases, batch_size=3)
     assert sorted(sample_ids(data)) == [f"v{n}" for n in range(6)]  # the second continues the epoch
@@ -187,13 +179,11 @@ def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
     corpora = {"a": corpus(4, prefix="a"), "b": corpus(12, prefix="b")}
     by_size = steps_of(corpora, 2000)
     assert (by_size.step_sources == 0).mean() == pytest.approx(0.25, abs=0.03)
-    corpora = {
-        **two_kinds,
-        "b": corpus(40, prefix="b"),
-    }  # 7 videos and 5 images share the weight of their corpus
-    by_weight = steps_of(
-        corpora, phases=[{"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}]
-    )
+
+    # 7 videos and 5 images share the weight of their corpus.
+    corpora = two_kinds | {"b": corpus(40, prefix="b")}
+    phase = {"corpora": ("mixed", "b"), "weights": (3, 1), "steps": 2000}
+    by_weight = steps_of(corpora, phases=[phase])
     shares = [(by_weight.step_sources == number).mean() for number in range(3)]
     assert shares == pytest.approx([0.75 * 7 / 12, 0.75 * 5 / 12, 0.25], abs=0.03)
 
@@ -215,35 +205,26 @@ def test_invalid_phases_are_refused(wrong):
 
 
 def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_processes():
-    wanted = {"phases": [{"corpora": ["a"], "steps": 1}], "batch_size": 48, "accumulation_steps": 2}
-    wanted["negative_pool_size"] = 8
-    config = MatchingConfig.model_validate(wanted)  # 24 pairs at a time
-    for ranks in (1, 3, 6, 12, 24):
-        config.check_division(ranks)
-    with pytest.raises(
-        InputError, match="negative_pool_size 8 and the 12 pairs per process and micro-batch"
-    ):
-        config.check_division(2)
-    for ranks, parts in ((5, 2), (1, 7), (2, 48)):
-        with pytest.raises(
-            InputError,
-            match=f"48 is not a multiple of {ranks} processes x {parts} accumulation_steps",
-        ):
-            config.model_copy(update={"accumulation_steps": parts}).check_division(ranks)
-    with pytest.raises(
-        ValidationError,
-        match="negative_pool_size 16 does not divide batch_size / accumulation_steps = 24",
-    ):
-        MatchingConfig.model_validate(wanted | {"negative_pool_size": 16})
+    def config(pool, parts=2):
+        phases = [{"corpora": ["a"], "steps": 1}]
+        sizes = {"batch_size": 48, "accumulation_steps": parts, "negative_pool_size": pool}
+        return MatchingConfig(phases=phases, **sizes)
+
+    for ranks in (1, 3, 6, 12, 24):  # 24 pairs at a time
+        config(8).check_division(ranks)
+    with pytest.raises(InputError, match="negative_pool_size 8 and the 12 pairs per process"):
+        config(8).check_division(2)
+    with pytest.raises(InputError, match="48 is not a multiple of 5 processes x 2 accumulation"):
+        config(8).check_division(5)
+    with pytest.raises(ValidationError, match="negative_pool_size 16 does not divide"):
+        config(16)
 
 
-def test_a_phase_without_examples_and_ranks_that_do_not_divide_a_batch_are_errors(corpus, steps_of):
+def test_a_phase_without_examples_is_an_error(corpus, steps_of):
     with pytest.raises(InputError, match="no training examples with a caption in a"):
         steps_of({"a": corpus(3, captions=0)})
     with pytest.raises(InputError, match="no training examples with a question in a"):
         steps_of({"a": corpus(3)}, unit="question")
-    with pytest.raises(InputError, match="batch_size 8 is not a multiple of 3 processes"):
-        steps_of({"a": corpus(4)}, ranks=3)
 
 
 def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
@@ -251,16 +232,14 @@ def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[B
     ends in between."""
     with loading_processes(workers):
         batches = data.loader(first, Resources(workers=1), torch.device("cpu"))
-        return list(itertools.islice(batches, last - first))
+        return list(islice(batches, last - first))
 
 
 @pytest.fixture(scope="module")
-def two_kinds(corpus_of, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("two_kinds")
-    mixed = sample_rows(7, prefix="v", captions=2, group=2) + sample_rows(
-        5, kind="image", prefix="i"
-    )
-    return {"mixed": corpus_of(folder / "mixed", mixed)}
+def two_kinds(corpus_of, tmp_path_factory):
+    videos = sample_rows(7, captions=2, group=2)
+    images = sample_rows(5, kind="image", prefix="i")
+    return {"mixed": corpus_of(tmp_path_factory.mktemp("mixed"), videos + images)}
 
 
 @settings(max_examples=8)
@@ -277,30 +256,29 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
     """A run that is restarted at any steps, with any number of loading processes each time, has on
     every rank the batches of an uninterrupted run; and each example of a source is used once before
     any is used again."""
-    overrides = {
-        "batch_size": ranks * per_rank,
-        "group_batches": together,
-        "seed": seed,
-        "mlm": 0.3,
-    }
+    config = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
     ends = [*sorted(end for end, _ in restarts), 10]
     workers = [count for _, count in restarts] + [0]
-    seen: dict[str, list[str]] = {kind: [] for kind in ("video", "image")}
-    whole = [steps_of(two_kinds, 10, rank=rank, ranks=ranks, **overrides) for rank in range(ranks)]
-    for rank in range(ranks):
-        actual: list[Batch] = []
+
+    def new_data(rank):
+        return steps_of(two_kinds, 10, rank=rank, ranks=ranks, **config)
+
+    whole = [new_data(rank) for rank in range(ranks)]
+    for rank, uninterrupted in enumerate(whole):
+        actual = []
         for end, count in zip(ends, workers, strict=True):
-            data = steps_of(
-                two_kinds, 10, rank=rank, ranks=ranks, **overrides
-            )  # a fresh process has no state
-            actual += loaded(data, len(actual), end, count)
-        for step in range(10):
-            assert_equal(actual[step], whole[rank][step])
+            # A fresh process has no state.
+            actual += loaded(new_data(rank), len(actual), end, count)
+        for step, batch in enumerate(actual):
+            assert_equal(batch, uninterrupted[step])
+        assert len(actual) == 10
+
+    seen = {"video": [], "image": []}
     for step in range(10):
         batches = [data[step] for data in whole]
-        assert len({batch.kind for batch in batches}) == 1
-        seen[batches[0].kind] += [name for batch in batches for name in batch.ids]
-    for kind, count in (("video", 7), ("image", 5)):
+        (kind,) = {batch.kind for batch in batches}
+        seen[kind] += chain(*(batch.ids for batch in batches))
+    for kind, count in {"video": 7, "image": 5}.items():
         for epoch in range(0, len(seen[kind]), count):
             once = seen[kind][epoch : epoch + count]
             assert len(set(once)) == len(once), f"epoch {epoch // count}: a sample twice"

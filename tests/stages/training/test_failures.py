@@ -27,7 +27,7 @@ def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
     """The exit status of the program of a stage that calls `stage`. The test fails if it does not
     end."""
 
-    def program() -> None:
+    def program():
         os.setsid()
         run_stage.run = lambda work: stage()
         run_stage.start(folder / "work.json")
@@ -61,10 +61,10 @@ def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
 def test_any_error_ends_a_stage_with_loading_processes(
     error, status, message, new_run, tmp_path, capfd
 ):
-    def fail() -> None:
+    def fail():
         raise error
 
-    def stage() -> None:
+    def stage():
         with loading_processes(2):
             new_run("run").start(before=3, stop=fail)
 
@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
 
 
 def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, monkeypatch):
-    def write(work: dict) -> None:
+    def write(work):
         with full_disk(1_000):
             tokenizer.save(str(tmp_path / "tokenizer.json"))
 

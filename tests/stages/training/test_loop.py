@@ -14,14 +14,13 @@ from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.training import metrics
-from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.metrics import (
     MetricsFile,
     read_metrics,
 )
-from alpro.stages.training.objective import Objective, PrompterObjective
+from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.conftest import full_disk, run_of
 from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch
 
@@ -66,7 +65,7 @@ def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_
 def scored(scores: list[float], seen: list[dict[str, Tensor]]):
     """A validation that returns these scores in turn and records the weights."""
 
-    def validate(objective: Objective) -> dict[str, float]:
+    def validate(objective):
         assert not objective.training
         assert not torch.is_grad_enabled()
         seen.append({name: p.detach().clone() for name, p in objective.named_parameters()})
@@ -76,7 +75,7 @@ def scored(scores: list[float], seen: list[dict[str, Tensor]]):
 
 
 def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run):
-    seen: list[dict[str, Tensor]] = []
+    seen = []
     run = {"validate": scored([1.0, 3.0, 2.0, 3.0], seen), "select": "validation/score"}
     chosen = new_run("run", run=run, validation={"times": 4})
     final = chosen.start()
@@ -102,7 +101,7 @@ def test_validations_are_equally_spaced_and_the_last_is_at_the_end(
 
 
 def test_without_selection_the_last_weights_are_the_result(new_run):
-    seen: list[dict[str, Tensor]] = []
+    seen = []
     run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert run.start() == {"validation/score": 1.0}
@@ -124,7 +123,7 @@ def damaged(*steps: int) -> type[TrainingDataset]:
 def with_data(run, kind: type[TrainingDataset]):
     make = run.data
 
-    def data() -> TrainingDataset:
+    def data():
         actual = make()
         actual.__class__ = kind
         return actual
@@ -178,7 +177,7 @@ def step(training, tmp_path):
     """step(objective, batch, accumulation_steps, contrast): the metrics and gradients of a step
     without clipping."""
 
-    def take(objective: Objective, batch: Batch, parts: int = 1, contrast: str = "batch") -> Step:
+    def take(objective, batch, parts=1, contrast="batch"):
         config = training(
             accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1
         )

@@ -27,7 +27,7 @@ from tests.stages.training.part_of_a_batch import (
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch():
     return whole_batch()
 
 

@@ -86,7 +86,7 @@ def encoder(optimizer: str, **values) -> EncoderConfig:
 def stepping(request):
     """stepping(): a new small model that decays, and its optimizer; the same each time."""
 
-    def make() -> tuple[nn.Module, torch.optim.AdamW]:
+    def make():
         model = layer_and_head()
         return model, build_optimizer(model, encoder(request.param, weight_decay=0.1))
 

@@ -77,7 +77,7 @@ class Autocast(TorchFunctionMode):
         if dtype is None:
             return function(*args, **kwargs)
 
-        def cast(x: object) -> object:
+        def cast(x):
             is_float = isinstance(x, Tensor) and x.is_floating_point()
             return x.to(dtype) if is_float and x.dtype != torch.float64 else x
 
@@ -86,14 +86,14 @@ class Autocast(TorchFunctionMode):
 
 
 @pytest.fixture
-def packed(monkeypatch) -> list[int]:
+def packed(monkeypatch):
     """What `is_cuda` and the precision decide is decided as on a GPU. The numbers of short
     sequences that share a tile."""
-    counts: list[int] = []
+    counts = []
     pack = attention.packed_attention
     is_enabled = torch.is_autocast_enabled
 
-    def counted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    def counted(q, k, v, mask, dropout):
         counts.append(len(mask) // q.shape[2])
         return pack(q, k, v, mask, dropout)
 

@@ -27,7 +27,7 @@ def both(two_ranks_trained):
 def lines(two_ranks_trained):
     """lines(run): the metrics of a run, without those of time."""
 
-    def read(run: str) -> list[dict[str, float]]:
+    def read(run):
         names = "loss loss_vtc loss_vtm in_batch_recall grad_norm skipped_steps"
         kept = ["step", *(f"train/{name}" for name in names.split())]
         actual = [

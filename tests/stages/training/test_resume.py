@@ -15,7 +15,7 @@ from alpro.pipeline.store.artifacts import Step
 from alpro.stages.execution.interface import Outcome, StageConfig
 from alpro.stages.training import loop
 from alpro.stages.training.checkpoint import Checkpoints, trainable
-from alpro.stages.training.objective import MatchingObjective, Objective, PrompterObjective
+from alpro.stages.training.objective import MatchingObjective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer
 from tests.stages.training.conftest import save_without_interval
 
@@ -150,7 +150,7 @@ def test_a_run_stopped_in_its_last_step_completes(new_run):
 def test_the_best_weights_survive_an_interruption(new_run, before):
     """The score rises to step 4 and falls afterwards."""
 
-    def validate(objective: Objective) -> dict[str, float]:
+    def validate(objective):
         moved = float(objective.model.text_proj.weight.detach().double().sum())
         return {"validation/score": -abs(moved - peak), "validation/moved": moved}
 
@@ -193,7 +193,7 @@ def test_training(new_run, power_cuts, every):
     run = new_run("run", steps=3, run={**validate, "checkpoint_interval": 1e-9}, log_every=1)
     step = Step("train_prompter", "train_prompter", StageConfig())
 
-    def train(_: Step, out) -> Outcome:
+    def train(_, out):
         run.out = out
         metrics = run.start()
         write_tensors(trainable(run.trained), out / "model.safetensors")

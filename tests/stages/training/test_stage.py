@@ -13,7 +13,6 @@ from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
-from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
 from alpro.stages.training.stage import measure_preprocessing
@@ -26,7 +25,7 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
     """pretrained(name, **config): the weights that pre-training without losses starts from and ends
     with."""
 
-    def run(name: str, **config) -> ModelBundle:
+    def run(name, **config):
         (tmp_path / name).mkdir()
         values = {
             "phases": [{"corpora": ["clips"], "steps": 1}],
@@ -50,7 +49,7 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
 def tuned(folders, clips, tmp_path, resources):
     """tuned(stage, **config): the outcome of a step of fine-tuning, and the model."""
 
-    def run(stage, **config) -> tuple[Outcome, ModelBundle]:
+    def run(stage, **config):
         (tmp_path / "tuned").mkdir()
         values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
         values |= {"validation": {"videos": 2}, **config}
