@@ -113,17 +113,24 @@ def start_temporary_server() -> Callable[[], None]:
 def check_server(url: str) -> None:
     """Raise InputError if no server answers at the address in PREFECT_API_URL."""
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
-    with SyncPrefectClient(url) as client:
-        error = client.api_healthcheck()
-    if error:
+    password = PREFECT_API_AUTH_STRING.value()
+    key = PREFECT_API_KEY.value()
+    try:
+        # Unlike its health check, this request needs the server's password.
+        with SyncPrefectClient(url, auth_string=password, api_key=key) as client:
+            client.api_version()
+    except Exception as error:
         # Messages do not repeat the password that an address may have.
         place = url.rpartition("@")[2]
         reason = one_line(error).partition(" for url ")[0]
+        remedy = "start one with `alpro up`, or unset the variable: a command then has a server of its own"
+        if "401" in reason:
+            remedy = "set PREFECT_API_AUTH_STRING"
         raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
-            "`alpro up`, or unset the variable: a command then has a server of its own"
-        )
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); {remedy}"
+        ) from None
 
 
 def guard(address: str, *more: str) -> dict[str, str]:

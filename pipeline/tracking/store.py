@@ -15,6 +15,13 @@ from alpro.files import atomic_write
 from alpro.locks import acquire
 
 REFILL = "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
+# What to do, by a part of an error's text.
+ADVICE = {
+    "locked": "another process writes to it: end it, or run the command again later",
+    "not a database": f"it is damaged: {REFILL}",
+    "malformed": f"it is damaged: {REFILL}",
+    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
 
 
 def store_uri(workspace: Path) -> str:
@@ -138,10 +145,8 @@ def list_experiments(client: MlflowClient) -> list[str]:
 def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
     # The first line is the reason; SQLAlchemy appends the query.
-    reason = str(error).partition("\n")[0]
-    advice = ""
-    if "locked" in reason:
-        advice = "; another process writes to it: end it, or run the command again later"
-    if "not a database" in reason or "malformed" in reason:
-        advice = f"; it is damaged: {REFILL}"
-    return InputError(f"MLflow store {uri}: {reason[:MAX_REASON]}{advice}")
+    reason = str(error).partition("\n")[0][:MAX_REASON]
+    for part, advice in ADVICE.items():
+        if part in reason:
+            reason += f"; {advice}"
+    return InputError(f"MLflow store {uri}: {reason}")

@@ -116,9 +116,12 @@ def measure(
     results = evaluate_model(model, gallery, asked)
     # Every process has all scores, and one of them writes.
     if picture and rank() == 0 and results.similarity is not None:
+        is_new = not picture.exists()
         searches = range(min(SEARCHES, len(gallery.texts)))
         draw_searches(gallery, results.similarity, searches, picture)
-        log.info(f"what the first texts find: {picture}")
+        # Later checks replace it.
+        if is_new:
+            log.info(f"what the first texts find: {picture}")
 
     metrics = {}
     for name, value in results.values().items():

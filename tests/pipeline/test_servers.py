@@ -93,6 +93,18 @@ def test_a_command_uses_the_server_that_the_environment_names(monkeypatch, free_
     assert "hush" not in str(error.value)
 
 
+def test_a_server_that_only_answers_health_checks_is_one_line(tmp_path, monkeypatch, served):
+    """As Prefect's does if the client lacks its password."""
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "health").write_text("true")
+    address, _ = served()
+    monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+    wait = servers.start_temporary_server()
+
+    with one_line("PREFECT_API_URL", address):
+        wait()
+
+
 def test_clients_take_a_socks_proxy():
     for scheme in ("socks5", "socks5h"):
         # ImportError without its package.
