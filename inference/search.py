@@ -66,7 +66,6 @@ class SearchResult:
         filter: What the clips had to fit: `where` and `words`.
         matched: Number of clips that were ranked by matching.
         note: Remarks on the text, such as unknown words.
-        nothing_fits: Whether the best similarity is below the threshold; None without one.
     """
 
     hits: list[Hit]
@@ -75,7 +74,6 @@ class SearchResult:
     filter: str
     matched: int = 0
     note: str = ""
-    nothing_fits: bool | None = None
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -136,7 +134,7 @@ class Searcher:
         return cls(opened, Model.load(find_model(opened, model, workspace), **options))
 
     @torch.inference_mode()
-    def search(  # noqa: PLR0913 - a query and its options, each with a default
+    def search(
         self,
         text: str,
         k: int = 10,
@@ -144,7 +142,6 @@ class Searcher:
         words: str = "",
         offset: int = 0,
         rerank: int | None = None,
-        nothing_below: float | None = None,
         exact: bool = False,
     ) -> SearchResult:
         """Find the clips that fit a text best.
@@ -159,7 +156,6 @@ class Searcher:
                 matching head's logit margin and the similarity, as in the evaluation with `top_k`.
                 Default: 20 if that was better when the model was validated, else 0. A prompter has
                 no such head.
-            nothing_below: Nothing fits if all similarities are lower.
             exact: Compare all clips, also in an index of more than a million.
 
         Raises:
@@ -177,18 +173,12 @@ class Searcher:
         condition = make_condition(where, words)
         # All that are matched, also if the page shows fewer: matching may bring up any of them.
         hits = self._nearest(vector, max(offset + k, rerank), condition, exact)
-        best = hits[0].similarity or 0.0 if hits else -1.0
         if rerank:
             hits[:rerank] = match_hits(self.model, flag_changed_files(hits[:rerank]), encoded)
 
         result = self._result(hits[offset : offset + k], where, words)
         result.matched = sum(hit.match is not None for hit in hits)
         result.note = self.model.note(text)
-        if nothing_below is not None:
-            result.nothing_fits = best < nothing_below
-        if result.nothing_fits:
-            note = f"nothing fits: the highest similarity is {best:.3f}, below {nothing_below:g}"
-            result.note = f"{result.note}; {note}".removeprefix("; ")
         return result
 
     def similar(

@@ -12,7 +12,6 @@ from alpro.environment import ensure_home_dir, exempt_local_hosts, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
-from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.run import create_workspace
 from alpro.pipeline.execution.processes import Launch, get_environment
 from alpro.pipeline.store.artifacts import Step
@@ -113,13 +112,3 @@ def test_a_disk_that_syncs_no_folders_is_written_to(number, tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", fsync)
     write_json(tmp_path / "b.json", 1)
     assert read_json(tmp_path / "b.json") == 1
-
-
-def test_a_current_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
-    (folder := tmp_path / "gone").mkdir()
-    monkeypatch.chdir(folder)
-    folder.rmdir()
-    assert execute(["artifacts", "ls"]) == 2
-    assert capsys.readouterr().err == (
-        "error: the current folder was deleted or moved; cd to another one\n"
-    )

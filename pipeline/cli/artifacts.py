@@ -135,7 +135,7 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 def remove_artifacts(
     artifact: Artifact, /, *more: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
 ) -> None:
-    """Remove artifacts, or what an interrupted stage left.
+    """Remove artifacts.
 
     Args:
         yes: Remove them; otherwise only say what was built from them.
@@ -143,41 +143,25 @@ def remove_artifacts(
     from alpro.pipeline.store.artifacts import Store
 
     snapshot = read_store(workspace)
-    # Unfinished work has no record by which `find_artifact` could find it.
-    unfinished: dict[str, Path] = {}
-    for folder in snapshot.unfinished():
-        unfinished |= dict.fromkeys([folder.name, str(folder.resolve())], folder)
-    folders = dict[Path, None]()
-    fingerprints = set[str]()
-    for name in (artifact, *more):
-        interrupted = unfinished.get(name) or unfinished.get(str(Path(name).resolve()))
-        if interrupted:
-            folders[interrupted] = None
-            continue
-        folder, record = find_artifact(name, workspace)
-        folders[folder] = None
-        fingerprints.add(record.fingerprint)
-
+    chosen = dict(find_artifact(name, workspace) for name in (artifact, *more))
+    fingerprints = {record.fingerprint for record in chosen.values()}
     users = snapshot.dependents(fingerprints)
     if users:
         names = [f"{record.name} {record.fingerprint[:8]}" for _, record in users]
         print(f"built from what is removed, and stays: {', '.join(names)}")
     if not yes:
-        raise InputError(f"remove {', '.join(map(str, folders))}? Add --yes")
-    Store(snapshot.root).remove(folders)
-    print(*(f"removed {folder}" for folder in folders), sep="\n")
+        raise InputError(f"remove {', '.join(map(str, chosen))}? Add --yes")
+    Store(snapshot.root).remove(chosen)
+    print(*(f"removed {folder}" for folder in chosen), sep="\n")
 
 
 @group.command(name="gc")
-def collect_garbage(
-    *artifacts: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
-) -> None:
+def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts that nothing which is in use was built from, the decoded units that no
     corpus is made of, and the imported tables of earlier states of the data.
 
-    In use is what a STAGE or CONFIG/STAGE stands for, or only what is named here; and always the
-    models of indexes and of MLflow's registry. What interrupted stages left, and links to other
-    places, stay.
+    In use are what a STAGE or CONFIG/STAGE stands for, and the models of indexes and of MLflow's
+    registry. What interrupted stages left, and links to other places, stay.
 
     Args:
         yes: Remove them.
@@ -190,12 +174,10 @@ def collect_garbage(
     snapshot = read_store(workspace)
     store = Store(snapshot.root)
     check_exists(snapshot)
-    named = {find_artifact(name, workspace)[1].fingerprint for name in artifacts}
-
-    used = named or referenced_fingerprints(workspace)
+    used = referenced_fingerprints(workspace)
     if not used:  # such as artifacts that were copied here
         raise InputError(
-            f"{workspace}: no STAGE stands for an artifact; name the artifacts to keep"
+            f"{workspace}: no STAGE stands for an artifact; `alpro artifacts rm` removes single ones"
         )
     # The model of an index embeds the text of each search.
     used |= indexed_fingerprints(workspace)
@@ -258,28 +240,30 @@ def log_artifacts(
 
 
 @group.command(name="compare")
-def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> None:
-    """Compare evaluations score by score; by default the last two.
+def compare_artifacts(
+    first: Artifact = "", second: Artifact = "", /, *, workspace: Workspace = WORKSPACE
+) -> None:
+    """Compare two evaluations score by score; by default the last two.
 
-    Prints what differs in configuration, data, code and versions, and for each score that they have
-    over the same queries the values, the difference of each to the first, its 95 % paired bootstrap
-    interval, and the p value of a paired permutation test, by test video.
+    Prints what differs in configuration, data, code and versions, and for each score that both have
+    over the same queries the values, the difference of the second to the first, its 95 % paired
+    bootstrap interval, and the p value of a paired permutation test, by test video.
     """
     from alpro.pipeline.reports.comparison import compare_runs
     from alpro.pipeline.reports.terminal import print_table
 
     snapshot = read_store(workspace)
-    chosen = [find_artifact(name, workspace) for name in artifacts] or last_two(snapshot)
-    if len({record.fingerprint for _, record in chosen}) < max(2, len(artifacts)):
+    names = [name for name in (first, second) if name]
+    chosen = [find_artifact(name, workspace) for name in names] or last_two(snapshot)
+    if len({record.fingerprint for _, record in chosen}) < 2:
         raise InputError(
-            f"{', '.join(artifacts)}: name two or more different evaluations, or none for the last "
-            "two"
+            f"{' '.join(names)}: name two different evaluations, or none for the last two"
         )
 
-    compared = compare_runs(snapshot, chosen)
-    for table in compared.tables:
+    compared, sentence = compare_runs(snapshot, *chosen)
+    for table in compared:
         print_table(table)
-    for sentence in compared.verdicts:
+    if sentence:
         print(sentence)
 
 
@@ -314,7 +298,7 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
             }
         )
 
-    print_rows(lines, shortened=["config"])
+    print_rows(lines)
     plural = "s" if len(artifacts) != 1 else ""
     print(f"{len(artifacts)} artifact{plural}, {total / 1e6:,.1f} MB")
 

@@ -2,7 +2,6 @@
 
 import json as json_format
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
-from alpro.files import expand_home, read_text
+from alpro.files import read_text
 from alpro.log import printable
 from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
 
@@ -36,12 +35,6 @@ Rerank = Annotated[
         help="Decode this many of the most similar clips, and rank them by matching; by default 20 "
         "if that was better when the model was validated, else 0.",
         validator=Number(gte=0),
-    ),
-]
-NothingBelow = Annotated[
-    float | None,
-    Parameter(
-        help="Warn if no clip is that similar; see `alpro eval`.", validator=Number(gte=-1, lte=1)
     ),
 ]
 SHOWN_CAPTION = 60  # characters of a caption in a table
@@ -168,7 +161,6 @@ def search(  # noqa: PLR0913 - options of a command
     where: str = "",
     words: str = "",
     rerank: Rerank = None,
-    nothing_below: NothingBelow = None,
     exact: bool = False,
     model: IndexModel = "",
     json: Json = False,
@@ -180,8 +172,7 @@ def search(  # noqa: PLR0913 - options of a command
     that the model does not know.
 
     Args:
-        word: What the videos should show; @FILE for a file with a text on each line, whose hits are
-            one table.
+        word: What the videos should show.
         more: Further words of the text.
         k: Number of results.
         where: A condition in SQL, such as "kind = 'video' AND duration < 10".
@@ -190,42 +181,17 @@ def search(  # noqa: PLR0913 - options of a command
     """
     from alpro.inference.search import Searcher
 
-    text = " ".join([word, *more])
-    is_list = text.startswith("@")
-    texts = read_texts(text[1:]) if is_list else [text]
-
     opened = open_index(index)
     # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else ""
     searcher = Searcher.open(opened, found, device=models.device, dtype=models.dtype)
-
-    results = []
-    for one in texts:
-        result = searcher.search(
-            one,
-            k,
-            where,
-            words,
-            rerank=rerank,
-            nothing_below=nothing_below,
-            exact=exact,
-        )
-        results.append((one, result))
+    text = " ".join([word, *more])
+    result = searcher.search(text, k, where, words, rerank=rerank, exact=exact)
 
     if json:
-        for one, result in results:
-            print(json_format.dumps({"text": one, **result.json()}))
+        print(json_format.dumps({"text": text, **result.json()}))
     else:
-        print_hits(results, with_text=is_list)
-
-
-def read_texts(name: str) -> list[str]:
-    """Return the texts of a file, one on each line. Raises InputError if it has none."""
-    text = read_named_file(f"@{name}", expand_home(name))
-    texts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not texts:
-        raise InputError(f"@{name}: no text in this file; it takes one on each line")
-    return texts
+        print_hits(result)
 
 
 def read_named_file(name: str, file: Path) -> str:
@@ -247,30 +213,25 @@ def read_named_file(name: str, file: Path) -> str:
         raise InputError(f"{name}: {reason}") from error
 
 
-def print_hits(results: "Sequence[tuple[str, SearchResult]]", with_text: bool) -> None:
-    """Print a table of the hits of one or more texts, and a line on what was searched."""
+def print_hits(result: "SearchResult") -> None:
+    """Print a table of the hits, and a line on what was searched."""
     from alpro.pipeline.reports.columns import print_rows
 
+    if result.note:
+        print(f"note: {printable(result.note)}", file=sys.stderr)
     rows = []
-    for text, result in results:
-        if result.note:
-            subject = f"{text}: " if with_text else ""
-            print(f"note: {printable(subject + result.note)}", file=sys.stderr)
-        for rank, hit in enumerate(result.hits, 1):
-            note = f" ({hit.note})" if hit.note else ""
-            row = {
-                "text": printable(shorten(text)) if with_text else "",
-                "rank": rank,
-                "similarity": f"{hit.similarity:.3f}",
-                "match": "" if hit.match is None else f"{hit.match:.3f}",
-                "video": printable(hit.location + note),
-                "caption": printable(shorten(hit.caption or "")),
-            }
-            rows.append(row)
+    for rank, hit in enumerate(result.hits, 1):
+        note = f" ({hit.note})" if hit.note else ""
+        row = {
+            "rank": rank,
+            "similarity": f"{hit.similarity:.3f}",
+            "match": "" if hit.match is None else f"{hit.match:.3f}",
+            "video": printable(hit.location + note),
+            "caption": printable(shorten(hit.caption or "")),
+        }
+        rows.append(row)
     print_rows(rows)
-
-    _, last = results[-1]  # the condition is the same for all
-    print(printable(last.summary))
+    print(printable(result.summary))
 
 
 def shorten(text: str) -> str:

@@ -124,6 +124,5 @@ def print_check(data: str, report: "DataReport") -> None:
     for split, counts in report.splits.items():
         rows.append({"split": split, **{column: counts[column] for column in columns}})
     print_rows(rows)
-    print(f"splits: {report.split_source}")
     for finding in report.findings:
         print(f"  {finding}")

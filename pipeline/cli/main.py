@@ -100,7 +100,6 @@ def execute(arguments: Sequence[str]) -> int:
     """Run a command; return its exit status. An error that is no bug is one line on standard
     error."""
     try:
-        check_folder()
         check_arguments(arguments)
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         # At exit, a reader that has gone would be an error of Python's own.
@@ -147,15 +146,6 @@ def usage_line(error: CycloptsError) -> str:
         expected = EXPECTED[error.target_type]
         return f"{error.token.keyword}: expected {expected} (it is {error.token.value!r})"
     return one_line(error, max_length=MAX_MESSAGE)
-
-
-def check_folder() -> None:
-    """Raise InputError if the current folder is gone: libraries end the process when they ask for
-    it."""
-    try:
-        os.getcwd()  # noqa: PTH109 - Path.cwd is the same
-    except OSError as error:
-        raise InputError("the current folder was deleted or moved; cd to another one") from error
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -247,7 +247,7 @@ def evaluate(
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
-    from alpro.stages.evaluation.labeled_data import Threshold, read_labeled
+    from alpro.stages.evaluation.labeled_data import read_labeled
 
     if model == baseline:
         raise InputError(f"--baseline {baseline}: the model itself; name another one")
@@ -284,9 +284,6 @@ def evaluate(
             runs = {baseline: baseline_rows, model: rows}
             compared = compare(baseline_folder, results_folder)
 
-    threshold = None
-    if results.similarity is not None and results.gallery:
-        threshold = Threshold.choose(results.similarity, results.gallery.relevant)
     sentence = compare_models(baseline, model, compared)
     if json:
         values = {
@@ -294,21 +291,12 @@ def evaluate(
             "baseline": baseline_rows,
             "differences": {row["name"]: change._asdict() for row, change in compared.scores},
             "verdict": sentence,
-            "nothing_below": threshold._asdict() if threshold else None,
         }
         print_json(values)
         return
 
-    for table in tables(runs, [compared] if other else ()):
+    for table in tables(runs, compared if other else None):
         print_table(table)
-    if threshold:
-        if threshold.is_significant:
-            print(
-                f"--nothing-below {threshold.similarity:.3f} rejects {threshold.missed:.0%} of these "
-                f"texts, and accepts {threshold.accepted:.0%} of them if their videos are left out"
-            )
-        else:
-            print("--nothing-below: no similarity separates right from wrong here; leave it out")
     if sentence:
         print(sentence)
 

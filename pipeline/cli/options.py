@@ -29,14 +29,6 @@ def user_path(kind: Any, tokens: Sequence[Token]) -> Path:
     return expand_home(tokens[0].value)
 
 
-def check_workspace(folder: Path) -> None:
-    """Raise InputError if the path of a workspace cannot be in the address of a database."""
-    if "?" in str(folder):  # the path would end there
-        raise InputError(
-            f"--workspace {folder}: the path contains a question mark; choose another folder"
-        )
-
-
 File = Annotated[Path, Parameter(converter=user_path)]
 Workspace = Annotated[
     File,

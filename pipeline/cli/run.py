@@ -14,7 +14,7 @@ from alpro.errors import InputError
 from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import config_name, write_refs
-from alpro.pipeline.cli.options import RunOptions, Source, check_workspace, print_json
+from alpro.pipeline.cli.options import RunOptions, Source, print_json
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.plan import Plan
@@ -226,17 +226,9 @@ def made_with(record: Record) -> str:
 
 
 def create_workspace(folder: Path) -> None:
-    """Create the workspace. Raises InputError if that fails, or if a file cannot be created in
-    it."""
+    """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
-    check_workspace(folder)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        # A mode does not tell that a disk is full or mounted read-only.
-        TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"--workspace {folder}: {error.strerror}; choose a folder in which files can be created"
-        ) from error
-
+    home.mkdir(parents=True, exist_ok=True)
+    # A mode does not tell that a disk is full or mounted read-only.
+    TemporaryFile(dir=folder).close()
     check_locks(home)

@@ -12,7 +12,6 @@ from alpro.errors import InputError
 from alpro.interpreter import interpreter
 from alpro.pipeline.cli.index import (
     IndexPlace,
-    NothingBelow,
     Rerank,
     open_index,
     read_named_file,
@@ -23,7 +22,6 @@ from alpro.pipeline.cli.options import (
     ModelOptions,
     Port,
     Workspace,
-    check_workspace,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ def serve(  # noqa: PLR0913 - options of a command
     ask: str = "",
     entities: str = "",
     rerank: Rerank = None,
-    nothing_below: NothingBelow = None,
     host: str = "127.0.0.1",
     port: Port = 7860,
     token_file: File | None = None,
@@ -75,7 +72,7 @@ def serve(  # noqa: PLR0913 - options of a command
     check_public_name(public_name, token)
     # Checked before the models are loaded, which takes longer.
     with open_port("--port", port, host) as listening:
-        app = application(load_models(index, model, ask, entities, models), rerank, nothing_below)
+        app = application(load_models(index, model, ask, entities, models), rerank)
         guard.serve(guard.guarded(app, host, token, public_name), listening)
 
 
@@ -214,7 +211,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     Also works on a read-only workspace.
     """
     root = workspace.resolve()
-    check_workspace(root)
     database = root / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")

@@ -1,8 +1,8 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -11,9 +11,7 @@ from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.store.step import Step
-from alpro.shards.schema import SPLITS
 from alpro.shards.sources.manifest import Manifest
-from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
@@ -50,24 +48,18 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
     given = None
     if settings.pretrained:
         config = read_json(Path(settings.pretrained) / "config.json")
-        model = config.get("model", {})
-        given = model.get("text", {}).get("max_length")
+        given = config.get("model", {}).get("text", {}).get("max_length")
 
-    # The steps of an evaluation share a table, whose line is shown once.
-    changes: dict[str, None] = {}
     for step in steps:
         step_model = getattr(step.config, "model", settings.model)
         limit = given or step_model.text.max_length
         tokens = getattr(step.config, "max_text_tokens", 0)
         if pad_length(tokens) > limit:
             longest = limit // PADDING * PADDING
-            change = f"{step.stage}.max_text_tokens = {longest} (it is {tokens})"
-            changes[change] = None
-    if changes:
-        encoder = settings.pretrained or "[model]"
-        raise InputError(
-            f"{encoder}: texts are longer than the text encoder takes; set {', '.join(changes)}"
-        )
+            raise InputError(
+                f"{step.stage}.max_text_tokens = {tokens}: texts are longer than the text encoder "
+                f"takes; set it to {longest}"
+            )
 
 
 def check_division(steps: Iterable[Step], resources: Resources) -> None:
@@ -111,7 +103,14 @@ def check_manifest(
     check_texts(plan)
     answering = settings.finetune_qa
     if answering and set(answering.corpora) == {name} and not answering.answers_file:
-        check_answers(plan, name)
+        # Rows without a split are for training.
+        named = manifest.about["splits"].items()
+        answers = sum(split["answers"] for key, split in named if key in ("", "train"))
+        if answers == 1:
+            raise InputError(
+                f"{name}: all training questions have the same answer, and question answering needs "
+                "at least 2; leave it out with finetune_qa=false"
+            )
 
     counts = plan.splits()[config.split]
     reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
@@ -122,27 +121,3 @@ def check_manifest(
                 f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty "
                 "string"
             )
-
-
-def check_answers(plan: DecodePlan, name: str) -> None:
-    """Raise InputError if all training questions have one answer: question answering chooses
-    between answers."""
-    answers: set[str] = set()
-    for split, row in planned_rows(plan, ["questions"]):
-        if split == "train":
-            answers.update(asked["answer"] for asked in row["questions"] or ())
-    if len(answers) == 1:
-        raise InputError(
-            f"{name}: all training questions have the answer {answers.pop()!r}, and question "
-            "answering needs at least 2; leave it out with finetune_qa=false"
-        )
-
-
-def planned_rows(plan: DecodePlan, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield columns of each row that will be decoded, with the row's split."""
-    row_index = 0
-    for batch in plan.manifest.batches(columns):
-        for row in batch.to_pylist():
-            if plan.is_planned[row_index]:
-                yield SPLITS[plan.columns["split"][row_index]], row
-            row_index += 1

@@ -4,13 +4,12 @@ from pathlib import Path
 
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Rows, Table, list_corpora, tables
+from alpro.pipeline.reports.results import Rows, Table, count_text, tables
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 
 NOT_EVALUATED = "Not recorded: no evaluation of this model is known."
 NO_LICENSE = "No license of the weights was stated at export."
-RENDERED = "\n\nAll of it is rendered by alpro-pipeline: moving shapes with captions by rules."
 CLOSED_LIST = (
     "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
 )
@@ -71,13 +70,9 @@ print(model.similarity(model.encode(["a dog runs"]), model.encode(["a.mp4"])))
 `pip install torch transformers numpy pydantic av` installs what the first needs; the second needs
 `sentence-transformers` 5.4 or newer. Read the code in the folder before you trust it.
 
-## Training
+## Training and data
 
 {training}
-
-## Data
-
-{data}
 
 ## Evaluation
 
@@ -116,9 +111,6 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         sources = store.lineage(record)
 
     score_tables = "\n\n".join(table.markdown() for table in tables({"score": scores}))
-    data = list_corpora(sources)
-    is_sample = any(source.stage == "render_sample" for _, source in sources)
-
     return CARD.format(
         # The hub calls a license that it does not list "other".
         license_tag=license or "other",
@@ -131,7 +123,6 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         text=text,
         call=call,
         training=describe_training(sources),
-        data=(data.markdown() if data else "Not recorded.") + (RENDERED if is_sample else ""),
         evaluation=f"On the {split} split.\n\n{score_tables}" if scores else NOT_EVALUATED,
         limits=CLOSED_LIST.format(answers=answers) if answers else "",
         license=f"The weights: {license}." if license else NO_LICENSE,
@@ -139,24 +130,22 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
 
 
 def describe_training(sources: list[tuple[Path, Record]]) -> str:
-    """Return the trainings of a model as a table, in Markdown."""
+    """Return the stages that a model comes from as a table, in Markdown."""
     if not sources:
         return "Not recorded: the model was exported from a folder without an artifact."
 
-    # The lineage also has corpora and vocabularies, which no learning rate trains.
-    trainings = [record for _, record in sources if "lr" in record.config]
     lines = []
-    for record in trainings:
-        values = [record.counts.get("steps", ""), record.config["batch_size"], record.config["lr"]]
-        lines.append([record.name, record.fingerprint[:16], *map(str, values)])
+    for _, record in sources:
+        settings = [str(record.config.get(key, "")) for key in ("batch_size", "lr")]
+        lines.append([record.name, record.fingerprint[:16], count_text(record), *settings])
 
     # `lineage` lists inputs before their users: the exported model is the last one.
     _, last = sources[-1]
     versions = ", ".join(f"{package} {version}" for package, version in last.versions.items())
     commit = last.run.get("commit") or "unknown"
     origin = f"Built {last.run['at'][:10]}, commit {commit}, with {versions}."
-    heads = ["stage", "fingerprint", "steps", "batch size", "learning rate"]
-    return Table("", heads, lines, origin).markdown()
+    heads = ["stage", "fingerprint", "counts", "batch size", "learning rate"]
+    return Table("", heads, lines, origin, texts=True).markdown()
 
 
 def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:

@@ -1,8 +1,6 @@
-"""Evaluations side by side: what differs, scores with paired differences, and verdicts."""
+"""Evaluations side by side: what differs, scores with paired differences, and a verdict."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from alpro.artifact import Record, read_results
 from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
@@ -12,38 +10,25 @@ from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages.evaluation.comparison import compare
 
 
-class ComparedRuns(NamedTuple):
-    """Runs side by side: tables, and a sentence on each run but the first."""
+def compare_runs(
+    snapshot: Snapshot, first: tuple[Path, Record], second: tuple[Path, Record]
+) -> tuple[list[Table], str]:
+    """Compare two evaluations.
 
-    tables: list[Table]
-    verdicts: list[str]
-
-
-def compare_runs(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -> ComparedRuns:
-    """Compare the first of several evaluations with each of the others.
+    Returns:
+        Tables of what differs and of the scores, and a sentence on which model is better.
 
     Raises:
         InputError: As `compare` does.
     """
-    folders = {folder.name[:8]: folder for folder, _ in artifacts}
+    folders = {folder.name[:8]: folder for folder, _ in (first, second)}
     results = {name: read_results(folder) for name, folder in folders.items()}
-    first, *others = folders
-    comparisons = []
-    verdicts = []
-    for name in others:
-        comparison = compare(folders[first], folders[name])
-        comparisons.append(comparison)
-        verdicts.append(compare_models(first, name, comparison))
-
-    all_tables = [difference_table(snapshot, artifacts)]
-    all_tables += tables(results, comparisons)
-    return ComparedRuns(
-        tables=[table for table in all_tables if table.lines],
-        verdicts=[sentence for sentence in verdicts if sentence],
-    )
+    comparison = compare(*folders.values())
+    shown = [difference_table(snapshot, first, second), *tables(results, comparison)]
+    return [table for table in shown if table.lines], compare_models(*folders, comparison)
 
 
-def difference_table(snapshot: Snapshot, artifacts: Sequence[tuple[Path, Record]]) -> Table:
+def difference_table(snapshot: Snapshot, *artifacts: tuple[Path, Record]) -> Table:
     """Return what differs between artifacts and all that they were built from. Of a stage that only
     some of them have, only the name is listed."""
     lineages = []

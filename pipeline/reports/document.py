@@ -23,8 +23,8 @@ from alpro.pipeline.reports.results import (
     CONTROL,
     Rows,
     Table,
+    count_text,
     escape,
-    list_corpora,
     main_rows,
     main_table,
     rows,
@@ -183,7 +183,6 @@ def describe_run(
     for folder, record in artifacts:
         pictures = sorted(folder.resolve().glob("pictures/*.png"))
         parts[record.name] = "\n\n".join(show_picture(quote(str(path))) for path in pictures)
-    parts["Data"] = show_table(list_corpora(artifacts))
     parts["Rejected"] = show_table(count_rejects(artifacts))
     parts["Stages"] = show_table(list_stages(run, steps, artifacts))
     parts["Run"] = describe_command(run)
@@ -267,11 +266,8 @@ def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
         state = run.states.get(step.name, "")
         time = format_duration(record.run["seconds"]) if state == "built" else state
         # The counts of an evaluation are in the tables of results.
-        counts = {} if record.stage in EVALUATIONS else record.counts
-        text = ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in counts.items() if value
-        )
-        lines.append([step.name, step.fingerprint[:8], time, text])
+        counts = "" if record.stage in EVALUATIONS else count_text(record)
+        lines.append([step.name, step.fingerprint[:8], time, counts])
 
     heads = ["stage", "fingerprint", "time", "counts"]
     return Table("Stages", heads, lines, texts=True)

@@ -8,7 +8,7 @@ formatted here only.
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record, read_results
-from alpro.stages import CORPUS_STAGES, EVALUATIONS
+from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json
+Columns = dict[str, dict[str, str]]  # by their heads: texts by the names of scores
 FEW_VIDEOS = 100
 CONTROL = "control: "  # prefix of a control's label
 TITLES = {
@@ -32,7 +33,6 @@ TITLES = {
     "left_out": "Overlap with training: left out",
     "also_in_training": "Overlap with training",
 }
-CORPUS_COUNTS = ("samples", "captions", "questions", "rejected")
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def row_label(row: Mapping[str, Any]) -> str:
     return f"{model}, {row['what']}" if model else row["what"]
 
 
-def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> list[Table]:
+def tables(runs: Mapping[str, Rows], comparison: Comparison | None = None) -> list[Table]:
     """Return a table for each kind of score, with a line for each score.
 
     Args:
         runs: Rows by the head of their column. If there are several, each has one model.
-        comparisons: The comparison of the first run with each of the others, for columns of
-            differences and p values. A score over other queries has none.
+        comparison: The comparison of two runs, for the columns of differences and p values. A score
+            over other queries has none.
     """
     # Several runs share the lines of a table: the heads of their columns name the models.
     name_row = itemgetter("name") if len(runs) > 1 else full_name
@@ -122,52 +122,40 @@ def tables(runs: Mapping[str, Rows], comparisons: Sequence[Comparison] = ()) -> 
         group_scores = groups.setdefault(row["table"], {})
         group_scores.setdefault(name_row(row), row)
 
-    columns = list_columns(runs, comparisons, name_row)
-    differences = describe_differences(list(runs)[1:], comparisons)
-    score_tables = []
-    for group, scores in groups.items():
-        if not scores:
-            continue
-        lines = []
-        for name, row in scores.items():
-            label = [label_row(row), metric_text(row)]
-            texts = [column.get(name, "") for _, column in columns]
-            chance = number_text(row["chance"], row["unit"])
-            lines.append([*label, *texts, chance, str(row["items"])])
+    columns: Columns = {}
+    for run, run_rows in runs.items():
+        columns[run] = {name_row(row): score_text(row) for row in run_rows}
+    if comparison:
+        scores = comparison.scores
+        head = " - ".join(reversed([*runs]))
+        columns[head] = {row["name"]: difference_text(change) for row, change in scores}
+        columns["p"] = {row["name"]: f"{change.p:.4f}" for row, change in scores}
 
-        group_rows = list(scores.values())
-        chance_head = group_rows[0]["baseline"] or "chance"
-        heads = ["", "", *(head for head, _ in columns), chance_head, "items"]
-        notes = [describe_scores(group_rows), differences]
-        note = "\n".join(filter(None, notes))
+    score_tables = []
+    for group, rows_by_name in groups.items():
+        if not rows_by_name:
+            continue
+        group_rows = list(rows_by_name.values())
+        labels = {name: [label_row(row), metric_text(row)] for name, row in rows_by_name.items()}
+        baseline = group_rows[0]["baseline"] or "chance"
+        chances = {name: chance_text(row) for name, row in rows_by_name.items()}
+        items = {name: str(row["items"]) for name, row in rows_by_name.items()}
+        all_columns = {**columns, baseline: chances, "items": items}
+        notes = [describe_scores(group_rows), describe_differences(comparison)]
         title = TITLES.get(group, group.capitalize())
-        score_tables.append(Table(title, heads, lines, note))
+        score_tables.append(join_columns(title, labels, all_columns, notes))
     return score_tables
 
 
-def list_columns(
-    runs: Mapping[str, Rows],
-    comparisons: Sequence[Comparison],
-    name_row: Callable[[Mapping[str, Any]], str],
-) -> list[tuple[str, dict[str, str]]]:
-    """Return the columns of runs as their heads and their texts by the names of scores. After each
-    run but the first come its difference to the first and the p value, if they are compared."""
-    baseline, *contenders = runs
-    comparison_by_run = dict(zip(contenders, comparisons, strict=False))
-    columns = []
-    for run, rows in runs.items():
-        texts = {name_row(row): score_text(row) for row in rows}
-        columns.append((run, texts))
-        if run not in comparison_by_run:
-            continue
-        differences = {}
-        p_values = {}
-        for row, difference in comparison_by_run[run].scores:
-            differences[row["name"]] = difference_text(difference)
-            p_values[row["name"]] = f"{difference.p:.4f}"
-        columns.append((f"{run} - {baseline}", differences))
-        columns.append(("p", p_values))
-    return columns
+def join_columns(
+    title: str, labels: Mapping[str, list[str]], columns: Columns, notes: Iterable[str]
+) -> Table:
+    """Return a table with a line for each label, and a cell in it for each column."""
+    lines = []
+    for name, label in labels.items():
+        lines.append([*label, *(texts.get(name, "") for texts in columns.values())])
+    note = "\n".join(filter(None, notes))
+    return Table(title, ["", "", *columns], lines, note)
 
 
 def difference_text(change: PairedDifference) -> str:
@@ -194,32 +182,28 @@ def main_rows(results: Rows) -> Rows:
 
 def main_table(results: Rows) -> Table | None:
     """Return the scores of a run that users look at first; None if it has none of them."""
-    scores = main_rows(results)
+    scores = {full_name(row): row for row in main_rows(results)}
     if not scores:
         return None
 
-    lines = []
-    for row in scores:
+    labels = {}
+    for name, row in scores.items():
         metric = SHORT_METRICS.get(row["name"]) or metric_text(row)
-        chance = number_text(row["chance"], row["unit"])
-        lines.append([row_label(row), metric, score_text(row), chance])
+        labels[name] = [row_label(row), metric]
+    has_intervals = any(row["low"] is not None for row in scores.values())
+    columns = {
+        "score [95 %]" if has_intervals else "score": {
+            name: score_text(row) for name, row in scores.items()
+        },
+        "chance": {name: chance_text(row) for name, row in scores.items()},
+    }
+    return join_columns("Results", labels, columns, [warn_of_few_videos(list(scores.values()))])
 
-    has_intervals = any(row["low"] is not None for row in scores)
-    score_head = "score [95 %]" if has_intervals else "score"
-    warning = warn_of_few_videos(scores)
-    return Table("Results", ["", "", score_head, "chance"], lines, warning)
 
-
-def list_corpora(artifacts: Iterable[tuple[Path, Record]]) -> Table | None:
-    """Return the corpora among artifacts with their counts; None without a corpus."""
-    lines = []
-    for _, record in artifacts:
-        if record.stage in CORPUS_STAGES:
-            corpus = record.name.partition(" ")[2] or record.name
-            counts = [f"{record.counts.get(key, 0):,}" for key in CORPUS_COUNTS]
-            lines.append([corpus, record.fingerprint[:8], *counts])
-    heads = ["", "fingerprint", *CORPUS_COUNTS]
-    return Table("Data", heads, lines) if lines else None
+def count_text(record: Record) -> str:
+    """Return what the stage of an artifact counted, without zeros."""
+    counts = record.counts.items()
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts if value)
 
 
 def describe_scores(scores: Rows) -> str:
@@ -251,21 +235,17 @@ def warn_of_few_videos(scores: Rows) -> str:
     )
 
 
-def describe_differences(names: Sequence[str], comparisons: Sequence[Comparison]) -> str:
+def describe_differences(comparison: Comparison | None) -> str:
     """Return how differences and p values are computed, and which scores have none."""
-    if not comparisons:
+    if not comparison:
         return ""
-    note = (
+    lines = [
         "Differences: over the same queries, with their 95 % interval, paired bootstrap over test "
         "videos. p: permutation test by video, two-sided, not corrected for the number of scores."
-    )
-    for name, comparison in zip(names, comparisons, strict=True):
-        for score, (first, second, shared) in comparison.other_queries.items():
-            note += (
-                f"\n{name} has other queries of {score}: {first} and {second}, {shared} of them "
-                "shared."
-            )
-    return note
+    ]
+    for score, (first, second, shared) in comparison.other_queries.items():
+        lines.append(f"Other queries of {score}: {first} and {second}, {shared} of them shared.")
+    return "\n".join(lines)
 
 
 def metric_text(row: Mapping[str, Any]) -> str:
@@ -279,6 +259,11 @@ def number_text(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
     return f"{value:.1f} %" if unit == "%" else f"{value:.1f}"
+
+
+def chance_text(row: Mapping[str, Any]) -> str:
+    """Return the chance level of a row."""
+    return number_text(row["chance"], row["unit"])
 
 
 def score_text(row: Mapping[str, Any]) -> str:

@@ -85,15 +85,12 @@ class Region(ClipQuery):
     )
 
 
-def application(
-    models: ServedModels, rerank: int | None = None, nothing_below: float | None = None
-) -> FastAPI:
+def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
     """Create the API and the page, without the checks of `guard.py`.
 
     Args:
         models: What is served.
         rerank: Clips that a search matches, unless the request says how many.
-        nothing_below: See `Searcher.search`.
     """
     app = FastAPI(
         title="ALPRO",
@@ -106,7 +103,7 @@ def application(
     queue = RequestQueue()
 
     _add_errors(app)
-    _add_searches(app, models, queue, rerank, nothing_below)
+    _add_searches(app, models, queue, rerank)
     _add_answers(app, models, queue)
     _add_clips(app, models)
     _add_health(app, models)
@@ -138,7 +135,6 @@ def _add_searches(
     models: ServedModels,
     queue: RequestQueue,
     rerank: int | None,
-    nothing_below: float | None,
 ) -> None:
     @app.get("/api/search")
     @app.post("/api/search", operation_id="search_upload")
@@ -155,7 +151,6 @@ def _add_searches(
 
         if query.text:
             page["rerank"] = rerank if query.rerank is None else query.rerank
-            page["nothing_below"] = nothing_below
             return queue.compute(searcher.search, query.text, **page).json()
         if query.clip:
             models.item(query.clip)  # 404 if there is none

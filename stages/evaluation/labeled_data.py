@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,8 +20,6 @@ from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.gallery import Gallery, Question, Samples, pick, read_labels
 from alpro.stages.evaluation.protocol import also_in_training
-
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -189,44 +187,3 @@ def find_corpora(artifact: Path) -> Iterator[Path]:
             yield folder
         else:
             yield from find_corpora(folder)
-
-
-class Threshold(NamedTuple):
-    """A similarity below which nothing fits, for `alpro search --nothing-below`.
-
-    Attributes:
-        similarity: The threshold with the smallest sum of errors.
-        missed: Fraction of the texts of which it rejects every video.
-        accepted: Fraction of the texts of which it accepts a video although theirs are left out.
-        p: p value of the Kolmogorov-Smirnov test that right and wrong videos do not differ.
-    """
-
-    similarity: float
-    missed: float
-    accepted: float
-    p: float
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the threshold separates right from wrong videos better than chance."""
-        return self.p < SIGNIFICANCE
-
-    @classmethod
-    def choose(cls, similarity: np.ndarray, relevant: np.ndarray) -> "Threshold":
-        """Return the threshold with the smallest sum of errors.
-
-        Args:
-            similarity: (texts, videos).
-            relevant: (texts, videos) boolean.
-        """
-        from scipy.stats import ks_2samp  # slow to import
-
-        best = similarity.max(1)
-        best_wrong = np.where(relevant, -np.inf, similarity).max(1)
-        # Negative, so that the test's `<=` is the `>=` of a similarity that is accepted. Its
-        # statistic is the largest difference of the two fractions that are accepted.
-        test: Any = ks_2samp(-best, -best_wrong, alternative="greater", method="asymp")
-        threshold = -float(test.statistic_location)
-        missed = float((best < threshold).mean())
-        accepted = float((best_wrong >= threshold).mean())
-        return cls(threshold, missed, accepted, float(test.pvalue))

@@ -57,12 +57,6 @@ def test_pages_of_a_search_are_the_search(searcher):
     assert pages[2].matched == 0  # a page after the reranked clips
 
 
-@pytest.mark.parametrize(("below", "nothing"), [(0.01, True), (-0.01, False)])
-def test_nothing_fits_if_the_best_similarity_is_too_low(below, nothing, searcher, scores):
-    result = searcher.search(TEXT, nothing_below=max(scores[0].values()) + below)
-    assert (result.nothing_fits, "nothing fits" in result.note) == (nothing, nothing)
-
-
 def test_clips_that_cannot_be_matched_follow_with_a_note(searcher):
     """The scores of other clips stay their own."""
     before = searcher.search(TEXT, rerank=5).hits

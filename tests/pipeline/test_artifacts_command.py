@@ -180,16 +180,16 @@ def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(
     assert "nothing to remove" in capsys.readouterr().out
 
 
-def test_gc_keeps_only_what_is_named_and_the_units_of_its_corpora(workspace, capsys):
+def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
     for mark in "ab":
         (workspace / "units" / mark).mkdir(parents=True)
         (workspace / "units" / mark / "shard.tar").write_bytes(bytes(2 << 20))
         table = pa.table({"name": ["train"], "key": [mark]})
         pq.write_table(table, folder_of(workspace, mark) / "units.parquet")
+    write_refs(workspace, "sample", [], {"decode clips": "a" * 64, "decode stills": "a" * 64})
 
-    alpro(workspace, "gc", "00", "--yes")  # built from e and a
+    alpro(workspace, "gc", "--yes")
 
-    assert marks(workspace) == "ae0"
     assert [unit.name for unit in (workspace / "units").iterdir()] == ["a"]
     assert "1 units that no corpus is made of" in capsys.readouterr().out
 
@@ -230,12 +230,10 @@ def test_gc_keeps_a_link_to_another_workspace(workspace, tmp_path_factory):
     assert marks(workspace) == "abce0"
 
 
-def test_rm_removes_artifacts_and_unfinished_work(workspace, capsys):
-    interrupted = f"{unfinished(workspace)}/"  # as a shell completes it
-    assert alpro(workspace, "rm", " dd", interrupted, "dddd ", "--yes") == 0
+def test_rm_removes_artifacts(workspace, capsys):
+    assert alpro(workspace, "rm", " dd", "cc", "dddd ", "--yes") == 0
 
-    assert marks(workspace) == "abce0"
-    assert not Path(interrupted).exists()
+    assert marks(workspace) == "abe0"
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

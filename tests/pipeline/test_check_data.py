@@ -5,12 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from alpro.errors import InputError
 from alpro.pipeline.cli.inputs import print_check
 from alpro.pipeline.plan.check_data import DataReport, check_data
-from alpro.pipeline.plan.checks import check_answers
-from alpro.shards.sources.manifest import import_source
-from alpro.stages.decode_videos import Config, make_plan
 from tests.plans import configure
 from tests.stages.conftest import write_manifest
 
@@ -49,10 +45,10 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
 
     assert (report.form, report.items) == ("a table (items.jsonl)", 34)
     assert dict(report.kinds) == {"image": 31, "video": 1}
-    assert report.split_source == "generated"
     assert sum(split["items"] for split in report.splits.values()) == 31
     assert report.problems == []
     out = capsys.readouterr().out
+    assert "splits: generated" in out
     assert "1 invalid rows or failed downloads, such as line 33: no name of a file" in out
     assert "1 missing files, such as gone" in out
     assert "1 items without a text" in out
@@ -102,14 +98,6 @@ def test_many_items_without_a_file_or_a_text_are_a_problem(missing, tmp_path):
     assert report.problems[0].startswith("3 of 10 items have no file, no text")
 
 
-def test_a_test_split_that_training_has_seen_is_a_problem(tmp_path):
-    same = [row | {"captions": ["x"]} for row in rows(30)]
-
-    (problem,) = check(write_manifest(tmp_path / "data", same)).problems
-
-    assert problem.startswith("every test item has a caption of a training item")
-
-
 def test_a_folder_without_texts_is_a_problem(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -121,41 +109,10 @@ def test_a_folder_without_texts_is_a_problem(tmp_path):
     assert any("no captions and no questions" in problem for problem in problems)
 
 
-def test_test_captions_that_training_has_are_counted(tmp_path):
-    items = [
-        {"id": "train", "captions": ["a cat", "a dog"], "split": "train"},
-        {"id": "validation", "captions": ["a bird"], "split": "validation"},
-        {"id": "test", "captions": ["a dog", "an owl"], "split": "test"},
-    ]
-
-    report = check(write_manifest(tmp_path / "data", items))
-
-    assert report.split_source == "named"
-    assert "1 of 1 test items have a caption of a training item" in report.findings
-
-
-def test_answers_that_training_lacks_are_counted(tmp_path):
-    items = [
-        *asked("train", "Cat", "cat.", "dog", "dog"),
-        *asked("validation", "bird"),
-        *asked("test", "dog", "cow", "owl"),
-    ]
-
-    report = check(write_manifest(tmp_path / "data", items), "evaluate.retrieval=")
-
-    assert [finding.partition(" are none")[0] for finding in report.findings[:2]] == [
-        "1 of 1 validation answers",
-        "2 of 3 test answers",
-    ]
-
-
 def test_a_single_training_answer_is_a_problem(tmp_path):
     items = asked("train", *["yes"] * 3) + asked("test", "yes", "no")
     manifest = write_manifest(tmp_path / "data", items)
 
     (problem,) = check(manifest).problems
 
-    plan = make_plan(Config(), import_source(manifest, tmp_path / "cache"))
-    with pytest.raises(InputError, match="'yes'"):
-        check_answers(plan, "data")
-    assert "all training questions have the answer 'yes'" in problem
+    assert "all training questions have the same answer" in problem

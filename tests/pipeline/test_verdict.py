@@ -9,7 +9,6 @@ from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.terminal import print_scores
 from alpro.pipeline.reports.verdict import compare_models, compare_with_start, decisive, verdict
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.labeled_data import Threshold
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
@@ -102,12 +101,3 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     sentence = capsys.readouterr().out.splitlines()[-1]
     assert sentence.startswith(f"The fine-tuned model is better than {name} on 12 test clips")
     assert compare_with_start(made[1:]) == ""
-
-
-def test_a_threshold_that_separates_nothing_is_known_as_such():
-    rng = np.random.default_rng(0)
-    relevant = np.eye(40, dtype=bool)
-    similarity = rng.normal(size=(40, 40))
-
-    assert not Threshold.choose(similarity, relevant).is_significant
-    assert Threshold.choose(similarity + 4 * relevant, relevant).is_significant

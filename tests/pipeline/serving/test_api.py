@@ -53,10 +53,9 @@ def test_a_condition_chooses_clips(client, keys):
     assert (clip_keys(found), found["clips"]) == (keys[1:3], 2)
 
 
-def test_the_options_of_the_server_are_defaults(models):
-    client = TestClient(application(models, rerank=2, nothing_below=0.999))
-    found = get(client, "search", text=TEXT)
-    assert (found["matched"], found["nothing_fits"]) == (2, True)
+def test_the_option_of_the_server_is_the_default(models):
+    client = TestClient(application(models, rerank=2))
+    assert get(client, "search", text=TEXT)["matched"] == 2
     assert get(client, "search", text=TEXT, rerank=0)["matched"] == 0
 
 
