@@ -93,14 +93,12 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             *list_items(invalid, "invalid rows or failed downloads"),
             *list_items(missing, "missing files"),
         ]
-        findings += [f"note: {note}" for note in manifest.about["notes"]]
-        for table, names in manifest.about["stored"].items():
-            findings.append(
-                f"{table}: only stored, unless `columns` names them: {', '.join(names)}"
-            )
         if silent:
             findings.append(f"{silent:,} items without a text")
         findings += [f"note: {note}" for note in about["notes"]]
+        for table, names in about["stored"].items():
+            listed = ", ".join(names)
+            findings.append(f"{table}: only stored, unless `columns` names them: {listed}")
         hint = plan.group_hint()
         if hint:
             findings.append(f"hint: {hint}")
