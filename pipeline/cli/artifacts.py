@@ -260,7 +260,7 @@ def compare_artifacts(
             f"{' '.join(names)}: name two different evaluations, or none for the last two"
         )
 
-    compared, sentence = compare_runs(snapshot, *chosen)
+    compared, sentence = compare_runs(snapshot, chosen[0], chosen[1])
     for table in compared:
         print_table(table)
     if sentence:

@@ -21,11 +21,13 @@ def compare_runs(
     Raises:
         InputError: As `compare` does.
     """
-    folders = {folder.name[:8]: folder for folder, _ in (first, second)}
-    results = {name: read_results(folder) for name, folder in folders.items()}
-    comparison = compare(*folders.values())
+    (first_folder, _), (second_folder, _) = first, second
+    names = [first_folder.name[:8], second_folder.name[:8]]
+    results = dict(zip(names, map(read_results, (first_folder, second_folder)), strict=True))
+    comparison = compare(first_folder, second_folder)
     shown = [difference_table(snapshot, first, second), *tables(results, comparison)]
-    return [table for table in shown if table.lines], compare_models(*folders, comparison)
+    sentence = compare_models(names[0], names[1], comparison)
+    return [table for table in shown if table.lines], sentence
 
 
 def difference_table(snapshot: Snapshot, *artifacts: tuple[Path, Record]) -> Table:
