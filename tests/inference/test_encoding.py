@@ -1,6 +1,7 @@
 """Scores of pairs and of answers: each is that of the pair alone, whatever the batches; nothing is
 computed twice."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.training.objective import QaObjective
 
 LENGTHS = [4, 2, 6, 3, 6, 2, 5]
+close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
@@ -54,11 +56,15 @@ def encoded(model):
 def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
     monkeypatch.setattr("alpro.inference.encoding.VIDEOS", 3)
     texts, videos = encoded
-    pairs = np.random.default_rng(0).permutation(np.argwhere(np.ones((7, 5), bool)))[:30]
+    every_pair = np.argwhere(np.ones((7, 5), bool))
+    pairs = np.random.default_rng(0).permutation(every_pair)[:30]
+
     actual = score(model, getattr(model, head), texts, videos, pairs, batch)
-    alone = model.match if head == "vtm_head" else model.answer
-    expected = [alone(texts.tokens[[t]], texts.mask[[t]], videos.tokens[[v]])[0] for t, v in pairs]
-    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+    score_pair = model.match if head == "vtm_head" else model.answer
+    for scored, (text, video) in zip(actual, pairs, strict=True):
+        alone = score_pair(texts.tokens[[text]], texts.mask[[text]], videos.tokens[[video]])
+        close(scored, alone[0])
 
 
 def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus_of, tmp_path):
@@ -66,19 +72,20 @@ def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus
     batches."""
     kinds = {"video": (6, 40, 40, 3), "image": (1, 24, 56, 3)}
     rng = np.random.default_rng(0)
-    rows = [
-        {"id": f"{kind}{n}", "kind": kind, "frames": rng.integers(0, 256, shape, dtype=np.uint8)}
-        for n in range(3)
-        for kind, shape in kinds.items()
-    ]
+    rows = []
+    for number in range(3):
+        for kind, shape in kinds.items():
+            frames = rng.integers(0, 256, shape, dtype=np.uint8)
+            rows.append({"id": f"{kind}{number}", "kind": kind, "frames": frames})
     reader = ShardReader(corpus_of(tmp_path / "both", rows))
     torch.manual_seed(0)
     encoder = NormalizedModel(Alpro(tiny_model(50)).eval(), [0.5] * 3, [0.25] * 3)
     numbers = [4, 1, 0, 3, 5]
+
     together = encode_videos(encoder, reader, numbers, batch=2)
-    for place, number in enumerate(numbers):
-        alone = encode_videos(encoder, reader, [number])
-        torch.testing.assert_close(together.tokens[[place]], alone.tokens, atol=1e-5, rtol=1e-4)
+
+    for tokens, number in zip(together.tokens, numbers, strict=True):
+        close(tokens, encode_videos(encoder, reader, [number]).tokens[0])
     assert not len(encode_videos(encoder, reader, []).features)
 
 
@@ -115,15 +122,16 @@ def test_top_k_ranks_the_pairs_of_a_query_above_its_others(margins, similarity, 
 
     scores = match_top_k(*by_hand(margins, similarity), k)
 
-    directions = zip(scores, (margins, margins.T), (similarity, similarity.T), strict=True)
-    for ranked, margin, similar in directions:
-        queries = zip(ranked if margin is margins else ranked.T, margin, similar, strict=True)
-        for scored, of_query, like in queries:
-            matched = np.isclose(scored, of_query + like, atol=1e-5)
-            assert matched.sum() == min(k, len(scored))
-            assert like[matched].min() >= like[~matched].max(initial=-1)
-            assert scored[matched].min() > scored[~matched].max(initial=-np.inf)
-            assert np.diff(scored[~matched][like[~matched].argsort()]).min(initial=0) >= 0
+    by_text, by_video = scores
+    rows = [*zip(by_text, margins, similarity, strict=True)]
+    rows += zip(by_video.T, margins.T, similarity.T, strict=True)
+    for ranked, margin, similar in rows:
+        matched = np.isclose(ranked, margin + similar, atol=1e-5)
+        others = ranked[~matched][similar[~matched].argsort()]
+        assert matched.sum() == min(k, len(ranked))
+        assert similar[matched].min() >= similar[~matched].max(initial=-1)
+        assert ranked[matched].min() > others.max(initial=-np.inf)
+        assert np.diff(others).min(initial=0) >= 0
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +145,6 @@ def loaded(tiny_model, tokenizer):
 @pytest.fixture(scope="module")
 def gallery(clips):
     return Gallery.read(clips, "test")
-
-
-def close(actual, expected):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=1e-4
-    )
 
 
 @torch.no_grad()
@@ -159,7 +161,10 @@ def test_scores_are_in_float32_under_autocast(loaded, gallery, top_k):
     np.testing.assert_allclose(actual, exact, atol=0.1)
 
 
-def test_a_question_is_answered_as_it_is_alone(loaded, clips):
+def test_a_question_is_answered_as_it_is_alone(loaded, clips, monkeypatch):
+    """The device holds a batch of questions and the videos of some, however many there are."""
+    monkeypatch.setattr(loaded_model, "VIDEOS", 3)
+    monkeypatch.setattr(loaded_model, "QUESTION_BATCH", 4)
     questions = Gallery.read(clips, "test", column="questions")
 
     _, whole = loaded.answer(questions)
@@ -169,17 +174,5 @@ def test_a_question_is_answered_as_it_is_alone(loaded, clips):
     assert not torch.allclose(reordered, whole)
     for place in (0, 6):
         alone = questions.select([int(questions.video_of_text[place])])
-        close(loaded.answer(alone)[1][alone.texts.index(questions.texts[place])], whole[place])
-
-
-def test_questions_are_answered_a_few_at_a_time(loaded, corpus_of, tmp_path, monkeypatch):
-    """The device holds a batch of questions and the videos of some, however many there are."""
-    asked = [{"question": f"what is it {n}?", "answer": "a", "type": "what"} for n in range(3)]
-    rows = [{"id": str(n), "split": "test", "questions": asked} for n in range(7)]
-    questions = Gallery.read(corpus_of(tmp_path, rows), "test", column="questions")
-    _, whole = loaded.answer(questions)
-
-    monkeypatch.setattr(loaded_model, "VIDEOS", 3)
-    monkeypatch.setattr(loaded_model, "QUESTION_BATCH", 4)
-
-    close(loaded.answer(questions)[1], whole)
+        _, logits = loaded.answer(alone)
+        close(logits[alone.texts.index(questions.texts[place])], whole[place])

@@ -52,9 +52,11 @@ def test_each_file_is_embedded_once(update, own, model, videos, opened):
     counts, lines = update(own)
     again, _ = update(own)
 
-    assert (counts.embedded, counts.reasons) == (5, {"unreadable": 1})
+    assert counts.embedded == 5
+    assert counts.reasons == {"unreadable": 1}
     assert lines[0].startswith(f"{own / 'notes.mp4'}: unreadable")
-    assert (again.embedded, again.skipped) == (0, 6)
+    assert again.embedded == 0
+    assert again.skipped == 6
     embedded = vectors(opened())
     three = [embedded[f"{n}"] for n in range(3)]
     np.testing.assert_allclose(three, model.encode(videos), atol=1e-6)
@@ -70,7 +72,9 @@ def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened
 
     counts, _ = update(own)
 
-    assert (counts.embedded, counts.replaced, counts.skipped) == (3, 3, 3)
+    assert counts.embedded == 3
+    assert counts.replaced == 3
+    assert counts.skipped == 3
     after = vectors(opened())
     for name, same in {"notes": "0", "1": "2", "new": "2"}.items():
         np.testing.assert_allclose(after[name], before[same], atol=1e-6)
@@ -95,19 +99,6 @@ def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
     assert rejected(opened()) == []
 
 
-def test_the_total_counts_changed_files(update, own, videos, monkeypatch):
-    """A progress of "16 of 0 videos" has no time left."""
-    update(own)
-    replace(own / "1.mp4", videos[2].read_bytes())
-    totals = []
-    real = module.progress
-    monkeypatch.setattr(
-        module, "progress", lambda *values, **more: totals.append(values[1]) or real(*values)
-    )
-    update(own)
-    assert totals == [None, 1]
-
-
 def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
     real = module.embed
     done = []
@@ -122,10 +113,12 @@ def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
         patch.setattr(module, "embed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             update(own)
-    kept = len(opened())
-    assert kept == 4
+    assert len(opened()) == 4
+
     counts, _ = update(own)
-    assert (counts.embedded, counts.skipped, len(opened())) == (1, 4, 5)
+    assert counts.embedded == 1
+    assert counts.skipped == 4
+    assert len(opened()) == 5
 
 
 def test_a_unit_that_dies_costs_only_the_file_that_kills_it(update, own, opened, monkeypatch):
@@ -138,7 +131,8 @@ def test_a_unit_that_dies_costs_only_the_file_that_kills_it(update, own, opened,
         patch.setattr(module, "each", each)
         counts, _ = update(own)
     assert counts.reasons == {"crashed": 1, "unreadable": 1}
-    assert (ids(opened()), rejected(opened())) == (["0", "2", "3", "4"], ["1", "notes"])
+    assert ids(opened()) == ["0", "2", "3", "4"]
+    assert rejected(opened()) == ["1", "notes"]
     assert update(own)[0].embedded == 1  # it may have been the memory
 
 
@@ -217,7 +211,8 @@ def test_rows_of_a_manifest_are_parts_with_captions(update, own, opened):
     update(write_rows(own / "m.jsonl", rows))
 
     first, second = opened().rows()
-    assert (first["caption"], second["caption"]) == (None, "a ball")
+    assert first["caption"] is None
+    assert second["caption"] == "a ball"
     total = video_seconds(own / "0.mp4")
     assert [first["duration"], second["duration"]] == pytest.approx([0.3, total - 0.3], abs=0.01)
 
@@ -228,7 +223,8 @@ def test_columns_of_a_manifest_keep_their_types(update, own, opened):
 
     counts, _ = update(manifest, columns=["day", "views"])
 
-    assert (counts.embedded, counts.reasons) == (2, {"bad row": 1})
+    assert counts.embedded == 2
+    assert counts.reasons == {"bad row": 1}
     columns = [item["columns"] for item in opened().rows()]
     assert columns == [{"day": "2024-01-02", "views": 9}, {"day": None, "views": 10}]
     assert opened().count("views > 9") == opened().count("day < '2024-02'") == 1
@@ -243,9 +239,9 @@ def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
 
 def test_a_column_without_values_or_with_a_taken_name_is_refused(update, own):
     manifest = write_rows(own / "m.jsonl", [{"path": "0.mp4", "vector": 1, "tags": ["a"]}])
-    tags_are_named = "no video .* the columns are split, group, .*tags"
-    for name, reason in {"day": tags_are_named, "tags": "no video", "vector": "this name"}.items():
-        with pytest.raises(InputError, match=f"{reason}|cannot have {reason}"):
+    columns = "no video .* the columns are split, group, .*tags"
+    for name, reason in {"day": columns, "tags": "no video", "vector": "this name"}.items():
+        with pytest.raises(InputError, match=reason):
             update(manifest, columns=[name])
 
 
@@ -331,7 +327,8 @@ def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path
 
     counts, _ = update(tmp_path / "shards")
 
-    assert (counts.embedded, counts.reasons) == (3, {})
+    assert counts.embedded == 3
+    assert counts.reasons == {}
     np.testing.assert_allclose([*vectors(opened()).values()], model.encode(videos), atol=1e-6)
 
 
@@ -347,9 +344,8 @@ def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(
 ):
     update(own)
 
-    removed = remove_videos(
-        own.parent / "index", [name.replace("FOLDER", str(own)) for name in names]
-    )
+    places = [name.replace("FOLDER", str(own)) for name in names]
+    removed = remove_videos(own.parent / "index", places)
 
     assert ids(opened()) == remaining
     assert {item["id"] for item in removed}.isdisjoint(remaining)

@@ -25,11 +25,10 @@ TEXTS = ["a red ball moves left", "something slides up"]
 @pytest.fixture(scope="module")
 def models(folders):
     """A model of each task, and a prompter without prompts."""
-    models = {
-        task: Model.load(folders[task], device="cpu") for task in ("retrieval", "pretrain", "qa")
-    }
-    models["prompter"] = Model.load(Found(folders["prompter"], folders["prompts"]), device="cpu")
-    return models | {"bare": Model.load(folders["prompter"], device="cpu")}
+    places = {task: folders[task] for task in ("retrieval", "pretrain", "qa")}
+    places["bare"] = folders["prompter"]
+    places["prompter"] = Found(folders["prompter"], folders["prompts"])
+    return {name: Model.load(place, device="cpu") for name, place in places.items()}
 
 
 @pytest.fixture
@@ -58,7 +57,8 @@ def test_similarity_has_the_order_of_its_arguments(models, videos):
     model = models["retrieval"]
     scores = model.similarity(TEXTS, videos)
 
-    assert (scores.shape, scores.dtype) == ((2, 3), np.float32)
+    assert scores.shape == (2, 3)
+    assert scores.dtype == np.float32
     close = partial(np.testing.assert_allclose, atol=1e-6)
     close(model.similarity(videos, TEXTS), scores.T)
     close(model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:])
@@ -109,8 +109,8 @@ def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos)
     video = alpro.encode_video(model.encoder.pixels(model.frames(videos[0])))
     fused = alpro.fuse(caption.tokens, caption.mask, video)[:, -16:]
     inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
-    expected = alpro.pem_head(inside).softmax(1)[0].tolist()
-    assert expected == pytest.approx([named[name] for name in "abcdefgh"], abs=1e-6)
+    probabilities = alpro.pem_head(inside).softmax(1)[0].tolist()
+    assert named == pytest.approx(dict(zip("abcdefgh", probabilities, strict=True)), abs=1e-6)
     assert dict(model.entities(videos[0], box, 99)) != named  # without a text
 
 
@@ -122,16 +122,16 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, vide
     file = {"image": tmp_path / "a.png", "video": videos[0]}[kind]
     upload = Row(id="upload", path=shutil.copy(file, tmp_path / "upload"), kind=kind)
 
-    named = dict(model.entities(file, (0.5, 0.25, 0.25, 0.75), top_k=99))
+    region = (0.5, 0.25, 0.25, 0.75)
+    named = dict(model.entities(file, region, top_k=99))
 
     pixels = model.encoder.pixels(model.frames(file))
     patches = torch.tensor([[2, 1, 1, 3]])  # of 4 x 4
-    expected = model.folder.model.pseudo_labels(
-        pixels, patches, model.prompts[kind], model.encoder.black
-    )
-    values = [named[name] for name in model.folder.entities]
-    np.testing.assert_allclose(values, expected[0], atol=1e-6)
-    assert dict(model.entities(upload, (0.5, 0.25, 0.25, 0.75), top_k=99)) == named
+    prompts = model.prompts[kind]
+    labels = model.folder.model.pseudo_labels(pixels, patches, prompts, model.encoder.black)
+    expected = dict(zip(model.folder.entities, labels[0].tolist(), strict=True))
+    assert named == pytest.approx(expected, abs=1e-6)
+    assert dict(model.entities(upload, region, top_k=99)) == named
 
 
 MISTAKES = [
@@ -148,10 +148,7 @@ MISTAKES = [
     ("retrieval", "encode", (["a dog", "\udcff"],), "UTF-8"),
     ("retrieval", "encode", (["a dog", "a.mp4"],), "not both"),
     ("retrieval", "encode", ([],), "[]"),
-    ("retrieval", "encode", (["a.mp4", "none.mp4"],), "none.mp4: no such file"),
-    ("retrieval", "similarity", (TEXTS, [Path("none")]), "none: no such file"),
-    ("retrieval", "match", (TEXTS, ["none.mp4"]), "none.mp4: no such file"),
-    ("qa", "ask", ("none.mp4", "what?"), "none.mp4: no such file"),
+    ("retrieval", "match", (TEXTS, [Path("none")]), "none: no such file"),
     ("prompter", "entities", ("none.mp4",), "none.mp4: no such file"),
 ]
 
@@ -212,12 +209,12 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     monkeypatch.setattr(clips_module, "load_clip", lambda *_: clip)
     files = (read.append(number) or videos[0] for number in range(500))
 
-    ahead = [
-        len(read) - number for number, _ in enumerate(models["bare"].stream(files, batch_size=4), 1)
-    ]
+    done = 0
+    for _ in models["bare"].stream(files, batch_size=4):
+        done += 1
+        assert len(read) - done <= 4 + 2 * 2
 
-    assert len(ahead) == 500
-    assert max(ahead) <= 4 + 2 * 2
+    assert done == 500
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -33,7 +33,9 @@ def test_clips_are_ranked_by_similarity(searcher, scores):
     similarity, _ = scores
     expected = sorted(similarity.values(), reverse=True)
     assert [similarity[path] for path in paths(result)] == pytest.approx(expected, abs=1e-5)
-    assert (result.clips, result.matched, result.hits[0].match) == (5, 0, None)
+    assert result.clips == 5
+    assert result.matched == 0
+    assert result.hits[0].match is None
 
 
 def test_the_most_similar_clips_are_ranked_by_matching_on_request(searcher, scores):
@@ -70,7 +72,8 @@ def test_clips_that_cannot_be_matched_follow_with_a_note(searcher):
 
     matches = {hit.item["path"]: hit.match for hit in before}
     assert all(hit.match == pytest.approx(matches[hit.item["path"]]) for hit in others)
-    assert (last.item["path"], last.match) == (bad, None)
+    assert last.item["path"] == bad
+    assert last.match is None
     assert last.note.startswith("unreadable")
 
 
@@ -95,7 +98,9 @@ def test_the_ranking_that_was_better_on_validation_is_the_default(searcher, monk
 def test_a_prompter_ranks_by_similarity_alone(update, own, tmp_path):
     update(own, task="prompter")
     found = Searcher.open(tmp_path / "index", device="cpu").search("a red ball", rerank=3)
-    assert (len(found), found.matched, found.note) == (5, 0, "")
+    assert len(found) == 5
+    assert found.matched == 0
+    assert found.note == ""
 
 
 def test_a_file_or_an_embedding_has_similar_clips(searcher, own, model):
@@ -114,7 +119,8 @@ def test_a_condition_and_words_choose_what_is_ranked(searcher):
     result = searcher.search(TEXT, where="id < '2'", words="mp4")
 
     assert {hit.item["id"] for hit in result} == {"0", "1"}
-    assert (result.clips, result.total) == (2, 5)
+    assert result.clips == 2
+    assert result.total == 5
     assert result.summary == "2 clips searched, of 5: id < '2' and the words 'mp4'"
 
 

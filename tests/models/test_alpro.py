@@ -16,7 +16,6 @@ from alpro.models.timesformer import TimeSformer, VideoConfig
 from tests.models.conftest import near
 
 LENGTH = 6
-PATCHES = 17
 
 
 @pytest.fixture
@@ -58,32 +57,6 @@ def test_what_a_model_cannot_do_is_an_error(tiny, frames, ids, mask):
         model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("first", [1, LENGTH, LENGTH + PATCHES])
-def test_the_first_tokens_are_those_of_full_fusion(tiny, mask, layers, first):
-    """In values and gradients; texts are padded."""
-    text = tiny.text.model_copy(update={"depth": 2 + layers})
-    model = Alpro(tiny.model_copy(update={"text": text})).eval()
-    pairs = (torch.randn(3, LENGTH, 16), torch.randn(3, PATCHES, 16))
-    weights = torch.randn(3, first, 16)
-    found = []
-    for some in (first, None):
-        model.zero_grad()
-        words, video = (x.clone().requires_grad_() for x in pairs)
-        fused = model.fuse(words, mask, video, some)
-        assert fused.shape[1] == (some or LENGTH + PATCHES)
-        (fused[:, :first] * weights).sum().backward()
-        gradients = {
-            name: p.grad.clone() for name, p in model.multimodal_encoder.named_parameters()
-        }
-        found.append(
-            gradients
-            | {"fused": fused[:, :first].detach(), "text": words.grad, "video": video.grad}
-        )
-    for name, value in found[1].items():
-        near(found[0][name], value)
-
-
 def test_the_temperature_is_clamped(tiny):
     model = Prompter(tiny)
     assert model.temperature.item() == pytest.approx(0.07)
@@ -105,18 +78,11 @@ def test_activation_checkpointing_gives_equal_gradients(tiny, frames, ids, mask)
                 module.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(1)  # the same dropout and dropped branches
-        model.answer(
-            model.encode_text(ids, mask), mask, model.encode_video(frames)
-        ).square().mean().backward()
-        gradients.append(
-            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        )
-    assert gradients[0].keys() == gradients[1].keys()
-    assert [
-        name
-        for name, gradient in gradients[0].items()
-        if not torch.equal(gradient, gradients[1][name])
-    ] == []
+        text = model.encode_text(ids, mask)
+        answers = model.answer(text, mask, model.encode_video(frames))
+        answers.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_inconsistent_sizes_are_refused():
@@ -141,16 +107,21 @@ def test_the_full_size_model_has_the_papers_parameters():
     entities."""
     with torch.device("meta"):
         model = Alpro(ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000)
-    sizes = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
-    }
+
+    sizes = {}
+    for name, part in model.named_children():
+        sizes[name] = sum(weight.numel() for weight in part.parameters())
     encoders = {
         "video_encoder": 121_255_680,
         "text_encoder": 66_364_416,
         "multimodal_encoder": 42_527_232,
     }
-    heads = {"video_proj": 768 * 256 + 256, "text_proj": 768 * 256 + 256, "vtm_head": 768 * 2 + 2}
-    heads |= {"pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000}
+    heads = {
+        "video_proj": 768 * 256 + 256,
+        "text_proj": 768 * 256 + 256,
+        "vtm_head": 768 * 2 + 2,
+        "pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000,
+    }
     heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}  # the decoder is the word embeddings
     assert sizes == encoders | heads
     assert sum(p.numel() for p in model.parameters()) == 233_883_429  # with the temperature
@@ -180,8 +151,6 @@ def test_attention_by_products_is_the_fused_one(masked):
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     actual = attention_by_products(q, k, v, attn_mask=mask)
     near(actual, expected)
-    for one, other in zip(
-        *(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (actual, expected)), strict=True
-    ):
-        near(one, other)
+    gradients = torch.autograd.grad(actual.square().sum(), (q, k, v))
+    near(gradients, torch.autograd.grad(expected.square().sum(), (q, k, v)))
     assert attention_by_products(q, k, v, dropout_p=1.0).abs().max() == 0

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 from transformers.utils.logging import enable_progress_bar
 
 from alpro.inference.encoding import embed_texts
@@ -44,12 +44,10 @@ def frames():
 def own_pixels(loaded: ClipBundle, frames: torch.Tensor) -> torch.Tensor:
     """Frames (..., 3, S, S) uint8 -> (N, 3, 32, 32) with the normalization in the model's
     preprocessor_config.json."""
-    images = torch.nn.functional.interpolate(
-        frames.reshape(-1, *frames.shape[-3:]) / 255, (32, 32), mode="bilinear", antialias=True
-    )
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (loaded.preprocessing.mean, loaded.preprocessing.std)
-    )
+    images = frames.reshape(-1, *frames.shape[-3:]) / 255
+    images = interpolate(images, (32, 32), mode="bilinear", antialias=True)
+    mean = torch.tensor(loaded.preprocessing.mean).view(3, 1, 1)
+    std = torch.tensor(loaded.preprocessing.std).view(3, 1, 1)
     return (images - mean) / std
 
 
@@ -69,10 +67,10 @@ def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded,
     assert not labels.requires_grad
     assert not labels.is_inference()
     for clip, embedding, probabilities in zip(frames, actual, labels, strict=True):
-        features = model.clip.get_image_features(
-            pixel_values=own_pixels(loaded, clip)
-        ).pooler_output
-        expected = normalize(normalize(features, dim=1).mean(0), dim=0)
+        images = own_pixels(loaded, clip)
+        features = model.clip.get_image_features(pixel_values=images).pooler_output
+        mean = normalize(features, dim=1).mean(0)
+        expected = normalize(mean, dim=0)
         near(embedding, expected)
         logits = prompts @ expected * model.clip.logit_scale.exp()
         near(probabilities, logits.softmax(-1).view(5))
@@ -88,22 +86,18 @@ def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frame
     a crop of it."""
     model = loaded.model
     words = loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
-    mask = (
-        {"attention_mask": words["attention_mask"]}
-        if model.clip.config.model_type == "clip"
-        else {}
-    )
+    if model.clip.config.model_type == "siglip":
+        del words["attention_mask"]
     pixels = own_pixels(loaded, frames[:, :1])
-    outputs = model.clip(input_ids=words["input_ids"], pixel_values=pixels, **mask)
+    outputs = model.clip(pixel_values=pixels, **words)
     prompts = embedded(loaded, TEXTS)
     grid = model.config.video.grid
+    whole = torch.tensor([[0, 0, grid, grid]] * 2)
     near(prompts, outputs.text_embeds)
     for count in (1, 4):
         clip = pixels.view(2, 1, 3, 32, 32).expand(-1, count, -1, -1, -1)
-        actual = model.pseudo_labels(
-            clip, torch.tensor([[0, 0, grid, grid]] * 2), prompts, torch.zeros(3, 1, 1)
-        )
-        near(actual, outputs.logits_per_image.softmax(1))
+        labels = model.pseudo_labels(clip, whole, prompts, torch.zeros(3, 1, 1))
+        near(labels, outputs.logits_per_image.softmax(1))
 
 
 def test_texts_do_not_depend_on_the_batch_case_and_length(loaded):
@@ -125,17 +119,15 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
     fresh = load_clip(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
     near(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
-    start = fresh.temporal[0].attn.qkv.weight
-    own = fresh.clip.vision_model.encoder.layers[0].self_attn
-    assert torch.equal(
-        start, torch.cat([part.weight for part in (own.q_proj, own.k_proj, own.v_proj)])
-    )
+    spatial = fresh.clip.vision_model.encoder.layers[0].self_attn
+    joined = [part.weight for part in (spatial.q_proj, spatial.k_proj, spatial.v_proj)]
+    assert torch.equal(fresh.temporal[0].attn.qkv.weight, torch.cat(joined))
+
     played = model.encode_video(pixels)
     assert (played - model.encode_video(pixels.flip(1))).abs().max() > 1e-3
     near(model.encode_video(pixels[:1]), played[:1])
-    assert {name for name, p in model.named_parameters() if not p.requires_grad} <= {
-        "clip.logit_bias"
-    }
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert frozen <= {"clip.logit_bias"}
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
@@ -152,9 +144,9 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
     trainable.unfreeze(count)
     assert torch.equal(trainable.temporal[0].time_embed, times[nearest])
     clip = torch.randn(2, count, 3, 32, 32)
-    ClipBundle("prompter", trainable, loaded.tokenizer, loaded.preprocessing).save_pretrained(
-        tmp_path
-    )
+    bundle = ClipBundle("prompter", trainable, loaded.tokenizer, loaded.preprocessing)
+    bundle.save_pretrained(tmp_path)
+
     again = load_clip(str(tmp_path)).model
     assert again.config.video.frames == count
     near(again.encode_video(clip), trainable.encode_video(clip))
@@ -164,15 +156,13 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
     enable_progress_bar()
     loaded.save_pretrained(tmp_path)
     assert capfd.readouterr().err == ""
-    assert (
-        len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-    )  # the weights are readable, too
+    # The weights are readable, too.
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     assert is_clip(tmp_path)
     again = load_clip(str(tmp_path))
     assert again.preprocessing == loaded.preprocessing
     assert torch.equal(embedded(again, TEXTS), embedded(loaded, TEXTS))
-    weights = again.model.state_dict()
-    assert all(torch.equal(value, weights[key]) for key, value in loaded.model.state_dict().items())
+    near(again.model.state_dict(), loaded.model.state_dict(), atol=0)
 
 
 @pytest.mark.parametrize("kind", ["clip", "pickled"])
@@ -180,7 +170,8 @@ def test_a_hub_name_may_have_a_revision(kind, hub, clip_folders):
     name = hub(clip_folders[kind])
     weights = clip_folders["clip"] / "model.safetensors"
     loaded = load_clip(f"{name}@{REVISION}").model.clip.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in load_file(weights).items())
+    for key, value in load_file(weights).items():
+        assert torch.equal(loaded[key], value), key
     assert load_tokenizer(f"{name}@{REVISION}").get_vocab_size() > 5
     for load in (load_clip, load_tokenizer):
         with one_line(f"{name}@1"):

@@ -62,9 +62,12 @@ def test_a_saved_model_is_loaded_unchanged(task, tiny, tokenizer, tmp_path):
 
     loaded = ModelBundle.from_pretrained(tmp_path / "deep" / "model")
 
-    assert (loaded.task, loaded.preprocessing) == (task, preprocessing)
-    assert (loaded.entities, loaded.answers) == (entities, answers)
-    assert (type(loaded.model), loaded.model.config) == (type(model), tiny)
+    assert loaded.task == task
+    assert loaded.preprocessing == preprocessing
+    assert loaded.entities == entities
+    assert loaded.answers == answers
+    assert isinstance(loaded.model, type(model))
+    assert loaded.model.config == tiny
     assert not loaded.model.training
     assert loaded.tokenizer.encode("a café bird").ids == [5, 7, 1]
 

@@ -23,14 +23,12 @@ BOXES = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
 
 def generated(model: nn.Module) -> nn.Module:
     """The model in double precision with weights generated from their names."""
-    own = {
-        name: np.asarray(weight(name, tuple(w.shape), SEED))
-        for name, w in model.state_dict().items()
-    }
-    own["temperature"] = np.float64(0.07)
-    model.load_state_dict(
-        {name: torch.from_numpy(np.asarray(value)) for name, value in own.items()}
-    )
+    state = {}
+    for name, parameter in model.state_dict().items():
+        values = weight(name, tuple(parameter.shape), SEED)
+        state[name] = torch.from_numpy(np.asarray(values))
+    state["temperature"] = torch.tensor(0.07, dtype=torch.double)
+    model.load_state_dict(state)
     return model.double().eval()
 
 
@@ -67,11 +65,8 @@ def test_a_small_model_computes_the_recorded_numbers():
         golden = dict(file)
     computed = compute()
     assert computed.keys() == golden.keys()
-    assert [
-        name
-        for name, value in computed.items()
-        if not np.abs(value.numpy() - golden[name]).max() < 1e-9
-    ] == []
+    for name, value in computed.items():
+        assert np.abs(value.numpy() - golden[name]).max() < 1e-9, name
 
 
 if __name__ == "__main__":

@@ -38,14 +38,15 @@ def test_pem_compares_the_probability_with_the_threshold():
     keep the others."""
     pseudo_labels = torch.full((3, 10), 0.1)
     pseudo_labels[0] = torch.tensor([0.91] + [0.01] * 9)
-    pseudo_labels[2] = torch.tensor(
-        [0.1] * 5 + [0.05, 0.05, 0.1, 0.1, 0.2]
-    )  # exactly the threshold is enough
+    # Exactly the threshold is enough.
+    pseudo_labels[2] = torch.tensor([0.1] * 5 + [0.05, 0.05, 0.1, 0.1, 0.2])
+
     loss, kept = pem_loss(torch.zeros(3, 10), pseudo_labels, threshold=0.2)
     assert kept.tolist() == [True, False, True]
     assert loss.item() == pytest.approx(2 * log(10))  # even logits: log 10 for each that is kept
     loss, kept = pem_loss(torch.zeros(3, 10), pseudo_labels, threshold=0.95)
-    assert (loss.item(), kept.any()) == (0, False)
+    assert loss.item() == 0
+    assert not kept.any()
 
 
 def test_sampled_negatives_against_a_table():
@@ -54,16 +55,11 @@ def test_sampled_negatives_against_a_table():
     uniforms = [0.0, 0.099, 0.101, 0.299, 0.301, 0.999999, 1.0]
     similarity = torch.tensor([1.0, 10, 2, 7]).log().repeat(len(uniforms), 1)
     same = torch.tensor([False, True, False, False]).repeat(len(uniforms), 1)
-    columns, _ = sample_hard_negatives(similarity, same, torch.tensor(uniforms, dtype=torch.double))
-    assert columns.tolist() == [0, 0, 2, 2, 3, 3, 3]
-    for first, order in (
-        (1, [1, 0, 2, 3]),
-        (0, [0, 2, 3, 1]),
-    ):  # before or behind them it is not part of the line
-        columns, _ = sample_hard_negatives(
-            similarity[:, order], same[:, order], torch.tensor(uniforms).double()
-        )
-        assert [column - first for column in columns.tolist()] == [0, 0, 1, 1, 2, 2, 2]
+    draws = torch.tensor(uniforms, dtype=torch.double)
+    # Before or behind them it is not part of the line.
+    for order in ([0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 3, 1]):
+        columns, _ = sample_hard_negatives(similarity[:, order], same[:, order], draws)
+        assert [order[column] for column in columns.tolist()] == [0, 0, 2, 2, 3, 3, 3]
 
 
 @settings(max_examples=50)
@@ -78,9 +74,8 @@ def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random
     uniforms = torch.rand(6, generator=random)
     video = torch.randint(0, 4, (9,), generator=random)
     same = video[:6, None] == video[None]
-    similarity = torch.where(
-        same, similarity + 50, similarity
-    )  # nearly all of the mass is on excluded columns
+    similarity[same] += 50  # nearly all of the mass is on excluded columns
+
     columns, valid = sample_hard_negatives(similarity, same, uniforms)
     assert torch.equal(valid, ~same.all(1))
     assert (video[columns] != video[:6])[valid].all()

@@ -14,8 +14,8 @@ from tokenizers.models import WordPiece
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.folder import ModelBundle
 from alpro.models.official import import_checkpoint
-from alpro.pipeline.cli.main import execute
 from tests.conftest import one_line
+from tests.models.conftest import near
 from tests.official_checkpoints import one_head, to_official
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
@@ -31,11 +31,10 @@ UNUSED = {
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")).save(
-        str(path)
-    )
-    return str(path)
+    path = str(tmp_path / "tokenizer.json")
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    Tokenizer(WordPiece(vocabulary, unk_token="[UNK]")).save(path)
+    return path
 
 
 @pytest.fixture
@@ -89,21 +88,16 @@ def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that
     full = ModelConfig.model_validate({"video": video, "text": text})
     with torch.device("meta"):
         state = to_official(Alpro(full, **heads).state_dict(), full, bert)
-    read = {
-        key
-        for key in keys
-        if not any(part in key for part in (".head.", ".position_ids", ".decoder."))
-    }
-    assert {key: list(value.shape) for key, value in state.items()} == {
-        key: keys[key] for key in read
-    }
+    unused = (".head.", ".position_ids", ".decoder.")
+    expected = {key: shape for key, shape in keys.items() if not any(x in key for x in unused)}
+    assert {key: list(value.shape) for key, value in state.items()} == expected
+
     model = Alpro(config)
     state = to_official(model.state_dict(), config)
     joined = model.multimodal_encoder.layers[0].attention.qkv.weight
-    for part, name in zip(joined.chunk(3), ("query", "key", "value"), strict=True):
-        assert torch.equal(
-            part, state[f"text_encoder.bert.encoder.layer.1.attention.self.{name}.weight"]
-        )
+    attention = "text_encoder.bert.encoder.layer.1.attention.self"
+    names = [f"{attention}.{name}.weight" for name in ("query", "key", "value")]
+    assert torch.equal(joined, torch.cat([state[name] for name in names]))
 
 
 @pytest.fixture
@@ -118,10 +112,9 @@ def imported(official, tokenizer, tmp_path):
         model, state = official(task)
         state = dict(reversed((state | {"surprise": torch.zeros(1)}).items()))
         ddp = {f"module.{key}": value for key, value in state.items()}
-        torch.save({"model": ddp, "optimizer": {"step": 3}}, tmp_path / "official.pt")
-        models = import_checkpoint(
-            tmp_path / "official.pt", tmp_path / "out", task, tokenizer, **options
-        )
+        file = tmp_path / "official.pt"
+        torch.save({"model": ddp, "optimizer": {"step": 3}}, file)
+        models = import_checkpoint(file, tmp_path / "out", task, tokenizer, **options)
         return model.state_dict(), models
 
     return make
@@ -134,8 +127,8 @@ def test_every_weight_of_the_model_is_imported(task, imported, config, tmp_path)
     folder = ModelBundle.from_pretrained(tmp_path / "out")
     weights = folder.model.state_dict()
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
-    assert weights.keys() == {key for key in expected if not key.startswith(without)}
-    assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
+    expected = {key: value for key, value in expected.items() if not key.startswith(without)}
+    near(dict(weights), expected, atol=0)
     assert folder.task == task
     assert folder.preprocessing.max_text_tokens == (40 if task in ("retrieval", "qa") else 30)
     sizes = folder.model.config
@@ -175,17 +168,6 @@ def test_another_number_of_words_or_too_long_texts_are_refused(imported, tmp_pat
         imported("qa", max_text_tokens=57)
 
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_gives_the_length_of_texts(official, tokenizer, tmp_path):
-    torch.save(official("qa")[1], tmp_path / "qa.pt")
-    options = ["--task", "qa", "--tokenizer", tokenizer, "--max-text-tokens", "50"]
-
-    status = execute(["model", "import", f"{tmp_path}/qa.pt", f"{tmp_path}/a/qa", *options])
-
-    assert status == 0
-    folder = ModelBundle.from_pretrained(tmp_path / "a" / "qa")
-    assert folder.preprocessing.max_text_tokens == 50
 
 
 QUERY = "text_encoder.bert.encoder.layer.0.attention.self.query.bias"
@@ -271,11 +253,10 @@ def test_the_names_of_the_files_are_checked(official, tokenizer, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "broken.json").write_bytes(b"\xff\xfe[PAD]")
 
-    with one_line("a checkpoint is a .pt"):
-        import_checkpoint(tmp_path / "x.tar", tmp_path / "out", "retrieval", tokenizer)
-    with one_line("exists already"):
-        import_checkpoint(tmp_path / "x.pt", tmp_path / "there", "retrieval", tokenizer)
-    with one_line("tokenizer"):
-        import_checkpoint(
-            tmp_path / "x.pt", tmp_path / "out", "retrieval", str(tmp_path / "broken.json")
-        )
+    for file, out, words, message in (
+        ("x.tar", "out", tokenizer, "a checkpoint is a .pt"),
+        ("x.pt", "there", tokenizer, "exists already"),
+        ("x.pt", "out", str(tmp_path / "broken.json"), "tokenizer"),
+    ):
+        with one_line(message):
+            import_checkpoint(tmp_path / file, tmp_path / out, "retrieval", words)

@@ -25,7 +25,9 @@ def test_a_still_image_is_one_rgb_frame(tmp_path, name, mode):
     assert clip.frames.shape == (1, 32, 32, 3)
     assert clip.frames.dtype == np.uint8
     assert np.abs(clip.frames.astype(int) - 102).max() <= 3
-    assert (clip.width, clip.height, clip.duration) == (60, 40, 0)
+    assert clip.width == 60
+    assert clip.height == 40
+    assert clip.duration == 0
 
 
 def test_an_image_can_keep_its_aspect_ratio_and_is_never_enlarged(tmp_path):
@@ -77,7 +79,8 @@ def test_exif_orientation_is_applied(tmp_path, name):
         corners = clip.frames[0].astype(int)[[4, 4, -4, -4], [4, -4, 4, -4]]
         expected = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
         assert np.abs(corners - expected).max() < 40
-        assert (clip.width, clip.height) == (64, 48)
+        assert clip.width == 64
+        assert clip.height == 48
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,8 @@ def test_an_animated_image_is_decoded_as_a_video(write_animation, numbers, name)
     assert numbers(last) == [7, 7, 7]
     durations = [whole.duration, window.duration, last.duration]
     assert durations == pytest.approx([0.8, 0.2, 0.1])
-    assert (whole.width, whole.height) == (64, 48)
+    assert whole.width == 64
+    assert whole.height == 48
     assert video_seconds(path) == pytest.approx(0.8)
 
 

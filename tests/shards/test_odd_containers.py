@@ -185,7 +185,8 @@ def test_of_two_video_streams_the_first_is_decoded(write_film, name, options, wa
     assert numbers(path, 6, decoder=way) == every(0, 60, 6)
     assert numbers(path, 4, 4.01, 6.0, decoder=way) == every(40, 60, 4)
     clip = decode_video(path, 2, 32, decoder=way)
-    assert (clip.width, clip.height) == (128, 96)
+    assert clip.width == 128
+    assert clip.height == 96
 
 
 def test_frames_are_counted_on_when_the_size_changes(write_film, tmp_path):

@@ -77,8 +77,14 @@ def test_samples_are_read_as_they_were_written(corpus, rows, clips, number):
 
     sample = ShardReader(corpus)[number]
 
-    about = {"version": 1, "source": row.path.name, "frames": len(clips[name].frames)}
-    about |= {"duration": 2.5, "width": 64, "height": 48}
+    about = {
+        "version": 1,
+        "source": row.path.name,
+        "frames": len(clips[name].frames),
+        "duration": 2.5,
+        "width": 64,
+        "height": 48,
+    }
     fields = ("id", "kind", "split", "group", "captions", "questions", "meta")
     assert sample.metadata == about | row.model_dump(mode="json", include={*fields})
     frames = sample.frames()

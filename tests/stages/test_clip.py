@@ -194,10 +194,23 @@ def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory,
     """The artifact of two steps of pre-training with all losses, on batches of videos and of
     images."""
     out = tmp_path_factory.mktemp("pretrain")
-    config = {"phases": PHASES, "model": tiny_model(), "normalization": "corpus", "batch_size": 4}
-    config |= {"lr": 1e-3, "max_text_tokens": 16, "threshold": 0.0, "log_every": 1}
-    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "prompts": cached}
-    inputs |= {"clips": clips, "stills": stills}
+    config = {
+        "phases": PHASES,
+        "model": tiny_model(),
+        "normalization": "corpus",
+        "batch_size": 4,
+        "lr": 1e-3,
+        "max_text_tokens": 16,
+        "threshold": 0.0,
+        "log_every": 1,
+    }
+    inputs = {
+        "tokenizer": vocabulary,
+        "vocabulary": vocabulary,
+        "prompts": cached,
+        "clips": clips,
+        "stills": stills,
+    }
     run_stage(pretrain, inputs, out, resources, **config)
     return out
 
@@ -249,7 +262,8 @@ def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_
     inputs = pretrain.Inputs.of({"prompter": tmp_path, "prompts": folders["prompts"], **words})
 
     teacher, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
-    assert (tokenizer, preprocessing) == (teacher.tokenizer, prompter.preprocessing)
+    assert tokenizer == teacher.tokenizer
+    assert preprocessing == prompter.preprocessing
 
 
 def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):

@@ -28,7 +28,8 @@ def whole():
 def test_other_rows_are_of_another_version(whole):
     """The rows decide what is rendered, and with it all scores in the documentation."""
     rows = [item.row for items in whole.values() for item in items]
-    assert (render_sample.VERSION, digest(rows)[:12]) == (6, "31d08696cb5e")
+    assert render_sample.VERSION == 6
+    assert digest(rows)[:12] == "31d08696cb5e"
 
 
 SMALL = {"lessons": 1, "clips": 2, "stills": 2, "validation": 4, "test": 4}

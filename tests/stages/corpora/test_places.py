@@ -146,4 +146,5 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
 
     shards, rejected = decoded(tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000)
 
-    assert (len(shards), rejected) == (1, reasons)
+    assert len(shards) == 1
+    assert rejected == reasons

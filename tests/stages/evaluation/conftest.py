@@ -19,10 +19,8 @@ from alpro.stages.evaluation.loaded_model import LoadedModel
 
 def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
     """Writes the numbers of items that a corpus has, and was to have."""
-    splits = {
-        split: {name: [0, 0] for name in ("items", "captions", "questions")}
-        for split in ("train", "validation")
-    }
+    nothing = dict.fromkeys(("items", "captions", "questions"), (0, 0))
+    splits = {"train": nothing, "validation": nothing}
     (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
     also_in_training(folder)
     return folder
@@ -30,14 +28,13 @@ def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
 
 def also_in_training(folder: Path, **splits: str) -> None:
     """Writes the items, each with its split, that share a caption with a training item."""
-    rows = [
-        {"id": name, "split": split, "captions": True, "frames": False}
-        for name, split in splits.items()
-    ]
-    schema = pa.schema(
-        {"id": pa.string(), "split": pa.string(), "captions": pa.bool_(), "frames": pa.bool_()}
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "overlap.parquet")
+    columns = {
+        "id": pa.array(splits, pa.string()),
+        "split": pa.array(splits.values(), pa.string()),
+        "captions": pa.array([True] * len(splits), pa.bool_()),
+        "frames": pa.array([False] * len(splits), pa.bool_()),
+    }
+    pq.write_table(pa.table(columns), folder / "overlap.parquet")
 
 
 class Reading(Alpro):
@@ -76,11 +73,8 @@ class Reading(Alpro):
         self.lengths.add(int(mask.sum(1).max()))
         last = ids.gather(1, mask.sum(1, keepdim=True) - 2).squeeze(1)  # before [SEP]
         place = torch.tensor([self.words.get(int(word), 3) for word in last])
-        return (
-            nn.functional.one_hot(place, self.config.text.width)
-            .float()[:, None]
-            .expand(-1, ids.shape[1], -1)
-        )
+        tokens = nn.functional.one_hot(place, self.config.text.width).float()
+        return tokens[:, None].expand(-1, ids.shape[1], -1)
 
     def project_video(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]

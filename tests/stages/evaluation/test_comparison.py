@@ -35,30 +35,30 @@ def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
     a = evaluation(tmp_path / "a", (ACCURACY, [0, 100, 100, 0, 100], QUESTIONS))
     b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
     ((row, actual),) = compare(a, b).scores
-    assert (row["name"], row["what"]) == ("qa/acc", "by hand")
+    assert row["name"] == "qa/acc"
+    assert row["what"] == "by hand"
     assert actual == PairedDifference(60, 60, 0, 0, 0, 1)
 
 
 def test_each_score_has_both_values_and_the_difference(tmp_path):
-    a = evaluation(
-        tmp_path / "a",
-        (ACCURACY, [0, 0, 100, 0, 0], QUESTIONS),
-        (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3)),
+    videos = clips(0, 1, 2, 3)
+    accuracies = ([0, 0, 100, 0, 0], [100, 0, 100, 0, 0])
+    recalls = ([0, 0, 100, 0], [100, 0, 100, 0])
+    a, b = (
+        evaluation(tmp_path / name, (ACCURACY, accuracy, QUESTIONS), (RECALL, recall, videos))
+        for name, accuracy, recall in zip("ab", accuracies, recalls, strict=True)
     )
-    b = evaluation(
-        tmp_path / "b",
-        (RECALL, [100, 0, 100, 0], clips(0, 1, 2, 3)),
-        (ACCURACY, [100, 0, 100, 0, 0], QUESTIONS),
-    )
+
     compared = compare(a, b)
-    assert [(row["name"], d.a, d.b, d.difference) for row, d in compared.scores] == [
-        ("qa/acc", 20, 40, 20),
-        ("retrieval/R1", 25, 50, 25),
-    ]
+
+    differences = {row["name"]: (d.a, d.b, d.difference) for row, d in compared.scores}
+    assert differences == {"qa/acc": (20, 40, 20), "retrieval/R1": (25, 50, 25)}
     # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one
     # of it alone has 50.
     accuracy = compared.scores[0][1]
-    assert (accuracy.low, accuracy.high, accuracy.p) == (0, 50, 1)
+    assert accuracy.low == 0
+    assert accuracy.high == 50
+    assert accuracy.p == 1
     assert compared.other_queries == {}
 
 
@@ -81,22 +81,16 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
 def test_different_test_sets_are_a_mistake(tmp_path):
     """So are clips of the same names with other captions, as those of the sample with another
     seed."""
-    mine = evaluation(tmp_path / "mine", (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3)))
-    seeded = evaluation(
-        tmp_path / "seeded", (RECALL, [0, 100, 0], clips(0, 1, 2, caption="a star"))
-    )
-    with pytest.raises(InputError, match="retrieval/R1 has 4 and 3 queries, 0 of them shared"):
-        compare(mine, seeded)
-    a = evaluation(tmp_path / "evaluate" / "0123456789", (ACCURACY, [0.0] * 5, QUESTIONS))
-    b = evaluation(
-        tmp_path / "evaluate" / "abcdefghij",
-        (ACCURACY, [0.0] * 3, QUESTIONS.select(np.array([0, 1, 3]))),
-    )
-    c = evaluation(tmp_path / "evaluate" / "bcdefghijk", (RECALL, [0, 100], clips(0, 1)))
+    fewer = QUESTIONS.select(np.array([0, 1, 3]))
+    mine = (ACCURACY, [0.0] * 5, QUESTIONS), (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3))
+    a = evaluation(tmp_path / "evaluate" / "0123456789", *mine)
+    b = evaluation(tmp_path / "evaluate" / "abcdefghij", (ACCURACY, [0.0] * 3, fewer))
+    seeded = evaluation(tmp_path / "seeded", (RECALL, [0, 100], clips(0, 1, caption="a star")))
     (tmp_path / "pretrain").mkdir()
+
     for other, named in (
         (b, "abcdefgh.*qa/acc has 5 and 3 queries, 3"),
-        (c, "bcdefghi"),
+        (seeded, "retrieval/R1 has 4 and 2 queries, 0 of them shared"),
         (tmp_path / "pretrain", "pretrain"),
     ):
         with pytest.raises(InputError, match=named):

@@ -61,12 +61,7 @@ def test_a_phrase_is_of_one_caption():
 
 ROWS = [
     {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
-    {
-        "id": "b",
-        "split": "test",
-        "meta": {"entities": ["moon"]},
-        "captions": ["x"],
-    },  # none that is known
+    {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # unknown
     {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x", "y"]},
     {"id": "d", "split": "test", "kind": "image", "meta": {"entities": ["box"]}, "captions": ["x"]},
     {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
@@ -93,7 +88,8 @@ def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
     add_entities(results, load(), gallery, Videos(torch.zeros(0), torch.tensor(features)))
 
     (row,) = results.rows()
-    assert (row["items"], row["value"]) == (3, 100)
+    assert row["items"] == 3
+    assert row["value"] == 100
     assert row["chance"] == pytest.approx(200 / 3)  # "ball", in two of three
     named = [(row["id"], row["named"]) for row in results.tables["entities"]]
     assert named == [("a", "ball"), ("c", "star"), ("d", "box")]
@@ -125,10 +121,10 @@ class Halves(nn.Module):
         self.seen.append(boxes)
         assert frames.shape == (len(boxes), 2, 3, 8, 8)
         assert (black == -1).all()  # -mean / std
-        certain = torch.tensor([0.6, 0.3, 0.1])
-        return torch.stack(
-            [certain.roll(int(box[1] > 0)) * (1 if box[0] == 0 else 0.5) for box in boxes]
-        )
+        left, top, _, _ = boxes.unbind(1)
+        first = torch.tensor([0.6, 0.3, 0.1]).expand(len(boxes), -1)
+        labels = torch.where(top[:, None] > 0, first.roll(1, dims=1), first)
+        return torch.where(left[:, None] > 0, labels / 2, labels)
 
 
 def test_every_video_with_a_known_entity_has_crops_with_a_fixed_seed(gallery):
@@ -152,24 +148,17 @@ def test_every_video_with_a_known_entity_has_crops_with_a_fixed_seed(gallery):
 def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
     """Of five crops that show an entity 3 are right; of the 4 that are kept 2, one of which shows
     none. The best constant is "ball" in 3 of 5, and "box" in 2 of 4."""
-    labels = [
-        {
-            "id": name,
-            "box": (0, 0, 2, 3),
-            "named": named,
-            "probability": probability,
-            "truth": shown,
-            "right": named in shown,
-        }
-        for name, named, probability, *shown in (
-            ("a", "ball", 0.1, "ball"),
-            ("a", "star", 0.1, "ball"),
-            ("a", "star", 0.5, "ball"),
-            ("b", "box", 0.2, "box"),
-            ("b", "star", 0.9, "box", "star"),
-            ("c", "star", 0.6),
-        )
-    ]
+    labels = []
+    for name, named, probability, *shown in (
+        ("a", "ball", 0.1, "ball"),
+        ("a", "star", 0.1, "ball"),
+        ("a", "star", 0.5, "ball"),
+        ("b", "box", 0.2, "box"),
+        ("b", "star", 0.9, "box", "star"),
+        ("c", "star", 0.6),
+    ):
+        label = {"id": name, "box": (0, 0, 2, 3), "named": named, "probability": probability}
+        labels.append(label | {"truth": shown, "right": named in shown})
     monkeypatch.setattr(entities_module, "label_crops", lambda *_: labels)
     results = Results("mine")
 
@@ -194,11 +183,8 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
         ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 4, 4), ["ball", "star"]),
         ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),  # half of it exactly
         ({"ball": [[0.25, 0, 0.76, 0.5]]}, (0, 0, 2, 4), []),
-        (
-            {"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]},
-            (0, 0, 2, 2),
-            ["ball"],
-        ),  # at one of two times
+        # At one of two times.
+        ({"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),
         ({"ball": [[-1, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
         ({"ball": [[0, 0, 0.25, 0.25]], "star": [[0.5, 0.5, 1, 1]]}, (2, 2, 2, 2), ["star"]),
         ({}, (0, 0, 4, 4), []),

@@ -10,23 +10,21 @@ from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from alpro.stages.execution.interface import Resources
 from tests.plans import plan_of
+from tests.stages.conftest import run_stage
 from tests.stages.evaluation.conftest import also_in_training, statistics
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(folders, clips_of_brightness, tmp_path):
+def run(folders, clips_of_brightness, tmp_path, resources):
     """run(task, ...): the rows of a model of a task by name, and the folder of the results."""
 
     def evaluate_task(task, **values):
         out = tmp_path / f"{task}-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        inputs = evaluate.Inputs(model=folders[task], corpora={"clips": clips_of_brightness})
-        config = evaluate.Config(model_name="mine", **values)
-        evaluate.run(config, inputs, out, Resources(device="cpu", workers=1))
+        inputs = {"model": folders[task], "clips": clips_of_brightness}
+        run_stage(evaluate, inputs, out, resources, model_name="mine", **values)
         return {row["name"]: row for row in read_json(out / "results.json")}, out
 
     return evaluate_task
@@ -46,9 +44,7 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     with pytest.raises(InputError, match="90 of 100"):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     also_in_training(folder, a="test")
-    with pytest.raises(
-        InputError, match=r"besides the 1 that are also in training.*exclude_overlap"
-    ):
+    with pytest.raises(InputError, match=r"besides the 1 that are also in training.*exclude_over"):
         check_items(both, "a", folder)
 
 
@@ -61,18 +57,15 @@ def test_items_that_training_has_too_are_left_out(run, clips_of_brightness, task
     left, out = run(task, **{corpus: "clips"})
     whole, _ = run(task, **{corpus: "clips"}, exclude_overlap=False)
 
-    assert pq.read_table(out / "scores.parquet")["id"].unique().to_pylist() == [
-        "up0",
-        "up1",
-        "down1",
-    ]
-    assert (left["left_out/clips"]["metric"], left["left_out/clips"]["value"]) == ("1 of 4", 25)
+    ids = pq.read_table(out / "scores.parquet")["id"].unique().to_pylist()
+    assert ids == ["up0", "up1", "down1"]
+    assert left["left_out/clips"]["metric"] == "1 of 4"
+    assert left["left_out/clips"]["value"] == 25
     assert whole["also_in_training/clips"]["metric"] == "1 of 4"
-    for rows, title in (
-        (left, "Overlap with training: left out"),
-        (whole, "Overlap with training"),
-    ):
-        assert [table.title for table in tables({"score": list(rows.values())})][-1] == title
+    titles = ["Overlap with training: left out", "Overlap with training"]
+    for rows, title in zip((left, whole), titles, strict=True):
+        *_, last = tables({"score": list(rows.values())})
+        assert last.title == title
 
 
 def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
@@ -81,28 +74,13 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     own = LoadedModel.load("own", folders["retrieval"], CPU)
     longer = LoadedModel.load("longer", folders["retrieval"], CPU, frames=8, length=3)
 
-    assert (own.frames, longer.frames, longer.length) == (4, 8, 3)
+    assert own.frames == 4
+    assert longer.frames == 8
+    assert longer.length == 3
     # Nearest neighbour, as in fine-tuning: each embedding stands for two frames.
     before = own.encoder.model.video_encoder.time_embed
     after = longer.encoder.model.video_encoder.time_embed
     assert torch.equal(after, before.repeat_interleave(2, dim=1))
-
-
-def test_a_step_has_only_the_keys_of_its_model(tmp_path):
-    """Another control must not evaluate the pre-trained model again."""
-    change = 'evaluate.controls=["shuffled"]'
-    before, after = (
-        {step.name: step for step in plan_of("sample", *changes, workspace=tmp_path).steps}
-        for changes in ((), (change,))
-    )
-
-    changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
-
-    assert changed == {"evaluate retrieval", "evaluate qa"}
-    assert {name for name in before if name.startswith("evaluate ")} == changed | {
-        "evaluate prompter",
-        "evaluate pretrained",
-    }
 
 
 def test_a_clip_that_is_fine_tuned_is_evaluated_beside_the_clip_as_it_was(clip_folders, tmp_path):
@@ -110,30 +88,30 @@ def test_a_clip_that_is_fine_tuned_is_evaluated_beside_the_clip_as_it_was(clip_f
     changes = [f"train_prompter.clip='{clip}'", "train_prompter.max_text_tokens=24"]
     changes.append(f"corpora.data.data='{tmp_path}'")
 
-    steps = {
-        step.name: step for step in plan_of("finetune_clip", *changes, workspace=tmp_path).steps
-    }
+    plan = plan_of("finetune_clip", *changes, workspace=tmp_path)
+
+    steps = {step.name: step for step in plan.steps}
 
     baseline = steps["evaluate baseline"].config
     assert list(steps)[1:] == ["train_prompter", "evaluate baseline", "evaluate prompter"]
-    assert (baseline.baseline, baseline.model_name) == (str(clip), clip.name)
+    assert baseline.baseline == str(clip)
+    assert baseline.model_name == clip.name
     assert steps["evaluate prompter"].config.model_name == "fine-tuned"
     assert steps["evaluate baseline"].digests.keys() == {"evaluate.baseline"}
 
 
 def test_a_baseline_is_evaluated_with_its_own_name(clip_folders, clips, resources, tmp_path):
-    config = evaluate.Config(
-        model_name="clip",
-        baseline=str(clip_folders["clip"]),
-        retrieval="clips",
-        frames=2,
-        min_decoded_share=0.5,
-    )
+    config = {
+        "baseline": str(clip_folders["clip"]),
+        "model_name": "clip",
+        "retrieval": "clips",
+        "frames": 2,
+        "min_decoded_share": 0.5,
+    }
 
-    outcome = evaluate.run(config, evaluate.Inputs(corpora={"clips": clips}), tmp_path, resources)
+    outcome = run_stage(evaluate, {"clips": clips}, tmp_path, resources, **config)
 
-    rows = read_json(tmp_path / "results.json")
-    names = {row["name"].partition("/")[0] for row in rows if row["model"]}
-    assert names == {"similarity"}
-    assert {row["protocol"] for row in rows if row["model"]} == {"all pairs, 2 frames"}
+    rows = [row for row in read_json(tmp_path / "results.json") if row["model"]]
+    assert {row["name"].partition("/")[0] for row in rows} == {"similarity"}
+    assert {row["protocol"] for row in rows} == {"all pairs, 2 frames"}
     assert "test/clip/similarity/t2v/R1" in outcome.metrics

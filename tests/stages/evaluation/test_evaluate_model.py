@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from alpro.files import read_json
 from alpro.stages.evaluation.evaluate_model import Asked, add_ranking, evaluate_model
@@ -43,10 +42,24 @@ def test_a_row_says_what_was_asked_of_how_many():
 
     add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand")
 
-    last = {"model": "mine", "name": "matching/v2t/MdR", "table": "retrieval"}
-    last |= {"what": "by matching", "direction": "v2t", "protocol": "by hand", "metric": "MdR"}
-    last |= {"value": 1, "low": None, "high": None, "unit": "rank", "higher_is_better": False}
-    last |= {"statistic": "median", "items": 3, "chance": 2.0, "baseline": "chance"}
+    last = {
+        "model": "mine",
+        "name": "matching/v2t/MdR",
+        "table": "retrieval",
+        "what": "by matching",
+        "direction": "v2t",
+        "protocol": "by hand",
+        "metric": "MdR",
+        "value": 1,
+        "low": None,
+        "high": None,
+        "unit": "rank",
+        "higher_is_better": False,
+        "statistic": "median",
+        "items": 3,
+        "chance": 2.0,
+        "baseline": "chance",
+    }
     assert results.rows()[-1] == last | {"videos": 3, "independent_videos": 3.0}
     assert results.values()["matching/t2v/R1"] == pytest.approx(200 / 3)
 
@@ -58,8 +71,11 @@ def test_a_table_lists_the_best_items_of_each_query():
     add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)))
 
     row = results.tables["matching_t2v"][0]
-    assert (row["text"], row["id"], row["rank"]) == ("ball 0", "v0", 1.0)
-    assert (row["best"], row["best_scores"]) == (["v0", "v2", "v1"], [0.5, 0.1, -np.inf])
+    assert row["text"] == "ball 0"
+    assert row["id"] == "v0"
+    assert row["rank"] == 1.0
+    assert row["best"] == ["v0", "v2", "v1"]
+    assert row["best_scores"] == [0.5, 0.1, -np.inf]
     assert [row["rank"] for row in results.tables["matching_t2v"]] == [1, 1, 3]
 
 
@@ -127,8 +143,13 @@ def test_answers_under_every_control(reading, questions, clips_of_brightness):
 
     results = evaluate_model(model, questions, asked)
 
-    expected = {"qa": 100, "qa_shuffled": 0, "qa_reversed": 0}
-    expected |= {"qa_single_frame": 50, "qa_text_only": 50}
+    expected = {
+        "qa": 100,
+        "qa_shuffled": 0,
+        "qa_reversed": 0,
+        "qa_single_frame": 50,
+        "qa_text_only": 50,
+    }
     values = results.values()
     for name, value in expected.items():
         assert values[f"{name}/acc"] == values[f"{name}/acc_how"] == value, name
@@ -136,19 +157,8 @@ def test_answers_under_every_control(reading, questions, clips_of_brightness):
     assert values["qa_reversed/rising_or_falling"] == 0
     assert "qa/rising_or_sideways" not in values
     blank = model.alpro.seen[-1]
-    assert (tuple(blank.shape), bool(blank.any())) == ((1, 4, 3, 32, 32), False)
-
-
-@pytest.mark.parametrize("top_k", [0, 2])
-def test_scores_are_the_same_in_bfloat16(reading, captions, top_k):
-    """The scores of the fake model are exact in bfloat16."""
-    asked = Asked(controls=("reversed", "single_frame"), top_k=top_k)
-
-    exact = evaluate_model(reading(), captions, asked).values()
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = evaluate_model(reading(), captions, asked).values()
-
-    assert mixed == exact
+    assert tuple(blank.shape) == (1, 4, 3, 32, 32)
+    assert not blank.any()
 
 
 def test_a_question_answering_model_is_not_asked_to_rank(reading, questions):

@@ -1,17 +1,18 @@
 """Processes that share an evaluation: its results are those of one process, to the last bit."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from alpro.files import write_json
 from alpro.inference import encoding
 from alpro.models.alpro import Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.controls import Shuffle
+from tests.stages.conftest import contents
 
 CONTROLS = ["reversed", "shuffled", "single_frame"]
 
@@ -31,28 +32,21 @@ def test_two_processes_have_the_results_of_one(
     if task == "prompter":
         inputs["prompts"] = folders["prompts"]
     config = {"model_name": "mine", "controls": CONTROLS, **asked}
-    files = {}
-    for name in ("alone", "shared"):
+    shared = {"stage": "evaluate", "config": config, "resources": resources.model_dump()}
+    shared["inputs"] = {key: str(path) for key, path in inputs.items()}
+    for name in ("one", "two"):
         out = tmp_path / name / "out"
-        work = tmp_path / name / "work.json"
         out.mkdir(parents=True)
-        values = {
-            "inputs": {key: str(path) for key, path in inputs.items()},
-            "resources": resources.model_dump(),
-        }
-        work.write_text(
-            json.dumps({"stage": "evaluate", "config": config, "out": str(out), **values})
-        )
-        ends = (
-            [run_stage.main(work)] if name == "alone" else two_ranks(Path(run_stage.__file__), work)
-        )
-        assert set(ends) == {0}
-        files[name] = {
-            path.name: path.read_bytes()
-            for path in (work.with_name("result.json"), *out.rglob("*.*"))
-        }
-    assert files["alone"].keys() >= {"results.json", "scores.parquet"}
-    assert files["shared"] == files["alone"]
+        write_json(tmp_path / name / "work.json", shared | {"out": str(out)})
+
+    status = run_stage.main(tmp_path / "one" / "work.json")
+    both = two_ranks(Path(run_stage.__file__), tmp_path / "two" / "work.json")
+
+    assert {status, *both} == {0}
+    one = contents(tmp_path / "one")
+    assert one.keys() >= {"result.json", "out/results.json", "out/scores.parquet"}
+    one.pop("work.json")
+    assert contents(tmp_path / "two").items() >= one.items()
 
 
 @torch.no_grad()

@@ -43,13 +43,12 @@ def score(objective, gallery: Gallery, tokenizer, top_k: int = 0) -> dict[str, f
     """The scores of an evaluation, under the names of validation."""
     loaded = LoadedModel("", objective, tokenizer, 24)
     values = evaluate_model(loaded, gallery, Asked(top_k=top_k)).values()
-    prefixes = {"matching/": "validation/", "similarity/": "validation/vtc/"}
-    return {
-        prefix + name.removeprefix(ranker): value
-        for name, value in values.items()
-        for ranker, prefix in prefixes.items()
-        if name.startswith(ranker)
-    }
+    prefixes = {"matching": "validation/", "similarity": "validation/vtc/"}
+    scores = {}
+    for name, value in values.items():
+        ranker, _, metric = name.partition("/")
+        scores[prefixes[ranker] + metric] = value
+    return scores
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +71,11 @@ def several(corpus_of, tmp_path_factory):
 @torch.no_grad()
 def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     """By default: every video, every caption, every pair by the matching head."""
-    validate, select = validate_retrieval(
-        objective, several, tokenizer, config(Retrieval, ("several",))
-    )
+    asked = config(Retrieval, ("several",))
+    validate, select = validate_retrieval(objective, several, tokenizer, asked)
+
     actual = validate()
+
     expected = score(objective, Gallery.read(several["several"], "validation"), tokenizer)
     recalls = [expected[f"validation/{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
     assert actual["validation/mean_recall"] == pytest.approx(np.mean(recalls))
@@ -99,47 +99,44 @@ def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons,
     """Metrics are the means over the corpora, beside those of each; a corpus without validation
     videos has none."""
     corpora = several | {"lessons": lessons}
-    both = validate_retrieval(
-        objective, corpora, tokenizer, config(Retrieval, ("several", "few", "lessons"))
-    )[0]()
-    alone = [
-        validate_retrieval(objective, corpora, tokenizer, config(Retrieval, (name,)))[0]()
-        for name in several
-    ]
-    for name in alone[0]:
-        assert both[f"{name}/of/several"] == alone[0][name]
-        assert both[f"{name}/of/few"] == alone[1][name]
-        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
-    assert len(both) == 3 * len(alone[0])
+
+    def validated(*names):
+        validate, _ = validate_retrieval(objective, corpora, tokenizer, config(Retrieval, names))
+        return validate()
+
+    both = validated("several", "few", "lessons")
+
+    one = validated("several")
+    other = validated("few")
+    for name in one:
+        assert both[f"{name}/of/several"] == one[name]
+        assert both[f"{name}/of/few"] == other[name]
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2)
+    assert len(both) == 3 * len(one)
 
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
-    objective, lessons, tokenizer, tiny_model, tmp_path
+    objective, lessons, tokenizer, tmp_path
 ):
     inputs = {"lessons": lessons}
     with pytest.raises(InputError, match="captions"):
         validate_retrieval(objective, inputs, tokenizer, config(Retrieval, ("lessons",)))
     with pytest.raises(InputError, match="questions"):
         validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
-    prompter = PrompterObjective(Prompter(tiny_model(tokenizer.get_vocab_size())), MEAN, STD)
-    assert (
-        validate_contrast(
-            prompter, inputs, tokenizer, config(TrainPrompter, ("lessons",)), tmp_path
-        )
-        is None
-    )
+    asked = config(TrainPrompter, ("lessons",))
+    assert validate_contrast(objective, inputs, tokenizer, asked, tmp_path) is None
 
 
 @torch.no_grad()
 def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
     several, tokenizer, tiny_model, tmp_path
 ):
-    objective = PrompterObjective(
-        Prompter(tiny_model(tokenizer.get_vocab_size())).eval(), MEAN, STD
-    ).eval()
-    actual = validate_contrast(
-        objective, several, tokenizer, config(TrainPrompter, ("several",)), tmp_path
-    )()
+    prompter = Prompter(tiny_model(tokenizer.get_vocab_size()))
+    objective = PrompterObjective(prompter, MEAN, STD).eval()
+    asked = config(TrainPrompter, ("several",))
+
+    actual = validate_contrast(objective, several, tokenizer, asked, tmp_path)()
+
     gallery = Gallery.read(several["several"], "validation").first(500, 1)
     expected = score(objective, gallery, tokenizer)
     assert {name: actual[name] for name in expected} == expected
@@ -167,17 +164,18 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
     of 6 questions."""
     answers = ["ball", "box"]
     objective = always(1, 2)
-    validate, select = validate_qa(
-        objective, several, tokenizer, answers, config(Qa, ("several", "few"))
-    )
+    asked = config(Qa, ("several", "few"))
+    validate, select = validate_qa(objective, several, tokenizer, answers, asked)
+
     actual = validate()
+
     assert actual[f"{select}/of/several"] == pytest.approx(20)
     assert actual[f"{select}/of/few"] == pytest.approx(100 / 3)
     assert actual[select] == pytest.approx((20 + 100 / 3) / 2)
-    one = validate_qa(objective, several, tokenizer, answers, config(Qa, ("several",), videos=1))[
-        0
-    ]()
-    assert one == pytest.approx({"validation/qa/acc": 100.0, "validation/qa/acc_what": 100.0})
+
+    fewer = config(Qa, ("several",), videos=1)
+    validate, _ = validate_qa(objective, several, tokenizer, answers, fewer)
+    assert validate() == pytest.approx({"validation/qa/acc": 100, "validation/qa/acc_what": 100})
 
 
 def test_a_metric_that_one_corpus_lacks_is_the_mean_of_the_others():

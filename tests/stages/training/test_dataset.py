@@ -26,7 +26,9 @@ def sample_ids(data: TrainingDataset) -> list[str]:
 
 def assert_equal(one: Batch, other: Batch) -> None:
     """Two batches are the same, to the last bit."""
-    assert (one.step, one.kind, one.ids) == (other.step, other.kind, other.ids)
+    assert one.step == other.step
+    assert one.kind == other.kind
+    assert one.ids == other.ids
     for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "answers"):
         first = getattr(one, name)
         second = getattr(other, name)
@@ -71,7 +73,8 @@ def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
     clip = steps_of({"stills": stills}, 1, repeat_images=True)[0].frames
     frame = steps_of({"stills": stills}, 1, repeat_images=False)[0].frames
 
-    assert (clip.shape[1], frame.shape[1]) == (4, 1)
+    assert clip.shape[1] == 4
+    assert frame.shape[1] == 1
     assert torch.equal(clip, frame.expand_as(clip))
 
 
@@ -110,7 +113,8 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
 
     data = steps_of({"a": corpus_of(tmp_path, rows)}, 1, "caption", batch_size=6)
 
-    assert (len(data.sources[0]), data.skipped) == (6, 1)
+    assert len(data.sources[0]) == 6
+    assert data.skipped == 1
     batch = data[0]
     pairs = zip(batch.ids, map(tokenizer.decode, batch.text.tolist()), strict=True)
     expected = [(name, text) for name, texts in captions.items() for text in texts]

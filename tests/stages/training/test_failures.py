@@ -1,7 +1,6 @@
 """Failures during training: samples that cannot be read, a killed loading process or rank, a full
 disk."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.files import read_json, write_json
 from alpro.pipeline.execution import run_stage
 from alpro.shards.reader import read_index
 from alpro.stages.execution.interface import EXIT_INPUT_ERROR, Resources
@@ -32,7 +32,7 @@ def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
         run_stage.run = lambda work: stage()
         run_stage.start(folder / "work.json")
 
-    (folder / "work.json").write_text(json.dumps({"out": str(folder), "stage": "pretrain"}))
+    write_json(folder / "work.json", {"out": str(folder), "stage": "pretrain"})
     process = multiprocessing.get_context("fork").Process(target=program)
     process.start()
     process.join(60)
@@ -47,14 +47,8 @@ def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
     ("error", "status", "message"),
     [
         (RuntimeError("CUDA error: unspecified launch failure"), 1, "Traceback"),
-        (KeyboardInterrupt(), 1, "KeyboardInterrupt"),
         (SystemExit(0), 1, "SystemExit"),
-        (MemoryError(), EXIT_INPUT_ERROR, "accumulation_steps"),
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-            EXIT_INPUT_ERROR,
-            "checkpoint_activations",
-        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), EXIT_INPUT_ERROR, "checkpoint_activations"),
         (InputError("clips.tar: cut short"), EXIT_INPUT_ERROR, "clips.tar: cut short"),
     ],
 )
@@ -73,8 +67,12 @@ def test_any_error_ends_a_stage_with_loading_processes(
     assert message in (result.read_text() if result.exists() else capfd.readouterr().err)
 
 
-def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(clips, steps_of, resources):
+def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(
+    clips, steps_of, resources, monkeypatch
+):
     """And of nothing that the training process does meanwhile."""
+    # Seconds after which torch looks at its processes.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     others = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
     try:
@@ -98,11 +96,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
     assert broken.checkpoints == ["step-00000002", "step-00000003"]
     with full_disk(40_000):
         broken.kill(before=6)
-    output = capfd.readouterr().err
-    assert (
-        "no checkpoint written after step 4: File too large; a restart resumes from step 3"
-        in output
-    )
+    assert "no checkpoint written after step 4: File too large" in capfd.readouterr().err
     assert broken.checkpoints == ["step-00000002", "step-00000003"]
     broken.start()
     assert "continuing from step 3 of 8" in capfd.readouterr().err
@@ -115,9 +109,11 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, mo
             tokenizer.save(str(tmp_path / "tokenizer.json"))
 
     monkeypatch.setattr(run_stage, "run", write)
-    (tmp_path / "work.json").write_text(json.dumps({"out": str(tmp_path)}))
+    write_json(tmp_path / "work.json", {"out": str(tmp_path)})
+
     assert run_stage.main(tmp_path / "work.json") == EXIT_INPUT_ERROR
-    assert len(json.loads((tmp_path / "result.json").read_text())["error"].splitlines()) == 1
+
+    assert "\n" not in read_json(tmp_path / "result.json")["error"]
 
 
 @pytest.mark.parametrize("unit", ["sample", "caption"])
@@ -126,28 +122,28 @@ def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(
 ):
     """The official code puts another one there without a word (departure 7). It is no caption of
     the same sample."""
-    shutil.copytree(clips, tmp_path / "broken")
-    *broken, following = [row for row in read_index(clips).to_pylist() if row["split"] == "train"][
-        :3
-    ]
-    for row in broken:
-        content = bytearray((shard := tmp_path / "broken" / row["shard"]).read_bytes())
-        for offset, size in zip(row["frame_offsets"], row["frame_sizes"], strict=True):
-            content[offset : offset + min(size, 64)] = bytes(min(size, 64))
-        shard.write_bytes(content)
-    lost = [row["id"] for row in broken]
-    whole, mended = (
-        steps_of({"clips": folder}, 30, unit=unit) for folder in (clips, tmp_path / "broken")
-    )
+    folder = tmp_path / "broken"
+    shutil.copytree(clips, folder)
+    rows = [row for row in read_index(clips).to_pylist() if row["split"] == "train"]
+    for row in rows[:2]:
+        content = bytearray((folder / row["shard"]).read_bytes())
+        for offset in row["frame_offsets"]:
+            content[offset : offset + 64] = bytes(64)
+        (folder / row["shard"]).write_bytes(content)
+    lost = [row["id"] for row in rows[:2]]
+
+    whole = steps_of({"clips": clips}, 30, unit=unit)
+    mended = steps_of({"clips": folder}, 30, unit=unit)
+
     replaced = 0
-    for one, other in zip(
-        map(whole.__getitem__, range(30)), map(mended.__getitem__, range(30)), strict=True
-    ):
-        gone = [name for name in one.ids if name in lost]
-        assert [
-            line.partition(", frame ")[0].rpartition(": ")[2] for line in other.unreadable
-        ] == gone
-        assert other.ids == [following["id"] if name in lost else name for name in one.ids]
+    for step in range(30):
+        batch = mended[step]
+        ids = whole[step].ids
+        gone = [name for name in ids if name in lost]
+        assert batch.ids == [rows[2]["id"] if name in lost else name for name in ids]
+        assert len(batch.unreadable) == len(gone)
+        for name, line in zip(gone, batch.unreadable, strict=True):
+            assert f": {name}, frame " in line
         replaced += len(gone)
     assert replaced > (2 if unit == "sample" else 0)
 
@@ -185,21 +181,16 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp
     resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
     work = tmp_path / "work.json"
     result = tmp_path / "result.json"
-    work.write_text(
-        json.dumps({"out": str(tmp_path / "out"), "inputs": {}, "resources": resources})
-    )
+    write_json(work, {"out": str(tmp_path / "out"), "inputs": {}, "resources": resources})
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
-    command += [
-        Path(__file__).with_name("part_of_a_failure.py"),
-        work,
-        how,
-    ]  # all ranks end with the job
+    command += [Path(__file__).with_name("part_of_a_failure.py"), work, how]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
     message = ended.stderr
     assert ended.returncode != 0
     if how == "input-error":  # the launcher prints it
         assert result.exists(), message
-        assert json.loads(result.read_text()) == {"error": output}
+        assert read_json(result) == {"error": output}
         return
-    assert (output in message, result.exists()) == (True, False)
+    assert output in message
+    assert not result.exists()

@@ -56,9 +56,7 @@ def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     if interrupted:
         run.interrupt(4)
-    with pytest.raises(
-        InputError, match=r"not finite in 5 consecutive steps, the last being step 6;"
-    ):
+    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, .* step 6;"):
         run.start()
 
 
@@ -81,12 +79,8 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
     final = chosen.start()
     assert final == {"validation/score": 3.0, "selected_step": 4.0}
     assert all(torch.equal(weight, seen[1][name]) for name, weight in chosen.weights.items())
-    assert [line["validation/score"] for line in chosen.lines if "validation/score" in line] == [
-        1.0,
-        3.0,
-        2.0,
-        3.0,
-    ]
+    lines = [line for line in chosen.lines if "validation/score" in line]
+    assert [line["validation/score"] for line in lines] == [1.0, 3.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +146,7 @@ def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowe
         run.start()
         assert run.lines[-1]["train/unreadable"] == count
     else:
-        with pytest.raises(
-            InputError,
-            match=r"10 of 16 examples cannot be read, more than max_unreadable_share = 0.6",
-        ):
+        with pytest.raises(InputError, match="10 of 16 examples cannot be read, more than"):
             run.start()
 
 
@@ -178,14 +169,12 @@ def step(training, tmp_path):
     without clipping."""
 
     def take(objective, batch, parts=1, contrast="batch"):
-        config = training(
-            accumulation_steps=parts, contrast=contrast, max_grad_norm=1e9, log_every=1
-        )
+        pieces = {"accumulation_steps": parts, "contrast": contrast}
+        config = training(max_grad_norm=1e9, log_every=1, **pieces)
         run = run_of(objective, config, tmp_path)
         run.update(batch)
-        return run.mean.read(), {
-            name: p.grad for name, p in objective.named_parameters() if p.grad is not None
-        }
+        gradients = {name: p.grad for name, p in objective.named_parameters()}
+        return run.mean.read(), {name: g for name, g in gradients.items() if g is not None}
 
     return take
 
@@ -207,20 +196,16 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
     """Masked words, kept samples, valid negatives and known answers differ in number between the
     micro-batches, and two captions of one video are in different ones."""
     weights = WEIGHTS | ({off: 0.0} if off else {})
-    batch = whole_batch()
     pool = 8 // parts
     name += f" {pool}" if "pools" in name else ""
-    expected_metrics, expected = step(
-        objective_of(name, weights=weights, pool=pool), replace(batch)
-    )
-    metrics, gradients = step(
-        objective_of(name, weights=weights, pool=pool), replace(batch), parts, contrast
-    )
+    one, other = (objective_of(name, weights=weights, pool=pool) for _ in range(2))
+
+    expected_metrics, expected = step(one, whole_batch())
+    metrics, gradients = step(other, whole_batch(), parts, contrast)
+
     assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
-    assert gradients.keys() == expected.keys()
     assert len(gradients) > 20
-    for key, gradient in expected.items():
-        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -235,15 +220,11 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
     ],
 )
 def test_contrast_over_the_batch_is_refused_where_it_cannot_be(stage, values, key):
-    values = {
-        "phases": [{"corpora": ["clips"], "steps": 1}],
-        "accumulation_steps": 2,
-        "contrast": "batch",
-        **values,
-    }
+    values = {"accumulation_steps": 2, "contrast": "batch", "batch_size": 8, **values}
+    phases = [{"corpora": ["clips"], "steps": 1}]
     if key:
         with pytest.raises(ValidationError, match=key):
-            stage(batch_size=8, **values)
+            stage(phases=phases, **values)
     else:
-        config = stage(batch_size=8, **values)
+        config = stage(phases=phases, **values)
         assert config.contrasts_whole_batch == (config.accumulation_steps == 2)

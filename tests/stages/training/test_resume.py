@@ -24,10 +24,7 @@ OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
 def assert_same(one, other) -> None:
     """Two runs ended with the same weights to the last bit, and the same lines of metrics."""
-    differing = [
-        name for name, weight in one.weights.items() if not torch.equal(weight, other.weights[name])
-    ]
-    assert differing == []
+    torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0)
     assert one.lines == other.lines
 
 
@@ -50,8 +47,10 @@ def test_an_interrupted_run_has_the_same_weights_and_metrics(
     whole, broken = (new_run(name, objective, dropout, **settings) for name in ("whole", "broken"))
     whole.start()
     assert [line["step"] for line in whole.lines] == [2, 4, 6, 8]
+
     for before in stops:
         broken.interrupt(before)
+
     assert broken.checkpoints[-1] == f"step-{stops[-1] + 1:08d}"  # the step under way is finished
     broken.start()
     assert_same(whole, broken)
@@ -64,9 +63,8 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_rewrites_metrics(
     broken = new_run("broken", run=OFTEN)
     broken.kill(before=5)
     with open(broken.out / "metrics.jsonl", "a") as file:
-        file.write(
-            '{"step": 6, "time": 0, "train/loss": 1.5}\n{"step": 6, "ti'
-        )  # cut off while it was written
+        file.write('{"step": 6, "time": 0, "train/loss": 1.5}\n')
+        file.write('{"step": 6, "ti')  # cut off while it was written
     with monkeypatch.context() as patch:  # ranks that see different files
         patch.setattr(loop, "all_reduce_max", lambda values, device: [5, -4])
         with pytest.raises(InputError, match="checkpoints of steps 4 and 5"):
@@ -94,22 +92,29 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def in_state(text: str, shift: int):
-    return lambda file: damage(file, file.read_text().index(text) + shift)
+def damage_first(file: Path) -> None:
+    damage(file, 0)
+
+
+def damage_last(file: Path) -> None:
+    damage(file, -1)
+
+
+def damage_step(file: Path) -> None:
+    damage(file, file.read_text().index('"step": 6') + 8)
 
 
 @pytest.mark.parametrize(
     ("file", "spoil", "count"),
     [
-        ("model.safetensors", lambda file: damage(file, 0), 1),
-        ("model.safetensors", lambda file: damage(file, 0), 2),
-        ("optimizer.safetensors", lambda file: damage(file, -1), 1),
+        ("model.safetensors", damage_first, 1),
+        ("model.safetensors", damage_first, 2),
+        ("optimizer.safetensors", damage_last, 1),
+        ("state.json", damage_step, 1),
         ("state.json", Path.unlink, 1),
-        ("state.json", in_state('"step": 6', 8), 1),
-        ("state.json", in_state('"skipped_in_row"', 3), 1),
         ("sums.json", Path.unlink, 1),
     ],
-    ids=["the first bit", "of both", "the last bit", "missing", "a value", "a name", "no sums"],
+    ids=["the first bit", "of both", "the last bit", "a value", "missing", "no sums"],
 )
 def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
     killed, new_run, file, spoil, count, capfd
@@ -121,14 +126,12 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
     assert broken.checkpoints == ["step-00000005", "step-00000006"]
     for name in broken.checkpoints[-count:]:
         spoil(broken.out / "checkpoints" / name / file)
-    other = broken.build()  # of another rank, which reads the same and deletes nothing
-    state = (
-        Checkpoints(broken.out / "checkpoints").restore(
-            other, build_optimizer(other, broken.config), rank=1
-        )
-        or {}
-    )
-    assert (state.get("step"), len(broken.checkpoints)) == (5 if count == 1 else None, 2)
+    # Another rank reads the same and deletes nothing.
+    other = broken.build()
+    optimizer = build_optimizer(other, broken.config)
+    state = Checkpoints(broken.out / "checkpoints").restore(other, optimizer, rank=1)
+    assert (state["step"] if state else None) == (5 if count == 1 else None)
+    assert len(broken.checkpoints) == 2
     capfd.readouterr()
     broken.start()
     output = capfd.readouterr().err
@@ -159,9 +162,9 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
     trial = new_run("trial", run=run, validation={"times": 4})
     trial.start()
     peak = [line["validation/moved"] for line in trial.lines if "validation/moved" in line][1]
-    whole, broken = (
-        new_run(name, run=run, validation={"times": 4}) for name in ("whole", "broken")
-    )
+    whole = new_run("whole", run=run, validation={"times": 4})
+    broken = new_run("broken", run=run, validation={"times": 4})
+
     final = whole.start()
     assert final["selected_step"] == 4
     broken.interrupt(before)
@@ -171,13 +174,11 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
 
 def test_corrupt_best_weights_are_an_error(new_run):
     scores = iter([2.0, 1.0, 0.5, 0.1])
-    validate = {
-        "validate": lambda _: {"validation/score": next(scores)},
-        "select": "validation/score",
-    }
-    run = new_run("run", run=validate, validation={"times": 4})
+    validate = lambda _: {"validation/score": next(scores)}  # noqa: E731
+    chosen = {"validate": validate, "select": "validation/score"}
+    run = new_run("run", run=chosen, validation={"times": 4})
     run.interrupt(5)
-    damage(run.out / "checkpoints" / "best-00000002.safetensors", -1)
+    damage_last(run.out / "checkpoints" / "best-00000002.safetensors")
     with pytest.raises(InputError, match=r"best-00000002.safetensors: corrupt"):
         run.start()
 
@@ -186,21 +187,20 @@ def test_corrupt_best_weights_are_an_error(new_run):
     "every", [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
 )
 def test_training(new_run, power_cuts, every):
-    validate = {
-        "validate": lambda model: {"score": float(sum(p.sum() for p in model.parameters()))},
-        "select": "score",
-    }
-    run = new_run("run", steps=3, run={**validate, "checkpoint_interval": 1e-9}, log_every=1)
+    def validate(model):
+        return {"score": float(sum(weight.sum() for weight in model.parameters()))}
+
+    chosen = {"validate": validate, "select": "score"}
+    run = new_run("run", steps=3, run=chosen | OFTEN, log_every=1)
     step = Step("train_prompter", "train_prompter", StageConfig())
 
     def train(_, out):
         run.out = out
         metrics = run.start()
         write_tensors(trainable(run.trained), out / "model.safetensors")
-        lines = {
-            f"{line['step']}/{name}": value for line in run.lines for name, value in line.items()
-        }
-        return Outcome({}, metrics | lines)
+        for line in run.lines:
+            metrics |= {f"{line['step']}/{name}": value for name, value in line.items()}
+        return Outcome({}, metrics)
 
     with torch.random.fork_rng():
         assert power_cuts(step, train, every, ["model.safetensors"]) > 60

@@ -2,13 +2,13 @@
 normalization, initial weights."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro
-from alpro.models.attention import Mlp
 from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
@@ -16,7 +16,9 @@ from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import loop, stage
 from alpro.stages.training.stage import measure_preprocessing
+from tests.stages.conftest import run_stage
 
+PHASES = [{"corpora": ["clips"], "steps": 1}]
 NO_LOSSES = dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 0.0)
 
 
@@ -26,20 +28,16 @@ def pretrained(clips, vocabulary, tiny_model, tmp_path, resources):
     with."""
 
     def run(name, **config):
-        (tmp_path / name).mkdir()
         values = {
-            "phases": [{"corpora": ["clips"], "steps": 1}],
+            "phases": PHASES,
             "model": tiny_model(),
             "weights": NO_LOSSES,
+            "batch_size": 2,
+            "max_text_tokens": 16,
+            "validation": {"videos": 2},
         }
-        values |= {"batch_size": 2, "max_text_tokens": 16, "validation": {"videos": 2}}
         inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips}
-        pretrain.run(
-            pretrain.Config.model_validate(values | config),
-            pretrain.Inputs.of(inputs),
-            tmp_path / name,
-            resources,
-        )
+        run_stage(pretrain, inputs, tmp_path / name, resources, **values | config)
         return ModelBundle.from_pretrained(tmp_path / name / "model")
 
     return run
@@ -50,16 +48,9 @@ def tuned(folders, clips, tmp_path, resources):
     """tuned(stage, **config): the outcome of a step of fine-tuning, and the model."""
 
     def run(stage, **config):
-        (tmp_path / "tuned").mkdir()
-        values = {"phases": [{"corpora": ["clips"], "steps": 1}], "frames": 2, "batch_size": 2}
-        values |= {"validation": {"videos": 2}, **config}
+        values = {"phases": PHASES, "frames": 2, "batch_size": 2, "validation": {"videos": 2}}
         inputs = {"model": folders["pretrain"], "clips": clips}
-        outcome = stage.run(
-            stage.Config.model_validate(values),
-            stage.Inputs.of(inputs),
-            tmp_path / "tuned",
-            resources,
-        )
+        outcome = run_stage(stage, inputs, tmp_path / "tuned", resources, **values | config)
         return outcome, ModelBundle.from_pretrained(tmp_path / "tuned" / "model")
 
     return run
@@ -78,60 +69,44 @@ def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeyp
 
 # Another value of each key of pre-training that decides its weights, in two steps from scratch.
 EFFECTS = {
-    **{
-        "phases": [{"corpora": ["clips"], "steps": 3}],
-        "seed": 1,
-        "batch_size": 4,
-        "accumulation_steps": 2,
-    },
-    **{
-        "lr": 2e-3,
-        "warmup_ratio": 0.9,
-        "min_lr_ratio": 0.5,
-        "weight_decay": 0.1,
-        "max_grad_norm": 0.01,
-    },
-    **{"max_text_tokens": 6, "sampling": "random", "random_crop": 0.5, "augmentation": "official"},
-    **{
-        "mixed_precision": False,
-        "optimizer": "muon",
-        "normalization": "half",
-        "negative_pool_size": 2,
-    },
-    **{"weights": {"pem": 0.0, "mlm": 0.5}, "mlm_probability": 0.5, "negatives": "uniform"},
+    "phases": [{"corpora": ["clips"], "steps": 3}],
+    "seed": 1,
+    "batch_size": 4,
+    "accumulation_steps": 2,
+    "lr": 2e-3,
+    "warmup_ratio": 0.9,
+    "min_lr_ratio": 0.5,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.01,
+    "max_text_tokens": 6,
+    "sampling": "random",
+    "random_crop": 0.5,
+    "augmentation": "official",
+    "mixed_precision": False,
+    "optimizer": "muon",
+    "normalization": "half",
+    "negative_pool_size": 2,
+    "weights": {"pem": 0.0, "mlm": 0.5},
+    "mlm_probability": 0.5,
+    "negatives": "uniform",
 }
 # These have no effect on the weights, or need images, accumulation, a prompter or other files: see
 # their own tests.
-OTHERS = {
-    "log_every",
-    "max_unreadable_share",
-    "repeat_images",
-    "contrast",
-    "threshold",
-    "start",
-    "vit",
-    "bert",
-}
+OTHERS = {"log_every", "max_unreadable_share", "repeat_images", "contrast", "threshold", "start"}
+OTHERS |= {"vit", "bert", "model", "validation"}
 
 
 def test_every_key_has_an_effect(pretrained, monkeypatch):
     monkeypatch.setattr("alpro.models.precision.WIDE", 1)
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: True)
-    assert EFFECTS.keys() | OTHERS | {"model", "validation"} == pretrain.Config.model_fields.keys()
-    base = {
-        "phases": [{"corpora": ["clips"], "steps": 2}],
-        "batch_size": 8,
-        "lr": 1e-3,
-        "weights": {"pem": 0.0},
-    }
+    assert EFFECTS.keys() | OTHERS == pretrain.Config.model_fields.keys()
+    base = {"phases": [{"corpora": ["clips"], "steps": 2}], "batch_size": 8, "lr": 1e-3}
+    base["weights"] = {"pem": 0.0}
     before = weights(pretrained("base", **base))
     assert torch.equal(before, weights(pretrained("again", **base)))
-    unchanged = [
-        k
-        for k, v in EFFECTS.items()
-        if torch.equal(before, weights(pretrained(k, **base | {k: v})))
-    ]
-    assert unchanged == []
+    for key, value in EFFECTS.items():
+        after = weights(pretrained(key, **base | {key: value}))
+        assert not torch.equal(before, after), key
 
 
 def test_a_start_decides_the_initial_weights_and_not_the_seed(pretrained, tmp_path):
@@ -147,21 +122,15 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
     """Also one with as many: its word embeddings are of the same shape, and of other words. Which
     encoders differ is in tests/models/test_folder.py."""
     size = tokenizer.get_vocab_size()
-    words = train_tokenizer(
-        {f"{a}{b}{c}": 2 for a in "abcdefgh" for b in "xyzuvw" for c in "qrstop"}, size
-    )
+    triples = product("abcdefgh", "xyzuvw", "qrstop")
+    words = train_tokenizer({"".join(letters): 2 for letters in triples}, size)
     assert words.get_vocab_size() == size
     shape = tiny_model(size)
-    other = shape.model_copy(
-        update={"video": shape.video.model_copy(update={"activation": "quick_gelu"})}
-    )
-    for name, start in {
-        "other word pieces": (shape, words),
-        "activation is gelu": (other, tokenizer),
-    }.items():
-        folder = ModelBundle(
-            "pretrain", Alpro(start[0], 8), start[1], entities=[str(n) for n in range(8)]
-        )
+    video = shape.video.model_copy(update={"activation": "quick_gelu"})
+    other = shape.model_copy(update={"video": video})
+    starts = {"other word pieces": (shape, words), "activation is gelu": (other, tokenizer)}
+    for name, (config, own) in starts.items():
+        folder = ModelBundle("pretrain", Alpro(config, 8), own, entities=list("abcdefgh"))
         folder.save_pretrained(tmp_path / name)
         with pytest.raises(InputError, match=f"^pretrain.start: .*{name}"):
             pretrained(f"from {name}", start=str(tmp_path / name))
@@ -172,11 +141,7 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
 ):
     """As on a GPU, or on a processor that has it; the weights stay float32."""
     monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
-    seen = set[torch.dtype]()
-    forward = Mlp.forward
-    monkeypatch.setattr(
-        Mlp, "forward", lambda self, x: seen.add((y := forward(self, x)).dtype) or y
-    )
+
     outcome, folder = tuned(finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4)
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
@@ -184,7 +149,6 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     assert cut.startswith("clips: 131 of 132 captions have more than max_text_tokens = 4 tokens")
     logged = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
     assert logged[-1:] == [f"warning: {line}" for line in outcome.warnings]
-    assert torch.bfloat16 in seen
     assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
 
@@ -197,32 +161,26 @@ def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, tuned
 
 @pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(stage, tuned):
-    folder = tuned(stage, max_text_tokens=11)[1]
-    assert (folder.entities, folder.model.pem_head, folder.model.mlm_head) == (
-        [],
-        None,
-        None,
-    )  # not trained any more
+    _, folder = tuned(stage, max_text_tokens=11)
+
+    assert folder.entities == []  # not trained any more
+    assert folder.model.pem_head is None
+    assert folder.model.mlm_head is None
     assert folder.preprocessing.max_text_tokens == 11
     assert folder.model.config.video.frames == 2
 
 
 def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
     """Also one of as many, whose classes would be others."""
-    start = ModelBundle(
-        "qa",
-        Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2),
-        tokenizer,
-        answers=["a", "b"],
-    )
-    heads = [
-        stage.build_fine_tuned(start, 2, torch.device("cpu"), answers).qa_head[2]
-        for answers in (["a", "b"], ["b", "a"])
-    ]
-    assert [torch.equal(head.weight, start.model.qa_head[2].weight) for head in heads] == [
-        True,
-        False,
-    ]
+    model = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=2)
+    start = ModelBundle("qa", model, tokenizer, answers=["a", "b"])
+
+    def build_head(*answers):
+        model = stage.build_fine_tuned(start, 2, torch.device("cpu"), list(answers))
+        return model.qa_head[2].weight
+
+    assert torch.equal(build_head("a", "b"), model.qa_head[2].weight)
+    assert not torch.equal(build_head("b", "a"), model.qa_head[2].weight)
 
 
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path):
