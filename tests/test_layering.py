@@ -94,12 +94,6 @@ def test_imports_between_the_folders_of_a_room_run_one_way():
         assert inside <= {*order[: order.index(file.parts[1]) + 1]}, file
 
 
-def test_the_folders_of_a_room_have_an_order():
-    for room, order in FOLDERS_IN_ORDER.items():
-        folders = {file.parent.name for file in (ROOT / room).glob("*/*.py")}
-        assert folders == set(order)
-
-
 def test_only_one_place_imports():
     for package, places in ONLY_IN.items():
         users = [str(file) for file, names in modules().items() if package in packages(names)]

@@ -53,17 +53,6 @@ def test_a_stage_stands_for_what_the_last_run_built_or_found(name, build, run, t
     assert found(name, tmp_path) == first
 
 
-def test_a_line_says_which_artifact_a_stage_stands_for(build, run, tmp_path, capsys):
-    build("finetune_qa", "ab")
-    run(finetune_qa="ab")
-
-    find_artifact("finetune_qa", tmp_path)
-    find_artifact("abab", tmp_path)
-
-    line = "finetune_qa: abababab (sample, 2026-02-01 10:20)\n"
-    assert capsys.readouterr().err == line
-
-
 def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(build, run, tmp_path):
     plain = build("finetune_qa", "ab")
     changed = build("finetune_qa", "cd")

@@ -45,7 +45,6 @@ def sha256(content: bytes) -> str:
     ("file", "content"),
     [
         ("items.jsonl", ROW % ("a", "that")),
-        ("items.jsonl", ROW % ("a", "a") + ROW % ("b", "b") + ROW % ("c", "new")),
         ("items.jsonl", ROW % ("a", "a") + ROW % ("b", "b") + "no JSON\n"),
         ("a.mp4", "other contents"),
         ("b.mp4", None),

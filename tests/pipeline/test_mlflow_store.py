@@ -35,11 +35,6 @@ def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, origi
         Tracker.open(store_uri(other), other, "another experiment")
 
 
-def test_a_workspace_that_stays_or_has_no_store_is_accepted(original):
-    check_store(original)
-    check_store(original / "nowhere")
-
-
 def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):
     """Some of its tables would be there, and MLflow would fail for ever to create the others."""
     monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", Mock(side_effect=KeyboardInterrupt))

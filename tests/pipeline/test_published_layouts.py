@@ -1,5 +1,5 @@
-"""Each published data set, in the files and folders in which its authors distribute it: what `alpro
-data check` says of it, and the rows of an import."""
+"""Each published data set, in the files and folders in which its authors distribute it, and the
+rows of its import."""
 
 import json
 import tomllib
@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.pipeline.cli.main import execute
 from alpro.shards.sources.manifest import Manifest, import_source
 
 LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text("utf-8"))
@@ -53,14 +52,3 @@ def test_a_data_set_is_read_as_its_authors_distribute_it(name, write_layout, tmp
 
     assert read_rows(manifest) == sorted(LAYOUTS[name]["rows"])
     assert manifest.about["rejects"] == 0
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_check_says_how_many_items_of_which_splits_a_data_set_has(name, write_layout, capsys):
-    rows = LAYOUTS[name]["rows"]
-
-    execute(["data", "check", str(write_layout(name)), "--samples", "1"])
-
-    out = capsys.readouterr().out
-    assert f"{len(rows)} items" in out
-    assert ("splits: named" in out) == any(split for _, split, _ in rows)

