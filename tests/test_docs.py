@@ -165,16 +165,7 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         assert settings.name == config
         assert not stage or import_module(f"alpro.stages.{stage}").needs(settings)
     if command is study and given["file"] != "FILE":
-        described = load_study(given["file"])
-        data = str(tmp_path) if source.data else ""
-        for changes in described.variants.values():
-            assert configure(
-                config or described.config,
-                *described.changes,
-                *source.set,
-                *changes,
-                data=data,
-            )
+        assert load_study(given["file"])
 
 
 def test_toml_on_the_pages_is_a_configuration_or_a_study(tmp_path):

@@ -278,16 +278,24 @@ STAGES += EVALUATED
 RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 
 
-def newest_runs() -> tuple[Any, dict[UUID, Any]]:
-    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded
-    their final states."""
+def newest_run() -> tuple[Any, Any]:
+    """Prefect's run of the newest pipeline, and the filter that selects it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
 
     with get_client(sync_client=True) as client:
         (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    return run, FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+
+def newest_runs() -> tuple[Any, dict[UUID, Any]]:
+    """Prefect's run of the newest pipeline and those of its steps, once the server has recorded
+    their final states."""
+    from prefect.client.orchestration import get_client
+
+    run, only = newest_run()
+    with get_client(sync_client=True) as client:
 
         def recorded() -> list[Any]:
             found = client.read_task_runs(flow_run_filter=only)

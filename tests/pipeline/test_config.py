@@ -261,7 +261,7 @@ def keys(values: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
             yield from keys(value, (*parents, str(key)))
 
 
-@pytest.mark.parametrize("value", ["3", "-1", "x", "[]", "[1]", "{}", "true", "nan", "2026-01-01"])
+@pytest.mark.parametrize("value", ["-1", "x", "[1]", "{}", "nan", "2026-01-01"])
 def test_any_value_of_any_key_is_accepted_or_a_line_in_our_words(value):
     every_key = [*keys(configure(TINY).model_dump(mode="json")), "corpora.clips.columns.line"]
     for key in every_key:

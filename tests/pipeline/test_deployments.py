@@ -11,9 +11,7 @@ import httpx
 import prefect
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas import FlowRun, State
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas import State
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
 from alpro.errors import InputError
@@ -23,6 +21,7 @@ from tests.pipeline.conftest import (
     TINY,
     in_process,
     last_run,
+    newest_run,
     runs,
     states_of,
 )
@@ -163,18 +162,12 @@ def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
         assert Path(folders["train_tokenizer"]).samefile(first["train_tokenizer"])
 
 
-def newest_flow_run() -> FlowRun:
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-    return run
-
-
 def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatch, caplog):
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
     changes = ["finetune_retrieval.lrr=1"]
     with pytest.raises(InputError, match="did you mean 'lr'"):
         flow.alpro(TINY, changes=changes)
-    run = newest_flow_run()
+    run, _ = newest_run()
     assert run.state.type.value == "FAILED"
     assert "did you mean 'lr'" in run.state.message
     assert "\n" not in run.state.message
@@ -184,7 +177,7 @@ def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatc
 def test_a_run_of_prefect_shows_its_results(first, workspace, monkeypatch):
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
     flow.alpro(TINY)
-    only = FlowRunFilter(id=FlowRunFilterId(any_=[newest_flow_run().id]))
+    _, only = newest_run()
     with get_client(sync_client=True) as client:
         (artifact,) = client.read_artifacts(flow_run_filter=only)
     assert (artifact.key, artifact.type) == ("results", "markdown")

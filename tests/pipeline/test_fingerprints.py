@@ -82,6 +82,15 @@ def test_every_shipped_configuration_is_recorded():
     assert json.loads(RECORDED.read_text()).keys() == set(names())
 
 
+def test_the_papers_pretraining_comes_first_in_each_of_its_tasks():
+    recorded = json.loads(RECORDED.read_text())
+    of_the_paper = [name for name in STARTS if DATA.get(name, ())[1:] == ("webvid", "cc3m")]
+
+    assert len(of_the_paper) == 4
+    for name in of_the_paper:
+        assert recorded["webvid_cc3m"].items() <= recorded[name].items()
+
+
 @pytest.mark.parametrize("name", names())
 def test_no_fingerprint_changed(name, tmp_path):
     recorded = json.loads(RECORDED.read_text())[name]

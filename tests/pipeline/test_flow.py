@@ -181,15 +181,11 @@ def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, workspace):
     names = {f"{name} · {Path(folder).name[:8]}" for name, folder in first.items()}
     assert {run.name for run in tasks.values()} == names
     assert {run.state.name for run in tasks.values()} == {"Cached"}
-    steps = {key: run.name.split(" · ")[0] for key, run in tasks.items()}
-    arrows = set()
-    for key, run in tasks.items():
-        for sources in run.task_inputs.values():
-            arrows |= {(steps[source.id], steps[key]) for source in sources}
-    plan = plan_of(TINY, workspace=workspace)
-    assert arrows == {
-        (other.name, step.name) for step in plan.steps for other in step.inputs.values()
-    }
+    (last,) = (run for run in tasks.values() if run.name.startswith("evaluate qa"))
+    inputs = set()
+    for sources in last.task_inputs.values():
+        inputs |= {tasks[source.id].name.split(" · ")[0] for source in sources}
+    assert inputs == {"finetune_qa", "decode_videos clips"}
 
 
 def built_in(workspace: Path, changes: list[str], stage: str = "") -> set[str]:

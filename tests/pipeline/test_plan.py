@@ -4,9 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -18,13 +16,11 @@ from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.corpora import decode_step, index_step
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
-from alpro.pipeline.plan.plan import required
 from alpro.pipeline.store.step import Step
-from alpro.stages import CORPUS_STAGES, STAGES, cache_prompts
+from alpro.stages import cache_prompts
 from tests.conftest import REVISION
 from tests.pipeline.conftest import TINY, of_shards
 from tests.plans import plan_of
-from tests.stages.conftest import write_manifest
 
 Plan = Callable[..., dict[str, Step]]
 SCRATCH = "pretrain.start=scratch"
@@ -63,26 +59,6 @@ def write(file: Path, content: str) -> None:
 # Steps and their inputs.
 
 
-def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, tmp_path):
-    """Of the sample, and of existing shards and other data: together they have every input."""
-    (tmp_path / "a.tar").write_bytes(b"shard")
-    rows = [{"id": "wall", "captions": ["wall"], "split": "train"}]
-    data = Corpus(data=str(write_manifest(tmp_path / "data", rows)))
-    steps = [*steps_of().values(), *steps_of(config=of_shards(tmp_path, tmp_path)).values()]
-
-    given: dict[str, set[str]] = {stage: set() for stage in STAGES}
-    for step in [*steps, decode_step("walls", data, digests)]:
-        locations = {name: Path(other.name) for name, other in step.inputs.items()}
-        inputs = step.module.Inputs.of(locations | dict(step.given))
-        corpora = {name for name, other in step.inputs.items() if other.stage in CORPUS_STAGES}
-        assert getattr(inputs, "corpora", {}).keys() == corpora
-        given[step.stage] |= {name for name, value in inputs if value}
-
-    for stage in STAGES:
-        declared = import_module(f"alpro.stages.{stage}").Inputs.model_fields
-        assert given[stage] == {*declared}
-
-
 @pytest.mark.parametrize(
     ("inputs", "name"),
     [({}, "vocabulary"), ({"vocabulary": Path("a"), "words": Path("b")}, "words")],
@@ -90,25 +66,6 @@ def test_the_steps_have_the_inputs_that_their_stages_declare(steps_of, digests, 
 def test_an_input_that_is_missing_or_unknown_is_named(inputs, name):
     with pytest.raises(InputError, match=f"cache_prompts: input {name}"):
         cache_prompts.Inputs.of(inputs)
-
-
-@pytest.mark.parametrize(
-    ("exist", "expected"),
-    # What a result that exists was computed from is not needed; an artifact that exists is listed
-    # also where no step needs it; if b exists, c needs a.
-    [("", "abcd"), ("d", "d"), ("ad", "ad"), ("c", "cd"), ("ac", "acd"), ("b", "abcd")],
-)
-def test_an_input_is_built_only_for_a_step_that_runs(exist, expected):
-    def step(name: str, *inputs: SimpleNamespace) -> SimpleNamespace:
-        sources = {other.fingerprint: other for other in inputs}
-        return SimpleNamespace(fingerprint=name, inputs=sources)
-
-    a = step("a")
-    b = step("b")
-    c = step("c", a, b)
-    store = SimpleNamespace(find=lambda step: step.fingerprint in exist)
-    steps = required([a, b, c, step("d", c)], store)
-    assert "".join(step.fingerprint for step in steps) == expected
 
 
 def test_with_a_clip_as_it_is_no_prompter_is_trained(steps_of):

@@ -61,10 +61,10 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
         worse = (luck < 0.15) & ~better
         return paired_difference(100.0 * worse, 100.0 * better, clips)
 
-    sentences = " ".join(verdict("a", "b", row, draw(0.0)) for _ in range(10))
+    sentences = " ".join(verdict("a", "b", row, draw(0.0)) for _ in range(5))
     shown = re.findall(r"of ([\d.]+) points", sentences)
     smallest = float(np.mean([float(points) for points in shown])) / 100
-    power = np.mean([draw(smallest).p < 0.05 for _ in range(100)])
+    power = np.mean([draw(smallest).p < 0.05 for _ in range(50)])
 
     assert 0.65 < power < 0.95
 
