@@ -148,30 +148,20 @@ def test_a_wheel_contains_the_package_and_its_data_alone(tmp_path):
         shutil.copytree(ROOT / name, source / name, ignore=ignored, symlinks=name == "alpro")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "wheel",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*build, "--no-build-isolation", "--wheel-dir", tmp_path, source], check=True)
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    build = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", tmp_path, source]
+    subprocess.run(build, check=True)
+
     (wheel,) = tmp_path.glob("*.whl")
-    every = zipfile.ZipFile(wheel).namelist()
-    names = {name for name in every if ".dist-info/" not in name}
-    assert any(
-        name.endswith(".dist-info/licenses/LICENSE") for name in every
-    )  # beside exported code
-    files = {
-        path.relative_to(ROOT)
-        for name in folders
-        for path in (ROOT / name).rglob("*")
-        if path.is_file()
-    }
-    files = {path for path in files if "__pycache__" not in path.parts}
-    assert names == {
-        (path if path.parts[0] == "alpro" else "alpro" / path).as_posix() for path in files
-    }
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    described = {name for name in names if ".dist-info/" in name}
+    files = set()
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                name = path.relative_to(ROOT).as_posix()
+                files.add(name if folder == "alpro" else f"alpro/{name}")
+    assert names - described == files
+    # Beside exported code.
+    assert any(name.endswith("/licenses/LICENSE") for name in described)

@@ -74,21 +74,20 @@ def test_a_part_of_a_task_has_a_time_limit(run):
     assert results["hang in an item"].timed_out
 
 
-def test_an_exception_is_raised_with_the_traceback_of_the_process(run):
-    with pytest.raises(ValueError, match="no") as raised:
-        list(run(["raise"], behave))
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("raise", ValueError, "no"),
+        ("raise for the user", InputError, "no such column"),
+        ("raise an odd error", RuntimeError, "1 and 2"),  # which cannot be sent
+    ],
+)
+def test_an_exception_is_raised_with_the_traceback_of_the_process(how, error, message, run):
+    with pytest.raises(error, match=message) as raised:
+        list(run([how], behave))
 
-    assert "in behave" in raised.value.__notes__[0]
-
-
-def test_an_error_of_the_user_is_raised_as_it_is(run):
-    with pytest.raises(InputError, match="no such column"):
-        list(run(["raise for the user"], behave))
-
-
-def test_an_exception_that_cannot_be_sent_is_raised_as_text(run):
-    with pytest.raises(RuntimeError, match="1 and 2"):
-        list(run(["raise an odd error"], behave))
+    if error is ValueError:
+        assert "in behave" in raised.value.__notes__[0]
 
 
 def test_tasks_are_read_as_far_as_there_are_processes(run):

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -219,20 +218,6 @@ def test_answers_are_scored(scored, data, trained):
     videos = read_labeled(data, "test").videos[:2]
     right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos]
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
-
-
-def test_entities_are_scored(scored, data, trained):
-    score = by_name(scored(PROMPTER, data)["results"])["entities/acc"]
-
-    prompter = Model.load(PROMPTER, trained, device="cpu", dtype="float32")
-    videos = read_labeled(data, "test").videos
-    words = zip(videos, ("ball", "ball", "star", "box"), strict=False)
-    right = [
-        prompter.entities(video, top_k=1)[0][0] == word
-        for video, word in words
-        if word in prompter.folder.entities
-    ]
-    assert score["value"] == pytest.approx(100 * np.mean(right))
 
 
 def test_what_is_printed_ends_with_who_won(data, monkeypatch, capsys, trained, clip_folders):

@@ -114,13 +114,6 @@ def test_what_a_stage_has_written_counts_however_its_processes_end(group, run):
     assert run(EVALUATE).counts == {"items": 3}
 
 
-def test_only_a_training_has_time_to_end(group, run):
-    for step, grace, stop_file in ((PRETRAIN, "45.0", "stop"), (DATA, "0.0", "")):
-        run(step)
-        _, _, _, _, _, seconds, file = group.command[:7]
-        assert (seconds, Path(file).name if file else "") == (grace, stop_file)
-
-
 @pytest.mark.parametrize(
     ("step", "processes", "stages", "gpus", "threads"),
     [

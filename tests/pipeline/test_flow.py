@@ -14,7 +14,6 @@ from alpro.errors import InputError
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.flows import servers
-from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.checksums import verify
 from alpro.pipeline.store.runs import Run, Runs
 from alpro.stages.evaluation.metrics import RETRIEVAL
@@ -22,7 +21,6 @@ from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import (
     EVALUATED,
-    RUN_STAGE,
     STAGES,
     TINY,
     alpro,
@@ -231,25 +229,17 @@ def test_a_deleted_artifact_is_built_again_when_something_needs_it(first, worksp
     assert weights.read_bytes() == before
 
 
-def test_the_test_split_is_checked_before_the_first_training(first, workspace, monkeypatch):
+@pytest.mark.usefixtures("copied")
+def test_the_test_split_is_checked_after_decoding_and_before_training(mlflow_store, tmp_path):
     """What evaluation would refuse after days: a corpus without test items."""
-    started: list[str] = []
-    monkeypatch.setattr(RUN_STAGE, lambda step, *_, **__: started.append(step.stage))
-    changes = ["evaluate.retrieval=stills", "build_vocabulary.entities=7", "train_prompter.lr=2e-3"]
-    with pytest.raises(InputError, match=r"stills: no test item has captions"):
-        alpro(TINY, changes=changes, workspace=workspace)
-    assert started == []
-
-
-def test_a_corpus_that_was_decoded_meanwhile_is_checked_before_training(first, tmp_path):
-    plan = plan_of(TINY, "evaluate.retrieval=stills", workspace=tmp_path)
-    check_test_items(plan)
-    for step in plan.steps:
-        if step.stage == "decode_videos":
-            shutil.copytree(first[step.name], plan.store.folder(step))
+    mlflow_store(tmp_path)
 
     with pytest.raises(InputError, match=r"stills: no test item has captions"):
-        check_test_items(plan)
+        alpro(TINY, changes=["evaluate.retrieval=stills"], workspace=tmp_path)
+
+    stages = {folder.name for folder in (tmp_path / "artifacts").iterdir()}
+    assert "decode_videos" in stages
+    assert "train_prompter" not in stages
 
 
 # The documentation of a finished pipeline.

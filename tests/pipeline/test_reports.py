@@ -1,6 +1,5 @@
 """Results as tables, on the terminal and side by side."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,3 @@ def test_the_end_of_a_run_fits_on_a_screen(evaluated, tmp_path, capsys):
         f"report, {len(PRINTED) + 70} scores (--json for JSON): run.html",
         "curves, pictures and comparison: alpro ui",
     ]
-
-
-def test_json_has_all_scores_and_artifacts(evaluated, tmp_path, capsys):
-    print_results({"evaluate": evaluated}, tmp_path, tmp_path / "run.html", as_json=True)
-
-    shown = {"folder": str(evaluated), "fingerprint": "a" * 64, "counts": {}, "metrics": {}}
-    assert json.loads(capsys.readouterr().out) == {
-        "results": json.loads((evaluated / "results.json").read_text()),
-        "artifacts": {"evaluate": shown},
-        "report": str(tmp_path / "run.html"),
-    }

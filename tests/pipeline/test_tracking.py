@@ -239,13 +239,11 @@ def test_the_command_logs_artifacts_again(tracker, tmp_path):
     _, first = write_artifact(tmp_path, "build_vocabulary", run=run)
     _, second = write_artifact(tmp_path, "evaluate", run=run)
 
-    command = ["artifacts", "log", "--workspace", str(tmp_path)]
-    assert cli.execute([*command, first.fingerprint[:8]]) == 0
-    assert cli.execute(command) == 0  # all of them
+    assert cli.execute(["artifacts", "log", "--workspace", str(tmp_path)]) == 0
 
     runs = tracker.client.search_runs([tracker.experiment])
-    marks = [first.fingerprint] * 2 + [second.fingerprint]
-    assert sorted(run.data.tags["fingerprint"] for run in runs) == sorted(marks)
+    fingerprints = {run.data.tags["fingerprint"] for run in runs}
+    assert fingerprints == {first.fingerprint, second.fingerprint}
     # The commit that built them, rather than the one that logs them.
     assert {run.data.tags["mlflow.source.git.commit"] for run in runs} == {"0123abc+"}
 
