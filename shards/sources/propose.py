@@ -174,7 +174,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     tests = {"split": is_split, "span": is_span, "question": is_question}
     for key, fits in tests.items():
         usual_name = getattr(usual, key)
-        names = [usual_name] if usual_name else [*find(fits)]
+        names = [usual_name] if usual_name in free else [*find(fits)]
         if names:
             proposed[key] = names[0]
             free.remove(names[0])

@@ -115,6 +115,16 @@ def test_a_check_prints_what_the_first_rows_become(tmp_path, capsys):
     assert '"captions":["ein Hund"]' in capsys.readouterr().out
 
 
+def test_a_column_of_a_usual_name_may_have_something_else(tmp_path, capsys):
+    files = {"c.mp4": "x", "x.csv": "split,said\nc.mp4,a dog runs\n"}
+    data = write_files(tmp_path / "data", files)
+
+    status = execute(["data", "check", str(data)])
+
+    assert status == 2
+    assert 'file = "split"' in capsys.readouterr().out
+
+
 def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(tmp_path, capsys):
     files = {"c.mp4": "x", "x.csv": "Datei,Beschreibung\nc.mp4,ein Hund\n"}
     data = write_files(tmp_path / "data", files)
