@@ -174,7 +174,7 @@ def check_texts(plan: DecodePlan) -> None:
         reject = next(plan.rejects(), None)
         if reject is None:
             raise InputError(f"{source}: no rows of these kinds")
-        raise InputError(f"{source}: {reject.id}: {reject.detail}")
+        raise InputError(f"{source}: {reject.id}: {reject.detail or reject.reason}")
 
     if any(texts["items"] for texts in plan.splits().values()):
         return

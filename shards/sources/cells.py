@@ -125,10 +125,11 @@ def read_captions(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         words = {*WORDS["usual"]["captions"], "raw"}
         named = [cell for key, cell in value.items() if fold(key) in words]
-        if len(named) != 1:
+        if len(named) != 1 or TABLE.bind(value).end:
             keys = ", ".join(value)
             raise ValueError(
-                f"a caption is an object with {keys}; name a key: captions = 'COLUMN.KEY'"
+                f"a caption is an object with {keys}; name a key, captions = 'COLUMN.KEY', or with "
+                "records = 'COLUMN' each object is a record with its times"
             )
         yield from read_captions(named[0])
     elif isinstance(value, str):
@@ -245,10 +246,11 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
     if len(times) == 1:
         return [(times[0], captions)]
 
-    texts = parse_cell(captions[0]) if captions else None
-    if not isinstance(texts, list) or len(texts) != len(times):
+    columns = [*map(parse_cell, captions)]
+    are_lists = all(isinstance(texts, list) and len(texts) == len(times) for texts in columns)
+    if not columns or not are_lists:
         raise ValueError("not as many captions as times; write a row for each part")
-    return [(time, [text]) for time, text in zip(times, texts, strict=True)]
+    return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
 
 
 def read_span(value: Any) -> tuple[Time, Time]:

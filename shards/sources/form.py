@@ -2,8 +2,9 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -11,7 +12,7 @@ from unicodedata import normalize
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 8
+VERSION = 9
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
@@ -132,10 +133,17 @@ class Form(Columns):
         """The columns that have a meaning. The others are stored as `meta`."""
         keys = ("question", "answer", "questions", "type", "start", "end", "span", "url")
         columns = {getattr(self, key) for key in (*keys, "split", "group", "id", "kind")}
-        columns.update(self.captions, self.options)
-        for template in self.file:
-            columns.update(TEMPLATE_COLUMN.findall(template) or [template])
+        columns.update(self.captions, self.options, self.file_columns)
         return columns - {""}
+
+    @cached_property
+    def file_columns(self) -> list[str]:
+        names = [TEMPLATE_COLUMN.findall(template) or [template] for template in self.file]
+        return [*chain.from_iterable(names)]
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (*self.captions, self.question, self.questions)
 
     @property
     def has_texts(self) -> bool:
@@ -182,6 +190,11 @@ def read_cell(record: Record, column: str) -> Any:
         else:
             value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def has_column(columns: Container[str], name: str) -> bool:
+    """Return whether there is a column, or the one of the objects that it is in."""
+    return name in columns or name.split(".")[0] in columns
 
 
 @lru_cache
@@ -235,9 +248,8 @@ def walk(
     """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
 
     Args:
-        outer: The texts and numbers of the objects around, which the record has too, with the
-            innermost key as `$key`; None at the top of a document, whose own texts describe the
-            document.
+        outer: The texts, numbers and objects around, which the record has too, with the innermost
+            key as `$key`; None at the top of a document, whose own texts describe the document.
     """
     around = outer or {}
     if isinstance(value, list):
@@ -255,10 +267,11 @@ def walk(
     elif isinstance(value, dict):
         key, *rest = path
         if outer is not None:
-            cells = {
-                name: cell for name, cell in value.items() if isinstance(cell, str | int | float)
-            }
+            # Beside one key, objects describe its records; beside `*`, they are others of its kind.
+            kinds = str | int | float if key == "*" else str | int | float | dict
+            cells = {name: cell for name, cell in value.items() if isinstance(cell, kinds)}
             around = around | cells
+            around.pop(key, None)
         for name in value if key == "*" else value.keys() & {key}:
             inner = around | {"$key": name} if key == "*" else around
             yield from walk(value[name], rest, f"{where} {name!r}", inner)

@@ -155,9 +155,10 @@ class Folder:
         return None
 
     def similar(self, name: str) -> list[str]:
-        """Return a few files of a similar name: in another folder or case, or with this name as a
-        part of theirs."""
-        part = re.compile(rf"(?i)(?<![0-9]){re.escape(file_stem(name))}(?![0-9])")
+        """Return a few files of a similar name: in another folder or case, with other leading zeros,
+        or with this name as a part of theirs."""
+        stem = re.escape(file_stem(name).lstrip("0"))
+        part = re.compile(rf"(?i)(?<![0-9])0*{stem}(?![0-9])")
         return [path for path in self.media if part.search(path)][:MAX_NAMED]
 
 

@@ -9,14 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice, pairwise
+from operator import contains
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import (
+    LETTERS,
+    SEVERAL,
     UNSPACED,
+    fold_answer,
     has_words,
+    parse_cell,
     read_captions,
     read_seconds,
     read_span,
@@ -28,6 +33,7 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
+    fold,
     read_cell,
     records_in,
     split_in,
@@ -38,6 +44,7 @@ from alpro.shards.sources.tables import Table
 from alpro.shards.storage import is_url
 
 EXAMINED_ROWS = 200
+MIN_UNSPACED = 4  # Letters of a caption in a script without spaces; a class has fewer.
 SHOWN_ROWS = 3
 MAX_SHOWN_COLUMNS = 20
 MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
@@ -46,9 +53,10 @@ NOT_FOUND = {
     "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
     "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
 }
-OPTION_NAME = re.compile(r"\d|\(?[A-Ja-j][).:]?")
 # A word of a column's name: clip_start, endTime, Begin (s), but not "weekend".
-TIME_NAME = re.compile(r"(?<![A-Za-z])(?:start|begin|end|stop)|Start|Begin|End|Stop|START|END")
+TIME_NAME = re.compile(
+    r"(?<![A-Za-z])(?:start|begin|end|stop|time|segment|span)|Start|Begin|End|Stop|START|END"
+)
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -56,20 +64,23 @@ class UnknownColumns(InputError):
     """Raised if the columns of a table are not known. The message ends with the lines to set.
 
     Args:
-        has_texts: Whether the proposal has captions or answers.
+        has_texts: Whether the proposal has captions or questions.
+        score: How good the proposal is.
         rows: What the first records become with the proposal, as JSON.
     """
 
-    def __init__(self, message: str, has_texts: bool, rows: list[str]):
+    def __init__(self, message: str, has_texts: bool, score: tuple[float, ...], rows: list[str]):
         super().__init__(message)
         self.has_texts = has_texts
+        self.score = score
         self.rows = rows
 
 
 def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
     proposals = propose(table, items.folder)
-    columns, names, _ = max(proposals, key=lambda proposal: proposal[2])
+    columns, names, score = max(proposals, key=lambda proposal: proposal[2])
+    check_header(table, columns, items.folder)
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in columns.items()]
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
@@ -93,9 +104,21 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     return UnknownColumns(
         f"{table.path}: the columns are not known ({shown}); correct these lines, and put them into the "
         f"configuration:\n\n{block}",
-        has_texts=not columns.keys().isdisjoint(("captions", "answer")),
+        has_texts=not columns.keys().isdisjoint(("captions", "question")),
+        score=score,
         rows=shown_rows,
     )
+
+
+def check_header(table: Table, columns: Record, folder: Folder | None) -> None:
+    """Raise InputError if the name of the column of files is itself a file: it is in the first row."""
+    for name in Form.model_validate(columns).file_columns:
+        is_name = table.document or fold(name) in WORDS["usual"]["file"]
+        if folder and not is_name and folder.find(name, anywhere=True):
+            raise InputError(
+                f"{table.path}: line 1 is a row ({name}, ...); write the names of the columns above it, "
+                "such as path,caption"
+            )
 
 
 def propose(
@@ -126,7 +149,7 @@ def propose(
         for row in zip(*used, strict=True):
             complete += all(map(read_text, row))
         share = complete / max(1, len(records))
-        yield place | columns, [*names], (len(columns), share, complete)
+        yield place | columns, [*names], (sum(map(bool, columns.values())), share, complete)
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -136,7 +159,8 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
         yield from find_lists(value[0], depth)
     if isinstance(value, dict) and value and depth < MAX_DEPTH:
         first = next(iter(value.values()))
-        for key in [*islice(value, 20), "*"]:
+        keys = [key for key in islice(value, 20) if isinstance(value[key], dict | list)]
+        for key in [*keys, "*"]:
             inner = value.get(key, first)
             for path in find_lists(inner, depth + 1):
                 yield f"{key}.{path}".rstrip(".")
@@ -155,7 +179,8 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
 def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the columns by their keys, as far as their contents tell."""
     proposed = propose_file(cells, folder)
-    free = [name for name in cells if name not in str(proposed)]
+    named = Form.model_validate(proposed).meanings
+    free = [name for name in cells if name not in named]
 
     def find(fits: Callable[[Any], bool]) -> Cells:
         """Return the free columns of which most cells fit."""
@@ -171,6 +196,10 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         return columns
 
     usual = TABLE.bind(cells)
+    ids = [*map(read_text, cells.get(usual.id, ()))]
+    if len({*ids}) < len(ids):
+        # A number within each file is no id.
+        proposed["id"] = ""
     tests = {"split": is_split, "span": is_span, "question": is_question}
     for key, fits in tests.items():
         usual_name = getattr(usual, key)
@@ -179,7 +208,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
             proposed[key] = names[0]
             free.remove(names[0])
     if "span" not in proposed:
-        proposed |= propose_times(find(is_time))
+        proposed |= propose_times(find(is_time), [*cells])
 
     if "question" in proposed:
         # Answers follow their questions.
@@ -200,7 +229,10 @@ def is_split(cell: Any) -> bool:
 
 
 def is_span(cell: Any) -> bool:
-    return None not in read_span(cell)
+    cell = parse_cell(cell)
+    has_several = isinstance(cell, list) and any(isinstance(each, list) for each in cell)
+    spans = cell if has_several else [cell]
+    return all(None not in read_span(span) for span in spans)
 
 
 def is_time(cell: Any) -> bool:
@@ -208,27 +240,30 @@ def is_time(cell: Any) -> bool:
 
 
 def is_question(cell: Any) -> bool:
-    words = read_text(cell).casefold().split()
-    if len(words) < 2:
-        return False
-    has_mark = words[-1].endswith(("?", "？"))
-    return has_mark or words[0] in WORDS["questions"]
+    text = read_text(cell).casefold()
+    has_mark = text.endswith(("?", "？"))
+    return is_long(text) and (has_mark or text.split()[0] in WORDS["questions"])
 
 
 def is_caption(cell: Any) -> bool:
-    """Return whether a cell has a text of several words, or in a script without spaces."""
+    """Return whether a cell has a text of several words that is no question."""
     text = next(read_captions(cell), "")
-    is_long = " " in text or UNSPACED.search(text) is not None
-    return is_long and has_words(text)
+    return is_long(text) and has_words(text) and not is_question(text)
+
+
+def is_long(text: str) -> bool:
+    """Return whether a text has several words, or several letters of a script without spaces."""
+    return len(text.split()) > 1 or len(UNSPACED.findall(text)) >= MIN_UNSPACED
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the column whose cells name files, with the folder that they lack, or are URLs."""
+    urls: dict[str, Any] = {}
     for name in cells:
         # As Windows writes a path.
         texts = [read_text(cell).strip().replace("\\", "/") for cell in cells[name]]
         if all(map(is_url, texts)):
-            return {"file": name}
+            urls = urls or {"file": name}
         if folder is None:
             continue
         folders: Counter[str] = Counter()
@@ -245,12 +280,15 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
             return {"file": name, "anywhere": True}
         (inside,) = folders
         return {"file": f"{inside}{{{name}}}" if inside else name}
-    return {}
+    return urls
 
 
-def propose_times(cells: Cells) -> dict[str, Any]:
-    """Return two adjacent columns of times of which the first is always the smaller."""
-    for start, end in pairwise(cells):
+def propose_times(cells: Cells, names: list[str]) -> dict[str, Any]:
+    """Return two columns of times of which the first is always the smaller: adjacent columns of the
+    table, or those with names of times."""
+    adjacent = [pair for pair in pairwise(names) if cells.keys() >= {*pair}]
+    named = pairwise(filter(TIME_NAME.search, cells))
+    for start, end in (*adjacent, *named):
         starts = map(read_time, cells[start])
         ends = map(read_time, cells[end])
         pairs = {*zip(starts, ends, strict=True)}
@@ -269,31 +307,45 @@ def read_time(cell: Any) -> float | None:
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
-    """Return the column of the answers, and the columns of the options if answers name options."""
+    """Return the column of the answers, and those of the options if each answer is one of them, or
+    is the name of one."""
     columns = {name: [read_text(cell).strip() for cell in cells[name]] for name in cells}
-    texts = [name for name, column in columns.items() if all(map(has_words, column))]
-    for name, answers in columns.items():
-        options = [other for other in texts if other != name]
-        # The names of options differ in their last character, if those of several do.
-        stems = Counter(option[:-1] for option in options)
-        for stem, count in stems.most_common(1):
-            if count > 1:
-                options = [option for option in options if option[:-1] == stem]
-        # One column may have the list of all.
-        has_list = any(columns[option][0][0] == "[" for option in options)
-        if not (has_list or len(options) > 1):
+    texts = []
+    for name, column in columns.items():
+        if 2 * sum(map(has_words, column)) > len(column):
+            texts.append(name)
+    # The names of options differ in their last character, or one column has the list of all.
+    stems = Counter(name[:-1] for name in texts)
+    options = [name for name in texts if stems[name[:-1]] == max(stems.values()) > 1]
+    lists = [name for name in texts if columns[name][0].startswith(SEVERAL)]
+    options = options or lists[:1]
+    others = [name for name in columns if name not in options]
+    others.sort(key=lambda name: fold(name) not in WORDS["usual"]["answer"])
+    last = len(options) if len(options) > 1 else 9
+    names = {*LETTERS.casefold(), *map(str, range(last + 1))}
+    rows = [*zip(*(columns[name] for name in options), strict=True)]
+    for name in others if len(options) > 1 else ():
+        if all(map(contains, rows, columns[name])):
+            return {"answer": name, "options": options}
+    for name in others if options else ():
+        answers = [*filter(None, columns[name])]
+        if not answers or is_row_number(name, answers):
             continue
-        are_names = all(map(OPTION_NAME.fullmatch, answers))
-        ascending = sorted({*answers}, key=lambda text: (len(text), text))
-        is_row_number = len(answers) > 1 and answers == ascending
-        if is_row_number or not are_names:
-            continue
+        if names.issuperset(map(fold_answer, answers)):
+            first = "1" if answers[0].isdecimal() else "A"
+            if "0" in answers or options[0].endswith("0"):
+                first = "0"
+            return {"answer": name, "options": options, "first_option": first}
+    for name in (*filter(others.__contains__, texts), *lists):
+        return {"answer": name}
+    return {}
 
-        first = "1" if answers[0].isdecimal() else "A"
-        if "0" in answers:
-            first = "0"
-        return {"answer": name, "options": options, "first_option": first}
-    return {"answer": texts[0]} if texts else {}
+
+def is_row_number(name: str, cells: list[str]) -> bool:
+    """Return whether the cells of a column, unless it is named as answers are, count the rows."""
+    if fold(name) in WORDS["usual"]["answer"]:
+        return False
+    return cells in ([str(row + first) for row in range(len(cells))] for first in (0, 1))
 
 
 def hides_meanings(table: Table) -> bool:
@@ -304,9 +356,13 @@ def hides_meanings(table: Table) -> bool:
     for name in table.columns:
         if name not in form.meanings:
             stored[name] = [record.get(name) for record in table.head_records]
-    if form.question and form.answer and not form.options:
-        answers = [record.get(form.answer) for record in table.head_records]
-        return "options" in propose_answer({form.answer: answers} | stored)
-
     times = {name: cells for name, cells in stored.items() if TIME_NAME.search(name)}
-    return not (form.start or form.end or form.span) and bool(propose_times(times))
+    is_told = form.start or form.end or form.span
+    proposed = propose_columns(times, None)
+    has_times = not is_told and not proposed.keys().isdisjoint(("start", "span"))
+    if not (form.question and form.answer) or form.options:
+        return has_times
+    answers = [record.get(form.answer) for record in table.head_records]
+    proposed = propose_answer({form.answer: answers} | stored)
+    is_text_of_option = proposed == {"answer": form.answer, "options": proposed.get("options")}
+    return has_times or ("options" in proposed and not is_text_of_option)

@@ -52,9 +52,9 @@ ITEMS = f"""
     SELECT min(rowid) OVER (PARTITION BY split, place) AS first, place, part
     FROM parts WHERE split != '{TEXTS}' ORDER BY first, rowid
 """
-PLACES_OF_SEVERAL_SPLITS = f"""
-    SELECT place FROM parts WHERE split != '{TEXTS}'
-    GROUP BY place HAVING count(DISTINCT split) > 1
+OF_SEVERAL_SPLITS = f"""
+    SELECT {{0}} FROM parts WHERE split != '{TEXTS}'
+    GROUP BY {{0}} HAVING count(DISTINCT split) > 1
 """
 IDS_OF_SEVERAL_ITEMS = f"""
     SELECT id FROM
@@ -245,7 +245,8 @@ class Items:
                 texts.append(text)
             else:
                 self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
-        part |= {"captions": [], "paragraphs": {}}
+        # A copy: a record may have several parts, each with its own default id.
+        part = part | {"captions": [], "paragraphs": {}}
         if paragraph:
             # Each row is one, or all rows of a table that have this file.
             number = self._part_count if paragraph == "row" else -table_number
@@ -280,7 +281,10 @@ class Items:
         has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
         self._parts.execute(INDEX_OF_TEXTS)
-        places = {place for (place,) in self._parts.execute(PLACES_OF_SEVERAL_SPLITS)}
+        in_several_splits: set[str] = set()
+        for column in ("place", "id"):
+            values = self._parts.execute(OF_SEVERAL_SPLITS.format(column))
+            in_several_splits.update(value for (value,) in values)
         repeated_ids = {row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)}
         used_ids: dict[str, str] = {}
         for (_, place), parts in groupby(self._parts.execute(ITEMS), lambda values: values[:2]):
@@ -291,7 +295,9 @@ class Items:
                 for key in ("captions", "paragraphs", "questions"):
                     item[key] = joined[key]
             if item["id"] in repeated_ids:
-                item["id"] = make_unique(item, place in places, used_ids)
+                # Numbers may begin again in each split. A default id is the file's.
+                key = place if item["id"] == default_id(item) else item["id"]
+                item["id"] = make_unique(item, key in in_several_splits, used_ids)
             if has_split_folders:
                 item["split"] = split_of_path(item["name"])
             paragraphs = map(" ".join, item["paragraphs"].values())
@@ -309,8 +315,8 @@ class Items:
 
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:
-    """Return the id of an item that others would have, too: with its split in front if its file is
-    in several, otherwise a default id with the whole name of its file.
+    """Return the id of an item that others would have, too: with its split in front if it is in
+    several, otherwise a default id with the whole name of its file.
 
     Raises:
         InputError: If it is used already.
@@ -324,7 +330,7 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
     if row_id in used_ids:
         raise InputError(
             f"{where}: the id {row_id!r} is also the id of {used_ids[row_id]}; give each its own in a "
-            "column `id`"
+            'column `id`, or set `id = ""` in `columns`'
         )
     used_ids[row_id] = where
     return row_id

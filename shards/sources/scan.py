@@ -13,7 +13,7 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, split_in
+from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, has_column, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, reject_row, split_of_path
@@ -135,12 +135,12 @@ class Source:
                 tables = [(table, [Origin()]) for table in opened.values()]
             if tables:
                 return self.scan_tables(tables)
-            for table in opened.values():
-                if table.form is LIST:  # The lines of a text without its video.
-                    continue
-                error = unknown_columns(table, self.items)
-                if error.has_texts or not folder.media:
-                    raise error
+            # Not the lines of a text without its video.
+            unknown = [table for table in opened.values() if table.form is not LIST]
+            errors = [unknown_columns(table, self.items) for table in unknown]
+            error = max(errors, key=lambda error: error.score, default=None)
+            if error and (error.has_texts or not folder.media):
+                raise error
         sidecars = sidecars or Sidecars(folder, ())
         return BESIDE.title, sidecars.scan(self.items)
 
@@ -259,7 +259,7 @@ class Source:
             problem = f"columns.records = {self.form.records!r} leads to no record"
             present = [*table.document] if isinstance(table.document, dict) else []
         for name in sorted(self.form.meanings) if columns else ():
-            if name.split(".")[0] not in columns:
+            if not has_column(columns, name):
                 problem = f"no record has the column {name!r} of `columns`"
                 break
         if problem:
@@ -298,7 +298,7 @@ def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
     for path, table in opened.items():
         if table.has_texts:
             with_texts[path] = splits[path]
-        elif splits[path] and table.bound.file:
+        elif splits[path] and table.has_files:
             lists[path] = splits[path]
     if len(with_texts) == 1:
         ((path, own_split),) = with_texts.items()

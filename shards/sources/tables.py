@@ -16,6 +16,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, islice, zip_longest
@@ -30,7 +31,16 @@ from alpro.files import UTF16_MARKS
 from alpro.log import progress
 from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholder
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import FORMS, TABLE, Form, Record, find_form, records_in, walk
+from alpro.shards.sources.form import (
+    FORMS,
+    TABLE,
+    Form,
+    Record,
+    find_form,
+    has_column,
+    records_in,
+    walk,
+)
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
 
@@ -40,6 +50,7 @@ HEAD = 20  # records whose columns decide the form
 PROGRESS_RECORDS = 10_000  # after which progress is shown
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
+SAVE_AS_UTF8 = "not UTF-8; save the table as UTF-8"
 READING_ERRORS = (
     OSError,
     EOFError,
@@ -83,9 +94,14 @@ class Table:
         self.bound = self.form.bind(self.columns) if self.form else Form()
         # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
-        self.has_texts = self.bound.has_texts or self.is_partner
+        names_texts = any(map(self.has_column, self.bound.text_columns))
+        self.has_texts = self.is_partner or (self.bound.has_texts and names_texts)
+        self.has_files = any(map(self.has_column, self.bound.file_columns))
         split = self.bound.split
         self.names_splits = any(split and record.get(split) for record in self.head_records)
+
+    def has_column(self, name: str) -> bool:
+        return has_column(self.columns, name)
 
     def records(self) -> Records:
         advance = None
@@ -127,11 +143,13 @@ class Table:
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
         # Bytes that are not UTF-8 invalidate only their own record.
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
-        text = io.TextIOWrapper(file, encoding, errors, newline="\n")
+        # Classic Mac OS ended lines with a carriage return alone.
+        newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
+        text = io.TextIOWrapper(file, encoding, errors, newline=newline)
         if self.extension in (".csv", ".tsv"):
             return read_cells(text, self.extension)
         if self.extension in (".jsonl", ".ndjson"):
-            return read_json_lines(text, self.form)
+            return self._read_json_lines(text)
         if self.extension == ".json":
             return self._read_document(text.read())
         if self.extension == ".txt":
@@ -143,23 +161,43 @@ class Table:
     def _read_document(self, content: str) -> Records:
         """Return the records of a JSON document, where its form says."""
         if NOT_UTF8.search(content):
-            raise ValueError("not UTF-8")
+            raise ValueError(SAVE_AS_UTF8)
         try:
-            self.document = json.loads(content)
+            self.document = parse_json(content)
         except RecursionError:
             raise ValueError("not JSON: nested too deeply") from None
         except ValueError as error:
             if isinstance(parse_object(content.lstrip().partition("\n")[0]), str):
                 raise ValueError(f"not JSON: {error}") from None
-            return read_json_lines(io.StringIO(content), self.form)  # under another name
+            return self._read_json_lines(io.StringIO(content))  # under another name
 
+        self._find_nested_form(self.document)
+        return records_in(self.document, self.form or TABLE)
+
+    def _find_nested_form(self, document: Any) -> None:
+        """Set the published form whose columns the records inside of a document have."""
         for form in FORMS:
             if self.form is None and form.records:
-                _, first = next(records_in(self.document, form), ("", ""))
+                _, first = next(records_in(document, form), ("", ""))
                 # A reason in place of a record has no columns.
                 if form.fits(first, self.extension):
                     self.form = form
-        return records_in(self.document, self.form or TABLE)
+
+    def _read_json_lines(self, text: Iterable[str]) -> Records:
+        """Yield the objects of JSON Lines, or the records inside of them."""
+        path: list[str] | None = None
+        for number, line in enumerate(text, 1):
+            where = f"line {number}"
+            record = parse_object(line) if line.strip() else None
+            if isinstance(record, dict):
+                if path is None:
+                    self._find_nested_form([record])
+                    # Each line is an entry of a list, in which `*` stands for its entries.
+                    records = self.form.records if self.form else ""
+                    path = [*filter(None, records.removeprefix("*.").split("."))]
+                yield from walk(record, path, where, {})
+            elif record:
+                yield where, record
 
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
@@ -177,15 +215,17 @@ class Table:
                 self.form = form
         pattern = self.form.line if self.form else None
         header = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
-        if pattern is None and len(header) > 1 and (self.form or TABLE).bind(header).file:
-            yield from read_cells(lines, ".txt")
-            return
+        if pattern is None and len(header) > 1:
+            check_columns(header)
+            if (self.form or TABLE).bind(header).file:
+                yield from read_cells(lines, ".txt")
+                return
 
         for number, line in enumerate(map(str.strip, lines), skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
             record: Record | str = f"not a line of {self.form.title}" if self.form else ""
             if NOT_UTF8.search(line):
-                record = "not UTF-8"
+                record = SAVE_AS_UTF8
             elif match:
                 record = match.groupdict() or {"$value": line}
             if line:
@@ -213,25 +253,25 @@ class Table:
                 )
 
 
-def read_json_lines(text: IO[str], form: Form | None) -> Records:
-    """Yield the objects of JSON Lines."""
-    # Each line is an entry of a list, in which `*` stands for its entries.
-    path = form.records.removeprefix("*.").split(".") if form and form.records else []
-    for number, line in enumerate(text, 1):
-        where = f"line {number}"
-        record = parse_object(line) if line.strip() else None
-        if isinstance(record, dict):
-            yield from walk(record, path, where, {})
-        elif record:
-            yield where, record
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError if a key appears twice: the first value would be lost."""
+
+    def make_object(pairs: list[tuple[str, Any]]) -> Record:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            raise ValueError(f"the key {counts.most_common(1)[0][0]!r} appears twice")
+        return record
+
+    return json.loads(text, object_pairs_hook=make_object)
 
 
 def parse_object(line: str) -> Record | str:
     """Return the object of a line, or the reason why the line is invalid."""
     if NOT_UTF8.search(line):
-        return "not UTF-8"
+        return SAVE_AS_UTF8
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except RecursionError:
         return "not JSON: nested too deeply"
     except ValueError as error:  # also raised for numbers with too many digits
@@ -285,7 +325,7 @@ def check_columns(columns: list[str]) -> list[str]:
     """Return the names of the columns without spaces around them. Raises ValueError for duplicates,
     and for a first line that is a row."""
     if any(map(NOT_UTF8.search, columns)):
-        raise ValueError("line 1: not UTF-8")
+        raise ValueError(f"line 1: {SAVE_AS_UTF8}")
     columns = [name.strip() for name in columns]
     for name in columns:
         is_media = PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS
@@ -302,7 +342,7 @@ def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record 
     if any(map(str.strip, cells[len(columns) :])):
         return "more cells than columns; quote texts with commas"
     if any(map(NOT_UTF8.search, cells)):
-        return "not UTF-8"
+        return SAVE_AS_UTF8
     if not is_quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
         return "an unclosed quotation mark; save a table with quoted texts as CSV"
     # Columns that a short row lacks are empty, so that all rows have the table's form.

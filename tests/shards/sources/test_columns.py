@@ -106,6 +106,32 @@ def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, r
     assert texts == case["texts"]
 
 
+def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
+    """As of Something-Something: lists of labels and videos lie beside the captions of each split."""
+    files = {"classes.txt": "c000 Holding something\n", "labels.json": {"Holding something": "0"}}
+    files["test.json"] = [{"id": "b"}]
+    for split, name in (("train", "a"), ("validation", "c")):
+        files[f"{split}.json"] = [{"id": name, "label": f"a dog in {name}"}]
+    data = write_files(tmp_path / "data", {**files, "a.mp4": "x", "c.mp4": "x"})
+
+    execute(["data", "check", str(data)])
+
+    block = re.search(r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", capsys.readouterr().out, re.M)[0]
+    columns = tomllib.loads(block)["corpora"]["data"]["columns"]
+    imported = read(files, "a.mp4 c.mp4", columns=columns)
+    assert {row.id: (row.split, row.captions) for row in imported.rows} == {
+        "a": ("train", ("a dog in a",)),
+        "c": ("validation", ("a dog in c",)),
+    }
+
+
+def test_a_first_row_without_names_of_columns_is_told(read):
+    with one_line("x.csv: line 1 is a row (c, ...)"):
+        read({"x.csv": "c,a dog runs\n7,a cat sits\n"}, MEDIA)
+    with one_line("x.txt", "line 1 is a row"):
+        read({"x.txt": "c.mp4\ta dog runs\n"}, MEDIA, data="x.txt")
+
+
 def test_a_check_prints_what_the_first_rows_become(tmp_path, capsys):
     files = {"c.mp4": "x", "x.csv": "Datei,Beschreibung\nc.mp4,ein Hund\n"}
     data = write_files(tmp_path / "data", files)

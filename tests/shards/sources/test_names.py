@@ -39,6 +39,7 @@ def test_a_name_means_the_file_of_its_path_under_any_header(case, column, read):
         ("old/a.mp4", "a.mp4", "old/a.mp4"),
         ("video1.mp4 video11.mp4", "1.mp4", "video1.mp4"),
         ("A.mp4", "a", "A.mp4"),
+        ("0001.mp4 10.mp4", "1", "0001.mp4"),
         ("other.mp4", "a", ""),
     ],
 )

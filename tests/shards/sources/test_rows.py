@@ -137,6 +137,13 @@ def test_ids_of_a_file_in_two_splits_are_made_in_one_way(column, read):
         assert [row.id for row in read(tables, "a.mp4").rows] == expected
 
 
+def test_ids_that_begin_again_in_each_split_have_it_in_front(read):
+    table = "video,caption,id\n{},a dog,0\n"
+    tables = {"train.csv": table.format("a"), "test.csv": table.format("b")}
+
+    assert [row.id for row in read(tables, "a.mp4 b.mp4").rows] == ["test/0", "train/0"]
+
+
 def test_ids_of_files_of_one_name_have_the_extension(read):
     files = dict.fromkeys(["b.txt"], "a dog")
 
@@ -188,6 +195,7 @@ def test_lists_of_times_and_captions_are_parts(keys, cells, read):
     imported = read({"x.jsonl": [record, uneven]}, "a.mp4 b.mp4", columns=columns)
 
     assert imported.captions == {"a.mp4@0-1.5": ("a dog",), "a.mp4@2-3": ("a cat",)}
+    assert [row.id for row in imported.rows] == ["a@0-1.5", "a@2-3"]
     assert "as many captions as times" in imported.details[0]
 
 
@@ -219,6 +227,18 @@ def test_times_that_are_told_or_left_out_are_read_as_told(read):
     assert parts.captions == {"a.mp4@1.5-2": ("a dog",), "a.mp4@2-3.5": ("a cat",)}
     assert whole.captions == {"a.mp4": ("a dog", "a cat")}
     assert whole.about["stored"] == {"x.csv": ["end_time", "start_time"]}
+
+
+def test_spans_and_times_of_questions_that_nothing_tells_are_proposed(read):
+    spans = [{"video": "a.mp4", "segment": [1, 2], "caption": "a dog"}]
+    asked = [
+        {"video": "a.mp4", **ASKED, "start_s": number, "end_s": number + 1} for number in (1, 2)
+    ]
+
+    with pytest.raises(InputError, match='span = "segment"'):
+        read({"x.jsonl": spans}, "a.mp4")
+    with pytest.raises(InputError, match='start = "start_s"'):
+        read({"x.jsonl": asked}, "a.mp4")
 
 
 @pytest.mark.parametrize("columns", ["width,height", "likes,views", "starts_at,weekend"])

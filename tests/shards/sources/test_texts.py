@@ -106,6 +106,18 @@ def test_what_is_no_clear_caption_is_a_reject(cell, read):
     assert [reject.reason for reject in imported.rejects] == ["bad row"]
 
 
+def test_objects_with_times_are_no_texts_of_the_whole_file(read):
+    texts = [{"start": 0, "end": 1, "text": "a dog"}, {"start": 2, "end": 3, "text": "a cat"}]
+    table = {"x.json": [{"video": "a.mp4", "captions": texts}]}
+
+    assert "with records = 'COLUMN'" in read(table, "a.mp4").details[0]
+    assert read(table, "a.mp4", columns={"records": "captions"}).captions == {
+        "a.mp4@0-1": ("a dog",),
+        "a.mp4@2-3": ("a cat",),
+    }
+    assert "start, end, text" in read({"a.json": texts}, "a.mp4").details[0]
+
+
 def test_a_key_of_an_object_is_named_with_a_dot(read):
     table = {"x.jsonl": [{"video": "a.mp4", "caption": {"en": "a dog", "de": "ein Hund"}}]}
 
