@@ -1,6 +1,7 @@
 """Starting from the weights of a ViT and a BERT."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,7 @@ from alpro.models.initial import load_bert, load_vit, read_sizes
 from tests.conftest import REVISION, one_line
 from tests.models.conftest import near
 
-VIDEO = {
-    "image_size": 32,
-    "patch_size": 8,
-    "frames": 3,
-    "width": 64,
-    "depth": 2,
-    "heads": 2,
-    "drop_path": 0.0,
-}
+VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2}
 TEXT = {
     "vocab_size": 40,
     "width": 64,
@@ -30,7 +23,6 @@ TEXT = {
     "fusion_layer": 2,
     "heads": 2,
     "max_length": 16,
-    "dropout": 0.0,
 }
 
 
@@ -57,10 +49,15 @@ def bert(tmp_path_factory):
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(2)
-    sizes = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
-    model = BertForMaskedLM(
-        BertConfig(**sizes, intermediate_size=256, max_position_embeddings=16)
-    ).eval()
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=16,
+    )
+    model = BertForMaskedLM(config).eval()
     folder = tmp_path_factory.mktemp("bert")
     model.save_pretrained(folder)
     return model, folder
@@ -107,12 +104,10 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     fused = model.fuse(text, mask, torch.zeros(2, 0, 64))
     scores = model.mlm_scores(fused)
     expected = reference(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    for actual, theirs in (
-        (text, expected.hidden_states[2]),
-        (fused, expected.hidden_states[4]),
-        (scores, expected.logits),
-    ):
-        near(actual[mask == 1], theirs[mask == 1], atol=1e-4)
+    real = mask == 1
+    near(text[real], expected.hidden_states[2][real], atol=1e-4)
+    near(fused[real], expected.hidden_states[4][real], atol=1e-4)
+    near(scores[real], expected.logits[real], atol=1e-4)
 
 
 def test_the_sizes_of_a_bert_are_those_of_its_folder(bert):
@@ -148,12 +143,11 @@ def test_a_bert_of_other_sizes_is_refused_in_one_line(changes, message, bert):
 
 def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
     bert[0].bert.save_pretrained(tmp_path)
-    before = {key: value.clone() for key, value in model.mlm_head.state_dict().items()}
+    before = deepcopy(model.mlm_head.state_dict())
 
     load_bert(model, str(tmp_path))
 
-    after = model.mlm_head.state_dict()
-    assert all(torch.equal(after[key], value) for key, value in before.items())
+    near(model.mlm_head.state_dict(), before, atol=0)
 
 
 def test_a_bert_without_a_weight_of_its_body_is_refused(model, bert, tmp_path):
@@ -171,16 +165,11 @@ def model():
     return model_of()
 
 
-OTHER_PARTS = ("blocks.1.attn.q_norm.weight", "reg_token", "time_embed")
-
-
 @pytest.mark.parametrize(
     ("more", "sizes", "message"),
     [
-        *(
-            ({key: torch.zeros(64)}, {}, f"is not a plain ViT of 2 blocks: it has {key}")
-            for key in OTHER_PARTS
-        ),
+        ({"time_embed": torch.zeros(64)}, {}, "is not a plain ViT of 2 blocks: it has time_embed"),
+        ({"reg_token": torch.zeros(64)}, {}, "is not a plain ViT of 2 blocks: it has reg_token"),
         ({"pos_embed": torch.zeros(1, 18, 64)}, {}, "18 positions, which are not"),  # distilled
         ({"pos_embed": torch.zeros(64)}, {}, "pos_embed is (64,), not (1, 17, 64)"),
         ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
@@ -316,12 +305,11 @@ def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folder
     (tmp_path / "config.json").write_text(json.dumps(values))
     siglip = str(clip_folders["siglip"])
 
-    for read in (
-        lambda: read_sizes("bert", str(tmp_path)),  # before decoding, too
-        lambda: load_bert(model, str(tmp_path)),
-    ):
-        with one_line("this is a roberta; of transformers only a bert is supported"):
-            read()
-    for read in (lambda: read_sizes("vit", siglip), lambda: load_vit(model, siglip)):
-        with one_line("this is a siglip; of transformers only a clip is supported"):
-            read()
+    with one_line("this is a roberta; of transformers only a bert is supported"):
+        read_sizes("bert", str(tmp_path))  # before decoding, too
+    with one_line("this is a roberta; of transformers only a bert is supported"):
+        load_bert(model, str(tmp_path))
+    with one_line("this is a siglip; of transformers only a clip is supported"):
+        read_sizes("vit", siglip)
+    with one_line("this is a siglip; of transformers only a clip is supported"):
+        load_vit(model, siglip)

@@ -71,14 +71,6 @@ def archive(tmp_path):
     return make
 
 
-def test_the_bytes_depend_on_the_samples_alone(samples, tmp_path, monkeypatch):
-    first = write(tmp_path / "one.tar", samples).read_bytes()
-    monkeypatch.setattr("time.time", lambda: 2e9)  # another day
-    monkeypatch.setattr("os.getpid", lambda: 7)  # another process
-
-    assert write(tmp_path / "two.tar", samples).read_bytes() == first
-
-
 def test_names_of_members_have_a_hash_of_the_id_and_the_frame_number(samples, tmp_path):
     keys = [hashlib.sha256(row.id.encode()).hexdigest()[:32] for row, _ in samples]
     with tarfile.open(write(tmp_path / "a.tar", samples)) as tar:

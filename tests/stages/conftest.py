@@ -13,7 +13,6 @@ from alpro.artifact import read_record
 from alpro.files import checksum
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
-from alpro.shards.clip import DecodeError
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import decode_data
@@ -49,10 +48,6 @@ def run_stage(
 def rejects_of(out: Path) -> dict[str, str]:
     """The reasons of the rejects by their ids."""
     return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
-
-
-def too_slow(*_, **__) -> None:
-    raise DecodeError("too slow")
 
 
 @pytest.fixture

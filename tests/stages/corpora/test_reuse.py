@@ -39,13 +39,12 @@ def decode_images(
     return decode_data(Config.model_validate(settings), source, out, resources), out
 
 
-def shards(folder: Path) -> dict[str, tuple[str, ...]]:
+def shards(folder: Path) -> dict[str, list[str]]:
     """The ids of each shard, by the SHA-256 of its file."""
-    table = pq.read_table(folder / "index.parquet").to_pylist()
-    return {
-        checksum(path): tuple(row["id"] for row in table if row["shard"] == path.name)
-        for path in folder.glob("*.tar")
-    }
+    ids = {}
+    for row in pq.read_table(folder / "index.parquet").to_pylist():
+        ids.setdefault(checksum(folder / row["shard"]), []).append(row["id"])
+    return ids
 
 
 WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]

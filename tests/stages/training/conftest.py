@@ -53,18 +53,12 @@ def sample_rows(
     count: int, captions: int = 1, kind: str = "video", prefix: str = "v", group: int = 1, **more
 ) -> list[dict]:
     """`count` samples in groups of `group`, each with captions of its own."""
-    return [
-        {
-            "id": f"{prefix}{n}",
-            "kind": kind,
-            "captions": [
-                f"the red ball moves {word}" for word in ("left", "right", "up")[:captions]
-            ],
-            "group": f"{prefix}{n // group}",
-            **more,
-        }
-        for n in range(count)
-    ]
+    texts = [f"the red ball moves {word}" for word in ("left", "right", "up")]
+    rows = []
+    for number in range(count):
+        row = {"id": f"{prefix}{number}", "kind": kind, "captions": texts[:captions]}
+        rows.append(row | {"group": f"{prefix}{number // group}", **more})
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +69,8 @@ def corpus(corpus_of, tmp_path_factory):
     def make(count, **overrides):
         key = (count, *sorted(overrides.items()))
         if key not in cache:
-            cache[key] = corpus_of(
-                tmp_path_factory.mktemp("corpus"), sample_rows(count, **overrides)
-            )
+            rows = sample_rows(count, **overrides)
+            cache[key] = corpus_of(tmp_path_factory.mktemp("corpus"), rows)
         return cache[key]
 
     return make
@@ -92,9 +85,8 @@ def steps_of(tokenizer, training):
         corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
     ):
         config = training(tuple(corpora), steps, **config)
-        examples = Examples(
-            unit, 4, 8, 4, mlm, answers=answers, crop_share=crops, crop_area=(0.55, 0.75)
-        )
+        crop = {"crop_share": crops, "crop_area": (0.55, 0.75)}
+        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, **crop)
         return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
 
     return make
@@ -167,9 +159,8 @@ class Run:
         resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
-        return TrainingRun(self.trained, data, self.config, self.out, ALONE, resources).train(
-            validate, self.select
-        )
+        run = TrainingRun(self.trained, data, self.config, self.out, ALONE, resources)
+        return run.train(validate, self.select)
 
     def interrupt(self, before: int) -> None:
         """A SIGTERM as step `before` begins."""

@@ -89,8 +89,10 @@ def objective_of(
     sizes = {
         "video": VIDEO | {"drop_path": dropout},
         "text": TEXT | {"dropout": dropout},
+        "embed_dim": 8,
+        "init": "scratch",
     }
-    config = ModelConfig.model_validate(sizes | {"embed_dim": 8, "init": "scratch"})
+    config = ModelConfig.model_validate(sizes)
     torch.manual_seed(0)
     if name == "prompter":
         return PrompterObjective(Prompter(config), *NORM)
@@ -127,19 +129,16 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     part = whole_batch().split(ranks)[rank]
     actual = {}
     for name in NAMES:
-        objective = objective_of(name)
+        objective = module = objective_of(name)
         if rank == 0:  # as for the picture of pseudo-labels: nothing is asked of the other ranks
             objective.with_pseudo_labels(part)
-        module = (
-            DistributedDataParallel(objective, find_unused_parameters=True)
-            if ranks > 1
-            else objective
-        )
+        if ranks > 1:
+            module = DistributedDataParallel(objective, find_unused_parameters=True)
         mine = objective.with_pseudo_labels(part)
         loss, _ = module(mine, objective.step_counts([mine]))
         loss.backward()
         actual[f"{name}/loss"] = loss.detach()
-        actual |= {
-            f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None
-        }
+        for key, parameter in objective.named_parameters():
+            if parameter.grad is not None:
+                actual[f"{name}/{key}"] = parameter.grad
     return actual

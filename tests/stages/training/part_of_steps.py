@@ -30,6 +30,7 @@ from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.loop import Run
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import (
+    NORM,
     SIZE,
     TEXT,
     VIDEO,
@@ -82,11 +83,9 @@ class Batches:
         self.steps = steps
         self.stop = stop
         places = np.arange(SIZE).reshape(accumulation_steps, world.size, -1)[:, world.rank].ravel()
-        whole = whole_batch()
-        whole.masked = whole.labels = whole.boxes = whole.answers = None
-        self.batch = replace(
-            whole.map(lambda tensor: tensor[places]), ids=[whole.ids[place] for place in places]
-        )
+        whole = replace(whole_batch(), masked=None, labels=None, boxes=None, answers=None)
+        part = whole.map(lambda tensor: tensor[places])
+        self.batch = replace(part, ids=[whole.ids[place] for place in places])
 
     def __len__(self) -> int:
         return self.steps
@@ -111,30 +110,27 @@ def train(
 ):
     """One run; returns its weights by name, and what was noted: which values the first dropout
     kept, and how many micro-batches did not average their gradients over the ranks."""
-    values = {
+    shape = {
         "video": VIDEO,
         "text": TEXT | {"dropout": dropout},
         "embed_dim": 8,
         "init": "scratch",
     }
+    values = {
+        "phases": [{"corpora": ["x"], "steps": steps}],
+        "batch_size": SIZE,
+        "accumulation_steps": accumulation_steps,
+        "negative_pool_size": pool,
+        "lr": 1e-2,
+        "warmup_ratio": 0.0,
+        "log_every": 4 if steps == 4 else 1,
+    }
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(device="cpu", checkpoint_interval=3600)
-    config = Config.model_validate(
-        {
-            "phases": [{"corpora": ["x"], "steps": steps}],
-            "batch_size": SIZE,
-            "accumulation_steps": accumulation_steps,
-        }
-        | {
-            "negative_pool_size": pool,
-            "lr": 1e-2,
-            "warmup_ratio": 0.0,
-            "log_every": 4 if steps == 4 else 1,
-            **more,
-        }
-    )
+    config = Config.model_validate(values | more)
     torch.manual_seed(0)
-    objective = Spoiled(Alpro(ModelConfig.model_validate(values)), [0.5] * 3, [0.25] * 3, pool)
+    model = Alpro(ModelConfig.model_validate(shape))
+    objective = Spoiled(model, *NORM, pool)
     objective.spoil = spoil
     objective.last = world.rank == world.size - 1
     noted = {"apart": torch.tensor(0)}
@@ -147,9 +143,8 @@ def train(
     def note(_, args, result):
         noted.setdefault("kept", (result != 0).float())
 
-    next(
-        part for part in objective.modules() if isinstance(part, nn.Dropout)
-    ).register_forward_hook(note)
+    first = next(part for part in objective.modules() if isinstance(part, nn.Dropout))
+    first.register_forward_hook(note)
     try:
         batches = Batches(world, steps, accumulation_steps, stop)
         # AdamW makes steps of gradients that are zero but for rounding; the ranks ask each other
@@ -168,9 +163,8 @@ def train(
 def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
         save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
-    save_file(
-        losses_and_gradients(world.rank, world.size), out / f"objectives.{world.rank}.safetensors"
-    )
+    results = losses_and_gradients(world.rank, world.size)
+    save_file(results, out / f"objectives.{world.rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -43,27 +43,9 @@ HALF = (0.5,) * 3
 ALIGNMENT = 512  # bytes to which CUDA's allocator rounds a tensor
 GIB = 2**30
 
-# The sizes of openai/clip-vit-base-patch16.
-CLIP_B16 = {
-    "projection_dim": 512,
-    "vision_config": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "patch_size": 16,
-        "image_size": 224,
-    },
-    "text_config": {
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 77,
-        "vocab_size": 49408,
-        "eos_token_id": 49407,
-    },
-}
+# openai/clip-vit-base-patch16, where it is not the default of transformers.
+CLIP_B16 = {"projection_dim": 512, "vision_config": {"patch_size": 16}}
+CLIP_B16["text_config"] = {"eos_token_id": 49407}
 
 
 class Memory(TorchDispatchMode):
@@ -122,20 +104,14 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
         prompter = clip_towers(frames) if config.model.video.pre_norm else Prompter(config.model)
         width = 512 if config.model.video.pre_norm else config.model.embed_dim
         prompts = {kind: torch.empty(entities, width) for kind in ("video", "image")}
-        return PretrainObjective(
-            Alpro(config.model, entities=entities),
-            HALF,
-            HALF,
-            NormalizedModel(prompter, HALF, HALF),
-            prompts,
-            config.objective,
-        )
-    video = train_prompter.Config.model_fields["model"].default.video
-    sizes = train_prompter.Config.model_fields["model"].default
-    sizes = sizes.model_copy(update={"video": video.model_copy(update={"frames": frames})})
+        model = Alpro(config.model, entities=entities)
+        teacher = NormalizedModel(prompter, HALF, HALF)
+        return PretrainObjective(model, HALF, HALF, teacher, prompts, config.objective)
+    default = train_prompter.Config.model_fields["model"].default
+    video = default.video.model_copy(update={"frames": frames})
+    sizes = default.model_copy(update={"video": video})
     if stage == "finetune_qa":
-        answers = [str(number) for number in range(config.answers)]
-        return QaObjective(Alpro(sizes, answers=len(answers)), HALF, HALF, answers)
+        return QaObjective(Alpro(sizes, answers=config.answers), HALF, HALF)
     return MatchingObjective(Alpro(sizes, entities=entities), HALF, HALF, config.negative_pool_size)
 
 

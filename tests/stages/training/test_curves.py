@@ -43,9 +43,8 @@ def compute(folder: Path) -> Curves:
             out = folder / stage / "out"
             run_stage(stage, configuration(stage, STEPS), inputs, out, resources)
             add_inputs(stage, inputs, out, resources)
-            computed[stage] = {
-                name: values for name, values in curves(out).items() if name.startswith("loss_")
-            }
+            losses = curves(out)
+            computed[stage] = {name: losses[name] for name in losses if name.startswith("loss_")}
         return computed
     finally:
         torch.set_num_threads(threads)
@@ -72,8 +71,7 @@ def test_the_losses_are_the_recorded_ones(tmp_path):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         fresh = compute(Path(temporary))
-    rounded = {
-        stage: {name: np.round(v, 7).tolist() for name, v in of.items()}
-        for stage, of in fresh.items()
-    }
+    rounded = {}
+    for stage, losses in fresh.items():
+        rounded[stage] = {name: np.round(values, 7).tolist() for name, values in losses.items()}
     FILE.write_text(json.dumps(rounded).replace("], ", "],\n") + "\n")  # a line for each loss
