@@ -92,12 +92,6 @@ def test_samples_are_read_as_they_were_written(corpus, rows, clips, number):
     assert np.abs(frames.astype(int) - clips[name].frames).mean() < 2
 
 
-def test_frames_are_read_in_any_order_and_several_times(corpus):
-    sample = ShardReader(corpus)[0]
-
-    assert np.array_equal(sample.frames([3, 0, 0]), sample.frames()[[3, 0, 0]])
-
-
 @pytest.mark.parametrize(
     ("split", "kind", "exclude", "names"),
     [
@@ -146,7 +140,8 @@ def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
     monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
     reader = ShardReader(url)
     server.asked.clear()
-    assert np.array_equal(reader[0].frames([0, 2]), ShardReader(corpus)[0].frames([0, 2]))
+    frames = reader[0].frames([2, 0, 2])
+    assert np.array_equal(frames, ShardReader(corpus)[0].frames()[[2, 0, 2]])
     assert len(server.asked) == 3  # what is known of it, and two frames
 
 

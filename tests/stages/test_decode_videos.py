@@ -134,20 +134,6 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
     assert ShardReader(out, "validation")[0].frames()[0, 0, 0, 0] > 200
 
 
-def test_items_with_questions_and_no_captions_are_kept(decode_rows):
-    asked = [{"question": "what is it?", "answer": "a wall"}]
-    rows = [
-        {"id": "asked", "questions": asked},
-        {"id": "captioned", "captions": ["a wall"]},
-        {"id": "silent"},
-    ]
-    outcome, out = decode_rows(rows, max_reject_share=0.4)
-    assert set(ShardReader(out).column("id").to_pylist()) == {"asked", "captioned"}
-    assert outcome.counts["rejected"] == 1
-    with pytest.raises(InputError, match="no rows of these kinds"):
-        decode_rows(rows, kinds="video")
-
-
 def test_statistics_are_those_of_the_training_frames(decode_rows):
     rows = [
         {"id": "dark", "captions": ["night"], "split": "train", "color": "black"},

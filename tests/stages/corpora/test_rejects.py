@@ -77,16 +77,22 @@ def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, 
 
 
 def test_items_without_texts_do_not_count_as_expected(decode_rows, monkeypatch):
+    """A question is a text."""
     rows = [
         {"id": "captioned", "captions": ["a wall"]},
+        {"id": "asked", "questions": [{"question": "what is it?", "answer": "a wall"}]},
         {"id": "silent"},
         {"id": "cut", "captions": ["x", "y"]},
     ]
     decode_with(monkeypatch, {"cut": DecodeError("unreadable")})
-    outcome, out = decode_rows([row | {"split": "test"} for row in rows], max_reject_share=1)
-    assert outcome.counts["rejected"] == 2
+
+    _, out = decode_rows([row | {"split": "test"} for row in rows], max_reject_share=1)
+
+    assert rejects_of(out) == {"silent": "no text", "cut": "unreadable"}
     statistics = read_json(out / "statistics.json")["splits"]["test"]
-    assert statistics == {"items": [1, 2], "captions": [1, 3], "questions": [0, 0]}
+    assert statistics == {"items": [2, 3], "captions": [1, 3], "questions": [1, 1]}
+    with pytest.raises(InputError, match="no rows of these kinds"):
+        decode_rows(rows, kinds="video")
 
 
 def test_data_without_texts_or_a_decoder_fails_before_decoding(

@@ -3,15 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from alpro.files import write_json
-from alpro.inference import encoding
-from alpro.models.alpro import Prompter
-from alpro.models.frames import NormalizedModel
 from alpro.pipeline.execution import run_stage
-from alpro.shards.reader import ShardReader
-from alpro.stages.evaluation.controls import Shuffle
 from tests.stages.conftest import contents
 
 CONTROLS = ["reversed", "shuffled", "single_frame"]
@@ -47,22 +41,3 @@ def test_two_processes_have_the_results_of_one(
     assert one.keys() >= {"result.json", "out/results.json", "out/scores.parquet"}
     one.pop("work.json")
     assert contents(tmp_path / "two").items() >= one.items()
-
-
-@torch.no_grad()
-def test_shuffled_frames_do_not_depend_on_the_number_of_processes(tiny_model, clips, monkeypatch):
-    """Each process encodes some batches of clips. The order of a clip's frames is that of one
-    process."""
-    model = Prompter(tiny_model(50))
-    encoder = NormalizedModel(model, (0.5,) * 3, (0.5,) * 3).eval()
-    reader = ShardReader(clips)
-    monkeypatch.setattr(encoding, "all_reduce_", lambda tokens: tokens)
-
-    def tokens(rank, ranks):
-        monkeypatch.setattr(encoding, "belongs_to_this_rank", lambda batch: batch % ranks == rank)
-        numbers = list(range(7))
-        return encoding.encode_videos(encoder, reader, numbers, batch=2, reorder=Shuffle(0)).tokens
-
-    alone = tokens(0, 1)
-    assert len(alone.unique(dim=0)) == 7
-    assert torch.equal(tokens(0, 3) + tokens(1, 3) + tokens(2, 3), alone)

@@ -15,12 +15,7 @@ from alpro.stages.training.loop import configure_layers
 from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 
-LAYERS = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -46,8 +41,8 @@ def graphs(monkeypatch):
 
 def towers() -> ClipPrompter:
     """A small CLIP with temporal attention for four frames."""
-    vision = {**LAYERS, "image_size": 32, "patch_size": 8}
-    text = {**LAYERS, "vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}
+    vision = LAYERS | {"image_size": 32, "patch_size": 8}
+    text = LAYERS | {"vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
     config._attn_implementation = "sdpa"
     model = ClipPrompter(CLIPModel(config))
@@ -61,15 +56,16 @@ def test_the_layers_of_pretraining_are_few_whole_graphs(graphs, monkeypatch, mix
     """`mixed`: in bfloat16 with the residual stream of a GPU."""
     monkeypatch.setattr(precision, "casts_residual", lambda _: True)
     objective = objective_of("pretrain").train()
-    graphs_of_step = []
     configure_layers(objective, compiled=True)
     batch = objective.with_pseudo_labels(whole_batch())
-    for _ in range(2):
+
+    def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss, _ = objective(batch, objective.step_counts([batch]))
         loss.backward()
-        graphs_of_step.append(len(graphs))
-    assert graphs_of_step[0] == graphs_of_step[1]  # a second step compiles nothing
+        return len(graphs)
+
+    assert step() == step()  # a second step compiles nothing
     assert not counters["graph_break"]
     assert 2 <= len(graphs) <= 12
     assert torch._dynamo.config.recompile_limit == loop.MAX_GRAPHS
@@ -81,11 +77,14 @@ def test_the_layers_of_a_clip_are_compiled_too(graphs):
     objective = PrompterObjective(model, (0.5,) * 3, (0.5,) * 3).train()
     frames = torch.randn(2, 4, 3, 32, 32)
     ids = torch.randint(1, 98, (2, 16))
-    expected = model.encode_video(frames), model.encode_text(ids, torch.ones_like(ids))
 
+    def encode():
+        return model.encode_video(frames), model.encode_text(ids, torch.ones_like(ids))
+
+    expected = encode()
     configure_layers(objective, compiled=True)
     compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
-    actual = model.encode_video(frames), model.encode_text(ids, torch.ones_like(ids))
+    actual = encode()
     sum(output.square().sum() for output in actual).backward()
 
     torch.testing.assert_close(actual, expected)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.testing import assert_close
 
 from alpro.models import alpro
 from alpro.models.alpro import Alpro
@@ -119,10 +120,10 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
     total = 0.0
     for each in objective.losses:
         expected = by_hand[each].detach()
-        torch.testing.assert_close(metrics[f"loss_{each}"], expected, atol=1e-5, rtol=1e-5)
+        assert_close(metrics[f"loss_{each}"], expected, atol=1e-5, rtol=1e-5)
         total = total + by_hand[each] * weights.get(each, 1.0)
-    torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(actual, gradients(total, objective), atol=1e-5, rtol=1e-4)
+    assert_close(loss, total, atol=1e-5, rtol=1e-5)
+    assert_close(actual, gradients(total, objective), atol=1e-5, rtol=1e-4)
     parts = {key.split(".")[0] for key, _ in objective.model.named_parameters()}
     assert parts - {key.split(".")[0] for key in actual} == objective.unused_parameters
 
@@ -134,14 +135,14 @@ def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_
     with torch.autocast("cpu", torch.bfloat16):
         loss, metrics = losses_of(objective_of("pretrain", threshold=0.0), batch)
     assert loss.dtype == metrics["loss_vtc"].dtype == torch.float32
-    torch.testing.assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
-    torch.testing.assert_close(loss, exact, rtol=5e-2, atol=0)
+    assert_close(metrics["loss_vtc"], expected["loss_vtc"], rtol=2e-2, atol=0)
+    assert_close(loss, exact, rtol=5e-2, atol=0)
 
     one = objective_of("prompter")
     other = objective_of("prompter")
     one.model.temperature.data.fill_(0.5)
     other.model.temperature.data.fill_(0.9)  # beyond its bound, which counts
-    torch.testing.assert_close(losses_of(one, batch), losses_of(other, batch))
+    assert_close(losses_of(one, batch), losses_of(other, batch))
 
 
 def black_outside(batch: Batch) -> Tensor:
@@ -160,7 +161,7 @@ def test_the_prompter_sees_its_crops_black_outside(batch):
     whole = torch.tensor([[0, 0, 4, 4]]).expand(8, -1)
     by_hand = replace(batch, frames=black_outside(batch), boxes=whole)
     seen = objective.encode_video(batch)
-    torch.testing.assert_close(seen, objective.encode_video(by_hand))
+    assert_close(seen, objective.encode_video(by_hand))
     assert not torch.allclose(seen, objective.encode_video(replace(batch, boxes=None)))
 
 
@@ -184,7 +185,7 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
 
     assert not labels.requires_grad
     similarity = features @ prompts.T / prompter.model.clamped_temperature()
-    torch.testing.assert_close(labels, similarity.softmax(1))
+    assert_close(labels, similarity.softmax(1))
 
 
 def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and_no_nan(batch):
@@ -225,8 +226,8 @@ def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
     whole = losses_and_gradients(0, 1)
 
     assert len(whole) > 20 * len(NAMES)
-    torch.testing.assert_close(first, whole, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(second, whole, atol=1e-5, rtol=1e-5)
+    assert_close(first, whole, atol=1e-5, rtol=1e-5)
+    assert_close(second, whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("off", [{}, {"pem": 0.0}, {"vtm": 0.0}])
@@ -246,5 +247,5 @@ def test_one_pass_for_all_pairs_has_the_losses_and_gradients_of_three(off, batch
     loss, _ = objective(batch, counts)
 
     assert passes == []
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradients(loss, objective), expected_gradients, atol=1e-5, rtol=1e-4)
+    assert_close(loss, expected)
+    assert_close(gradients(loss, objective), expected_gradients, atol=1e-5, rtol=1e-4)

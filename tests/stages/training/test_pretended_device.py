@@ -195,12 +195,9 @@ def test_a_teacher_that_is_cast_once_has_the_same_labels(kind):
         objective.video_prompts = torch.randn(6, 16)
     batch = whole_batch()
     teacher = objective.prompter.model
-    projections = (teacher.video_proj, teacher.text_proj)
-    matrices = [
-        module
-        for module in teacher.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections
-    ]
+    exact = {teacher, teacher.video_proj, teacher.text_proj}
+    layers = {layer for layer in teacher.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    matrices = layers - exact
 
     with torch.autocast("cpu", torch.bfloat16):
         expected = objective.pseudo_labels(batch.frames, batch.boxes, "video")
