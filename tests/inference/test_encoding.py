@@ -89,7 +89,7 @@ def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus
     assert not len(encode_videos(encoder, reader, []).features)
 
 
-def by_hand(margins: np.ndarray, similarity: np.ndarray) -> tuple[SimpleNamespace, Texts, Videos]:
+def by_hand(margins, similarity):
     """A model whose matching head gives these margins of texts and videos, all negative: it takes
     no pair for a match, as an early model does."""
     scores = torch.from_numpy(margins)

@@ -137,7 +137,7 @@ def exported(folders, videos, tmp_path_factory):
     return models, root
 
 
-def run(program: str, root, *arguments) -> None:
+def run(program, root, *arguments):
     """Runs a program in another process and folder, without a network."""
     elsewhere = root / "elsewhere"
     elsewhere.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
 """Which folder stands for a model, a prompter and its prompts."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -54,7 +53,7 @@ def prompter(artifact):
     return prompter
 
 
-def run(workspace: Path, **steps: str) -> None:
+def run(workspace, **steps):
     write_refs(workspace, "sample", (), {name: mark * 32 for name, mark in steps.items()})
 
 

@@ -20,14 +20,14 @@ COLUMNS = {"day": pa.string(), "views": pa.float64()}
 SIZE = 8
 
 
-def make_item(number: int, path: str = "", **values) -> dict:
+def make_item(number, path="", **values):
     """A clip; its key is its path, as if it were a digest of it."""
     item = EMPTY | {"id": f"{number}", "path": path or f"{ROOT}/{number:02}.mp4", "kind": "video"}
     item |= {"identity": "1 2", "duration": 3.0} | values
     return item | {"key": item["path"].removeprefix(ROOT)}
 
 
-def make_vectors(count: int, seed: int = 0) -> np.ndarray:
+def make_vectors(count, seed=0):
     vectors = np.random.default_rng(seed).standard_normal((count, SIZE), np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -38,11 +38,11 @@ def index(tmp_path):
     return Index.create(tmp_path / "index", settings, SIZE, COLUMNS)
 
 
-def fill(index: Index, items: list[dict], vectors) -> None:
+def fill(index, items, vectors):
     index.write([item | {"vector": vector} for item, vector in zip(items, vectors, strict=True)])
 
 
-def ids(index: Index, where: str = "", words: str = "") -> list[str]:
+def ids(index, where="", words=""):
     return [item["id"] for item in index.rows(make_condition(where, words))]
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_condition_is_a_line(where, reason, three):
     assert ".rs:" not in str(raised.value)
 
 
-def bytes_on_disk(folder: str) -> bytes:
+def bytes_on_disk(folder):
     return b"".join(file.read_bytes() for file in Path(folder).rglob("*") if file.is_file())
 
 

@@ -15,7 +15,7 @@ from alpro.shards.clip import DecodeError
 TEXT = "a red ball moves left"
 
 
-def paths(result) -> list[str]:
+def paths(result):
     return [hit.item["path"] for hit in result]
 
 

@@ -9,7 +9,7 @@ from alpro.models.attention import attention_on_gpu, block_mask, sequences_per_t
 from tests.models.conftest import near
 
 
-def heads_of(sequences: int, length: int) -> list[torch.Tensor]:
+def heads_of(sequences, length):
     """Queries, keys and values (B, 2, L, 8), with gradients."""
     generator = torch.Generator().manual_seed(length)
     shape = sequences, 2, length, 8

@@ -41,7 +41,7 @@ def frames():
     return torch.randint(0, 256, (2, 3, 3, 48, 48), generator=random, dtype=torch.uint8)
 
 
-def own_pixels(loaded: ClipBundle, frames: torch.Tensor) -> torch.Tensor:
+def own_pixels(loaded, frames):
     """Frames (..., 3, S, S) uint8 -> (N, 3, 32, 32) with the normalization in the model's
     preprocessor_config.json."""
     images = frames.reshape(-1, *frames.shape[-3:]) / 255
@@ -51,7 +51,7 @@ def own_pixels(loaded: ClipBundle, frames: torch.Tensor) -> torch.Tensor:
     return (images - mean) / std
 
 
-def embedded(loaded: ClipBundle, texts: list[str], batch: int = 256) -> torch.Tensor:
+def embedded(loaded, texts, batch=256):
     return embed_texts(loaded.model, loaded.tokenizer, texts, 0, batch)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def saved(tiny, tokenizer, tmp_path):
     return tmp_path / "model"
 
 
-def resized(config: ModelConfig, **video: int) -> ModelConfig:
+def resized(config, **video):
     return config.model_copy(update={"video": config.video.model_copy(update=video)})
 
 
@@ -105,17 +104,17 @@ def test_weights_of_half_precision_become_float32(saved):
 # Folders that are damaged, or of a stranger.
 
 
-def load_any(folder: Path) -> ModelBundle:
+def load_any(folder):
     return ModelBundle.from_pretrained(folder) if folder.name == "model" else load_clip(str(folder))
 
 
-def refused(folder: Path, message: str = "") -> None:
+def refused(folder, message=""):
     """The error is a line that names the folder."""
     with one_line(str(folder), message, of=(ValueError, InputError)):
         load_any(folder)
 
 
-def set_value(folder: Path, *keys: str, to: object, file: str = CONFIG) -> None:
+def set_value(folder, *keys, to, file=CONFIG):
     """Sets a value of a JSON file."""
     values = inner = json.loads((folder / file).read_text())
     for key in keys[:-1]:
@@ -124,12 +123,12 @@ def set_value(folder: Path, *keys: str, to: object, file: str = CONFIG) -> None:
     (folder / file).write_text(json.dumps(values))
 
 
-def weights_file(folder: Path) -> Path:
+def weights_file(folder):
     """The weights of a model, which may be in a pickle."""
     return next(file for file in folder.iterdir() if file.name in (WEIGHTS, "pytorch_model.bin"))
 
 
-def set_weights(folder: Path, change: Callable[[dict, str], object]) -> None:
+def set_weights(folder, change):
     """change(the weights, the name of the last matrix)"""
     file = weights_file(folder)
     safe = file.suffix == ".safetensors"
@@ -146,17 +145,17 @@ def folder(request, saved, clip_folders, tmp_path):
     return shutil.copytree(clip_folders[request.param], tmp_path / request.param)
 
 
-def set_size(folder: Path, ours: str, theirs: str, to: object) -> None:
+def set_size(folder, ours, theirs, to):
     """Sets a size in the config.json of this project, or of transformers."""
     keys = ("model", *ours.split(".")) if folder.name == "model" else theirs.split(".")
     set_value(folder, *keys, to=to)
 
 
-def set_layers(folder: Path, count: object) -> None:
+def set_layers(folder, count):
     set_size(folder, "video.depth", "vision_config.num_hidden_layers", count)
 
 
-def set_words(folder: Path, count: object) -> None:
+def set_words(folder, count):
     set_size(folder, "text.vocab_size", "text_config.vocab_size", count)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig, crop
 from tests.test_oracle import uniform, weight
@@ -21,7 +20,7 @@ TEXT = {"vocab_size": 20, "width": 16, "depth": 4, "fusion_layer": 2, "heads": 2
 BOXES = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
 
 
-def generated(model: nn.Module) -> nn.Module:
+def generated(model):
     """The model in double precision with weights generated from their names."""
     state = {}
     for name, parameter in model.state_dict().items():
@@ -33,7 +32,7 @@ def generated(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def compute() -> dict[str, Tensor]:
+def compute():
     """All outputs of the model for two pairs."""
     shape = ModelConfig.model_validate({"video": VIDEO, "text": TEXT, "embed_dim": 8})
     model = generated(Alpro(shape, entities=5, answers=4))

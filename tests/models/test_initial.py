@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,14 +25,14 @@ TEXT = {
 }
 
 
-def model_of(**video) -> Alpro:
+def model_of(**video):
     torch.manual_seed(0)
     text = TEXT | {"width": video.get("width", 64)}
     sizes = {"video": VIDEO | video, "text": text, "embed_dim": 16}
     return Alpro(ModelConfig.model_validate(sizes), entities=5).eval()
 
 
-def timm_vit(name: str):
+def timm_vit(name):
     """A small random ViT of timm with the components of a name."""
     import timm
 
@@ -228,7 +227,7 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
         load_vit(model, "test_vit.r160_in1k@1")
 
 
-def tower(folder: Path, **other) -> Alpro:
+def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
     return model_of(**{"image_size": 32} | read_sizes("vit", str(folder)) | other)
 

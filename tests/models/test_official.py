@@ -207,7 +207,7 @@ class Bomb:
         return (print, ("this must never run",))
 
 
-def write_checkpoint(path: Path, what: str, state: dict) -> None:
+def write_checkpoint(path, what, state):
     """Writes a file that is no plain checkpoint."""
     if what == "bomb":
         torch.save(state | {"extra": Bomb()}, path)

@@ -9,7 +9,7 @@ from tests.conftest import one_line
 from tests.models.conftest import near
 
 
-def new(config: VideoConfig, init: str = "scratch", **changes) -> TimeSformer:
+def new(config, init="scratch", **changes):
     encoder = TimeSformer(config.model_copy(update=changes))
     initialize(encoder, init)
     return encoder.eval()
@@ -46,7 +46,7 @@ def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny, frames):
             encoder(torch.zeros(2, count, 3, height, width))
 
 
-def stochastic(rate: float, depth: int) -> TimeSformer:
+def stochastic(rate, depth):
     """An encoder in training mode, with stochastic depth."""
     shape = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 8, "heads": 1}
     return new(VideoConfig(**shape, depth=depth, drop_path=rate)).train()

@@ -86,7 +86,7 @@ def test_the_length_of_a_video_is_that_of_its_packets(make_video, tmp_path):
     assert video_seconds(tmp_path / "text.mp4") == 0
 
 
-def write_sound(path) -> bytes:
+def write_sound(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
         silence = np.zeros((1, 1024), np.float32)

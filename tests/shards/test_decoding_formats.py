@@ -2,7 +2,6 @@
 
 import struct
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -61,7 +60,7 @@ a.m2v mpeg2video yuv420p rate=25 bf=2 g=8
 SEEKABLE, IN_ORDER = (part.strip().splitlines() for part in FORMATS.split("\n\n"))
 
 
-def make_form(make_video, form: str, count: int = 24, **more) -> tuple[Path, int, tuple[int, int]]:
+def make_form(make_video, form, count=24, **more):
     """The video of a form, its rate and its size."""
     name, codec, pixels, *more_options = form.split()
     options = dict(option.split("=", 1) for option in more_options)
@@ -90,7 +89,7 @@ def test_every_format_gives_the_frames_of_the_requested_time(make_video, numbers
 FRAMES = 40
 
 
-def moving(seed: int) -> Callable[[int], np.ndarray]:
+def moving(seed):
     """Moving noise with cuts, which makes encoders use all kinds of frames."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 255, (60, 200, 3), np.uint8)
@@ -105,7 +104,7 @@ def moving(seed: int) -> Callable[[int], np.ndarray]:
     return picture
 
 
-def decode_everything(path: Path) -> np.ndarray:
+def decode_everything(path):
     """All frames as PyAV returns them (n, 32, 32, 3)."""
     drawn = []
     with av.open(str(path)) as container:
@@ -226,7 +225,7 @@ def test_frames_outside_an_edit_list_are_not_decoded(make_video, numbers):
         assert numbers(decode_video(path, 2, 32, 1.0, 1.2, decoder=way)) == [19, 20]
 
 
-def scenery(number: int) -> np.ndarray:
+def scenery(number):
     """A smooth picture (48, 64, 3) with light from the left, which moves."""
     down, across = np.mgrid[0:48, 0:64]
     channel = np.arange(3)
@@ -235,7 +234,7 @@ def scenery(number: int) -> np.ndarray:
     return (128 + 90 * wave * swell).astype(np.uint8)
 
 
-def write_matrix(path: Path, matrix: tuple[int, ...]) -> None:
+def write_matrix(path, matrix):
     """Write the matrix (a b; c d) of an MP4's track: (x, y) is shown at (ax + cy, bx + dy)."""
     content = bytearray(path.read_bytes())
     a, b, c, d = (value << 16 for value in matrix)
@@ -269,7 +268,7 @@ def test_a_rotated_or_mirrored_video_is_decoded_upright(make_video, matrix):
         assert (clip.width, clip.height) == ((48, 64) if b else (64, 48))
 
 
-def cropped(path: Path, left: int) -> Path:
+def cropped(path, left):
     """A copy whose H.264 stream says that `left` columns are not shown."""
     copy = path.with_stem("cropped")
     with av.open(str(path)) as video, av.open(str(copy), "w") as out:
@@ -306,7 +305,7 @@ BARS = [
 ]
 
 
-def bars(number: int) -> np.ndarray:
+def bars(number):
     return np.repeat(np.array(BARS, np.uint8)[None], 48, 0).repeat(8, 1)
 
 
@@ -320,7 +319,7 @@ def test_colors_follow_the_tags(make_video, pixels, matrix, color_range):
         assert np.abs(read_bars(path, way) - BARS).max() <= 6
 
 
-def read_bars(path: Path, way: str) -> np.ndarray:
+def read_bars(path, way):
     """The decoded colors of the bars (8, 3)."""
     (frame,) = decode_video(path, 1, 64, decoder=way).frames.astype(int)
     return frame[32, 4::8]

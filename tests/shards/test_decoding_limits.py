@@ -175,7 +175,7 @@ def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, write_ffmpeg
     assert (tmp_path / "limited").exists()
 
 
-def noise(number: int) -> np.ndarray:
+def noise(number):
     return np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
 
 
@@ -202,7 +202,7 @@ def test_corrupt_frames_are_not_kept(make_video, name, codec):
     assert set(refused) == {"unreadable"}
 
 
-def film_with_sound(path: Path, seconds: int, sound_seconds: int) -> bytes:
+def film_with_sound(path, seconds, sound_seconds):
     """A film of 10 frames a second, 0.1 s of sound after each, whose index precedes them."""
     front = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=front) as out:
@@ -338,7 +338,7 @@ def whole(make_video, tmp_path):
     return {path: path.read_bytes() for path in files}
 
 
-def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
+def damage(data, other, chance):
     """Flips bits, or replaces a part: by nothing, by a part of another file or of this one, or by
     senseless numbers where sizes, times and tables are."""
     if not data:
@@ -359,7 +359,7 @@ def damage(data: bytearray, other: bytes, chance: random.Random) -> None:
     data[at : at + size] = chance.choice(inserted)
 
 
-def mutate(whole: dict[Path, bytes], folder: Path, chance: random.Random, number: int) -> dict:
+def mutate(whole, folder, chance, number):
     """Write a damaged file, and return its row: some have another kind's ending, or a window."""
     path, other = chance.choices(list(whole), k=2)
     data = bytearray(whole[path])

@@ -97,7 +97,7 @@ def test_transparency_becomes_white(tmp_path, name, mode):
     assert (frame[:, 20:] >= 250).all()
 
 
-def chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name, content):
     checksum = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 

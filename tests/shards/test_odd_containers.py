@@ -4,7 +4,6 @@ joined files. The ffmpeg binary writes them; the luma of a frame is its number."
 import functools
 import struct
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ RATE = 10
 STEP = 3  # levels of luma between one frame and the next
 
 
-def source(first: int = 0, size: str = "128x96", seconds: int = SECONDS) -> list[str]:
+def source(first=0, size="128x96", seconds=SECONDS):
     """Options of an input whose frames are numbered from `first`."""
     luma = f"geq=lum='16+(N+{first})*{STEP}':cb=128:cr=128"
     return ["-f", "lavfi", "-i", f"color=black:s={size}:r={RATE}:d={seconds},{luma}"]
@@ -59,7 +58,7 @@ def write_film(films, tmp_path):
     return write
 
 
-def numbers(path: Path, count: int, *window: float | None, decoder: str = "auto") -> list[int]:
+def numbers(path, count, *window, decoder="auto"):
     """The numbers of the frames that are decoded."""
     clip = decode_video(path, count, 32, *window, decoder=decoder)
     middle = clip.frames[:, 8:24, 8:24].mean(axis=(1, 2, 3))
@@ -67,7 +66,7 @@ def numbers(path: Path, count: int, *window: float | None, decoder: str = "auto"
     return np.round(luma / STEP).astype(int).tolist()
 
 
-def every(first: int, last: int, count: int) -> list[int]:
+def every(first, last, count):
     return [first + i * (last - first) // count for i in range(count)]
 
 
@@ -139,7 +138,7 @@ def test_a_window_far_from_the_start_has_its_frames(write_film, monkeypatch, nam
     assert numbers(path, 4, 4.11, 5.11) == every(41, 51, 4)
 
 
-def cut_film(film: Path, start: float, path: Path) -> None:
+def cut_film(film, start, path):
     """Write the film from a second on, without encoding it again."""
     command = [ffmpeg_binary(), "-v", "error", "-ss", str(start), "-i", str(film)]
     subprocess.run([*command, "-c", "copy", str(path)], check=True)

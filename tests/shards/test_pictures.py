@@ -48,7 +48,7 @@ def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, tra
     assert count_compared(corpus, 100) == 10 - training  # without the corrupt one
 
 
-def count_compared(corpus, most: int) -> int:
+def count_compared(corpus, most):
     _, counts = overlap(corpus, most)
     return counts["test"]["compared"]
 

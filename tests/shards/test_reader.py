@@ -61,11 +61,11 @@ def corpus(rows, clips, tmp_path):
     return tmp_path
 
 
-def read_all(reader: ShardReader) -> list[bytes]:
+def read_all(reader):
     return [reader[number].frames().tobytes() for number in range(len(reader))]
 
 
-def read_in_a_loading_process(reader: ShardReader) -> list[bytes]:
+def read_in_a_loading_process(reader):
     gc.collect()  # what the parent had is not garbage here
     return read_all(reader)
 
@@ -172,20 +172,20 @@ def test_an_unreadable_corpus_raises_a_one_line_error(tmp_path, memory):
         ShardReader("pipe://cat /data")
 
 
-def zeros(content: bytes, row: dict) -> bytes:
+def zeros(content, row):
     at = row["frame_offsets"][0]
     return content[:at] + bytes(40) + content[at + 40 :]
 
 
-def cut_metadata(content: bytes, row: dict) -> bytes:
+def cut_metadata(content, row):
     return content[: row["json_offset"] + 10]
 
 
-def cut_last_byte(content: bytes, row: dict) -> bytes:
+def cut_last_byte(content, row):
     return content[: row["frame_offsets"][-1] + row["frame_sizes"][-1] - 1]
 
 
-def change_caption(content: bytes, row: dict) -> bytes:
+def change_caption(content, row):
     return content.replace(b"dog", b"cat")
 
 

@@ -26,7 +26,7 @@ from tests.conftest import RangeServer, in_store
 CONTENT = bytes(range(256)) * 40
 
 
-def write(folder: Path, name: str, content: bytes = b"x") -> None:
+def write(folder, name, content=b"x"):
     """Write a file into the folder here, and into that of `memory`."""
     (folder / name).write_bytes(content)
     in_store(folder / name)
@@ -45,7 +45,7 @@ def folder(request, tmp_path, memory, served):
     }[request.param]()
 
 
-def copied(place, *limits) -> bytes:
+def copied(place, *limits):
     with local_copy(place, *limits) as path:
         return path.read_bytes()
 
@@ -220,7 +220,7 @@ memory://b/data | %2e%2e/a.mp4 | memory://b/data/%2e%2e/a.mp4
 """
 
 
-def lines_of(table: str) -> list[list[str]]:
+def lines_of(table):
     return [line.split(" | ") for line in table.strip().splitlines()]
 
 

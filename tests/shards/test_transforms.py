@@ -24,7 +24,7 @@ SCALE = (0.2, 1.0)
 RATIO = (3 / 4, 4 / 3)
 
 
-def rng(seed: int) -> np.random.Generator:
+def rng(seed):
     return np.random.default_rng(seed)
 
 
@@ -80,14 +80,14 @@ def test_a_resized_crop_has_the_pixels_of_the_crop_box():
 TEXT = "a dog runs"
 
 
-def gradient(frames: int = 3, size: int = 24) -> np.ndarray:
+def gradient(frames=3, size=24):
     """A picture that shows which way round it is."""
     rows, columns = np.mgrid[0:size, 0:size] * (255 // size)
     one = np.stack([columns, rows, (columns + rows) // 2], axis=-1).astype(np.uint8)
     return np.repeat(one[None], frames, axis=0)
 
 
-def augmented(kind: str, text: str, seed: int) -> np.ndarray:
+def augmented(kind, text, seed):
     if kind == "video":
         return augment_video(gradient(), text, rng(seed))
     return augment_image(gradient(1)[0], 24, text, rng(seed))[None]
@@ -134,7 +134,7 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch, kind):
     assert count_flips("a bright leftover light") > 5
 
 
-def record(count: int, applied: list[tuple[int, float]]) -> list:
+def record(count, applied):
     """So many operations that record their number and strength, and change nothing."""
     return [lambda p, s, n=number: applied.append((n, s)) or p for number in range(count)]
 
@@ -173,7 +173,7 @@ def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):
     assert 5 < repeated < 40  # an eighth of a quarter
 
 
-def moved(frame: np.ndarray) -> tuple[float, float]:
+def moved(frame):
     """Where the bright dot of a frame is: its column and row."""
     rows, columns = np.nonzero(frame[..., 0] > 200)
     return columns.mean(), rows.mean()

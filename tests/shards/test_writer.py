@@ -6,16 +6,15 @@ import io
 import json
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.clip import Clip, DecodeError
+from alpro.shards.clip import DecodeError
 from alpro.shards.reader import ShardReader, Unreadable
-from alpro.shards.schema import INDEX, Question, Row
+from alpro.shards.schema import INDEX, Question
 from alpro.shards.sources.downloads import scan_downloads
 from alpro.shards.sources.scan import Source
 from alpro.shards.tar import BLOCK, DamagedTar, tar_members
@@ -40,7 +39,7 @@ ABOUT = {
 JSON = json.dumps(ABOUT).encode()
 
 
-def write(path: Path, samples: list[tuple[Row, Clip]]) -> Path:
+def write(path, samples):
     with ShardWriter(path, quality=90) as writer:
         for row, clip in samples:
             writer.write(row, clip)
@@ -53,7 +52,7 @@ def samples(make_row, smooth_clip):
     return [(make_row(name), smooth_clip(seed)) for seed, name in enumerate(["a", "b/c", "ü 雪"])]
 
 
-def special(kind: bytes) -> tarfile.TarInfo:
+def special(kind):
     info = tarfile.TarInfo()
     info.type = kind
     info.linkname = "/etc/passwd"
@@ -319,7 +318,7 @@ def test_a_link_has_no_data_and_a_sparse_file_is_no_file():
 SIZES = (2**63, 10**20, -1)
 
 
-def binary_size(size: int) -> bytes:
+def binary_size(size):
     header = tarfile.TarInfo("00000.mp4")
     header.size = size
     return header.tobuf(tarfile.GNU_FORMAT) + bytes(1536)

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 PHASES = [{"corpora": ["clips", "stills"], "weights": [1, 1], "steps": 4}]
 
 
-def configured(folder, **changes) -> train_prompter.Config:
+def configured(folder, **changes):
     values = {
         "phases": PHASES,
         "clip": str(folder),
@@ -126,7 +126,7 @@ def batch():
     return Batch(0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text))
 
 
-def gradients(objective: PrompterObjective) -> dict[str, torch.Tensor | None]:
+def gradients(objective):
     return {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
 
 

@@ -32,12 +32,12 @@ BROKEN = {  # the sample's broken items and their rejects
 CLIPS = {"manifest": "clips.jsonl", "frames": 8, "size": 40, "samples_per_shard": 16}
 
 
-def manifest_rows(sample: Path, corpus: str) -> dict[str, dict]:
+def manifest_rows(sample, corpus):
     lines = (sample / f"{corpus}.jsonl").read_text().splitlines()
     return {row["id"]: row for row in map(json.loads, lines)}
 
 
-def finished_contents(out: Path) -> dict[str, str]:
+def finished_contents(out):
     """The SHA-256 of every file of a corpus, without unfinished work."""
     return {name: sha for name, sha in contents(out).items() if not name.startswith("parts/")}
 
@@ -146,7 +146,7 @@ def test_statistics_are_those_of_the_training_frames(decode_rows):
     assert statistics["std"] == [0.5, 0.5, 0.001]
 
 
-def list_shots() -> list[dict]:
+def list_shots():
     """Clips of four videos, each of which have a caption in common."""
     rows = []
     for number, video in enumerate(("AB", "CD", "EF", "GH")):

@@ -38,15 +38,15 @@ def index(tmp_path, resources, inline_pool):
     return run
 
 
-def statistics_of(artifact: Path) -> dict:
+def statistics_of(artifact):
     return json.loads((artifact / "statistics.json").read_text())
 
 
-def read_rejects(artifact: Path) -> list[dict]:
+def read_rejects(artifact):
     return pq.read_table(artifact / "rejects.parquet").to_pylist()
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one, other):
     """Both corpora have the same samples."""
     samples = []
     for corpus in (one, other):

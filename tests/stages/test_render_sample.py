@@ -1,8 +1,6 @@
 """The sample corpus: reproducible for a seed, disjoint splits, reversed clips, answerable
 questions."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -35,7 +33,7 @@ def test_other_rows_are_of_another_version(whole):
 SMALL = {"lessons": 1, "clips": 2, "stills": 2, "validation": 4, "test": 4}
 
 
-def render_small(out: Path, resources, seed: int) -> dict[str, str]:
+def render_small(out, resources, seed):
     run_stage(render_sample, {}, out, resources, seed=seed, size=32, frames=4, **SMALL)
     return {name: digest for name, digest in contents(out).items() if not name.endswith(".mp4")}
 

@@ -22,7 +22,6 @@ from alpro.models.word_pieces import train_tokenizer as train
 from alpro.models.words import Templates, read_word_list
 from alpro.stages import build_vocabulary, finetune_qa, train_tokenizer
 from alpro.stages.build_vocabulary import (
-    Candidate,
     Config,
     list_nouns,
     select_words,
@@ -38,7 +37,7 @@ THINGS = "camera hand kitchen man screen square street"
 PICTURE = "background clip corner frame left right scene scenes shot start view"
 
 
-def words_of(**counts: int) -> list[Candidate]:
+def words_of(**counts):
     """Nouns that occur only as nouns, with their counts."""
     return list_nouns(Counter({(name, True): count for name, count in counts.items()}))
 
@@ -131,7 +130,7 @@ def test_captions_without_entities_are_a_mistake(row, message, build):
         build([{"id": "a"} | row])
 
 
-def tagged_nouns(*captions: str) -> Counter[str]:
+def tagged_nouns(*captions):
     """The nouns of captions by the embedded tagger, with their counts."""
     words = tag_unit(CaptionUnit("", list(captions), [1] * len(captions)), "embedded")
     return Counter({noun.name: noun.count for noun in list_nouns(words)})
@@ -172,7 +171,7 @@ def test_a_decomposed_word_is_the_composed_one():
     assert tagged_nouns(caption, caption.replace("\u00e9", "e\u0301"))["caf\u00e9"] == 2
 
 
-def captions_of(number: int) -> Counter[str]:
+def captions_of(number):
     """Captions of words that a tagger is not sure of, in lengths of 1 to 14 words, some of them
     more than once."""
     rng = random.Random(3)

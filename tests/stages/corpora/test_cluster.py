@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -60,7 +59,7 @@ def scheduler(dask, tmp_path):
     return json.loads(file.read_text())["address"]
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
+def wait_until(is_true):
     while not is_true():
         threading.Event().wait(0.05)
 

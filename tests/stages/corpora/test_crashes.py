@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +41,7 @@ PROCESSES = ["in this process", pytest.param("in processes", marks=pytest.mark.l
 
 
 @contextmanager
-def processes_that_die(where: str) -> Iterator[None]:
+def processes_that_die(where):
     """Let units run in processes of a pool, or where their ends are imagined."""
     if where == "in processes":
         yield

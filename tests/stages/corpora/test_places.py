@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +10,7 @@ from PIL import Image
 
 from alpro.shards.schema import Member, Row
 from alpro.shards.sources.scan import scan_source
-from alpro.shards.storage import Location
 from alpro.stages import decode_videos
-from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data, in_store
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
@@ -100,9 +97,7 @@ def manifest(sample, tmp_path):
     return folder / "manifest.jsonl"
 
 
-def decoded(
-    source: Location, out: Path, resources: Resources, **config
-) -> tuple[dict[str, bytes], dict[str, str]]:
+def decoded(source, out, resources, **config):
     """The shards by their names, and the reasons of rejects by their ids."""
     settings = decode_videos.Config(frames=4, size=32, max_reject_share=0.8, **config)
     decode_data(settings, source, out, resources)

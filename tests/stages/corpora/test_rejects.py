@@ -33,7 +33,7 @@ def test_the_maximum_reject_share_is_accepted(decode_rows, capsys):
         decode_rows(rows, max_reject_share=0.49)
 
 
-def decode_with(monkeypatch, errors: dict[str, BaseException]) -> None:
+def decode_with(monkeypatch, errors):
     """Makes the decoding of the images with these names raise an error."""
     original = decode_videos.decode_image
 

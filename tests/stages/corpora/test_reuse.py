@@ -11,14 +11,11 @@ import pytest
 from alpro.files import checksum
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
-from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import decode_data
 from tests.stages.conftest import contents, write_manifest
 
 
-def decode_images(
-    rows: list[dict], folder: Path, resources: Resources, **config
-) -> tuple[Outcome, Path]:
+def decode_images(rows, folder, resources, **config):
     """Decode images of the rows, as an artifact of a workspace.
 
     Of a row, `touched` (the modification time of its file) and `more` (bytes after the image) are
@@ -39,7 +36,7 @@ def decode_images(
     return decode_data(Config.model_validate(settings), source, out, resources), out
 
 
-def shards(folder: Path) -> dict[str, list[str]]:
+def shards(folder):
     """The ids of each shard, by the SHA-256 of its file."""
     ids = {}
     for row in pq.read_table(folder / "index.parquet").to_pylist():
@@ -53,7 +50,7 @@ ALL = [*WALLS, SILENT]
 NEW = {"id": "new", "captions": ["a new wall"], "split": "train"}
 
 
-def without(number: int, *replacement: dict) -> list[dict]:
+def without(number, *replacement):
     """All rows with another one, or none, in the place of a wall."""
     return [*WALLS[:number], *replacement, *WALLS[number + 1 :], SILENT]
 
@@ -86,7 +83,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(
     assert corpus(new) == corpus(alone)
 
 
-def corpus(folder: Path) -> dict[str, str]:
+def corpus(folder):
     """The contents of a corpus, without `parts` and the keys of units, which depend on the place of
     the files."""
     files = contents(folder)

@@ -23,7 +23,7 @@ def units(out):
     return open_units(out)
 
 
-def write(folder: Path) -> dict:
+def write(folder):
     (folder / "shard.tar").write_bytes(b"samples")
     (folder / "index.parquet").write_bytes(b"rows")
     return {"samples": 1, "transient": False}
@@ -72,7 +72,7 @@ def test_what_a_killed_stage_left_is_deleted_by_its_next_run_alone(units, out):
     assert list(units.root.iterdir()) == [foreign]
 
 
-def change(file: Path) -> None:
+def change(file):
     file.write_bytes(b"x" + file.read_bytes()[1:])
 
 

@@ -1,7 +1,5 @@
 """Two evaluations over the same queries, score by score."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,11 +13,11 @@ RECALL = Metric("R1", "R@1", "retrieval")
 QUESTIONS = Queries.of(["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"])
 
 
-def clips(*numbers: int, caption: str = "a ball | a red ball") -> Queries:
+def clips(*numbers, caption="a ball | a red ball"):
     return Queries.of([f"v{n}" for n in numbers], [caption] * len(numbers))
 
 
-def evaluation(folder: Path, *scores: tuple[Metric, list[float], Queries]) -> Path:
+def evaluation(folder, *scores):
     folder.mkdir(parents=True)
     results = Results("mine")
     for metric, values, queries in scores:

@@ -73,7 +73,7 @@ def gallery(corpus_of, tmp_path):
     return Gallery.read(corpus_of(tmp_path / "corpus", ROWS), "test")
 
 
-def load(model: nn.Module | None = None) -> LoadedModel:
+def load(model=None):
     """A prompter with prompts along the axes; those of images are turned by one."""
     encoder = NormalizedModel(model or nn.Identity(), (0.5,) * 3, (0.5,) * 3)
     prompts = {"video": torch.eye(3), "image": torch.eye(3).roll(1, 0)}

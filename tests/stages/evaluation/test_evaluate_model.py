@@ -24,7 +24,7 @@ def questions(clips_of_brightness):
     return Gallery.read(clips_of_brightness, "test", column="questions")
 
 
-def gallery_of(relevant: list[list[int]]) -> Gallery:
+def gallery_of(relevant):
     """A gallery without frames, by which videos are right for each text."""
     texts, videos = np.array(relevant).shape
     return Gallery(

@@ -8,7 +8,7 @@ from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.finetune_qa import frequent_answers
 
 
-def ask(*answers: str) -> list[dict]:
+def ask(*answers):
     questions = [f"what is it {number}?" for number in range(len(answers))]
     pairs = zip(questions, answers, strict=True)
     return [{"question": text, "answer": answer, "type": "what"} for text, answer in pairs]

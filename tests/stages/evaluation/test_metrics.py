@@ -47,7 +47,7 @@ scores_of = st.integers(2, 8).flatmap(
 )
 
 
-def relevant_of(video_of_text, videos: int = 0) -> np.ndarray:
+def relevant_of(video_of_text, videos=0):
     """Each text is right for its own video alone."""
     own = np.asarray(video_of_text)
     return own[:, None] == np.arange(videos or own.max() + 1)
@@ -65,7 +65,7 @@ def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
             assert actual.recall(k)[query] == pytest.approx((places <= k).mean())
 
 
-def ranks_of(scores: np.ndarray, relevant: np.ndarray) -> dict[str, Ranks]:
+def ranks_of(scores, relevant):
     return {way: Ranks.of(*pair) for way, pair in by_direction(scores, relevant).items()}
 
 

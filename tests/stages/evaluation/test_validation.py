@@ -34,12 +34,12 @@ def objective(tiny_model, tokenizer):
     return MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD).eval()
 
 
-def config(kind: type, corpora: tuple[str, ...] = ("clips",), **validation: object):
+def config(kind, corpora=("clips",), **validation):
     phases = [{"corpora": [name], "steps": 1} for name in corpora]
     return kind.model_validate({"phases": phases, "max_text_tokens": 24, "validation": validation})
 
 
-def score(objective, gallery: Gallery, tokenizer, top_k: int = 0) -> dict[str, float]:
+def score(objective, gallery, tokenizer, top_k=0):
     """The scores of an evaluation, under the names of validation."""
     loaded = LoadedModel("", objective, tokenizer, 24)
     values = evaluate_model(loaded, gallery, Asked(top_k=top_k)).values()

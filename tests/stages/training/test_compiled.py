@@ -39,7 +39,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-def towers() -> ClipPrompter:
+def towers():
     """A small CLIP with temporal attention for four frames."""
     vision = LAYERS | {"image_size": 32, "patch_size": 8}
     text = LAYERS | {"vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}

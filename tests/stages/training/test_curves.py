@@ -31,7 +31,7 @@ MEAN = 1e-3
 Curves = dict[str, dict[str, list[float]]]
 
 
-def compute(folder: Path) -> Curves:
+def compute(folder):
     """The losses by stage and name."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def compute(folder: Path) -> Curves:
         torch.set_num_threads(threads)
 
 
-def differing(computed: Curves) -> dict[str, tuple[float, float]]:
+def differing(computed):
     """The losses that are not the recorded ones: their largest and mean relative difference."""
     recorded = json.loads(FILE.read_text())
     found = {}

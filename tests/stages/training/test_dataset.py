@@ -13,18 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import MatchingConfig, Phase
-from alpro.stages.training.dataset import TrainingDataset
 from tests.stages.training.conftest import loading_processes, sample_rows
 
 
-def sample_ids(data: TrainingDataset) -> list[str]:
+def sample_ids(data):
     """The samples of all batches, in order."""
     return list(chain(*(data[step].ids for step in range(len(data)))))
 
 
-def assert_equal(one: Batch, other: Batch) -> None:
+def assert_equal(one, other):
     """Two batches are the same, to the last bit."""
     assert one.step == other.step
     assert one.kind == other.kind
@@ -231,7 +229,7 @@ def test_a_phase_without_examples_is_an_error(corpus, steps_of):
         steps_of({"a": corpus(3)}, unit="question")
 
 
-def loaded(data: TrainingDataset, first: int, last: int, workers: int) -> list[Batch]:
+def loaded(data, first, last, workers):
     """Steps `first` to `last` as loaded by so many processes; the rest is left, as by a run that
     ends in between."""
     with loading_processes(workers):

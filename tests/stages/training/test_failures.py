@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from tests.stages.training.conftest import full_disk, loading_processes
 from tests.stages.training.test_resume import OFTEN, assert_same
 
 
-def status_of_a_stage(stage: Callable[[], object], folder: Path) -> int:
+def status_of_a_stage(stage, folder):
     """The exit status of the program of a stage that calls `stage`. The test fails if it does not
     end."""
 

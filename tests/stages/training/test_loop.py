@@ -28,7 +28,7 @@ MEAN = [0.5] * 3
 STD = [0.25] * 3
 
 
-def spoiled(*bad: int) -> type[PrompterObjective]:
+def spoiled(*bad):
     """An objective whose loss is not finite in some steps."""
 
     class Spoiled(PrompterObjective):
@@ -60,7 +60,7 @@ def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_
         run.start()
 
 
-def scored(scores: list[float], seen: list[dict[str, Tensor]]):
+def scored(scores, seen):
     """A validation that returns these scores in turn and records the weights."""
 
     def validate(objective):
@@ -103,7 +103,7 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def damaged(*steps: int) -> type[TrainingDataset]:
+def damaged(*steps):
     """Data with unreadable examples in some steps."""
 
     class Damaged(TrainingDataset):
@@ -114,7 +114,7 @@ def damaged(*steps: int) -> type[TrainingDataset]:
     return Damaged
 
 
-def with_data(run, kind: type[TrainingDataset]):
+def with_data(run, kind):
     make = run.data
 
     def data():

@@ -27,7 +27,7 @@ STAGES = [
 ]
 
 
-def gpus_of(name: str) -> tuple[int, int]:
+def gpus_of(name):
     """The number of GPUs in the header of a configuration, and the memory of each in GB."""
     header = (CONFIGS / f"{name}.toml").read_text().split("\nname =")[0]
     memory = re.search(r"(\d+) GPUs? of (\d+) GB", header.replace("\n#", ""))

@@ -8,14 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.testing import assert_close
 
 from alpro.models import alpro
 from alpro.models.alpro import Alpro
 from alpro.models.losses import sample_hard_negatives, vtc_loss
-from alpro.stages.training.batch import Batch
-from alpro.stages.training.objective import Objective
 from tests.stages.training.part_of_a_batch import (
     NAMES,
     TEXT,
@@ -32,14 +29,14 @@ def batch():
     return whole_batch()
 
 
-def gradients(loss: Tensor, objective: Objective) -> dict[str, Tensor]:
+def gradients(loss, objective):
     objective.zero_grad()
     loss.backward()
     gradients = {name: p.grad for name, p in objective.model.named_parameters()}
     return {name: g for name, g in gradients.items() if g is not None and g.any()}
 
 
-def losses_by_hand(objective: Objective, batch: Batch, uniform: bool) -> dict[str, Tensor]:
+def losses_by_hand(objective, batch, uniform):
     """VTC, VTM, MLM, PEM and QA with an encoder pass for each, and loops over the examples."""
     model = objective.model
     count = len(batch.ids)
@@ -145,7 +142,7 @@ def test_similarities_stay_exact_under_mixed_precision_and_beyond_the_bounds_of_
     assert_close(losses_of(one, batch), losses_of(other, batch))
 
 
-def black_outside(batch: Batch) -> Tensor:
+def black_outside(batch):
     """The frames with black around the crops."""
     frames = torch.zeros_like(batch.frames)
     for number, box in enumerate(batch.boxes * 4):  # patches of 4 pixels

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alpro.models.alpro import Alpro
 from alpro.models.text import Layer, TextConfig
@@ -73,14 +73,14 @@ YES = torch.tensor(True)
 NO = torch.tensor(False)
 
 
-def layer_and_head() -> nn.Sequential:
+def layer_and_head():
     """A small model with a transformer layer, whose matrices Muon trains; the same each time."""
     torch.manual_seed(0)
     layer = Layer(TextConfig(width=8, heads=2, depth=2, fusion_layer=1))
     return nn.Sequential(layer, nn.Linear(8, 3))
 
 
-def encoder(optimizer: str, **values) -> EncoderConfig:
+def encoder(optimizer, **values):
     phases = [{"corpora": ["clips"], "steps": 4}]
     return EncoderConfig(phases=phases, optimizer=optimizer, **{"lr": 0.1} | values)
 
@@ -96,7 +96,7 @@ def stepping(request):
     return make
 
 
-def give_gradient(model: nn.Module, seed: int, spoiled: float = 0.0) -> None:
+def give_gradient(model, seed, spoiled=0.0):
     """A gradient by its seed; where `spoiled` is no finite number, so is one of its elements."""
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -104,7 +104,7 @@ def give_gradient(model: nn.Module, seed: int, spoiled: float = 0.0) -> None:
         parameter.grad.view(-1)[0] += spoiled
 
 
-def all_of(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def all_of(model, optimizer):
     """Weights and the optimiser's whole state."""
     values = dict(model.state_dict())
     for number, state in optimizer.state_dict()["state"].items():

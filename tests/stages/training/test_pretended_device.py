@@ -23,7 +23,7 @@ from alpro.models.text import Layer
 from alpro.models.timesformer import Block
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
-from alpro.stages.training.objective import Objective, PrompterObjective
+from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.conftest import run_of
 from tests.stages.training.part_of_a_batch import NORM, objective_of, whole_batch
 from tests.stages.training.test_compiled import towers
@@ -116,15 +116,15 @@ def fused_adamw(monkeypatch):
     monkeypatch.setattr(adam, name, lambda *_, **__: None)
 
 
-def prompter_of_a_clip() -> PrompterObjective:
+def prompter_of_a_clip():
     return PrompterObjective(towers(), *NORM, 0.5)
 
 
-def objective_called(name: str) -> Objective:
+def objective_called(name):
     return prompter_of_a_clip() if name == "CLIP" else objective_of(name, dropout=0.1)
 
 
-def batch_for(name: str):
+def batch_for(name):
     """The batch of the small objectives, with frames of the size that a CLIP of the tests takes."""
     batch = whole_batch()
     if name == "CLIP":

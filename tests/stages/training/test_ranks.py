@@ -2,12 +2,10 @@
 must not share."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from alpro.stages.training.distributed import World
 from alpro.stages.training.metrics import read_metrics
@@ -24,7 +22,7 @@ def both(two_ranks_trained):
     return lambda run: [load_file(files / f"{run}.{rank}.safetensors") for rank in range(2)]
 
 
-def read_lines(out: Path) -> list[dict[str, float]]:
+def read_lines(out):
     """The metrics of a run, without those of time."""
     names = "loss loss_vtc loss_vtm in_batch_recall grad_norm skipped_steps"
     keys = {"step", *(f"train/{name}" for name in names.split())}
@@ -38,12 +36,12 @@ def lines(two_ranks_trained):
     return lambda run: read_lines(two_ranks_trained / run)
 
 
-def alone(tmp_path: Path, run: str) -> dict[str, Tensor]:
+def alone(tmp_path, run):
     """The same run in one process."""
     return train(tmp_path / run, World(0, 1, torch.device("cpu")), **RUNS[run])
 
 
-def weights(actual: dict[str, Tensor]) -> dict[str, Tensor]:
+def weights(actual):
     return {name: value for name, value in actual.items() if name not in NOTED}
 
 

@@ -22,7 +22,7 @@ from tests.stages.training.conftest import save_without_interval
 OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
 
-def assert_same(one, other) -> None:
+def assert_same(one, other):
     """Two runs ended with the same weights to the last bit, and the same lines of metrics."""
     torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0)
     assert one.lines == other.lines
@@ -85,22 +85,22 @@ def killed(run_in, tmp_path_factory):
     return whole, broken
 
 
-def damage(path: Path, at: int) -> None:
+def damage(path, at):
     """Flips one bit of the byte at a place."""
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
 
 
-def damage_first(file: Path) -> None:
+def damage_first(file):
     damage(file, 0)
 
 
-def damage_last(file: Path) -> None:
+def damage_last(file):
     damage(file, -1)
 
 
-def damage_step(file: Path) -> None:
+def damage_step(file):
     damage(file, file.read_text().index('"step": 6') + 8)
 
 

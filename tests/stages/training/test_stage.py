@@ -56,7 +56,7 @@ def tuned(folders, clips, tmp_path, resources):
     return run
 
 
-def weights(folder: ModelBundle) -> torch.Tensor:
+def weights(folder):
     return torch.cat([p.flatten() for p in folder.model.parameters()])
 
 
