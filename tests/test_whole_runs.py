@@ -7,12 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.files import read_json
 from alpro.stages import TRAININGS
 from alpro.stages.decode_videos import Config
 from alpro.stages.evaluation.score_names import full_name
@@ -42,22 +42,20 @@ SHORT |= {
 }
 
 
+def read_lines(file: Path) -> list[dict]:
+    """Read the rows of a manifest."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 @pytest.fixture
 def alpro(tmp_path):
     """alpro(*words): the output of a command in a workspace of its own."""
 
     def call(*arguments: object) -> str:
-        words = [
-            sys.executable,
-            "-m",
-            "alpro.pipeline.cli.main",
-            *map(str, arguments),
-            "--workspace",
-            str(tmp_path),
-        ]
-        return subprocess.run(
-            words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
+        words = ["-m", "alpro.pipeline.cli.main", *map(str, arguments)]
+        command = [sys.executable, *words, "--workspace", str(tmp_path)]
+        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout
 
     return call
 
@@ -65,26 +63,20 @@ def alpro(tmp_path):
 def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
     whole = json.loads(alpro("run", "--json"))
     scores = {full_name(row): row["value"] for row in whole["results"]}
-    assert {name: scores[name] for name, floor in FLOORS.items() if scores[name] < floor} == {}
+    for name, floor in FLOORS.items():
+        assert scores[name] >= floor, name
 
-    pages = [
-        (ROOT / page).read_text()
-        for page in ("docs/search.md", "docs/results.md", "pipeline/serving/page/index.html")
-    ]
-    assert {q for page in pages for q in re.findall(r'"(what [^"]*\?)"', page)} == {
-        "what color is the fish?"
-    }
+    pages = ("docs/search.md", "docs/results.md", "pipeline/serving/page/index.html")
+    question = "what color is the fish?"
+    for page in pages:
+        assert {*re.findall(r'"(what [^"]*\?)"', (ROOT / page).read_text())} <= {question}, page
+
     videos = Path(whole["artifacts"]["render_sample"]["folder"], "videos")
-    fish, ring, ball = (videos / f"test-{number:05}.mp4" for number in (0, 1, 71))
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")
-    assert str(ball) in alpro(
-        "search", "index", "a red ball gets smaller beside an orange flower", "-k", 1
-    )
-    for video, what, color in ((ring, "ring", "pink"), (fish, "fish", "orange")):
-        answers = alpro(
-            "model", "ask", "finetune_qa", video, f"what color is the {what}?", "--json"
-        )
-        assert json.loads(answers)["answers"][0]["text"] == color
+    text = "a red ball gets smaller beside an orange flower"
+    assert "test-00071.mp4" in alpro("search", "index", text, "-k", 1)
+    words = ("model", "ask", "finetune_qa", videos / "test-00000.mp4", question, "--json")
+    assert json.loads(alpro(*words))["answers"][0]["text"] == "orange"
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
@@ -95,49 +87,46 @@ def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
     assert "question answering" in printed
 
     (decoded,) = (tmp_path / "artifacts" / "decode_videos").glob("*/")
-    rows = [json.loads(line) for line in (CLIPS / "manifest.jsonl").read_text().splitlines()]
-    index = pq.read_table(decoded / "index.parquet")
-    rejects = pq.read_table(decoded / "rejects.parquet")
-    assert (index.num_rows, rejects.num_rows) == (len(rows), 0)
+    rows = read_lines(CLIPS / "manifest.jsonl")
+    samples = pq.read_table(decoded / "index.parquet", columns=["id", "split"]).to_pylist()
+    assert sorted(sample["id"] for sample in samples) == sorted(row["id"] for row in rows)
+
     # Clips without a caption are of no use to the caption stages, which say so, and stay for the
     # questions.
-    (vocabulary,) = (tmp_path / "artifacts" / "build_vocabulary").glob("*/")
     silent = {row["id"] for row in rows if not row["captions"]}
-    trained = {
-        row["id"] for row in index.select(["id", "split"]).to_pylist() if row["split"] == "train"
-    }
-    record = json.loads((vocabulary / "artifact.json").read_text())
-    assert record["counts"]["samples_without_caption"] == len(silent & trained)
-    assert silent <= set(index["id"].to_pylist())
+    unused = [one for one in samples if one["split"] == "train" and one["id"] in silent]
+    (record,) = (tmp_path / "artifacts" / "build_vocabulary").glob("*/artifact.json")
+    assert read_json(record)["counts"]["samples_without_caption"] == len(unused)
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
 def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
-    originals = [
-        json.loads(line)
-        for line in (CLIPS / "originals" / "manifest.jsonl").read_text().splitlines()
-    ]
-    manifest = tmp_path / "originals" / "manifest.jsonl"
-    manifest.parent.mkdir()
-    for entry in originals:
-        (manifest.parent / entry["file"]).symlink_to(CLIPS / "originals" / entry["file"])
-    rows = [{"path": entry["file"], "caption": "a video", "split": "train"} for entry in originals]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = decode_data(Config(frames=16, size=64), manifest, tmp_path, Resources(workers=2))
-    rejects = {
-        row["path"]: row["reason"]
-        for row in pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    """Durations are those of ffprobe."""
+    originals = {
+        entry["file"]: entry for entry in read_lines(CLIPS / "originals" / "manifest.jsonl")
     }
-    assert rejects == {"audio_only.webm": "no video", "corrupted.mp4": "unreadable"}
-    assert outcome.counts["samples"] == len(originals) - 2
-    by_id = {row["id"]: row for row in pq.read_table(tmp_path / "index.parquet").to_pylist()}
-    assert Counter(len(row["frame_offsets"]) for row in by_id.values()) == {16: len(originals) - 2}
-    for entry in originals:  # durations and sizes are those of ffprobe
-        row = by_id.get(Path(entry["file"]).stem)
-        if row and "duration_s" in entry and entry["file"] != "portrait_vfr_204x360.mp4":
-            assert row["duration"] == pytest.approx(float(entry["duration_s"]), abs=0.3), entry[
-                "file"
-            ]
+    folder = tmp_path / "originals"
+    folder.mkdir()
+    for file in originals:
+        (folder / file).symlink_to(CLIPS / "originals" / file)
+    rows = [{"path": file, "caption": "a video", "split": "train"} for file in originals]
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    decode_data(Config(frames=16, size=64), manifest, tmp_path, Resources(workers=2))
+
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    reasons = {row["path"]: row["reason"] for row in rejects}
+    assert reasons == {"audio_only.webm": "no video", "corrupted.mp4": "unreadable"}
+    samples = pq.read_table(tmp_path / "index.parquet").to_pylist()
+    durations = {row["id"]: row["duration"] for row in samples}
+    assert len(durations) == len(originals) - 2
+    assert {len(row["frame_offsets"]) for row in samples} == {16}
+    for file, entry in originals.items():
+        # The file of a variable rate states a length that its frames do not have.
+        if file not in reasons and "duration_s" in entry and file != "portrait_vfr_204x360.mp4":
+            stated = float(entry["duration_s"])
+            assert durations[Path(file).stem] == pytest.approx(stated, abs=0.3), file
 
 
 def test_every_benchmark_has_figures(tmp_path):
