@@ -292,10 +292,9 @@ def test_a_path_is_relative_to_the_current_folder_or_the_home_folder(
         monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
 
-    changes = ["corpora.clips.data=x", "pretrain.start=scratch", f"{key}={home}a/b"]
-    found = flatten(configure(TINY, *changes).model_dump())
+    config = configure(TINY, "corpora.clips.data=x", "pretrain.start=scratch", f"{key}={home}a/b")
 
-    assert found[key] == f"{tmp_path}/a/b"
+    assert flatten(config.model_dump())[key] == f"{tmp_path}/a/b"
 
 
 def test_a_path_of_a_file_is_relative_to_it_and_a_name_on_the_hub_is_none(write, tmp_path):
@@ -349,20 +348,20 @@ BERT = {
 
 def test_a_model_has_the_sizes_of_the_folders_of_its_encoders(tmp_path, clip_folders):
     """They replace those of the configuration, which could not be loaded, in both stages."""
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps(BERT))
-    changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={tmp_path / 'bert'}"]
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text(json.dumps(BERT))
+    changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={bert}"]
 
     config = configure("own_videos", *changes, data=tmp_path)
 
     assert config.train_prompter.model == config.pretrain.model == config.model
     video = {"width": 16, "depth": 2, "heads": 2, "patch_size": 16, "mlp_ratio": 2.0}
     video |= {"pre_norm": True, "activation": "quick_gelu", "stem": "patch", "image_size": 112}
-    text = {"width": 16, "depth": 8, "fusion_layer": 4, "heads": 4, "mlp_ratio": 2.0}
+    text = {"width": 16, "depth": 8, "fusion_layer": 4, "heads": 4, "max_length": 128}
     assert config.model.video.model_dump(include=set(video)) == video
     assert config.model.text.model_dump(include=set(text)) == text
-    assert config.model.text.max_length == 128
-    assert config.train_tokenizer.tokenizer == str(tmp_path / "bert")
+    assert config.train_tokenizer.tokenizer == str(bert)
 
 
 def test_encoders_that_are_names_change_no_size():

@@ -78,12 +78,6 @@ def test_the_first_line_has_the_link_the_state_and_the_score_on_its_clips_beside
     )
 
 
-def test_changes_are_named_and_the_rest_of_many_counted(artifacts):
-    assert "Changed: `name='<b>'`." in document_of(artifacts, ["name='<b>'"]).head
-    assert "`6`, `7`, and 2 more." in document_of(artifacts, [*"0123456789"]).head
-    assert "No value was changed." in document_of(artifacts).head
-
-
 def test_a_run_that_failed_says_why(artifacts):
     states = {"render_sample": "built", "build_vocabulary": "failed"}
     reason = "build_vocabulary: no nouns in <clips>"

@@ -131,7 +131,6 @@ def test_ctrl_c_while_programs_start_waits_for_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("gpus", "visible", "expected"),
     [
-        (0, None, {"cpu": None, "gpu": None}),
         (1, None, {"cpu": None, "gpu": None}),
         (2, None, {"cpu": None, "gpu-0": "0", "gpu-1": "1"}),
         (8, "4,5,6,7", {"cpu": None, "gpu": None}),  # for trainings on all of them
