@@ -8,7 +8,7 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.names import find_artifact, referenced_fingerprints, similar_name, write_refs
+from alpro.names import find_artifact, similar_name, write_refs
 from tests.conftest import one_line
 
 
@@ -64,21 +64,6 @@ def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(build, ru
     assert found("mine/finetune-qa", tmp_path) == plain
     with one_line("sample/finetune_qa: no such folder, and no artifact of this name"):
         find_artifact("sample/finetune_qa", tmp_path)
-
-
-def test_the_refs_are_files_as_those_of_git(build, run, tmp_path):
-    run("mine", decode_videos__clips="ab", decode_videos__stills="cd", pretrain="ef")
-
-    refs = tmp_path / "refs"
-    for folder in (refs, refs / "mine"):
-        files = {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
-        assert files == {
-            "decode_videos": f"{'ab' * 32}\n{'cd' * 32}\n",
-            "decode_videos clips": f"{'ab' * 32}\n",
-            "decode_videos stills": f"{'cd' * 32}\n",
-            "pretrain": f"{'ef' * 32}\n",
-        }
-    assert referenced_fingerprints(tmp_path) == {"ab" * 32, "cd" * 32, "ef" * 32}
 
 
 def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_path):

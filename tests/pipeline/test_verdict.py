@@ -7,8 +7,7 @@ import pytest
 
 from alpro.pipeline.reports.results import rows as results_of
 from alpro.pipeline.reports.terminal import print_scores
-from alpro.pipeline.reports.verdict import compare_models, compare_with_start, decisive, verdict
-from alpro.stages.evaluation.comparison import Comparison
+from alpro.pipeline.reports.verdict import compare_with_start, verdict
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
@@ -65,12 +64,6 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
     power = np.mean([draw(float(points) / 100).p < 0.05 for _ in range(50)])
 
     assert 0.65 < power < 0.95
-
-
-def test_the_score_that_counts_is_the_first_of_a_list():
-    assert compare_models("clip", "mine", Comparison([], {})) == ""
-    assert decisive(["entities/acc", "qa/acc"]) == "qa/acc"
-    assert decisive([]) == ""
 
 
 @pytest.mark.parametrize(
