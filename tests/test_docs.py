@@ -96,16 +96,14 @@ def shell_lines(text: str) -> Iterator[str]:
     block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     prose = block.sub("", text)
     code = [code for language, code in block.findall(text) if not language]
-    lines = (
-        "\n".join([*code, *re.findall(r"^    (\S.*)$", prose, re.MULTILINE)])
-        .replace("\\\n", " ")
-        .splitlines()
-    )
-    for line in (*lines, *re.findall(r"`([^`\n]+)`", prose)):
-        line = re.sub(
-            r"^(\w+=\S+ )+", "", re.split(r"\s+#", line)[0].strip()
-        )  # variables that are set for the command
-        yield re.sub(r'^eval "\$\((.+)\)"$', r"\1", line)
+    code += re.findall(r"^    (\S.*)$", prose, re.MULTILINE)
+    lines = "\n".join(code).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`([^`\n]+)`", prose)
+    for line in lines:
+        command = re.split(r"\s+#", line)[0].strip()
+        # Variables that are set for the command.
+        command = re.sub(r"^(\w+=\S+ )+", "", command)
+        yield re.sub(r'^eval "\$\((.+)\)"$', r"\1", command)
 
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
@@ -114,10 +112,16 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     sources = {name: text for name, text in TEXTS.items() if name != "CHANGELOG.md"}
     for path in sorted(CONFIGS.rglob("*.toml")):
         header = path.read_text().partition("\nname = ")[0].partition("\nconfig = ")[0]
-        sources[path.name] = "```\n" + re.sub(r"^#\s*", "", header, flags=re.MULTILINE) + "\n```\n"
-    lines = ((name, line) for name, text in sources.items() for line in shell_lines(text))
-    # A program without arguments is only mentioned.
-    return [(name, shlex.split(line)[1:]) for name, line in lines if line.startswith(f"{program} ")]
+        text = re.sub(r"^#\s*", "", header, flags=re.MULTILINE)
+        sources[path.name] = f"```\n{text}\n```\n"
+
+    calls = []
+    for name, text in sources.items():
+        for line in shell_lines(text):
+            # A program without arguments is only mentioned.
+            if line.startswith(f"{program} "):
+                calls.append((name, shlex.split(line)[1:]))
+    return calls
 
 
 # Commands without arguments may be only mentioned.
@@ -240,12 +244,13 @@ def test_prefect_accepts_the_automations():
     """Each is about runs of the flow `alpro` that send none of the expected events."""
     from prefect.events.schemas.automations import AutomationCore
 
-    automations = yaml.safe_load((ROOT / "docs" / "cluster" / "automation.yaml").read_text())[
-        "automations"
-    ]
-    triggers = [AutomationCore.model_validate(one).trigger for one in automations]
-    events = ["prefect.flow-run.heartbeat", "prefect.flow-run.Pending"]
-    assert [trigger.after & set(events) for trigger in triggers] == [{event} for event in events]
-    for trigger in triggers:
-        assert (trigger.posture.value, trigger.within.total_seconds()) == ("Proactive", 900)
+    text = (ROOT / "docs" / "cluster" / "automation.yaml").read_text()
+    automations = yaml.safe_load(text)["automations"]
+    events = ("prefect.flow-run.heartbeat", "prefect.flow-run.Pending")
+
+    for values, event in zip(automations, events, strict=True):
+        trigger = AutomationCore.model_validate(values).trigger
+        assert trigger.after & {*events} == {event}
+        assert trigger.posture.value == "Proactive"
+        assert trigger.within.total_seconds() == 900
         assert trigger.match_related["prefect.resource.name"] == ["alpro"]

@@ -55,18 +55,21 @@ PUBLIC_FACE = Path("alpro/__init__.py")  # names two classes of rooms above it, 
 @functools.cache
 def modules() -> dict[Path, set[str]]:
     """The modules that each file imports, anywhere in it."""
+    files = sorted((ROOT / "alpro").glob("*.py"))  # the ground floor
+    for room in FOREIGN:
+        files += sorted((ROOT / room).rglob("*.py"))
+
     found = {}
-    ground_floor = sorted((ROOT / "alpro").glob("*.py"))
-    rooms = [file for room in FOREIGN for file in sorted((ROOT / room).rglob("*.py"))]
-    for file in (*ground_floor, *rooms):
-        nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
-        names = {
-            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
-        }
-        froms = {(node.level, node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-        assert {level for level, _ in froms} <= {0}, f"{file}: relative import"
-        assert (0, "alpro.pipeline") not in froms, f"{file}: name the package of pipeline/"
-        found[file.relative_to(ROOT)] = names | {module for _, module in froms}
+    for file in files:
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: relative import"
+                assert node.module != "alpro.pipeline", f"{file}: name the package of pipeline/"
+                names.add(node.module)
+        found[file.relative_to(ROOT)] = names
     return found
 
 

@@ -133,7 +133,6 @@ QA = FINE_TUNING | {
 }
 QA |= {"max_text_tokens": 40}
 BATCHES = {"batch_size": 256, "accumulation_steps": 1, "negative_pool_size": 16}
-SIZES = ("batch_size", "epochs", "lr", "max_grad_norm", "max_text_tokens", "negative_pool_size")
 LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
 # Where gradients are accumulated over two parts, the official code clips their sum, this one their
 # mean: half the norm clips alike.
@@ -141,10 +140,16 @@ PAPER = {
     ("webvid_cc3m", "train_prompter"): PRETRAINING
     | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10, "max_grad_norm": 20.0 / 2},
     ("webvid_cc3m", "pretrain"): PRETRAINING | BATCHES | LOSSES,
-    ("msrvtt_retrieval", "finetune_retrieval"): RETRIEVAL
-    | dict(zip(SIZES, (64, 5, 2.5e-5, 5.0, 40, 8), strict=True)),
-    ("didemo_retrieval", "finetune_retrieval"): RETRIEVAL
-    | dict(zip(SIZES, (96, 10, 4e-5, 20.0, 50, 12), strict=True)),
+    ("msrvtt_retrieval", "finetune_retrieval"): {
+        **RETRIEVAL,
+        **{"batch_size": 64, "negative_pool_size": 8, "max_text_tokens": 40},
+        **{"epochs": 5, "lr": 2.5e-5, "max_grad_norm": 5.0},
+    },
+    ("didemo_retrieval", "finetune_retrieval"): {
+        **RETRIEVAL,
+        **{"batch_size": 96, "negative_pool_size": 12, "max_text_tokens": 50},
+        **{"epochs": 10, "lr": 4e-5, "max_grad_norm": 20.0},
+    },
     ("msrvtt_qa", "finetune_qa"): QA
     | {"epochs": 10, "max_grad_norm": 5.0 / 2, "answers": 1500, "times": 50},
     ("msvd_qa", "finetune_qa"): QA

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,10 +26,9 @@ from tests.stages.conftest import write_manifest
 def data(sample, tmp_path):
     """A manifest of five clips: two have the same caption, one is right for another's caption, one
     is damaged."""
-    videos = [
-        Path(shutil.copy(video, tmp_path)).name
-        for video in sorted((sample / "videos").glob("test-*.mp4"))[:4]
-    ]
+    videos = [f"test-0000{number}.mp4" for number in range(4)]
+    for video in videos:
+        shutil.copy(sample / "videos" / video, tmp_path)
     (tmp_path / "bad.mp4").write_text("no video")
     question = [{"question": "what moves?", "answer": "ball"}]
     rows = [

@@ -30,8 +30,8 @@ SCRATCH = "pretrain.start=scratch"
 def steps_of(tmp_path) -> Plan:
     """steps_of(*changes): the steps of the tiny pipeline by name."""
 
-    def find(*changes: str, config: str = TINY) -> dict[str, Step]:
-        plan = plan_of(config, *changes, workspace=tmp_path / "workspace")
+    def find(*changes: str) -> dict[str, Step]:
+        plan = plan_of(TINY, *changes, workspace=tmp_path / "workspace")
         return {step.name: step for step in plan.steps}
 
     return find
