@@ -364,13 +364,8 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
 
     pieces = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
     vocabulary = {piece: n for n, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    sizes |= {"attention_dropout": 0.5}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "attention_dropout": 0.5}
     text = sizes | {"vocab_size": len(vocabulary), "max_position_embeddings": 24}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
     shapes = {"text_config": text, "vision_config": sizes | {"image_size": 32, "patch_size": 16}}
@@ -381,8 +376,9 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
     for name, model in {"clip": clip, "siglip": siglip}.items():
         folders[name] = tmp_path_factory.mktemp(name)
         with torch.no_grad():
-            for parameter in model.parameters():  # far from initialization: labels differ
-                parameter.mul_(3) if parameter.dim() > 1 else parameter
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(3)  # far from initialization: labels differ
             model.logit_scale.fill_(1.5)
             if name == "siglip":
                 model.logit_bias.fill_(-4)
@@ -390,12 +386,11 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
         CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folders[name])
         constants = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
         (folders[name] / "preprocessor_config.json").write_text(json.dumps(constants))
-    copied = shutil.copytree(
-        folders["clip"], tmp_path_factory.mktemp("pickled"), dirs_exist_ok=True
-    )
-    (copied / "model.safetensors").unlink()
-    torch.save(clip.state_dict(), copied / "pytorch_model.bin")
-    return folders | {"pickled": copied}
+    pickled = tmp_path_factory.mktemp("pickled")
+    shutil.copytree(folders["clip"], pickled, dirs_exist_ok=True)
+    (pickled / "model.safetensors").unlink()
+    torch.save(clip.state_dict(), pickled / "pytorch_model.bin")
+    return folders | {"pickled": pickled}
 
 
 @pytest.fixture

@@ -132,5 +132,4 @@ def cut_everywhere(
             restore(disk, root)
             job()
             assert result() == expected, f"after operation {number}, names {names}"
-    print(root, len(recorder.cuts), 2 * len(chosen), len(tried))
     return {"operations": len(recorder.cuts), "cuts": 2 * len(chosen), "disks": len(tried)}

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from alpro.artifact import read_record
 from alpro.files import write_json
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
@@ -21,7 +20,6 @@ from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import build_steps
-from alpro.pipeline.reports.verdict import compare_with_start
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.evaluation.score_names import full_name
@@ -385,18 +383,3 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
     assert all(
         (folders[stage] / "results.json").is_file() for stage in folders if stage[:8] == "evaluate"
     )
-
-
-def test_a_clip_that_is_fine_tuned_is_compared_with_the_clip_as_it_was(
-    clip_folders, sample, tmp_path, inline_pool
-):
-    changes = [*SIZES, f"train_prompter.clip={clip_folders['clip']}", "model.video.frames=3"]
-    changes += ["train_prompter.max_text_tokens=24", "train_prompter.batch_size=8"]
-    changes += ["train_prompter.accumulation_steps=2"]
-    changes += ["train_prompter.phases=[{corpora=['data'], steps=2}]"]
-
-    folders = make(configure("finetune_clip", *changes, data=sample / "clips.jsonl"), tmp_path)
-
-    made = [(folder, read_record(folder)) for folder in folders.values()]
-    # Few clips cannot show a difference.
-    assert f"keep {clip_folders['clip'].name}" in compare_with_start(made)

@@ -134,12 +134,6 @@ def test_question_answering_is_left_out_where_the_data_has_no_questions(tmp_path
     assert capsys.readouterr().err.count("question answering is skipped") == 1
 
 
-def test_question_answering_stays_where_a_row_has_a_question(tmp_path):
-    asked = {"questions": [{"question": "what?", "answer": "dog"}]}
-    plan = plan_of("own_videos", workspace=tmp_path, data=manifest(tmp_path, asked))
-    assert plan.settings.finetune_qa
-
-
 def test_a_configuration_that_only_answers_questions_refuses_data_without_them(tmp_path):
     data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
     model = model_folder(tmp_path / "model", {})

@@ -19,12 +19,11 @@ ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
-    """Write evaluations of 12 questions: a has 3 right answers, b all, c 6. c has another seed."""
-    for mark, right, seed in (("a", 3, 0), ("b", 12, 0), ("c", 6, 1)):
-        run = {"at": f"2026-01-01T00:00:0{right % 10}", "commit": "abc"}
-        folder, _ = write_artifact(
-            tmp_path, "evaluate", fingerprint=mark * 64, config={"seed": seed}, run=run
-        )
+    """Write evaluations of 12 questions: b has 12 right answers, a 3 and c 6, from old to new."""
+    for day, (mark, right) in enumerate({"b": 12, "a": 3, "c": 6}.items(), 1):
+        run = {"at": f"2026-01-0{day}T00:00:00", "commit": "abc"}
+        folder, _ = write_artifact(tmp_path, "evaluate", fingerprint=mark * 64, run=run)
+
         results = Results("mine")
         scores = (np.arange(12) < right) * 100.0
         results.add(Score(METRIC, scores, 50.0, ASKED), "qa", "question answering")
@@ -70,8 +69,8 @@ def test_of_a_stage_that_only_one_run_has_only_the_name_is_listed(workspace, cap
 
 def test_the_last_two_evaluations_are_compared_by_default(workspace, capsys):
     assert compare(workspace) == 0
-    # b was built at :02, a at :03 and c at :06.
-    assert ["a" * 8, "c" * 8] in cells(capsys.readouterr().out)
+    _, heads, *_ = cells(capsys.readouterr().out)
+    assert heads[:2] == ["a" * 8, "c" * 8]
 
 
 @pytest.mark.parametrize("names", [["aa"], ["aa", "aaa"], ["aa", "ff"]])

@@ -10,7 +10,6 @@ import pytest
 
 from alpro.artifact import flatten
 from alpro.errors import InputError
-from alpro.models.alpro import ModelConfig
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.config.load import read_config, variations
@@ -354,12 +353,6 @@ def test_a_model_has_the_sizes_of_the_folders_of_its_encoders(tmp_path, clip_fol
     assert config.model.video.model_dump(include=set(video)) == video
     assert config.model.text.model_dump(include=set(text)) == text
     assert config.train_tokenizer.tokenizer == str(bert)
-
-
-def test_encoders_that_are_names_change_no_size():
-    data = ["corpora.webvid.data=x", "corpora.cc3m.data=x"]
-    config = configure("webvid_cc3m", *data, "pretrain.vit=a_vit.b", "pretrain.bert=a-bert")
-    assert (config.model, config.train_tokenizer.tokenizer) == (ModelConfig(), "bert-base-uncased")
 
 
 def test_an_encoder_of_another_kind_is_refused(tmp_path, clip_folders):

@@ -19,7 +19,6 @@ from alpro.stages import (
     EVALUATIONS,
     STAGES,
     TRAININGS,
-    cache_prompts,
     decode_videos,
     evaluate,
     pretrain,
@@ -36,7 +35,6 @@ from tests.conftest import one_line
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config(model_name="mine"))
 DATA = Step("render_sample", "render_sample", render_sample.Config())
-CACHE = Step("cache_prompts", "cache_prompts", cache_prompts.Config())
 PRETRAIN = Step(
     "pretrain", "pretrain", pretrain.Config(phases=[{"corpora": ["clips"], "steps": 1}])
 )
@@ -120,7 +118,6 @@ def test_what_a_stage_has_written_counts_however_its_processes_end(group, run):
         (PRETRAIN, 1, 1, [], None),  # PyTorch decides
         (PRETRAIN, 1, 2, [], "3"),
         (PRETRAIN, 2, 2, [], "1"),
-        (CACHE, 2, 1, [], None),  # in one process
         (DATA, 1, 2, [], None),  # it has no model
         (PRETRAIN, 1, 2, ["0"], None),
     ],

@@ -127,9 +127,7 @@ def test_a_run_has_nothing_to_do_if_every_artifact_that_it_needs_exists(finished
     assert finished_steps() == []
 
 
-@pytest.mark.parametrize(
-    ("state", "steps"), [("stopped", []), ("failed", []), ("finished", STAGES)]
-)
+@pytest.mark.parametrize(("state", "steps"), [("stopped", []), ("finished", STAGES)])
 def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     state, steps, finished_steps, tmp_path
 ):

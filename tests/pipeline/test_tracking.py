@@ -248,27 +248,28 @@ def test_the_command_logs_artifacts_again(tracker, tmp_path):
     assert {run.data.tags["mlflow.source.git.commit"] for run in runs} == {"0123abc+"}
 
 
-@pytest.fixture
-def models(tracker, tmp_path) -> list[SimpleNamespace]:
-    """Two models with an evaluation each: what was logged of them, the better one last."""
-    logged = []
+@pytest.fixture(scope="module")
+def models(mlflow_store, tmp_path_factory) -> SimpleNamespace:
+    """Log two models and an evaluation of each, the better one last."""
+    root = tmp_path_factory.mktemp("models")
+    mlflow_store(root)
+    tracker = Tracker.open("", root, "sample")
     for lr, score in ((1e-3, 25.0), (2e-4, 75.0)):
         trained = {"config": {"lr": lr}, "metrics": {"validation/t2v/R1": 40.0}}
-        folder, record = write_artifact(tmp_path, "finetune_retrieval", f"m{lr}", **trained)
+        folder, record = write_artifact(root, "finetune_retrieval", f"m{lr}", **trained)
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_bytes(b"weights")
         tracker.log_artifact(folder, record)
 
         scores = {"test/fine-tuned/similarity/t2v/R1": score}
-        evaluation = write_artifact(
-            tmp_path, "evaluate", f"e{lr}", {"model": record}, metrics=scores
-        )
-        logged.append(SimpleNamespace(record=record, run=tracker.log_artifact(*evaluation)))
-    return logged
+        evaluation = write_artifact(root, "evaluate", f"e{lr}", {"model": record}, metrics=scores)
+        run = tracker.log_artifact(*evaluation)
+    return SimpleNamespace(tracker=tracker, root=root, last=record, run=run)
 
 
-def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models, tracker):
+def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models):
     """Each score is logged with the model that reached it."""
+    tracker = models.tracker
     order = [{"field_name": "metrics.`score/R1`", "ascending": False}]
     found = tracker.client.search_logged_models([tracker.experiment], order_by=order)
 
@@ -277,15 +278,15 @@ def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models, trac
     assert found[0].params["finetune_retrieval.lr"] == "0.0002"
 
 
-def test_an_evaluation_names_its_models_and_begins_with_the_headline_scores(models, tracker):
-    run = tracker.client.get_run(models[1].run)
+def test_an_evaluation_names_its_models_and_begins_with_the_headline_scores(models):
+    run = models.tracker.client.get_run(models.run)
     used = [one.model_id for one in run.inputs.model_inputs]
-    assert used == [tracker.logged_model(models[1].record.fingerprint)]
+    assert used == [models.tracker.logged_model(models.last.fingerprint)]
     assert run.data.metrics == {"score/R1": 75, "test/fine-tuned/similarity/t2v/R1": 75}
 
 
-def test_weights_are_not_copied(models, tmp_path):
-    assert not list((tmp_path / "mlflow").rglob("*.safetensors"))
+def test_weights_are_not_copied(models):
+    assert not list((models.root / "mlflow").rglob("*.safetensors"))
 
 
 def test_a_corpus_is_a_data_set_with_its_counts_and_columns(tracker, tmp_path):

@@ -3,7 +3,6 @@
 import base64
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,24 +139,28 @@ def test_what_the_server_has_no_model_for_is_refused(models):
 
 
 @pytest.mark.parametrize(
-    ("own", "ask", "entities", "expected"),
+    ("own", "ask", "entities", "offered"),
     [
-        (RETRIEVAL, "", "", (True, False, "")),
-        ("", QA, PROMPTER, (True, True, "prompter")),
-        (None, QA, "", (False, True, "")),
-        (None, "", "", None),
-        ("", PROMPTER, "", None),
-        ("", "", QA, None),
+        (RETRIEVAL, "", "", ["search"]),
+        ("", QA, PROMPTER, ["search", "ask", "entities"]),
+        (None, QA, "", ["ask"]),
     ],
 )
-def test_what_is_offered_follows_from_the_models(own, ask, entities, expected, models, trained):
+def test_what_is_offered_follows_from_the_models(own, ask, entities, offered, models, trained):
     """own: name of the model of an index; None without an index."""
     index = "" if own is None else models.search.index.place
     options = Options(device="cpu", workspace=trained)
-    with pytest.raises(InputError) if expected is None else nullcontext():
-        served = load_models(index, own or "", ask, entities, options)
-        task = served.entities.folder.task if served.entities else ""
-        assert (bool(served.search), bool(served.ask), task) == expected
+
+    served = load_models(index, own or "", ask, entities, options)
+
+    client = TestClient(application(served))
+    assert get(client, "health")["offers"] == offered
+
+
+@pytest.mark.parametrize(("ask", "entities"), [("", ""), (PROMPTER, ""), ("", QA)])
+def test_models_that_can_do_nothing_that_is_asked_are_refused(ask, entities, trained):
+    with pytest.raises(InputError):
+        load_models("", "", ask, entities, Options(device="cpu", workspace=trained))
 
 
 REFUSED = {
@@ -250,22 +253,36 @@ def test_a_token_is_required_everywhere(path, app):
 
 
 @pytest.mark.parametrize(
-    ("host", "content", "variable", "expected"),
+    ("host", "content", "variable", "token"),
     [
         ("127.0.0.1", None, "", ""),
         ("127.0.0.1", None, "v" * 16, "v" * 16),
-        ("0.0.0.0", b"f" * 16 + b"\nsecond line", "v" * 16, "f" * 16),
-        ("192.0.2.1", None, "", None),
-        ("0.0.0.0", None, "short", None),
-        ("127.0.0.1", b"", "v" * 16, None),
+        ("0.0.0.0", "f" * 16 + "\nsecond line", "v" * 16, "f" * 16),
     ],
 )
-def test_other_machines_need_a_token(host, content, variable, expected, tmp_path, monkeypatch):
+def test_the_token_is_that_of_the_file_or_the_variable(
+    host, content, variable, token, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ALPRO_TOKEN", variable)
     file = tmp_path / "token"
-    file.write_bytes(content or b"")
-    with pytest.raises(InputError, match=r"(?i)token") if expected is None else nullcontext():
-        assert read_token(host, None if content is None else file) == expected
+    file.write_text(content or "")
+
+    assert read_token(host, None if content is None else file) == token
+
+
+@pytest.mark.parametrize(("host", "variable"), [("192.0.2.1", ""), ("0.0.0.0", "short")])
+def test_other_machines_need_a_token(host, variable, monkeypatch):
+    monkeypatch.setenv("ALPRO_TOKEN", variable)
+    with pytest.raises(InputError, match=r"(?i)token"):
+        read_token(host, None)
+
+
+def test_an_empty_file_lets_nobody_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALPRO_TOKEN", "v" * 16)
+    file = tmp_path / "token"
+    file.touch()
+    with pytest.raises(InputError, match="token"):
+        read_token("127.0.0.1", file)
 
 
 @pytest.fixture
