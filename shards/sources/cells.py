@@ -239,10 +239,7 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
         spans = starts, ends
         if isinstance(starts, list) and isinstance(ends, list):
             spans = list(zip(starts, ends, strict=True))
-    has_several = isinstance(spans, list) and any(isinstance(e, list | tuple) for e in spans)
-    if not has_several:
-        spans = [spans]
-    times = [read_span(span) for span in spans]
+    times = read_spans(spans)
     if len(times) == 1:
         return [(times[0], captions)]
 
@@ -251,6 +248,13 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
     if not columns or not are_lists:
         raise ValueError("not as many captions as times; write a row for each part")
     return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
+
+
+def read_spans(value: Any) -> list[tuple[Time, Time]]:
+    """Return the spans of a cell, which has one or a list of them."""
+    value = parse_cell(value)
+    has_several = isinstance(value, list) and any(isinstance(each, list | tuple) for each in value)
+    return [read_span(span) for span in (value if has_several else [value])]
 
 
 def read_span(value: Any) -> tuple[Time, Time]:

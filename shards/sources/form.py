@@ -142,13 +142,9 @@ class Form(Columns):
         return [*chain.from_iterable(names)]
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (*self.captions, self.question, self.questions)
-
-    @property
-    def has_texts(self) -> bool:
-        is_asked = self.question and (self.answer or self.join)
-        return bool(self.captions or self.questions or is_asked)
+    def text_columns(self) -> list[str]:
+        asked = self.question if self.answer or self.join else ""
+        return [*filter(None, (*self.captions, self.questions, asked))]
 
 
 @lru_cache(4096)
@@ -192,9 +188,9 @@ def read_cell(record: Record, column: str) -> Any:
     return value
 
 
-def has_column(columns: Container[str], name: str) -> bool:
-    """Return whether there is a column, or the one of the objects that it is in."""
-    return name in columns or name.split(".")[0] in columns
+def has_any(columns: Container[str], names: Iterable[str]) -> bool:
+    """Return whether there is one of some columns, or of the objects that they are in."""
+    return any(name in columns or name.split(".")[0] in columns for name in names)
 
 
 @lru_cache

@@ -21,10 +21,9 @@ from alpro.shards.sources.cells import (
     UNSPACED,
     fold_answer,
     has_words,
-    parse_cell,
     read_captions,
     read_seconds,
-    read_span,
+    read_spans,
     read_text,
 )
 from alpro.shards.sources.form import (
@@ -55,7 +54,7 @@ NOT_FOUND = {
 }
 # A word of a column's name: clip_start, endTime, Begin (s), but not "weekend".
 TIME_NAME = re.compile(
-    r"(?<![A-Za-z])(?:start|begin|end|stop|time|segment|span)|Start|Begin|End|Stop|START|END"
+    r"(?<![A-Za-z])(?:start|begin|end|stop|time|segment|span|ts$)|Start|Begin|End|Stop|START|END"
 )
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
@@ -64,14 +63,12 @@ class UnknownColumns(InputError):
     """Raised if the columns of a table are not known. The message ends with the lines to set.
 
     Args:
-        has_texts: Whether the proposal has captions or questions.
-        score: How good the proposal is.
+        score: How good the proposal is; whether it has texts comes first.
         rows: What the first records become with the proposal, as JSON.
     """
 
-    def __init__(self, message: str, has_texts: bool, score: tuple[float, ...], rows: list[str]):
+    def __init__(self, message: str, score: tuple[float, ...], rows: list[str]):
         super().__init__(message)
-        self.has_texts = has_texts
         self.score = score
         self.rows = rows
 
@@ -81,7 +78,10 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = propose(table, items.folder)
     columns, names, score = max(proposals, key=lambda proposal: proposal[2])
     check_header(table, columns, items.folder)
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in columns.items()]
+    lines = []
+    for key, value in columns.items():
+        unit = "  # in seconds" if key in ("end", "span") else ""
+        lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}{unit}")
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
             lines.append(line)
@@ -104,7 +104,6 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     return UnknownColumns(
         f"{table.path}: the columns are not known ({shown}); correct these lines, and put them into the "
         f"configuration:\n\n{block}",
-        has_texts=not columns.keys().isdisjoint(("captions", "question")),
         score=score,
         rows=shown_rows,
     )
@@ -149,7 +148,9 @@ def propose(
         for row in zip(*used, strict=True):
             complete += all(map(read_text, row))
         share = complete / max(1, len(records))
-        yield place | columns, [*names], (sum(map(bool, columns.values())), share, complete)
+        has_texts = not columns.keys().isdisjoint(("captions", "question"))
+        count = sum(map(bool, columns.values()))
+        yield place | columns, [*names], (has_texts, count, share, complete)
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -229,10 +230,7 @@ def is_split(cell: Any) -> bool:
 
 
 def is_span(cell: Any) -> bool:
-    cell = parse_cell(cell)
-    has_several = isinstance(cell, list) and any(isinstance(each, list) for each in cell)
-    spans = cell if has_several else [cell]
-    return all(None not in read_span(span) for span in spans)
+    return all(None not in span for span in read_spans(cell))
 
 
 def is_time(cell: Any) -> bool:
@@ -318,27 +316,28 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     stems = Counter(name[:-1] for name in texts)
     options = [name for name in texts if stems[name[:-1]] == max(stems.values()) > 1]
     lists = [name for name in texts if columns[name][0].startswith(SEVERAL)]
+    is_list = not options
     options = options or lists[:1]
+    # Columns that are named as answers are, first.
     others = [name for name in columns if name not in options]
     others.sort(key=lambda name: fold(name) not in WORDS["usual"]["answer"])
-    last = len(options) if len(options) > 1 else 9
-    names = {*LETTERS.casefold(), *map(str, range(last + 1))}
+
     rows = [*zip(*(columns[name] for name in options), strict=True)]
-    for name in others if len(options) > 1 else ():
-        if all(map(contains, rows, columns[name])):
-            return {"answer": name, "options": options}
+    last = 9 if is_list else len(options)
+    names = {*LETTERS.casefold(), *map(str, range(last + 1))}
     for name in others if options else ():
         answers = [*filter(None, columns[name])]
-        if not answers or is_row_number(name, answers):
-            continue
-        if names.issuperset(map(fold_answer, answers)):
+        if not is_list and all(map(contains, rows, columns[name])):
+            return {"answer": name, "options": options}
+        are_names = names.issuperset(map(fold_answer, answers))
+        if answers and are_names and not is_row_number(name, answers):
             first = "1" if answers[0].isdecimal() else "A"
             if "0" in answers or options[0].endswith("0"):
                 first = "0"
             return {"answer": name, "options": options, "first_option": first}
-    for name in (*filter(others.__contains__, texts), *lists):
-        return {"answer": name}
-    return {}
+    answers = [name for name in texts if name in others or is_list]
+    answers.sort(key=lists.__contains__)
+    return {"answer": answers[0]} if answers else {}
 
 
 def is_row_number(name: str, cells: list[str]) -> bool:

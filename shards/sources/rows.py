@@ -52,9 +52,12 @@ ITEMS = f"""
     SELECT min(rowid) OVER (PARTITION BY split, place) AS first, place, part
     FROM parts WHERE split != '{TEXTS}' ORDER BY first, rowid
 """
+# Places and ids.
 OF_SEVERAL_SPLITS = f"""
-    SELECT {{0}} FROM parts WHERE split != '{TEXTS}'
-    GROUP BY {{0}} HAVING count(DISTINCT split) > 1
+    SELECT place FROM parts WHERE split != '{TEXTS}'
+    GROUP BY place HAVING count(DISTINCT split) > 1
+    UNION SELECT id FROM parts WHERE split != '{TEXTS}'
+    GROUP BY id HAVING count(DISTINCT split) > 1
 """
 IDS_OF_SEVERAL_ITEMS = f"""
     SELECT id FROM
@@ -281,10 +284,7 @@ class Items:
         has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
         self._parts.execute(INDEX_OF_TEXTS)
-        in_several_splits: set[str] = set()
-        for column in ("place", "id"):
-            values = self._parts.execute(OF_SEVERAL_SPLITS.format(column))
-            in_several_splits.update(value for (value,) in values)
+        in_several_splits = {value for (value,) in self._parts.execute(OF_SEVERAL_SPLITS)}
         repeated_ids = {row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)}
         used_ids: dict[str, str] = {}
         for (_, place), parts in groupby(self._parts.execute(ITEMS), lambda values: values[:2]):

@@ -13,7 +13,7 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, has_column, split_in
+from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, has_any, split_in
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, reject_row, split_of_path
@@ -139,7 +139,7 @@ class Source:
             unknown = [table for table in opened.values() if table.form is not LIST]
             errors = [unknown_columns(table, self.items) for table in unknown]
             error = max(errors, key=lambda error: error.score, default=None)
-            if error and (error.has_texts or not folder.media):
+            if error and (error.score[0] or not folder.media):
                 raise error
         sidecars = sidecars or Sidecars(folder, ())
         return BESIDE.title, sidecars.scan(self.items)
@@ -259,7 +259,7 @@ class Source:
             problem = f"columns.records = {self.form.records!r} leads to no record"
             present = [*table.document] if isinstance(table.document, dict) else []
         for name in sorted(self.form.meanings) if columns else ():
-            if not has_column(columns, name):
+            if not has_any(columns, [name]):
                 problem = f"no record has the column {name!r} of `columns`"
                 break
         if problem:

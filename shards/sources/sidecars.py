@@ -65,7 +65,7 @@ class Sidecars:
 
     def has_texts(self, path: str) -> bool:
         """Return whether a text has captions: of an object, that it has a column of them."""
-        return read_suffix(path) != ".json" or BESIDE.bind(self.read(path)).has_texts
+        return read_suffix(path) != ".json" or BESIDE.bind(self.read(path)).text_columns != []
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if

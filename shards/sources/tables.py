@@ -37,7 +37,7 @@ from alpro.shards.sources.form import (
     Form,
     Record,
     find_form,
-    has_column,
+    has_any,
     records_in,
     walk,
 )
@@ -94,14 +94,10 @@ class Table:
         self.bound = self.form.bind(self.columns) if self.form else Form()
         # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
-        names_texts = any(map(self.has_column, self.bound.text_columns))
-        self.has_texts = self.is_partner or (self.bound.has_texts and names_texts)
-        self.has_files = any(map(self.has_column, self.bound.file_columns))
+        self.has_texts = self.is_partner or has_any(self.columns, self.bound.text_columns)
+        self.has_files = has_any(self.columns, self.bound.file_columns)
         split = self.bound.split
         self.names_splits = any(split and record.get(split) for record in self.head_records)
-
-    def has_column(self, name: str) -> bool:
-        return has_column(self.columns, name)
 
     def records(self) -> Records:
         advance = None
