@@ -31,6 +31,7 @@ NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
 SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
 WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
 LETTERS = "ABCDEFGHIJ"
+OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
 BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
 BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
 
@@ -150,7 +151,16 @@ def read_questions(record: Record, form: Form) -> Iterator[Question]:
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise ValueError("questions are not a list of {question, answer}")
     for each in listed:
-        yield read_question(each, TABLE.bind(each))
+        bound = TABLE.bind(each)
+        question = read_question(each, bound)
+        others = [cell for key, cell in each.items() if key != bound.answer]
+        has_options = any(isinstance(cell, list | dict) for cell in others)
+        if has_options and OPTION_NAME.fullmatch(question.answer):
+            raise ValueError(
+                f"the answer {question.answer!r} may be the name of an option; set records = "
+                f"{form.questions!r}, and `options`, in `columns`"
+            )
+        yield question
 
 
 def read_question(record: Record, form: Form) -> Question:

@@ -12,7 +12,7 @@ from unicodedata import normalize
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 9
+VERSION = 10
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
@@ -88,7 +88,8 @@ class Columns(BaseModel):
     """rows to read: `{language = "English"}`"""
     records: str = ""
     """where a JSON document has its records: `data`, or `data.*.items` for the items of every
-    key; the key is the column `$key`, and a record that is no object the column `$value`"""
+    key; the key is the column `$key`, of two the first `$outer`, and a record that is no object the
+    column `$value`"""
     line: re.Pattern[str] | None = None
     """regular expression of a line of a text; its named groups are the columns"""
     join: Join | None = None
@@ -245,7 +246,8 @@ def walk(
 
     Args:
         outer: The texts, numbers and objects around, which the record has too, with the innermost
-            key as `$key`; None at the top of a document, whose own texts describe the document.
+            key as `$key`, and the one around it as `$outer`; None at the top of a document, whose
+            own texts describe the document.
     """
     around = outer or {}
     if isinstance(value, list):
@@ -269,5 +271,6 @@ def walk(
             around = around | cells
             around.pop(key, None)
         for name in value if key == "*" else value.keys() & {key}:
-            inner = around | {"$key": name} if key == "*" else around
+            keys = {"$outer": around["$key"]} if "$key" in around else {}
+            inner = around | keys | {"$key": name} if key == "*" else around
             yield from walk(value[name], rest, f"{where} {name!r}", inner)

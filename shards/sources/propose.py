@@ -75,7 +75,13 @@ class UnknownColumns(InputError):
 
 def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
-    proposals = propose(table, items.folder)
+    document = table.document
+    if document is None:
+        # The lines of JSON Lines are a list, too.
+        examined = islice(table.records(), EXAMINED_ROWS)
+        document = [record for _, record in examined if isinstance(record, dict)]
+    is_nested = table.extension in (".json", ".jsonl", ".ndjson")
+    proposals = propose(document, is_nested, items.folder)
     columns, names, score = max(proposals, key=lambda proposal: proposal[2])
     check_header(table, columns, items.folder)
     lines = []
@@ -87,7 +93,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
             lines.append(line)
 
     form = Form.model_validate(columns | {"usual": True})
-    records = records_in(table.document, form) if table.document else iter(table.head)
+    records = records_in(document, form)
     preview = Items(items.root, Notes(), items.folder, None)
     rows: list[Row | Reject] = []
     for where, record in islice(records, SHOWN_ROWS):
@@ -121,16 +127,14 @@ def check_header(table: Table, columns: Record, folder: Folder | None) -> None:
 
 
 def propose(
-    table: Table, folder: Folder | None
+    document: Any, is_nested: bool, folder: Folder | None
 ) -> Iterator[tuple[dict[str, Any], list[str], tuple[float, ...]]]:
     """Yield the proposed columns, the columns that there are, and a score, for each place that may
-    have the records of a table: how many columns are proposed, and which records have them all."""
-    paths = dict.fromkeys(find_lists(table.document)) if table.document else [""]
-    for path in paths:
+    have the records of a document: how many columns are proposed, and which records have them
+    all."""
+    for path in dict.fromkeys(find_lists(document)) if is_nested else [""]:
         place = {"records": path} if path else {}
-        pairs = table.records()
-        if table.document:
-            pairs = records_in(table.document, Columns.model_validate(place))
+        pairs = records_in(document, Columns.model_validate(place))
         examined = islice(pairs, EXAMINED_ROWS)
         records = [record for _, record in examined if isinstance(record, dict)]
 
@@ -148,6 +152,8 @@ def propose(
         for row in zip(*used, strict=True):
             complete += all(map(read_text, row))
         share = complete / max(1, len(records))
+        if "$value" in names.keys() - meanings:
+            share = 0  # The cells of a record rather than records.
         has_texts = not columns.keys().isdisjoint(("captions", "question"))
         count = sum(map(bool, columns.values()))
         yield place | columns, [*names], (has_texts, count, share, complete)
@@ -157,7 +163,8 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
     """Yield the paths of a document that may lead to its records."""
     yield ""
     if isinstance(value, list) and value:
-        yield from find_lists(value[0], depth)
+        for path in find_lists(value[0], depth):
+            yield f"*.{path}" if path.startswith("*") else path  # `*` would be its entries.
     if isinstance(value, dict) and value and depth < MAX_DEPTH:
         first = next(iter(value.values()))
         keys = [key for key in islice(value, 20) if isinstance(value[key], dict | list)]
@@ -335,9 +342,10 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
             if "0" in answers or options[0].endswith("0"):
                 first = "0"
             return {"answer": name, "options": options, "first_option": first}
-    answers = [name for name in texts if name in others or is_list]
-    answers.sort(key=lists.__contains__)
-    return {"answer": answers[0]} if answers else {}
+    answers = [name for name in others if any(map(has_words, columns[name]))]
+    for name in (*answers, *lists):
+        return {"answer": name}
+    return {}
 
 
 def is_row_number(name: str, cells: list[str]) -> bool:

@@ -229,6 +229,15 @@ def test_times_that_are_told_or_left_out_are_read_as_told(read):
     assert whole.about["stored"] == {"x.csv": ["end_time", "start_time"]}
 
 
+def test_answers_in_a_list_that_may_name_options_are_rejects(read):
+    asked = [{"question": "what?", "options": ["a cat", "a dog"], "answer": 1}]
+    table = {"x.json": [{"video": "a.mp4", "questions": asked}]}
+    told = {"records": "questions", "options": "options", "first_option": "0"}
+
+    assert "records = 'questions'" in read(table, "a.mp4").details[0]
+    assert read(table, "a.mp4", columns=told).answers == ["a dog"]
+
+
 def test_spans_and_times_of_questions_that_nothing_tells_are_proposed(read):
     spans = [{"video": "a.mp4", "segment": [1, 2], "caption": "a dog"}]
     asked = [
