@@ -288,7 +288,13 @@ def test_an_index_keeps_its_windows_and_replaces_those_of_a_changed_file(
     assert windows(opened()) == [(0, 2), (0, 2), (1.5, 3), (1.5, 3.5), (3, 4)]
 
 
-@pytest.mark.parametrize(("seconds", "ends"), [(8.05, [4, 8.05]), (8.15, [4, 8, 8.15])])
+@pytest.mark.parametrize(
+    ("seconds", "ends"),
+    [
+        (8.05, [4, 8.05]),
+        (8.15, [4, 8, 8.15]),
+    ],
+)
 def test_a_last_window_shows_something_new(seconds, ends, monkeypatch):
     """A video often lasts a little longer than its last frame: a window of that alone would have
     no frames."""

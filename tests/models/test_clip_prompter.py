@@ -133,7 +133,13 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("count", "nearest"), [(1, [0]), (2, [0, 1]), (5, [0, 0, 1, 1, 2]), (6, [0, 0, 1, 1, 2, 2])]
+    ("count", "nearest"),
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (5, [0, 0, 1, 1, 2]),
+        (6, [0, 0, 1, 1, 2, 2]),
+    ],
 )
 def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
     loaded, trainable, tmp_path, count, nearest

@@ -197,7 +197,13 @@ class Allocations(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize(("grow", "size"), [(set_words, 1_500_000), (set_layers, 60)])
+@pytest.mark.parametrize(
+    ("grow", "size"),
+    [
+        (set_words, 1_500_000),
+        (set_layers, 60),
+    ],
+)
 def test_no_memory_is_taken_for_the_sizes_of_a_stranger(folder, grow, size):
     grow(folder, size)
 
@@ -291,7 +297,11 @@ def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_la
 
 @pytest.mark.parametrize(
     ("old_frames", "frames"),
-    [(2, [0, 0, 1, 1]), (4, [0, 2]), (3, [0, 0, 1, 1, 2])],
+    [
+        (2, [0, 0, 1, 1]),
+        (4, [0, 2]),
+        (3, [0, 0, 1, 1, 2]),
+    ],
 )
 def test_the_time_embedding_of_a_frame_is_the_nearest_earlier_one(old_frames, frames, tiny):
     """Frame i is frame floor(i * old frames / new frames)."""

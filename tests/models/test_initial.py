@@ -254,7 +254,13 @@ def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(clip_folders):
     near(still, last)
 
 
-@pytest.mark.parametrize("other", [{"heads": 4}, {"activation": "quick_gelu"}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"heads": 4},
+        {"activation": "quick_gelu"},
+    ],
+)
 def test_what_no_shape_of_a_vit_shows_is_compared(other, monkeypatch):
     vit = timm_vit("vit_base_patch16_224")
     monkeypatch.setattr("timm.create_model", lambda *_, **__: vit)
@@ -273,7 +279,14 @@ def test_rotary_positions_are_refused(monkeypatch):
         load_vit(model_of(), "vit_base_patch16_224.tag")
 
 
-@pytest.mark.parametrize("other", [{"activation": "gelu"}, {"pre_norm": False}, {"heads": 4}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"activation": "gelu"},
+        {"pre_norm": False},
+        {"heads": 4},
+    ],
+)
 def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(other, clip_folders):
     clip = str(clip_folders["clip"])
     ((key, value),) = other.items()

@@ -74,7 +74,11 @@ def official(config):
 
 
 @pytest.mark.parametrize(
-    ("task", "bert"), [("pretrain", "text_encoder.bert"), ("qa", "text_encoder")]
+    ("task", "bert"),
+    [
+        ("pretrain", "text_encoder.bert"),
+        ("qa", "text_encoder"),
+    ],
 )
 def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that_order(
     task, bert, config

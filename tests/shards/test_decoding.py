@@ -163,7 +163,11 @@ def test_a_full_disk_is_no_fault_of_the_file():
 
 @pytest.mark.parametrize(
     ("way", "package"),
-    [("auto", "av"), ("ffmpeg", "ffmpeg"), ("ffmpeg", "imageio_ffmpeg")],
+    [
+        ("auto", "av"),
+        ("ffmpeg", "ffmpeg"),
+        ("ffmpeg", "imageio_ffmpeg"),
+    ],
 )
 def test_a_missing_decoder_raises_an_input_error(make_video, monkeypatch, way, package):
     path = make_video("a.mp4", 4)

@@ -109,7 +109,12 @@ def test_a_hanging_ffmpeg_is_killed_with_its_children(
 
 @every_way
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mjpeg")]
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.ts", "libx264"),
+        ("a.avi", "mjpeg"),
+    ],
 )
 def test_a_video_with_too_many_pixels_is_rejected(make_video, way, name, codec):
     pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"

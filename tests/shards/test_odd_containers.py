@@ -171,7 +171,13 @@ WAYS = ("seek", "order", "ffmpeg")
 TWO = ["-map", "0", "-map", "1"]
 
 
-@pytest.mark.parametrize(("name", "options"), [("a.avi", B_FRAMES_IN_AVI), ("a.ts", X264)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.avi", B_FRAMES_IN_AVI),
+        ("a.ts", X264),
+    ],
+)
 @pytest.mark.parametrize("way", ["auto", "order", "ffmpeg"])
 def test_of_two_video_streams_the_first_is_decoded(write_film, name, options, way):
     path = write_film(name, *TWO, *options, inputs=source() + source(40, "64x48", 2))
@@ -197,7 +203,12 @@ def test_frames_are_counted_on_when_the_size_changes(write_film, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a.ts", X264), ("a.mpg", PROGRAM_STREAM), ("a.mkv", X264), ("a.h264", X264)],
+    [
+        ("a.ts", X264),
+        ("a.mpg", PROGRAM_STREAM),
+        ("a.mkv", X264),
+        ("a.h264", X264),
+    ],
 )
 def test_a_clock_that_restarts_goes_on_after_the_joint(write_film, tmp_path, name, options):
     path = tmp_path / f"joined-{name}"

@@ -217,7 +217,8 @@ def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
 def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
     clip = smooth_clip(0, 2)
     with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
-        writer.write(make_row("a"), replace(clip, frames=[clip.frames[0], clip.frames[1, :16]]))
+        frames = [clip.frames[0], clip.frames[1, :16]]
+        writer.write(make_row("a"), replace(clip, frames=frames))
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     sample = ShardReader(tmp_path)[0]
     assert sample.frames([0, 0]).shape == (2, 32, 32, 3)
@@ -240,7 +241,16 @@ def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus, clips,
         ShardReader(corpus)[0]
 
 
-@pytest.mark.parametrize(("limit", "count"), [(6 * 8 * 8 * 3 * 2, 1), (6 * 8 * 8 * 3 * 2 - 1, 2)])
+VIDEO_BYTES = 6 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [
+        (2 * VIDEO_BYTES, 1),
+        (2 * VIDEO_BYTES - 1, 2),
+    ],
+)
 def test_the_frames_of_a_small_corpus_are_decoded_once(
     corpus_of, tmp_path, monkeypatch, limit, count
 ):

@@ -310,12 +310,13 @@ def test_a_link_has_no_data_and_a_sparse_file_is_no_file():
     link.size = 700
     sparse = special(tarfile.GNUTYPE_SPARSE)
 
-    members = tar_members(io.BytesIO(link.tobuf() + sparse.tobuf() + bytes(2 * BLOCK)))
+    content = link.tobuf() + sparse.tobuf() + bytes(2 * BLOCK)
+    members = tar_members(io.BytesIO(content))
 
     assert [(member.size, member.is_file) for member in members] == [(0, False), (0, False)]
 
 
-SIZES = (2**63, 10**20, -1)
+SIZES = (2**63, -1)
 
 
 def binary_size(size):
@@ -330,7 +331,7 @@ def binary_size(size):
         *map(binary_size, SIZES),
         *(pack(("00000.mp4", b"1"), size=str(size)) for size in (*SIZES, "x", "9" * 5000)),
     ],
-    ids=range(8),
+    ids=range(6),
 )
 def test_a_member_of_absurd_size_is_an_error(tmp_path, content):
     """In the header, as a binary number, or in the extended header of the format pax."""

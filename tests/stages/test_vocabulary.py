@@ -186,7 +186,12 @@ def test_counts_do_not_depend_on_the_units(tmp_path, resources, monkeypatch, inl
     captions = captions_of(150)
     whole = count_words(captions, "embedded", tmp_path, resources)
     assert whole.total() == sum(len(text.split()) * count for text, count in captions.items())
-    for unit, batch, workers in ((40, 1, 2), (7, 3, 1), (64, 64, 2), (100, 256, 1)):
+    for unit, batch, workers in (
+        (40, 1, 2),
+        (7, 3, 1),
+        (64, 64, 2),
+        (100, 256, 1),
+    ):
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
         some = Resources(workers=workers, device="cpu")

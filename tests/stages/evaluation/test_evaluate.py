@@ -48,7 +48,13 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
         check_items(both, "a", folder)
 
 
-@pytest.mark.parametrize(("task", "corpus"), [("retrieval", "retrieval"), ("qa", "qa")])
+@pytest.mark.parametrize(
+    ("task", "corpus"),
+    [
+        ("retrieval", "retrieval"),
+        ("qa", "qa"),
+    ],
+)
 def test_items_that_training_has_too_are_left_out(run, clips_of_brightness, task, corpus):
     """By default, and a table of the report says how many. With `exclude_overlap = false` they are
     evaluated, and it says so."""

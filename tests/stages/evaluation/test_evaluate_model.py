@@ -35,13 +35,22 @@ def gallery_of(relevant):
     )
 
 
-def test_a_row_says_what_was_asked_of_how_many():
-    """A score that is not a number is the lowest."""
+@pytest.fixture
+def results():
+    """The ranking of three videos. A score that is not a number is the lowest."""
+    scores = np.array(
+        [
+            [0.5, np.nan, 0.1],
+            [0.2, 0.9, np.nan],
+            [0.1, 0.2, np.nan],
+        ]
+    )
     results = Results("mine")
-    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
-
     add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand")
+    return results
 
+
+def test_a_row_says_what_was_asked_of_how_many(results):
     last = {
         "model": "mine",
         "name": "matching/v2t/MdR",
@@ -64,12 +73,7 @@ def test_a_row_says_what_was_asked_of_how_many():
     assert results.values()["matching/t2v/R1"] == pytest.approx(200 / 3)
 
 
-def test_a_table_lists_the_best_items_of_each_query():
-    results = Results("mine")
-    scores = np.array([[0.5, np.nan, 0.1], [0.2, 0.9, np.nan], [0.1, 0.2, np.nan]])
-
-    add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)))
-
+def test_a_table_lists_the_best_items_of_each_query(results):
     row = results.tables["matching_t2v"][0]
     assert row["text"] == "ball 0"
     assert row["id"] == "v0"

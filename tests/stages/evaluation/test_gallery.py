@@ -78,7 +78,10 @@ def test_selected_videos_keep_the_texts_that_are_right_for_them():
 
 @pytest.mark.parametrize(
     ("direction", "ids", "texts"),
-    [("t2v", ["b", "b"], ["x", "y"]), ("v2t", ["b", "c"], ["x | y", "x"])],
+    [
+        ("t2v", ["b", "b"], ["x", "y"]),
+        ("v2t", ["b", "c"], ["x | y", "x"]),
+    ],
 )
 def test_the_queries_of_a_direction(direction, ids, texts):
     """A text is a query about its first video; a video with all its texts; one without any is

@@ -15,7 +15,11 @@ from alpro.stages.evaluation.statistics import (
 
 @pytest.mark.parametrize(
     ("values", "videos"),
-    [([100.0, 0.0], ["a", "a"]), ([100.0, 100.0, 100.0], ["a", "b", "c"]), ([5.0], ["a"])],
+    [
+        ([100.0, 0.0], ["a", "a"]),
+        ([100.0, 100.0, 100.0], ["a", "b", "c"]),
+        ([5.0], ["a"]),
+    ],
 )
 def test_there_is_no_interval_of_one_video_or_of_equal_values(values, videos):
     assert bootstrap_interval(np.array(values), np.array(videos)) is None

@@ -70,7 +70,15 @@ def whole_batch() -> Batch:
         mask=(torch.arange(8) < torch.tensor([8, 5, 6, 8, 4, 3, 8, 7])[:, None]).long(),
         masked=torch.where(labels != -100, 4, text),
         labels=labels,
-        boxes=torch.tensor([[0, 0, 3, 2], [1, 1, 2, 3], [0, 2, 4, 2], [2, 0, 2, 4]] * 2),
+        boxes=torch.tensor(
+            [
+                [0, 0, 3, 2],
+                [1, 1, 2, 3],
+                [0, 2, 4, 2],
+                [2, 0, 2, 4],
+            ]
+            * 2
+        ),
         answers=torch.tensor([0, 1, -100, 3, 4, -100, -100, 2]),
         uniforms=torch.rand(SIZE, 2, generator=random),
         max_masked=5,

@@ -24,19 +24,15 @@ def sample_ids(data):
 
 def assert_equal(one, other):
     """Two batches are the same, to the last bit."""
-    assert one.step == other.step
-    assert one.kind == other.kind
-    assert one.ids == other.ids
-    for name in ("video", "frames", "text", "mask", "masked", "labels", "boxes", "answers"):
-        first = getattr(one, name)
-        second = getattr(other, name)
-        assert (first is None) == (second is None), name
-        assert first is None or torch.equal(first, second), name
+    for name, value in vars(one).items():
+        same = getattr(other, name)
+        is_tensor = isinstance(value, torch.Tensor)
+        assert torch.equal(value, same) if is_tensor else value == same, name
 
 
 @settings(max_examples=16)
 @given(
-    st.sampled_from([(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2), (4, 2), (2, 4)]),
+    st.sampled_from([(1, 1), (2, 1), (8, 1), (1, 4), (2, 2), (4, 2)]),
     st.integers(0, 3),
 )
 def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
@@ -85,7 +81,8 @@ def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, s
         batch = data[step]
         boxes += [] if batch.boxes is None else batch.boxes.tolist()
         assert_equal(replace(batch, boxes=None, uniforms=None), replace(plain[step], uniforms=None))
-    crops = [width * height / 16 for _, _, width, height in boxes if (width, height) != (4, 4)]
+    areas = [width * height / 16 for _, _, width, height in boxes]
+    crops = [area for area in areas if area < 1]
     assert all(0.5 < area <= 0.75 for area in crops)
     # Four standard deviations.
     assert len(crops) / max(1, len(boxes)) == pytest.approx(share, abs=0.12)
@@ -144,7 +141,8 @@ def test_only_the_training_split_is_used_in_an_order_of_the_seed(clips, steps_of
     one, other = (steps_of({"clips": clips}, 10, seed=seed) for seed in (1, 2))
 
     assert sample_ids(one) != sample_ids(other)
-    assert {name.split("-")[0] for name in sample_ids(one) + sample_ids(other)} == {"train"}
+    ids = sample_ids(one) + sample_ids(other)
+    assert all(name.startswith("train-") for name in ids)
 
 
 def test_the_random_numbers_of_an_example_follow_from_the_seed(clips, steps_of):
@@ -165,7 +163,8 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
         {"corpora": ("c", "b"), "weights": (1e9, 1), "epochs": 2},
     ]
     data = steps_of(corpora, phases=phases, batch_size=5)
-    letters = "".join(data[step].ids[0][0] for step in range(len(data)))
+    first_ids = [data[step].ids[0] for step in range(len(data))]
+    letters = "".join(name[0] for name in first_ids)
     assert letters == "aaa" + "bbbb" + "cccc"  # 2 epochs x (4 + 6 examples) / 5
 
     for epochs, batch_size, steps in ((0.5, 3, 2), (0.7, 5, 2), (0.01, 12, 1)):

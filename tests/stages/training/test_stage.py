@@ -1,13 +1,13 @@
 """A training stage from its configuration to its model folder: device, seed, sizes, text length,
 normalization, initial weights."""
 
-import json
 from itertools import product
 
 import pytest
 import torch
 
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
@@ -152,7 +152,13 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("matching", "ranking"), [(40.0, "similarity"), (60.0, "matching")])
+@pytest.mark.parametrize(
+    ("matching", "ranking"),
+    [
+        (40.0, "similarity"),
+        (60.0, "matching"),
+    ],
+)
 def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, tuned, monkeypatch):
     scores = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 50.0}
     monkeypatch.setattr(loop.Run, "train", lambda *_: scores)
@@ -186,19 +192,25 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
 def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path):
     """Each corpus of the phases once, however often it is in them. The paper's normalization needs
     none."""
-    corpora = {name: tmp_path / name for name in ("dark", "bright", "other")}
-    for folder, mean, std in zip(corpora.values(), (0.1, 0.7, 0.9), (0.05, 0.25, 0.9), strict=True):
-        folder.mkdir()
+    for name, mean, std in (
+        ("dark", 0.1, 0.05),
+        ("bright", 0.7, 0.25),
+        ("other", 0.9, 0.9),
+    ):
+        (tmp_path / name).mkdir()
         statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
-        (folder / "statistics.json").write_text(json.dumps(statistics))
+        write_json(tmp_path / name / "statistics.json", statistics)
+    corpora = {folder.name: folder for folder in tmp_path.iterdir()}
     phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
-    paper = Config.model_validate({"phases": phases, "max_text_tokens": 17})
+    paper = Config(phases=phases, max_text_tokens=17)
     own = paper.model_copy(update={"normalization": "corpus"})
+
     measured = measure_preprocessing(own, corpora)
+
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measured.max_text_tokens == 17
     assert measure_preprocessing(paper, {}) == Preprocessing(max_text_tokens=17)
-    (corpora["bright"] / "statistics.json").unlink()
+    (tmp_path / "bright" / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(own, corpora)
