@@ -126,13 +126,14 @@ def imported(official, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "qa", "prompter"])
 def test_every_weight_of_the_model_is_imported(task, imported, config, tmp_path):
-    expected, _ = imported(task)
+    expected, (model, *_) = imported(task)
 
     folder = ModelBundle.from_pretrained(tmp_path / "out")
     weights = folder.model.state_dict()
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
     expected = {key: value for key, value in expected.items() if not key.startswith(without)}
     near(dict(weights), expected, atol=0)
+    assert model.unknown == ["surprise"]
     assert folder.task == task
     assert folder.preprocessing.max_text_tokens == (40 if task in ("retrieval", "qa") else 30)
     sizes = folder.model.config
@@ -147,12 +148,6 @@ def test_the_prompter_in_a_checkpoint_is_a_model_of_its_own(imported, tmp_path):
     assert isinstance(teacher.model, Prompter)
     assert teacher.entities == [f"entity {i}" for i in range(5)]
     assert (tmp_path / "out" / "prompter" / "prompts.safetensors").is_file()
-
-
-def test_unknown_tensors_are_listed(imported):
-    _, (model,) = imported("retrieval")
-
-    assert model.unknown == ["surprise"]
 
 
 def test_the_words_of_a_head_keep_its_order(imported, tmp_path):

@@ -120,7 +120,6 @@ def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video,
     ("content", "reason"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer: run"),
-        (b"<!DOCTYPE html><title>404</title>", "an HTML page: download it again"),
         (bytes(100_000), "a zero-filled file: download it again"),
     ],
 )

@@ -53,7 +53,6 @@ def test_questions_are_about_their_videos(corpus):
         (3, 1, ["one", "two", "four"], [0, 1, 2]),
         (2, 0, ["one", "two", "three"], [0, 1, 1]),
         (0, 1, ["one", "two", "four", "five"], [0, 1, 2, 3]),
-        (0, 0, ["one", "two", "three", "four", "five", "six"], [0, 1, 1, 2, 3, 3]),
     ],
 )
 def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of_text):

@@ -66,20 +66,25 @@ def test_any_error_ends_a_stage_with_loading_processes(
     assert message in (result.read_text() if result.exists() else capfd.readouterr().err)
 
 
-def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(
-    clips, steps_of, resources, monkeypatch
-):
+@pytest.fixture
+def loading(clips, steps_of, resources):
+    """The batches of 20 steps, and the process that loads them."""
+    others = set(multiprocessing.active_children())
+    with loading_processes(1):
+        batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
+    (process,) = set(multiprocessing.active_children()) - others
+    return batches, process
+
+
+def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(loading, monkeypatch):
     """And of nothing that the training process does meanwhile."""
     # Seconds after which torch looks at its processes.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-    others = set(multiprocessing.active_children())
+    batches, process = loading
     handler = signal.getsignal(signal.SIGCHLD)
     try:
-        with loading_processes(1):
-            batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
-        (worker,) = set(multiprocessing.active_children()) - others
-        worker.kill()
-        worker.join()
+        process.kill()
+        process.join()
         # torch's handler of SIGCHLD would raise here.
         assert sum(range(1000)) == 499500
         with pytest.raises(RuntimeError, match="DataLoader worker"):
@@ -158,13 +163,12 @@ def test_a_corpus_without_a_readable_sample_is_an_error_of_one_line(
         next(data.loader(0, resources, torch.device("cpu")))
 
 
-def test_loading_processes_ignore_the_signals_of_their_group(clips, steps_of, resources):
-    others = set(multiprocessing.active_children())
-    with loading_processes(1):
-        batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
-        next(batches)
-    (loading,) = set(multiprocessing.active_children()) - others
-    os.kill(loading.pid, signal.SIGTERM)
+def test_loading_processes_ignore_the_signals_of_their_group(loading):
+    batches, process = loading
+    next(batches)
+
+    os.kill(process.pid, signal.SIGTERM)
+
     assert [batch.step for batch in batches] == list(range(1, 20))
 
 
