@@ -25,9 +25,9 @@ from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
 from tests.conftest import ROOT, decode_data
 from tests.shards.conftest import Clock, refusal
+from tests.shards.test_decoding import every_way
 from tests.shards.test_decoding_formats import moving
 
-every_way = pytest.mark.parametrize("way", ["seek", "order", "ffmpeg"])
 on_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells how much memory a process holds"
 )
@@ -62,14 +62,13 @@ def test_all_ways_share_the_time_limit(make_video, monkeypatch):
     """The request has one, whatever has been tried before."""
     path = make_video("a.mp4", 24)
     path.write_bytes(b"no video " * 100)
-    attempts = Clock()
-    monkeypatch.setattr(clip, "time", attempts)
+    whole = Clock()
+    monkeypatch.setattr(clip, "time", whole)
     refusal(path, "auto", Limits(timeout=10))
 
-    for readings in range(1, attempts.readings):
+    for readings in range(1, whole.readings):
         monkeypatch.setattr(clip, "time", Clock(readings))
         assert refusal(path, "auto", Limits(timeout=10)) == "too slow: longer than 10 s"
-    assert refusal(path, "ffmpeg", Limits(timeout=0)) == "too slow: longer than 0 s"
 
 
 @pytest.fixture

@@ -144,7 +144,6 @@ REPEATED = [
 ]
 FINAL = [
     ([FileNotFoundError("a")], FileNotFoundError),
-    ([PermissionError("a")], OSError),
     ([Answer(403)], OSError),
     ([OSError(28, "No space left on device")], OSError),
 ]

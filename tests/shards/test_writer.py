@@ -240,8 +240,8 @@ def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_er
     known = index_shard(corpus / "a.tar")
     headers = headers_of(content)
     rows = {row["id"]: row for row in known.to_pylist()}
-    # Zeros to the end.
-    ended = [content[:at] + bytes(len(content) - at) for at in range(0, len(content), BLOCK)]
+    blocks = range(0, len(content), BLOCK)
+    ended = [content[:at] + bytes(len(content) - at) for at in blocks]  # zeros to the end
     results = Counter()
 
     for changed in (*damaged(content, headers), *ended):

@@ -70,15 +70,23 @@ def test_downloads_are_decoded_as_the_same_files_in_a_folder(
     assert decoded(loose / "manifest.jsonl", tmp_path / "other", resources)[0] == shards
 
 
-def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (1 << 40, r"unreadable: .*ends inside a\.mp4"),
+        (100, "too large"),
+    ],
+)
+def test_a_member_beyond_the_end_of_its_shard_is_a_reject(limit, reason, downloads):
     member = Member(name="a.mp4", offset=512, size=1 << 30)
-    whole = Row(id="a", path=downloads / "00000.tar", member=member, kind="video")
-    for limit, reason in ((1 << 40, r"unreadable: .*ends inside a\.mp4"), (100, "too large")):
-        with (
-            pytest.raises(decode_videos.DecodeError, match=reason),
-            decode_videos.fetched(whole, limit, downloads),
-        ):
-            pass
+    row = Row(id="a", path=downloads / "00000.tar", member=member, kind="video")
+
+    with (
+        pytest.raises(decode_videos.DecodeError, match=reason),
+        decode_videos.fetched(row, limit, downloads),
+    ):
+        pass
+
     assert not list(downloads.glob(".fetched.*"))
 
 

@@ -33,7 +33,8 @@ def test_shuffling_differs_between_clips_and_reaches_every_other_order():
     orders = {tuple(shuffle([1, 2, 3])) for _ in range(200)}
 
     assert orders == {(1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)}
-    assert Shuffle(1)(list(range(10))) != Shuffle(2)(list(range(10)))
+    frames = list(range(10))
+    assert Shuffle(1)(frames) != Shuffle(2)(frames)
 
 
 class TwoFrames:

@@ -2,6 +2,7 @@
 asked for."""
 
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     actual = validate()
 
     expected = score(objective, Gallery.read(several["several"], "validation"), tokenizer)
-    recalls = [expected[f"validation/{way}/R{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)]
+    names = product(("t2v", "v2t"), (1, 5, 10))
+    recalls = [expected[f"validation/{way}/R{k}"] for way, k in names]
     assert actual["validation/mean_recall"] == pytest.approx(np.mean(recalls))
     assert {name: actual[name] for name in expected} == expected
     assert select == "validation/mean_recall"

@@ -196,7 +196,6 @@ def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
         {"corpora": ("a",), "steps": 1, "epochs": 1},
         {"corpora": (), "steps": 1},
         {"corpora": ("a", "b"), "weights": (1,), "steps": 1},
-        {"corpora": ("a", "b"), "weights": (0, 0), "steps": 1},
         {"corpora": ("a", "b"), "weights": (2, -1), "steps": 1},
     ],
 )

@@ -137,7 +137,8 @@ def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_r
     output = capfd.readouterr().err
     assert "step 2: a.tar: clip2: broken; replaced by another example" in output
     assert "step 5: a.tar: clip5: broken" in output
-    assert [line["train/unreadable"] for line in run.lines if "train/loss" in line] == [0, 1, 2, 2]
+    lines = [line for line in run.lines if "train/loss" in line]
+    assert [line["train/unreadable"] for line in lines] == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
