@@ -147,13 +147,13 @@ def propose(
 
         columns = propose_columns(cells, folder)
         meanings = Form.model_validate(columns).meanings
+        if path and "$value" in names.keys() - meanings:
+            continue  # These are the cells of a record.
         used = [cells[name] for name in meanings]
         complete = 0
         for row in zip(*used, strict=True):
             complete += all(map(read_text, row))
         share = complete / max(1, len(records))
-        if "$value" in names.keys() - meanings:
-            share = 0  # The cells of a record rather than records.
         has_texts = not columns.keys().isdisjoint(("captions", "question"))
         count = sum(map(bool, columns.values()))
         yield place | columns, [*names], (has_texts, count, share, complete)

@@ -310,7 +310,7 @@ class Items:
                 "folders are named as splits but are not used as such, because `train` and another are "
                 "needed: name the splits in a column `split`"
             )
-        for split in folders if names_no_split else ():
+        for split in sorted(folders) if names_no_split else ():
             self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")
 
 
