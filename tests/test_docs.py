@@ -18,9 +18,9 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import STUDIES, Study, load_study
-from alpro.pipeline.plan.models import read_settings
 from alpro.shards.schema import Reason
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES
@@ -148,7 +148,7 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         pretrained = str(tmp_path) if source.pretrained else ""
         source = replace(source, data=data, pretrained=pretrained)
 
-        settings = read_settings(source.command(config, tmp_path))
+        settings = load_config(source.command(config, tmp_path))
 
         assert settings.name == config
         if "stage" in given:

@@ -17,8 +17,8 @@ from alpro.models.clip_prompter import is_clip
 from alpro.pipeline.cli.main import execute
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import build_steps
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
@@ -350,7 +350,7 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
     def evaluations(task: str, *changes: str) -> set[str]:
         """Run `from_weights`; returns the steps that have results."""
         source = Source(data, str(official / task), set=(*SIZES, *changes))
-        settings = read_settings(source.command("from_weights", tmp_path / "w"))
+        settings = load_config(source.command("from_weights", tmp_path / "w"))
         folders = make(settings, tmp_path / "run")
         return {name for name, folder in folders.items() if (folder / "results.json").is_file()}
 
@@ -371,7 +371,8 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         *("train_tokenizer.tokenizer=train", "build_vocabulary.entities=8"),
         *("evaluate.controls=[]", "train_prompter.max_text_tokens=24"),
         *("model.embed_dim=16", "model.init=scratch", "pretrain.negative_pool_size=2"),
-        "model.video={image_size=32, frames=3}",  # the rest is that of the CLIP
+        "model.video={image_size=32, frames=3, width=16, depth=2, heads=2, mlp_ratio=2.0, "
+        "pre_norm=true, activation='quick_gelu'}",
         "model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}",
     ]
     for stage in ("train_prompter", "pretrain"):

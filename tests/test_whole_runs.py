@@ -75,8 +75,8 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")
     text = "a red ball gets smaller beside an orange flower"
     assert "test-00071.mp4" in alpro("search", "index", text, "-k", 1)
-    words = ("model", "ask", "finetune_qa", videos / "test-00000.mp4", question, "--json")
-    assert json.loads(alpro(*words))["answers"][0]["text"] == "orange"
+    words = ("model", "ask", "finetune_qa", videos / "test-00000.mp4", question)
+    assert alpro(*words).split()[2] == "orange"
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")

@@ -2,9 +2,7 @@
 
 import shlex
 import shutil
-from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,20 +14,16 @@ from alpro.names import find_artifact, referenced_fingerprints
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,
-    Json,
     TrackingUri,
     Workspace,
     Yes,
     print_json,
 )
-from alpro.pipeline.config.command import Command, concerns, data_changes
+from alpro.pipeline.config.command import command_of, concerns
 from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.snapshot import Snapshot
-
-# What `show` prints of a record.
-SHOWN = ("config", "files", "metrics", "counts", "versions")
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
@@ -49,21 +43,13 @@ def check_exists(snapshot: "Snapshot") -> None:
 
 
 @group.command(name="ls")
-def list_artifacts(*, json: Json = False, workspace: Workspace = WORKSPACE) -> None:
+def list_artifacts(*, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts, oldest first.
 
     A line ends with the configuration, and with the changes of the artifact's own stage.
     """
-    from alpro.pipeline.store.checksums import measure_folder
-
     artifacts = read_store(workspace).artifacts
-    if json:
-        rows = []
-        for folder, record in artifacts:
-            size = {"folder": str(folder), "bytes": measure_folder(folder)}
-            rows.append({**size, **record.values})
-        print_json(rows)
-    elif not artifacts:
+    if not artifacts:
         print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
     else:
         print_artifacts(artifacts)
@@ -84,22 +70,9 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
         commit = describe_commit(run.get("commit") or "unknown")
         print(f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}")
 
-    print(f"\n{record.name}  {folder}\nfingerprint {record.fingerprint}")
-    print(f"built {run['at']}, MLflow run {run.get('mlflow_run')}")
-    print("\nit and what it was built from")
     print_artifacts(built_from)
-
-    print()
-    print_json({key: record.values[key] for key in SHOWN if record.values.get(key)})
-
-
-def command_of(record: Record) -> Command | None:
-    """Return the command that builds an artifact; None if its record has none."""
-    arguments = record.run.get("arguments")
-    if not arguments:
-        return None
-    changes = data_changes(arguments.get("data", ""), arguments["changes"])
-    return Command(arguments["config"], changes, record.stage)
+    shown = {key: value for key, value in record.values.items() if key != "contents"}
+    print_json({"folder": str(folder), **shown})
 
 
 @group.command(name="verify")
@@ -117,13 +90,12 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
         check_exists(snapshot)
     # Records that cannot be read count as unfinished, so the snapshot lacks them.
     unreadable = [] if artifacts else unreadable_records(snapshot.root)
-    problems = list(chain(unreadable, verify(chosen)))
-    print_rows([problem._asdict() for problem in problems])
+    problems = [*unreadable, *verify(chosen)]
+    print_rows([{"problem": kind, "file": str(file)} for kind, file in problems])
 
     files = sum(len(record.contents) for _, record in chosen)
-    kinds = Counter(problem.kind for problem in problems)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    print(f"{len(chosen)} artifacts, {files} files: {counts or 'as recorded'}")
+    found = f"{len(problems)} problems" if problems else "as recorded"
+    print(f"{len(chosen)} artifacts, {files} files: {found}")
     if not problems:
         return 0
 
@@ -318,8 +290,7 @@ def headline(record: Record) -> str:
     from alpro.stages.evaluation.score_names import DECISIVE, VALIDATION_SCORES
 
     # The names of an evaluation's metrics start with its split and its model.
-    endings = DECISIVE if record.stage in EVALUATIONS else VALIDATION_SCORES
-    for ending in endings:
+    for ending in (*DECISIVE, *VALIDATION_SCORES):
         for name, value in record.metrics.items():
             if name.endswith(ending):
                 metric = "R@1" if name.endswith("/R1") else ending.split("/")[-2]

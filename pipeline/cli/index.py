@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.log import printable
-from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
+from alpro.pipeline.cli.options import Count, Json, ModelOptions
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -125,7 +125,7 @@ def remove_from_index(index: IndexPlace, video: str, /, *more: str) -> None:
 
 
 @group.command(name="ls")
-def list_index(index: IndexPlace, /, *, json: Json = False) -> None:
+def list_index(index: IndexPlace, /) -> None:
     """List the videos of an index, and the rejected files."""
     from alpro.inference.index import Index
     from alpro.inference.items import describe_location
@@ -133,23 +133,16 @@ def list_index(index: IndexPlace, /, *, json: Json = False) -> None:
     opened = Index.open(index)
     clips = opened.rows()
     rejects = opened.rows("reason IS NOT NULL")
-    model = opened.settings.model
-
-    if json:
-        from alpro.inference.search import Hit
-
-        rejected = [{name: row[name] for name in ("path", "reason", "detail")} for row in rejects]
-        listed = [Hit(item).json() for item in clips]
-        print_json({"model": model, "clips": listed, "rejected": rejected})
-        return
-
     for item in clips:
         print(printable(describe_location(item)))
     # Printed apart from the list, which a program may read.
     for row in rejects:
         line = f"{row['path']}: {row['reason']}: {row['detail']}".removesuffix(": ")
         print(f"rejected: {printable(line)}", file=sys.stderr)
-    print(f"{len(clips):,} clips of {model}, {len(rejects):,} rejected", file=sys.stderr)
+    print(
+        f"{len(clips):,} clips of {opened.settings.model}, {len(rejects):,} rejected",
+        file=sys.stderr,
+    )
 
 
 def search(  # noqa: PLR0913 - options of a command

@@ -1,7 +1,5 @@
 """`alpro config ...` and `alpro data ...`: what a run reads, configurations and data."""
 
-import re
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from cyclopts import App
@@ -18,8 +16,6 @@ from alpro.pipeline.cli.options import (
 if TYPE_CHECKING:
     from alpro.pipeline.plan.check_data import DataReport
 
-FIRST = ("sample", "tiny")  # configurations that need no data
-
 config_group = App(name="config", help="List and show configurations.")
 data_group = App(name="data", help="Check data before a run.")
 
@@ -30,28 +26,11 @@ def list_configs() -> None:
     from alpro.pipeline.config.files import CONFIGS, shipped
     from alpro.pipeline.reports.columns import print_rows
 
-    names = sorted(shipped(), key=lambda name: (name not in FIRST, name))
-    rows = [
-        {"name": name, "it runs": first_sentence((CONFIGS / f"{name}.toml").read_text("utf-8"))}
-        for name in names
-    ]
+    rows = []
+    for name in shipped():
+        first_line = (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0]
+        rows.append({"name": name, "it runs": first_line.removeprefix("# ")})
     print_rows(rows)
-
-
-def first_sentence(text: str) -> str:
-    """Return the first sentence of the comment that a configuration begins with. It may span several
-    lines.
-
-    >>> first_sentence("# Videos of yours,\\n# every stage. Small.\\nname = 1")
-    'Videos of yours, every stage'
-    """
-    comment = " ".join(
-        line.removeprefix("#").strip()
-        for line in takewhile(lambda line: line.startswith("#"), text.splitlines())
-    )
-
-    # A period inside a word, such as a file name, does not end a sentence.
-    return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
 @config_group.command(name="show")
@@ -65,9 +44,9 @@ def show_config(
     """
     import tomli_w
 
-    from alpro.pipeline.plan.models import read_settings
+    from alpro.pipeline.config.load import load_config
 
-    settings = read_settings(source.command(config, workspace))
+    settings = load_config(source.command(config, workspace))
     print(tomli_w.dumps(settings.as_written()), end="")
 
 

@@ -3,7 +3,6 @@ file of its group. These files import nothing slow before a command runs, so tha
 errors are immediate."""
 
 import atexit
-import errno
 import gc
 import os
 import signal
@@ -118,8 +117,7 @@ def execute(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
-        # Imported only now: `--help` must not wait for them.
-        from alpro.shards.storage import DISK_FULL
+        # Imported only now: `--help` must not wait for it.
         from alpro.stages.execution.interface import StageFailed
 
         if isinstance(error, StageFailed):
@@ -129,10 +127,9 @@ def execute(arguments: Sequence[str]) -> int:
 
         log.debug("the error's traceback:", exc_info=True)
         place = f"{error.filename}: " if error.filename else ""
-        remedy = "check this disk" if error.errno == errno.EIO else "check this path"
-        if error.errno in DISK_FULL:
-            remedy = "free some disk space"
-        return fail(f"error: {place}{error.strerror}; {remedy} and run again to resume")
+        return fail(
+            f"error: {place}{error.strerror}; check this path and its disk, and run again to resume"
+        )
 
 
 def usage_line(error: CycloptsError) -> str:

@@ -95,9 +95,6 @@ def export_model(
     from alpro.inference.export import export
     from alpro.pipeline.reports.card import write_card
 
-    if folder.exists():  # before the model is loaded
-        raise InputError(f"{folder}: exists already; choose another folder")
-
     found = models.find(model)
     loaded = Model.load(found, device="cpu")
     export(loaded, folder, write_card(found.model, loaded.folder, folder.name, license))
@@ -140,7 +137,6 @@ def ask(
     /,
     *,
     k: Results = 3,
-    json: Json = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Answer a question about a video, from the model's list of answers.
@@ -155,7 +151,7 @@ def ask(
         print(f"note: {note}", file=sys.stderr)
 
     answer = partial(loaded.ask, question=question, top_k=k)
-    show_words(video, answer, "answer", json)
+    show_words(video, answer, "answer")
 
 
 @group.command
@@ -165,9 +161,7 @@ def entities(
     /,
     *,
     box: str = "",
-    text: str = "",
     k: Results = 5,
-    json: Json = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Name the entities in a video, or in a region of it.
@@ -178,7 +172,6 @@ def entities(
     Args:
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;
             by default all.
-        text: Caption of the video, which a model of pretrain reads.
     """
     from alpro.inputs import WHOLE
 
@@ -194,13 +187,12 @@ def entities(
             "name a train_prompter, cache_prompts or pretrain artifact"
         )
 
-    if not json:
-        print(f"note: {loaded.entities_note}", file=sys.stderr)
-    name = partial(loaded.entities, box=region, top_k=k, text=text)
-    show_words(video, name, "entity", json)
+    print(f"note: {loaded.entities_note}", file=sys.stderr)
+    name = partial(loaded.entities, box=region, top_k=k)
+    show_words(video, name, "entity")
 
 
-def show_words(video: str, name: Name, kind: Literal["answer", "entity"], json: bool) -> None:
+def show_words(video: str, name: Name, head: str) -> None:
     """Print words with their probabilities, best first. Raises InputError if the video cannot be
     decoded."""
     from alpro.pipeline.reports.columns import print_rows
@@ -209,14 +201,8 @@ def show_words(video: str, name: Name, kind: Literal["answer", "entity"], json: 
     try:
         ranked = name(video)
     except DecodeError as error:
-        file, _, detail = error.detail.partition(": ")  # the decoder's message
-        raise InputError(f"{file}: {error.reason}: {detail}".removesuffix(": ")) from error
-
-    if json:
-        words = [{"text": word, "probability": p} for word, p in ranked]
-        print_json({"video": video, "answers" if kind == "answer" else "entities": words})
-    else:
-        print_rows([{kind: word, "probability": f"{p:.3f}"} for word, p in ranked])
+        raise InputError(f"{error.reason}: {error.detail}") from error
+    print_rows([{head: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
 def evaluate(
@@ -232,8 +218,8 @@ def evaluate(
 ) -> None:
     """Score any model on any videos with labels.
 
-    Retrieval with all right videos of a text, answers to questions, and entities: what the model
-    can and the data has labels for. Equal captions are one text; a column `relevant` names other
+    Retrieval with all right videos of a text, answers to questions, and entities of a prompter: what
+    the model can and the data has labels for. Equal captions are one text; a column `relevant` names other
     right videos by their ids.
 
     Args:
@@ -242,28 +228,22 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.inference.find import find_prompter
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import read_labeled
 
-    if model == baseline:
-        raise InputError(f"--baseline {baseline}: the model itself; name another one")
     found = models.find(model)
     other = models.find(baseline) if baseline else None
     folders = [one.model for one in (found, other) if one]
     labeled = read_labeled(models.videos(data), split, folders)
-    prompter = find_prompter(found.model)
 
     loaded = models.load(found)
     theirs = models.load(other) if other else None
     log.info(f"{len(labeled.labels):,} videos ({labeled.description})")
     answers = bool(loaded.folder.answers)
     gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
-    # Entities are named by the prompter, which may be another folder.
-    naming = loaded if prompter == found else models.load(prompter) if prompter else None
 
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.
@@ -271,7 +251,7 @@ def evaluate(
         baseline_folder = results_folder / "baseline"
         (baseline_folder if other else results_folder).mkdir(parents=True, exist_ok=True)
 
-        results = score_model(model, loaded, naming, gallery)
+        results = score_model(model, loaded, gallery)
         rows, _ = results.write(results_folder, split)
         runs = {model: rows}
         compared = Comparison([], {})
@@ -279,7 +259,7 @@ def evaluate(
         if theirs and results.gallery:
             # Both see the same frames, and only the videos that the first model could decode.
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-            baseline_results = score_model(baseline, theirs, None, results.gallery)
+            baseline_results = score_model(baseline, theirs, results.gallery)
             baseline_rows, _ = baseline_results.write(baseline_folder, split)
             runs = {baseline: baseline_rows, model: rows}
             compared = compare(baseline_folder, results_folder)
@@ -301,15 +281,13 @@ def evaluate(
         print(sentence)
 
 
-def score_model(
-    name: str, model: "Model", prompter: "Model | None", gallery: "Gallery"
-) -> "Scores":
+def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     """Score a model on what it can do and the data has labels for.
 
     Args:
         name: Name of the model in the results.
-        model: The model: answers if it answers questions, otherwise retrieval as a search ranks.
-        prompter: The model that names entities, if there is any.
+        model: The model: answers if it answers questions, otherwise retrieval as a search ranks, and
+            entities if it has prompts.
         gallery: Videos with questions for a model that answers, otherwise with captions.
 
     Raises:
@@ -326,7 +304,7 @@ def score_model(
     # A search ranks videos for a text, never texts for a video. There are no training questions:
     # the baseline of answers knows the right ones, and is optimistic.
     asked = Asked(
-        tasks=("qa",) if answers else ("retrieval",),
+        tasks=("qa",) if answers else ("retrieval", "entities"),
         top_k=RERANKED,
         matched=("t2v",),
         training_questions=gallery.questions,
@@ -340,10 +318,6 @@ def score_model(
     for line in results.warnings:
         log.warning(line)
 
-    if prompter:
-        with prompter.autocast():
-            naming = LoadedModel.wrap(name, prompter)
-            results.extend(evaluate_model(naming, results.gallery, Asked(tasks=("entities",))))
     # No score counts the others: the results say how many there are.
     videos = len(gallery.ids)
     if decoded < videos:

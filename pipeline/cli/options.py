@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import expand_home
 from alpro.names import find_artifact, matching_artifacts, similar_name
@@ -111,7 +110,6 @@ def check_built(name: str, workspace: Path) -> None:
 def check_exists(option: str, location: str) -> None:
     """Raise InputError if a location on this machine is no file and no folder: a pipe would be read
     for ever."""
-    refuse_credentials(option, location)
     path = expand_home(location)
     if "://" in location or path.is_file() or path.is_dir():
         return
@@ -188,12 +186,6 @@ class ModelOptions:
         videos = absolute(name)
         if not isinstance(videos, Path) or videos.exists():
             return videos
-
-        if not matching_artifacts(name, self.workspace):
-            raise InputError(
-                f"{name}: no such file or folder of videos, and no decoded corpus of this name in "
-                f"{self.workspace / 'artifacts'}"
-            )
 
         folder, _ = find_artifact(name, self.workspace)
         return folder

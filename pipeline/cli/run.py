@@ -7,13 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from alpro.artifact import Record
-from alpro.credentials import find_credentials
 from alpro.environment import outside_current_folder
-from alpro.errors import InputError
 from alpro.locks import check_locks
 from alpro.log import log
-from alpro.names import config_name, write_refs
+from alpro.names import write_refs
 from alpro.pipeline.cli.options import RunOptions, Source, print_json
 
 if TYPE_CHECKING:
@@ -135,14 +132,6 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     """Create the workspace, set Prefect's environment, which Prefect reads when it is imported,
     and starts the temporary server that a command without PREFECT_API_URL has. Returns the
     workspace's absolute path, and a function that waits for the server."""
-    # Prefect stores the parameters of runs, and messages name the store.
-    if find_credentials(options.tracking_uri):
-        raise InputError(
-            "--tracking-uri: contains a user name or a password; leave them out, and set "
-            "MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL"
-        )
-
     root = options.workspace.resolve()
     create_workspace(root)
     if not options.dry_run:  # what follows imports for seconds
@@ -200,10 +189,14 @@ def changed_values(plan: "Plan") -> list[str]:
 
 def plan_rows(plan: "Plan") -> list[dict[str, str]]:
     """Return for each step whether its artifact exists, and if not, why it has to be built."""
+    from alpro.pipeline.config.command import command_of
     from alpro.pipeline.plan.difference import explain
 
-    records = [record for _, record in plan.snapshot.artifacts]
-    earlier = [record for record in records if made_with(record) == plan.command.config_name]
+    earlier = []
+    for _, record in plan.snapshot.artifacts:
+        command = command_of(record)
+        if command and command.config_name == plan.command.config_name:
+            earlier.append(record)
 
     rows = []
     for step in plan.steps:
@@ -218,11 +211,6 @@ def plan_rows(plan: "Plan") -> list[dict[str, str]]:
             {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": reason}
         )
     return rows
-
-
-def made_with(record: Record) -> str:
-    """Return the name of the configuration of the command that built an artifact."""
-    return config_name((record.run.get("arguments") or {}).get("config", ""))
 
 
 def create_workspace(folder: Path) -> None:

@@ -54,10 +54,9 @@ def serve(  # noqa: PLR0913 - options of a command
     otherwise.
 
     Args:
-        model: The model of INDEX, if it has moved; it also answers questions and names entities if
-            it can.
+        model: The model of INDEX, if it has moved.
         ask: A model of finetune_qa, for questions.
-        entities: A prompter, or a model of pretrain.
+        entities: A prompter, or a model of pretrain; by default that of INDEX.
         host: Address to listen on.
         port: Port to listen on.
         token_file: A token that every request needs; required with another --host; by default
@@ -133,7 +132,7 @@ def read_token(host: str, file: Path | None) -> str:
 def load_models(
     index: str, own: str, ask: str, entities: str, models: ModelOptions
 ) -> "ServedModels":
-    """Load the models for what INDEX, --ask and --entities can do.
+    """Load the models for INDEX, --ask and --entities.
 
     Raises:
         InputError: If that is nothing, or a model cannot do what it is named for.
@@ -141,39 +140,29 @@ def load_models(
     from alpro.inference.search import Searcher, find_model
     from alpro.pipeline.serving.models import ServedModels
 
-    if own and not index:
-        raise InputError(
-            "--model needs an INDEX that was made with it; without an index, use --ask and --entities"
-        )
-    opened = open_index(index) if index else None
-    search_model = None
-    if opened is not None:
-        search_model = find_model(opened, models.find(own) if own else "", models.workspace)
-    ask_model = models.find(ask) if ask else None
-    entities_model = models.find(entities) if entities else None
-
-    # Without --ask and --entities, the first model does what it can.
-    first = search_model or ask_model or entities_model
-    if not first:
+    if not (index or ask or entities):
         raise InputError(
             "nothing to serve; name an INDEX to search, or models with --ask and --entities"
         )
-
     load = cache(models.load)  # one model may do several things
-    searcher = Searcher(opened, load(search_model)) if opened is not None and search_model else None
+    searcher = None
+    labeler = models.find(entities) if entities else None
+    if index:
+        opened = open_index(index)
+        search_model = find_model(opened, models.find(own) if own else "", models.workspace)
+        searcher = Searcher(opened, load(search_model))
+        labeler = labeler or search_model
 
-    answering = load(ask_model or first)
-    answers = bool(answering.folder.answers)
-    if ask_model and not answers:
-        task = answering.folder.task
-        raise InputError(f"{ask}: this {task} model does not answer questions")
+    answering = load(models.find(ask)) if ask else None
+    if answering and not answering.folder.answers:
+        raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
 
-    naming = models.find_labeler(entities_model or first, load)
-    if entities_model and not naming:
+    naming = models.find_labeler(labeler, load) if labeler else None
+    if entities and not naming:
         raise InputError(
             f"{entities}: no prompter with embedded entities, and no model of pretrain"
         )
-    return ServedModels(searcher, answering if answers else None, naming)
+    return ServedModels(searcher, answering, naming)
 
 
 def up(
@@ -184,11 +173,6 @@ def up(
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
     registers the deployments, and prints the addresses. Ctrl-C stops all of it.
     """
-    # The checks below would find one free port twice.
-    if prefect_port == mlflow_port:
-        raise InputError(
-            "--prefect-port and --mlflow-port are the same port; choose another for one of them"
-        )
     check_port("--prefect-port", prefect_port)
     check_port("--mlflow-port", mlflow_port)
 

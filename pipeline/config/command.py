@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import tomli_w
 
+from alpro.artifact import Record
 from alpro.names import config_name
 from alpro.stages import CORPUS_STAGES, TRAININGS
 
@@ -37,6 +38,15 @@ class Command:
         for change in self.changes:
             words += ["--set", change]
         return words
+
+
+def command_of(record: Record) -> Command | None:
+    """Return the command that builds an artifact; None if its record has none."""
+    arguments = record.run.get("arguments")
+    if not arguments:
+        return None
+    changes = data_changes(arguments.get("data", ""), arguments["changes"])
+    return Command(arguments["config"], changes, record.stage)
 
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:

@@ -104,9 +104,9 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def list_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
     """Return the keys of a table."""
-    annotation = find_field(model, parents)[1] if parents else model
-    names: list[str] = []
+    _, annotation = find_field(model, parents)
+    names = []
     for kind in (annotation, *get_args(annotation)):  # finds the table of `Table | None`
-        for name, field in getattr(kind, "model_fields", {}).items():
-            names.append(field.alias or name)
+        fields = getattr(kind, "model_fields", {})
+        names += [field.alias or name for name, field in fields.items()]
     return names

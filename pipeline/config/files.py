@@ -20,11 +20,10 @@ def shipped(folder: Path = CONFIGS) -> list[str]:
 
 
 def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
-    """Find a TOML file by its path in `folder`, by the name of a shipped one, or by its name in the
-    folder `configs`."""
+    """Find a TOML file by its path in `folder`, or by the name of a shipped one."""
     refuse_credentials("--config", source)
     path = folder / expand_home(source)
-    for file in (path, shipped_in / f"{source}.toml", folder / "configs" / f"{source}.toml"):
+    for file in (path, shipped_in / f"{source}.toml"):
         # A folder named `sample` does not hide the shipped configuration.
         if file.is_file():
             return file

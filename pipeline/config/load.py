@@ -207,16 +207,17 @@ def apply_change(values: Values, change: str) -> None:
 
     keys = tuple(key.strip().split("."))
     *parents, last = keys
-    table: Any = values
-    for parent in parents:
-        position = table_key(table, parent, change)
-        # This also replaces a `false`, which leaves out a stage.
-        if isinstance(table, dict) and not isinstance(table.get(parent), dict | list):
-            table[parent] = {}
-        table = table[position]
-
     value = resolve_paths(parse_value(text, keys), Path.cwd(), keys)
-    table[table_key(table, last, change)] = value
+    table: Any = values
+    try:
+        for parent in parents:
+            # This also replaces a `false`, which leaves out a stage.
+            if isinstance(table, dict) and not isinstance(table.get(parent), dict | list):
+                table[parent] = {}
+            table = table[int(parent) if isinstance(table, list) else parent]
+        table[int(last) if isinstance(table, list) else last] = value
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"{change}: a list has only the indices of its values, from 0") from error
     if isinstance(table, dict):
         drop_alternatives(table, last, value)
 
@@ -232,16 +233,6 @@ def parse_value(text: str, keys: Sequence[str]) -> Any:
     _, annotation = find_field(PipelineConfig, keys)
     is_other = not isinstance(value, str | list)
     return text if is_other and is_text(annotation) else value
-
-
-def table_key(table: Any, name: str, change: str) -> str | int:
-    """Return a part of a change's key as the key of a table, or as the index of a list."""
-    if isinstance(table, dict):
-        return name
-    if not isinstance(table, list) or not name.isdigit() or int(name) >= len(table):
-        count = len(table) if isinstance(table, list) else 0
-        raise InputError(f"{change}: {name!r} is no index of a list of {count} values")
-    return int(name)
 
 
 def share_tables(values: Values) -> Values:

@@ -1,7 +1,6 @@
 """The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen
 object."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -170,12 +169,30 @@ class PipelineConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _known_corpora(self) -> "PipelineConfig":
-        taken = INPUTS & self.corpora.keys()
-        if taken:
+    def _equal_encoders(self) -> "PipelineConfig":
+        """Check that a prompter with our towers fits the model of pre-training."""
+        teacher = self.train_prompter
+        student = self.pretrain
+        if not teacher or not student or self.clip or teacher.model == student.model:
+            return self
+        if student.start == "prompter":
             raise ValueError(
-                f"corpora.{min(taken)}: this is the name of an input of the stages; choose another"
+                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain "
+                "have different ones: leave out [train_prompter.model], or start from scratch"
             )
+        # A prompter may be smaller than the student, if both see the same patches.
+        for key in ("patch_size", "image_size", "frames"):
+            size = getattr(teacher.model.video, key)
+            student_size = getattr(student.model.video, key)
+            if size != student_size:
+                raise ValueError(
+                    f"video.{key} of the prompter is {size}, and of pretrain {student_size}: the "
+                    "prompter labels crops of the same frames, in the same patches; make them equal"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _known_corpora(self) -> "PipelineConfig":
         for name, key in self.used_corpora.items():
             if name not in self.corpora:
                 raise ValueError(
@@ -282,22 +299,12 @@ class PipelineConfig(BaseModel):
         return values
 
 
-def input_names() -> set[str]:
-    """Return the names of the inputs of all stages, except corpora."""
-    names: set[str] = set()
-    for stage in STAGES:
-        names |= import_module(f"alpro.stages.{stage}").Inputs.model_fields.keys()
-    return names - {"corpora"}
-
-
 def class_in(annotation: Any) -> type[StageConfig]:
     """Return the class of a field, which is `Class` or `Class | None`."""
     classes = (*get_args(annotation), annotation)
     return next(kind for kind in classes if isinstance(kind, type))
 
 
-# No corpus can have the name of an input: an artifact's record lists both by name.
-INPUTS = input_names()
 # The class of each stage's table.
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     name: class_in(field.annotation)

@@ -7,7 +7,7 @@ work pool.
 import os
 import signal
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import prefect
 from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import FlowFilter
 from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
@@ -164,7 +164,7 @@ def find_deployments() -> dict[str, str]:
     if not deployment.id:
         return {}
 
-    of_this_flow = FlowFilter(name=FlowFilterName(any_=["alpro"]))
+    of_this_flow = FlowFilter.model_validate({"name": {"any_": ["alpro"]}})
     with get_client(sync_client=True) as client:
         own_pool = client.read_deployment(deployment.id).work_pool_name
         deployments = client.read_deployments(flow_filter=of_this_flow)
@@ -292,7 +292,6 @@ class Scheduler:
         self.waiting = list(self.steps)
         self.running: list[Running] = []
         self.completed: dict[str, PrefectConcurrentFuture] = {}
-        self.left_out: set[str] = set()  # steps that failed, and those that need them
         has_model = any(step.stage in WITH_MODEL and self.is_here(step) for step in self.steps)
         self.gpus = find_gpus(self.resources) if has_model else []
         self.has_gpus = bool(self.gpus)
@@ -326,27 +325,23 @@ class Scheduler:
 
     def submit_ready(self) -> None:
         """Submit the steps whose inputs exist and for which there is a place."""
+        failures = self.current.failures
         for step in list(self.waiting):
             inputs = {source.name for source in step.inputs.values()}
-            if inputs & self.left_out:
+            if inputs & failures.keys():
                 self.waiting.remove(step)
-                self.left_out.add(step.name)
+                failures[step.name] = CancelledError("an input failed")
                 announce(f"{step.name}: skipped, because an input failed")
                 continue
 
             unfinished = {other.name for other in self.waiting}
             unfinished |= {one.step.name for one in self.running}
-            if not inputs & unfinished and self.has_place(step):
+            here = [one for one in self.running if self.is_here(one.step)]
+            is_full = len(here) >= self.resources.max_stages
+            has_place = not is_full and len(self.gpus) >= self.count_gpus(step)
+            if not inputs & unfinished and (has_place or not self.is_here(step)):
                 self.waiting.remove(step)
                 self.submit(step)
-
-    def has_place(self, step: Step) -> bool:
-        """Return whether a step can run beside those that run."""
-        if not self.is_here(step):
-            return True
-        neighbors = [one for one in self.running if self.is_here(one.step)]
-        has_gpus = len(self.gpus) >= self.count_gpus(step)
-        return has_gpus and len(neighbors) < self.resources.max_stages
 
     def submit(self, step: Step) -> None:
         """Submit a step, with GPUs if it uses any here."""
@@ -376,7 +371,6 @@ class Scheduler:
             return
 
         error: Any = future.state.result(raise_on_failure=False)
-        self.left_out.add(name)
         self.current.failures[name] = error
         if not isinstance(error, Exception):
             raise error

@@ -173,7 +173,7 @@ class PipelineRun:
         steps: dict[str, str] = {}
         for run in reversed(earlier):
             steps |= run.steps
-        records = {record.fingerprint: record for _, record in self.plan.store.all()}
+        records = {record.fingerprint: record for _, record in self.plan.store.snapshot().artifacts}
         common = [name for name in self.artifacts if steps.get(name) in records]
         if not common:
             return list(self.log_entry.changes)

@@ -5,14 +5,12 @@ artifact is found by its fingerprint, so a study that was stopped continues when
 The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from alpro.artifact import Record, read_record
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.files import digest, write_json
@@ -29,13 +27,14 @@ from alpro.pipeline.reports.results import (
     Table,
     metric_text,
     number_text,
+    read_artifacts,
     row_label,
     rows,
     signed,
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import STUDIED, VALIDATION_SCORES, full_name
+from alpro.stages.evaluation.score_names import STUDIED, full_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,8 +62,6 @@ class Study(BaseModel):
     # The last stage to run; by default the whole pipeline.
     until: str = Field(default="", pattern=f"^(({'|'.join(STAGES)})( \\w+)?)?$")
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
-    # Without `render_sample`, all have one corpus.
-    seed_stages: tuple[Annotated[str, Field(pattern=f"^({'|'.join(SEEDED)})$")], ...] = SEEDED
     # Columns of the printed table; `*` matches any characters.
     scores: tuple[str, ...] = Field(default=STUDIED, min_length=1)
     # The changes of each, by its name in the table and in MLflow.
@@ -116,7 +113,7 @@ def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path
                 settings = load_config(Command(config, tuple(every)))
                 every += [
                     f"{stage}.seed={seed}"
-                    for stage in study.seed_stages
+                    for stage in SEEDED
                     if getattr(settings, stage) is not None
                 ]
                 plan = make_plan(Command(config, tuple(every), study.until), root)
@@ -164,7 +161,7 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
-        scores += [row | labels for row in read_scores(map(Path, folders.values()))]
+        scores += [row | labels for row in rows(read_artifacts(map(Path, folders.values())))]
 
     summaries = summarize(scores, list(study.variants))
     # The same file for a study that continues, another one if anything of it has changed.
@@ -183,24 +180,6 @@ def run_study(
             selected.append(row)
     table = make_table(study.name, selected or summaries) if summaries else None
     return table, file, list(failed)
-
-
-def read_scores(folders: Iterable[Path]) -> Rows:
-    """Return the scores of the artifacts of a run; of one that ends with a training, those on the
-    validation split."""
-    artifacts = [(folder, record) for folder in folders if (record := read_record(folder))]
-    return rows(artifacts) or validation_rows(artifacts[-1][1])
-
-
-def validation_rows(record: Record) -> Rows:
-    """Return what a training reached on the validation split, as rows of results.json."""
-    described: dict[str, Any] = {"model": "", "what": record.name, "direction": "", "unit": "%"}
-    described |= {"higher_is_better": True, "items": None, "chance": None}
-    return [
-        described | {"name": name, "metric": metric, "value": record.metrics[name]}
-        for name, metric in VALIDATION_SCORES.items()
-        if name in record.metrics
-    ]
 
 
 def summarize(scores: Rows, variants: list[str]) -> Rows:

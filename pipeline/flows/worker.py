@@ -21,13 +21,7 @@ import psutil
 from filelock import FileLock
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
@@ -81,10 +75,8 @@ async def find_unfinished(pool: str, name: str) -> list[UUID]:
     """Return the unfinished runs of the worker of this name, as the server knows them."""
     async with get_client() as client:
         runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))
-            ),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}}),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
         )
     # A worker that died just after it had taken a run has not labelled it.
     return [run.id for run in runs if run.labels.get(WORKER_LABEL, name) == name]

@@ -42,18 +42,10 @@ def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     config = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
     step = Step("index_shards", f"index_shards {name}", config, given={"shards": shards})
 
-    def read_digest() -> str:
+    def read_digest(ask: bool) -> str:
         return digest_shards(shards, digests)
 
-    try:
-        digest = read_digest()
-    except InputError as error:
-        return replace(step, unreadable=str(error))
-    return replace(
-        step,
-        digests={"shards": digest},
-        recheck=recheck(read_digest, digest, is_local=isinstance(shards, Path)),
-    )
+    return with_digest(step, "shards", read_digest, is_local=isinstance(shards, Path))
 
 
 def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
@@ -68,25 +60,19 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
         sources["root"] = corpus.names_root
     step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
 
-    def read_digest() -> str:
-        # Rows at URLs keep their last identities, for the reason given in `recheck`.
-        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask=False)
-
     try:
         manifest = import_corpus(corpus, digests.manifests)
-        digest = digest_manifest(manifest, digests)
     except InputError as error:
         # The proposed block names this corpus.
         block = f"[corpora.{name}.columns]"
         return replace(step, unreadable=str(error).replace("[corpora.data.columns]", block))
 
+    def read_digest(ask: bool) -> str:
+        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask)
+
     is_local = all(isinstance(path, Path) for path in sources.values())
-    return replace(
-        step,
-        digests={"data": digest},
-        given={"manifest": manifest.folder},
-        recheck=recheck(read_digest, digest, is_local),
-    )
+    step = replace(step, given={"manifest": manifest.folder})
+    return with_digest(step, "data", read_digest, is_local)
 
 
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
@@ -96,16 +82,25 @@ def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     )
 
 
-def recheck(
-    read_digest: Callable[[], str], digest: str, is_local: bool
-) -> Callable[[], bool] | None:
-    """Return a function that tells whether files still have a digest; None for files at a URL, since
-    a store may describe the same file differently each time."""
+def with_digest(step: Step, key: str, read_digest: Callable[[bool], str], is_local: bool) -> Step:
+    """Return a step with the digest of its files; its `unreadable` says why they cannot be read.
+
+    Its `recheck` reads them again; None for files at a URL, since a store may describe the same
+    file differently each time.
+
+    Args:
+        read_digest: Takes whether to ask the stores of files at URLs, or to use their last answers.
+        is_local: Whether none of the files is at a URL.
+    """
+    try:
+        digest = read_digest(True)
+    except InputError as error:
+        return replace(step, unreadable=str(error))
 
     def is_unchanged() -> bool:
         try:
-            return read_digest() == digest
+            return read_digest(False) == digest
         except InputError:  # they cannot be read any more
             return False
 
-    return is_unchanged if is_local else None
+    return replace(step, digests={key: digest}, recheck=is_unchanged if is_local else None)

@@ -12,7 +12,6 @@ from alpro.stages import CORPUS_STAGES, STAGES
 Kind = Literal["configuration", "data", "code", "version"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MISSING = "-"  # value of a run that lacks a name
-MAX_SHOWN = 3  # differences in a line
 MAX_LENGTH = 80  # characters of a value in a line
 
 Key = tuple[Kind, str]  # with the name of a value
@@ -138,10 +137,7 @@ def explain(wanted: Record, records: Sequence[Record]) -> str:
 
     newest = same_name[-1]
     changes = differences(recipe(newest), recipe(wanted))
-    shown = [describe(change) for change in changes[:MAX_SHOWN]]
-    if len(changes) > MAX_SHOWN:
-        shown.append(f"and {len(changes) - MAX_SHOWN} more")
-    return ", ".join(shown)
+    return ", ".join(map(describe, changes))
 
 
 def describe(difference: Difference) -> str:

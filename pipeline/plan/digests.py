@@ -20,11 +20,13 @@ State = tuple[int, int] | None  # size and time of a file
 
 WAIT_SECONDS = 60  # for another program that writes into the cache
 THREADS = 8  # that read files
-BATCH = 512  # files that are looked up, or read before their digests are kept
+BATCH = 512  # files that are read before their digests are kept
 MISSING = "missing"  # in place of a digest: the file does not exist, or must not be read
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
-ABSENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-ABSENT_CODES = (errno.ELOOP, errno.ENAMETOOLONG)  # without a class of their own
+# Errors of a file that is not there, or must not be read.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
+ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
+REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")  # files of a model folder
 REMOTE = (-1, 0)  # in place of the size and the time: the digest is the identity of a file at a URL
 
 
@@ -61,19 +63,19 @@ class Digests:
                 fingerprint.
         """
         files = [str(path) for path in paths]
-        known: dict[str, str] = {}
+        digests: list[str] = []
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), BATCH):
                 # Taken before the files are read: one that changes meanwhile is read again next time.
                 batch = files[start : start + BATCH]
                 states = {file: file_state(file) for file in batch}
-                known |= self._cached(db, states)
-                unread = [file for file in states if file not in known]
+                cached = {file: self._find(db, file, state) for file, state in states.items()}
+                unread = [file for file, value in cached.items() if not value]
                 checksums = pool.map(checksum_or_missing, unread)
                 fresh = dict(zip(unread, checksums, strict=True))
                 self._keep(db, fresh, states)
-                known |= fresh
-        return [known[file] for file in files]
+                digests += [fresh.get(file) or cached[file] for file in batch]
+        return digests
 
     def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
         """Return the identity of each file at a URL; "not fetched" if its store never responded.
@@ -84,32 +86,19 @@ class Digests:
         Args:
             ask: ask the stores; otherwise, return the identities of the last time.
         """
-        known: dict[str, str] = {}
+        fresh: dict[str, str] = {}
         if ask:
             answers = zip(locations, identities(locations), strict=True)
-            known = {url: value for url, value in answers if value != NOT_FETCHED}
-
-        urls = dict.fromkeys(locations)
-        unknown = [url for url in urls if url not in known]
+            fresh = {url: value for url, value in answers if value != NOT_FETCHED}
         with self._open() as db:
-            states = dict.fromkeys(known, REMOTE)
-            self._keep(db, known, states)
-            # Sent in batches, because SQLite limits the parameters of a statement.
-            for start in range(0, len(unknown), BATCH):
-                batch = unknown[start : start + BATCH]
-                states = dict.fromkeys(batch, REMOTE)
-                known |= self._cached(db, states)
-        return [known.get(url, NOT_FETCHED) for url in locations]
+            self._keep(db, fresh, dict.fromkeys(fresh, REMOTE))
+            return [self._find(db, url, REMOTE) or NOT_FETCHED for url in locations]
 
-    def _cached(self, db: sqlite3.Connection, states: Mapping[str, State]) -> dict[str, str]:
-        """Return the cached digests of the files that are still in these states."""
-        marks = ",".join("?" * len(states))
-        query = f"select * from digests where path in ({marks})"
-        cached = {}
-        for file, size, changed, value in db.execute(query, list(states)):
-            if states[file] == (size, changed):
-                cached[file] = value
-        return cached
+    def _find(self, db: sqlite3.Connection, file: str, state: State) -> str:
+        """Return the cached digest of a file that is still in a state; empty without one."""
+        query = "select digest from digests where path = ? and size = ? and changed = ?"
+        row = db.execute(query, (file, *(state or (None, None)))).fetchone()
+        return row[0] if row else ""
 
     def _keep(
         self, db: sqlite3.Connection, fresh: Mapping[str, str], states: Mapping[str, State]
@@ -131,10 +120,8 @@ def checksum_or_missing(file: str) -> str:
     try:
         os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
         return checksum(file) if Path(file).is_file() else MISSING
-    except ABSENT_ERRORS:
-        return MISSING
     except OSError as error:
-        if error.errno in ABSENT_CODES:
+        if error.errno in ABSENT:
             return MISSING
         raise InputError(
             f"{file}: cannot be read: {error.strerror}; run again, or remove it"
@@ -180,23 +167,16 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 
 def digest_model(folder: Path, digests: Digests) -> str:
     """Return the digest of a model folder. Raises InputError if it is not a model folder."""
-    required = ("config.json", "model.safetensors", "tokenizer.json")
-    files = [folder / name for name in required]
-    for file in files:
-        if not file.is_file():
-            raise InputError(
-                f"pretrained = {str(folder)!r}: {file.name} is missing; this is not a model folder"
-            )
-
-    for name in ("entities.json", "answers.json"):
+    files: dict[str, Path] = {}
+    for name in (*REQUIRED, "entities.json", "answers.json"):
         file = folder / name
         if file.is_file():
-            files.append(file)
-
-    # Hashed by name: the same model in another folder has the same digest.
-    names = [file.name for file in files]
-    contents = digests.of(files)
-    return digest(dict(zip(names, contents, strict=True)))
+            files[name] = file
+        elif name in REQUIRED:
+            raise InputError(
+                f"pretrained = {str(folder)!r}: {name} is missing; this is not a model folder"
+            )
+    return digest_named(files, digests)
 
 
 def digest_files(path: Path, digests: Digests) -> str:
@@ -211,5 +191,10 @@ def digest_files(path: Path, digests: Digests) -> str:
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and not is_hidden:
             files[str(name)] = file
-    contents = digests.of(list(files.values()))
+    return digest_named(files, digests)
+
+
+def digest_named(files: Mapping[str, Path], digests: Digests) -> str:
+    """Return the digest of files and their names, which is the same in another folder."""
+    contents = digests.of([*files.values()])
     return digest(dict(zip(files, contents, strict=True)))

@@ -13,10 +13,10 @@ from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import suggest
+from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
-from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.snapshot import Snapshot
@@ -81,7 +81,7 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     Raises:
         InputError: If the configuration is invalid, or a file that decides a fingerprint fails.
     """
-    settings = read_settings(command)
+    settings = load_config(command)
     workspace.mkdir(parents=True, exist_ok=True)
     digests = Digests(workspace / "digests.sqlite")
     settings, steps = build_steps(settings, digests)
@@ -113,6 +113,11 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
         for needs in module.needs(settings):
             sources = needs.stages.items()
             inputs = {name: built[source] for name, source in sources if source in built}
+            taken = {*needs.corpora} & (inputs.keys() | needs.folders.keys())
+            if taken:  # an artifact's record lists both by name
+                raise InputError(
+                    f"corpora.{min(taken)}: this is the name of an input of {stage}; choose another"
+                )
             inputs |= {name: corpora[name] for name in needs.corpora}
             name = needs.step_name(stage)
             step = Step(stage, name, needs.config, inputs, given=needs.folders)
@@ -192,10 +197,9 @@ def without_questions(
     silent = {name for name, manifest in manifests.items() if not manifest.has_questions}
     changed: dict[str, object] = {}
     answering = settings.finetune_qa
-    asked = answering.corpora if answering else []
-    if asked and silent.issuperset(asked):
+    if answering and silent.issuperset(answering.corpora):
         changed["finetune_qa"] = None
-        sources = [settings.corpora[name].data for name in asked]
+        sources = [settings.corpora[name].data for name in answering.corpora]
         names = ", ".join(sources)
         warn_once(f"no questions in {names}: question answering is skipped")
     if settings.evaluate.qa in silent:

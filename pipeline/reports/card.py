@@ -1,10 +1,11 @@
-"""The card of an exported model, README.md: its training, data and scores, from its artifact."""
+"""The card of an exported model, README.md: its training and scores, from its artifact."""
 
+import json
 from pathlib import Path
 
 from alpro.artifact import Record, read_record, read_results
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Rows, Table, count_text, tables
+from alpro.pipeline.reports.results import Rows, count_text, tables
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 
@@ -70,7 +71,7 @@ print(model.similarity(model.encode(["a dog runs"]), model.encode(["a.mp4"])))
 `pip install torch transformers numpy pydantic av` installs what the first needs; the second needs
 `sentence-transformers` 5.4 or newer. Read the code in the folder before you trust it.
 
-## Training and data
+## Training
 
 {training}
 
@@ -101,14 +102,17 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     what, text, call = TASKS[model.task]
     tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
 
-    sources: list[tuple[Path, Record]] = []
     split = ""
     scores: Rows = []
+    training = "Not recorded: the model was exported from a folder without an artifact."
     if record:
         # The folder of an artifact is STORE/STAGE/FINGERPRINT.
-        store = Snapshot(artifact.parents[1])
-        split, scores = find_newest_scores(store, record)
-        sources = store.lineage(record)
+        split, scores = find_newest_scores(Snapshot(artifact.parents[1]), record)
+        settings = json.dumps(record.config, indent=1)
+        training = (
+            f"The artifact {record.name} {record.fingerprint}, built {record.run['at'][:10]}, commit "
+            f"{record.run.get('commit') or 'unknown'}: {count_text(record)}.\n\n```json\n{settings}\n```"
+        )
 
     score_tables = "\n\n".join(table.markdown() for table in tables({"score": scores}))
     return CARD.format(
@@ -122,30 +126,11 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         tokens=model.preprocessing.max_text_tokens,
         text=text,
         call=call,
-        training=describe_training(sources),
+        training=training,
         evaluation=f"On the {split} split.\n\n{score_tables}" if scores else NOT_EVALUATED,
         limits=CLOSED_LIST.format(answers=answers) if answers else "",
         license=f"The weights: {license}." if license else NO_LICENSE,
     )
-
-
-def describe_training(sources: list[tuple[Path, Record]]) -> str:
-    """Return the stages that a model comes from as a table, in Markdown."""
-    if not sources:
-        return "Not recorded: the model was exported from a folder without an artifact."
-
-    lines = []
-    for _, record in sources:
-        settings = [str(record.config.get(key, "")) for key in ("batch_size", "lr")]
-        lines.append([record.name, record.fingerprint[:16], count_text(record), *settings])
-
-    # `lineage` lists inputs before their users: the exported model is the last one.
-    _, last = sources[-1]
-    versions = ", ".join(f"{package} {version}" for package, version in last.versions.items())
-    commit = last.run.get("commit") or "unknown"
-    origin = f"Built {last.run['at'][:10]}, commit {commit}, with {versions}."
-    heads = ["stage", "fingerprint", "counts", "batch size", "learning rate"]
-    return Table("", heads, lines, origin, texts=True).markdown()
 
 
 def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:

@@ -21,7 +21,8 @@ def compare_runs(
     Raises:
         InputError: As `compare` does.
     """
-    (first_folder, _), (second_folder, _) = first, second
+    first_folder, _ = first
+    second_folder, _ = second
     names = [first_folder.name[:8], second_folder.name[:8]]
     results = dict(zip(names, map(read_results, (first_folder, second_folder)), strict=True))
     comparison = compare(first_folder, second_folder)

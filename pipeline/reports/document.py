@@ -37,7 +37,6 @@ from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
-MAX_CHANGES = 8  # listed in a summary
 # Captions of the pictures of stages, by file name.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
@@ -201,9 +200,7 @@ def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[s
     state = f"**{run.state.capitalize()}**"
     reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    codes = [format_code(change) for change in changes[:MAX_CHANGES]]
-    if len(changes) > MAX_CHANGES:
-        codes.append(f"and {len(changes) - MAX_CHANGES} more")
+    codes = [format_code(change) for change in changes]
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
         f"Changed: {', '.join(codes)}." if codes else "No value was changed.",

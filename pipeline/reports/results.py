@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record, read_results
+from alpro.artifact import Record, read_record, read_results
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED, SHORT_METRICS, full_name
@@ -83,6 +83,12 @@ def escape(text: str) -> str:
     line = text.replace("\n", " ")
     escaped = re.sub(special, r"\\\g<0>", line)
     return html.escape(escaped, quote=False)
+
+
+def read_artifacts(folders: Iterable[Path]) -> list[tuple[Path, Record]]:
+    """Return the artifacts in folders with their records."""
+    records = [(folder, read_record(folder)) for folder in folders]
+    return [(folder, record) for folder, record in records if record]
 
 
 def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from alpro.artifact import Record, read_record
+from alpro.artifact import Record
 from alpro.pipeline.reports.columns import print_columns
-from alpro.pipeline.reports.results import Rows, Table, main_table, rows
+from alpro.pipeline.reports.results import Rows, Table, main_table, read_artifacts, rows
 from alpro.pipeline.reports.verdict import compare_with_start
 
 MAX_WARNINGS = 2  # printed; if there are more, the report has them
@@ -21,21 +20,25 @@ def print_results(
 
     After an evaluation these are at most 16 lines, and one more if there are few test videos.
     """
-    records = [(folder, read_record(folder)) for folder in folders.values()]
-    artifacts = [(folder, record) for folder, record in records if record]
+    artifacts = read_artifacts(folders.values())
     results = rows(artifacts)
     if as_json:
         # Print nothing else: a program reads the output.
-        values = {
-            "results": results,
-            "artifacts": {record.name: to_json(folder, record) for folder, record in artifacts},
-            "report": str(report) if report.is_file() else "",
-        }
+        described = {}
+        for folder, record in artifacts:
+            shown = {key: record.values[key] for key in ("fingerprint", "counts", "metrics")}
+            described[record.name] = {"folder": str(folder), **shown}
+        file = str(report) if report.is_file() else ""
+        values = {"results": results, "artifacts": described, "report": file}
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
 
     print_scores(results, artifacts)
-    print_warnings(artifacts, report)
+    warnings = [f"{record.name}: {text}" for _, record in artifacts for text in record.warnings]
+    for line in warnings[:MAX_WARNINGS]:
+        print(f"warning: {line}")
+    if len(warnings) > MAX_WARNINGS:
+        print(f"and {len(warnings) - MAX_WARNINGS} more warnings, in the report")
     if report.is_file():  # A run that finds every artifact writes none.
         counted = f", {len(results)} scores (--json for JSON)" if results else ""
         print(f"report{counted}: {report}")
@@ -44,16 +47,6 @@ def print_results(
     is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
     option = "" if is_default else f" --workspace {workspace}"
     print(f"curves, pictures and comparison: alpro ui{option}")
-
-
-def to_json(folder: Path, record: Record) -> dict[str, Any]:
-    """Return what `--json` prints of an artifact."""
-    return {
-        "folder": str(folder),
-        "fingerprint": record.fingerprint,
-        "counts": record.counts,
-        "metrics": record.metrics,
-    }
 
 
 def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
@@ -69,16 +62,6 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
         print(f"{record.name}: {folder}")
         for key, value in {**record.counts, **record.metrics}.items():
             print(f"  {key}: {value:g}")
-
-
-def print_warnings(artifacts: Sequence[tuple[Path, Record]], report: Path) -> None:
-    """Print the warnings of the stages, or how many the report has."""
-    lines = [f"{record.name}: {text}" for _, record in artifacts for text in record.warnings]
-    if len(lines) > MAX_WARNINGS and report.is_file():
-        print(f"{len(lines)} warnings (see the report)")
-        return
-    for line in lines:
-        print(f"warning: {line}")
 
 
 def print_table(table: Table, title: bool = True) -> None:

@@ -78,12 +78,11 @@ def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
         comparison = compare(folders[first], folders[second], (DECISIVE[0],))
     except InputError:
         return ""
-    ((row, difference),) = comparison.scores
     names = []
     for step in (first, second):
         *_, last = read_results(folders[step])
         names.append(describe_model(last["model"]))
-    sentence = verdict(names[0], names[1], row, difference)
+    sentence = compare_models(names[0], names[1], comparison)
     return sentence[0].upper() + sentence[1:]
 
 

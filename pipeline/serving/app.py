@@ -80,9 +80,6 @@ class Region(ClipQuery):
     box: str = Field(
         default="", max_length=100, description="left,top,width,height as fractions of the frame"
     )
-    text: str = Field(
-        default="", max_length=MAX_TEXT, description="caption, which a model of pretrain reads"
-    )
 
 
 def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
@@ -186,9 +183,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
         model: Model = models.require("entities", "--entities MODEL")
         box = parse_box(query.box) if query.box.strip() else WHOLE
         source, frames = models.decode(model, query.clip, file)
-        labels = queue.compute(
-            model.entities, source, box, query.k, text=query.text.strip(), frames=frames
-        )
+        labels = queue.compute(model.entities, source, box, query.k, frames=frames)
         return {"entities": ranked_words(labels), "note": model.entities_note}
 
 
@@ -246,14 +241,7 @@ def render_preview(item: dict[str, Any], frames: int) -> bytes:
 def _add_health(app: FastAPI, models: ServedModels) -> None:
     example_texts = examples(models)
     searcher = models.search
-    # Such a model also reads a caption of the clip.
-    reads_text = models.entities and models.entities.folder.task == "pretrain"
-    offers: dict[str, Any] = {
-        "search": searcher,
-        "ask": models.ask,
-        "entities": models.entities,
-        "text": reads_text,
-    }
+    offers = {"search": searcher, "ask": models.ask, "entities": models.entities}
 
     @app.get("/api/health")
     def health() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.pipeline.store.snapshot import Artifact, Snapshot
+from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.ffmpeg_copy import ffmpeg_version
 from alpro.shards.storage import Location, located
@@ -61,10 +61,6 @@ class Store:
     def snapshot(self) -> Snapshot:
         """Read every record once, for a command that asks several questions."""
         return Snapshot(self.root)
-
-    def all(self) -> list[Artifact]:
-        """Return every artifact with its record, oldest first."""
-        return self.snapshot().artifacts
 
     @contextmanager
     def lock(

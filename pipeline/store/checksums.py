@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, digest_record
+from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, digest_record, try_checksum
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
@@ -15,19 +15,9 @@ LOCAL_FILES = {"work.json"}  # files that matter only on the machine that create
 # Files that only a resumed run reads. A finished artifact does not have them.
 UNFINISHED = ("checkpoints", "parts")
 
-Kind = Literal["damaged", "missing", "extra"]
 # Size in bytes and sha256, by the file's name relative to the folder.
 Contents = dict[str, dict[str, Any]]
-
-
-class Problem(NamedTuple):
-    """A file of an artifact that is not as recorded."""
-
-    kind: Kind
-    folder: str  # name of the artifact's folder
-    name: str  # name of the artifact
-    file: str
-    detail: str
+Problem = tuple[str, Path]  # damaged, missing or extra; and the file
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -70,27 +60,21 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
     total = sum(len(record.contents) for _, record in artifacts)
     with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
         for folder, record in artifacts:
-            for detail in compare_record(folder, record):
-                yield Problem("damaged", folder.name, record.name, RECORD, detail)
+            is_own = record.values.get(RECORD_DIGEST) == digest_record(record.values)
+            if not is_own or folder.name != record.fingerprint[:16]:
+                yield "damaged", folder / RECORD
 
             recorded = record.contents
             # Includes the files that only one of the two has.
             names = sorted(recorded.keys() | list_files(folder).keys())
             paths = [folder / name for name in names]
-            expected = [recorded.get(name) for name in names]
-            compared = threads.map(compare_file, paths, expected)
-            for name, (kind, detail) in zip(names, compared, strict=True):
+            checksums = threads.map(try_checksum, paths)
+            for name, path, sha256 in zip(names, paths, checksums, strict=True):
                 advance(1)
-                if kind:
-                    yield Problem(kind, folder.name, record.name, name, detail)
-
-
-def compare_record(folder: Path, record: Record) -> Iterator[str]:
-    """Yield what is wrong with the record of an artifact itself."""
-    if folder.name != record.fingerprint[:16]:
-        yield "does not match its fingerprint"
-    if record.values.get(RECORD_DIGEST) != digest_record(record.values):
-        yield "was changed after it was written"
+                if name not in recorded:
+                    yield "extra", path
+                elif sha256 != recorded[name]["sha256"]:
+                    yield ("damaged" if sha256 else "missing"), path
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:
@@ -100,26 +84,7 @@ def unreadable_records(root: Path) -> Iterator[Problem]:
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):
                 continue
-        folder = path.parent
-        yield Problem("damaged", folder.name, folder.parent.name, RECORD, "cannot be read")
-
-
-def compare_file(path: Path, recorded: Mapping[str, Any] | None) -> tuple[Kind | None, str]:
-    """Return how a file differs from its record, with a detail; None if it does not."""
-    if recorded is None:
-        return "extra", ""
-    try:
-        size = path.stat().st_size
-        # The size first: it is known without reading.
-        if size != recorded["size"]:
-            return "damaged", f"{size} bytes instead of {recorded['size']}"
-        if checksum(path) != recorded["sha256"]:
-            return "damaged", "its SHA-256 differs from the record"
-    except FileNotFoundError:
-        return "missing", ""
-    except OSError as error:
-        return "damaged", f"cannot be read: {error.strerror}"
-    return None, ""
+        yield "damaged", path
 
 
 def measure_folder(folder: Path) -> int:

@@ -6,10 +6,12 @@ first.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from pydantic import TypeAdapter
 
 from alpro.pipeline.config.command import Command
 
@@ -44,6 +46,9 @@ class Run:
         return Command(self.config, self.changes, self.stage)
 
 
+RUN = TypeAdapter(Run)  # reads a run, without the keys that another version wrote
+
+
 class Runs:
     """The log of a workspace."""
 
@@ -68,13 +73,7 @@ class Runs:
         for line in self._lines():
             values.setdefault(line["id"], {}).update(line)
 
-        names = {one.name for one in fields(Run)}
-        runs = []
-        for one in values.values():
-            known: dict[str, Any] = {name: one[name] for name in names & one.keys()}
-            known["changes"] = tuple(known.get("changes", ()))
-            runs.append(Run(**known))
-        return runs
+        return [RUN.validate_python(one) for one in values.values()]
 
     def earlier(self, run: Run) -> list[Run]:
         """Return the runs of the same configuration that began before another one, the last one

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
-from alpro.models.initial import load_bert, load_vit, read_sizes
+from alpro.models.initial import load_bert, load_vit, tower_sizes
 from tests.conftest import REVISION, one_line
 from tests.models.conftest import near
 
@@ -107,19 +108,6 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     near(text[real], expected.hidden_states[2][real], atol=1e-4)
     near(fused[real], expected.hidden_states[4][real], atol=1e-4)
     near(scores[real], expected.logits[real], atol=1e-4)
-
-
-def test_the_sizes_of_a_bert_are_those_of_its_folder(bert):
-    sizes = read_sizes("bert", str(bert[1]))
-
-    assert sizes == {
-        "width": 64,
-        "depth": 4,
-        "fusion_layer": 2,
-        "heads": 2,
-        "mlp_ratio": 4.0,
-        "max_length": 16,
-    }
 
 
 @pytest.mark.parametrize(
@@ -229,7 +217,8 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
 
 def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
-    return model_of(**{"image_size": 32} | read_sizes("vit", str(folder)) | other)
+    vision = json.loads(Path(folder, "config.json").read_text())["vision_config"]
+    return model_of(**{"image_size": 32} | tower_sizes(vision) | other)
 
 
 @torch.no_grad()
@@ -303,13 +292,6 @@ def test_a_tower_with_temporal_attention_is_refused(clip_folders, tmp_path):
         load_vit(tower(clip_folders["clip"]), str(tmp_path))
 
 
-def test_what_is_no_folder_of_a_model_has_no_sizes(tmp_path):
-    (tmp_path / "config.json").write_text("[")
-
-    for name in (str(tmp_path), "no/such-model", ""):
-        assert read_sizes("bert", name) == read_sizes("vit", name) == {}
-
-
 def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folders, tmp_path):
     """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
     values = {"model_type": "roberta", "hidden_size": 64, "num_hidden_layers": 4}
@@ -317,10 +299,6 @@ def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folder
     siglip = str(clip_folders["siglip"])
 
     with one_line("this is a roberta; of transformers only a bert is supported"):
-        read_sizes("bert", str(tmp_path))  # before decoding, too
-    with one_line("this is a roberta; of transformers only a bert is supported"):
         load_bert(model, str(tmp_path))
-    with one_line("this is a siglip; of transformers only a clip is supported"):
-        read_sizes("vit", siglip)
     with one_line("this is a siglip; of transformers only a clip is supported"):
         load_vit(model, siglip)

@@ -1,6 +1,5 @@
 """`alpro artifacts ...`: list, show, verify and remove."""
 
-import json
 import os
 import re
 import shutil
@@ -72,15 +71,6 @@ def test_an_artifact_is_listed_with_its_size_and_the_changes_of_its_stage(worksp
     assert lines[-1] == "6 artifacts, 2.1 MB"
 
 
-def test_artifacts_are_listed_as_json(workspace, capsys):
-    alpro(workspace, "ls", "--json")
-
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["bytes"] // 100_000 for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[2]["name"] == "train"
-    assert rows[2]["folder"] == str(folder_of(workspace, "c"))
-
-
 def test_an_artifact_is_shown_with_the_command_that_builds_it(workspace, capsys):
     alpro(workspace, "show", "dd")
 
@@ -99,8 +89,8 @@ def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(wor
     alpro(workspace, "show", "dd")
 
     shown = capsys.readouterr().out
-    sources = shown.partition("built from\n")[2].splitlines()
-    assert [line[0] for line in sources if "2026" in line] == [*"abcd"]
+    sources = [line for line in shown.partition("{")[0].splitlines() if "2026" in line]
+    assert [line[0] for line in sources] == [*"abcd"]
     assert '"lr": 0.1234567891' in shown
     assert '"data": "12ab"' in shown
 
@@ -133,8 +123,9 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(built, tmp_path, capsy
         for names in ([], [good.name[:6]], [good.name, bad.name], ["0" * 20])
     ]
     assert statuses == [1, 0, 1, 2]
-    line = ["damaged", bad.name, "bad", "a.tar", "1", "bytes", "instead", "of", "10"]
-    assert line in [text.split() for text in capsys.readouterr().out.splitlines()]
+    assert ["damaged", str(bad / "a.tar")] in [
+        text.split() for text in capsys.readouterr().out.splitlines()
+    ]
 
 
 def test_records_that_cannot_be_read_or_were_moved_are_problems(built, tmp_path, capsys):
@@ -143,9 +134,9 @@ def test_records_that_cannot_be_read_or_were_moved_are_problems(built, tmp_path,
     bad.rename(bad.with_name("0" * 16))
 
     assert alpro(tmp_path, "verify") == 1
-    lines = [line.split(maxsplit=4)[2:] for line in capsys.readouterr().out.splitlines()]
-    assert ["render_sample", "artifact.json", "cannot be read"] in lines
-    assert ["bad", "artifact.json", "does not match its fingerprint"] in lines
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["damaged", str(good / "artifact.json")] in lines
+    assert ["damaged", str(bad.with_name("0" * 16) / "artifact.json")] in lines
 
 
 # gc and rm.

@@ -105,7 +105,6 @@ MISTAKES = {
     ],
     "ARTIFACT": ["artifacts rm"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
-    "--prefect-port": ["up --prefect-port 5000"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
     "INDEX": ["serve"],
     "--token-file": ["serve {tmp}/none --host 0.0.0.0"],
@@ -294,13 +293,8 @@ def terminated(*arguments):
         (
             FULL,
             2,
-            "error: shards/a.tar: No space left on device; free some disk space and run again to "
-            "resume\n",
-        ),
-        (
-            OSError(errno.EIO, "Input/output error", "a.json"),
-            2,
-            "error: a.json: Input/output error; check this disk and run again to resume\n",
+            "error: shards/a.tar: No space left on device; check this path and its disk, and run "
+            "again to resume\n",
         ),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
         (terminated, 143, "stopped; run the same command again to continue\n"),

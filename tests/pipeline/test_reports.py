@@ -128,7 +128,8 @@ def test_the_end_of_a_run_fits_on_a_screen(evaluated, tmp_path, capsys):
         assert line.startswith(f"control: best frame {number} by similarity  ")
         assert line.endswith("  49.5 [42.5, 56.5]   0.5 %")
     assert printed[1 + len(PRINTED) :] == [
-        "9 warnings (see the report)",
+        *(f"warning: evaluate: few {number}" for number in range(2)),
+        "and 7 more warnings, in the report",
         f"report, {len(PRINTED) + 70} scores (--json for JSON): run.html",
         "curves, pictures and comparison: alpro ui",
     ]

@@ -226,8 +226,11 @@ def built(store) -> Path:
     return store.folder(sample_step())
 
 
-def problems(store: Store) -> list[tuple[str, str, str]]:
-    return [(problem.kind, problem.file, problem.detail) for problem in verify(store.all())]
+def problems(store: Store) -> list[tuple[str, str]]:
+    root = store.folder(sample_step())
+    return [
+        (kind, str(file.relative_to(root))) for kind, file in verify(store.snapshot().artifacts)
+    ]
 
 
 def test_a_record_has_the_size_and_the_sha256_of_every_file(store, built):
@@ -254,15 +257,15 @@ def test_changed_missing_and_extra_files_are_problems(store, built):
     (built / "model" / "note").touch()
     (built / ".a.tar.0456.part").touch()
     assert problems(store) == [
-        ("damaged", "a.tar", "1 bytes instead of 10"),
-        ("extra", "model/note", ""),
-        ("missing", "model/weights", ""),
+        ("damaged", "a.tar"),
+        ("extra", "model/note"),
+        ("missing", "model/weights"),
     ]
 
 
 def test_a_file_with_other_contents_of_the_same_size_is_a_problem(store, built):
     (built / "a.tar").write_bytes(b"0123456780")
-    assert problems(store) == [("damaged", "a.tar", "its SHA-256 differs from the record")]
+    assert problems(store) == [("damaged", "a.tar")]
 
 
 @pytest.mark.parametrize("change", [{"metrics": {"test/recall_1": 99.0}}, {"sum": ""}])
@@ -270,7 +273,7 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
     path = built / "artifact.json"
     write_json(path, read_json(path) | change)
 
-    assert ("damaged", "artifact.json") in [problem[:2] for problem in problems(store)]
+    assert ("damaged", "artifact.json") in problems(store)
     with pytest.raises(InputError, match=r"artifact.json was changed"):
         store.find(sample_step())
 
@@ -317,15 +320,15 @@ def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folde
     with pytest.raises(KeyboardInterrupt):
         many.remove(folders)
 
-    assert listed(many.all()) == "abce0"
+    assert listed(many.snapshot().artifacts) == "abce0"
     assert not (folders[0] / "artifact.json").exists()
-    assert all((folder / "data").is_file() for folder, _ in many.all())
+    assert all((folder / "data").is_file() for folder, _ in many.snapshot().artifacts)
 
 
 def test_nothing_is_removed_while_a_stage_is_built(many):
     with many.lock(sample_step()), pytest.raises(InputError, match="render_sample/"):
         many.remove([folder_of(many.root.parent, "d")])
-    assert len(many.all()) == 6
+    assert len(many.snapshot().artifacts) == 6
 
 
 def test_what_lies_outside_of_the_store_is_not_removed(many, tmp_path):
@@ -338,4 +341,4 @@ def test_what_lies_outside_of_the_store_is_not_removed(many, tmp_path):
         with pytest.raises(InputError, match=str(other)):
             many.remove([folder_of(many.root.parent, "d"), place])
     assert (other / "data").is_file()
-    assert len(many.all()) == 6
+    assert len(many.snapshot().artifacts) == 6

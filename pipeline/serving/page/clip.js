@@ -14,7 +14,6 @@ let fileAddress = "";
 
 export function setOffers(offers) {
   for (const name of ["ask", "entities"]) $(`#${name}`).hidden = !offers.includes(name);
-  $("#entities input").hidden = !offers.includes("text");
   $("#similar").hidden = !offers.includes("search");
 }
 
@@ -167,7 +166,6 @@ for (const name of ["ask", "entities"]) {
     const query = { ...asked.query, k: 5 };
     if (name === "ask") query.question = form.question;
     else query.box = region.map((value) => value.toFixed(3)).join(",");
-    if (name === "entities" && form.text) query.text = form.text;
 
     const line = $(`#${name} .warning`);
     warn(line, "");

@@ -3,13 +3,11 @@
 import base64
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from alpro import Model
 from alpro.errors import InputError
 from alpro.inference.index import Index
 from alpro.inference.index_videos import remove_videos
@@ -96,14 +94,6 @@ def test_questions_and_entities_of_clips_and_uploads(number, client, models, vid
     named = ask("entities", region)
     assert named["entities"] == words(entities)
     assert named["note"].endswith("always named")
-
-
-def test_a_pre_trained_model_also_reads_the_caption(models, pretrained, videos, keys):
-    model = Model.load(pretrained, device="cpu")
-    client = TestClient(application(replace(models, entities=model)))
-    assert "text" in get(client, "health")["offers"]
-    found = get(client, "entities", clip=keys[1], text="a ball", k=3)["entities"]
-    assert found == words(model.entities(videos[1], top_k=3, text="a ball"))
 
 
 def test_files_are_played_in_ranges_and_stay_private(client, videos, keys):
