@@ -21,7 +21,7 @@ TABLE = "| key | default | description |\n|---|---|---|"
 HEAD = """# Configuration
 
 A pipeline is one TOML file: `alpro run --config FILE`. FILE is a path or the name of a shipped configuration.
-`alpro config list` lists these, and `alpro config show NAME` prints one with all its values. A file with
+`alpro config show NAME` prints one of these with all its values. A file with
 `base = "NAME"` is laid over another: tables are merged, lists replaced.
 
 `--set stage.key=value` changes a value, also in lists: `--set train_prompter.phases.0.steps=100`. The value is TOML, or

@@ -271,8 +271,7 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
         )
 
     print_rows(lines)
-    plural = "s" if len(artifacts) != 1 else ""
-    print(f"{len(artifacts)} artifact{plural}, {total / 1e6:,.1f} MB")
+    print(f"{len(artifacts)} artifacts, {total / 1e6:,.1f} MB")
 
 
 def own_changes(record: Record) -> str:

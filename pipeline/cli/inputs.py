@@ -16,21 +16,8 @@ from alpro.pipeline.cli.options import (
 if TYPE_CHECKING:
     from alpro.pipeline.plan.check_data import DataReport
 
-config_group = App(name="config", help="List and show configurations.")
+config_group = App(name="config", help="Show configurations.")
 data_group = App(name="data", help="Check data before a run.")
-
-
-@config_group.command(name="list")
-def list_configs() -> None:
-    """List the shipped configurations."""
-    from alpro.pipeline.config.files import CONFIGS, shipped
-    from alpro.pipeline.reports.columns import print_rows
-
-    rows = []
-    for name in shipped():
-        first_line = (CONFIGS / f"{name}.toml").read_text("utf-8").partition("\n")[0]
-        rows.append({"name": name, "it runs": first_line.removeprefix("# ")})
-    print_rows(rows)
 
 
 @config_group.command(name="show")

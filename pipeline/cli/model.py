@@ -166,8 +166,8 @@ def entities(
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
-    The names come from the vocabulary. A model of pretrain answers by its PEM head, another one
-    by its prompter.
+    The names come from the vocabulary. A model of pretrain answers by its PEM head, a prompter by
+    the prompts of cache_prompts.
 
     Args:
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;
@@ -180,13 +180,7 @@ def entities(
     except ValueError as error:
         raise InputError(f"--box {error}") from None
 
-    found = models.find(model)
-    if not (loaded := models.find_labeler(found, models.load)):
-        raise InputError(
-            f"{found.model}: cannot label entities, and has no prompter with embedded entities; "
-            "name a train_prompter, cache_prompts or pretrain artifact"
-        )
-
+    loaded = models.load(models.find(model))
     print(f"note: {loaded.entities_note}", file=sys.stderr)
     name = partial(loaded.entities, box=region, top_k=k)
     show_words(video, name, "entity")

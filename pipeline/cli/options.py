@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -156,27 +156,6 @@ class ModelOptions:
         from alpro import Model
 
         return Model.load(found, device=self.device, dtype=self.dtype)
-
-    def find_labeler(self, found: "Found", load: "Callable[[Found], Model]") -> "Model | None":
-        """Return the model that labels entities for a model: a pre-trained model itself, or the
-        prompter that it was trained with; None if there is none.
-
-        Args:
-            load: `ModelOptions.load`.
-        """
-        from alpro.inference.find import find_prompter, is_pretrained
-
-        # A model of pretrain has a head for entities, any other needs embedded prompts.
-        candidates = [found] if is_pretrained(found.model) else []
-        prompter = find_prompter(found.model)
-        if prompter:
-            candidates.append(prompter)
-
-        for candidate in candidates:
-            model = load(candidate)
-            if model.names_entities:
-                return model
-        return None
 
     def videos(self, name: str) -> "Location":
         """Resolve a video location from the command line: a file or folder, a URL, or a decoded

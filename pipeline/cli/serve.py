@@ -56,7 +56,7 @@ def serve(  # noqa: PLR0913 - options of a command
     Args:
         model: The model of INDEX, if it has moved.
         ask: A model of finetune_qa, for questions.
-        entities: A prompter, or a model of pretrain; by default that of INDEX.
+        entities: A prompter with prompts, or a model of pretrain.
         host: Address to listen on.
         port: Port to listen on.
         token_file: A token that every request needs; required with another --host; by default
@@ -146,19 +146,17 @@ def load_models(
         )
     load = cache(models.load)  # one model may do several things
     searcher = None
-    labeler = models.find(entities) if entities else None
     if index:
         opened = open_index(index)
         search_model = find_model(opened, models.find(own) if own else "", models.workspace)
         searcher = Searcher(opened, load(search_model))
-        labeler = labeler or search_model
 
     answering = load(models.find(ask)) if ask else None
     if answering and not answering.folder.answers:
         raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
 
-    naming = models.find_labeler(labeler, load) if labeler else None
-    if entities and not naming:
+    naming = load(models.find(entities)) if entities else None
+    if naming and not naming.names_entities:
         raise InputError(
             f"{entities}: no prompter with embedded entities, and no model of pretrain"
         )

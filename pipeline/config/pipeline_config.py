@@ -81,12 +81,6 @@ class Corpus(DecodeVideos, frozen=True):
         return DecodeVideos.model_validate(values)
 
     @property
-    def names_root(self) -> Path | None:
-        """The folder that the names in the annotation files are relative to, if it is not the
-        data."""
-        return Path(self.root) if self.root else None
-
-    @property
     def annotation_files(self) -> dict[str, list[Path]]:
         """The annotation files by split."""
         return {

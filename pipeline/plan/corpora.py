@@ -56,8 +56,8 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     for split, files in corpus.annotation_files.items():
         for number, file in enumerate(files, 1):
             sources[split if number == 1 else f"{split}.{number}"] = file
-    if corpus.names_root:
-        sources["root"] = corpus.names_root
+    if corpus.root:
+        sources["root"] = Path(corpus.root)
     step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
 
     try:
@@ -77,8 +77,9 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
 
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     """Import the user's files, or find what an earlier import of them left in a folder."""
+    root = Path(corpus.root) if corpus.root else None
     return import_source(
-        located(corpus.data), folder, corpus.annotation_files, corpus.names_root, corpus.columns
+        located(corpus.data), folder, corpus.annotation_files, root, corpus.columns
     )
 
 

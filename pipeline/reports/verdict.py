@@ -147,9 +147,7 @@ def describe_power(row: Mapping[str, Any], difference: PairedDifference) -> str:
 
 def count_clips(row: Mapping[str, Any]) -> str:
     """Return the number of test clips of a score."""
-    count = row.get("videos") or row["items"]
-    clips = "test clip" if count == 1 else "test clips"
-    return f"{count} {clips}"
+    return f"{row.get('videos') or row['items']} test clips"
 
 
 def format_p(p: float) -> str:

@@ -237,7 +237,7 @@ def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
     with open(write, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
         os.close(read)
-        assert cli.execute(["config", "list"]) == 141
+        assert cli.execute(["config", "show", "tiny"]) == 141
 
 
 def test_every_command_has_a_help_that_fits_a_screen(monkeypatch, capsys):

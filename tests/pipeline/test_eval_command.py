@@ -188,11 +188,6 @@ def test_a_baseline_sees_the_frames_of_the_model(
     assert [score["protocol"] for score in scores] == ["all pairs, 2 frames"] * 2
 
 
-def test_a_model_is_no_baseline_of_itself(scored, data):
-    with pytest.raises(AssertionError, match="the model itself"):
-        scored(RETRIEVAL, data, "--baseline", RETRIEVAL)
-
-
 def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("alpro.inference.search.RERANKED", 3)
     with in_this_process():
