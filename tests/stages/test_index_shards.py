@@ -84,9 +84,7 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert set(read_index(artifact)["shard"].to_pylist()) == names
 
 
-def test_overlap_with_training_is_listed_counted_and_printed(
-    index, corpus_of, tmp_path, memory, capsys
-):
+def test_overlap_with_training_is_listed_and_counted(index, corpus_of, tmp_path, memory):
     """Equal captions, and frames that look like those of a training sample."""
     splits = ["train", "train", "test", "test", "validation", "validation"]
     rows = []
@@ -108,10 +106,7 @@ def test_overlap_with_training_is_listed_counted_and_printed(
     assert counts == {f"{name}_in_training": 1 for name in names}
     overlap = statistics_of(artifact)["overlap"]["test"]
     assert overlap == {"items": 2, "captions": 1, "compared": 2, "frames": 1}
-    assert outcome.warnings[1].startswith(
-        "test: 1 of 2 items share a caption with a training item, and 1 of 2 look"
-    )
-    assert "\n".join(outcome.warnings) in capsys.readouterr().err
+    assert len(outcome.warnings) == 2  # of each split
     in_store(corpus / "all.tar")
     there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
     # Frames at a URL would be a request each.

@@ -10,7 +10,6 @@ from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.protocol import EvaluationConfig, check_items
-from tests.plans import plan_of
 from tests.stages.conftest import run_stage
 from tests.stages.evaluation.conftest import also_in_training, statistics
 
@@ -87,23 +86,6 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     before = own.encoder.model.video_encoder.time_embed
     after = longer.encoder.model.video_encoder.time_embed
     assert torch.equal(after, before.repeat_interleave(2, dim=1))
-
-
-def test_a_clip_that_is_fine_tuned_is_evaluated_beside_the_clip_as_it_was(clip_folders, tmp_path):
-    clip = clip_folders["clip"]
-    changes = [f"train_prompter.clip='{clip}'", "train_prompter.max_text_tokens=24"]
-    changes.append(f"corpora.data.data='{tmp_path}'")
-
-    plan = plan_of("finetune_clip", *changes, workspace=tmp_path)
-
-    steps = {step.name: step for step in plan.steps}
-
-    baseline = steps["evaluate baseline"].config
-    assert list(steps)[1:] == ["train_prompter", "evaluate baseline", "evaluate prompter"]
-    assert baseline.baseline == str(clip)
-    assert baseline.model_name == clip.name
-    assert steps["evaluate prompter"].config.model_name == "fine-tuned"
-    assert steps["evaluate baseline"].digests.keys() == {"evaluate.baseline"}
 
 
 def test_a_baseline_is_evaluated_with_its_own_name(clip_folders, clips, resources, tmp_path):

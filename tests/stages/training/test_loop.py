@@ -130,13 +130,10 @@ def with_data(run, kind):
     return run
 
 
-def test_unreadable_examples_are_logged_and_counted_across_an_interruption(new_run, capfd):
+def test_unreadable_examples_are_counted_across_an_interruption(new_run):
     run = with_data(new_run("run", max_unreadable_share=0.5), damaged(2, 5))
     run.interrupt(2)  # before the step is logged
     run.start()
-    output = capfd.readouterr().err
-    assert "step 2: a.tar: clip2: broken; replaced by another example" in output
-    assert "step 5: a.tar: clip5: broken" in output
     lines = [line for line in run.lines if "train/loss" in line]
     assert [line["train/unreadable"] for line in lines] == [0, 1, 2, 2]
 
