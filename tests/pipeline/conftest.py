@@ -250,15 +250,6 @@ def statuses_of(workspace: Path) -> dict[str, str]:
     return {"": parent.info.status} | stages
 
 
-def of_shards(folder: str | Path, tmp_path: Path) -> str:
-    """The tiny pipeline with existing shards in the place of its clips."""
-    text = Path(TINY).read_text()
-    clips = text[text.index("[corpora.clips]") : text.index("[corpora.stills]")]
-    path = tmp_path / "of_shards.toml"
-    path.write_text(text.replace(clips, f'[corpora.clips]\nshards = "{folder}"\n'))
-    return str(path)
-
-
 STAGES = [
     "render_sample",
     "decode_videos clips",

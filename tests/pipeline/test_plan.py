@@ -19,7 +19,7 @@ from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.step import Step
 from alpro.stages import cache_prompts
 from tests.conftest import REVISION
-from tests.pipeline.conftest import TINY, of_shards
+from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
 Plan = Callable[..., dict[str, Step]]
@@ -83,11 +83,6 @@ def test_with_a_clip_as_it_is_no_prompter_is_trained(steps_of):
 def test_without_pem_no_prompter_is_needed(steps_of):
     steps = steps_of("cache_prompts.prompter=a/b", SCRATCH, "pretrain.weights.pem=0")
     assert not {"train_prompter", "cache_prompts"} & steps.keys()
-
-
-def test_a_clip_that_is_trained_further_has_its_own_tokenizer(steps_of):
-    steps = steps_of(SCRATCH, "train_prompter.clip=a/b")
-    assert {*steps["train_prompter"].inputs} == {"clips", "stills"}
 
 
 @pytest.mark.parametrize("value", ["./clipp", "a/b/c", "{tmp}"])
@@ -290,7 +285,8 @@ def test_shards_are_indexed_as_their_corpus_says(digests, tmp_path):
 
 
 def test_shards_that_are_not_there_are_an_input_error(tmp_path):
-    plan = plan_of(of_shards("memory://bucket/none", tmp_path), workspace=tmp_path)
+    change = "corpora.clips={shards='memory://bucket/none'}"
+    plan = plan_of(TINY, change, workspace=tmp_path)
     with pytest.raises(InputError, match="no such folder of shards"):
         check_plan(plan)
 

@@ -67,24 +67,25 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "name"),
+    ("step", "model", "name"),
     [
-        (("pretrained", "pre-trained"), ("retrieval", "fine-tuned"), "the pre-trained model"),
-        (("baseline", "clip-b16"), ("prompter", "fine-tuned"), "clip-b16"),
+        ("pretrained", "pre-trained", "the pre-trained model"),
+        ("baseline", "clip-b16", "clip-b16"),
     ],
 )
 def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_queries(
-    first, second, name, tmp_path, capsys
+    step, model, name, tmp_path, capsys
 ):
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
+    tuned = "retrieval" if step == "pretrained" else "prompter"
     made = []
-    for (step, model), right in ((first, 2), (second, 12)):
+    for evaluated, kind, right in ((step, model, 2), (tuned, "fine-tuned", 12)):
         scores = (np.arange(12) < right) * 100.0
-        results = Results(model)
+        results = Results(kind)
         results.add(Score(R1, scores, 8.3, asked), "similarity", "by similarity", "t2v")
-        folder, record = write_artifact(tmp_path, "evaluate", step, name=f"evaluate {step}")
-        results.write(folder, "test")
-        made.append((folder, record))
+        artifact = write_artifact(tmp_path, "evaluate", evaluated, name=f"evaluate {evaluated}")
+        results.write(artifact[0], "test")
+        made.append(artifact)
 
     print_scores(results_of(made), made)
 
