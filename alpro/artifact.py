@@ -208,10 +208,11 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
 
 
 def try_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; empty if it cannot be read."""
+    """Return the SHA-256 of a file; empty if there is none. Raises OSError for one that cannot be
+    read: it may be intact."""
     try:
         return checksum(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 

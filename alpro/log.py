@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -36,7 +36,9 @@ class StderrHandler(logging.Handler):
         if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
             time_text = logging.Formatter().formatTime(record, "%Y-%m-%d %H:%M:%S")
             text = f"{time_text} {text}"
-        print(text, file=sys.stderr, flush=True)
+        # A full disk, or a `tee` that Ctrl-C ended, costs the line and not the training.
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def printable(text: object) -> str:

@@ -1,7 +1,10 @@
 """What every room uses: complete files, errors in one line, checks of regions and texts, URLs
 without credentials, and the log: lines of progress with the time left, and none with -q."""
 
+import errno
+import io
 import json
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -62,6 +65,18 @@ def test_the_line_of_an_error_has_no_break_is_not_empty_and_not_too_long(message
 
 
 # Regions and texts.
+
+
+def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch):
+    """A full disk, or a `tee` that has ended."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+
+    alpro.log.log.info("a line")
 
 
 def test_a_region_is_left_top_width_and_height():

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from types import FrameType
 
@@ -75,17 +76,21 @@ def main() -> None:
         # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SIGHUP is a terminal that was closed.
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in stopping}
     try:
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # a background job of a shell ignores Ctrl-C
+            # A background job of a shell ignores Ctrl-C, and one of nohup SIGHUP.
+            if handler is not signal.SIG_IGN:
                 signal.signal(number, stop)
         status = execute(sys.argv[1:])
     except BaseException as error:
         # Prefect may raise an error of its own, if the signal also reaches its server.
         if not received and not isinstance(error, KeyboardInterrupt):
             raise
-        print("stopped; run the same command again to continue", file=sys.stderr)
+        with suppress(OSError):
+            print("stopped; run the same command again to continue", file=sys.stderr)
         # A shell reports this status for a program that a signal ends.
         status = 128 + (received or [signal.SIGINT])[0]
     finally:

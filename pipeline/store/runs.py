@@ -100,7 +100,7 @@ class Runs:
         """Yield the lines of runs, without one that a power failure has cut."""
         if not self.file.is_file():
             return
-        for text in self.file.read_text("utf-8", "replace").splitlines():
+        for text in self.file.read_text("utf-8", "replace").split("\n"):
             try:
                 line = json.loads(text)
             except ValueError:

@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 from mlflow.entities import LifecycleStage, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
@@ -25,7 +26,13 @@ ADVICE = {
 
 
 def store_uri(workspace: Path) -> str:
-    """Return the address of the store of a workspace, an absolute path."""
+    """Return the address of the store of a workspace, an absolute path.
+
+    Raises:
+        InputError: If the path has a question mark, which begins the options of an address.
+    """
+    if "?" in str(workspace):
+        raise InputError(f"{workspace}: a workspace's path has no '?'; choose another folder")
     return f"sqlite:///{workspace / 'mlflow.db'}"
 
 
@@ -50,7 +57,12 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         if experiment is None:
             # A server chooses the place of its files.
             files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
-            return client, client.create_experiment(name, files)
+            try:
+                return client, client.create_experiment(name, files)
+            except MlflowException:  # another run has created it meanwhile
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
     except Exception as error:  # any error of MLflow, SQLAlchemy, alembic or the network
         raise unusable(uri, error) from error
 

@@ -30,7 +30,7 @@ from alpro.files import (
     read_json,
     temporary_name,
 )
-from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, Row
+from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Row
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
 from alpro.shards.sources.media import read_suffix
@@ -206,6 +206,9 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                 split["questions"] += len(record.questions)
                 answers[record.split].update(hash(asked.answer) for asked in record.questions)
             else:
+                if isinstance(record, MissingItem):
+                    # Its split is named, also if no item of it has a file.
+                    splits.setdefault(record.split, Counter())
                 # An invalid row has nothing in the columns of a missing item.
                 rejects.append(dict.fromkeys(IMPORT_REJECTS.names) | values)
             # Readers find a row by its number: every group but the last has ROW_GROUP rows.

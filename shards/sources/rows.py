@@ -3,10 +3,12 @@
 The records are not held in memory: SQLite groups them in a temporary file.
 """
 
+import errno
 import json
 import os
 import re
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,6 +147,8 @@ class Items:
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        except sqlite3.OperationalError as error:
+            raise disk_error(error) from error
 
     def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
         if any(read_string(record, column) != value for column, value in form.where.items()):
@@ -278,6 +282,12 @@ class Items:
                 f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}; write captions in "
                 "their place, or a table with the columns video, start, end and caption"
             )
+        try:
+            yield from self._join_parts()
+        except sqlite3.OperationalError as error:
+            raise disk_error(error) from error
+
+    def _join_parts(self) -> Rows:
         # Whether no record names a split, and files are in folders of training and of another.
         folders = self._folder_splits.keys() - {""}
         names_no_split = self._splits.keys() <= {""}
@@ -312,6 +322,11 @@ class Items:
             )
         for split in sorted(folders) if names_no_split else ():
             self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")
+
+
+def disk_error(error: sqlite3.OperationalError) -> OSError:
+    """Return the error of a temporary file: its disk is full."""
+    return OSError(errno.ENOSPC, str(error), tempfile.gettempdir())
 
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:

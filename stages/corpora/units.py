@@ -72,7 +72,7 @@ class Units:
             contents = record["files"].items()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError):
             contents = [(RECORD, "")]
 
         for name, sha256 in contents:

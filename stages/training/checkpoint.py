@@ -46,8 +46,9 @@ class Checkpoints:
         make_folder(self.folder)
 
         # The folder is renamed after its checksums are written, so an incomplete one has no name.
+        for unfinished in self.folder.glob(".step-*.part"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         temporary = self.folder / f".step-{step:08d}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
 
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
@@ -95,28 +96,37 @@ class Checkpoints:
 
         Returns:
             The state that was saved, or None if there is no checkpoint.
+
+        Raises:
+            OSError: If one cannot be read. Nothing is deleted: it may be intact.
         """
+        corrupt: list[Path] = []
+        newest = None
         for folder in self.all():
-            corrupt = corrupt_files(folder)
-            if corrupt:
-                log.warning(f"{folder}: corrupt ({corrupt}); using the previous checkpoint")
-                if rank == 0:
-                    shutil.rmtree(folder, ignore_errors=True)
-                continue
+            wrong = corrupt_files(folder)
+            if not wrong:
+                newest = folder
+                break
+            log.warning(f"{folder}: corrupt ({wrong}), and not used")
+            corrupt.append(folder)
 
-            log.debug(f"restoring {folder}")
-            # `strict=False`, because the file has no frozen weights.
-            weights = load_file(folder / "model.safetensors")
-            unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-            assert not unexpected, unexpected
+        if rank == 0:
+            for folder in corrupt:
+                shutil.rmtree(folder, ignore_errors=True)
+        if newest is None:
+            return None
+        log.debug(f"restoring {newest}")
+        # `strict=False`, because the file has no frozen weights.
+        weights = load_file(newest / "model.safetensors")
+        unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unexpected, unexpected
 
-            tensors = load_file(folder / "optimizer.safetensors")
-            rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
-            load_optimizer_tensors(optimizer, tensors)
-            if f"random.{rank}" in rng:
-                set_random_state(rng[f"random.{rank}"])
-            return json.loads((folder / "state.json").read_text())
-        return None
+        tensors = load_file(newest / "optimizer.safetensors")
+        rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
+        load_optimizer_tensors(optimizer, tensors)
+        if f"random.{rank}" in rng:
+            set_random_state(rng[f"random.{rank}"])
+        return json.loads((newest / "state.json").read_text())
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -165,12 +175,12 @@ def set_random_state(state: Tensor) -> None:
 
 
 def corrupt_files(folder: Path) -> str:
-    """Return the names of the corrupt or missing files of a checkpoint, or the error of reading
-    them; empty if it is intact."""
+    """Return the names of the corrupt or missing files of a checkpoint, or why they are; empty if it
+    is intact. Raises OSError if they cannot be read."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
         wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
 
     missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()

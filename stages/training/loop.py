@@ -15,7 +15,7 @@ from types import FrameType
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.errors import InputError
@@ -144,6 +144,7 @@ class Run:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
+        self.unwritten: dict[str, Tensor] = {}  # best weights that the disk had no room for
         # Errors of this rank since the last count.
         self.unreadable: list[str] = []
 
@@ -253,6 +254,9 @@ class Run:
         Raises:
             InputError: If their file is corrupt.
         """
+        if self.unwritten:
+            self.objective.load_state_dict(self.unwritten, strict=False)
+            return
         best = self.best_weights(self.state.best_step)
         if not best.exists() or checksum(best) != self.state.best_sum:
             raise InputError(f"{best}: corrupt; delete {self.out} and run again")
@@ -389,12 +393,23 @@ class Run:
             self.state.best_step = self.state.step
             self.state.best_metrics = values
             if self.world.main:
-                best = self.best_weights(self.state.step)
-                make_folder(best.parent)
-                with atomic_write(best) as temporary:
-                    write_tensors(trainable(self.objective), temporary)
-                self.state.best_sum = checksum(best)
+                weights = trainable(self.objective)
+                try:
+                    self.write_best(weights)
+                except OSError as error:
+                    # They stay in memory, and each checkpoint tries again.
+                    self.unwritten = {name: value.cpu().clone() for name, value in weights.items()}
+                    log.warning(f"the best weights are not written yet: {error.strerror or error}")
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
+
+    def write_best(self, weights: dict[str, Tensor]) -> None:
+        """Write the best weights. Raises OSError if they cannot be written."""
+        best = self.best_weights(self.state.best_step)
+        make_folder(best.parent)
+        with atomic_write(best) as temporary:
+            write_tensors(weights, temporary)
+        self.state.best_sum = checksum(best)
+        self.unwritten = {}
 
     def measure(self, validate: Validate) -> dict[str, float]:
         """Return the metrics of the current weights in the precision of training."""
@@ -424,6 +439,8 @@ class Run:
 
         try:
             self.file.sync()
+            if self.unwritten:
+                self.write_best(self.unwritten)
             self.checkpoints.save(
                 self.state.step,
                 model=self.objective,

@@ -298,6 +298,11 @@ def terminated(*arguments):
         ),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
         (terminated, 143, "stopped; run the same command again to continue\n"),
+        (
+            lambda *_: signal.raise_signal(signal.SIGHUP),
+            129,
+            "stopped; run the same command again to continue\n",
+        ),
         (ZeroDivisionError(), None, ""),
     ],
 )

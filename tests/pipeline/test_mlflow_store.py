@@ -6,10 +6,12 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
 from alpro.pipeline.tracking.store import check_store, runs_page, store_uri
 from alpro.pipeline.tracking.tracker import Tracker
+from tests.conftest import one_line
 from tests.pipeline.conftest import write_artifact
 
 
@@ -43,6 +45,23 @@ def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(tmp_p
         Tracker.open("", tmp_path, "x")
 
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
+def test_two_runs_may_create_an_experiment_at_once(tmp_path, monkeypatch):
+    """The second looked for it before the first created it."""
+    first = Tracker.open("", tmp_path, "x")
+    look = MlflowClient.get_experiment_by_name
+    answers = [lambda *_: None, look]
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda *args: answers.pop(0)(*args))
+
+    second = Tracker.open("", tmp_path, "x")
+
+    assert second.experiment == first.experiment
+
+
+def test_a_workspace_whose_path_would_be_cut_in_an_address_is_refused(tmp_path):
+    with one_line("?"):
+        Tracker.open("", tmp_path / "a?b", "x")
 
 
 def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):

@@ -29,6 +29,12 @@ def test_a_run_is_read_as_it_was_written(runs):
     assert read.steps == {"pretrain": "ab" * 32}
 
 
+def test_a_line_separator_of_unicode_is_part_of_a_line(runs):
+    run = begin(runs, "2026-01-01T00:00:00+00:00", "my\u2028own.toml")
+
+    assert runs.all() == [run]
+
+
 def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
     first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
     second = begin(runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1")

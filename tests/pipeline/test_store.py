@@ -288,6 +288,16 @@ def test_no_stage_starts_with_a_damaged_input(store, built, damage):
         run_stage(step, store.folder(step), store, Resources(), Launch())
 
 
+def test_an_input_that_cannot_be_read_is_not_called_damaged(store, built):
+    """Who deletes it to build it again loses days of training."""
+    weights = built / "model" / "weights"
+    weights.unlink()
+    weights.mkdir()  # Reading it is an error of the system.
+
+    with pytest.raises(IsADirectoryError):
+        check_inputs([built])
+
+
 # What was built from what, and removal.
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.shards.schema import SPLITS, Reject, Row
+from alpro.shards.schema import SPLITS, MissingItem, Reject, Row
 from alpro.shards.sources.manifest import Manifest, write_manifest
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 
@@ -177,6 +177,17 @@ def test_files_of_one_recording_are_hinted_at_with_a_ready_key(kind):
 def test_other_names_are_no_recordings(rows):
     with plan_of(rows, validation=0.2, test=0.2) as plan:
         assert plan.group_hint() == ""
+
+
+def test_a_named_split_whose_files_are_all_missing_stays_named_and_is_empty():
+    """Splits that are drawn instead would have training videos in the test."""
+    missing = MissingItem(id="x", path="x.mp4", split="test", captions=1)
+    rows = [row.model_copy(update={"captions": ("a dog",)}) for row in rows_of([*range(40)])]
+
+    with plan_of([*rows, missing], validation=0.1, test=0.1) as plan:
+        items = {split: counts["items"] for split, counts in plan.splits().items()}
+
+    assert items == {"train": 40, "validation": 0, "test": 0}
 
 
 def test_splits_say_what_they_have_and_why_they_are_empty():

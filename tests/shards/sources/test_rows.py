@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alpro.errors import InputError
+from alpro.shards.sources.scan import Source
 from tests.conftest import one_line
 
 A = {"video": "a.mp4", "caption": "a dog"}
@@ -208,6 +209,17 @@ def test_a_span_is_a_start_and_an_end(cell, read):
     imported = read({"x.jsonl": table}, "a.mp4", columns={"span": "when"})
 
     assert imported.captions == {"a.mp4@0-1.5": ("a dog",)}
+
+
+def test_a_full_disk_of_temporary_files_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    rows = "".join(f"a.mp4,{number},a dog runs\n" for number in range(500))
+    (tmp_path / "x.csv").write_text(f"video,start,caption\n{rows}")
+    source = Source(tmp_path)
+    source.items._parts.execute("PRAGMA max_page_count = 3")
+
+    with pytest.raises(OSError, match="full"):
+        list(source.scan()[1])
 
 
 TIMES = "video,start_time,end_time,caption\na.mp4,1.5,2,a dog\na.mp4,2,3.5,a cat\n"

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,31 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
 
     broken.start()
 
+    assert_same(whole, broken)
+
+
+@pytest.mark.parametrize("is_ended", [True, False], ids=["for a while", "to the end"])
+def test_best_weights_that_a_full_disk_refuses_are_the_result(new_run, is_ended):
+    def validate(objective, disk=None):
+        scores.append(len(scores))
+        if disk and len(scores) == 2:
+            disk.enter_context(full_disk(40_000))
+        if disk and len(scores) == 3 and is_ended:
+            disk.close()
+        return {"validation/score": [1.0, 3.0, 2.0, 0.0][len(scores) - 1]}
+
+    def start(name, disk=None):
+        scores.clear()
+        chosen = {"validate": partial(validate, disk=disk), "select": "validation/score"}
+        run = new_run(name, run=OFTEN | chosen, validation={"times": 4})
+        return run, run.start()
+
+    scores = []
+    whole, expected = start("whole")
+    with ExitStack() as disk:
+        broken, final = start("broken", disk)
+
+    assert final == expected
     assert_same(whole, broken)
 
 

@@ -136,6 +136,35 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(killed, new_run, f
     assert_same(whole, broken)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_kept_for_the_next_try(killed, new_run):
+    """It may be intact, behind a network that fails for a moment."""
+    whole, before = killed
+    broken = new_run("broken", run=OFTEN)
+    shutil.copytree(before.out, broken.out)
+    weights = broken.out / "checkpoints" / "step-00000006" / "model.safetensors"
+    aside = weights.rename(broken.out / "aside")
+    weights.mkdir()  # Reading it is an error of the system.
+
+    with pytest.raises(IsADirectoryError):
+        broken.start()
+
+    assert broken.checkpoints == ["step-00000005", "step-00000006"]
+    weights.rmdir()
+    aside.rename(weights)
+    broken.start()
+    assert_same(whole, broken)
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(new_run):
+    run = new_run("run", run=OFTEN)
+    unfinished = run.out / "checkpoints" / ".step-00000099.part"
+    unfinished.mkdir(parents=True)
+
+    run.kill(before=3)
+
+    assert not unfinished.exists()
+
+
 def test_a_run_stopped_in_its_last_step_completes(new_run):
     run = {"validate": lambda _: {"validation/score": 3.0}}
     whole, last = (new_run(name, run=run) for name in ("whole", "last"))
