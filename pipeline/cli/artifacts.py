@@ -173,10 +173,8 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
         return
 
     print_artifacts(chosen)
-    size = sum(path.stat().st_size for unit in [*units, *manifests] for path in unit.iterdir())
     print(
-        f"{len(units)} units that no corpus is made of, {len(manifests)} outdated imports of data, "
-        f"{size / 1e6:,.1f} MB"
+        f"{len(units)} units that no corpus is made of, {len(manifests)} outdated imports of data"
     )
     if not yes:
         print("add --yes to remove them")

@@ -94,10 +94,8 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     opened = Index.open(index)
     # `alpro artifacts gc` keeps the models of these indexes.
     record_index(models.workspace, opened)
-    clips = len(opened)
-    captions = opened.count("reason IS NULL AND caption IS NOT NULL")
     rejects = opened.count("reason IS NOT NULL")
-    print(f"{index}: {clips:,} clips, {captions:,} of them with a caption; {rejects:,} rejected")
+    print(f"{index}: {len(opened):,} clips; {rejects:,} rejected")
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
         f"unchanged, {counts.removed:,} removed"

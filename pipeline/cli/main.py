@@ -14,9 +14,7 @@ from types import FrameType
 
 from cyclopts import (
     App,
-    CoercionError,
     CycloptsError,
-    MissingArgumentError,
     Parameter,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -30,7 +28,6 @@ from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
 CHANGED_BY_SET = (
     " A value of the configuration is changed with --set, such as --set pretrain.lr=1e-4 or --set "
     "finetune_qa.phases.0.epochs=3; alpro config show CONFIG prints all."
@@ -141,12 +138,6 @@ def usage_line(error: CycloptsError) -> str:
     """Return what is wrong with the arguments of a command."""
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected arguments: {' '.join(error.unused_tokens or ())}"
-    if isinstance(error, MissingArgumentError) and error.argument:
-        name = error.keyword or error.argument.name
-        return f"{name} needs a value" if name.startswith("-") else f"{name} is missing"
-    if isinstance(error, CoercionError) and error.token and error.target_type in EXPECTED:
-        expected = EXPECTED[error.target_type]
-        return f"{error.token.keyword}: expected {expected} (it is {error.token.value!r})"
     return one_line(error, max_length=MAX_MESSAGE)
 
 

@@ -74,8 +74,7 @@ def import_model(
     for imported in models:
         print(f"{out}: imported a {imported.bundle.task} model")
         if imported.unknown:
-            unknown = len(imported.unknown)
-            print(f"  {unknown} unknown tensors, not imported:", *imported.unknown, sep="\n    ")
+            print("  unknown tensors, not imported:", *imported.unknown, sep="\n    ")
 
 
 @group.command(name="export")
@@ -122,8 +121,7 @@ def register_model(
     from alpro.pipeline.tracking.registry import register
 
     workspace = workspace.resolve()
-    uri = tracking_uri or f"sqlite:///{workspace / 'mlflow.db'}"
-    version = register(uri, workspace, *find_artifact(model, workspace), name, alias)
+    version = register(tracking_uri, workspace, *find_artifact(model, workspace), name, alias)
 
     loaded = f"models:/{name}{'@' + alias if alias else '/' + version}"
     print(f"{name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")

@@ -138,19 +138,9 @@ class ModelOptions:
             return resolve(name, self.workspace)
 
         from alpro.pipeline.tracking.registry import registered_folder
-        from alpro.pipeline.tracking.store import check_store
 
-        database = self.workspace.resolve() / "mlflow.db"
-        if not self.tracking_uri and not database.is_file():  # MLflow would create it
-            raise InputError(
-                f"{name}: no MLflow store {database}; name the server with --tracking-uri"
-            )
-
-        if not self.tracking_uri:
-            check_store(database.parent)
-
-        registered = registered_folder(self.tracking_uri or f"sqlite:///{database}", name)
-        return resolve(registered, self.workspace)
+        folder = registered_folder(self.tracking_uri, self.workspace.resolve(), name)
+        return resolve(folder, self.workspace)
 
     def load(self, found: "Found") -> "Model":
         from alpro import Model

@@ -145,8 +145,6 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
         # The database of the command's own server; the person's ~/.prefect stays as it is.
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
 
-    log.debug(f"workspace {root}, MLflow {options.tracking_uri or root / 'mlflow.db'}")
-
     if options.dry_run:
         return root, lambda: None
 

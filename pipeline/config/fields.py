@@ -75,13 +75,10 @@ def is_text(annotation: Any) -> bool:
 
 def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error of a validation in a line: key, message and value."""
-    errors = error.errors()
-    first = errors[0]
+    first = error.errors()[0]
     key = error_key(first)
     message = error_message(first, model)
-
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{key + ': ' if key else ''}{message}{more}"
+    return f"{key}: {message}" if key else message
 
 
 def error_key(error: ErrorDetails) -> str:

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.log import log
 from alpro.pipeline.config.command import (
     MODEL_STAGES,
     SHARED,
@@ -126,7 +125,6 @@ def variations(command: Command) -> list[str]:
 
 def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
     """Read a configuration file, with absolute paths, over its `base`."""
-    log.debug(f"reading {path}")
     values = resolve_paths(read_toml(path), path.parent)
     base = values.pop("base", None)
     if base is None:

@@ -2,7 +2,7 @@
 object."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,12 +12,12 @@ from alpro.models.folder import read_task
 from alpro.models.words import Templates
 from alpro.pipeline.config.command import SHARED
 from alpro.shards.sources.form import Columns
-from alpro.stages import STAGES, TRAININGS
+from alpro.stages import TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluation.protocol import EvaluationConfig
-from alpro.stages.execution.interface import FILE, Resources, StageConfig
+from alpro.stages.execution.interface import FILE, Resources
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.pretrain import Config as Pretrain
@@ -291,17 +291,3 @@ class PipelineConfig(BaseModel):
                 if stage != "train_prompter" or table.get(key) == values.get(key):
                     table.pop(key, None)
         return values
-
-
-def class_in(annotation: Any) -> type[StageConfig]:
-    """Return the class of a field, which is `Class` or `Class | None`."""
-    classes = (*get_args(annotation), annotation)
-    return next(kind for kind in classes if isinstance(kind, type))
-
-
-# The class of each stage's table.
-STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    name: class_in(field.annotation)
-    for name, field in PipelineConfig.model_fields.items()
-    if name in STAGES
-}

@@ -6,6 +6,7 @@ The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.files import CONFIGS, find_config, read_toml
 from alpro.pipeline.config.load import load_config
-from alpro.pipeline.config.pipeline_config import STAGE_CONFIGS
+from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STUDIES = CONFIGS / "studies"
-SEEDED = tuple(stage for stage, config in STAGE_CONFIGS.items() if "seed" in config.model_fields)
+SEEDED = tuple(
+    stage
+    for stage in STAGES
+    if stage in PipelineConfig.model_fields
+    and "seed" in import_module(f"alpro.stages.{stage}").Config.model_fields
+)
 # Columns of a score that do not depend on the variant.
 DESCRIPTION = ("model", "what", "direction", "metric", "unit", "higher_is_better")
 NOTE = (

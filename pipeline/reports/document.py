@@ -4,11 +4,9 @@ the run, Prefect as an artifact."""
 import base64
 import html
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -62,7 +60,6 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto; padding: 0 1rem }}
 h1, p, li {{ overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem; border-top: 1px solid #8886; margin-top: 1.6rem; padding-top: .8rem }}
-nav a {{ margin-right: 1rem }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
 th[style], td[style] {{ white-space: nowrap }}
@@ -72,7 +69,7 @@ img[alt=scores], img[alt=calibration] {{ width: 38rem }}
 </head>
 <body>
 <h1>{title}</h1>
-{head}<nav aria-label="Contents">{contents}</nav>
+{head}
 {body}</body>
 </html>
 """
@@ -102,23 +99,19 @@ class Document:
 
     def page(self, links: Mapping[str, str]) -> str:
         """Return the text as an HTML page that needs no other file."""
-        headings = [section.partition("\n")[0].removeprefix("## ") for section in self.sections]
         body = "\n\n".join(self.sections)
         return PAGE.format(
             title=html.escape(self.title),
             head=self._render(join_links(links) + self.head),
-            contents=" ".join(f'<a href="#{make_anchor(name)}">{name}</a>' for name in headings),
             body=self._render(body),
         )
 
     def _render(self, text: str) -> str:
-        """Return Markdown as HTML, with anchors at headings and the pictures inside."""
+        """Return Markdown as HTML, with the pictures inside."""
         # Escape HTML in the user's data.
         parser = MarkdownIt("commonmark", {"html": False}).enable("table")
         tokens = parser.parse(text)
-        for token, following in pairwise(tokens):
-            if token.type == "heading_open":
-                token.attrs["id"] = make_anchor(following.content)
+        for token in tokens:
             for child in token.children or ():
                 if child.type == "image":
                     data = base64.b64encode(self._read_picture(str(child.attrs["src"])))
@@ -138,15 +131,6 @@ class Document:
 def join_links(links: Mapping[str, str]) -> str:
     """Return links that other text follows; an empty text without an address."""
     return "".join(f"[{escape(name)}]({address}) · " for name, address in links.items() if address)
-
-
-def make_anchor(heading: str) -> str:
-    """Return the name of a section in an address.
-
-    >>> make_anchor("What the controls show")
-    'what-the-controls-show'
-    """
-    return re.sub(r"\W+", "-", heading.lower())
 
 
 def describe_run(

@@ -50,22 +50,12 @@ class Table:
         """Indices of the columns with numbers."""
         return range(0) if self.texts else range(2, len(self.heads))
 
-    def grouped_lines(self) -> list[list[str]]:
-        """Return the lines without a first cell that is the same as in the line above."""
-        grouped = []
-        above = ""
-        for line in self.lines:
-            name, *cells = line
-            grouped.append(["", *cells] if name == above else line)
-            above = name
-        return grouped
-
     def markdown(self) -> str:
         """Return the table and its note as Markdown."""
         columns = range(len(self.heads))
         rule = ["---:" if column in self.numeric else "---" for column in columns]
         lines = []
-        for cells in [self.heads, rule, *self.grouped_lines()]:
+        for cells in [self.heads, rule, *self.lines]:
             text = " | ".join(map(escape, cells))
             lines.append(f"| {text} |")
         notes = [escape(line) for line in self.note.splitlines()]

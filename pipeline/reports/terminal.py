@@ -65,10 +65,10 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
 
 
 def print_table(table: Table, title: bool = True) -> None:
-    """Print a table; a name that several lines share is printed in the first."""
+    """Print a table."""
     if title:
         print(table.title)
-    print_columns(table.heads, table.grouped_lines(), table.numeric)
+    print_columns(table.heads, table.lines, table.numeric)
     if table.note:
         print(table.note)
     if title:

@@ -21,7 +21,7 @@ from mlflow.types.schema import ColSpec, Schema
 from alpro import Model
 from alpro.artifact import Record
 from alpro.errors import InputError, one_line
-from alpro.pipeline.tracking.store import unusable
+from alpro.pipeline.tracking.store import check_store, store_uri, unusable
 from alpro.pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "models"  # where models from another store are registered
@@ -40,6 +40,7 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
+    uri = uri or store_uri(workspace)
     query = f"name = '{name}' and tags.fingerprint = '{record.fingerprint}'"
     try:
         client = MlflowClient(uri)
@@ -86,13 +87,21 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
     return str(model_info.registered_model_version)
 
 
-def registered_folder(uri: str, name: str) -> Path:
+def registered_folder(uri: str, workspace: Path, name: str) -> Path:
     """Return the model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store
     is on another machine.
+
+    Args:
+        uri: Address of the store; empty: the workspace's own.
 
     Raises:
         InputError: If the store does not have it.
     """
+    if not uri:
+        check_store(workspace)
+    if not uri and not (workspace / "mlflow.db").is_file():  # MLflow would create it
+        raise InputError(f"{name}: no MLflow store in {workspace}; name one with --tracking-uri")
+    uri = uri or store_uri(workspace)
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))

@@ -65,7 +65,7 @@ def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(alpro
 
     assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
     assert out.splitlines() == [
-        f"{index}: 3 clips, 0 of them with a caption; 1 rejected",
+        f"{index}: 3 clips; 1 rejected",
         "  0 embedded (1 changed), 3 unchanged, 0 removed",
     ]
 

@@ -78,7 +78,7 @@ def test_a_registered_model_predicts_what_the_model_does(
     assert not list(tmp_path.rglob("*.pkl"))
 
     with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
-        registered_folder(uri, "models:/shapes/9")
+        registered_folder("", tmp_path, "models:/shapes/9")
 
     client = MlflowClient(uri)
     version = client.get_model_version_by_alias("shapes", "champion")
