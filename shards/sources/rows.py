@@ -190,7 +190,9 @@ class Items:
             part["name"] = name
             part["kind"] = read_string(record, form.kind).lower() or find_kind(part["path"])
             if part["kind"] not in KINDS:
-                raise ValueError(f"kind: {part['kind']!r}; use video or image")
+                raise ValueError(
+                    f'kind: {part["kind"]!r}; use video or image, or set `kind = ""` in `columns`'
+                )
         for (start, end), cells in times:
             part |= {"start": start, "end": end}
             self._write(part, cells, form.paragraph, origin.number)

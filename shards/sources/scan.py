@@ -169,14 +169,18 @@ class Source:
             if "/" in path and has_texts_at_root:
                 break
             try:
-                tables[path] = Table(folder.path / path, self.form)
+                table = Table(folder.path / path, self.form)
+                if table.head and not table.head_records:
+                    where, problem = table.head[0]
+                    raise InputError(f"{table.path}: {where}: {problem}")
             except UnreadableTable:
                 raise
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
+            tables[path] = table
             is_at_root = "/" not in path
-            has_texts_at_root |= is_at_root and tables[path].has_texts
+            has_texts_at_root |= is_at_root and table.has_texts
         return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:

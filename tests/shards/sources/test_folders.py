@@ -316,10 +316,15 @@ def test_a_question_of_two_splits_has_the_answer_of_each(read):
     assert answers == {"train": "a dog", "test": "a cat"}
 
 
-def test_a_damaged_table_beside_videos_is_told_with_its_reason(read):
-    imported = read({"captions.csv": 'video,caption\na.mp4,"a dog runs\nb.mp4,a cat\n'}, "a.mp4")
-
-    assert "captions.csv: cannot be read: line 2: unclosed quotation mark" in imported.notes
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("x.csv", 'video,caption\na.mp4,"a dog\nb.mp4,a cat\n', "line 2: unclosed quotation"),
+        ("x.jsonl", '{"video": "a.mp4", "caption": "a dog"},\n', "line 1: not JSON"),
+    ],
+)
+def test_a_damaged_table_beside_videos_is_told_with_its_reason(name, content, problem, read):
+    assert problem in read({name: content}, "a.mp4").notes
 
 
 def import_again(folder: Path, cache: Path) -> tuple[Manifest, bool]:

@@ -82,6 +82,12 @@ def test_a_form_may_find_a_file_anywhere_and_a_note_counts_it(read):
     assert "2 names were found in a subfolder: a (A/a.mp4)" in imported.notes
 
 
+def test_a_video_is_meant_rather_than_its_picture(read):
+    table = {"x.csv": "image,caption,video_id\na.jpg,a dog,a\n"}
+
+    assert [*read(table, "a.mp4 a.jpg").captions] == ["a.mp4"]
+
+
 def test_prefixes_belong_to_a_form(read):
     table = {"x.csv": "path,caption\n1,a dog\nv_2,a cat\n"}
 
