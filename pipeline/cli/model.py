@@ -179,9 +179,9 @@ def entities(
         raise InputError(f"--box {error}") from None
 
     loaded = models.load(models.find(model))
-    print(f"note: {loaded.entities_note}", file=sys.stderr)
     name = partial(loaded.entities, box=region, top_k=k)
     show_words(video, name, "entity")
+    print(f"note: {loaded.entities_note}", file=sys.stderr)
 
 
 def show_words(video: str, name: Name, head: str) -> None:

@@ -61,11 +61,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         kinds = Counter(KINDS[code] for code in codes)
         splits = plan.splits()
         silent = kinds.total() - sum(split["items"] for split in splits.values())
-        invalid: list[str] = []
-        missing: list[str] = []
-        for reject in plan.rejects():
-            rejects = missing if reject.reason == "missing" else invalid
-            rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
+        invalid, missing = sort_rejects(plan)
 
         problems = []
         items = kinds.total() + about["rejects"]
@@ -105,6 +101,16 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         findings.append(f"decoded {len(decoded)} items, {len(failures)} rejected")
         findings += failures[:MAX_EXAMPLES]
         return DataReport(about["form"], items, kinds, splits, problems, findings)
+
+
+def sort_rejects(plan: DecodePlan) -> tuple[list[str], list[str]]:
+    """Return a line for each reject of the import: of invalid rows, and of missing files."""
+    invalid: list[str] = []
+    missing: list[str] = []
+    for reject in plan.rejects():
+        rejects = missing if reject.reason == "missing" else invalid
+        rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
+    return invalid, missing
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:
