@@ -71,7 +71,7 @@ def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch):
     """A full disk, or a `tee` that has ended."""
 
     class Full(io.StringIO):
-        def write(self, text: str) -> int:
+        def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sys, "stderr", Full())

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +33,7 @@ PAGES = {
 TEXTS = {name: page.read_text() for name, page in PAGES.items()}
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """The anchors of a page's headings, as GitHub names them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -83,14 +82,14 @@ def test_tables_of_the_pages_are_complete():
     assert keys <= {*first_column("evaluate.md", "key")}
 
 
-def first_column(page: str, head: str) -> list[str]:
+def first_column(page, head):
     """Return the code spans of the first column of a table."""
     table = TEXTS[page].partition(f"| {head} |")[2].partition("\n\n")[0]
     cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
     return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
 
-def shell_lines(text: str) -> Iterator[str]:
+def shell_lines(text):
     """The lines of code blocks, without comments and with continued lines joined; and code
     spans."""
     block = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -106,7 +105,7 @@ def shell_lines(text: str) -> Iterator[str]:
         yield re.sub(r'^eval "\$\((.+)\)"$', r"\1", command)
 
 
-def commands(program: str) -> list[tuple[str, list[str]]]:
+def commands(program):
     """The calls of a program on all pages and in the headers of configurations: page and
     arguments."""
     sources = {name: text for name, text in TEXTS.items() if name != "CHANGELOG.md"}

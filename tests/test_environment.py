@@ -59,7 +59,7 @@ def test_a_user_without_a_home_has_one(monkeypatch):
     ensure_home_dir(environment)
     assert environment == {}
 
-    def home() -> Path:
+    def home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", home)
@@ -69,7 +69,7 @@ def test_a_user_without_a_home_has_one(monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
 def test_a_disk_without_locks_is_one_line_with_what_to_do(number, tmp_path, monkeypatch):
-    def flock(*_: object) -> None:
+    def flock(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
@@ -91,7 +91,7 @@ def test_a_workspace_on_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):
-    def chmod(*_: object, **__: object) -> None:
+    def chmod(*_, **__):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     (file := tmp_path / "model.safetensors").write_bytes(b"weights")

@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name: str, *arguments: object) -> list[str]:
+def run(name, *arguments):
     """Run an example, and return the lines that it prints."""
     command = [sys.executable, "-P", EXAMPLES / name, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

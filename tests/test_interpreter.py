@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[1]
 SHADOWING = ("queue", "calendar", "secrets", "token", "prefect", "av", "ctypes", "multiprocessing")
 
 
-def run_supervised(program: str, lines: list[str]) -> int:
+def run_supervised(program, lines):
     """Run a program as this project runs one; returns its exit status."""
     command = supervised(interpreter("-c", program))
     return Processes(command, os.environ, on_line=lines.append).wait()
 
 
 @pytest.fixture
-def downloads(tmp_path, monkeypatch) -> Path:
+def downloads(tmp_path, monkeypatch):
     """A current folder with files named like modules, each of which leaves a mark when it is
     imported."""
     for name in SHADOWING:

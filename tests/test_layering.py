@@ -53,7 +53,7 @@ PUBLIC_FACE = Path("alpro/__init__.py")  # names two classes of rooms above it, 
 
 
 @functools.cache
-def modules() -> dict[Path, set[str]]:
+def modules():
     """The modules that each file imports, anywhere in it."""
     files = sorted((ROOT / "alpro").glob("*.py"))  # the ground floor
     for room in FOREIGN:
@@ -73,7 +73,7 @@ def modules() -> dict[Path, set[str]]:
     return found
 
 
-def packages(names: set[str]) -> set[str]:
+def packages(names):
     """`torch` for torch.nn, `stages` for alpro.stages.training."""
     return {name.removeprefix("alpro.").split(".")[0] for name in names}
 

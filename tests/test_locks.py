@@ -1,7 +1,6 @@
 """The two lock files name everything that an installation needs."""
 
 import re
-from collections.abc import Iterator
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
@@ -13,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==", re.MULTILINE)
 
 
-def read_names(*files: str) -> set[str]:
+def read_names(*files):
     return {
         canonicalize_name(name) for file in files for name in PIN.findall((ROOT / file).read_text())
     }
 
 
-def find_requirements(name: str) -> Iterator[Requirement]:
+def find_requirements(name):
     for text in requires(name) or []:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

@@ -1,7 +1,6 @@
 """Which artifact a name stands for: refs that runs write, fingerprints, folders."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from tests.conftest import one_line
 def build(tmp_path):
     """build(stage, mark, name): the folder of a new artifact whose fingerprint is of this mark."""
 
-    def artifact(stage: str, mark: str, name: str = "") -> Path:
+    def artifact(stage, mark, name=""):
         folder = tmp_path / "artifacts" / stage / (mark * 8)
         record = {"version": RECORD_VERSION, "stage": stage, "name": name or stage}
         run = {"at": "2026-02-01T10:20:30", "arguments": {"config": "sample", "changes": ["a=5"]}}
@@ -31,14 +30,14 @@ def build(tmp_path):
 def run(tmp_path):
     """run(config, changes, STEP=mark): a run that built or found artifacts."""
 
-    def record(config: str = "sample", changes: tuple[str, ...] = (), **steps: str) -> None:
+    def record(config="sample", changes=(), **steps):
         marks = {name.replace("__", " "): mark * 32 for name, mark in steps.items()}
         write_refs(tmp_path, config, changes, marks)
 
     return record
 
 
-def found(name: object, workspace: Path) -> Path:
+def found(name, workspace):
     return find_artifact(str(name), workspace)[0]
 
 

@@ -16,9 +16,8 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, VideoConfig
-from alpro.models.folder import Task
 from alpro.models.frames import NormalizedModel
-from alpro.models.official import PROMPTER, Imported, build
+from alpro.models.official import PROMPTER, build
 from alpro.models.text import TextConfig
 from alpro.models.weights import select_prefix
 from alpro.stages.training.batch import Batch
@@ -43,7 +42,7 @@ Results = Iterator[tuple[str, Tensor]]
 )
 @pytest.mark.long  # each builds a model of full size; tests/models/test_golden.py has small models of each task
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_the_numbers_are_those_of_the_official_code(path: Path):
+def test_the_numbers_are_those_of_the_official_code(path):
     with np.load(path) as file:
         arrays: Arrays = dict(file)
     compute = {"retrieval": retrieval, "qa": qa, "pretrain": pretrain}[path.stem.split("_")[0]]
@@ -53,12 +52,12 @@ def test_the_numbers_are_those_of_the_official_code(path: Path):
     assert {name: value for name, value in differences.items() if not value < TOLERANCE} == {}
 
 
-def difference(ours: Tensor, theirs: np.ndarray) -> float:
+def difference(ours, theirs):
     assert ours.shape == theirs.shape
     return float(np.abs(ours.numpy().astype(np.float64) - theirs).max())
 
 
-def retrieval(arrays: Arrays) -> Results:
+def retrieval(arrays):
     model = imported("retrieval", arrays).bundle.model
     ids, mask, frames = inputs(arrays)
     video = model.encode_video(frames)
@@ -75,13 +74,13 @@ def retrieval(arrays: Arrays) -> Results:
     )
 
 
-def qa(arrays: Arrays) -> Results:
+def qa(arrays):
     model = imported("qa", arrays).bundle.model
     ids, mask, frames = inputs(arrays)
     yield "logits", model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
 
 
-def pretrain(arrays: Arrays) -> Results:
+def pretrain(arrays):
     """One pass of the objective that training uses; intermediate values are recorded."""
     size = len(arrays["text_ids"])
     assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
@@ -125,7 +124,7 @@ def pretrain(arrays: Arrays) -> Results:
     torch.testing.assert_close(loss, sum(metrics[f"loss_{name}"] for name in objective.losses))
 
 
-def noted(owner: object, method: str) -> list[Tensor]:
+def noted(owner, method):
     """Records the return values of a method."""
     results = []
     call = getattr(owner, method)
@@ -138,7 +137,7 @@ def noted(owner: object, method: str) -> list[Tensor]:
     return results
 
 
-def masked_batch(arrays: Arrays) -> Batch:
+def masked_batch(arrays):
     """The oracle's inputs as training has them."""
     ids, mask, frames = inputs(arrays)
     masked = ids.clone()
@@ -154,7 +153,7 @@ def masked_batch(arrays: Arrays) -> Batch:
     )
 
 
-def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(arrays):
     """Word ids and mask (B, L), and frames (B, T, 3, 224, 224)."""
     ids = torch.from_numpy(arrays["text_ids"])
     mask = torch.from_numpy(arrays["text_mask"])
@@ -162,7 +161,7 @@ def inputs(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, 2 * torch.from_numpy(uniform("video", shape, int(arrays["seed"])))
 
 
-def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = None) -> Imported:
+def imported(task, arrays, weights=None):
     """The model of `alpro model import`."""
     model = build(weights or official_weights(task, arrays), task, tokenizer())
     assert model.unknown == []
@@ -172,14 +171,14 @@ def imported(task: Task, arrays: Arrays, weights: dict[str, Tensor] | None = Non
 
 
 @cache
-def tokenizer() -> Tokenizer:
+def tokenizer():
     """A tokenizer with as many word pieces as BERT's; it encodes no text."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += [f"word{number}" for number in range(TextConfig().vocab_size - len(words))]
     return Tokenizer(WordPiece(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]"))
 
 
-def official_weights(kind: str, arrays: Arrays) -> dict[str, Tensor]:
+def official_weights(kind, arrays):
     """Every tensor of an official checkpoint under its official name."""
     shapes = {
         key: tuple(shape)
@@ -190,7 +189,7 @@ def official_weights(kind: str, arrays: Arrays) -> dict[str, Tensor]:
     )
 
 
-def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]:
+def resized(key, shape, arrays):
     """The shape of a key in the model that the arrays come from: its frames, entities and
     answers."""
     if key.endswith("time_embed"):
@@ -202,7 +201,7 @@ def resized(key: str, shape: tuple[int, ...], arrays: Arrays) -> tuple[int, ...]
     return shape
 
 
-def generate(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+def generate(shapes, seed):
     """The oracle's weights, by the rules of its README."""
     state = {
         key: torch.from_numpy(np.asarray(weight(key, shape, seed))) for key, shape in shapes.items()
@@ -216,7 +215,7 @@ def generate(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]
     return state
 
 
-def weight(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def weight(key, shape, seed):
     if key.endswith("position_ids"):
         return np.arange(shape[-1]).reshape(shape)
     if key.endswith("temp"):
@@ -229,7 +228,7 @@ def weight(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.float32(0.05) * values
 
 
-def uniform(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def uniform(key, shape, seed):
     """float32 in [-1, 1), the same for a key, a shape and a seed wherever it is drawn."""
     random = np.random.RandomState((zlib.crc32(key.encode()) + seed) & 0xFFFFFFFF)
     return (2 * random.random_sample(int(np.prod(shape))).astype(np.float32) - 1).reshape(shape)

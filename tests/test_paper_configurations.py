@@ -3,8 +3,6 @@ set's form: decode, one step, evaluation; and other people's weights as their be
 
 import json
 import tomllib
-from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +30,7 @@ SPLITS = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl
 
 
 @pytest.fixture(scope="module")
-def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
+def official(tmp_path_factory, tiny_model, vocabulary):
     """Small random checkpoints in the form of the official code, with their tokenizer and
     answers."""
     folder = tmp_path_factory.mktemp("official")
@@ -56,18 +54,18 @@ def official(tmp_path_factory, tiny_model, vocabulary) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pretrained(official) -> Path:
+def pretrained(official):
     """A small pre-trained model that came in as an official checkpoint."""
     return official / "pretrain"
 
 
 @pytest.fixture(scope="module")
-def rows(sample) -> list[dict]:
+def rows(sample):
     actual = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
     return [row for row in actual if not row["id"].startswith("broken")]
 
 
-def annotate(folder: Path, rows: list[dict], describe: Callable[[dict], list[dict]]) -> list[str]:
+def annotate(folder, rows, describe):
     """Write rows as official files, one for each split; the changes that name them."""
     changes = []
     for split, name in SPLITS.items():
@@ -80,7 +78,7 @@ def annotate(folder: Path, rows: list[dict], describe: Callable[[dict], list[dic
     return changes
 
 
-def make(config, folder: Path) -> dict[str, Path]:
+def make(config, folder):
     """Every stage in this process; the folder of each."""
     folder.mkdir(exist_ok=True)
     store = Store(folder / "artifacts")
@@ -164,7 +162,7 @@ EVALUATED = {
 }
 
 
-def shipped_config(name: str):
+def shipped_config(name):
     """A configuration of the paper with what a person gives it."""
     data = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
@@ -222,9 +220,7 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     assert (vocabulary.min_noun_share, vocabulary.exclude) == (0, ())  # every noun counts
 
 
-def decode_and_fine_tune(
-    name: str, annotations: list[str], sample: Path, pretrained: Path, folder: Path
-) -> dict[str, Path]:
+def decode_and_fine_tune(name, annotations, sample, pretrained, folder):
     """Take a step of a configuration of the paper, on annotations of the sample's videos."""
     corpus, task = name.split("_")
     stage = f"finetune_{task}"
@@ -237,7 +233,7 @@ def decode_and_fine_tune(
     return make(configure(name, *changes, f"pretrained={pretrained}"), folder)
 
 
-def read_items(folders: dict[str, Path]) -> dict[str, int]:
+def read_items(folders):
     """Return the number of items of each score."""
     items = {}
     for name, folder in folders.items():
@@ -347,7 +343,7 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
 ):
     data = str(sample / "clips.jsonl")
 
-    def evaluations(task: str, *changes: str) -> set[str]:
+    def evaluations(task, *changes):
         """Run `from_weights`; returns the steps that have results."""
         source = Source(data, str(official / task), set=(*SIZES, *changes))
         settings = load_config(source.command("from_weights", tmp_path / "w"))

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from cyclopts import App
 
 from alpro.pipeline.cli.main import app
 
@@ -37,7 +36,7 @@ def test_keys_of_the_configuration():
 def test_options_of_the_command_line():
     """An option that several commands have counts once."""
 
-    def options(app: App) -> set[str]:
+    def options(app):
         groups = [app[name] for name in app if not name.startswith("-")]
         own = app.assemble_argument_collection() if app.default_command else []
         names = {

@@ -42,7 +42,7 @@ SHORT |= {
 }
 
 
-def read_lines(file: Path) -> list[dict]:
+def read_lines(file):
     """Read the rows of a manifest."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -51,7 +51,7 @@ def read_lines(file: Path) -> list[dict]:
 def alpro(tmp_path):
     """alpro(*words): the output of a command in a workspace of its own."""
 
-    def call(*arguments: object) -> str:
+    def call(*arguments):
         words = ["-m", "alpro.pipeline.cli.main", *map(str, arguments)]
         command = [sys.executable, *words, "--workspace", str(tmp_path)]
         done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
@@ -132,7 +132,7 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
 def test_every_benchmark_has_figures(tmp_path):
     """No request to a server is lost, with more clients than places."""
 
-    def benchmark(name: str, *options: str) -> dict:
+    def benchmark(name, *options):
         program = ROOT / "benchmarks" / f"{name}.py"
         file = tmp_path / "figures.json"
         command = [sys.executable, program, *options, "--json", file]

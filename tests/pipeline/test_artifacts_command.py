@@ -23,7 +23,7 @@ from tests.pipeline.lineage import CHANGE, add_artifacts, folder_of, marks
 
 
 @pytest.fixture
-def workspace(tmp_path) -> Path:
+def workspace(tmp_path):
     """The workspace of `add_artifacts`, with an unfinished f."""
     add_artifacts(tmp_path)
     unfinished(tmp_path).mkdir(parents=True)
@@ -33,11 +33,11 @@ def workspace(tmp_path) -> Path:
     return tmp_path
 
 
-def unfinished(workspace: Path) -> Path:
+def unfinished(workspace):
     return workspace / "artifacts" / "train" / ("f" * 16)
 
 
-def alpro(workspace: Path, *words: object) -> int:
+def alpro(workspace, *words):
     """Calls `alpro artifacts ...`; returns its exit status."""
     return cli.execute(["artifacts", *map(str, words), "--workspace", str(workspace)])
 
@@ -96,11 +96,11 @@ def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(wor
 
 
 @pytest.fixture
-def built(tmp_path) -> tuple[Path, Path]:
+def built(tmp_path):
     """Two artifacts, the second with a damaged file."""
     store = Store(tmp_path / "artifacts")
 
-    def work(_: Step, out: Path) -> Outcome:
+    def work(_, out):
         (out / "a.tar").write_bytes(b"0123456789")
         return Outcome()
 
@@ -152,7 +152,7 @@ def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(
         (workspace / place).parent.mkdir(parents=True, exist_ok=True)
         (workspace / place).touch()
 
-    def files() -> set[Path]:
+    def files():
         return {path for path in workspace.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
     removed = {file for mark in "cd" for file in folder_of(workspace, mark).iterdir()}

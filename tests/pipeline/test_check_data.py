@@ -6,22 +6,22 @@ import pytest
 from PIL import Image
 
 from alpro.pipeline.cli.inputs import print_check
-from alpro.pipeline.plan.check_data import DataReport, check_data
+from alpro.pipeline.plan.check_data import check_data
 from tests.plans import configure
 from tests.stages.conftest import write_manifest
 
 SMALL = ("corpora.data.frames=4", "corpora.data.size=32")
 
 
-def check(data, *changes: str, samples: int = 1) -> DataReport:
+def check(data, *changes, samples=1):
     return check_data(configure("own_videos", *SMALL, *changes, data=data), samples)
 
 
-def rows(count: int, **more) -> list[dict]:
+def rows(count, **more):
     return [{"id": f"item{n}x", "captions": [f"cat {n}", f"dog {n}"], **more} for n in range(count)]
 
 
-def asked(split: str, *answers: str) -> list[dict]:
+def asked(split, *answers):
     """Rows of a split, each with a question."""
     return [
         {"id": f"{split}{n}", "split": split, "questions": [{"question": "what?", "answer": one}]}

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
 
-def check(folder: Path, *changes: str, stage: str = "", elsewhere: tuple[str, ...] = ()) -> None:
+def check(folder, *changes, stage="", elsewhere=()):
     check_plan(plan_of(TINY, *changes, workspace=folder, stage=stage), elsewhere)
 
 
@@ -108,14 +107,14 @@ def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
 # What the data tells.
 
 
-def manifest(folder: Path, *rows: dict) -> Path:
+def manifest(folder, *rows):
     path = folder / "m.jsonl"
     (folder / "a.mp4").touch()
     path.write_text("".join(json.dumps({"path": "a.mp4"} | row) + "\n" for row in rows))
     return path
 
 
-def model_folder(folder: Path, config: dict) -> Path:
+def model_folder(folder, config):
     """The files of a pre-trained model, without weights."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):

@@ -1,7 +1,6 @@
 """`alpro artifacts compare`: evaluations side by side."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
 
 
 @pytest.fixture
-def workspace(tmp_path) -> Path:
+def workspace(tmp_path):
     """Write evaluations of 12 questions: b has 12 right answers, a 3 and c 6, from old to new."""
     for day, (mark, right) in enumerate({"b": 12, "a": 3, "c": 6}.items(), 1):
         run = {"at": f"2026-01-0{day}T00:00:00", "commit": "abc"}
@@ -31,11 +30,11 @@ def workspace(tmp_path) -> Path:
     return tmp_path
 
 
-def compare(workspace: Path, *artifacts: str) -> int:
+def compare(workspace, *artifacts):
     return cli.execute(["artifacts", "compare", *artifacts, "--workspace", str(workspace)])
 
 
-def cells(text: str) -> list[list[str]]:
+def cells(text):
     """Return the cells of printed tables, line by line."""
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
 

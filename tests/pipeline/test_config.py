@@ -3,7 +3,6 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ from tests.plans import configure
 CLIP = "cache_prompts.prompter=a/clip"
 
 
-def complete(name: str, folder: Path) -> list[str]:
+def complete(name, folder):
     """The changes that a configuration needs to be complete."""
     if name == TINY:
         return ["train_prompter.model.video.depth=3", "pretrain.start=scratch"]
@@ -36,10 +35,10 @@ def complete(name: str, folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def write(tmp_path) -> Any:
+def write(tmp_path):
     """write(name, text): writes a configuration file; returns its path."""
 
-    def write_file(name: str, text: str) -> str:
+    def write_file(name, text):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

@@ -11,7 +11,6 @@ import httpx
 import prefect
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas import State
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Running
 
 from alpro.errors import InputError
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("prefect")
 
 
 @pytest.fixture(autouse=True)
-def no_terminal(monkeypatch) -> None:
+def no_terminal(monkeypatch):
     """These runs are not of the command line, which other tests call."""
     monkeypatch.delenv("ALPRO_COMMAND_LINE", raising=False)
 
@@ -43,7 +42,7 @@ DEPLOYMENTS = {
 }
 
 
-def client_of(*states: State | Exception) -> MagicMock:
+def client_of(*states):
     """Prefect's client, for a deployment of the pool `cpu`; a run has the next of the states."""
     client = MagicMock()
     client.__enter__.return_value = client
@@ -64,12 +63,10 @@ def deployed(first, workspace, monkeypatch):
     starts, each with its parameters. `build` does their work, in the same workspace, as a worker of
     their pool would."""
 
-    def start(client: MagicMock, changes: list[str], build: bool = True) -> list[tuple[str, dict]]:
+    def start(client, changes, build=True):
         started = []
 
-        def run_deployment(
-            name: str, parameters: dict, timeout: int, flow_run_name: str
-        ) -> SimpleNamespace:
+        def run_deployment(name, parameters, timeout, flow_run_name):
             started.append((name, parameters))
             if build:
                 client.read_deployment.return_value.work_pool_name = "gpu"
@@ -135,7 +132,7 @@ def test_a_pipeline_that_stops_cancels_the_runs_of_deployments(deployed):
     client = client_of()
     main = threading.main_thread().ident
 
-    def stop(one: str) -> SimpleNamespace:
+    def stop(one):
         if client.read_flow_run.call_count == 2:
             signal.pthread_kill(main, signal.SIGINT)
             assert tasks.CURRENT_RUN.get().stopping.wait(120)
@@ -154,7 +151,7 @@ def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
 
     @prefect.flow
-    def outer() -> dict[str, str]:
+    def outer():
         return flow.alpro(TINY, stage="train_tokenizer")
 
     for folders in (flow.alpro(config=TINY, stage="train_tokenizer"), outer()):

@@ -1,11 +1,9 @@
 """What differs between runs, and between an earlier artifact and a step."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from alpro.artifact import Record, Source
 from alpro.pipeline.plan.difference import Difference, differences, explain, origin
-from alpro.pipeline.store.step import Step
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
@@ -63,7 +61,7 @@ def test_an_input_that_was_removed_is_compared_by_its_fingerprint():
     assert one == Difference("data", "pretrain input clips", ("11111111", "22222222"))
 
 
-def steps(folder: Path, *changes: str) -> dict[str, Step]:
+def steps(folder, *changes):
     """The steps of the tiny pipeline by name."""
     return {step.name: step for step in plan_of(TINY, *changes, workspace=folder).steps}
 

@@ -19,12 +19,12 @@ ROW = '{"path": "%s.mp4", "caption": "this is %s"}\n'
 
 
 @pytest.fixture
-def digests(tmp_path) -> Digests:
+def digests(tmp_path):
     return Digests(tmp_path / "digests.sqlite")
 
 
 @pytest.fixture
-def data(tmp_path) -> Path:
+def data(tmp_path):
     """A manifest of two files."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -34,7 +34,7 @@ def data(tmp_path) -> Path:
     return folder / "items.jsonl"
 
 
-def sha256(content: bytes) -> str:
+def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
@@ -93,7 +93,7 @@ def test_a_path_that_is_no_file_is_missing(data, digests):
 def test_a_file_that_must_not_be_read_is_missing_and_one_that_fails_is_an_error(
     error, data, digests, monkeypatch
 ):
-    def fail(path: str) -> str:
+    def fail(path):
         raise OSError(error, "no")
 
     with monkeypatch.context() as patch:
@@ -114,7 +114,7 @@ def test_an_unchanged_file_is_read_once_also_after_an_interruption(tmp_path, dig
     for file in files:
         file.write_bytes(file.name.encode())
 
-    def interrupted(path: str) -> str:
+    def interrupted(path):
         read.append(Path(path).name)
         if read == ["a", "b"]:
             raise KeyboardInterrupt

@@ -1,20 +1,16 @@
 """The document of a run: what it says, as a page and on the pages of MLflow and Prefect."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alpro.artifact import Record
 from alpro.files import write_json
-from alpro.pipeline.reports.document import Document, describe_run
+from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.store.runs import Run
 from alpro.stages.evaluation.controls import CONTROLS
@@ -29,7 +25,7 @@ LINKS = {"Report": "#/runs/1", "Prefect": "", "MLflow": "http://127.0.0.1:5000/#
 
 
 @pytest.fixture
-def artifacts(tmp_path) -> list[tuple[Path, Record]]:
+def artifacts(tmp_path):
     """Artifacts of four stages; texts of the user's have HTML in them."""
     made = []
     counts = {"samples": 190, "rejected": 0}
@@ -46,9 +42,7 @@ def artifacts(tmp_path) -> list[tuple[Path, Record]]:
     return made
 
 
-def document_of(
-    artifacts: list[tuple[Path, Record]], changes: Sequence[str] = (), **values: Any
-) -> Document:
+def document_of(artifacts, changes=(), **values):
     """Describe a run of four steps."""
     steps = [SimpleNamespace(name=name, fingerprint=name * 9) for name in STAGES]
     states = dict.fromkeys(STAGES, "unfinished") | values.pop("states", STATES)
@@ -57,13 +51,13 @@ def document_of(
     return describe_run(replace(run, **values), steps, artifacts, changes)
 
 
-def section(document: Document, heading: str) -> str:
+def section(document, heading):
     """Return the text of a section; empty without one."""
     start = f"## {heading}\n\n"
     return "".join(one.removeprefix(start) for one in document.sections if one.startswith(start))
 
 
-def cells(document: Document, heading: str) -> list[list[str]]:
+def cells(document, heading):
     """Return the lines of a table in a section."""
     _, _, *lines = section(document, heading).splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]

@@ -135,7 +135,7 @@ def test_other_data_than_that_of_the_models_run_has_all_videos(own_run, data, tm
     assert unknown.description.startswith(f"{labeled.description}, and no record says")
 
 
-def by_name(rows: list[dict]) -> dict[str, dict]:
+def by_name(rows):
     return {row["name"]: row for row in rows}
 
 

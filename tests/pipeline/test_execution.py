@@ -49,7 +49,7 @@ SINGLE = [stage for stage in STAGES if stage not in (*TRAININGS, *EVALUATIONS)]
 class Group:
     """Stands for `Processes`: leaves a result and a status, and records what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.result = {"counts": {"items": 3}, "metrics": {"score": 0.5}}
         self.status = 0
         self.work = lambda folder: None  # what it does in the stage's folder
@@ -63,7 +63,7 @@ class Group:
         self.descriptors = descriptors
         return self
 
-    def wait(self) -> int:
+    def wait(self):
         self.work(self.file.parent)
         if self.result is not None:
             write_json(self.file.with_name("result.json"), self.result)
@@ -71,7 +71,7 @@ class Group:
 
 
 @pytest.fixture
-def group(monkeypatch) -> Group:
+def group(monkeypatch):
     group = Group()
     monkeypatch.setattr(processes, "Processes", group)
     monkeypatch.setattr(processes, "RESULT_SECONDS", 0)
@@ -82,7 +82,7 @@ def group(monkeypatch) -> Group:
 def run(tmp_path):
     """run(step, launch, **resources): runs its stage in the folder of the test."""
 
-    def start(step: Step, launch: Launch | None = None, **resources: object) -> Outcome:
+    def start(step, launch=None, **resources):
         store = Store(tmp_path)
         return run_stage(step, tmp_path, store, Resources(**resources), launch or Launch())
 
@@ -240,7 +240,7 @@ def test_a_full_disk_has_no_room_for_a_result(group, run):
         run(EVALUATE)
 
 
-def write_progress(folder: Path, step: int, units: int) -> None:
+def write_progress(folder, step, units):
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     (folder / "parts").mkdir(exist_ok=True)
@@ -268,7 +268,7 @@ def test_only_more_finished_work_is_progress(step, units, progressed, group, run
 
 
 @pytest.fixture
-def work(tmp_path) -> Path:
+def work(tmp_path):
     """The work file of a decoding with values that are not the defaults."""
     (out := tmp_path / "out").mkdir()
     described = {
@@ -286,7 +286,7 @@ def work(tmp_path) -> Path:
 def main(work, monkeypatch):
     """main(outcome, rank): the status and result.json of a stage that returns or raises it."""
 
-    def start(outcome: Outcome | BaseException, rank: str = "0") -> tuple[int, dict]:
+    def start(outcome, rank="0"):
         monkeypatch.setattr(decode_videos, "run", Mock(side_effect=[outcome]))
         monkeypatch.setenv("RANK", rank)
         status = program.main(work)

@@ -42,11 +42,11 @@ STARTS = {
 }
 
 
-def names() -> list[str]:
+def names():
     return [*shipped(), OF_TESTS]
 
 
-def model_folder(root: Path, task: str) -> Path:
+def model_folder(root, task):
     """A folder with the files of a model, whose contents only a digest reads."""
     folder = root / task
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def model_folder(root: Path, task: str) -> Path:
     return folder
 
 
-def fingerprints(name: str, root: Path) -> dict[str, str]:
+def fingerprints(name, root):
     """By start and step. Of a corpus that is not there, the fingerprint lacks the digest of its
     files: that has the paths of this machine in it."""
     found = {}

@@ -90,7 +90,7 @@ def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkey
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
 
-    def run(*words: str) -> dict:
+    def run(*words):
         options = ("--config", TINY, "--workspace", str(workspace), "--json")
         assert cli.execute(["run", *words, *options]) == 0
         return json.loads(capsys.readouterr().out)
@@ -110,7 +110,7 @@ def finished_steps(first, workspace, tmp_path):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
     (tmp_path / "mlflow.db").touch()
 
-    def find(*changes: str) -> list[str]:
+    def find(*changes):
         return [step.name for step in plan_of(TINY, *changes, workspace=tmp_path).finished_steps]
 
     return find
@@ -183,7 +183,7 @@ def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, workspace):
     assert inputs == {"finetune_qa", "decode_videos clips"}
 
 
-def built_in(workspace: Path, changes: list[str], stage: str = "") -> set[str]:
+def built_in(workspace, changes, stage=""):
     """The steps that the last run with these arguments has built."""
     states = states_of(workspace, changes, stage)
     return {name for name, state in states.items() if state == "built"}
@@ -274,7 +274,7 @@ NOT_IN_EVERY_RUN = {
 }
 
 
-def compile_name(name: str) -> re.Pattern[str]:
+def compile_name(name):
     """The pattern of a documented name."""
     return re.compile(re.sub(r"<(\w+)>", lambda found: f"({PLACES.get(found[1], '[^/]+')})", name))
 

@@ -12,7 +12,6 @@ from prefect.client.orchestration.base import BaseClient
 
 from alpro.errors import InputError
 from alpro.pipeline.flows import flow, tasks
-from alpro.pipeline.store.artifacts import Step
 from alpro.stages import WITH_MODEL
 from alpro.stages.execution.interface import Outcome, StageFailed
 from tests.pipeline.conftest import (
@@ -35,7 +34,7 @@ FINE_TUNING = ["finetune_retrieval.lr=7e-4", "finetune_qa.lr=7e-4"]
 class Together:
     """Stands for `run_stage`: each stage waits until as many run as are expected, then fails."""
 
-    def __init__(self, expected: int):
+    def __init__(self, expected):
         self.expected = expected
         self.changed = threading.Condition()
         self.running = 0
@@ -43,7 +42,7 @@ class Together:
         self.started: list[str] = []
         self.gpus: list[list[str]] = []
 
-    def __call__(self, step: Step, out: Path, store: object, resources: object, launch) -> Outcome:
+    def __call__(self, step, out, store, resources, launch):
         with self.changed:
             self.started.append(step.name)
             self.gpus.append([*launch.gpus])
@@ -59,7 +58,7 @@ class Together:
 def together(first, monkeypatch):
     """together(expected): replaces the stages; the record of what they did."""
 
-    def replace(expected: int) -> Together:
+    def replace(expected):
         record = Together(expected)
         monkeypatch.setattr(RUN_STAGE, record)
         return record
@@ -141,23 +140,23 @@ class Endless:
     interrupts any more.
     """
 
-    def __init__(self, stages: int, until: str):
+    def __init__(self, stages, until):
         self.running = threading.Barrier(stages)
         self.until = until
         self.ended = threading.Event()
         self.pressed_again = False
 
-    def stop(self) -> None:
+    def stop(self):
         if self.until == "stop":
             self.ended.set()
         elif not self.pressed_again:
             self.pressed_again = True
             interrupt_main()
 
-    def kill(self) -> None:
+    def kill(self):
         self.ended.set()
 
-    def __call__(self, step: Step, out: Path, store: object, resources: object, launch) -> Outcome:
+    def __call__(self, step, out, store, resources, launch):
         launch.on_start(self)
         if self.running.wait(120) == 0:
             interrupt_main()
@@ -180,7 +179,7 @@ def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, works
     assert states_of(workspace, changes)["finetune_qa"] == "unfinished"
 
 
-def died(progressed: bool = True) -> StageFailed:
+def died(progressed=True):
     return StageFailed("evaluate ended with status 1", progressed)
 
 
@@ -199,7 +198,7 @@ def test_only_a_stage_that_gets_further_runs_again(
     left = list(errors)
     tried = []
 
-    def work(step: Step, out: Path, *_: object) -> Outcome:
+    def work(step, out, *_):
         tried.append(step.name)
         if left:
             raise left.pop(0)
@@ -233,7 +232,7 @@ def test_the_error_of_a_run_does_not_depend_on_the_answer_of_prefects_server(
         is_lost = path.endswith("/set_state")
         return request(client, method, path, *rest, **more) if is_lost else answer
 
-    def fail(*_: object) -> Outcome:
+    def fail(*_):
         raise StageFailed("pretrain broke")
 
     monkeypatch.setattr(BaseClient, "request", request_twice)

@@ -1,7 +1,6 @@
 """Following a file of metrics that a stage writes: what is read, and how much of it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,20 +9,20 @@ from alpro.pipeline.tracking.follower import MetricsFollower
 
 
 @pytest.fixture
-def file(tmp_path) -> Path:
+def file(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-def lines(*steps: int) -> str:
+def lines(*steps):
     return "".join(json.dumps({"step": step, "time": 1.5}) + "\n" for step in steps)
 
 
-def append(file: Path, text: str) -> None:
+def append(file, text):
     with open(file, "a") as opened:
         opened.write(text)
 
 
-def read(follower: MetricsFollower, final: bool = False) -> list[int]:
+def read(follower, final=False):
     """Return the steps of the lines that are read."""
     return [line["step"] for line in follower.read(final)]
 

@@ -2,7 +2,6 @@
 before it writes into the original."""
 
 import shutil
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -16,7 +15,7 @@ from tests.pipeline.conftest import write_artifact
 
 
 @pytest.fixture
-def original(mlflow_store, tmp_path) -> Path:
+def original(mlflow_store, tmp_path):
     """Create a workspace with an artifact and an experiment that has a run."""
     folder = tmp_path / "first place"
     folder.mkdir()

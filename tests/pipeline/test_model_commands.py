@@ -128,11 +128,11 @@ def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, ow
 # Questions and entities.
 
 
-def probabilities(ranked: list) -> list[list[str]]:
+def probabilities(ranked):
     return [[word, f"{p:.3f}"] for word, p in ranked]
 
 
-def printed(out: str) -> list[list[str]]:
+def printed(out):
     _, *lines = out.splitlines()
     return [line.rsplit(maxsplit=1) for line in lines]
 

@@ -9,11 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import psutil
 import pytest
@@ -30,12 +26,12 @@ LONG = ["train_prompter.phases.0.steps=100000", "resources.checkpoint_interval=6
 STEPS = 400
 
 
-def rows(database: Path, query: str) -> list[str]:
+def rows(database, query):
     with closing(sqlite3.connect(database)) as connection:
         return [value for (value,) in connection.execute(query)]
 
 
-def stages_of(folder: Path) -> list[psutil.Process]:
+def stages_of(folder):
     """The processes of stages of a workspace."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -45,7 +41,7 @@ def stages_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def newest_checkpoint(workspace: Path) -> int:
+def newest_checkpoint(workspace):
     """The step of the newest checkpoint of the prompter; 0 without one."""
     found = workspace.glob("artifacts/train_prompter/*/checkpoints/step-*")
     return max((int(path.name.removeprefix("step-")) for path in found), default=0)
@@ -101,7 +97,7 @@ def test_a_command_that_is_stopped_reports_and_continues(how, tmp_path):
 class Machine:
     """A running `alpro up` in a workspace."""
 
-    def __init__(self, workspace: Path, ports: tuple[int, int]):
+    def __init__(self, workspace, ports):
         self.workspace = workspace
         self.api = f"http://127.0.0.1:{ports[0]}/api"
         self.log = workspace / "up.out"
@@ -116,7 +112,7 @@ class Machine:
         self.process = start(command, self.log)
         wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
 
-    def find_worker(self) -> psutil.Process:
+    def find_worker(self):
         """The worker for trainings."""
         for process in psutil.Process(self.process.pid).children(recursive=True):
             line = " ".join(process.cmdline())
@@ -124,10 +120,10 @@ class Machine:
                 return process
         raise AssertionError("no worker")
 
-    def check(self) -> None:
+    def check(self):
         assert self.process.poll() is None, self.log.read_text()
 
-    def prefect(self, *words: str) -> str:
+    def prefect(self, *words):
         command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, cwd=ROOT
@@ -135,44 +131,42 @@ class Machine:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def start(self, name: str, *changes: str) -> str:
+    def start(self, name, *changes):
         """Start a run of a deployment; returns its id."""
         values = ("-p", f"config={TINY}", "-p", f"changes={json.dumps(changes)}")
         output = self.prefect("deployment", "run", f"alpro/{name}", *values)
         return re.findall(r"UUID: (\S+)", output)[0]
 
-    def client(self) -> Any:
+    def client(self):
         from prefect.client.orchestration import SyncPrefectClient
 
         return SyncPrefectClient(self.api, httpx_settings={"timeout": 120})
 
-    def wait_for_state(
-        self, run: str | UUID, condition: Callable[[Any], object], seconds: int
-    ) -> Any:
+    def wait_for_state(self, run, condition, seconds):
         with self.client() as client:
 
-            def look() -> Any:
+            def look():
                 state = client.read_flow_run(run).state
                 return state if state and condition(state) else None
 
             return wait_for(look, seconds, self.check)
 
-    def ended(self, run: str | UUID) -> Any:
+    def ended(self, run):
         """Return the final state of a run."""
         return self.wait_for_state(run, lambda state: state.is_final(), 1800)
 
-    def step(self) -> int:
+    def step(self):
         """Return the last step of the training of the prompter; 0 before the first."""
         files = self.workspace.glob("artifacts/train_prompter/*/metrics.jsonl")
         return max((line["step"] for file in files for line in read_metrics(file)), default=0)
 
-    def train_on(self) -> int:
+    def train_on(self):
         """Wait until the training gets further; returns its step."""
         before = self.step()
         wait_for(lambda: self.step() > before, 1200, self.check)
         return self.step()
 
-    def end(self, victims: list[psutil.Process], number: int, statuses: set[int]) -> None:
+    def end(self, victims, number, statuses):
         """End programs, and with them `alpro up`; nothing is left behind."""
         everything = {*descendants(self.process), *stages_of(self.workspace)}
         for victim in victims:
@@ -183,7 +177,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path, free_port) -> Iterator[Callable[[], Machine]]:
+def machine(tmp_path, free_port):
     """machine(): `alpro up` in one workspace, with the same ports each time."""
     ports = (free_port(), free_port())
     started = []
@@ -239,7 +233,7 @@ UNFINISHED = "select distinct status from runs where status != 'FINISHED'"
 WITHIN = 60  # seconds of the automation, which docs/cluster has at 900
 
 
-def end_night(up: Machine, how: str) -> None:
+def end_night(up, how):
     """End `alpro up` in one of the ways of ENDS."""
     number, statuses = ENDS[how]
     victims = [psutil.Process(up.process.pid)]

@@ -27,10 +27,10 @@ SCRATCH = "pretrain.start=scratch"
 
 
 @pytest.fixture
-def steps_of(tmp_path) -> Plan:
+def steps_of(tmp_path):
     """steps_of(*changes): the steps of the tiny pipeline by name."""
 
-    def find(*changes: str) -> dict[str, Step]:
+    def find(*changes):
         plan = plan_of(TINY, *changes, workspace=tmp_path / "workspace")
         return {step.name: step for step in plan.steps}
 
@@ -38,17 +38,17 @@ def steps_of(tmp_path) -> Plan:
 
 
 @pytest.fixture
-def digests(tmp_path) -> Digests:
+def digests(tmp_path):
     return Digests(tmp_path / "digests.sqlite")
 
 
-def changed(before: dict[str, Step], after: dict[str, Step]) -> set[str]:
+def changed(before, after):
     """The steps that are gone or have another fingerprint."""
     names = {name: step.fingerprint for name, step in after.items()}
     return {name for name, step in before.items() if names.get(name) != step.fingerprint}
 
 
-def write(file: Path, content: str) -> None:
+def write(file, content):
     """Writes a file with a later modification time than before."""
     file.parent.mkdir(parents=True, exist_ok=True)
     newer = file.stat().st_mtime_ns + 10**9 if file.exists() else 10**18

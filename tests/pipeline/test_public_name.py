@@ -12,7 +12,7 @@ TOKEN = "0123456789abcdef"
 SAME = {"Sec-Fetch-Site": "same-origin"}
 
 
-def ask(public_name: str, **headers: str) -> int:
+def ask(public_name, **headers):
     """The status of an upload from the page."""
     app = FastAPI()
     app.post("/api/search")(lambda: {})

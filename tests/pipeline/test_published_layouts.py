@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.sources.manifest import import_source
 
 LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text("utf-8"))
 
 
-def read_rows(manifest: Manifest) -> list[list]:
+def read_rows(manifest):
     """Return the rows of a manifest as layouts.toml writes them: file and part, split, texts."""
     rows = []
     columns = ["path", "split", "start", "end", "captions", "questions"]

@@ -20,7 +20,7 @@ from tests.pipeline.test_cli import call
 TEXTS = ["a red ball moves left", "where does it go?"]
 
 
-def predict(model: Model, stage: str, videos: list[str]) -> dict[str, Any]:
+def predict(model, stage, videos):
     """Return the expected predictions for pairs of a video and a text, by column."""
     if stage == "finetune_qa":
         columns: dict[str, Any] = {"answer": [], "probability": []}

@@ -1,7 +1,6 @@
 """Results as tables, on the terminal and side by side."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ ONE_TYPE = {"name": "qa/acc_what", "metric": "what", "value": 3.25}
 
 
 @pytest.fixture
-def rows() -> list[dict[str, Any]]:
+def rows():
     answers = score_row(**ANSWERS, value=1.25, chance=2.75)
     decoded = {"table": "decoded", "name": "decoded/clips", "what": "clips", "direction": ""}
     return [
@@ -101,7 +100,7 @@ def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
 
 
 @pytest.fixture
-def evaluated(tmp_path, monkeypatch) -> Path:
+def evaluated(tmp_path, monkeypatch):
     """Write an evaluation with all scores that are printed, many others, and warnings."""
     names = [*PRINTED, *(f"control_{number}/t2v/R1" for number in range(70))]
     score = score_row(value=49.55, low=42.5, high=56.5)

@@ -9,11 +9,11 @@ from alpro.pipeline.store.runs import FILE, Run, Runs
 
 
 @pytest.fixture
-def runs(tmp_path) -> Runs:
+def runs(tmp_path):
     return Runs(tmp_path)
 
 
-def begin(runs: Runs, at: str, config: str = "tiny", *changes: str) -> Run:
+def begin(runs, at, config="tiny", *changes):
     run = Run(at=at, config=config, changes=changes, stage="pretrain")
     runs.begin(run)
     return run

@@ -36,7 +36,7 @@ def own_server(tmp_path, monkeypatch):
     monkeypatch.setattr(servers.atexit, "register", ends.append)
     create = servers.Processes
 
-    def start(program: str):
+    def start(program):
         def processes(command, environment, **more):
             here = [sys.executable, "-c", program]
             return create(servers.supervised(here), environment, **more)
@@ -163,7 +163,7 @@ def test_a_worker_needs_an_absolute_workspace(monkeypatch):
 
 
 @prefect.flow
-def nothing() -> None:
+def nothing():
     """Stands for the flow of a deployment."""
 
 
@@ -180,7 +180,7 @@ LEFT = {
 
 @pytest.mark.usefixtures("prefect")
 def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
-    async def leave_and_start() -> tuple[dict[str, str], int]:
+    async def leave_and_start():
         async with get_client() as client:
             await client.create_work_pool(WorkPoolCreate(name="pool", type="process"))
             flow = await client.create_flow(nothing)

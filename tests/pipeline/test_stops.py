@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +31,7 @@ ENDS = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 
 
 @pytest.fixture(scope="session")
-def step(clips, stills, vocabulary) -> Step:
+def step(clips, stills, vocabulary):
     """A training alone, without Prefect and MLflow."""
     config = configure(TINY, f"train_prompter.phases.0.steps={STEPS}").train_prompter
     given = {"clips": clips, "stills": stills, "tokenizer": vocabulary}
@@ -40,7 +39,7 @@ def step(clips, stills, vocabulary) -> Step:
 
 
 @pytest.fixture(scope="session")
-def stage(step, tmp_path_factory) -> Callable[[Path, int], list[str]]:
+def stage(step, tmp_path_factory):
     """stage(folder, ranks): the command of the training."""
     file = tmp_path_factory.mktemp("step") / "step.json"
     described = {
@@ -52,7 +51,7 @@ def stage(step, tmp_path_factory) -> Callable[[Path, int], list[str]]:
     return lambda folder, ranks: ["tests.pipeline.one_stage", str(file), str(folder), str(ranks)]
 
 
-def pipeline(workspace: Path, ranks: int) -> list[str]:
+def pipeline(workspace, ranks):
     """Return the command of a training with Prefect's server and MLflow."""
     command = ["alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
     changes = [f"train_prompter.phases.0.steps={STEPS}", "resources.checkpoint_interval=0.05"]
@@ -61,13 +60,13 @@ def pipeline(workspace: Path, ranks: int) -> list[str]:
     return [*command, "--workspace", str(workspace)]
 
 
-def read_weights(folder: Path) -> str:
+def read_weights(folder):
     """Return the checksum of the model of the only training in a folder."""
     (file,) = folder.rglob("train_prompter/*/model/model.safetensors")
     return checksum(file)
 
 
-def run_to_the_end(command: list[str], folder: Path) -> str:
+def run_to_the_end(command, folder):
     """Run a command that nothing interrupts. Returns the checksum of its model."""
     status = start(command, folder / "log").wait(600)
     assert status == 0, (folder / "log").read_text()
@@ -75,11 +74,11 @@ def run_to_the_end(command: list[str], folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def whole_stage(step, build_once, two_ranks, resources) -> Callable[[int], str]:
+def whole_stage(step, build_once, two_ranks, resources):
     """whole_stage(ranks): the checksum of the model of a training that nothing interrupts."""
 
-    def train(ranks: int) -> str:
-        def build(folder: Path) -> None:
+    def train(ranks):
+        def build(folder):
             store = Store(folder)
             out = store.folder(step)
             out.mkdir(parents=True)
@@ -94,18 +93,18 @@ def whole_stage(step, build_once, two_ranks, resources) -> Callable[[int], str]:
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory) -> Callable[[int], tuple[Path, str]]:
+def whole_run(tmp_path_factory):
     """whole_run(ranks): a workspace, and the checksum of its model; nothing interrupted the run."""
 
     @cache
-    def run(ranks: int) -> tuple[Path, str]:
+    def run(ranks):
         workspace = tmp_path_factory.mktemp("whole")
         return workspace, run_to_the_end(pipeline(workspace, ranks), workspace)
 
     return run
 
 
-def kill_and_run_again(draw: random.Random, command: list[str], folder: Path, ranks: int) -> str:
+def kill_and_run_again(draw, command, folder, ranks):
     """Kill a run at a random instant, and run it again. Returns the checksum of its model."""
     role = draw.choice([role for role in ROLES if ranks > 1 or role != "torchrun"])
     signals = draw.choice([*SIGNALS])
@@ -138,11 +137,11 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(seed, whole_run):
 # A group of processes.
 
 
-def python(text: str) -> list[str]:
+def python(text):
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
-def run_group(text: str, on_line: Callable[[str], object] = lambda line: None, **options) -> int:
+def run_group(text, on_line=lambda line: None, **options):
     """Run a Python program as a supervised group; returns its exit status."""
     return Processes(supervised(python(text)), os.environ, on_line=on_line, **options).wait()
 
@@ -158,7 +157,7 @@ def test_the_output_of_a_group_is_read_to_its_end():
 
 
 def test_the_output_of_a_group_is_read_whatever_the_log_raises():
-    def raise_as_rich_does(line: str) -> None:
+    def raise_as_rich_does(line):
         raise SystemExit(1)
 
     long = "for _ in range(40_000): print('more than the pipe and its reader hold')"
@@ -185,7 +184,7 @@ def test_a_group_is_killed_before_its_leader_is_reaped(monkeypatch):
     killpg = os.killpg
     states = []
 
-    def record(leader: int, number: int) -> None:
+    def record(leader, number):
         states.append(psutil.Process(leader).status())
         killpg(leader, number)
 
@@ -211,7 +210,7 @@ sys.exit(75)
 """
 
 
-def run_until_ready(command: list[str]) -> Processes:
+def run_until_ready(command):
     """Start a supervised command that prints `ready`, and wait for it."""
     ready = threading.Event()
     group = Processes(command, os.environ, on_line=lambda line: ready.set())
@@ -255,7 +254,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def start_and_kill_parent(command: list[str], client: str = "") -> tuple[int, str]:
+def start_and_kill_parent(command, client=""):
     """Start a supervised command from a process that is killed then.
 
     Returns:

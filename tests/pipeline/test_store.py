@@ -25,15 +25,15 @@ from tests.pipeline.lineage import add_artifacts, folder_of
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path):
     return Store(tmp_path / "artifacts")
 
 
-def sample_step(**config) -> Step:
+def sample_step(**config):
     return Step("render_sample", "render_sample", render_sample.Config(**config))
 
 
-def decode_step(sample: Step | None = None, **config) -> Step:
+def decode_step(sample=None, **config):
     return Step(
         "decode_videos",
         "decode_videos clips",
@@ -43,7 +43,7 @@ def decode_step(sample: Step | None = None, **config) -> Step:
     )
 
 
-def nothing(step: Step, out: Path) -> Outcome:
+def nothing(step, out):
     return Outcome()
 
 
@@ -83,7 +83,7 @@ def test_no_stage_has_a_key_of_the_resources(stage):
 def test_the_record_is_written_last_and_describes_the_artifact(store):
     step = decode_step()
 
-    def work(step: Step, out: Path) -> Outcome:
+    def work(step, out):
         assert out == store.folder(step)
         assert store.find(step) is None
         return Outcome({"items": 3}, {"score": 0.5}, ["few"], "float32")
@@ -107,7 +107,7 @@ def test_the_record_is_written_last_and_describes_the_artifact(store):
 
 
 def test_a_finished_artifact_has_no_unfinished_work(store):
-    def work(step: Step, out: Path) -> Outcome:
+    def work(step, out):
         (out / "result.txt").write_text("done")
         for name in ("checkpoints", "parts", "model"):
             (out / name).mkdir()
@@ -139,11 +139,11 @@ def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_on
 def test_work_that_fails_is_continued(store):
     step = decode_step()
 
-    def fail(step: Step, out: Path) -> Outcome:
+    def fail(step, out):
         (out / "half.txt").write_text("half")
         raise OSError("disk full")
 
-    def finish(step: Step, out: Path) -> Outcome:
+    def finish(step, out):
         assert (out / "half.txt").exists()
         return Outcome()
 
@@ -160,7 +160,7 @@ def test_nothing_stays_of_work_whose_files_changed(store):
     answers = [False, True]
     step = replace(sample_step(), recheck=lambda: answers.pop(0))
 
-    def work(step: Step, out: Path) -> Outcome:
+    def work(step, out):
         (out / "parts").mkdir()  # fails if one is there
         return Outcome()
 
@@ -210,10 +210,10 @@ FILES = {"a.tar": b"0123456789", "model/weights": b"weights", "empty": b""}
 
 
 @pytest.fixture
-def built(store) -> Path:
+def built(store):
     """The folder of an artifact with FILES."""
 
-    def work(_: Step, out: Path) -> Outcome:
+    def work(_, out):
         for name, content in FILES.items():
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_bytes(content)
@@ -224,7 +224,7 @@ def built(store) -> Path:
     return store.folder(sample_step())
 
 
-def problems(store: Store) -> list[tuple[str, str]]:
+def problems(store):
     root = store.folder(sample_step())
     return [
         (kind, str(file.relative_to(root))) for kind, file in verify(store.snapshot().artifacts)
@@ -300,12 +300,12 @@ def test_an_input_that_cannot_be_read_is_not_called_damaged(store, built):
 
 
 @pytest.fixture
-def many(store) -> Store:
+def many(store):
     add_artifacts(store.root.parent)
     return store
 
 
-def listed(artifacts: list) -> str:
+def listed(artifacts):
     return "".join(record.fingerprint[0] for _, record in artifacts)
 
 
@@ -319,7 +319,7 @@ def test_a_lineage_lacks_what_was_removed(many):
 def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folder(
     many, monkeypatch
 ):
-    def killed(folder: Path) -> None:
+    def killed(folder):
         (folder / "data").unlink()
         raise KeyboardInterrupt
 

@@ -21,7 +21,6 @@ from alpro.pipeline.flows.study import (
     run_study,
     summarize,
 )
-from alpro.pipeline.reports.results import Rows
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import StageFailed
@@ -37,7 +36,7 @@ SMALL = ["pretrain.weights.pem=0", "pretrain.start=scratch", "evaluate.qa=''"]
 SMALL += ["pretrain.phases=[{corpora=['clips'], steps=6}]"]
 
 
-def row(name: str, value: float | None, chance: float | None = 10.0, **more: Any) -> dict:
+def row(name, value, chance=10.0, **more):
     """A score of a variant with a seed."""
     run = {"variant": "base", "seed": 0, "items": 20}
     shown = {"what": "retrieval", "direction": "t2v", "metric": "R@1", "unit": "%"}
@@ -45,7 +44,7 @@ def row(name: str, value: float | None, chance: float | None = 10.0, **more: Any
     return {"name": name, "value": value, "chance": chance, **run, **shown, **more}
 
 
-def study_of(variants: Any = VARIANTS, **values: Any) -> Study:
+def study_of(variants=VARIANTS, **values):
     values = {
         "seeds": [5, 6],
         "until": "evaluate pretrained",
@@ -55,7 +54,7 @@ def study_of(variants: Any = VARIANTS, **values: Any) -> Study:
 
 
 @pytest.fixture
-def summaries() -> Rows:
+def summaries():
     """Seed 2 of the other variant failed, and only the first variant has the score b."""
     scores = [
         row("a", 10.0, chance=5.0),
@@ -139,12 +138,12 @@ def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch) -> list[Any]:
+def start(tmp_path, monkeypatch):
     """Runs leave the scores of VALUES; the errors of the list are raised by the runs that come
     first."""
     errors: list[Any] = []
 
-    def run(plan, tracker, title, tags) -> dict[str, str]:
+    def run(plan, tracker, title, tags):
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain

@@ -34,22 +34,22 @@ STAGE = Record(
 
 
 @pytest.fixture
-def tracker(mlflow_store, tmp_path) -> Tracker:
+def tracker(mlflow_store, tmp_path):
     mlflow_store(tmp_path)
     return Tracker.open("", tmp_path, "sample")
 
 
-def write(file: Path, step: int, **values: float) -> None:
+def write(file, step, **values):
     with open(file, "a") as lines:
         lines.write(json.dumps({"step": step, "time": 1.5 + step, **values}) + "\n")
 
 
-def history(tracker: Tracker, run: str, key: str) -> list[tuple[float, int, int]]:
+def history(tracker, run, key):
     """Return the values of a metric of a run, with step and time."""
     return [(m.value, m.step, m.timestamp) for m in tracker.client.get_metric_history(run, key)]
 
 
-def files_of(tracker: Tracker, run: str) -> set[str]:
+def files_of(tracker, run):
     folder = Path(tracker.client.download_artifacts(run, ""))
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -79,7 +79,7 @@ class Client:
 
 
 @pytest.fixture
-def client(tracker, monkeypatch) -> Client:
+def client(tracker, monkeypatch):
     tracker.client = Client(tracker.client)
     monkeypatch.setattr(module, "FOLLOW_SECONDS", 0.01)
     return tracker.client
@@ -89,7 +89,7 @@ def client(tracker, monkeypatch) -> Client:
 
 
 @pytest.fixture(scope="module")
-def stage(mlflow_store, tmp_path_factory) -> SimpleNamespace:
+def stage(mlflow_store, tmp_path_factory):
     """Log a stage inside a pipeline, with what MLflow had while the stage ran."""
     root = tmp_path_factory.mktemp("stage")
     mlflow_store(root)
@@ -249,7 +249,7 @@ def test_the_command_logs_artifacts_again(tracker, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def models(mlflow_store, tmp_path_factory) -> SimpleNamespace:
+def models(mlflow_store, tmp_path_factory):
     """Log two models and an evaluation of each, the better one last."""
     root = tmp_path_factory.mktemp("models")
     mlflow_store(root)

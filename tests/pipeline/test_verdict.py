@@ -53,7 +53,7 @@ def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
     rng = np.random.default_rng(0)
     clips = np.arange(200).astype(str)
 
-    def draw(difference: float) -> PairedDifference:
+    def draw(difference):
         luck = rng.random(200)
         better = luck < (0.15 + difference) / 2
         worse = (luck < 0.15) & ~better
