@@ -3,26 +3,29 @@ s3://bucket/index.
 
 A row is a clip with its embedding, or a file that could not be decoded, with the reason. LanceDB
 makes each change atomic: a search can run beside a writer, and a killed writer leaves whole rows.
+Writers of a folder wait for each other, at a lock. A store has no locks: there, and in a search, a
+call is repeated if the change of another process has overtaken it.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from alpro.artifact import read_record
 from alpro.credentials import redact
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json
-from alpro.inference.items import SCHEMA, Item
+from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.shards.storage import absolute, is_url
 
 if TYPE_CHECKING:
@@ -37,9 +40,33 @@ INDEXES = "indexes.txt"  # in a workspace: a folder or an address on each line
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
 ORDER = ("path", "start", "id")  # in which the index is listed
+LOCK = "clips.lock"  # in the folder of an index
+REPEATS = 4  # of a call that was overtaken
+# What the engine says if the files of the state that it reads are gone, or if others changed it first.
+OVERTAKEN = "Not found: |[Cc]ommit conflict|concurrent writers"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Columns that a search shows and a condition may name, beside the manifest's columns.
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
+
+
+class Overtaken(InputError):
+    """Raised when another process changed an index during a call."""
+
+
+def repeated(call: Callable[P, T]) -> Callable[P, T]:
+    """Repeat a call that was overtaken: it then sees the newest state."""
+
+    @wraps(call)
+    def repeat(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(REPEATS):
+            with suppress(Overtaken):
+                return call(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    return repeat
 
 
 class IndexSettings(BaseModel):
@@ -79,10 +106,12 @@ class Index:
         self.columns: dict[str, pa.DataType] = {
             field.name: field.type for field in table.schema if field.name not in own
         }
-        self._shown = [*SCHEMA.names, *self.columns]  # all but the embedding
+        self._shown = [name for name in table.schema.names if name != "vector"]
         self._errors = partial(engine_errors, place, self.columns)
+        self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
     @classmethod
+    @repeated
     def open(cls, place: str | Path) -> "Index":
         """Open an existing index.
 
@@ -98,6 +127,7 @@ class Index:
             return cls(address, connect(address).open_table("clips"))
 
     @classmethod
+    @repeated
     def create(
         cls,
         place: str | Path,
@@ -128,19 +158,27 @@ class Index:
         return self.count()
 
     @property
+    @repeated
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
         with self._errors():
             metadata = self.table.schema.field("vector").metadata
             return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
 
+    @repeated
     def change_settings(self, **values: Any) -> None:
-        """Change the model's folder or the root, for all rows at once."""
+        """Change the model's folder or the root, for all rows at once. The index of an earlier version
+        gets its missing columns."""
         settings = self.settings.model_copy(update=values)
         metadata = {SETTINGS: settings.model_dump_json()}
-        with self._errors():
+        with self._errors(), self._lock:
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
+            names = self.table.schema.names
+            missing = [field for field in SCHEMA if field.name not in names]
+            if missing:
+                self.table.add_columns(missing)
 
+    @repeated
     def count(self, sql: str = IS_CLIP) -> int:
         """Count rows.
 
@@ -150,6 +188,7 @@ class Index:
         with self._errors():
             return self.table.count_rows(sql)
 
+    @repeated
     def rows(self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0) -> list[Item]:
         """List rows in the order of the index, without their embeddings.
 
@@ -163,12 +202,14 @@ class Index:
             query = self.table.search().select(self._shown).where(sql).order_by(order)
             return self._items(query.limit(k).offset(offset).to_list())
 
+    @repeated
     def embedding(self, key: str) -> np.ndarray:
         """Return the embedding (E,) of a clip."""
         with self._errors():
             query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
             return np.array(query.to_list()[0]["vector"], np.float32)
 
+    @repeated
     def nearest(
         self, vector: np.ndarray, k: int, sql: str = IS_CLIP, exact: bool = False
     ) -> list[Item]:
@@ -216,14 +257,20 @@ class Index:
             row["columns"] = {name: row.pop(name) for name in self.columns}
         return rows
 
+    @repeated
     def identities(self) -> pa.Table:
-        """Return `key`, `path`, `identity` and `reason` of all rows. Paths are as they are stored."""
-        columns = ["key", "path", "identity", "reason"]
+        """Return what tells rows of different runs apart, of all rows, as it is stored."""
+        columns = ["key", "path", "identity", "listed_by", "listed_as", "reason"]
         with self._errors():
             return self.table.search().select(columns).limit(None).to_arrow()
 
-    def write(self, items: list[Item]) -> None:
-        """Add rows, or replace rows with the same keys. A row has a `vector` or a `reason`."""
+    @repeated
+    def write(self, items: list[Item], computed: bool = True) -> None:
+        """Add rows, or replace rows with the same keys. A row has a `vector` or a `reason`.
+
+        Args:
+            computed: If False, rows keep what their embedding computed, and none are added.
+        """
         root = self.settings.root
         rows = []
         for item in items:
@@ -232,16 +279,20 @@ class Index:
             path = stored_path(item["path"], root)
             rows.append(item | item["columns"] | {"path": path, "words": words})
 
-        with self._errors():
+        with self._errors(), self._lock:
             data = pa.Table.from_pylist(rows, self.table.schema)
             upsert = self.table.merge_insert("key").when_matched_update_all()
-            upsert = upsert.when_not_matched_insert_all()
+            if computed:
+                upsert = upsert.when_not_matched_insert_all()
+            else:
+                data = data.drop_columns(COMPUTED)
             upsert.execute(data, on_bad_vectors="null")
 
+    @repeated
     def remove(self, sql: str) -> None:
         """Remove rows, also from the disk."""
         table = self.table
-        with self._errors():
+        with self._errors(), self._lock:
             query = table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
             # The engine only marks deleted rows, but it deletes a file in which no others are left.
             for fragment in {row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()}:
@@ -250,12 +301,13 @@ class Index:
             table.delete(sql)
             table.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
+    @repeated
     def optimize(self) -> None:
         """Merge small files, delete files of earlier states, and build the approximate index if
         there are many clips."""
         from lancedb.index import IvfFlat
 
-        with self._errors():
+        with self._errors(), self._lock:
             self.table.optimize(cleanup_older_than=timedelta(minutes=10))
             if len(self) > EXACT_CLIPS and not self.table.list_indices():
                 config = IvfFlat(distance_type="dot", num_partitions=PARTITIONS)
@@ -310,7 +362,8 @@ def engine_errors(place: str, columns: Collection[str] = ()) -> Iterator[None]:
         if unknown:
             names = ", ".join([*SHOWN_COLUMNS, *columns])
             message = f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
-        raise InputError(message) from error
+        kind = Overtaken if re.search(OVERTAKEN, message) else InputError
+        raise kind(message) from error
 
 
 def make_condition(where: str = "", words: str = "") -> str:

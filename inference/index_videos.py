@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -63,13 +63,15 @@ class Counts:
     Attributes:
         embedded: Clips that were embedded.
         replaced: Items whose files had changed.
+        updated: Items of which only the caption or a column had changed.
         skipped: Items that were in the index.
-        removed: Rows of files that are gone or have fewer windows.
+        removed: Rows of files that are gone or have fewer windows, or that their table no longer has.
         reasons: Number of rejected items by reason.
     """
 
     embedded: int = 0
     replaced: int = 0
+    updated: int = 0
     skipped: int = 0
     removed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -86,8 +88,11 @@ def add_videos(
 ) -> Counts:
     """Embed the clips that an index does not have, or whose files have changed.
 
-    Clips of the same folder whose files are gone are removed. If the folder of an index has moved,
-    its clips are found in the new one.
+    Captions and columns that have changed are replaced. Clips of the same folder whose files are
+    gone, and those that their table or corpus no longer has, are removed. If the folder of an index
+    has moved, its clips are found in the new one.
+
+    A folder has no captions: what a table said of its files stays.
 
     Args:
         place: Folder or address of the index, which is created if there is none.
@@ -203,12 +208,14 @@ class Addition:
     unit_size: int = field(default=FIRST_UNIT, init=False)
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
     indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
+    listed: set[str] = field(default_factory=set, init=False)  # what tables said, by digest
     scanned: set[str] = field(default_factory=set, init=False)  # keys of this run
     identities: dict[str, str] = field(default_factory=dict, init=False)  # by path, of this run
 
     def run(self, videos: Location) -> Counts:
         old_rows = SCHEMA.empty_table() if self.index is None else self.index.identities()
         for row in iterate_rows(old_rows):
+            self.listed.add(row["listed_as"])
             # A file that could not be reached is tried again.
             if row["reason"] not in TRANSIENT_REASONS:
                 self.indexed[row["key"]] = row["identity"]
@@ -245,29 +252,35 @@ class Addition:
             paths -= self.identities.keys()
             self.identities |= zip(paths, identities(map(located, paths)), strict=True)
 
+            updated = []
             for row in map(self._make_row, chunk):
                 key = row["key"]
                 is_repeated = key in self.scanned
                 self.scanned.add(key)
                 if row["reason"]:
                     self._add(row)
-                elif is_repeated or self.indexed.get(key) == row["identity"]:
-                    self.counts.skipped += 1
-                else:
+                elif not is_repeated and self.indexed.get(key) != row["identity"]:
                     self.counts.replaced += key in self.indexed
                     yield row
+                elif is_repeated or row["listed_as"] in self.listed or not row["listed_by"]:
+                    self.counts.skipped += 1
+                else:
+                    updated.append(row)
+            if self.index is not None and updated:
+                self.index.write(updated, computed=False)
+                self.counts.updated += len(updated)
 
     def _make_row(self, item: Item) -> Item:
-        """Return an item with its key and its identity."""
+        """Return an item with its key, its identity and the digest of what is said of it."""
         path = stored_path(item["path"], self.settings.root)
         member = (item["member"] or {}).get("name")
         sample = item["id"] if item["frame_offsets"] or item["reason"] else None
         # What an item is, whatever its file contains.
         parts = (path, member, sample, item["start"], item["end"], item["detail"])
-        key = sha256(repr(parts).encode()).hexdigest()[:32]
-
         identity = "" if item["reason"] else self.identities[item["path"]]
-        return item | {"key": key, "identity": identity}
+        listed_by = stored_path(item["listed_by"] or "", self.settings.root)
+        row = item | {"key": hash_repr(parts), "identity": identity, "listed_by": listed_by}
+        return row | {"listed_as": hash_repr(row | {"path": path})}
 
     def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
         """Embed items in units, in other processes.
@@ -316,17 +329,20 @@ class Addition:
             self.pending = []
 
     def _remove_old(self, old_rows: pa.Table, videos: Location) -> None:
-        """Remove bad rows of earlier runs, windows that a changed file no longer has, and clips of
-        the folder whose files are gone."""
+        """Remove bad rows of earlier runs, windows that a changed file no longer has, clips that the
+        table or the corpus no longer has, and clips of the folder whose files are gone."""
         assert self.index is not None
         folder = find_root(videos)
+        source = stored_path(str(videos), self.settings.root)
         removed = []
         unseen = {}
         for row in iterate_rows(old_rows):
             path = whole_path(row["path"], self.settings.root)
             if row["key"] in self.scanned:
                 continue
-            if not row["identity"] or self.identities.get(path, row["identity"]) != row["identity"]:
+            identity = row["identity"]
+            is_changed = self.identities.get(path, identity) != identity
+            if not identity or is_changed or row["listed_by"] == source:
                 removed.append(row["key"])
             elif folder and path.startswith(f"{folder}/"):
                 unseen[row["key"]] = Path(path)
@@ -336,6 +352,10 @@ class Addition:
         if removed:
             self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
         self.counts.removed = len(removed)
+
+
+def hash_repr(value: Any) -> str:
+    return sha256(repr(value).encode()).hexdigest()[:32]
 
 
 def iterate_rows(table: pa.Table) -> Iterator[Item]:

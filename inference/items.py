@@ -22,6 +22,8 @@ SCHEMA = pa.schema(
         ("duration", pa.float64()),  # seconds of the clip; null: an image, or unknown
         ("caption", pa.string()),
         ("words", pa.string()),  # caption, file name and id, case folded
+        ("listed_by", pa.string()),  # table or corpus, stored like `path`; empty: a folder
+        ("listed_as", pa.string()),  # digest of what it says
         ("identity", pa.string()),  # changes with the file; empty: a bad row of a manifest
         ("member", arrow_type(Member)),  # place in a tar of downloads
         ("frame_offsets", pa.list_(pa.int64())),  # places in the shard of a decoded corpus
@@ -30,6 +32,7 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+COMPUTED = ["vector", "duration", "reason", "detail"]  # columns that an embedding fills
 Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `columns`
 EMPTY: Item = dict.fromkeys(SCHEMA.names) | {"columns": {}}
 

@@ -33,11 +33,13 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
             for row in batch.to_pylist():
                 path = str(join(source, row.pop("shard")))
                 captions = row.pop("captions") or [None]
-                yield EMPTY | row | {"path": path, "caption": captions[0]}
+                listed = {"path": path, "caption": captions[0], "listed_by": str(source)}
+                yield EMPTY | row | listed
         return
 
     if isinstance(source, Path) and is_folder(source) and not is_downloads(source):
         rows = scan_media(source)
+        source = ""  # A folder says nothing about its files.
     else:
         _, rows = scan_source(source, require_texts=False)
 
@@ -50,7 +52,7 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
         fields |= {"path": str(row.path), "caption": next(iter(row.captions), None)}
         if columns is not None:
             values = {name: values.get(name) for name in columns}
-        yield EMPTY | fields | {"columns": values}
+        yield EMPTY | fields | {"columns": values, "listed_by": str(source)}
 
 
 def is_corpus(source: Location) -> bool:

@@ -56,8 +56,9 @@ def add_to_index(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Embed videos into an index for `alpro search`.
 
-    Videos that it has are skipped, and those whose files are gone are removed. The command also
-    continues after an interruption.
+    Videos that it has are skipped, but new captions and columns are taken. Videos whose files are
+    gone, and those that their table no longer has, are removed. The command also continues after an
+    interruption.
 
     Args:
         videos: A folder of videos and images, a manifest, or a decoded corpus.
@@ -77,28 +78,31 @@ def add_to_index(  # noqa: PLR0913 - options of a command
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
     rejected: list[str] = []
-    counts = add_videos(
-        index,
-        Embedder(models.find(name), models.device, models.dtype, scheduler),
-        models.videos(videos),
-        window,
-        stride,
-        columns=[column.strip() for column in columns.split(",") if column.strip()],
-        report=rejected.append,
-    )
+    try:
+        counts = add_videos(
+            index,
+            Embedder(models.find(name), models.device, models.dtype, scheduler),
+            models.videos(videos),
+            window,
+            stride,
+            columns=[column.strip() for column in columns.split(",") if column.strip()],
+            report=rejected.append,
+        )
+    finally:
+        # `alpro artifacts gc` keeps the models of these indexes, also if a run has failed.
+        if index_exists(index):
+            record_index(models.workspace, Index.open(index))
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)
     if not index_exists(index):
         raise InputError(f"{index}: none of the videos could be decoded, so there is no index")
 
     opened = Index.open(index)
-    # `alpro artifacts gc` keeps the models of these indexes.
-    record_index(models.workspace, opened)
     rejects = opened.count("reason IS NOT NULL")
     print(f"{index}: {len(opened):,} clips; {rejects:,} rejected")
     print(
-        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.skipped:,} "
-        f"unchanged, {counts.removed:,} removed"
+        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.updated:,} updated, "
+        f"{counts.skipped:,} unchanged, {counts.removed:,} removed"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 from alpro.inference import index as module
@@ -178,6 +179,73 @@ def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(killed, index, mon
     assert vectors[25].tobytes() not in contents
     assert ids(index) == [f"{n}" for n in range(40) if n not in (5, 25)]
     np.testing.assert_array_equal(index.embedding("/06.mp4"), vectors[6])
+
+
+@pytest.fixture
+def fail_once(index, monkeypatch):
+    """fail_once(name, message): a method of the engine raises an error the first time."""
+
+    def prepare(name, message):
+        real = getattr(type(index.table), name)
+        errors = [RuntimeError(f"lance error: {message}")]
+
+        def call(*arguments, **options):
+            if errors:
+                raise errors.pop()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(type(index.table), name, call)
+
+    return prepare
+
+
+@pytest.mark.parametrize("read", ["rows", "count", "identities", "nearest", "embedding"])
+def test_a_read_whose_files_another_process_removed_is_repeated(read, three, fail_once):
+    reads = {
+        "rows": lambda: [item["id"] for item in three.rows()],
+        "count": three.count,
+        "identities": lambda: three.identities().num_rows,
+        "nearest": lambda: three.nearest(np.ones(SIZE, np.float32), 1),
+        "embedding": lambda: three.embedding("/2/b.mp4").tolist(),
+    }
+    expected = reads[read]()
+    fail_once(
+        "count_rows" if read == "count" else "search",
+        "Not found: clips.lance/_deletions/5-1-2.arrow",
+    )
+
+    assert reads[read]() == expected
+
+
+CHANGES = {
+    "write": ("merge_insert", lambda index: fill(index, [make_item(9)], make_vectors(1))),
+    "remove": ("delete", lambda index: index.remove("id = '9'")),
+    "optimize": ("optimize", lambda index: index.optimize()),
+    "change_settings": ("update_field_metadata", lambda index: index.change_settings(root="/a")),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_change_waits_for_the_lock_and_is_repeated_after_a_conflict(
+    name, change, index, fail_once, monkeypatch
+):
+    fail_once(name, "Retryable commit conflict for version 5: another writer was first")
+    real = getattr(type(index.table), name)
+    held = []
+
+    def call(*arguments, **options):
+        with pytest.raises(Timeout), FileLock(Path(index.place, "clips.lock"), blocking=False):
+            pass
+        held.append(name)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(type(index.table), name, call)
+
+    change(index)
+
+    assert len(held) > 1
+    with FileLock(Path(index.place, "clips.lock"), blocking=False):
+        pass
 
 
 def test_a_folder_that_moved_is_one_change(index):

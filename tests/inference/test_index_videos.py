@@ -217,6 +217,64 @@ def test_rows_of_a_manifest_are_parts_with_captions(update, own, opened):
     assert [first["duration"], second["duration"]] == pytest.approx([0.3, total - 0.3], abs=0.01)
 
 
+@pytest.fixture
+def rights(own):
+    """A table of two clips with captions and rights."""
+    rows = [{"path": f"{n}.mp4", "caption": "a dog", "rights": "free"} for n in range(2)]
+    return write_rows(own / "m.jsonl", rows)
+
+
+def change_rights(table):
+    rows = [{"path": "0.mp4", "caption": "a horse", "rights": "blocked"}]
+    return write_rows(table, [*rows, {"path": "1.mp4", "caption": "a dog", "rights": "free"}])
+
+
+def test_what_a_table_says_anew_is_taken_without_decoding(update, rights, opened):
+    update(rights, columns=["rights"])
+    before = vectors(opened())
+    change_rights(rights)
+
+    counts, _ = update(rights)
+
+    assert (counts.embedded, counts.updated, counts.skipped) == (0, 1, 1)
+    assert opened().count("rights = 'free'") == opened().count("contains(words, 'dog')") == 1
+    assert opened().count("contains(words, 'horse') AND duration > 0") == 1
+    np.testing.assert_array_equal(vectors(opened())["0"], before["0"])
+    assert update(rights)[0].skipped == 2
+
+
+def test_a_row_that_its_table_no_longer_has_is_removed(update, own, rights, opened):
+    """But not those of another table or of the folder, whose files are there."""
+    update(rights, columns=["rights"])
+    update(write_rows(own / "more.jsonl", [{"path": "2.mp4"}]))
+    update(own)
+    write_rows(rights, [{"path": "1.mp4", "caption": "a dog", "rights": "free"}])
+
+    counts, _ = update(rights)
+
+    assert counts.removed == counts.skipped == 1
+    assert ids(opened()) == ["1", "2", "3", "4"]
+
+
+def test_a_folder_says_nothing_of_captions_and_columns(update, own, rights, opened):
+    update(rights, columns=["rights"])
+    counts, _ = update(own)
+    assert (counts.embedded, counts.updated, counts.skipped) == (3, 0, 2)
+    assert opened().count("caption = 'a dog' AND rights = 'free'") == 2
+
+
+def test_an_index_of_an_earlier_version_takes_what_its_table_says(update, rights, opened):
+    update(rights, columns=["rights"])
+    opened().table.drop_columns(["listed_by", "listed_as"])
+    assert len(opened().rows()) == 2
+    change_rights(rights)
+
+    counts, _ = update(rights)
+
+    assert (counts.embedded, counts.removed) == (0, 0)
+    assert opened().count("rights = 'blocked' AND caption = 'a horse'") == 1
+
+
 def test_columns_of_a_manifest_keep_their_types(update, own, opened):
     rows = [{"path": "0.mp4", "day": "2024-01-02", "views": 9}, {"path": "1.mp4", "views": 10}]
     manifest = write_rows(own / "m.jsonl", [*rows, {"views": 8}])

@@ -8,7 +8,7 @@ import yaml
 
 from alpro import Model
 from alpro.files import digest, write_json
-from alpro.inference.index import Index
+from alpro.inference.index import Index, read_places
 from alpro.inference.search import Searcher
 from alpro.pool import in_this_process
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
@@ -66,8 +66,21 @@ def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(alpro
     assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
     assert out.splitlines() == [
         f"{index}: 3 clips; 1 rejected",
-        "  0 embedded (1 changed), 3 unchanged, 0 removed",
+        "  0 embedded (1 changed), 0 updated, 3 unchanged, 0 removed",
     ]
+
+
+def test_the_index_of_a_failed_run_is_noted_for_gc(
+    alpro_model, own, tmp_path, trained, monkeypatch
+):
+    def fail(index):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Index, "optimize", fail)
+
+    assert alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)[0] != 0
+
+    assert str(tmp_path / "index") in read_places(trained)
 
 
 def test_a_search_prints_what_the_searcher_finds(alpro_model, index, trained):
