@@ -78,10 +78,8 @@ def loading(clips, steps_of, resources):
     return batches, process
 
 
-def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(loading, monkeypatch):
+def test_a_dead_dataloader_worker_is_an_error_of_the_next_batch(loading):
     """And of nothing that the training process does meanwhile."""
-    # Seconds after which torch looks at its processes.
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     batches, process = loading
     handler = signal.getsignal(signal.SIGCHLD)
     try:
