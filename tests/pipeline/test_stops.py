@@ -116,7 +116,7 @@ def kill_and_run_again(draw, command, folder, ranks):
     return run_to_the_end(command, folder)
 
 
-@pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 2), (2, 1), (3, 1)])
 def test_a_stage_that_is_killed_continues_to_the_same_bytes(
     seed, ranks, stage, whole_stage, tmp_path
 ):
