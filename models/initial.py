@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from alpro.errors import InputError, one_line
+from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import load_clip
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
@@ -27,13 +28,19 @@ from alpro.models.weights import (
 
 # The model of transformers that each key of the configuration takes.
 SUPPORTED = {"vit": "clip", "bert": "bert"}
-# Keys of `[model.video]` with the names that transformers has for them.
+# Keys of `[model.video]` and `[model.text]` with the names that transformers has for them.
 VIDEO_KEYS = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
     "patch_size": "patch_size",
     "activation": "hidden_act",
+}
+TEXT_KEYS = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "max_length": "max_position_embeddings",
 }
 # Values of the vision tower of a CLIP that its config.json leaves out if they are these.
 CLIP_TOWER: dict[str, Any] = {
@@ -46,6 +53,39 @@ CLIP_TOWER: dict[str, Any] = {
 }
 # Parts of the model that a BERT has weights for. Its MLM head may be missing.
 BERT_PARTS = ("text_encoder", "multimodal_encoder", "mlm_head")
+
+
+def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
+    """Return the keys of `[model.video]` or `[model.text]` of an encoder in a folder.
+
+    A BERT is split in halves, as in the paper.
+
+    Args:
+        key: The key of the configuration that names the encoder: a CLIP of transformers or a BERT.
+        name: Its value. If it is no folder of transformers, there are no sizes.
+
+    Raises:
+        InputError: If the folder has another model of transformers.
+    """
+    try:
+        values = read_small_json(Path(name) / "config.json") if name else {}
+        if not values:
+            return {}
+        check_type(key, name, values.get("model_type", SUPPORTED[key]))
+        if key == "vit":
+            return tower_sizes(values.get("vision_config", {}))
+
+        width = values["hidden_size"]
+        sizes = {ours: values[theirs] for ours, theirs in TEXT_KEYS.items()}
+        fusion_layer = max(1, sizes["depth"] // 2)
+        return {
+            **sizes,
+            "fusion_layer": fusion_layer,
+            "mlp_ratio": values["intermediate_size"] / width,
+        }
+    # If it is not readable or incomplete, loading the weights reports it.
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return {}
 
 
 def tower_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from alpro.pipeline.config.command import Command, data_changes
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests, digest_manifest
+from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.storage import Location
@@ -17,7 +17,7 @@ def command(config: str | Path, *changes: str, data: str | Path = "", stage: str
 
 def configure(config: str | Path, *changes: str, data: str | Path = "") -> PipelineConfig:
     """The configuration of a command, as it runs on this machine."""
-    return load_config(command(config, *changes, data=data))
+    return read_settings(command(config, *changes, data=data))
 
 
 def plan_of(

@@ -31,9 +31,9 @@ def show_config(
     """
     import tomli_w
 
-    from alpro.pipeline.config.load import load_config
+    from alpro.pipeline.plan.models import read_settings
 
-    settings = load_config(source.command(config, workspace))
+    settings = read_settings(source.command(config, workspace))
     print(tomli_w.dumps(settings.as_written()), end="")
 
 

@@ -1,6 +1,7 @@
 """A step of a pipeline as a Prefect task: it finds the artifact, or builds it under a lock, here or
 by a deployment, and logs to MLflow."""
 
+import logging
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,6 +33,7 @@ from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
+from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -88,6 +90,19 @@ def get_failed_state(error: BaseException) -> State:
     return Failed(message=message, data=error)
 
 
+class WithoutTraceback(logging.Filter):
+    """Drops the tracebacks of errors that are no bugs from the logs of runs, which have their
+    message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return not isinstance(error, EXPECTED)
+
+
+for _name in ("prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(WithoutTraceback())
+
+
 def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) -> State | None:
     """Find the artifact of a step, or build it here or by a deployment.
 
@@ -109,8 +124,7 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
             announce(f"{position}{step.name}: started")
             record = build(run, step, gpus, lock)
         # Another run, or a deployment, may have built it in the meantime.
-        seconds = record.run["seconds"]
-        announce(f"{position}{step.name}: {'cached' if existed else f'done in {seconds:.0f} s'}")
+        announce(f"{position}{step.name}: cached" if existed else describe_result(step, record))
 
     run.artifacts_by_name[step.name] = folder, record
     if not existed:
@@ -188,3 +202,12 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
 
         client.set_flow_run_state(submitted.id, Cancelling())
     raise CancelledError(f"{step.name} was stopped")
+
+
+def describe_result(step: Step, record: Record) -> str:
+    """Return how long a stage took, and its score on the validation split, if it has one."""
+    line = f"{step.name}: done in {record.run['seconds']:.0f} s"
+    for key, name in VALIDATION_SCORES.items():
+        if key in record.metrics:
+            return f"{line}, {name} {record.metrics[key]:.1f} %"
+    return line

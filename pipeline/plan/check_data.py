@@ -17,7 +17,7 @@ from alpro.pipeline.plan.checks import check_manifest
 from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
-from alpro.shards.schema import KINDS, Row
+from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.plan import DecodePlan
 from alpro.shards.sources.rows import NO_FILE
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
@@ -91,6 +91,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         ]
         if silent:
             findings.append(f"{silent:,} items without a text")
+        findings += find_leaks(plan)
         findings += [f"note: {note}" for note in about["notes"]]
         for table, names in about["stored"].items():
             listed = ", ".join(names)
@@ -111,6 +112,30 @@ def sort_rejects(plan: DecodePlan) -> tuple[list[str], list[str]]:
         rejects = missing if reject.reason == "missing" else invalid
         rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
     return invalid, missing
+
+
+def find_leaks(plan: DecodePlan) -> Iterator[str]:
+    """Yield how many items of each other split have a caption of a training item, which makes a
+    score too good, and how many of their answers training lacks: a model cannot give them."""
+    # Hashes, a set for each item: the texts of millions of items would not fit in memory.
+    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
+    answers = {split: Counter[str]() for split in SPLITS}
+    for table in plan.tables(plan.row_indices):
+        columns = (table[name].to_pylist() for name in ("split", "captions", "questions"))
+        for split, texts, asked in zip(*columns, strict=True):
+            captions[split].append({*map(hash, texts)})
+            answers[split].update(one["answer"] for one in asked)
+
+    in_training = set[int]().union(*captions["train"])
+    for split in ("validation", "test"):
+        items = captions[split]
+        seen = sum(not in_training.isdisjoint(texts) for texts in items)
+        if seen:
+            yield f"{seen} of {len(items)} {split} items have a caption of a training item"
+        unknown = answers[split] - Counter(dict.fromkeys(answers["train"], answers[split].total()))
+        if unknown:
+            total = answers[split].total()
+            yield f"{unknown.total()} of {total} {split} answers are none of the training answers"
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:

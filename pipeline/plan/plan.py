@@ -13,10 +13,10 @@ from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import suggest
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
+from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.snapshot import Snapshot
@@ -81,7 +81,7 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     Raises:
         InputError: If the configuration is invalid, or a file that decides a fingerprint fails.
     """
-    settings = load_config(command)
+    settings = read_settings(command)
     workspace.mkdir(parents=True, exist_ok=True)
     digests = Digests(workspace / "digests.sqlite")
     settings, steps = build_steps(settings, digests)

@@ -106,6 +106,32 @@ def test_a_folder_without_texts_is_a_problem(tmp_path):
     assert any("no captions and no questions" in problem for problem in problems)
 
 
+def test_test_captions_that_training_has_are_counted(tmp_path):
+    items = [
+        {"id": "train", "captions": ["a cat", "a dog"], "split": "train"},
+        {"id": "validation", "captions": ["a bird"], "split": "validation"},
+        {"id": "test", "captions": ["a dog", "an owl"], "split": "test"},
+    ]
+
+    report = check(write_manifest(tmp_path / "data", items))
+
+    assert "1 of 1 test items have a caption of a training item" in report.findings
+
+
+def test_answers_that_training_lacks_are_counted(tmp_path):
+    items = [
+        *asked("train", "Cat", "cat.", "dog", "dog"),
+        *asked("validation", "bird"),
+        *asked("test", "dog", "cow", "owl"),
+    ]
+
+    report = check(write_manifest(tmp_path / "data", items), "evaluate.retrieval=")
+
+    found = "\n".join(report.findings)
+    assert "1 of 1 validation answers" in found
+    assert "2 of 3 test answers" in found
+
+
 def test_a_single_training_answer_is_a_problem(tmp_path):
     items = asked("train", *["yes"] * 3) + asked("test", "yes", "no")
     manifest = write_manifest(tmp_path / "data", items)

@@ -1,0 +1,53 @@
+"""Settings of a command on this machine, where the models that they name may be local folders."""
+
+from typing import Literal
+
+from alpro.models.initial import read_sizes
+from alpro.pipeline.config.command import MODEL_STAGES, Command
+from alpro.pipeline.config.load import Values, merge, read_values, validate
+from alpro.pipeline.config.pipeline_config import PipelineConfig
+
+ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (("video", "vit"), ("text", "bert"))
+
+
+def read_settings(command: Command) -> PipelineConfig:
+    """Load the configuration of a command as it runs on this machine.
+
+    Raises:
+        InputError: If the configuration is invalid, or its encoders do not go together.
+    """
+    return validate(with_encoder_sizes(read_values(command)), command)
+
+
+def with_encoder_sizes(values: Values) -> Values:
+    """Give the models the sizes of a CLIP (`vit`) or a BERT in a local folder, because others could
+    not be loaded. Such a BERT is also the tokenizer, unless one is set.
+
+    A stage that names no such folder has the sizes of the other stage. An encoder that is a name on
+    the hub has the sizes of the configuration.
+
+    Args:
+        values: values of a configuration that are not validated.
+    """
+    tables = {stage: values.get(stage) for stage in MODEL_STAGES}
+    stages = {stage: table for stage, table in tables.items() if isinstance(table, dict)}
+    if values.get("pretrained"):
+        return values
+
+    for encoder, key in ENCODERS:
+        names = {stage: table.get(key) for stage, table in stages.items()}
+        sizes = {}
+        for stage, name in names.items():
+            sizes[stage] = read_sizes(key, name) if isinstance(name, str) else {}
+        first = next((stage for stage in stages if sizes[stage]), "")
+        if not first:
+            continue
+
+        models = {stage: {"model": {encoder: sizes[stage] or sizes[first]}} for stage in stages}
+        # The later stages continue the model of pre-training, so [model] has its sizes.
+        values = merge(values, models.pop("pretrain", {}))
+        # A prompter may have sizes of its own.
+        values = merge(models, values)
+        if encoder == "text":
+            values = merge({"train_tokenizer": {"tokenizer": names[first]}}, values)
+    return values
