@@ -190,7 +190,8 @@ class Source:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
-            if form.usual and self.require_texts and not self.form:
+            has_stored = not form.meanings.issuperset(table.columns)
+            if form.usual and has_stored and self.require_texts and not self.form:
                 is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.

@@ -106,30 +106,20 @@ def test_a_folder_without_texts_is_a_problem(tmp_path):
     assert any("no captions and no questions" in problem for problem in problems)
 
 
-def test_test_captions_that_training_has_are_counted(tmp_path):
+def test_captions_and_answers_that_splits_share_or_lack_are_counted(tmp_path):
     items = [
         {"id": "train", "captions": ["a cat", "a dog"], "split": "train"},
-        {"id": "validation", "captions": ["a bird"], "split": "validation"},
         {"id": "test", "captions": ["a dog", "an owl"], "split": "test"},
-    ]
-
-    report = check(write_manifest(tmp_path / "data", items))
-
-    assert "1 of 1 test items have a caption of a training item" in report.findings
-
-
-def test_answers_that_training_lacks_are_counted(tmp_path):
-    items = [
         *asked("train", "Cat", "cat.", "dog", "dog"),
         *asked("validation", "bird"),
         *asked("test", "dog", "cow", "owl"),
     ]
 
-    report = check(write_manifest(tmp_path / "data", items), "evaluate.retrieval=")
+    findings = check(write_manifest(tmp_path / "data", items)).findings
 
-    found = "\n".join(report.findings)
-    assert "1 of 1 validation answers" in found
-    assert "2 of 3 test answers" in found
+    assert "1 of 4 test items have a caption of a training item" in findings
+    assert "1 of 1 validation answers are none of the training answers" in findings
+    assert "2 of 3 test answers are none of the training answers" in findings
 
 
 def test_a_single_training_answer_is_a_problem(tmp_path):
