@@ -20,6 +20,7 @@ from uuid import UUID
 import psutil
 from filelock import FileLock
 from httpx import HTTPError
+from mlflow.exceptions import MlflowException
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -38,6 +39,7 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
+MLFLOW_TRIES = 20  # each takes some seconds; then the worker works without it
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -50,7 +52,12 @@ async def work(pool: str, name: str, limit: int | None) -> None:
     crashed = await end_earlier_runs(pool, name)
     if crashed:
         uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-        end_runs(uri, map(str, crashed))
+        # `alpro up` starts MLflow at the same time.
+        for _ in range(MLFLOW_TRIES):
+            with suppress(MlflowException):
+                end_runs(uri, map(str, crashed))
+                break
+            await asyncio.sleep(POLL_SECONDS)
         print(f"{len(crashed)} runs of an earlier life of this worker are Crashed", flush=True)
 
     worker = ProcessWorker(pool, name=name, limit=limit)

@@ -3,11 +3,11 @@
 import logging
 import os
 
-# MLflow reads these variables when it is imported. A server that hangs delays each call by twice
-# the timeout, and with it Ctrl-C.
+# MLflow reads these variables when it is imported. Two retries take a few seconds; a server that
+# hangs delays each call by three timeouts, and with it Ctrl-C.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 # Hide messages such as "Creating initial MLflow database tables...".
 for _name in ("mlflow", "alembic"):
