@@ -20,7 +20,6 @@ from uuid import UUID
 import psutil
 from filelock import FileLock
 from httpx import HTTPError
-from mlflow.exceptions import MlflowException
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -54,7 +53,7 @@ async def work(pool: str, name: str, limit: int | None) -> None:
         uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
         # `alpro up` starts MLflow at the same time.
         for _ in range(MLFLOW_TRIES):
-            with suppress(MlflowException):
+            with suppress(InputError):
                 end_runs(uri, map(str, crashed))
                 break
             await asyncio.sleep(POLL_SECONDS)

@@ -141,13 +141,20 @@ def runs_page(uri: str) -> str:
 
 
 def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
-    """End what runs of Prefect that were killed left running, as KILLED."""
+    """End what runs of Prefect that were killed left running, as KILLED.
+
+    Raises:
+        InputError: If the store does not work.
+    """
     client = MlflowClient(uri)
-    experiments = list_experiments(client)
-    for flow_run in flow_runs:
-        query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
-        for run in client.search_runs(experiments, query):
-            client.set_terminated(run.info.run_id, "KILLED")
+    try:
+        experiments = list_experiments(client)
+        for flow_run in flow_runs:
+            query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
+            for run in client.search_runs(experiments, query):
+                client.set_terminated(run.info.run_id, "KILLED")
+    except Exception as error:
+        raise unusable(uri, error) from error
 
 
 def list_experiments(client: MlflowClient) -> list[str]:
