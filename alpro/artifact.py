@@ -81,7 +81,9 @@ class Record:
             if one.name != "values":
                 values[one.name] = getattr(self, one.name)
 
-        values["inputs"] = {name: asdict(source) for name, source in self.inputs.items()}
+        values["inputs"] = {
+            name: asdict(source) for name, source in self.inputs.items()
+        }
         # Last, because it covers all other values.
         values[RECORD_DIGEST] = digest_record(values)
         return values
@@ -101,13 +103,17 @@ def compute_fingerprint(record: Record, without_effect: Collection[str] = ()) ->
             "stage": record.stage,
             "version": record.stage_version,
             "config": fingerprinted_config(record, without_effect),
-            "inputs": {name: source.fingerprint for name, source in record.inputs.items()},
+            "inputs": {
+                name: source.fingerprint for name, source in record.inputs.items()
+            },
             "files": record.files,
         }
     )
 
 
-def fingerprinted_config(record: Record, without_effect: Collection[str] = ()) -> dict[str, Any]:
+def fingerprinted_config(
+    record: Record, without_effect: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the values of a configuration that affect the result, by STAGE.KEY.
 
     The path of a file whose contents count is left out. Such a file has the name of its key.

@@ -34,7 +34,8 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 AUTHORIZATION = re.compile(
-    r"\b(basic|bearer|digest|negotiate|token|apikey)[ :=]+[^\s,;'\"<>]{3,}", re.IGNORECASE
+    r"\b(basic|bearer|digest|negotiate|token|apikey)[ :=]+[^\s,;'\"<>]{3,}",
+    re.IGNORECASE,
 )
 LABELED = re.compile(
     r"\b((?:user(?:name)?|login|pass(?:word|wd)?|pwd|secret|token|credentials?)\b"
@@ -73,7 +74,9 @@ def find_in_url(text: str) -> str:
         if protocol in USER_IS_SECRET and USER.match(text, link.end(), end):
             return "a user name"
 
-    names = [unquote(match[1]) for match in PARAMETER.finditer(text)] if has_link else []
+    names = (
+        [unquote(match[1]) for match in PARAMETER.finditer(text)] if has_link else []
+    )
     secrets = [name for name in names if SECRET.search(name)]
     return f"the parameter {secrets[0]}" if secrets else ""
 

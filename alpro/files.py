@@ -168,7 +168,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     building = folder.with_name(f".{folder.name}.part")
     try:
         if folder.exists():
-            raise InputError(f"{folder}: exists already; choose another folder or delete it")
+            raise InputError(
+                f"{folder}: exists already; choose another folder or delete it"
+            )
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         with os_errors(building):

@@ -14,7 +14,8 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-LEVEL = "ALPRO_LOG_LEVEL"  # environment variable: DEBUG, INFO, or WARNING for no progress
+# Environment variable: DEBUG, INFO, or WARNING for no progress.
+LEVEL = "ALPRO_LOG_LEVEL"
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
 # Environment variable: 1 while stages run side by side, whose bars would overlap.
 PLAIN = "ALPRO_PLAIN_PROGRESS"

@@ -70,7 +70,9 @@ def write_ref(file: Path, fingerprints: list[str]) -> None:
     if read_ref(file) != fingerprints:
         make_folder(file.parent)
         with atomic_write(file) as temporary:
-            temporary.write_text("".join(f"{fingerprint}\n" for fingerprint in fingerprints))
+            temporary.write_text(
+                "".join(f"{fingerprint}\n" for fingerprint in fingerprints)
+            )
 
 
 def read_ref(file: Path) -> list[str]:
@@ -80,7 +82,9 @@ def read_ref(file: Path) -> list[str]:
 def ref_names(workspace: Path) -> list[str]:
     """Return each name that stands for artifacts of a workspace."""
     root = workspace / REFS
-    return [str(file.relative_to(root)) for file in root.rglob("[!.]*") if file.is_file()]
+    return [
+        str(file.relative_to(root)) for file in root.rglob("[!.]*") if file.is_file()
+    ]
 
 
 def referenced_fingerprints(workspace: Path) -> set[str]:

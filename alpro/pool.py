@@ -49,7 +49,8 @@ EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
 MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
-IDLE_SECONDS = 600  # after which a child process of a cluster's worker ends, with its memory
+# After which a child process of a cluster's worker ends, with its memory.
+IDLE_SECONDS = 600
 # Packages that may change a result, beside the source of this project.
 PACKAGES = (
     "av",
@@ -341,7 +342,9 @@ class _Cluster:
         self._scheduler = scheduler
         self._job = uuid4().hex
         try:
-            self._client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+            self._client = Client(
+                scheduler, timeout=CONNECT_SECONDS, set_as_default=False
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"resources.scheduler = {scheduler!r}: no scheduler answers "
@@ -353,7 +356,9 @@ class _Cluster:
         threads = self.capacity() // 2
         log.info(f"{scheduler}: {threads} threads")
         if not threads:
-            log.warning(f"{scheduler}: no workers; start some with `dask worker {scheduler}`")
+            log.warning(
+                f"{scheduler}: no workers; start some with `dask worker {scheduler}`"
+            )
 
     def capacity(self) -> int:
         now = time.monotonic()
@@ -374,7 +379,9 @@ class _Cluster:
         try:
             answer, lines = future.result()
         except CancelledError:
-            raise ConnectionError(f"{self._scheduler}: the scheduler was lost") from None
+            raise ConnectionError(
+                f"{self._scheduler}: the scheduler was lost"
+            ) from None
         except KilledWorker as killed:
             return Died(f"its worker was lost {killed.allowed_failures + 1} times")
         except ModuleNotFoundError as missing:

@@ -19,7 +19,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
     """Yield function(item) of each item in order, prefetching at most two items per thread.
 
     `items` may be an infinite generator. It is read only as far as items are prefetched.

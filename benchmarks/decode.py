@@ -52,7 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for spacing in (250, 30):
             clips = [
-                render(Path(name) / f"clip-{spacing}-{i}.mp4", spacing, 300, i) for i in range(4)
+                render(Path(name) / f"clip-{spacing}-{i}.mp4", spacing, 300, i)
+                for i in range(4)
             ]
             part = Path(name) / f"part-{spacing}.mp4"
             film = Path(name) / f"film-{spacing}.mp4"
@@ -97,11 +98,15 @@ def measure(tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
             processor = processor_time()
             for task in tasks:
                 method(task)
-            times[name].append((time.perf_counter() - wall, processor_time() - processor))
+            times[name].append(
+                (time.perf_counter() - wall, processor_time() - processor)
+            )
     return {
         name: dict(
             zip(
-                ("wall", "processor"), map(statistics.median, zip(*pairs, strict=True)), strict=True
+                ("wall", "processor"),
+                map(statistics.median, zip(*pairs, strict=True)),
+                strict=True,
             )
         )
         for name, pairs in times.items()
@@ -109,12 +114,17 @@ def measure(tasks: list[Task], runs: int) -> dict[str, dict[str, float]]:
 
 
 def processor_time() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def show(title: str, results: dict[str, dict[str, float]], clips: int) -> None:
-    print(f"\n{title}\n  {'':14} {'clips/s':>8} {'of base':>8} {'processor ms':>13} {'of base':>8}")
+    print(
+        f"\n{title}\n  {'':14} {'clips/s':>8} {'of base':>8} {'processor ms':>13} {'of base':>8}"
+    )
     base = results["ffmpeg"]
     for name, each in results.items():
         speed = base["wall"] / each["wall"]
@@ -127,12 +137,18 @@ def show(title: str, results: dict[str, dict[str, float]], clips: int) -> None:
 
 def ours(task: Task) -> None:
     path, start, end = task
-    assert len(decode_video(path, COUNT, SIZE, start, end, decoder="seek").frames) == COUNT
+    assert (
+        len(decode_video(path, COUNT, SIZE, start, end, decoder="seek").frames) == COUNT
+    )
 
 
 def bare(task: Task) -> None:
     path, start, end = task
-    window = [] if start is None or end is None else ["-ss", str(start), "-t", str(end - start)]
+    window = (
+        []
+        if start is None or end is None
+        else ["-ss", str(start), "-t", str(end - start)]
+    )
     command = [
         ffmpeg_binary(),
         "-v",
@@ -162,7 +178,9 @@ def every_frame(task: Task) -> None:
             container.seek(int(start / stream.time_base), stream=stream)
         for frame in container.decode(stream):
             if requested and frame.time >= requested[0] - 1e-3:
-                frame.reformat(SIZE, SIZE, "rgb24", interpolation="BICUBIC").to_ndarray()
+                frame.reformat(
+                    SIZE, SIZE, "rgb24", interpolation="BICUBIC"
+                ).to_ndarray()
                 requested.pop(0)
             if frame.time >= last:
                 break
@@ -181,7 +199,9 @@ def render(
     )
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=30, options={"crf": "23", "preset": "veryfast", "g": str(spacing)}
+            "libx264",
+            rate=30,
+            options={"crf": "23", "preset": "veryfast", "g": str(spacing)},
         )
         stream.width = width
         stream.height = height
@@ -189,7 +209,9 @@ def render(
         for number in range(frames):
             left = number * 3 % (texture.shape[1] - width)
             frame = np.ascontiguousarray(texture[:height, left : left + width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+            )
         container.mux(stream.encode(None))
     return path
 

@@ -37,7 +37,15 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from tiny_world import MODEL, SCENES, add_inputs, configuration, draw, run_stage, write_vocabulary
+from tiny_world import (
+    MODEL,
+    SCENES,
+    add_inputs,
+    configuration,
+    draw,
+    run_stage,
+    write_vocabulary,
+)
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend
@@ -73,7 +81,11 @@ DTYPE = torch.bfloat16 if CUDA else torch.float32
 PARTS = ("attention", "block", "runs")
 # Sizes of openai/clip-vit-base-patch16.
 CLIP = {
-    "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+    },
     "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
 }
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -100,7 +112,10 @@ def main() -> int:
         # Written after each part: a lent GPU may be taken back.
         figures[part] = programs[part](options, figures)
         for row in figures[part]:
-            print(" | ".join(f"{name} {shown(value)}" for name, value in row.items()), flush=True)
+            print(
+                " | ".join(f"{name} {shown(value)}" for name, value in row.items()),
+                flush=True,
+            )
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
     return 0
@@ -135,7 +150,9 @@ def count_kernels(work: Callable[[], Any]) -> Counter[str]:
         work()
         synchronize()
     kind = DeviceType.CUDA if CUDA else DeviceType.CPU
-    return Counter(event.name for event in profiled.events() if event.device_type == kind)
+    return Counter(
+        event.name for event in profiled.events() if event.device_type == kind
+    )
 
 
 def find_backend(q: Tensor, mask: Tensor | None = None) -> str:
@@ -149,11 +166,16 @@ def attention_by_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2)
 
 
-def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
+def attention_variants(
+    options: argparse.Namespace, figures: dict[str, Any]
+) -> list[dict]:
     """Temporal attention: a sequence of four frames for each patch of each clip."""
     patches = 4 if options.small else 196
     shape = (options.batch * patches, 2 if options.small else 12, 4, 64)
-    q, k, v = (torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
+    q, k, v = (
+        torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True)
+        for _ in range(3)
+    )
     together = sequences_per_tile(shape[0], shape[2])
     mask = block_mask(together, shape[2], DTYPE, q.device)
     variants: dict[str, Callable[..., Tensor]] = {
@@ -173,13 +195,20 @@ def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> 
         def work(attend: Callable[..., Tensor] = attend) -> None:
             attend(q, k, v).sum().backward()
 
-        row: dict[str, Any] = {"attention": name, "milliseconds": 1000 * measure_seconds(work)}
-        row["to alone"] = row["milliseconds"] / (rows[0] if rows else row)["milliseconds"]
+        row: dict[str, Any] = {
+            "attention": name,
+            "milliseconds": 1000 * measure_seconds(work),
+        }
+        row["to alone"] = (
+            row["milliseconds"] / (rows[0] if rows else row)["milliseconds"]
+        )
         row["kernels"] = count_kernels(work).total()
         row["largest difference"] = (attend(q, k, v) - expected).abs().max().item()
         rows.append(row)
     rows[0]["backend"] = find_backend(q)
-    packed = q[: together * (len(q) // together)].reshape(-1, shape[1], together * 4, shape[3])
+    packed = q[: together * (len(q) // together)].reshape(
+        -1, shape[1], together * 4, shape[3]
+    )
     rows[-1]["backend"] = find_backend(packed, mask)
     return rows
 
@@ -189,14 +218,20 @@ def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list
     config = VideoConfig(**MODEL["video"]) if options.small else VideoConfig()
     rows = []
     patches = config.grid**2
-    for compilation in ("eager", "compiled", "compiled, kernels combined") if CUDA else ("eager",):
+    for compilation in (
+        ("eager", "compiled", "compiled, kernels combined") if CUDA else ("eager",)
+    ):
         block = Block(config).to(DEVICE)
         if compilation == "compiled":
             block.compile()
         elif compilation == "compiled, kernels combined":
             block.compile(options={"combo_kernels": True})
         x = torch.randn(
-            options.batch, 1 + 4 * patches, config.width, device=DEVICE, requires_grad=True
+            options.batch,
+            1 + 4 * patches,
+            config.width,
+            device=DEVICE,
+            requires_grad=True,
         )
 
         def work(block: Block = block, x: Tensor = x) -> None:
@@ -209,7 +244,9 @@ def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list
         row["milliseconds"] = 1000 * measure_seconds(work)
         kernels = count_kernels(work)
         row["kernels"] = kernels.total()
-        row["most frequent"] = [f"{count} {name:.80}" for name, count in kernels.most_common(8)]
+        row["most frequent"] = [
+            f"{count} {name:.80}" for name, count in kernels.most_common(8)
+        ]
         rows.append(row)
     return rows
 
@@ -237,7 +274,9 @@ def write_clip(folder: Path, small: bool) -> Path:
     """Write a CLIP with random weights whose tokens are letters. Return the folder."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    letters = [
+        letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")
+    ]
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters]
     if not small:
         tokens += [f"unused{number}</w>" for number in range(CLIP_WORDS - len(tokens))]
@@ -248,7 +287,9 @@ def write_clip(folder: Path, small: bool) -> Path:
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     vision = layers | (SMALL if small else CLIP["vision"])
     vision |= {"image_size": 32 if small else 224, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(
+        folder
+    )
     CLIPTokenizer(vocab=words, merges=[]).save_pretrained(folder)
     constants = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(constants))
@@ -260,34 +301,56 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
     model = MODEL if options.small else {"init": "scratch"}
     frames = ModelConfig.model_validate(model).video.frames
     tokens = MODEL["text"]["max_length"] if options.small else TEXT_TOKENS
-    shared = {"batch_size": options.batch, "max_text_tokens": tokens, "log_every": LOG_EVERY}
+    shared = {
+        "batch_size": options.batch,
+        "max_text_tokens": tokens,
+        "log_every": LOG_EVERY,
+    }
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         vocabulary = write_vocabulary(folder / "vocabulary")
         inputs = {"vocabulary": vocabulary, "tokenizer": vocabulary}
         for name, kind in (("clips", "video"), ("stills", "image")):
-            inputs[name] = write_corpus(folder / name, kind, 32 if options.small else 512)
+            inputs[name] = write_corpus(
+                folder / name, kind, 32 if options.small else 512
+            )
 
         # A teacher of one step, whose prompts pre-training reads.
-        config = make_config("train_prompter", "clips", 1, {"model": model, "batch_size": 2})
-        run_stage("train_prompter", config, inputs, folder / "teacher" / "out", Resources())
+        config = make_config(
+            "train_prompter", "clips", 1, {"model": model, "batch_size": 2}
+        )
+        run_stage(
+            "train_prompter", config, inputs, folder / "teacher" / "out", Resources()
+        )
         add_inputs("train_prompter", inputs, folder / "teacher" / "out", Resources())
 
         steps = WARMUP + options.steps
         own = shared | {"model": model, "negative_pool_size": 0, "start": "scratch"}
         clip = write_clip(folder / "clip", options.small)
         clip_frames = 2 if options.small else 8
-        towers = {"clip": str(clip), "contrast": "batch", "max_text_tokens": CLIP_TOKENS}
+        towers = {
+            "clip": str(clip),
+            "contrast": "batch",
+            "max_text_tokens": CLIP_TOKENS,
+        }
         towers |= {"model": {"video": {"frames": clip_frames}}}
-        towers = shared | towers | {"batch_size": 8 * options.batch, "accumulation_steps": 8}
+        towers = (
+            shared | towers | {"batch_size": 8 * options.batch, "accumulation_steps": 8}
+        )
         sizes = ModelConfig.model_validate(model)
         of_video = count_flops(sizes, frames)
         of_image = count_flops(sizes, 1)
         of_clip = flops_of_a_clip_sample(clip, clip_frames)
         cases: list[tuple[str, str, str, float, dict[str, Any]]] = [
             (f"ALPRO, T={frames}", "pretrain", "clips", of_video, own),
-            ("ALPRO, T=1", "pretrain", "stills", of_image, own | {"repeat_images": False}),
+            (
+                "ALPRO, T=1",
+                "pretrain",
+                "stills",
+                of_image,
+                own | {"repeat_images": False},
+            ),
             ("CLIP", "train_prompter", "clips", of_clip, towers),
         ]
         for name, stage, corpus, flops, changes in cases:
@@ -302,7 +365,9 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
     return rows
 
 
-def make_config(stage: str, corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+def make_config(
+    stage: str, corpus: str, steps: int, changes: dict[str, Any]
+) -> dict[str, Any]:
     """Return the configuration of a stage on a corpus: the small world's, with changes for
     pre-training or a CLIP."""
     config = configuration(stage, steps)
@@ -334,8 +399,11 @@ def timed(
         torch.cuda.reset_peak_memory_stats()
     with mock.patch.object(Run, "update", counted):
         run_stage(stage, config, inputs, out, resources)
-    lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
-    windows = lines[1:-1] or lines  # Skip the compilation (first) and the profiler (last).
+    lines = [
+        line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line
+    ]
+    # Skip the compilation (first) and the profiler (last).
+    windows = lines[1:-1] or lines
 
     def median(name: str) -> float:
         return statistics.median(line[f"train/{name}"] for line in windows)
@@ -359,7 +427,8 @@ def count_flops(config: ModelConfig, frames: int) -> float:
         model = Alpro(config, entities=8)
     parts = (model.video_encoder, model.text_encoder, model.multimodal_encoder)
     video, text, fusion = (
-        sum(weight.numel() for weight in part.parameters() if weight.dim() > 1) for part in parts
+        sum(weight.numel() for weight in part.parameters() if weight.dim() > 1)
+        for part in parts
     )
     patches = config.video.grid**2
     of_video = 8 * video * frames * patches

@@ -53,10 +53,18 @@ def main() -> None:
         gap = GAP * random.standard_normal(arguments.size, np.float32)
         kinds: dict[str, Callable[[int], np.ndarray]] = {
             "clips": lambda n: draw(centers, n, random),
-            "texts": lambda n: normalize(draw(centers, n, random) * np.linalg.norm(gap) + gap),
-            "random": lambda n: normalize(random.standard_normal((n, arguments.size), np.float32)),
+            "texts": lambda n: normalize(
+                draw(centers, n, random) * np.linalg.norm(gap) + gap
+            ),
+            "random": lambda n: normalize(
+                random.standard_normal((n, arguments.size), np.float32)
+            ),
         }
-        figures: dict[str, Any] = {"count": arguments.clips, "size": arguments.size, **times}
+        figures: dict[str, Any] = {
+            "count": arguments.clips,
+            "size": arguments.size,
+            **times,
+        }
         for name, query in kinds.items():
             figures[name] = measure(index, query(1 + arguments.queries))
 
@@ -77,7 +85,12 @@ def fill(
         rows = []
         for number, vector in enumerate(vectors, start):
             name = f"/videos/{number:08}.mp4"
-            row = {"key": f"{number:032}", "id": f"{number}", "path": name, "vector": vector}
+            row = {
+                "key": f"{number:032}",
+                "id": f"{number}",
+                "path": name,
+                "vector": vector,
+            }
             rows.append(EMPTY | row)
         index.write(rows)
     written = time.monotonic()
@@ -112,10 +125,14 @@ def measure(index: Index, queries: np.ndarray) -> dict[str, float]:
             seconds[exact].append(time.perf_counter() - began)
             results[exact].append({item["key"] for item in items})
 
-    common = [len(a & b) / K for a, b in zip(results[True], results[False], strict=True)]
+    common = [
+        len(a & b) / K for a, b in zip(results[True], results[False], strict=True)
+    ]
     figures = {"recall": float(np.mean(common[1:]))}
     for exact, name in ((True, "exact"), (False, "approximate")):
-        figures[f"{name}_p50"], figures[f"{name}_p99"] = np.percentile(seconds[exact][1:], (50, 99))
+        figures[f"{name}_p50"], figures[f"{name}_p99"] = np.percentile(
+            seconds[exact][1:], (50, 99)
+        )
     return figures
 
 
@@ -125,11 +142,15 @@ def show(figures: dict[str, Any]) -> None:
         f"{figures['write_seconds']:.0f} s, approximate index built in "
         f"{figures['build_seconds']:.0f} s, {figures['bytes'] / 1e9:.1f} GB"
     )
-    print("| queries | recall at 10 | exact: p50, p99 | approximate: p50, p99 | ratio |")
+    print(
+        "| queries | recall at 10 | exact: p50, p99 | approximate: p50, p99 | ratio |"
+    )
     print("|---|---:|---:|---:|---:|")
     for kind in ("clips", "texts", "random"):
         row = figures[kind]
-        milliseconds = {name: 1000 * value for name, value in row.items() if name != "recall"}
+        milliseconds = {
+            name: 1000 * value for name, value in row.items() if name != "recall"
+        }
         exact = f"{milliseconds['exact_p50']:.0f}, {milliseconds['exact_p99']:.0f} ms"
         fast = f"{milliseconds['approximate_p50']:.0f}, {milliseconds['approximate_p99']:.0f} ms"
         ratio = row["exact_p50"] / row["approximate_p50"]

@@ -58,7 +58,8 @@ def main() -> None:
         corpus = Path(temporary) / "corpus"
         videos.mkdir()
         files = [
-            render(videos / f"{number}.mp4", 50, 300, number) for number in range(arguments.clips)
+            render(videos / f"{number}.mp4", 50, 300, number)
+            for number in range(arguments.clips)
         ]
         for file in files:
             file.with_suffix(".txt").write_text(f"clip {file.stem}: {CAPTION}")
@@ -91,28 +92,40 @@ def main() -> None:
     for name, row in rates.items():
         ratios = zip(row, rates["decode_video"], strict=True)
         print(
-            f"  {name:20}" + "".join(f"{rate:12.1f} ({rate / base:5.1f})" for rate, base in ratios)
+            f"  {name:20}"
+            + "".join(f"{rate:12.1f} ({rate / base:5.1f})" for rate, base in ratios)
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"workers": counts, "samples/s": rates}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"workers": counts, "samples/s": rates}, indent=1)
+        )
 
 
 def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
     """Return the batches of pre-training at the paper's sizes."""
     phase = Phase(corpora=("clips",), steps=100_000)
-    config = TrainingConfig(phases=(phase,), batch_size=BATCH, augmentation=augmentation)
+    config = TrainingConfig(
+        phases=(phase,), batch_size=BATCH, augmentation=augmentation
+    )
     tokenizer = train_tokenizer([CAPTION], 300)
     return TrainingDataset(
-        config, {"clips": corpus}, tokenizer, Examples("sample", 4, 224, 14, mlm_probability=0.15)
+        config,
+        {"clips": corpus},
+        tokenizer,
+        Examples("sample", 4, 224, 14, mlm_probability=0.15),
     )
 
 
 def loading(data: TrainingDataset, workers: int) -> float:
     """Return samples per second over BATCHES batches per worker, after one warm-up batch each."""
-    loader = data.loader(0, Resources(workers=workers), torch.device("cuda" if workers else "cpu"))
+    loader = data.loader(
+        0, Resources(workers=workers), torch.device("cuda" if workers else "cpu")
+    )
     deque(itertools.islice(loader, max(1, workers)), maxlen=0)
     started = time.perf_counter()
-    loaded = sum(len(batch.ids) for batch in itertools.islice(loader, BATCHES * max(1, workers)))
+    loaded = sum(
+        len(batch.ids) for batch in itertools.islice(loader, BATCHES * max(1, workers))
+    )
     return loaded / (time.perf_counter() - started)
 
 

@@ -50,7 +50,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=5, help="that a unit waits")
-    parser.add_argument("--units", type=int, default=4000, help="units that are handed and merged")
+    parser.add_argument(
+        "--units", type=int, default=4000, help="units that are handed and merged"
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[10_240, 102_400])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -87,7 +89,14 @@ def start_cluster(threads: int, folder: Path) -> Iterator[Cluster]:
     file = folder / f"scheduler-{threads}.json"
     file.unlink(missing_ok=True)
     options = ["--scheduler-file", str(file), "--no-dashboard"]
-    worker = [*options, "--nthreads", str(threads), "--no-nanny", "--local-directory", str(folder)]
+    worker = [
+        *options,
+        "--nthreads",
+        str(threads),
+        "--no-nanny",
+        "--local-directory",
+        str(folder),
+    ]
     programs = []
     with ExitStack() as stack:
         for words in (["scheduler", "--port", "0", *options], ["worker", *worker]):
@@ -97,7 +106,9 @@ def start_cluster(threads: int, folder: Path) -> Iterator[Cluster]:
             programs.append(program)
         while not file.exists():
             time.sleep(0.1)
-        yield Cluster(json.loads(file.read_text())["address"], psutil.Process(programs[0].pid))
+        yield Cluster(
+            json.loads(file.read_text())["address"], psutil.Process(programs[0].pid)
+        )
 
 
 def measure_workers(seconds: float, folder: Path) -> dict[str, dict[int, float]]:
@@ -122,11 +133,17 @@ def measure_workers(seconds: float, folder: Path) -> dict[str, dict[int, float]]
 
 
 def make_rows(count: int) -> list[Row]:
-    texts = ("a person walks along a street with a dog", "a dog on a leash", "people in a city")
+    texts = (
+        "a person walks along a street with a dog",
+        "a dog on a leash",
+        "people in a city",
+    )
     rows = []
     for i in range(count):
         path = Path(f"/data/videos/{i % 100:02d}/clip-{i:08d}.mp4")
-        row = Row(id=f"clip-{i:08d}", path=path, kind="video", captions=texts, split="train")
+        row = Row(
+            id=f"clip-{i:08d}", path=path, kind="video", captions=texts, split="train"
+        )
         rows.append(row)
     return rows
 
@@ -134,7 +151,9 @@ def make_rows(count: int) -> list[Row]:
 def measure_units(count: int, folder: Path) -> dict[str, float]:
     print(f"\n{count} units of {UNIT_ROWS} rows, milliseconds of a processor for each")
     values = [row.model_dump(mode="json") for row in make_rows(UNIT_ROWS)]
-    table = pa.Table.from_pylist([value | {"meta": "{}"} for value in values], schema=MANIFEST)
+    table = pa.Table.from_pylist(
+        [value | {"meta": "{}"} for value in values], schema=MANIFEST
+    )
 
     def hand(scheduler: str = "") -> float:
         units = (DecodeUnit(f"train-video-{i:05d}", table) for i in range(count))
@@ -154,7 +173,9 @@ def measure_units(count: int, folder: Path) -> dict[str, float]:
 
     for name, value in seconds.items():
         each_unit = value / count
-        print(f"  {name:32} {1000 * each_unit:7.2f}; {each_unit * 40_000:5.0f} s for 40,000 units")
+        print(
+            f"  {name:32} {1000 * each_unit:7.2f}; {each_unit * 40_000:5.0f} s for 40,000 units"
+        )
     return {name: 1000 * value / count for name, value in seconds.items()}
 
 
@@ -272,15 +293,26 @@ def read_memory(name: str) -> int:
     return int(line.split()[1])
 
 
-def measure_rows(sizes: list[int], folder: Path) -> dict[str, dict[int, dict[str, float]]]:
-    print(f"\n  {'':6} {'rows':>10} {'us a row':>9} {'ratio':>6} {'peak MiB':>9} {'B a row':>8}")
+def measure_rows(
+    sizes: list[int], folder: Path
+) -> dict[str, dict[int, dict[str, float]]]:
+    print(
+        f"\n  {'':6} {'rows':>10} {'us a row':>9} {'ratio':>6} {'peak MiB':>9} {'B a row':>8}"
+    )
     figures: dict[str, dict[int, dict[str, float]]] = {part: {} for part in PARTS}
     for rows in sizes:
         corpus = make_corpus(folder / str(rows), rows)
         write_source(corpus, rows)
         write_index(corpus, rows)
         for part in PARTS:
-            command = [sys.executable, __file__, "--part", part, "--folder", str(corpus)]
+            command = [
+                sys.executable,
+                __file__,
+                "--part",
+                part,
+                "--folder",
+                str(corpus),
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             figures[part][rows] = json.loads(done.stdout.splitlines()[-1])
 

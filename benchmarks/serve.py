@@ -86,7 +86,9 @@ def main() -> int:
                 rows[f"{name}, 1 client"] = alone.row()
                 rows[f"{name}, {arguments.clients} clients"] = many.row()
 
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {arguments.videos} videos")
+    print(
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {arguments.videos} videos"
+    )
     print_table(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
@@ -135,12 +137,18 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     from alpro.stages.training.stage import with_vocab_size
 
     torch.manual_seed(0)
-    config = render_sample.Config(lessons=0, clips=videos, stills=0, validation=4, test=4)
+    config = render_sample.Config(
+        lessons=0, clips=videos, stills=0, validation=4, test=4
+    )
     render_sample.run(config, render_sample.Inputs(), folder, Resources(workers=1))
-    rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()
+    ]
     training = [row for row in rows if row.get("split") == "train"]
     chosen = [row | {"path": str(folder / row["path"])} for row in training[:videos]]
-    (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    (folder / "videos.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in chosen)
+    )
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
     sizes = with_vocab_size(load_config(Command("sample")).model, tokenizer)
@@ -184,11 +192,16 @@ async def trial(
                     return
                 await asyncio.sleep(float(answer.headers["Retry-After"]))
             figures.seconds.append(time.perf_counter() - started)
-            hits = [(hit["key"], round(hit["similarity"], 4)) for hit in answer.json()["hits"]]
+            hits = [
+                (hit["key"], round(hit["similarity"], 4))
+                for hit in answer.json()["hits"]
+            ]
             figures.wrong += right.setdefault(text, hits) != hits
 
         async def one_client(first: int) -> None:
-            for text in itertools.islice(itertools.cycle(texts), first, first + requests):
+            for text in itertools.islice(
+                itertools.cycle(texts), first, first + requests
+            ):
                 await search(text, many)
 
         await search(texts[0], Figures())  # Warm up: the first request is slower.

@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000]
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -67,7 +69,10 @@ def write_table(folder: Path, rows: int) -> Path:
                 (folder / inside).mkdir()
             name = f"{inside}/clip-{number:08d}.mp4"
             (folder / name).touch()
-            print(f"{name},person {number} walks along a street with a dog,{inside}", file=file)
+            print(
+                f"{name},person {number} walks along a street with a dog,{inside}",
+                file=file,
+            )
     return table
 
 

@@ -80,7 +80,8 @@ ENCODERS = {"model": MODEL | {"video": MODEL["video"] | {"drop_path": 0.1}}}
 # Changes of TRAINING by stage, in the order of the stages.
 STAGES: dict[str, dict[str, Any]] = {
     "train_prompter": ENCODERS,
-    "pretrain": ENCODERS | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
+    "pretrain": ENCODERS
+    | {"start": "prompter", "mlm_probability": 0.3, "negative_pool_size": 8},
     "finetune_retrieval": FINETUNING | {"frames": 3, "lr": 5e-4},
     "finetune_qa": FINETUNING
     | {"frames": 2, "lr": 5e-4, "answers": len(ENTITIES), "accumulation_steps": 2},
@@ -95,7 +96,9 @@ def draw(sky: str, ground: str, frames: int, rng: np.random.Generator) -> np.nda
     return np.clip(pixels + rng.normal(0, 10, pixels.shape), 0, 255).astype(np.uint8)
 
 
-def write_corpus(folder: Path, kind: str = "video", seed: int = 0, **splits: int) -> Path:
+def write_corpus(
+    folder: Path, kind: str = "video", seed: int = 0, **splits: int
+) -> Path:
     """Write a corpus, with so many samples of each scene in each split, such as train=8. Return its
     folder."""
     folder.mkdir(parents=True)
@@ -135,7 +138,9 @@ def write_vocabulary(folder: Path) -> Path:
     return folder
 
 
-def configuration(stage: str, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+def configuration(
+    stage: str, steps: int, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the configuration of a training stage on the corpora `clips` and `stills`.
 
     Args:
@@ -167,15 +172,23 @@ def write_inputs(folder: Path) -> dict[str, Path]:
 
 
 def run_stage(
-    stage: str, config: dict[str, Any], inputs: dict[str, Path], out: Path, resources: Resources
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    out: Path,
+    resources: Resources,
 ) -> None:
     """Trains a stage, from a checkpoint in `out` if there is one."""
     module = import_module(f"alpro.stages.{stage}")
     out.mkdir(parents=True, exist_ok=True)
-    module.run(module.Config.model_validate(config), module.Inputs.of(inputs), out, resources)
+    module.run(
+        module.Config.model_validate(config), module.Inputs.of(inputs), out, resources
+    )
 
 
-def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resources) -> None:
+def add_inputs(
+    stage: str, inputs: dict[str, Path], out: Path, resources: Resources
+) -> None:
     """Add to `inputs` what later stages read of a trained stage, such as the prompts that a prompter
     embeds."""
     if stage == "train_prompter":
@@ -195,7 +208,13 @@ def add_inputs(stage: str, inputs: dict[str, Path], out: Path, resources: Resour
 def curves(out: Path) -> dict[str, list[float]]:
     """Return the losses and the gradient norm of a stage by step. `loss` is the weighted sum of
     several losses."""
-    lines = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
+    lines = [
+        line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line
+    ]
     names = [name for name in lines[0] if name.startswith("train/loss_")]
-    names += ["train/loss", "train/grad_norm"] if len(names) > 1 else ["train/grad_norm"]
-    return {name.removeprefix("train/"): [line[name] for line in lines] for name in names}
+    names += (
+        ["train/loss", "train/grad_norm"] if len(names) > 1 else ["train/grad_norm"]
+    )
+    return {
+        name.removeprefix("train/"): [line[name] for line in lines] for name in names
+    }

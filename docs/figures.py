@@ -27,7 +27,13 @@ SCORES = [
     ("right clip first, pre-trained,\nby matching", 67.5, 8.6, 0.5, "chance"),
     ("right clip first, pre-trained,\nby similarity", 84.7, 9.4, 0.5, "chance"),
     ("right clip first, fine-tuned,\nby matching", 83.0, 7.4, 0.5, "chance"),
-    ("right clip first, fine-tuned,\nby similarity", 87.7, 12.8, 67.7, "best single frame"),
+    (
+        "right clip first, fine-tuned,\nby similarity",
+        87.7,
+        12.8,
+        67.7,
+        "best single frame",
+    ),
     ("answers to questions", 93.3, 2.3, 22.3, "text only"),
     ("'left' or 'right'", 100.0, 0.0, 50.0, "chance"),
     ("object named by the prompter", 83.5, 10.8, 17.5, "best constant"),
@@ -46,9 +52,17 @@ def box(
     axes: Axes, x: float, y: float, width: float, height: float, label: str, color: str
 ) -> None:
     style = "round,pad=0.02,rounding_size=0.12"
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, fc=color, ec=INK, lw=1.2))
+    axes.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle=style, fc=color, ec=INK, lw=1.2)
+    )
     axes.text(
-        x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=12.5, color=INK
+        x + width / 2,
+        y + height / 2,
+        label,
+        ha="center",
+        va="center",
+        fontsize=12.5,
+        color=INK,
     )
 
 
@@ -57,7 +71,13 @@ def arrow(
 ) -> None:
     axes.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=16, lw=1.4, color=INK, linestyle=style
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=16,
+            lw=1.4,
+            color=INK,
+            linestyle=style,
         )
     )
 
@@ -86,7 +106,13 @@ def model() -> None:
         arrow(axes, (x, 4.05), (x, 4.65))
     axes.add_patch(
         FancyBboxPatch(
-            (5.6, 1.05), 4.2, 3.0, boxstyle="round,pad=0.02", fc="#f7f7f7", ec=INK, ls="--"
+            (5.6, 1.05),
+            4.2,
+            3.0,
+            boxstyle="round,pad=0.02",
+            fc="#f7f7f7",
+            ec=INK,
+            ls="--",
         )
     )
     axes.text(
@@ -102,7 +128,15 @@ def model() -> None:
     box(axes, 7.85, 0.2, 1.9, 0.6, '"A video of a dog."', "white")
     box(axes, 5.75, 1.3, 1.8, 0.9, "video\nencoder", FROZEN)
     box(axes, 7.85, 1.3, 1.9, 0.9, "text\nencoder", FROZEN)
-    box(axes, 5.9, 2.75, 3.6, 0.75, "similarity to each entity,\nsoftmax: pseudo-label", FROZEN)
+    box(
+        axes,
+        5.9,
+        2.75,
+        3.6,
+        0.75,
+        "similarity to each entity,\nsoftmax: pseudo-label",
+        FROZEN,
+    )
     for x in (6.65, 8.8):
         arrow(axes, (x, 0.85), (x, 1.26))
         arrow(axes, (x, 2.25), (x, 2.7))
@@ -127,12 +161,16 @@ def results() -> None:
         capsize=4,
         label="score",
     )
-    axes.barh([row - 0.19 for row in rows], baselines, 0.36, color="#bbbbbb", label="baseline")
+    axes.barh(
+        [row - 0.19 for row in rows], baselines, 0.36, color="#bbbbbb", label="baseline"
+    )
     for row, baseline, name in zip(rows, baselines, names, strict=True):
         axes.text(baseline + 1, row - 0.19, name, va="center", fontsize=11, color=INK)
     axes.set_yticks(list(rows), labels, fontsize=12)
     axes.set_xlim(0, 104)
-    axes.set_xlabel("percent on the sample's test split; lines: 95 % of single runs", fontsize=12)
+    axes.set_xlabel(
+        "percent on the sample's test split; lines: 95 % of single runs", fontsize=12
+    )
     axes.tick_params(axis="x", labelsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -147,7 +185,11 @@ def silent() -> None:
         gains = named(arm) - named("none")
         half = t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
         axes.plot(
-            np.linspace(place - 0.08, place + 0.08, len(gains)), gains, "o", color="#6fa8dc", ms=7
+            np.linspace(place - 0.08, place + 0.08, len(gains)),
+            gains,
+            "o",
+            color="#6fa8dc",
+            ms=7,
         )
         axes.errorbar(place + 0.25, np.mean(gains), half, fmt="D", color=INK, capsize=4)
     axes.axhline(0, color="#bbbbbb", lw=1, zorder=0)
@@ -161,7 +203,9 @@ def silent() -> None:
 
 def named(arm: str) -> np.ndarray:
     files = [ROWS / f"draw-{draw}-named-1-{arm}-0.json" for draw in range(6)]
-    return np.array([json.loads(file.read_text())["scores"]["naming"][0] for file in files])
+    return np.array(
+        [json.loads(file.read_text())["scores"]["naming"][0] for file in files]
+    )
 
 
 def save(figure: plt.Figure, name: str) -> None:

@@ -46,7 +46,8 @@ def count_imports() -> Counter[tuple[str, str]]:
     for room in ROOMS:
         for file in sorted((ROOT / room).rglob("*.py")):
             if file == ROOT / "alpro" / "__init__.py":
-                continue  # the public face, which names rooms above it when they are used
+                # The public face, which names rooms above it when they are used.
+                continue
 
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module:
@@ -57,7 +58,10 @@ def count_imports() -> Counter[tuple[str, str]]:
 
 
 def count_lines(room: str) -> int:
-    return sum(len(file.read_text("utf-8").splitlines()) for file in (ROOT / room).rglob("*.py"))
+    return sum(
+        len(file.read_text("utf-8").splitlines())
+        for file in (ROOT / room).rglob("*.py")
+    )
 
 
 def draw() -> None:
@@ -67,7 +71,9 @@ def draw() -> None:
     axes.axis("off")
 
     for (source, target), count in sorted(count_imports().items()):
-        assert ROOMS[source][0][1] > ROOMS[target][0][1], f"{source} imports {target}, above it"
+        assert ROOMS[source][0][1] > ROOMS[target][0][1], (
+            f"{source} imports {target}, above it"
+        )
         if (
             target != "alpro"
         ):  # every room imports the ground floor: the arrows would hide the others
@@ -75,11 +81,20 @@ def draw() -> None:
     for room, ((x, y), color, job) in ROOMS.items():
         corner = (x - WIDTH / 2, y - HEIGHT / 2)
         style = "round,pad=0.02,rounding_size=0.12"
-        box = FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle=style, fc=color, ec=INK, zorder=3)
+        box = FancyBboxPatch(
+            corner, WIDTH, HEIGHT, boxstyle=style, fc=color, ec=INK, zorder=3
+        )
         axes.add_patch(box)
         title = f"{room}/   {round(count_lines(room), -2):,} lines"
         axes.text(
-            x, y + 0.27, title, ha="center", va="center", fontsize=12, weight="bold", zorder=4
+            x,
+            y + 0.27,
+            title,
+            ha="center",
+            va="center",
+            fontsize=12,
+            weight="bold",
+            zorder=4,
         )
         axes.text(x, y - 0.2, job, ha="center", va="center", fontsize=10.5, zorder=4)
 

@@ -48,7 +48,10 @@ def main() -> None:
         "--mlflow", default="", metavar="URL", help="address that `alpro ui` prints"
     )
     parser.add_argument(
-        "--serve", default="", metavar="URL", help="address of `alpro serve` on the sample"
+        "--serve",
+        default="",
+        metavar="URL",
+        help="address of `alpro serve` on the sample",
     )
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
@@ -61,7 +64,9 @@ def main() -> None:
             chromium_sandbox=os.getuid() != 0,
         )
         page = chromium.new_page(viewport={"width": 1100, "height": 1340})
-        page.goto(find_newest(workspace, "reports/*.html").as_uri(), wait_until="networkidle")
+        page.goto(
+            find_newest(workspace, "reports/*.html").as_uri(), wait_until="networkidle"
+        )
         save(page, "report")
         if arguments.mlflow:
             shoot_mlflow(chromium, arguments.mlflow)
@@ -84,16 +89,25 @@ def write_image(image: Image.Image, name: str) -> None:
 def draw_sample(artifacts: Path) -> None:
     """Join pictures that the stages wrote: clips with their texts, the pseudo-labels of the first
     batch of pre-training, and retrieval on test clips."""
-    folders = [path.parents[1] for path in artifacts.glob("decode_videos/*/pictures/samples.png")]
-    clips = next(one for one in folders if "clips" in (one / "artifact.json").read_text())
+    folders = [
+        path.parents[1]
+        for path in artifacts.glob("decode_videos/*/pictures/samples.png")
+    ]
+    clips = next(
+        one for one in folders if "clips" in (one / "artifact.json").read_text()
+    )
     pictures = {
         "Clips of the sample with captions and questions": sheet(
             sample_strips(ShardReader(clips, "train"), 2), 2
         ),
         "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows "
-        "the entity": Image.open(find_newest(artifacts, "pretrain/*/pictures/pseudo_labels.png")),
+        "the entity": Image.open(
+            find_newest(artifacts, "pretrain/*/pictures/pseudo_labels.png")
+        ),
         "The four best test clips for the texts with the best ranks (left) and the worst "
-        "(right)": Image.open(find_newest(artifacts, "evaluate/*/pictures/retrieval.png")),
+        "(right)": Image.open(
+            find_newest(artifacts, "evaluate/*/pictures/retrieval.png")
+        ),
     }
     rows = []
     for title, picture in pictures.items():

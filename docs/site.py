@@ -30,11 +30,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, source in OUTSIDE_PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     for name in DOWNLOADS:
-        files.append(File.generated(config, f"{name}.txt", abs_src_path=str(ROOT / name)))
+        files.append(
+            File.generated(config, f"{name}.txt", abs_src_path=str(ROOT / name))
+        )
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
     """Rewrite links that are relative to the repository into links between pages of the site."""
     source = OUTSIDE_PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     pages = {file: name for name, file in OUTSIDE_PAGES.items()}
@@ -45,6 +49,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if "://" in target:
             return match.group()
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        return opening + pages.get(path, path.removeprefix("docs/")) + (anchor or "") + closing
+        return (
+            opening
+            + pages.get(path, path.removeprefix("docs/"))
+            + (anchor or "")
+            + closing
+        )
 
     return LINK.sub(rewrite, markdown)

@@ -34,14 +34,17 @@ SHARED = """## Training stages
 
 {stages} share these keys. Their own sections list further keys and other defaults."""
 # Tables whose keys another page explains.
-EXPLAINED = {"columns": "which columns of a table mean what: [the keys](prepare_data.md#tables)"}
+EXPLAINED = {
+    "columns": "which columns of a table mean what: [the keys](prepare_data.md#tables)"
+}
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of "}
 
 
 def document() -> str:
     """Return the text of the page."""
     tables = {
-        name: find_model(field.annotation) for name, field in PipelineConfig.model_fields.items()
+        name: find_model(field.annotation)
+        for name, field in PipelineConfig.model_fields.items()
     }
     top = [
         row(name, field)
@@ -50,7 +53,9 @@ def document() -> str:
     ]
     parts = [*map(wrap, HEAD.split("\n\n")), "## Top level", table(top)]
     training = [
-        name for name, model in tables.items() if model and issubclass(model, TrainingConfig)
+        name
+        for name, model in tables.items()
+        if model and issubclass(model, TrainingConfig)
     ]
     shared = list_rows(TrainingConfig)
     described = {key_and_description(line) for line in shared}
@@ -82,9 +87,9 @@ def shared_section(names: list[str]) -> list[str]:
 def wrap(paragraph: str) -> str:
     """Wrap a paragraph into lines of at most 120 characters that break outside of code spans."""
     joined = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), paragraph)
-    return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace(
-        "\0", " "
-    )
+    return textwrap.fill(
+        joined, 120, break_long_words=False, break_on_hyphens=False
+    ).replace("\0", " ")
 
 
 def find_model(annotation: Any) -> type[BaseModel] | None:
@@ -140,7 +145,9 @@ def row(name: str, field: FieldInfo) -> str:
 
 def choices(field: FieldInfo) -> str:
     """Return the allowed values of a Literal, if the description does not name them all."""
-    values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    values = (
+        get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    )
     if all(str(value) in (field.description or "") for value in values):
         return ""
     return f" ({', '.join(f'`{toml(value)}`' for value in values)})"

@@ -30,7 +30,9 @@ def main(videos: Path, table: Path) -> None:
 
         for batch in manifest.batches(["id", "path", "captions"]):
             for row in batch.to_pylist():
-                print(f"{row['id']}: {Path(row['path']).name}: {' | '.join(row['captions'])}")
+                print(
+                    f"{row['id']}: {Path(row['path']).name}: {' | '.join(row['captions'])}"
+                )
         for reject in manifest.rejects().to_pylist():
             print(f"rejected: {reject['path']}: {reject['reason']}: {reject['detail']}")
 

@@ -53,4 +53,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 if __name__ == "__main__":
     vocabulary, folder = map(Path, sys.argv[1:])
     folder.mkdir()
-    print(run(Config(min_letters=5), Inputs(vocabulary=vocabulary), folder, Resources()).counts)
+    print(
+        run(
+            Config(min_letters=5), Inputs(vocabulary=vocabulary), folder, Resources()
+        ).counts
+    )

@@ -24,7 +24,9 @@ PAPER_EFFECTS = (0.2, 0.4, 0.3, 1.1, 1.5)
 def silent_scores(arm: str, score: str) -> list[float]:
     """Return a score (%) of an arm of the silent study in each draw."""
     folder = HERE / "silent" / "results"
-    rows = (read_json(folder / f"draw-{draw}-named-1-{arm}-0.json") for draw in SILENT_DRAWS)
+    rows = (
+        read_json(folder / f"draw-{draw}-named-1-{arm}-0.json") for draw in SILENT_DRAWS
+    )
     return [row["scores"][score][0] for row in rows]
 
 
@@ -36,8 +38,13 @@ def silent_difference(arm: str, base: str, score: str = "naming") -> Difference:
 
 def losses_difference(row: str, base: str, score: str) -> Difference:
     """Compare two rows of the study of the losses (Table 1 of the paper)."""
-    draws = [read_json(HERE / "losses" / "results" / f"draw-{draw}.json") for draw in LOSSES_DRAWS]
-    return Difference(tuple(scores[row][score] - scores[base][score] for scores in draws))
+    draws = [
+        read_json(HERE / "losses" / "results" / f"draw-{draw}.json")
+        for draw in LOSSES_DRAWS
+    ]
+    return Difference(
+        tuple(scores[row][score] - scores[base][score] for scores in draws)
+    )
 
 
 def main() -> None:
@@ -47,7 +54,9 @@ def main() -> None:
                 if arm != base:
                     gain = silent_difference(arm, base, score)
                     observed = gain.power(gain.mean)
-                    print(f"{score:10} {arm:14} - {base:8} {gain}, power {observed:.2f}")
+                    print(
+                        f"{score:10} {arm:14} - {base:8} {gain}, power {observed:.2f}"
+                    )
 
     print(f"\nPEM with VTC, and the power for effects of {PAPER_EFFECTS} points:")
     scores = ("qa/acc", "retrieval_vtc/t2v/R1", "retrieval/t2v/R1", "zero_shot/t2v/R1")

@@ -42,9 +42,7 @@ class Difference:
 
     def __str__(self) -> str:
         each = " ".join(f"{value:+.1f}" for value in self.values)
-        return (
-            f"{each} = {self.mean:+.1f} ± {self.half_width:.1f} (SD {self.sd:.1f}, p {self.p:.2g})"
-        )
+        return f"{each} = {self.mean:+.1f} ± {self.half_width:.1f} (SD {self.sd:.1f}, p {self.p:.2g})"
 
 
 def power(effect: float, sd: float, draws: int, alpha: float = 0.05) -> float:

@@ -75,7 +75,9 @@ def get_row(source: Location | Row) -> Row:
     return Row(id=str(source), path=location, kind="image" if is_still else "video")
 
 
-def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS) -> Clip:
+def load_clip(
+    source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS
+) -> Clip:
     """Load `count` frames of a video, each the first of one of as many segments, or an image
     repeated: (count, size, size, 3) uint8. The frames of a sample have their stored size.
 
@@ -95,11 +97,15 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
             )
 
         row = get_row(source)
-        with local_copy(absolute(row.path), MAX_FETCHED_BYTES, member=row.member) as path:
+        with local_copy(
+            absolute(row.path), MAX_FETCHED_BYTES, member=row.member
+        ) as path:
             if row.kind == "image":
                 image = decode_image(path, size, limits)
                 return replace(image, frames=np.repeat(image.frames, count, axis=0))
-            return decode_video(path, count, size, start=row.start, end=row.end, limits=limits)
+            return decode_video(
+                path, count, size, start=row.start, end=row.end, limits=limits
+            )
     except Unreadable as error:
         raise DecodeError("unreadable", str(error)) from error
     except (DecodeError, InputError):
@@ -115,7 +121,9 @@ def load_clip(source: Source, count: int, size: int, limits: Limits = DEFAULT_LI
         # What a store raises has no number; of the local disk, it is a fault that nobody expects.
         fetching = isinstance(error, OSError) and error.errno is None
         reason: Reason = "not fetched" if fetching else "unexpected error"
-        raise DecodeError(reason, f"{type(error).__name__}: {one_line(error)}") from error
+        raise DecodeError(
+            reason, f"{type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def read_frames(
@@ -130,7 +138,9 @@ def read_frames(
         size: Height and width of an image.
         indices: Other frames to read.
     """
-    frames = sample.frames(segment_starts(len(sample), count) if indices is None else indices)
+    frames = sample.frames(
+        segment_starts(len(sample), count) if indices is None else indices
+    )
     return squash(frames, size) if is_image(sample) else frames
 
 

@@ -31,7 +31,8 @@ from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
 from alpro.threads import map_ahead
 
-VIDEOS = 64  # number of videos whose queries, keys and values are on the device at a time
+# Number of videos whose queries, keys and values are on the device at a time.
+VIDEOS = 64
 PAIRS = 512  # pairs in a batch on a GPU
 CPU_VALUES = 2**19  # activations of a batch on a CPU, about what its cache holds
 Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
@@ -143,7 +144,9 @@ def embed_texts(
     own length."""
     features = []
     for start in range(0, len(texts), batch):
-        encoded = encode_texts(model, tokenizer, texts[start : start + batch], length, batch)
+        encoded = encode_texts(
+            model, tokenizer, texts[start : start + batch], length, batch
+        )
         features.append(encoded.features)
     return torch.cat(features)
 
@@ -175,7 +178,9 @@ def encode_videos(
         frames = [reorder(indices) for indices in frames]
 
     starts = range(0, count, batch)
-    starts_of_rank = [start for i, start in enumerate(starts) if belongs_to_this_rank(i)]
+    starts_of_rank = [
+        start for i, start in enumerate(starts) if belongs_to_this_rank(i)
+    ]
     batches = [range(start, min(start + batch, count)) for start in starts_of_rank]
     # A rank without a batch still encodes a video: it needs the shape of the tokens.
     is_idle = count > 0 and not batches
@@ -190,7 +195,8 @@ def encode_videos(
     for rows in batches:
         pixels = encoder.clip_pixels(islice(decoded, len(rows)))
         encoded = encoder.model.encode_video(pixels)
-        if encoded.shape[1:] != tokens.shape[1:]:  # filled in place to avoid a second copy
+        # Filled in place to avoid a second copy.
+        if encoded.shape[1:] != tokens.shape[1:]:
             tokens = torch.zeros(count, *encoded.shape[1:], device=device)
         if not is_idle:
             tokens[rows.start : rows.stop] = encoded
@@ -287,7 +293,9 @@ def pairs_at_a_time(tokens: Tensor) -> int:
     return max(1, CPU_VALUES // tokens[0].numel())
 
 
-def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0) -> Tensor:
+def match(
+    model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0
+) -> Tensor:
     """Compute the logit margin (P,), match minus no match, of pairs (P, 2) of text and video
     indices. It has the order of the probability, without its rounding near 0 and 1."""
     logits = score(model, model.vtm_head, texts, videos, pairs, batch)

@@ -21,7 +21,9 @@ from alpro.models.alpro import Alpro, Prompter
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
 # transformers copies only the modules of a folder: the text of a data file becomes part of them.
-OWN_DATA = re.compile(r'Path\(__file__\)\.with_name\("([\w.]+)"\)\.read_text\("utf-8"\)')
+OWN_DATA = re.compile(
+    r'Path\(__file__\)\.with_name\("([\w.]+)"\)\.read_text\("utf-8"\)'
+)
 # Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts
 # and videos.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -46,7 +48,13 @@ SENTENCE_TRANSFORMERS: dict[str, Any] = {
         "similarity_fn_name": "cosine",
     },
 }
-SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+SPECIAL = {
+    "pad": "[PAD]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
+}
 
 
 def export(model: Model, folder: Path, card: str) -> None:
@@ -144,7 +152,9 @@ def exported_code() -> dict[str, str]:
         for data in OWN_DATA.finditer(source):
             text = path.with_name(data[1]).read_text("utf-8")
             source = source.replace(data[0], repr(text))
-        pending += [importlib.import_module(other) for other in OWN_IMPORT.findall(source)]
+        pending += [
+            importlib.import_module(other) for other in OWN_IMPORT.findall(source)
+        ]
         # transformers loads modules of a folder without installing them.
         sources[name] = OWN_IMPORT.sub(
             lambda match: f"from .{match[1].rpartition('.')[2]} import", source

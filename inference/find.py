@@ -81,7 +81,11 @@ def find_folder(name: str, workspace: Path) -> Path:
 
     # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
     hub_name = HubName.parse(name)
-    if hub_name is None or matching_artifacts(name, workspace) or similar_name(name, workspace):
+    if (
+        hub_name is None
+        or matching_artifacts(name, workspace)
+        or similar_name(name, workspace)
+    ):
         folder, _ = find_artifact(name, workspace)
         return folder.absolute()
 

@@ -189,7 +189,9 @@ class Index:
             return self.table.count_rows(sql)
 
     @repeated
-    def rows(self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0) -> list[Item]:
+    def rows(
+        self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0
+    ) -> list[Item]:
         """List rows in the order of the index, without their embeddings.
 
         Raises:
@@ -232,7 +234,9 @@ class Index:
         columns = [*self._shown, "_distance"]
         with self._errors():
             search: Any = self.table.search(vector, vector_column_name="vector")
-            search = search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
+            search = (
+                search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
+            )
             if exact:
                 search = search.bypass_vector_index()
             rows = search.limit(k + 1).to_list()
@@ -246,7 +250,9 @@ class Index:
 
         for row in rows:
             row["similarity"] = round(1 - row.pop("_distance"), DIGITS)
-        rows.sort(key=lambda row: (-row["similarity"], *(row[name] or 0 for name in ORDER)))
+        rows.sort(
+            key=lambda row: (-row["similarity"], *(row[name] or 0 for name in ORDER))
+        )
         return self._items(rows[:k])
 
     def _items(self, rows: list[Item]) -> list[Item]:
@@ -293,9 +299,13 @@ class Index:
         """Remove rows, also from the disk."""
         table = self.table
         with self._errors(), self._lock:
-            query = table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
+            query = (
+                table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
+            )
             # The engine only marks deleted rows, but it deletes a file in which no others are left.
-            for fragment in {row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()}:
+            for fragment in {
+                row >> 32 for row in query.to_arrow()["_rowid"].to_pylist()
+            }:
                 rows = f"_rowid >= {fragment << 32} AND _rowid < {fragment + 1 << 32}"
                 table.update(where=f"{rows} AND NOT ({sql})", values_sql={"key": "key"})
             table.delete(sql)
@@ -338,7 +348,9 @@ def connect(address: str) -> "DBConnection":
     try:
         import lancedb
     except ImportError as error:
-        raise InputError("an index needs LanceDB: pip install 'alpro-pipeline[index]'") from error
+        raise InputError(
+            "an index needs LanceDB: pip install 'alpro-pipeline[index]'"
+        ) from error
     # Each read asks for the newest state: other processes add and remove clips.
     return lancedb.connect(address, read_consistency_interval=timedelta(0))
 

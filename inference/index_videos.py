@@ -38,12 +38,14 @@ from alpro.shards.storage import Location, absolute, identities, located
 if TYPE_CHECKING:
     from alpro.inference.model import Device, Dtype, Model
 
-MAX_LISTED = 100_000  # items that are listed before the first is embedded, for the time left
+# Items that are listed before the first is embedded, for the time left.
+MAX_LISTED = 100_000
 CHUNK = 2048  # items whose files are looked up together
 FIRST_UNIT = 8  # clips
 MAX_UNIT = 1024
 UNIT_SECONDS = 20.0  # duration of a unit after the first, by the speed of the last one
-MAX_SAMPLED = 1000  # files that are looked for in the folder to which a root may have moved
+# Files that are looked for in the folder to which a root may have moved.
+MAX_SAMPLED = 1000
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def add_videos(
     if not index_exists(place):
         folder = located(place)
         if isinstance(folder, Path) and folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{place}: not empty, and not an index; choose another folder")
+            raise InputError(
+                f"{place}: not empty, and not an index; choose another folder"
+            )
         types = infer_types(videos, columns)
         return Addition(place, None, settings, types, embedder, report).run(videos)
 
@@ -130,7 +134,10 @@ def add_videos(
     before = index.settings
     types = index.columns
     check_digest(index, embedder.model.model, settings.digest)
-    has_windows = (window, settings.stride) in ((None, None), (before.window, before.stride))
+    has_windows = (window, settings.stride) in (
+        (None, None),
+        (before.window, before.stride),
+    )
     has_columns = list(columns) in ([], list(types))
     if not has_windows or not has_columns:
         options = ""
@@ -142,7 +149,9 @@ def add_videos(
             f"{place}: this index was made with{options or ' no windows and no columns'}; leave these "
             "options out, or choose another folder"
         )
-    index.change_settings(model=settings.model, root=find_moved_root(index, settings.root))
+    index.change_settings(
+        model=settings.model, root=find_moved_root(index, settings.root)
+    )
     return Addition(place, index, index.settings, types, embedder, report).run(videos)
 
 
@@ -178,13 +187,19 @@ def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataTy
     types = {}
     for name in columns:
         if name in (*SCHEMA.names, "vector") or "." in name:
-            raise InputError(f"column {name!r}: an index cannot have this name; rename the column")
+            raise InputError(
+                f"column {name!r}: an index cannot have this name; rename the column"
+            )
         try:
             kind = pa.infer_type([row.get(name) for row in rows])
         except pa.ArrowException as error:
-            raise InputError(f"{videos}: column {name!r} has several types: {error}") from error
+            raise InputError(
+                f"{videos}: column {name!r} has several types: {error}"
+            ) from error
         if pa.types.is_null(kind) or pa.types.is_nested(kind):
-            names = dict.fromkeys(chain(*(item["columns"] for item in scan_videos(videos, None))))
+            names = dict.fromkeys(
+                chain(*(item["columns"] for item in scan_videos(videos, None)))
+            )
             raise InputError(
                 f"{videos}: no video has a column {name!r} of texts or numbers; the columns are "
                 f"{', '.join(names)}"
@@ -208,12 +223,16 @@ class Addition:
     unit_size: int = field(default=FIRST_UNIT, init=False)
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
     indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
-    listed: set[str] = field(default_factory=set, init=False)  # what tables said, by digest
+    # What tables said, by digest.
+    listed: set[str] = field(default_factory=set, init=False)
     scanned: set[str] = field(default_factory=set, init=False)  # keys of this run
-    identities: dict[str, str] = field(default_factory=dict, init=False)  # by path, of this run
+    # By path, of this run.
+    identities: dict[str, str] = field(default_factory=dict, init=False)
 
     def run(self, videos: Location) -> Counts:
-        old_rows = SCHEMA.empty_table() if self.index is None else self.index.identities()
+        old_rows = (
+            SCHEMA.empty_table() if self.index is None else self.index.identities()
+        )
         for row in iterate_rows(old_rows):
             self.listed.add(row["listed_as"])
             # A file that could not be reached is tried again.
@@ -222,10 +241,13 @@ class Addition:
 
         items: Iterable[Item] = scan_videos(videos, list(self.types))
         if self.settings.window and self.settings.stride:
-            items = split_into_windows(items, self.settings.window, self.settings.stride)
+            items = split_into_windows(
+                items, self.settings.window, self.settings.stride
+            )
         changed = self._find_changed(items)
         listed = []
-        with progress("listing", None, "clips") as advance:  # windows need the length of each video
+        # Windows need the length of each video.
+        with progress("listing", None, "clips") as advance:
             for item in islice(changed, MAX_LISTED):
                 listed.append(item)
                 advance()
@@ -262,7 +284,11 @@ class Addition:
                 elif not is_repeated and self.indexed.get(key) != row["identity"]:
                     self.counts.replaced += key in self.indexed
                     yield row
-                elif is_repeated or row["listed_as"] in self.listed or not row["listed_by"]:
+                elif (
+                    is_repeated
+                    or row["listed_as"] in self.listed
+                    or not row["listed_by"]
+                ):
                     self.counts.skipped += 1
                 else:
                     updated.append(row)
@@ -279,7 +305,11 @@ class Addition:
         parts = (path, member, sample, item["start"], item["end"], item["detail"])
         identity = "" if item["reason"] else self.identities[item["path"]]
         listed_by = stored_path(item["listed_by"] or "", self.settings.root)
-        row = item | {"key": hash_repr(parts), "identity": identity, "listed_by": listed_by}
+        row = item | {
+            "key": hash_repr(parts),
+            "identity": identity,
+            "listed_by": listed_by,
+        }
         return row | {"listed_as": hash_repr(row | {"path": path})}
 
     def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
@@ -294,7 +324,9 @@ class Addition:
             for unit, result in each(units, work, 1, self.embedder.scheduler):
                 if not isinstance(result, Died):
                     rows, seconds = result
-                    self.unit_size = max(1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3)))
+                    self.unit_size = max(
+                        1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3))
+                    )
                     yield unit, rows
                 elif len(unit) > 1:
                     repeated += unit
@@ -380,7 +412,9 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
                 rows.append({"reason": clip.reason, "detail": clip.detail})
             else:
                 # An image has the duration 0.
-                rows.append({"vector": next(vectors), "duration": clip.duration or None})
+                rows.append(
+                    {"vector": next(vectors), "duration": clip.duration or None}
+                )
     return rows, time.monotonic() - began
 
 

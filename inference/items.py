@@ -22,11 +22,14 @@ SCHEMA = pa.schema(
         ("duration", pa.float64()),  # seconds of the clip; null: an image, or unknown
         ("caption", pa.string()),
         ("words", pa.string()),  # caption, file name and id, case folded
-        ("listed_by", pa.string()),  # table or corpus, stored like `path`; empty: a folder
+        # Table or corpus, stored like `path`; empty: a folder.
+        ("listed_by", pa.string()),
         ("listed_as", pa.string()),  # digest of what it says
-        ("identity", pa.string()),  # changes with the file; empty: a bad row of a manifest
+        # Changes with the file; empty: a bad row of a manifest.
+        ("identity", pa.string()),
         ("member", arrow_type(Member)),  # place in a tar of downloads
-        ("frame_offsets", pa.list_(pa.int64())),  # places in the shard of a decoded corpus
+        # Places in the shard of a decoded corpus.
+        ("frame_offsets", pa.list_(pa.int64())),
         ("frame_sizes", pa.list_(pa.int64())),
         ("reason", pa.string()),  # why there is no embedding
         ("detail", pa.string()),

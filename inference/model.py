@@ -127,7 +127,9 @@ class Model:
             InputError: If there is no such model, or a file of it is missing.
         """
         if dtype not in get_args(Dtype):
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
+            raise InputError(
+                f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}"
+            )
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded = load_prompter(found.model, target)
@@ -152,7 +154,9 @@ class Model:
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts: tokens (N, L, D), mask (N, L), features (N, E)."""
         model = self.folder.model
-        return encode_texts(model, self.folder.tokenizer, check_texts(texts), self.text_length)
+        return encode_texts(
+            model, self.folder.tokenizer, check_texts(texts), self.text_length
+        )
 
     @cached_property
     def embed_dim(self) -> int:
@@ -173,7 +177,11 @@ class Model:
 
     def _warn_truncated(self, texts: Sequence[str]) -> None:
         tokenizer = self.folder.tokenizer
-        long = [text for text in texts if truncate(tokenizer, text, self.text_length) != text]
+        long = [
+            text
+            for text in texts
+            if truncate(tokenizer, text, self.text_length) != text
+        ]
         if long:
             warnings.warn(
                 f"{len(long)} of {len(texts)} texts have more than the {self.text_length} tokens "
@@ -209,9 +217,13 @@ class Model:
         """Encode videos of frames (T, 3, H, W) uint8, of any sizes."""
         config = self.folder.model.config
         if not clips:  # `torch.cat` takes no empty list
-            return Videos(torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim))
+            return Videos(
+                torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim)
+            )
         with self.autocast():
-            tokens = self.folder.model.encode_video(self.encoder.clip_pixels(clips), cls_only)
+            tokens = self.folder.model.encode_video(
+                self.encoder.clip_pixels(clips), cls_only
+            )
         tokens = tokens.float()  # the projection computes in float32
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
@@ -310,10 +322,14 @@ class Model:
             self._warn_truncated(texts)
             folder = self.folder
             return (
-                embed_texts(folder.model, folder.tokenizer, texts, self.text_length).cpu().numpy()
+                embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
+                .cpu()
+                .numpy()
             )
         if not all(are_files):
-            raise InputError("expected a list of texts or a list of files, not both in one")
+            raise InputError(
+                "expected a list of texts or a list of files, not both in one"
+            )
 
         def embed(videos: Videos) -> np.ndarray:
             return videos.features.cpu().numpy()
@@ -445,13 +461,19 @@ class Model:
         with self.autocast():
             if isinstance(model, Alpro):
                 # `self.texts` would refuse an empty text.
-                caption = encode_texts(model, self.folder.tokenizer, [text], self.text_length)
+                caption = encode_texts(
+                    model, self.folder.tokenizer, [text], self.text_length
+                )
                 video = model.encode_video(pixels)
                 fused = model.fused_patches(caption.tokens, caption.mask, video)
-                labels = model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
+                labels = (
+                    model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
+                )
             else:
                 # Images have prompts of their own if cache_prompts was run for images.
-                kind = "image" if is_image(file) and "image" in self.prompts else "video"
+                kind = (
+                    "image" if is_image(file) and "image" in self.prompts else "video"
+                )
                 prompts = self.prompts[kind]
                 labels = model.pseudo_labels(pixels, boxes, prompts, self.encoder.black)
         return rank_words(labels[0], self.folder.entities, top_k)
@@ -475,7 +497,9 @@ class Model:
         return self.folder.model
 
 
-def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> list[tuple[str, float]]:
+def rank_words(
+    probabilities: Tensor, words: list[str], top_k: int
+) -> list[tuple[str, float]]:
     """Return the words with the highest probabilities (words,), in descending order."""
     best = probabilities.topk(min(top_k, len(words)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)

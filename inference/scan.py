@@ -33,7 +33,11 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
             for row in batch.to_pylist():
                 path = str(join(source, row.pop("shard")))
                 captions = row.pop("captions") or [None]
-                listed = {"path": path, "caption": captions[0], "listed_by": str(source)}
+                listed = {
+                    "path": path,
+                    "caption": captions[0],
+                    "listed_by": str(source),
+                }
                 yield EMPTY | row | listed
         return
 
@@ -65,7 +69,9 @@ def is_corpus(source: Location) -> bool:
     return (source / "index.parquet").is_file()
 
 
-def split_into_windows(items: Iterable[Item], window: float, stride: float) -> Iterator[Item]:
+def split_into_windows(
+    items: Iterable[Item], window: float, stride: float
+) -> Iterator[Item]:
     """Split whole videos that are longer than a window into windows.
 
     The last window ends with the video, and shows at least SHORTEST seconds that no other does.
@@ -79,13 +85,17 @@ def split_into_windows(items: Iterable[Item], window: float, stride: float) -> I
         InputError: If the items are samples of a decoded corpus, which have only a few frames.
     """
     for item in items:
-        is_whole = item["kind"] == "video" and item["start"] is None and item["end"] is None
+        is_whole = (
+            item["kind"] == "video" and item["start"] is None and item["end"] is None
+        )
         if not is_whole or item["reason"]:
             yield item
             continue
         path = located(item["path"])
         if item["frame_offsets"]:
-            raise InputError(f"{path}: a decoded corpus has no windows; index its videos instead")
+            raise InputError(
+                f"{path}: a decoded corpus has no windows; index its videos instead"
+            )
         if item["member"] or not isinstance(path, Path):
             detail = "windows need a video file on this machine"
             yield item | {"reason": "bad row", "detail": detail}

@@ -14,7 +14,13 @@ from alpro.errors import InputError
 from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts, match_all
 from alpro.inference.find import Found, resolve
-from alpro.inference.index import SHOWN_COLUMNS, Index, check_digest, make_condition, quoted
+from alpro.inference.index import (
+    SHOWN_COLUMNS,
+    Index,
+    check_digest,
+    make_condition,
+    quoted,
+)
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
 from alpro.models.alpro import Alpro
@@ -52,7 +58,9 @@ class Hit:
     def json(self) -> dict[str, Any]:
         """Return the values that `alpro search --json` and the server's API show."""
         shown = {name: self.item[name] for name in ("key", *SHOWN_COLUMNS, "columns")}
-        return shown | {name: value for name, value in vars(self).items() if name != "item"}
+        return shown | {
+            name: value for name, value in vars(self).items() if name != "item"
+        }
 
 
 @dataclass
@@ -174,7 +182,9 @@ class Searcher:
         # All that are matched, also if the page shows fewer: matching may bring up any of them.
         hits = self._nearest(vector, max(offset + k, rerank), condition, exact)
         if rerank:
-            hits[:rerank] = match_hits(self.model, flag_changed_files(hits[:rerank]), encoded)
+            hits[:rerank] = match_hits(
+                self.model, flag_changed_files(hits[:rerank]), encoded
+            )
 
         result = self._result(hits[offset : offset + k], where, words)
         result.matched = sum(hit.match is not None for hit in hits)
@@ -210,10 +220,14 @@ class Searcher:
             query = embedded.embedding
 
         condition = f"{make_condition(where, words)} AND key != {quoted(without)}"
-        hits = self._nearest(np.asarray(query, np.float32), offset + k, condition, exact)
+        hits = self._nearest(
+            np.asarray(query, np.float32), offset + k, condition, exact
+        )
         return self._result(hits[offset:], where, words)
 
-    def all(self, k: int = 10, where: str = "", words: str = "", offset: int = 0) -> SearchResult:
+    def all(
+        self, k: int = 10, where: str = "", words: str = "", offset: int = 0
+    ) -> SearchResult:
         """List clips in the order of the index. The arguments are as of `search`."""
         items = self.index.rows(make_condition(where, words), k, offset)
         return self._result([Hit(item) for item in items], where, words)
@@ -223,9 +237,13 @@ class Searcher:
         shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
         # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
-        return SearchResult(flagged, clips, self.index.count(), " and ".join(filter(None, shown)))
+        return SearchResult(
+            flagged, clips, self.index.count(), " and ".join(filter(None, shown))
+        )
 
-    def _nearest(self, vector: np.ndarray, k: int, condition: str, exact: bool) -> list[Hit]:
+    def _nearest(
+        self, vector: np.ndarray, k: int, condition: str, exact: bool
+    ) -> list[Hit]:
         """Find the best `k` hits by similarity, without windows that overlap or touch a better one
         of the same file."""
         settings = self.index.settings
@@ -241,7 +259,9 @@ class Searcher:
         return [Hit(item, item["similarity"]) for item in drop_neighbors(items)][:k]
 
 
-def find_model(index: Index, name: str | Path | Found, workspace: str | Path | None) -> Found:
+def find_model(
+    index: Index, name: str | Path | Found, workspace: str | Path | None
+) -> Found:
     """Find the model of an index: where it was, or `name`, if it has moved.
 
     Raises:
@@ -279,7 +299,8 @@ def drop_neighbors(items: list[Item]) -> list[Item]:
         of_file = best_of_file.setdefault(item["path"], [])
         # A window that touches only a neighbor of a hit is a hit of its own.
         is_neighbor = any(
-            item["start"] <= other["end"] and item["end"] >= other["start"] for other in of_file
+            item["start"] <= other["end"] and item["end"] >= other["start"]
+            for other in of_file
         )
         if not is_neighbor:
             of_file.append(item)
@@ -292,7 +313,9 @@ def flag_changed_files(hits: list[Hit]) -> list[Hit]:
     current = identities(located(hit.item["path"]) for hit in hits)
     for hit, identity in zip(hits, current, strict=True):
         if identity != hit.item["identity"]:
-            hit.note = identity if identity in ("missing", "not fetched") else "changed since"
+            hit.note = (
+                identity if identity in ("missing", "not fetched") else "changed since"
+            )
     return hits
 
 
@@ -320,6 +343,8 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
                 margins[hit.item["key"]], hit.match = next(scored)
 
     def rank(hit: Hit) -> tuple[bool, float]:
-        return hit.match is None, -margins.get(hit.item["key"], 0.0) - (hit.similarity or 0.0)
+        return hit.match is None, -margins.get(hit.item["key"], 0.0) - (
+            hit.similarity or 0.0
+        )
 
     return sorted(hits, key=rank)

@@ -50,12 +50,18 @@ def truncate(tokenizer: Any, text: str, length: int) -> str:
     if isinstance(tokenizer, Tokenizer):
         spans = tokenizer.encode(text).offsets
     else:
-        spans = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        spans = tokenizer(text, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
     if len(spans) <= length:
         return text
     end = spans[length - 2][1]
     # If a word is truncated, its rest would look like an unknown word.
-    return text[:end] if not text[end : end + 1].isalnum() else re.sub(r"\w+$", "", text[:end])
+    return (
+        text[:end]
+        if not text[end : end + 1].isalnum()
+        else re.sub(r"\w+$", "", text[:end])
+    )
 
 
 def describe_unread(tokenizer: Any, text: str, length: int) -> str:

@@ -9,4 +9,6 @@ import torch
 _torchvision = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):
-        _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _torchvision.define(
+            f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )

@@ -195,7 +195,9 @@ class Prompter(DualEncoder):
 
     def set_frames(self, frames: int) -> None:
         self.video_encoder.set_frames(frames)
-        self.config = self.config.model_copy(update={"video": self.video_encoder.config})
+        self.config = self.config.model_copy(
+            update={"video": self.video_encoder.config}
+        )
 
     def text_length(self, length: int) -> int:
         # Texts are padded to a multiple of 8 tokens, which must have position embeddings.

@@ -34,7 +34,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, outputs: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, outputs: int | None = None
+    ) -> Tensor:
         length = x.shape[1]
         width = x.shape[-1]
         weight = self.qkv.weight
@@ -69,7 +71,9 @@ class Attention(nn.Module):
             # products take 45 ms.
             out = attention_by_products(q, k, v, mask, dropout)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout
+            )
         out = out.transpose(1, 2).flatten(2)  # (B, L, D)
         return self.proj(out)
 
@@ -100,7 +104,9 @@ def attention_on_gpu(
 
     sequences = len(q)
     if sequences <= MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout
+        )
 
     outputs = []
     for start in range(0, sequences, MAX_SEQUENCES):
@@ -152,7 +158,9 @@ def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
     return block_mask(packed, length, get_autocast_dtype(x), x.device)
 
 
-def block_mask(packed: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def block_mask(
+    packed: int, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Return the mask (S, S) of `packed` sequences: 0 within a sequence, -inf between two."""
     sequence_index = torch.arange(packed * length, device=device) // length
     is_other = sequence_index[:, None] != sequence_index
@@ -164,7 +172,9 @@ def is_on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0
+) -> Tensor:
     """Compute attention within sequences (B, heads, L, D) that are packed for the kernel.
 
     Args:

@@ -32,7 +32,9 @@ NOT_CLIP = f"it has no config.json of a {' or '.join(TEXT_LENGTHS)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
-def embeddings_as_residual(_module: nn.Module, _inputs: tuple, embeddings: Tensor) -> Tensor:
+def embeddings_as_residual(
+    _module: nn.Module, _inputs: tuple, embeddings: Tensor
+) -> Tensor:
     """Cast the embeddings of a text tower to the dtype of the residual stream (a forward hook)."""
     return as_residual(embeddings)
 
@@ -59,19 +61,24 @@ class ClipPrompter(DualEncoder):
         vision = model.config.vision_config
         # Boxes are in patches, so the patch size must divide the image size; 14 often does not.
         size = vision.image_size
-        divisors = [patch for patch in range(1, vision.patch_size + 1) if size % patch == 0]
+        divisors = [
+            patch for patch in range(1, vision.patch_size + 1) if size % patch == 0
+        ]
         video = VideoConfig(image_size=size, patch_size=max(divisors))
         self.config = ModelConfig(video=video)
 
         self.temporal = nn.ModuleList()
-        self.video_proj = self.text_proj = nn.Identity()  # the towers apply their own projections
+        # The towers apply their own projections.
+        self.video_proj = self.text_proj = nn.Identity()
         self.eval()
 
     def add_temporal(self, frames: int) -> None:
         """Add temporal attention for clips of `frames` frames. It changes no embedding yet."""
         heads = self.clip.config.vision_config.num_attention_heads
         layers = self.clip.vision_model.encoder.layers
-        self.temporal.extend(TemporalAttention(layer, heads, frames) for layer in layers)
+        self.temporal.extend(
+            TemporalAttention(layer, heads, frames) for layer in layers
+        )
         self.temporal.to(self.clip.logit_scale.device)
         self.set_frames(frames)
 
@@ -218,7 +225,8 @@ class ClipBundle(ModelBundle):
         """
         from transformers import logging as transformers_log
 
-        transformers_log.disable_progress_bar()  # "Writing model shards", also into files
+        # "Writing model shards", also into files.
+        transformers_log.disable_progress_bar()
         weights = dict(self.prompter.clip.state_dict())
         for name, value in self.prompter.temporal.state_dict().items():
             weights[f"{TEMPORAL}{name}"] = value
@@ -226,7 +234,10 @@ class ClipBundle(ModelBundle):
         use_default_mode(folder / "model.safetensors")
 
         self.tokenizer.save_pretrained(folder)
-        constants = {"image_mean": self.preprocessing.mean, "image_std": self.preprocessing.std}
+        constants = {
+            "image_mean": self.preprocessing.mean,
+            "image_std": self.preprocessing.std,
+        }
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
 
 
@@ -255,7 +266,9 @@ def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
     if folder is None:
         return
     if not folder.is_dir():
-        raise InputError(f"{where}: no such folder, and no name of the hub, OWNER/MODEL")
+        raise InputError(
+            f"{where}: no such folder, and no name of the hub, OWNER/MODEL"
+        )
     if not is_clip(folder):
         raise InputError(f"{where}: {NOT_CLIP}")
 

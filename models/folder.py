@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    ValidationError,
+)
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,8 +39,16 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (
+        0.48145466,
+        0.4578275,
+        0.40821073,
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (
+        0.26862954,
+        0.26130258,
+        0.27577711,
+    )
     max_text_tokens: int = Field(default=30, ge=2)
 
 
@@ -49,7 +64,9 @@ class FolderConfig(BaseModel):
     ranking: Ranking = "similarity"
 
 
-def build_model(task: Task, config: ModelConfig, entities: int, answers: int) -> DualEncoder:
+def build_model(
+    task: Task, config: ModelConfig, entities: int, answers: int
+) -> DualEncoder:
     """Build the model of a task, with heads for so many entities and answers."""
     if task == "prompter":
         return Prompter(config)
@@ -107,11 +124,15 @@ class ModelBundle:
 
     def normalized(self, device: torch.device) -> NormalizedModel:
         """Return the model with its frame normalization, on a device and in eval mode."""
-        model = NormalizedModel(self.model, self.preprocessing.mean, self.preprocessing.std)
+        model = NormalizedModel(
+            self.model, self.preprocessing.mean, self.preprocessing.std
+        )
         return model.to(device).eval()
 
     @classmethod
-    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
+    def from_pretrained(
+        cls, folder: Path, device: torch.device | str = "cpu"
+    ) -> "ModelBundle":
         """Load a folder written by `save_pretrained`, in float32 and eval mode.
 
         Raises:
@@ -119,7 +140,9 @@ class ModelBundle:
         """
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder}: {name} is missing; this is not a model folder")
+                raise ValueError(
+                    f"{folder}: {name} is missing; this is not a model folder"
+                )
 
         config = read_config(folder)
         entities = load_labels(folder / "entities.json")
@@ -157,7 +180,9 @@ def read_config(folder: Path) -> FolderConfig:
     except ValidationError as error:
         first_error = error.errors()[0]
         key = ".".join(str(name) for name in first_error["loc"])
-        raise ValueError(f"{folder}/config.json: {key}: {first_error['msg']}") from error
+        raise ValueError(
+            f"{folder}/config.json: {key}: {first_error['msg']}"
+        ) from error
 
 
 def read_task(folder: Path) -> str:
@@ -175,7 +200,9 @@ def load_labels(path: Path) -> list[str]:
     if not path.exists():
         return []
     labels = read_small_json(path)
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(
+        isinstance(label, str) for label in labels
+    ):
         raise ValueError(f"{path}: not a list of strings")
     return labels
 
@@ -189,7 +216,9 @@ SETTINGS_NOT_IN_SHAPES = {
 HEADS = ("pem_head", "qa_head", "mlm_head")
 
 
-def start_from(model: DualEncoder, other: DualEncoder, excluded: tuple[str, ...] = ()) -> None:
+def start_from(
+    model: DualEncoder, other: DualEncoder, excluded: tuple[str, ...] = ()
+) -> None:
     """Copy the weights that `model` and `other` share by name.
 
     The time embedding is resized to the model's number of frames (nearest neighbor, as in

@@ -151,7 +151,9 @@ def load_vit(model: Prompter, name: str) -> None:
         )
     for key in new:
         # Section 3.4: spatial and temporal attention both start from the ViT's.
-        spatial = key.replace("temporal_attn", "attn").replace("temporal_norm1", "norm1")
+        spatial = key.replace("temporal_attn", "attn").replace(
+            "temporal_norm1", "norm1"
+        )
         if spatial in vit:
             vit[key] = vit[spatial]
         elif "temporal_fc" in key or key == "time_embed":
@@ -166,7 +168,9 @@ def plain_vit(vit: StateDict) -> StateDict:
     so it is zero.
     """
     weights = dict(vit)
-    scales = [key for key in weights if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)]
+    scales = [
+        key for key in weights if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)
+    ]
     for key in scales:
         block, scale = key.split(".ls")
         layer = "attn.proj" if scale.startswith("1") else "mlp.fc2"
@@ -229,7 +233,8 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
         raise ValueError(
             f"{source} needs timm: pip install 'alpro-pipeline[timm]' ({error})"
         ) from error
-    except Exception as error:  # unknown model or tag, no network: each library has its own type
+    except Exception as error:
+        # Unknown model or tag, no network: each library has its own type.
         raise ValueError(
             f"{source}: not available from the cache or the hub ({one_line(error)}); where there "
             f"is a network, save timm.create_model({tagged!r}, pretrained=True).state_dict() with "
@@ -237,7 +242,9 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
         ) from error
 
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
-        raise ValueError(f"{source}: it has rotary positions; the video encoder learns its own")
+        raise ValueError(
+            f"{source}: it has rotary positions; the video encoder learns its own"
+        )
     blocks = getattr(vit, "blocks", None)
     if blocks:
         quick = "Quick" in type(blocks[0].mlp.act).__name__
@@ -272,12 +279,18 @@ def load_bert(model: Prompter, name: str) -> None:
     except InputError:
         raise
     except Exception as error:  # each library has its own type
-        raise ValueError(f"{source}: not readable as a BERT ({one_line(error)})") from error
+        raise ValueError(
+            f"{source}: not readable as a BERT ({one_line(error)})"
+        ) from error
 
     text = model.config.text
     check_values(f"{source}: model.text", text, {"heads": config.num_attention_heads})
     state = bert.state_dict()
-    state = {f"text_encoder.{key}": value for key, value in state.items() if key not in missing}
+    state = {
+        f"text_encoder.{key}": value
+        for key, value in state.items()
+        if key not in missing
+    }
     weights = split_bert(convert(state, BERT), text.fusion_layer)
 
     for part in BERT_PARTS:

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def vtc_loss(video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same: Tensor) -> Tensor:
+def vtc_loss(
+    video_to_text: Tensor, text_to_video: Tensor, target: Tensor, same: Tensor
+) -> Tensor:
     """Compute the video-text contrastive loss (equations 2 and 3).
 
     Other captions of a row's own video are excluded from the negatives, so the loss never separates
@@ -52,7 +54,8 @@ def sample_hard_negatives(
     logits = similarity.detach().float().masked_fill(excluded, -torch.inf)
     # A softmax over -inf alone is NaN.
     weights = torch.where(valid[:, None], logits, 0.0).softmax(dim=1)
-    weights = weights.nan_to_num(nan=1.0)  # the loss is NaN as well, and training skips the step
+    # The loss is NaN as well, and training skips the step.
+    weights = weights.nan_to_num(nan=1.0)
 
     # Inverse transform sampling in double precision. torch.multinomial takes no random numbers.
     cumulative = weights.double().cumsum(dim=1)
@@ -95,7 +98,9 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def pem_loss(logits: Tensor, pseudo_labels: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def pem_loss(
+    logits: Tensor, pseudo_labels: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
     """Compute the prompting entity modeling loss (equation 5).
 
     Args:

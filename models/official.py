@@ -14,7 +14,13 @@ from torch import Tensor
 from alpro.errors import InputError, one_line
 from alpro.files import new_folder
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelBundle, Preprocessing, Task, build_model, write_tensors
+from alpro.models.folder import (
+    ModelBundle,
+    Preprocessing,
+    Task,
+    build_model,
+    write_tensors,
+)
 from alpro.models.weights import (
     OFFICIAL,
     SUFFIXES,
@@ -81,7 +87,9 @@ def import_checkpoint(
             file is left.
     """
     if file.suffix not in SUFFIXES:
-        raise InputError(f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file")
+        raise InputError(
+            f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file"
+        )
     loaded = load_tokenizer(tokenizer)
     with new_folder(out) as building:
         try:
@@ -89,15 +97,23 @@ def import_checkpoint(
             prompter = select_prefix(state, PROMPTER)
             if task == "prompter":
                 state = prompter or state
-            state = {key: value for key, value in state.items() if not key.startswith(PROMPTER)}
+            state = {
+                key: value
+                for key, value in state.items()
+                if not key.startswith(PROMPTER)
+            }
             models = [build(state, task, loaded, words, max_text_tokens)]
             if task == "pretrain" and prompter:
-                models.append(build(prompter, "prompter", loaded, words, max_text_tokens))
+                models.append(
+                    build(prompter, "prompter", loaded, words, max_text_tokens)
+                )
         except ValueError as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise InputError(f"{file}: {reason}") from error
 
-        for folder, imported in zip((building, building / "prompter"), models, strict=False):
+        for folder, imported in zip(
+            (building, building / "prompter"), models, strict=False
+        ):
             imported.save(folder)
     return models
 
@@ -114,13 +130,17 @@ def build(
     for kind in ("video", "image"):
         if f"{kind}_prompt_feat" in state:
             prompts[kind] = state[f"{kind}_prompt_feat"].contiguous()
-    state = {key: value for key, value in state.items() if not key.endswith("prompt_feat")}
+    state = {
+        key: value for key, value in state.items() if not key.endswith("prompt_feat")
+    }
     weights = convert(state, OFFICIAL)
     try:
         config = ModelConfig.model_validate(infer_sizes(weights))
     # A missing key, another shape, a size out of range.
     except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"not the weights of ALPRO's official code ({one_line(error)})") from error
+        raise ValueError(
+            f"not the weights of ALPRO's official code ({one_line(error)})"
+        ) from error
     weights = split_bert(weights, config.text.fusion_layer)
 
     limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
@@ -174,7 +194,9 @@ def read_labels(file: Path | None, rows: Tensor | None, what: str) -> list[str]:
         ValueError: If the checkpoint has no such head.
     """
     if rows is None:
-        raise ValueError(f"it has no head for {what} labels; choose the --task of this checkpoint")
+        raise ValueError(
+            f"it has no head for {what} labels; choose the --task of this checkpoint"
+        )
     if file is None:
         return [f"{what} {index}" for index in range(len(rows))]
     words = read_word_list(file, "--words")

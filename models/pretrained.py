@@ -39,12 +39,18 @@ class HubName:
             needs_owner: If False, a name without owner is one of the hub, such as bert-base-uncased.
         """
         match = re.fullmatch(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?", name)
-        if match is None or Path(name).is_dir() or (needs_owner and "/" not in match[1]):
+        if (
+            match is None
+            or Path(name).is_dir()
+            or (needs_owner and "/" not in match[1])
+        ):
             return None
         return cls(match[1], match[2])
 
     def __str__(self) -> str:
-        return f"{self.repository}@{self.revision}" if self.revision else self.repository
+        return (
+            f"{self.repository}@{self.revision}" if self.revision else self.repository
+        )
 
     def snapshot(self, *patterns: str, local: bool = False) -> Path:
         """Return the folder of files in the hub's cache, and download them unless `local`."""
@@ -81,7 +87,8 @@ class HubName:
             if not (folder / WEIGHTS[0]).is_file():  # such as the CLIPs of OpenAI
                 folder = self.snapshot(WEIGHTS[1])
             return folder
-        except Exception as error:  # no network, no such model: each library raises its own type
+        except Exception as error:
+            # No network, no such model: each library raises its own type.
             options = f" --revision {self.revision}" if self.revision else ""
             raise InputError(
                 f"{self}: no such folder or artifact, and it cannot be downloaded "
@@ -114,7 +121,9 @@ def read_model_config(name: str) -> Any:
     for tower in ("text_config", "vision_config"):
         layers = getattr(getattr(config, tower, config), "num_hidden_layers", 0)
         if layers > MAX_DEPTH:
-            raise ValueError(f"config.json has {layers} layers; at most {MAX_DEPTH} are built")
+            raise ValueError(
+                f"config.json has {layers} layers; at most {MAX_DEPTH} are built"
+            )
     return config
 
 
@@ -153,8 +162,12 @@ def load_pretrained(kind: Any, config: Any) -> tuple[Any, set[str]]:
     random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     missing = sorted(key for key in random if key.startswith(body))
     if missing:
-        raise ValueError(f"weights are missing or of another shape, such as {missing[0]}")
-    unused = sorted(key for key in report["unexpected_keys"] if re.search(r"layers?\.\d+\.", key))
+        raise ValueError(
+            f"weights are missing or of another shape, such as {missing[0]}"
+        )
+    unused = sorted(
+        key for key in report["unexpected_keys"] if re.search(r"layers?\.\d+\.", key)
+    )
     if unused:
         raise ValueError(f"config.json has fewer layers than the weights: {unused[0]}")
 
@@ -171,4 +184,6 @@ def check_size(file: Path, kind: Any, config: Any) -> None:
         model = kind.from_config(config).base_model
     weights = sum(parameter.numel() for parameter in model.parameters())
     if 2 * weights > file.stat().st_size:  # a number has at least two bytes
-        raise ValueError(f"config.json has {weights} weights, more than {file.name} can have")
+        raise ValueError(
+            f"config.json has {weights} weights, more than {file.name} can have"
+        )

@@ -57,5 +57,6 @@ class TemporalAttention(nn.Module):
         sequences = y.flatten(0, 1)
         mask = tile_mask(sequences, len(sequences), frames)
         attended = self.attn(sequences, mask)
-        update = attended.unflatten(0, clips_and_patches).transpose(1, 2)  # (B, T, N, D)
+        # (B, T, N, D).
+        update = attended.unflatten(0, clips_and_patches).transpose(1, 2)
         return x + update.flatten(0, 1)

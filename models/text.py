@@ -38,8 +38,12 @@ class TextConfig(BaseModel):
         description="layers of the text encoder; the others fuse text and video",
     )
     heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(default=4.0, gt=0, le=64, description="hidden size of the MLP / width")
-    max_length: int = Field(default=512, ge=8, le=65_536, description="position embeddings")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, le=64, description="hidden size of the MLP / width"
+    )
+    max_length: int = Field(
+        default=512, ge=8, le=65_536, description="position embeddings"
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout probability")
 
     @model_validator(mode="after")
@@ -49,7 +53,9 @@ class TextConfig(BaseModel):
                 f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}"
             )
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}"
+            )
         return self
 
 
@@ -256,7 +262,9 @@ class MultimodalEncoder(nn.Module):
         outputs_by_group = [pairs.outputs for pairs in groups]
         return self.layers.forward_groups(tokens, masks, sizes, outputs_by_group)
 
-    def concatenate(self, text: Tensor, mask: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+    def concatenate(
+        self, text: Tensor, mask: Tensor, video: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the tokens (B, L + V, D) of pairs and their mask (B, L + V)."""
         tokens = torch.cat([as_residual(text), as_residual(video)], dim=1)
         video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)

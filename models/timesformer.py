@@ -46,7 +46,9 @@ class VideoConfig(BaseModel):
     width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
     depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="blocks")
     heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(default=4.0, gt=0, le=64, description="hidden size of the MLP / width")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, le=64, description="hidden size of the MLP / width"
+    )
     pre_norm: bool = Field(
         default=False, description="layer norm before the first block, as in CLIP"
     )
@@ -72,7 +74,9 @@ class VideoConfig(BaseModel):
                 f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}"
             )
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}"
+            )
         return self
 
     @property
@@ -218,7 +222,9 @@ class TimeSformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, width))
 
-        self.pre_norm = nn.LayerNorm(width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
+        self.pre_norm = (
+            nn.LayerNorm(width, eps=CLIP_EPS) if config.pre_norm else nn.Identity()
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
@@ -252,7 +258,9 @@ class TimeSformer(nn.Module):
             block_keep = None if keep is None else keep[depth]
             only_cls = cls_only and depth == last
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, t, block_keep, mask, only_cls, use_reentrant=False)
+                x = checkpoint(
+                    block, x, t, block_keep, mask, only_cls, use_reentrant=False
+                )
             else:
                 x = block(x, t, block_keep, mask, only_cls)
 
@@ -341,5 +349,7 @@ def grid_side(positions: int, key: str = "pos_embed") -> int:
     patches = max(0, positions - 1)
     side = math.isqrt(patches)
     if not side or side**2 != patches:
-        raise ValueError(f"{key} has {positions} positions, which are not [CLS] and a square grid")
+        raise ValueError(
+            f"{key} has {positions} positions, which are not [CLS] and a square grid"
+        )
     return side

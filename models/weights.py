@@ -98,8 +98,11 @@ def read_weights(file: Path) -> StateDict:
             f"{file}: refused: no plain checkpoint, or it contains code; ask its author for the "
             "state dict only"
         ) from error
-    except Exception as error:  # a truncated zip file, a text file: torch raises many types
-        raise ValueError(f"{file}: not readable as weights: {one_line(error)}") from error
+    except Exception as error:
+        # A truncated zip file, a text file: torch raises many types.
+        raise ValueError(
+            f"{file}: not readable as weights: {one_line(error)}"
+        ) from error
 
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -182,9 +185,17 @@ def infer_sizes(weights: StateDict) -> dict[str, Any]:
 
     def layers(prefix: str) -> dict[str, Any]:
         hidden, _ = weights[f"{prefix}.0.mlp.fc1.weight"].shape
-        depth = sum(bool(re.fullmatch(rf"{prefix}\.\d+\.mlp\.fc1\.bias", key)) for key in weights)
+        depth = sum(
+            bool(re.fullmatch(rf"{prefix}\.\d+\.mlp\.fc1\.bias", key))
+            for key in weights
+        )
         heads = max(1, width // 64)
-        return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": hidden / width}
+        return {
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": hidden / width,
+        }
 
     video = layers("video_encoder.blocks") | {
         "image_size": grid_side(positions) * patch,
@@ -203,7 +214,9 @@ def infer_sizes(weights: StateDict) -> dict[str, Any]:
 class _WithoutNormal(TorchFunctionMode):
     """Leave out `normal_`, which imports the compiler on the meta device (1 to 3 s)."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is nn.init.normal_:
             return kwargs["tensor"]
@@ -217,7 +230,9 @@ def meta_device() -> Iterator[None]:
         yield
 
 
-def load_weights(model: nn.Module, weights: StateDict, source: object, remedy: str = "") -> None:
+def load_weights(
+    model: nn.Module, weights: StateDict, source: object, remedy: str = ""
+) -> None:
     """Load all weights of a model. One on the meta device takes the tensors themselves.
 
     Args:
@@ -235,7 +250,9 @@ def load_weights(model: nn.Module, weights: StateDict, source: object, remedy: s
         elif name not in expected:
             fault = "is unknown"
         elif weights[name].shape != expected[name].shape:
-            fault = f"is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+            fault = (
+                f"is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+            )
         else:
             continue
         raise ValueError(f"{source}: {name} {fault}{remedy}")
@@ -250,7 +267,9 @@ def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
     for name, value in weights.items():
         # `load_state_dict` would convert integers silently.
         if not value.is_floating_point():
-            raise ValueError(f"{source}: {name} has {value.dtype}, not a floating-point dtype")
+            raise ValueError(
+                f"{source}: {name} has {value.dtype}, not a floating-point dtype"
+            )
         if not value.float().isfinite().all():
             raise ValueError(
                 f"{source}: {name} has weights that are not finite numbers; delete it, or train it "

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from torch import Tensor
 
 from alpro.errors import MAX_MESSAGE, InputError, one_line
@@ -145,14 +152,20 @@ def load_tokenizer(name: str) -> Tokenizer:
         InputError: If it does not exist or cannot be read.
     """
     path = Path(name)
-    files = [file for file in (path, path / "tokenizer.json", path / "vocab.txt") if file.is_file()]
+    files = [
+        file
+        for file in (path, path / "tokenizer.json", path / "vocab.txt")
+        if file.is_file()
+    ]
     try:
         if not files:
             hub_name = HubName.parse(name, needs_owner=False)
             if hub_name is None:
                 raise ValueError(name)
             revision = hub_name.revision or "main"
-            return without_padding(Tokenizer.from_pretrained(hub_name.repository, revision))
+            return without_padding(
+                Tokenizer.from_pretrained(hub_name.repository, revision)
+            )
         if files[0].suffix == ".json":
             return without_padding(read_tokenizer(files[0]))
         model = models.WordPiece.from_file(str(files[0]), unk_token="[UNK]")

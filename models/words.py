@@ -85,7 +85,9 @@ def find_entities(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
     # Spaces around each word distinguish it from a part of another word. A phrase cannot cross the
     # line break between two texts.
     searched = "\n".join(f" {' '.join(find_words(text))} " for text in texts)
-    return [entity for entity in entities if (key := _phrase(entity)) and key in searched]
+    return [
+        entity for entity in entities if (key := _phrase(entity)) and key in searched
+    ]
 
 
 @lru_cache(maxsize=4096)  # each sample is searched for the same entities
@@ -112,13 +114,17 @@ def read_word_list(file: Path, key: str) -> list[str]:
     where = f"{key} = {str(file)!r}"
     try:
         text = read_text(file)
-        value = json.loads(text) if file.suffix.lower() == ".json" else parse_lines(text)
+        value = (
+            json.loads(text) if file.suffix.lower() == ".json" else parse_lines(text)
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
-        numbers = {number: word for word, number in value.items() if isinstance(number, int)}
+        numbers = {
+            number: word for word, number in value.items() if isinstance(number, int)
+        }
         if sorted(numbers) != list(range(len(value))):
             raise InputError(
                 f"{where}: the numbers of its words are not 0 to {len(value) - 1}, each once"
@@ -128,7 +134,9 @@ def read_word_list(file: Path, key: str) -> list[str]:
     are_words = isinstance(value, list) and all(isinstance(word, str) for word in value)
     words = [word.strip() for word in value] if are_words else [""]
     if not all(words):
-        raise InputError(f"{where}: neither a list of words nor an object of word to number")
+        raise InputError(
+            f"{where}: neither a list of words nor an object of word to number"
+        )
     # Two outputs of a head must not have one name.
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:

@@ -9,7 +9,8 @@ import numpy as np
 
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 
-MAX_SECONDS = 1_000_000  # over eleven days; larger numbers are timestamps or in another unit
+# Over eleven days; larger numbers are timestamps or in another unit.
+MAX_SECONDS = 1_000_000
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
 
 # All reasons for rejecting an item. docs/prepare_data.md explains each.
@@ -59,7 +60,8 @@ class Limits:
 
     timeout: float = 60.0  # seconds
     memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
-    max_pixels: int = 8192 * 8192  # maximum pixels of a frame; no side exceeds MAX_SIDE_PIXELS
+    # Maximum pixels of a frame; no side exceeds MAX_SIDE_PIXELS.
+    max_pixels: int = 8192 * 8192
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DecodeError if a frame has too many pixels."""
@@ -70,7 +72,9 @@ class Limits:
         return DecodeError("too slow", f"longer than {self.timeout:g} s")
 
     def too_much_memory(self) -> DecodeError:
-        return DecodeError("too much memory", f"more than {self.memory / 2**20:.0f} MiB")
+        return DecodeError(
+            "too much memory", f"more than {self.memory / 2**20:.0f} MiB"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ class ClipRequest:
         first, last = frames_between(times, self.start, self.end)
         if first >= last:
             end_text = "the end" if self.end is None else f"{self.end:g}"
-            detail = f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
+            detail = (
+                f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
+            )
             raise DecodeError("no frames", detail)
 
         # If the window is longer than the video, the length of the video counts.

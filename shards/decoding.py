@@ -108,7 +108,8 @@ def _read_file_head(path: Path) -> bytes:
         if not status.st_size:
             raise DecodeError("empty")
         return read_head(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an invalid file name
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # ValueError: an invalid file name.
         raise DecodeError("missing") from None
     except OSError as error:
         raise DecodeError("unreadable", error_text(error)) from None

@@ -37,7 +37,9 @@ def decode_copy(request: ClipRequest) -> Clip:
         _run(_copy_command(video, copy, request.limits), request)
         clip = decode_in_order(replace(request, path=copy))
         if copy.stat().st_size >= MAX_COPY_BYTES:  # where ffmpeg stops
-            raise DecodeError("too large", f"a copy has more than {MAX_COPY_BYTES >> 30} GiB")
+            raise DecodeError(
+                "too large", f"a copy has more than {MAX_COPY_BYTES >> 30} GiB"
+            )
         return clip
 
 
@@ -95,7 +97,9 @@ def _run(command: list[str], request: ClipRequest) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        raise ffmpeg_error(process.returncode, log.decode("utf-8", "replace"), request.limits)
+        raise ffmpeg_error(
+            process.returncode, log.decode("utf-8", "replace"), request.limits
+        )
 
 
 def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
@@ -119,7 +123,9 @@ def ffmpeg_version() -> str:
     """Return the version that the ffmpeg binary reports. Raises InputError if it does not run."""
     command = [ffmpeg_binary(), "-version"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(f"{command[0]}: does not run: {error}") from error
     return done.stdout.removeprefix("ffmpeg version ").partition(" Copyright")[0]
@@ -137,4 +143,6 @@ def ffmpeg_binary() -> str:
 
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):  # RuntimeError: imageio-ffmpeg without a binary
-        raise InputError("no ffmpeg: install it, or the extra alpro-pipeline[video]") from None
+        raise InputError(
+            "no ffmpeg: install it, or the extra alpro-pipeline[video]"
+        ) from None

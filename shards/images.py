@@ -69,8 +69,12 @@ def _open_image(path: Path, limits: Limits) -> Iterator[Image.Image]:
     """
     try:
         with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")) as image,
+            warnings.catch_warnings(
+                action="ignore", category=Image.DecompressionBombWarning
+            ),
+            Image.open(
+                path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
+            ) as image,
         ):
             # Checked before any pixel is decoded: `open` reads only the header.
             limits.check_size(*image.size)

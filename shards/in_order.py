@@ -11,7 +11,8 @@ import numpy as np
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
 from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, open_video
 
-MARGIN_SECONDS = 1.0  # that are read beyond the end of a window, for frames out of order
+# That are read beyond the end of a window, for frames out of order.
+MARGIN_SECONDS = 1.0
 SENSELESS_SECONDS = 1e12  # FFmpeg's for the frames before the first page of an Ogg file
 
 
@@ -38,12 +39,15 @@ def decode_in_order(request: ClipRequest) -> Clip:
     return Clip(drawn[inverse], duration, width, height)
 
 
-def _frames(container: Any, stream: Any, request: ClipRequest) -> Iterator[tuple[Any, Any]]:
+def _frames(
+    container: Any, stream: Any, request: ClipRequest
+) -> Iterator[tuple[Any, Any]]:
     """Yield all frames that are shown, each with the packet that completed it.
 
     The first error ends them: the decoder would conceal it with parts of other frames.
     """
-    for packet in container.demux(stream):  # the last packet is empty and flushes the decoder
+    # The last packet is empty and flushes the decoder.
+    for packet in container.demux(stream):
         request.seconds_left()
         if packet.is_corrupt:
             raise DecodeError("unreadable", "corrupt packets")
@@ -71,7 +75,10 @@ def _read_times(request: ClipRequest) -> np.ndarray:
                 times.append(time)
                 if packet.pts is not None:
                     packet_times.append(packet.pts)
-                if request.end is not None and times[-1] - times[0] > request.end + MARGIN_SECONDS:
+                if (
+                    request.end is not None
+                    and times[-1] - times[0] > request.end + MARGIN_SECONDS
+                ):
                     break
             else:
                 if times:

@@ -22,7 +22,9 @@ from alpro.shards.schema import SPLITS
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 
 
-def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+def overlap(
+    folder: Path, max_samples: int
+) -> tuple[pa.Table, dict[str, dict[str, int]]]:
     """Find the validation and test items of a corpus that are also in its training split.
 
     The frames of at most `max_samples` samples are compared by `perceptual_hash`.
@@ -54,7 +56,9 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     counts = {}
     for split in SPLITS[1:]:
         in_split = splits == split
-        counts[split] = {name: int(column[in_split].sum()) for name, column in columns.items()}
+        counts[split] = {
+            name: int(column[in_split].sum()) for name, column in columns.items()
+        }
 
     table = index.drop_columns("captions")
     table = table.append_column("captions", pa.array(captions))
@@ -63,7 +67,9 @@ def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, dict[str, dict[st
     return table.filter(pa.array(is_copy)), counts
 
 
-def captions_in_training(captions: pa.ChunkedArray, in_training: np.ndarray) -> np.ndarray:
+def captions_in_training(
+    captions: pa.ChunkedArray, in_training: np.ndarray
+) -> np.ndarray:
     """Return which samples (N,) have exactly the same caption as a training sample."""
     sample_index = pc.list_parent_indices(captions).to_numpy()  # sample of each caption
     texts = pc.list_flatten(captions)

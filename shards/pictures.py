@@ -176,7 +176,9 @@ def retrieval_picture(
     """Draw queries (text, note, results), each result (frame, note, correct), best first."""
     rows = []
     for text, note, results in queries:
-        tiles = [tile(frame, GREEN if correct else RED) for frame, _, correct in results]
+        tiles = [
+            tile(frame, GREEN if correct else RED) for frame, _, correct in results
+        ]
         labels = "  |  ".join(label for _, label, _ in results)
         lines = [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)]
         rows.append(strip(tiles, lines, len(tiles) * (TILE + 4)))

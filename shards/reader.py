@@ -29,7 +29,8 @@ from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
 FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
-MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]  # that a reader holds in memory
+# That a reader holds in memory.
+MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.
 MAX_GAP_BYTES = 65536
@@ -42,7 +43,8 @@ class Unreadable(InputError):
     the sample and the reason."""
 
 
-Span = tuple[int, int, int | None]  # a member's offset, size (bytes) and CRC-32 (None: unknown)
+# A member's offset, size (bytes) and CRC-32 (None: unknown).
+Span = tuple[int, int, int | None]
 Fetched = tuple[int, bytes]  # bytes of a shard at an offset
 
 
@@ -55,7 +57,8 @@ class Sample:
     shard: Location
     spans: list[Span]  # one for the JPEG of each frame
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
-    kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)  # decoded frames
+    # Decoded frames.
+    kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)
     max_kept_bytes: int = 0  # a larger decoded frame is decoded again each time
 
     def __len__(self) -> int:
@@ -141,9 +144,13 @@ class ShardReader:
         tables = [schema.empty_table()]
 
         for table in _selected(folder, values, exclude):
-            json_spans.append(np.stack([table[name] for name in JSON_SPAN_COLUMNS], axis=1))
+            json_spans.append(
+                np.stack([table[name] for name in JSON_SPAN_COLUMNS], axis=1)
+            )
             columns = [table[name].combine_chunks() for name in FRAME_SPAN_COLUMNS]
-            frame_spans.append(np.stack([column.flatten() for column in columns], axis=1))
+            frame_spans.append(
+                np.stack([column.flatten() for column in columns], axis=1)
+            )
             frame_counts.append(columns[0].value_lengths().to_numpy())
             tables.append(table.drop_columns([*JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]))
 
@@ -153,7 +160,8 @@ class ShardReader:
         # Each name once: thousands of samples may share a shard.
         shards = self.column("shard").dictionary_encode()
         self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
-        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)  # shard of each sample
+        # Shard of each sample.
+        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)
         self.table = self.table.drop_columns(["shard"])
 
         self._json_spans = np.concatenate(json_spans)
@@ -251,7 +259,8 @@ def _selected(
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """Return the sample of an index row, with the row as its metadata."""
     sizes = row["frame_sizes"]
-    checksums = row.get("frame_crc32s") or [None] * len(sizes)  # an index for search has none
+    # An index for search has none.
+    checksums = row.get("frame_crc32s") or [None] * len(sizes)
     spans = zip(row["frame_offsets"], sizes, checksums, strict=True)
     return Sample(row, shard, list(spans))
 
@@ -276,9 +285,13 @@ def _index_file(folder: Location) -> Iterator[Path]:
         with local_copy(join(folder, "index.parquet")) as path:
             yield path
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: no index.parquet; this is not a decoded corpus") from error
+        raise InputError(
+            f"{folder}: no index.parquet; this is not a decoded corpus"
+        ) from error
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{folder}: index.parquet cannot be read: {_reason(error)}") from error
+        raise InputError(
+            f"{folder}: index.parquet cannot be read: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,9 @@ def segment_starts(available: int, count: int) -> list[int]:
     return [i * available // count for i in range(count)]
 
 
-def frames_between(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
+def frames_between(
+    times: np.ndarray, start: float | None, end: float | None
+) -> tuple[int, int]:
     """Return the frames of a window of seconds as a range of indices: from the frame nearest to
     `start` up to, but excluding, the frame nearest to `end`.
 
@@ -78,7 +80,8 @@ def frames_in_halves(available: int, count: int, rng: np.random.Generator) -> li
 
     late_count = count // 2
     early_count = count - late_count
-    middle = (available + count % 2) // 2  # if odd, the extra frame is from the first half
+    # If odd, the extra frame is from the first half.
+    middle = (available + count % 2) // 2
     early = rng.choice(middle, early_count, replace=False)
     late = middle + rng.choice(available - middle, late_count, replace=False)
     return [*sorted(early.tolist()), *sorted(late.tolist())]

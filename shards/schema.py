@@ -57,7 +57,8 @@ class Row(BaseModel):
     id: str = Field(min_length=1)
     # A str is a URL; both are strings in JSON.
     path: Annotated[
-        str | Path, BeforeValidator(lambda path: path if "://" in str(path) else Path(str(path)))
+        str | Path,
+        BeforeValidator(lambda path: path if "://" in str(path) else Path(str(path))),
     ] = Field(union_mode="left_to_right")
     kind: Kind
     captions: tuple[str, ...] = ()
@@ -141,7 +142,9 @@ def arrow_schema(
     model: type[BaseModel], exclude: Collection[str] = (), **more: pa.DataType
 ) -> pa.Schema:
     """Return the Arrow schema of a model's fields and further columns. JSON fields are strings."""
-    types = {name: arrow_type(field.annotation) for name, field in model.model_fields.items()}
+    types = {
+        name: arrow_type(field.annotation) for name, field in model.model_fields.items()
+    }
     kept = {name: kind for name, kind in types.items() if name not in exclude}
     return pa.schema(kept | more)
 

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
-from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, import_av, open_video
+from alpro.shards.video_file import (
+    NO_TIMESTAMPS,
+    check_complete,
+    draw,
+    import_av,
+    open_video,
+)
 
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
 # VP9 and AV1 carry statistics from every frame to the next.
@@ -59,7 +65,9 @@ class _Timeline:
 def _check_seekable(container: Any, codec: Any) -> None:
     """Raise DecodeError if a seek in this container or codec does not lead to a frame."""
     if container.format.name == "mpeg":
-        raise DecodeError("unreadable", "a seek in a program stream may lead to another frame")
+        raise DecodeError(
+            "unreadable", "a seek in a program stream may lead to another frame"
+        )
     if container.format.flags & NO_TIMESTAMPS:
         raise DecodeError("unreadable", "a bare stream has no times")
     if container.format.name == "avi" and codec.has_b_frames:
@@ -110,14 +118,17 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         if not packet.size or not (keys or packet.is_keyframe):
             continue
         if packet.is_corrupt or packet.pts is None:
-            raise DecodeError("unreadable", "frames that are corrupt or without a timestamp")
+            raise DecodeError(
+                "unreadable", "frames that are corrupt or without a timestamp"
+            )
 
         if packet.is_keyframe:
             decoded_at = packet.pts if packet.dts is None else packet.dts
             keys.append((packet.pts, decoded_at))
         has_offsets = has_offsets or packet.pts != packet.dts
         if packet.dts is not None:
-            if packet.dts < latest_decoded:  # FFmpeg's guess, for a codec that it cannot parse
+            # FFmpeg's guess, for a codec that it cannot parse.
+            if packet.dts < latest_decoded:
                 raise DecodeError("unreadable", "times of decoding are not ascending")
             latest_decoded = packet.dts
 
@@ -138,7 +149,9 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         check_complete(container, stream, max(times, default=origin) / second, request)
 
     if codec.has_b_frames and not has_offsets and _is_mp4(container):
-        raise DecodeError("unreadable", "no composition offsets: only times of decoding")
+        raise DecodeError(
+            "unreadable", "no composition offsets: only times of decoding"
+        )
     # Whether a decoder returns those that may refer to frames before the file is not known.
     if not is_far and times and min(times) < keys[0][0]:
         raise DecodeError("unreadable", "frames before the first key frame")
@@ -186,7 +199,9 @@ def _seek_frames(
             latest = frame.pts
             # Some containers mark other frames as key frames.
             if latest == presented and frame.pict_type != intra:
-                raise DecodeError("unreadable", "a key frame that depends on other frames")
+                raise DecodeError(
+                    "unreadable", "a key frame that depends on other frames"
+                )
             # A corrupt frame is concealed and affects others. Those that are presented before the
             # key frame may refer to frames before it.
             if frame.is_corrupt and latest >= min(presented, group[0]):

@@ -44,7 +44,20 @@ URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
-    *("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf"),
+    *(
+        "http",
+        "https",
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "az",
+        "abfs",
+        "abfss",
+        "adl",
+        "oss",
+        "hf",
+    ),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 MAX_CONCURRENT_REQUESTS = 16
@@ -52,7 +65,17 @@ CHUNK_BYTES = 1 << 22  # bytes of a tar member that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 # Keys that different stores use for a file's version, the most reliable first.
 VERSION_KEYS = [
-    *("etag", "contentmd5", "md5hash", "md5", "sha256", "checksum", "digest", "crc32c", "blobid"),
+    *(
+        "etag",
+        "contentmd5",
+        "md5hash",
+        "md5",
+        "sha256",
+        "checksum",
+        "digest",
+        "crc32c",
+        "blobid",
+    ),
     *("generation", "lastmodified", "mtime", "modified", "updated", "created"),
 ]
 
@@ -111,7 +134,9 @@ def join(folder: Location, name: str) -> Location:
     if isinstance(folder, Path) or name.startswith("/"):
         return Path(folder, name)
     if "::" in name:
-        raise InputError(f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it")
+        raise InputError(
+            f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it"
+        )
 
     head, path = _split(folder)
     # A file name may have characters that mean something in a URL.
@@ -219,7 +244,8 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(location.absolute())
     try:
         system, name = url_to_fs(location)
-    except (ImportError, ValueError) as error:  # a missing package, or an unknown protocol
+    except (ImportError, ValueError) as error:
+        # A missing package, or an unknown protocol.
         raise InputError(f"{location}: {_line(error)}") from error
     _kept.add(system)
     return system, name
@@ -255,7 +281,9 @@ def call_store(
             # cause is an OSError.
             is_not_found = cause is not error and not isinstance(cause, OSError)
             if is_not_found and status in (None, 404, 410):
-                raise FileNotFoundError(errno.ENOENT, "No such file", location) from error
+                raise FileNotFoundError(
+                    errno.ENOENT, "No such file", location
+                ) from error
             is_forbidden = isinstance(error, PermissionError) or status in (401, 403)
             if pause is None or is_forbidden:
                 raise OSError(f"{location}: {_line(cause or error)}") from error
@@ -314,7 +342,9 @@ def listing(folder: Location, ending: str) -> list[Location]:
         files = [path for path in folder.iterdir() if path.name.endswith(ending)]
         return sorted(path for path in files if path.is_file())
 
-    entries = call_store(folder, lambda system, name: system.ls(name, detail=True, refresh=True))
+    entries = call_store(
+        folder, lambda system, name: system.ls(name, detail=True, refresh=True)
+    )
     names = []
     for entry in entries:
         if entry["type"] == "file":
@@ -353,7 +383,9 @@ def _identity(location: Location) -> str:
         return "missing"
 
     # Stores spell the same key in several ways, such as ETag and etag.
-    values = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()}
+    values = {
+        re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items()
+    }
     versions = (f"{key} {values[key]}" for key in VERSION_KEYS if values.get(key))
     return f"{info.get('size')} {next(versions, '')}"
 

@@ -57,7 +57,9 @@ class TarMember:
             size = min(CHUNK_BYTES, self.size - start)
             data = file.read(size)
             if len(data) != size:
-                raise DamagedTar(self.offset + start, f"the file ends inside {self.name!r}")
+                raise DamagedTar(
+                    self.offset + start, f"the file ends inside {self.name!r}"
+                )
             yield data
 
 
@@ -75,7 +77,9 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
     file.seek(0)
     try:
         # Uncompressed alone: readers need offsets. A name that is not UTF-8 is no damage.
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as tar:
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="replace"
+        ) as tar:
             while member := tar.next():
                 # A link or a folder has no data, whatever size it states.
                 size = member.size if member.isreg() else 0
@@ -109,7 +113,9 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
         limit = tarfile.RECORDSIZE + BLOCK
     has_length_of_end = 2 * BLOCK <= end - at <= limit
     if not has_length_of_end or file.read(limit).strip(b"\0"):
-        raise DamagedTar(at, "a bad header, a hole of zeros, or an end without two blocks of zeros")
+        raise DamagedTar(
+            at, "a bad header, a hole of zeros, or an end without two blocks of zeros"
+        )
 
 
 # The members of each sample by key and extension. More than one of an extension are duplicates.
@@ -129,7 +135,8 @@ def samples_in(file: BinaryIO) -> tuple[Samples, DamagedTar | None]:
     try:
         for member in tar_members(file):
             path = PurePosixPath(member.name)
-            if member.is_folder and not path.name:  # the folder itself, which `tar -c .` writes
+            # The folder itself, which `tar -c .` writes.
+            if member.is_folder and not path.name:
                 continue
             stem, _, extension = path.name.partition(".")
             key = str(path.with_name(stem)) if stem else ""

@@ -30,7 +30,9 @@ def _resize(frame: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def random_crop(frames: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+def random_crop(
+    frames: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
     """Crop frames (T, H, W, 3) to `fraction` of both sides (1: the whole frame) at a random position:
     (T, h, w, 3)."""
     if fraction == 1:
@@ -103,7 +105,9 @@ SIDES = re.compile(
 )
 
 
-def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np.ndarray:
+def augment_video(
+    frames: np.ndarray, text: str, rng: np.random.Generator
+) -> np.ndarray:
     """Augment the cropped frames (T, H, W, 3) uint8 of a clip identically. The shape is
     unchanged."""
     operations = VIDEO_OPERATIONS
@@ -115,7 +119,9 @@ def augment_video(frames: np.ndarray, text: str, rng: np.random.Generator) -> np
     return np.stack([apply(chosen, frame, VIDEO_STRENGTH) for frame in frames])
 
 
-def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Generator) -> np.ndarray:
+def augment_image(
+    frame: np.ndarray, size: int, text: str, rng: np.random.Generator
+) -> np.ndarray:
     """Crop, flip and augment an image (H, W, 3) uint8 -> (size, size, 3)."""
     frame = random_resized_crop(frame, size, rng)
     # Drawn for any text, so that the draws after it do not depend on the text.
@@ -131,7 +137,9 @@ def augment_image(frame: np.ndarray, size: int, text: str, rng: np.random.Genera
 Operation = Callable[[Picture, float], Picture]
 
 
-def apply(operations: list[Operation], frame: np.ndarray, strength: float) -> np.ndarray:
+def apply(
+    operations: list[Operation], frame: np.ndarray, strength: float
+) -> np.ndarray:
     picture = Image.fromarray(frame)
     for operation in operations:
         picture = operation(picture, strength)

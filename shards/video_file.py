@@ -12,16 +12,15 @@ from alpro.shards.clip import ClipRequest, DecodeError, Limits, error_text
 
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are
 # excluded; the only protocol is a plain file.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
-)
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v"
 # FFmpeg's flags: of the containers of bare streams, and of those whose clock may restart.
 NO_TIMESTAMPS = 0x80
 DISCONTINUOUS = 0x200
 # FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
 # a frame that already has the target size comes out darker by 1 of 255.
 SCALING = ("BICUBIC", "ACCURATE_RND")
-MAX_MISSING_SECONDS = 1.0  # at the end of a complete file: a container may round its duration
+# At the end of a complete file: a container may round its duration.
+MAX_MISSING_SECONDS = 1.0
 # The clocks of joined recordings restart, and the packets around the joint look corrupt.
 REMUX = "ffmpeg -i FILE -c copy NEW.mkv"
 HINTS = {
@@ -70,7 +69,8 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
             codec.thread_count = 1  # a pool has a worker per core
             codec.thread_type = "NONE"
             codec.options = (
-                max_pixels  # the codec checks it as well: the size may change within the video
+                # The codec checks it as well: the size may change within the video.
+                max_pixels
             )
             yield container, stream
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
@@ -95,7 +95,9 @@ def _find_video_stream(container: Any) -> Any:
     raise DecodeError("no video")
 
 
-def check_complete(container: Any, stream: Any, end: float, request: ClipRequest) -> None:
+def check_complete(
+    container: Any, stream: Any, end: float, request: ClipRequest
+) -> None:
     """Raise DecodeError if a video that was read to its end is shorter than its container states.
 
     Such a file was cut off, as by a download that stopped. MP4, Matroska, FLV and AVI state how
@@ -123,10 +125,14 @@ def check_complete(container: Any, stream: Any, end: float, request: ClipRequest
             end = max(end, float(packet_end))
     if stated > end + MAX_MISSING_SECONDS:
         detail = f"truncated: it ends after {end:.1f} of {stated:.1f} s"
-        raise DecodeError("unreadable", f"{detail}; if it is complete, remux it: {REMUX}")
+        raise DecodeError(
+            "unreadable", f"{detail}; if it is complete, remux it: {REMUX}"
+        )
 
 
-def draw(decoded: Iterator[Any], count: int, request: ClipRequest) -> tuple[np.ndarray, int, int]:
+def draw(
+    decoded: Iterator[Any], count: int, request: ClipRequest
+) -> tuple[np.ndarray, int, int]:
     """Scale the first `count` frames of an iterator.
 
     Returns:
@@ -222,7 +228,8 @@ def _as_progressive(frame: Any) -> Any:
         width=frame.width,
         height=frame.height,
         format=frame.format,
-        time_base=frame.time_base or Fraction(1),  # not every frame has one; none is read
+        # Not every frame has one; none is read.
+        time_base=frame.time_base or Fraction(1),
     )
     marked = graph.add("setfield", "prog")
     sink = graph.add("buffersink")

@@ -62,9 +62,7 @@ class ShardWriter:
         )
         content = metadata.model_dump_json().encode()
         if len(content) > MAX_JSON_BYTES:
-            detail = (
-                f"its texts and columns have {len(content)} bytes, the limit is {MAX_JSON_BYTES}"
-            )
+            detail = f"its texts and columns have {len(content)} bytes, the limit is {MAX_JSON_BYTES}"
             raise DecodeError("bad row", detail)
 
         members: dict[str, Any] = {"__key__": sample_key(row.id), "json": content}
@@ -167,7 +165,12 @@ def _index_row(
     for extension, members in sample.items():
         for member in members:
             frame = FRAME.fullmatch(extension)
-            if not member.is_file or not key or "/" in key or not (frame or extension == "json"):
+            if (
+                not member.is_file
+                or not key
+                or "/" in key
+                or not (frame or extension == "json")
+            ):
                 raise InputError(
                     f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg"
                     f"{_hint(member)}"
@@ -176,7 +179,9 @@ def _index_row(
             is_duplicate = frame and int(frame[1]) in frames
             if is_duplicate or (not frame and metadata_member):
                 # Either of the two may be right.
-                raise InputError(f"{shard}: duplicate member {member.name!r}; keys must be unique")
+                raise InputError(
+                    f"{shard}: duplicate member {member.name!r}; keys must be unique"
+                )
             if frame:
                 frames[int(frame[1])] = member
             else:
@@ -207,7 +212,9 @@ def _index_row(
     }
 
 
-def _read_metadata(shard: Path, key: str, member: TarMember, file: BinaryIO) -> SampleMetadata:
+def _read_metadata(
+    shard: Path, key: str, member: TarMember, file: BinaryIO
+) -> SampleMetadata:
     if member.size > MAX_JSON_BYTES:
         raise InputError(
             f"{shard}: member {member.name!r} has {member.size} bytes, the limit is "

@@ -40,7 +40,9 @@ NON_OBJECTS = (
 LETTERS = range(2, 31)  # allowed lengths of an entity
 MIN_COUNT = 2  # occurrences of an entity
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
-LEFT_OUT = pa.schema([("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())])
+LEFT_OUT = pa.schema(
+    [("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())]
+)
 
 
 class Config(StageConfig, frozen=True):

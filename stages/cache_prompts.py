@@ -83,7 +83,10 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def embed(
-    model: DualEncoder, tokenizer: Tokenizer, words: list[str], templates: tuple[str, ...]
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    words: list[str],
+    templates: tuple[str, ...],
 ) -> Tensor:
     """Average the embeddings of the prompts of each word. As in the official code, the mean is not
     normalized again.

@@ -47,14 +47,17 @@ from alpro.stages.execution.interface import (
 )
 
 VERSION = 17  # a file that was cut off is a reject
-BUSY_SECONDS = 30  # beyond the time limit of an item, which decoders respect, on a busy machine
+# Beyond the time limit of an item, which decoders respect, on a busy machine.
+BUSY_SECONDS = 30
 MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
 
 
 class Config(StageConfig, frozen=True):
     """Settings of a decoded corpus."""
 
-    manifest: str = Field(default="", description="name of a manifest of the rendered sample")
+    manifest: str = Field(
+        default="", description="name of a manifest of the rendered sample"
+    )
     frames: int = Field(
         default=16,
         ge=1,
@@ -68,15 +71,23 @@ class Config(StageConfig, frozen=True):
     timeout: float = Field(
         default=60.0, gt=0, description="seconds after which a video is rejected"
     )
-    max_bytes: int = Field(default=4 * 2**30, ge=1, description="maximum file size in bytes")
+    max_bytes: int = Field(
+        default=4 * 2**30, ge=1, description="maximum file size in bytes"
+    )
     samples_per_shard: int = Field(
         default=256, ge=1, description="maximum items per shard, with rejects"
     )
     validation: float = Field(
-        default=0.1, ge=0, lt=1, description="probability of the validation split, if none is named"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="probability of the validation split, if none is named",
     )
     test: float = Field(
-        default=0.1, ge=0, lt=1, description="probability of the test split, if none is named"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="probability of the test split, if none is named",
     )
     seed: int = Field(default=0, ge=0, description="seed of the split")
     group_pattern: str = Field(
@@ -188,10 +199,14 @@ def check_texts(plan: DecodePlan) -> None:
     raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
-def decode_unit(task: DecodeUnit, config: Config, store: Units, decoder: Decoder = "auto") -> Unit:
+def decode_unit(
+    task: DecodeUnit, config: Config, store: Units, decoder: Decoder = "auto"
+) -> Unit:
     """Find a unit, or decode it."""
     get_key = partial(unit_key, task, config)
-    return store.find_or_make(task.name, get_key, partial(write_unit, task, config, decoder))
+    return store.find_or_make(
+        task.name, get_key, partial(write_unit, task, config, decoder)
+    )
 
 
 def unit_key(task: DecodeUnit, config: Config) -> str:
@@ -207,7 +222,9 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-def write_unit(task: DecodeUnit, config: Config, decoder: Decoder, folder: Path) -> dict[str, Any]:
+def write_unit(
+    task: DecodeUnit, config: Config, decoder: Decoder, folder: Path
+) -> dict[str, Any]:
     """Decode the items of a unit into its folder. Return its record.
 
     A decoder may crash or hang, which ends this process.
@@ -236,7 +253,9 @@ def write_unit(task: DecodeUnit, config: Config, decoder: Decoder, folder: Path)
 
 
 def make_reject(row: Row, error: DecodeError) -> Reject:
-    return Reject(id=row.id, path=row.file_name, reason=error.reason, detail=error.detail)
+    return Reject(
+        id=row.id, path=row.file_name, reason=error.reason, detail=error.detail
+    )
 
 
 def write_tables(
@@ -255,7 +274,9 @@ def write_tables(
     rows = [reject.model_dump() for reject in rejects]
 
     pq.write_table(index, folder / "index.parquet")
-    pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet"
+    )
     return {
         "samples": index.num_rows,
         "training": (sums * (task.rows[0].split == "train")).tolist(),
@@ -265,7 +286,10 @@ def write_tables(
 
 
 def decode_apart(
-    died: list[tuple[DecodeUnit, Died]], config: Config, store: Units, resources: Resources
+    died: list[tuple[DecodeUnit, Died]],
+    config: Config,
+    store: Units,
+    resources: Resources,
 ) -> Iterator[tuple[DecodeUnit, Unit]]:
     """Decode units whose processes died, each item in a unit of its own, and join them.
 
@@ -304,7 +328,11 @@ def decode_apart(
 
 
 def join_units(
-    task: DecodeUnit, items: dict[str, Unit | Died], config: Config, store: Units, folder: Path
+    task: DecodeUnit,
+    items: dict[str, Unit | Died],
+    config: Config,
+    store: Units,
+    folder: Path,
 ) -> dict[str, Any]:
     """Write a unit from the units of its items, as if it had been decoded at once."""
     rejects: list[Reject] = []
@@ -366,7 +394,9 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         # `one_line` must not change it: VERSION stands for the bytes of rejects.parquet.
-        message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
+        message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(
+            ":"
+        )
         raise DecodeError("unexpected error", message) from error
 
 

@@ -17,11 +17,21 @@ from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import TABLE_VERSION
-from alpro.stages.evaluation.protocol import EvaluationConfig, describe_data, find_excluded
+from alpro.stages.evaluation.protocol import (
+    EvaluationConfig,
+    describe_data,
+    find_excluded,
+)
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.running import evaluating
 from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
-from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
+from alpro.stages.execution.interface import (
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageInputs,
+)
 
 # One step for each model; a row names its model; intervals of scipy.
 VERSION = f"17 {TABLE_VERSION}"
@@ -57,18 +67,30 @@ def needs(pipeline: Pipeline) -> list[Needs]:
     table: EvaluationConfig = pipeline.evaluate
     values = table.model_dump()
     given = pipeline.start_task
-    shared = {"top_k", "split", "min_decoded_share", "exclude_overlap", "mixed_precision"}
+    shared = {
+        "top_k",
+        "split",
+        "min_decoded_share",
+        "exclude_overlap",
+        "mixed_precision",
+    }
     ranking = {"retrieval", "frames", "max_text_tokens", *shared}
     controls = {"controls", "seed"}
     steps = []
 
     def add(
-        task: str, model_name: str, keys: set[str], stages: Mapping[str, str], **more: Any
+        task: str,
+        model_name: str,
+        keys: set[str],
+        stages: Mapping[str, str],
+        **more: Any,
     ) -> None:
         chosen = {key: values[key] for key in keys} | more
         config = Config.model_validate({"model_name": model_name, **chosen})
         if config.corpora:
-            folders = {"model": pipeline.start} if given == task and pipeline.start else {}
+            folders = (
+                {"model": pipeline.start} if given == task and pipeline.start else {}
+            )
             steps.append(Needs(config, stages, folders, config.corpora, name=task))
 
     if pipeline.baseline and table.retrieval:
@@ -91,14 +113,17 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         stages = {"model": "finetune_retrieval"}
         add("retrieval", FINE_TUNED, ranking | controls, stages)
     if table.qa and (pipeline.finetune_qa or given == "qa"):
-        keys = {"qa", "contrasts", *shared, *controls}  # frames and tokens are of retrieval
+        # Frames and tokens are of retrieval.
+        keys = {"qa", "contrasts", *shared, *controls}
         add("qa", FINE_TUNED, keys, {"model": "finetune_qa"})
     return steps
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Write results.json, scores.parquet and tables of the queries."""
-    folder = Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
+    folder = (
+        Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
+    )
     assert folder is not None
     with evaluating(folder, out, resources, config.mixed_precision) as place:
         model = LoadedModel.load(
@@ -114,7 +139,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         for column, name in (("captions", config.retrieval), ("questions", config.qa)):
             if name:
                 corpus = inputs.corpora[name]
-                results.extend(evaluate_corpus(model, config, corpus, column, place.out))
+                results.extend(
+                    evaluate_corpus(model, config, corpus, column, place.out)
+                )
 
         rows, metrics = results.write(place.out, config.split)
         return Outcome(
@@ -143,10 +170,14 @@ def evaluate_corpus(
         training = Gallery.read(corpus, "train", column=column)
         asked = replace(asked, training_questions=training.questions)
 
-    log.info(f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}")
+    log.info(
+        f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}"
+    )
     results = evaluate_model(model, gallery, asked)
     if results.similarity is not None:
         # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
         texts = find_extremes(gallery, results.similarity)
-        draw_searches(gallery, results.similarity, texts, out / "pictures" / "retrieval.png")
+        draw_searches(
+            gallery, results.similarity, texts, out / "pictures" / "retrieval.png"
+        )
     return results

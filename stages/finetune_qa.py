@@ -11,10 +11,22 @@ from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
 from alpro.stages.evaluation.validation import validate_qa
-from alpro.stages.execution.interface import FILE, Needs, Outcome, Pipeline, Resources, StageInputs
+from alpro.stages.execution.interface import (
+    FILE,
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageInputs,
+)
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.objective import QaObjective
-from alpro.stages.training.stage import Training, build_fine_tuned, needs_pretrained, train
+from alpro.stages.training.stage import (
+    Training,
+    build_fine_tuned,
+    needs_pretrained,
+    train,
+)
 from alpro.stages.vocabulary.nouns import training_rows
 
 VERSION = 7  # a byte order mark does not belong to the first answer
@@ -26,7 +38,9 @@ class Config(TrainingConfig, frozen=True):
     frames: int = Field(
         default=16, ge=1, description="frames of a clip; the time embedding is resized"
     )
-    answers: int = Field(default=1500, ge=2, description="answers, the most frequent in training")
+    answers: int = Field(
+        default=1500, ge=2, description="answers, the most frequent in training"
+    )
     answers_file: str = Field(
         default="",
         description="a file of answers instead: a JSON object of answer to index, a JSON list or "
@@ -61,7 +75,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)
         if config.answers_file:
-            answers = read_word_list(Path(config.answers_file), "finetune_qa.answers_file")
+            answers = read_word_list(
+                Path(config.answers_file), "finetune_qa.answers_file"
+            )
         else:
             folders = [inputs.corpora[name] for name in config.corpora]
             answers = frequent_answers(folders, config.answers)
@@ -73,10 +89,14 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             std=start.preprocessing.std,
             answers=answers,
         ).to(device)
-        validate, select = validate_qa(objective, inputs.corpora, start.tokenizer, answers, config)
+        validate, select = validate_qa(
+            objective, inputs.corpora, start.tokenizer, answers, config
+        )
 
         # Row i of the head is the class of answers[i], so the folder has both.
-        bundle = ModelBundle("qa", model, start.tokenizer, start.preprocessing, answers=answers)
+        bundle = ModelBundle(
+            "qa", model, start.tokenizer, start.preprocessing, answers=answers
+        )
         return Training(bundle, objective, validate, select)
 
     return train(build, config, inputs.corpora, out, resources)

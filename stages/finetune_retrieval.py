@@ -9,10 +9,21 @@ from pydantic import Field
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.validation import validate_retrieval
-from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources, StageInputs
+from alpro.stages.execution.interface import (
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+    StageInputs,
+)
 from alpro.stages.training.config import MatchingConfig, MatchingValidation
 from alpro.stages.training.objective import MatchingObjective
-from alpro.stages.training.stage import Training, build_fine_tuned, needs_pretrained, train
+from alpro.stages.training.stage import (
+    Training,
+    build_fine_tuned,
+    needs_pretrained,
+    train,
+)
 
 VERSION = 6
 
@@ -51,9 +62,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             std=start.preprocessing.std,
             negative_pool_size=config.negative_pool_size,
         ).to(device)
-        validate, select = validate_retrieval(objective, inputs.corpora, start.tokenizer, config)
+        validate, select = validate_retrieval(
+            objective, inputs.corpora, start.tokenizer, config
+        )
         return Training(
-            ModelBundle("retrieval", model, start.tokenizer, start.preprocessing, start.entities),
+            ModelBundle(
+                "retrieval", model, start.tokenizer, start.preprocessing, start.entities
+            ),
             objective,
             validate,
             select,

@@ -29,7 +29,14 @@ from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
 from alpro.shards.sources.downloads import compressed_tars
-from alpro.shards.storage import DISK_FULL, Location, identities, join, listing, local_copy
+from alpro.shards.storage import (
+    DISK_FULL,
+    Location,
+    identities,
+    join,
+    listing,
+    local_copy,
+)
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import (
     COMPARED,
@@ -38,7 +45,13 @@ from alpro.stages.corpora.tables import (
     pixel_sums,
     write_statistics,
 )
-from alpro.stages.corpora.units import Unit, Units, finish_units, merge_units, open_units
+from alpro.stages.corpora.units import (
+    Unit,
+    Units,
+    finish_units,
+    merge_units,
+    open_units,
+)
 from alpro.stages.execution.interface import (
     NO_EFFECT,
     Outcome,
@@ -131,7 +144,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 @contextmanager
-def open_earlier_index(folder: Location, temporary: Path) -> Iterator[EarlierIndex | None]:
+def open_earlier_index(
+    folder: Location, temporary: Path
+) -> Iterator[EarlierIndex | None]:
     """Yield the index.parquet beside the shards, copied once if it is at a URL. None if there is
     none, or one of another format.
 
@@ -152,7 +167,9 @@ def open_earlier_index(folder: Location, temporary: Path) -> Iterator[EarlierInd
         yield earlier
 
 
-def index_unit(shard: Location, config: Config, store: Units, earlier: EarlierIndex | None) -> Unit:
+def index_unit(
+    shard: Location, config: Config, store: Units, earlier: EarlierIndex | None
+) -> Unit:
     """Find the unit of a shard, or index the shard."""
     rows = INDEX.empty_table()
     if earlier:
@@ -163,14 +180,18 @@ def index_unit(shard: Location, config: Config, store: Units, earlier: EarlierIn
         values = [VERSION, config.kinds, str(shard), file, rows.to_pylist()]
         return digest(values)
 
-    return store.find_or_make(str(shard), get_key, partial(write_unit, shard, config, rows))
+    return store.find_or_make(
+        str(shard), get_key, partial(write_unit, shard, config, rows)
+    )
 
 
 def read_earlier_rows(shard: Location, earlier: EarlierIndex) -> pa.Table:
     """Return the rows of a shard in the earlier index."""
     name = PurePosixPath(str(shard)).name
     try:
-        return pq.read_table(earlier.path, filters=[("shard", "==", name)], schema=INDEX)
+        return pq.read_table(
+            earlier.path, filters=[("shard", "==", name)], schema=INDEX
+        )
     except (OSError, pa.ArrowException) as error:
         raise unreadable_index(earlier.location, error) from error
 
@@ -181,7 +202,9 @@ def unreadable_index(location: Location, error: Exception) -> InputError:
     )
 
 
-def write_unit(shard: Location, config: Config, earlier: pa.Table, folder: Path) -> dict[str, Any]:
+def write_unit(
+    shard: Location, config: Config, earlier: pa.Table, folder: Path
+) -> dict[str, Any]:
     """Index one shard, decode a frame of each sample, and write the tables of the unit. Return its
     record."""
     try:
@@ -189,7 +212,9 @@ def write_unit(shard: Location, config: Config, earlier: pa.Table, folder: Path)
             try:
                 index = index_shard(path)
             except InputError as error:  # names the temporary copy
-                raise InputError(str(error).replace(str(path), str(shard), 1)) from error
+                raise InputError(
+                    str(error).replace(str(path), str(shard), 1)
+                ) from error
 
             # Removed from both: a sample of the other kind is not lost.
             if config.kinds != "all":
@@ -200,7 +225,9 @@ def write_unit(shard: Location, config: Config, earlier: pa.Table, folder: Path)
         # The shard is not to blame.
         if error.errno in DISK_FULL:
             raise
-        raise InputError(f"{shard}: not a readable shard: {error.strerror or error}") from error
+        raise InputError(
+            f"{shard}: not a readable shard: {error.strerror or error}"
+        ) from error
 
     # The index names the shard where it is, and not the copy that was read.
     names = pa.array([str(shard)] * checked.samples.num_rows, pa.string())
@@ -226,7 +253,9 @@ class CheckedSamples(NamedTuple):
     record: dict[str, Any]
 
 
-def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location) -> CheckedSamples:
+def check_frames(
+    index: pa.Table, earlier: pa.Table, path: Path, shard: Location
+) -> CheckedSamples:
     """Decode the middle frame of each sample of a shard.
 
     Args:
@@ -250,7 +279,9 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
         except Unreadable as error:
             # The reject has the id in a column of its own.
             detail = str(error).rpartition(f"{row['id']}, ")[2]
-            reject = Reject(id=row["id"], path=str(shard), reason="unreadable", detail=detail)
+            reject = Reject(
+                id=row["id"], path=str(shard), reason="unreadable", detail=detail
+            )
             rejects.append(reject.model_dump())
             continue
 
@@ -273,7 +304,9 @@ def check_frames(index: pa.Table, earlier: pa.Table, path: Path, shard: Location
     return CheckedSamples(samples, rejects, record)
 
 
-def middle_frame(row: dict[str, Any], current: dict[str, Any] | None, path: Path) -> np.ndarray:
+def middle_frame(
+    row: dict[str, Any], current: dict[str, Any] | None, path: Path
+) -> np.ndarray:
     """Decode the middle frame (H, W, 3) uint8 of a sample in the shard `path`.
 
     Args:
@@ -304,10 +337,14 @@ def check_ids(out: Path) -> None:
         filters = [("id", "==", sample_id)]
         rows = pq.read_table(out / "index.parquet", columns=["shard"], filters=filters)
         first, second, *_ = rows["shard"].to_pylist()
-        raise InputError(f"{second}: id {sample_id!r} is also in {first}; ids must be unique")
+        raise InputError(
+            f"{second}: id {sample_id!r} is also in {first}; ids must be unique"
+        )
 
 
-def check_sizes(shards: Sequence[Location], records: Sequence[Mapping[str, Any]]) -> None:
+def check_sizes(
+    shards: Sequence[Location], records: Sequence[Mapping[str, Any]]
+) -> None:
     """Raise InputError if the videos have different frame sizes, which cannot be batched. Images may
     have any size: they are resized when they are read."""
     # The first shard of each size is enough to say which two differ.

@@ -135,10 +135,14 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         if prompter and inputs.prompts:
             # Moved to the device once, because PEM reads them in each step.
             stored = read_prompts(inputs.prompts)
-            prompts = {kind: embeddings.to(device) for kind, embeddings in stored.items()}
+            prompts = {
+                kind: embeddings.to(device) for kind, embeddings in stored.items()
+            }
 
         # Weights of vit and bert are loaded first, because `start` replaces those that it has.
-        model = Alpro(with_vocab_size(config.model, tokenizer), entities=len(entities)).to(device)
+        model = Alpro(
+            with_vocab_size(config.model, tokenizer), entities=len(entities)
+        ).to(device)
         bundle = ModelBundle("pretrain", model, tokenizer, preprocessing, entities)
         config.load_initial(model)
         if prompter and config.start == "prompter":
@@ -156,7 +160,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         ).to(device)
 
         def draw(data: TrainingDataset) -> None:
-            draw_pseudo_labels(objective, data, entities, out / "pictures" / "pseudo_labels.png")
+            draw_pseudo_labels(
+                objective, data, entities, out / "pictures" / "pseudo_labels.png"
+            )
 
         return Training(
             bundle,
@@ -177,7 +183,9 @@ def load_teacher(
     The model uses the values of a trained prompter, but not of a CLIP or SigLIP.
     """
     source = inputs.prompter or inputs.prompts
-    teacher = load_prompter(source, device) if config.needs_prompter and source else None
+    teacher = (
+        load_prompter(source, device) if config.needs_prompter and source else None
+    )
     if teacher and not isinstance(teacher, ClipBundle):
         advance_generator(teacher)
         return teacher, teacher.tokenizer, teacher.preprocessing

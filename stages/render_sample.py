@@ -41,9 +41,13 @@ TIMES = 5  # number of evenly spaced times of a clip with stored boxes
 class Config(StageConfig, frozen=True):
     """Sizes of the corpora of the [sample](results.md#how-the-sample-is-made)."""
 
-    seed: int = Field(default=0, ge=0, description="seed of everything that is rendered")
+    seed: int = Field(
+        default=0, ge=0, description="seed of everything that is rendered"
+    )
     lessons: int = Field(
-        default=150, ge=0, description="scenes of `lessons`, each with a clip and its reverse"
+        default=150,
+        ge=0,
+        description="scenes of `lessons`, each with a clip and its reverse",
     )
     clips: int = Field(
         default=900,
@@ -53,8 +57,12 @@ class Config(StageConfig, frozen=True):
     stills: int = Field(default=1600, ge=0, description="images of `stills`")
     validation: int = Field(default=120, ge=4, description="clips for validation")
     test: int = Field(default=200, ge=4, description="clips for testing")
-    size: int = Field(default=96, ge=32, multiple_of=2, description="height and width, pixels")
-    frames: int = Field(default=16, ge=4, description="frames per clip, at 8 frames per second")
+    size: int = Field(
+        default=96, ge=32, multiple_of=2, description="height and width, pixels"
+    )
+    frames: int = Field(
+        default=16, ge=4, description="frames per clip, at 8 frames per second"
+    )
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":
@@ -72,7 +80,8 @@ class Config(StageConfig, frozen=True):
 
 
 FRAMES_PER_SECOND = 8
-UNSEEN = 0.5  # fraction of the validation and test clips with a kind, color and motion not combined in training
+# Fraction of the validation and test clips with a kind, color and motion not combined in training.
+UNSEEN = 0.5
 CAPTIONS = 5  # captions of a training clip
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
 X264 |= {"x264-params": "mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
@@ -151,7 +160,9 @@ def clips(config: Config) -> list[Item]:
     for split, scenes_of_split in zip(("validation", "test"), scenes, strict=True):
         for i, scene in enumerate(scenes_of_split):
             name = f"{split}-{i:05d}"
-            items.append(item("clips", name, name, scene, split, 1, grammar.full_caption, rng))
+            items.append(
+                item("clips", name, name, scene, split, 1, grammar.full_caption, rng)
+            )
     return items
 
 
@@ -164,7 +175,16 @@ def stills(config: Config) -> list[Item]:
         scene = training_scene(rng, count, "still", wide=True)
         name = f"still-{i:05d}"
         items.append(
-            item("stills", name, name, scene, "train", CAPTIONS, grammar.still_caption, rng)
+            item(
+                "stills",
+                name,
+                name,
+                scene,
+                "train",
+                CAPTIONS,
+                grammar.still_caption,
+                rng,
+            )
         )
     return items
 
@@ -173,13 +193,26 @@ CaptionFunction = Callable[[Scene, np.random.Generator], str]
 
 
 def with_reversed(
-    corpus: str, name: str, scene: Scene, caption: CaptionFunction, rng: np.random.Generator
+    corpus: str,
+    name: str,
+    scene: Scene,
+    caption: CaptionFunction,
+    rng: np.random.Generator,
 ) -> list[Item]:
     """Return the scene and, if it differs, the reversed scene in the same group."""
     items = [item(corpus, name, name, scene, "train", CAPTIONS, caption, rng)]
     if scene.main.motion in REVERSED:
         items.append(
-            item(corpus, f"{name}-back", name, scene.reverse(), "train", CAPTIONS, caption, rng)
+            item(
+                corpus,
+                f"{name}-back",
+                name,
+                scene.reverse(),
+                "train",
+                CAPTIONS,
+                caption,
+                rng,
+            )
         )
     return items
 
@@ -204,7 +237,9 @@ def item(  # noqa: PLR0913 - each is a column of the row
     questions = grammar.questions(scene, rng) if corpus == "clips" else []
     things = []
     for thing in scene.things:
-        things.append({"kind": thing.kind, "color": thing.color, "motion": thing.motion})
+        things.append(
+            {"kind": thing.kind, "color": thing.color, "motion": thing.motion}
+        )
 
     row = {
         "id": name,
@@ -244,7 +279,9 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
     for item in items:
         path = out / item.path
         if path.suffix == ".jpg":
-            Image.fromarray(render(item.scene, 1, config.size)[0]).save(path, "JPEG", quality=92)
+            Image.fromarray(render(item.scene, 1, config.size)[0]).save(
+                path, "JPEG", quality=92
+            )
         else:
             encode_video(render(item.scene, config.frames, config.size), path)
     return len(items)
@@ -287,8 +324,12 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
     upper = rgb[:, 0::2, 0::2] + rgb[:, 0::2, 1::2]
     lower = rgb[:, 1::2, 0::2] + rgb[:, 1::2, 1::2]
     red, green, blue = upper + lower
-    blue_difference = (-9714 * red - 19070 * green + 28784 * blue + (128 << 18) + (1 << 17)) >> 18
-    red_difference = (28784 * red - 24103 * green - 4681 * blue + (128 << 18) + (1 << 17)) >> 18
+    blue_difference = (
+        -9714 * red - 19070 * green + 28784 * blue + (128 << 18) + (1 << 17)
+    ) >> 18
+    red_difference = (
+        28784 * red - 24103 * green - 4681 * blue + (128 << 18) + (1 << 17)
+    ) >> 18
 
     planes = []
     for plane in (luma, blue_difference, red_difference):

@@ -33,7 +33,12 @@ from alpro.stages.execution.interface import (
 from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
-from alpro.stages.training.stage import Training, measure_preprocessing, train, with_vocab_size
+from alpro.stages.training.stage import (
+    Training,
+    measure_preprocessing,
+    train,
+    with_vocab_size,
+)
 
 VERSION = 8  # a CLIP keeps the best weights on validation
 
@@ -49,13 +54,16 @@ class Crops(StageConfig, frozen=True):
         default=0.0, ge=0, le=1, description="fraction of the examples that show a crop"
     )
     area: tuple[float, float] = Field(
-        default=(0.3, 0.75), description="smallest and largest fraction of the frame in a crop"
+        default=(0.3, 0.75),
+        description="smallest and largest fraction of the frame in a crop",
     )
 
     @model_validator(mode="after")
     def _in_order(self) -> "Crops":
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area {self.area} must be two shares in order, above 0 and at most 1")
+            raise ValueError(
+                f"area {self.area} must be two shares in order, above 0 and at most 1"
+            )
         return self
 
     def check(self, grid: int) -> None:
@@ -110,8 +118,12 @@ class Config(EncoderConfig, frozen=True):
 
     @model_validator(mode="after")
     def _only_of_towers(self) -> "Config":
-        if not self.clip and (self.new_lr or self.trained_layers >= 0 or self.interpolate):
-            raise ValueError("new_lr, trained_layers and interpolate are for the towers of `clip`")
+        if not self.clip and (
+            self.new_lr or self.trained_layers >= 0 or self.interpolate
+        ):
+            raise ValueError(
+                "new_lr, trained_layers and interpolate are for the towers of `clip`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -119,7 +131,9 @@ class Config(EncoderConfig, frozen=True):
         if self.clip and (self.vit or self.bert):
             raise ValueError("clip has both towers; remove vit and bert")
         if self.clip and self.optimizer == "muon":
-            raise ValueError("optimizer = muon is not for the towers of `clip`; set it to adamw")
+            raise ValueError(
+                "optimizer = muon is not for the towers of `clip`; set it to adamw"
+            )
         if not self.clip:
             self.crops.check(self.model.video.grid)
         return self
@@ -162,7 +176,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             crop_share=config.crops.share,
             crop_area=config.crops.area,
         ).to(device)
-        validate = validate_contrast(objective, inputs.corpora, bundle.tokenizer, config, out)
+        validate = validate_contrast(
+            objective, inputs.corpora, bundle.tokenizer, config, out
+        )
         if config.interpolate and validate is None and rank() == 0:
             log.warning(
                 "warning: interpolate = true chooses weights on validation, and no corpus has a "
@@ -190,7 +206,9 @@ def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> Mode
     tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
     config.load_initial(model)
-    return ModelBundle("prompter", model, tokenizer, measure_preprocessing(config, inputs.corpora))
+    return ModelBundle(
+        "prompter", model, tokenizer, measure_preprocessing(config, inputs.corpora)
+    )
 
 
 def load_towers(config: Config, device: torch.device) -> ClipBundle:

@@ -3,8 +3,10 @@ models and corpora."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
-os.environ.setdefault("ALPRO_LOG_TIMES", "0")  # lines of the log are the same at any time
+# Before torch is imported: tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Lines of the log are the same at any time.
+os.environ.setdefault("ALPRO_LOG_TIMES", "0")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
@@ -149,11 +151,17 @@ def two_ranks(free_port) -> Callable[..., list[int]]:
         words = [str(argument) for argument in arguments]
         # As if each had a machine of its own: no more than the choice of a device may depend on a
         # local rank.
-        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        job = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
         both = []
         for rank in range(2):
             environment = job | {"RANK": str(rank), "LOCAL_RANK": "0"}
-            process = context.Process(target=run_program, args=(str(program), words, environment))
+            process = context.Process(
+                target=run_program, args=(str(program), words, environment)
+            )
             process.start()
             both.append(process)
 
@@ -210,7 +218,8 @@ def sample(build_once, resources) -> Path:
         lessons=6, clips=16, stills=12, validation=8, test=8, size=48, frames=8, seed=1
     )
     return build_once(
-        "sample", lambda out: render_sample.run(config, render_sample.Inputs(), out, resources)
+        "sample",
+        lambda out: render_sample.run(config, render_sample.Inputs(), out, resources),
     )
 
 
@@ -224,7 +233,9 @@ def decode_sample(sample, resources) -> Callable[..., Path]:
         config = decode_videos.Config(
             **{"manifest": f"{corpus}.jsonl", "frames": 8, "size": 40, **changes}
         )
-        decode_videos.run(config, decode_videos.Inputs.of({"sample": sample}), out, resources)
+        decode_videos.run(
+            config, decode_videos.Inputs.of({"sample": sample}), out, resources
+        )
         return out
 
     return decode
@@ -236,7 +247,9 @@ def decode_data(config: Any, data: Path | str, out: Path, resources: Any) -> Any
     from alpro.stages import decode_videos
 
     manifest = import_source(data, out / "parts").folder
-    return decode_videos.run(config, decode_videos.Inputs(manifest=manifest), out, resources)
+    return decode_videos.run(
+        config, decode_videos.Inputs(manifest=manifest), out, resources
+    )
 
 
 def decoded(corpus: str, **config: Any) -> Any:
@@ -270,7 +283,10 @@ def vocabulary(build_once, corpora, resources) -> Path:
 
     def build(out: Path) -> None:
         build_vocabulary.run(
-            build_vocabulary.Config(entities=8), build_vocabulary.Inputs.of(corpora), out, resources
+            build_vocabulary.Config(entities=8),
+            build_vocabulary.Inputs.of(corpora),
+            out,
+            resources,
         )
         train_tokenizer.run(
             train_tokenizer.Config(word_pieces=300),
@@ -316,7 +332,9 @@ def tiny_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[str, Path]:
+def folders(
+    build_once, tiny_model, vocabulary, tokenizer, resources
+) -> dict[str, Path]:
     """The folders of a random model of each task, as in artifacts, and the prompts of the
     prompter."""
 
@@ -331,19 +349,32 @@ def folders(build_once, tiny_model, vocabulary, tokenizer, resources) -> dict[st
         torch.manual_seed(0)
         for folder in (
             ModelBundle("prompter", Prompter(config), tokenizer),
-            ModelBundle("pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")),
+            ModelBundle(
+                "pretrain", Alpro(config, 8), tokenizer, entities=list("abcdefgh")
+            ),
             ModelBundle("retrieval", Alpro(config), tokenizer),
-            ModelBundle("qa", Alpro(config, answers=3), tokenizer, answers=["ball", "box", "left"]),
+            ModelBundle(
+                "qa",
+                Alpro(config, answers=3),
+                tokenizer,
+                answers=["ball", "box", "left"],
+            ),
         ):
             folder.save_pretrained(root / folder.task / "model")
         inputs = {"prompter": root / "prompter", "vocabulary": vocabulary}
         (root / "prompts").mkdir()
         cache_prompts.run(
-            cache_prompts.Config(), cache_prompts.Inputs.of(inputs), root / "prompts", resources
+            cache_prompts.Config(),
+            cache_prompts.Inputs.of(inputs),
+            root / "prompts",
+            resources,
         )
 
     root = build_once("folders", build)
-    return {name: root / name for name in ("prompter", "pretrain", "retrieval", "qa", "prompts")}
+    return {
+        name: root / name
+        for name in ("prompter", "pretrain", "retrieval", "qa", "prompts")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -360,15 +391,34 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
     import json
 
     import torch
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTokenizer,
+        SiglipConfig,
+        SiglipModel,
+    )
 
-    pieces = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
-    vocabulary = {piece: n for n, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
+    pieces = [
+        letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")
+    ]
+    vocabulary = {
+        piece: n
+        for n, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])
+    }
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "attention_dropout": 0.5}
     text = sizes | {"vocab_size": len(vocabulary), "max_position_embeddings": 24}
-    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
-    shapes = {"text_config": text, "vision_config": sizes | {"image_size": 32, "patch_size": 16}}
+    text |= {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "projection_size": 16,
+    }
+    shapes = {
+        "text_config": text,
+        "vision_config": sizes | {"image_size": 32, "patch_size": 16},
+    }
     torch.manual_seed(5)
     clip = CLIPModel(CLIPConfig(projection_dim=16, **shapes))
     siglip = SiglipModel(SiglipConfig(**shapes))
@@ -417,7 +467,9 @@ def training() -> Callable[..., Any]:
     of one phase."""
     from alpro.stages.training.config import TrainingConfig
 
-    def config(corpora: Iterable[str] = ("clips",), steps: int = 4, **changes) -> TrainingConfig:
+    def config(
+        corpora: Iterable[str] = ("clips",), steps: int = 4, **changes
+    ) -> TrainingConfig:
         phase: dict[str, Any] = {"corpora": tuple(corpora), "steps": steps}
         if "group_batches" in changes:
             phase["group_batches"] = changes.pop("group_batches")
@@ -459,7 +511,8 @@ def corpus_of() -> Callable[..., Path]:
                     "group": values["id"],
                 }
                 row = Row(
-                    **defaults | {key: value for key, value in values.items() if key != "frames"}
+                    **defaults
+                    | {key: value for key, value in values.items() if key != "frames"}
                 )
                 noise = rng.integers(
                     0, 256, (6 if row.kind == "video" else 1, 8, 8, 3), dtype=np.uint8
@@ -478,12 +531,17 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
     requests so far."""
     servers = []
 
-    def serve(folder: Path = tmp_path, ranges: bool = True) -> tuple[str, ThreadingHTTPServer]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(folder)))
+    def serve(
+        folder: Path = tmp_path, ranges: bool = True
+    ) -> tuple[str, ThreadingHTTPServer]:
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(RangeServer, directory=str(folder))
+        )
         server.asked = []
         server.ranges = ranges
         servers.append(server)
-        serve_forever = partial(server.serve_forever, poll_interval=0.02)  # of `shutdown`
+        # Of `shutdown`.
+        serve_forever = partial(server.serve_forever, poll_interval=0.02)
         threading.Thread(target=serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_address[1]}", server
 
@@ -501,13 +559,17 @@ def one_line(
     with pytest.raises(of) as error:
         yield error
     assert "\n" not in str(error.value)
-    assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
+    assert [part for part in parts if part not in str(error.value)] == [], str(
+        error.value
+    )
 
 
 def in_store(*files: Path) -> None:
     """Copies files into the folder of `memory`."""
     for file in files:
-        fsspec.filesystem("memory").pipe_file(f"/bucket/corpus/{file.name}", file.read_bytes())
+        fsspec.filesystem("memory").pipe_file(
+            f"/bucket/corpus/{file.name}", file.read_bytes()
+        )
 
 
 @pytest.fixture

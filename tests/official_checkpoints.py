@@ -32,7 +32,8 @@ NAMES = (
 def one_head(config: ModelConfig) -> ModelConfig:
     """The configuration with as many heads as an import takes it to have at a width below 128."""
     parts = {
-        name: getattr(config, name).model_copy(update={"heads": 1}) for name in ("video", "text")
+        name: getattr(config, name).model_copy(update={"heads": 1})
+        for name in ("video", "text")
     }
     return config.model_copy(update=parts)
 
@@ -55,7 +56,9 @@ def to_official(
         key = key.replace("BERT", bert)
 
         if key.startswith(bert) and ".qkv." in key:
-            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            for name, part in zip(
+                ("query", "key", "value"), value.chunk(3), strict=True
+            ):
                 state[key.replace(".qkv.", f".self.{name}.")] = part
         else:
             state[key] = value

@@ -21,7 +21,8 @@ HEAVY += [
     "tests/test_layering.py",
 ]
 WITH_PREFECT = [
-    f"tests/pipeline/test_{name}.py" for name in ("flow", "flow_steps", "deployments", "servers")
+    f"tests/pipeline/test_{name}.py"
+    for name in ("flow", "flow_steps", "deployments", "servers")
 ]
 
 

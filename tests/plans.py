@@ -11,17 +11,25 @@ from alpro.shards.sources.manifest import import_source
 from alpro.shards.storage import Location
 
 
-def command(config: str | Path, *changes: str, data: str | Path = "", stage: str = "") -> Command:
+def command(
+    config: str | Path, *changes: str, data: str | Path = "", stage: str = ""
+) -> Command:
     return Command(str(config), data_changes(str(data) if data else "", changes), stage)
 
 
-def configure(config: str | Path, *changes: str, data: str | Path = "") -> PipelineConfig:
+def configure(
+    config: str | Path, *changes: str, data: str | Path = ""
+) -> PipelineConfig:
     """The configuration of a command, as it runs on this machine."""
     return read_settings(command(config, *changes, data=data))
 
 
 def plan_of(
-    config: str | Path, *changes: str, workspace: Path, data: str | Path = "", stage: str = ""
+    config: str | Path,
+    *changes: str,
+    workspace: Path,
+    data: str | Path = "",
+    stage: str = "",
 ) -> Plan:
     """The plan of a command."""
     return make_plan(command(config, *changes, data=data, stage=stage), workspace)

@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import Any
 
 Disk = dict[str, bytes | None]  # contents of the files by their path; None for a folder
-Names = dict[str, tuple[int, bool]]  # the names in a folder: inode, and whether it is a folder
+# The names in a folder: inode, and whether it is a folder.
+Names = dict[str, tuple[int, bool]]
 
-OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
-_hooks: list[Callable[[str, tuple], None]] = []  # an audit hook cannot be removed from a process
+OPERATIONS = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.truncate",
+}
+# An audit hook cannot be removed from a process.
+_hooks: list[Callable[[str, tuple], None]] = []
 
 
 class Recorder:
@@ -36,7 +45,9 @@ class Recorder:
 
     def hook(self, event: str, args: tuple) -> None:
         writes = (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+            event == "open"
+            and isinstance(args[2], int)
+            and args[2] & (os.O_WRONLY | os.O_RDWR)
         )
         if (
             not self.pause
@@ -52,11 +63,16 @@ class Recorder:
         for folder, _, files in os.walk(self.root):
             kept |= {folder: None}
             kept |= {
-                f"{folder}/{file}": self.contents.get(os.stat(f"{folder}/{file}").st_ino, b"")
+                f"{folder}/{file}": self.contents.get(
+                    os.stat(f"{folder}/{file}").st_ino, b""
+                )
                 for file in files
             }
         self.cuts.append(
-            {"kept": kept, "lost": dict(self.synced(str(self.root), self.root.stat().st_ino))}
+            {
+                "kept": kept,
+                "lost": dict(self.synced(str(self.root), self.root.stat().st_ino)),
+            }
         )
         self.pause = False
 
@@ -77,7 +93,9 @@ class Recorder:
         self.pinned.append(os.dup(number))
         status = os.fstat(number)
         if path.is_dir():
-            self.names[status.st_ino] = {e.name: (e.inode(), e.is_dir()) for e in os.scandir(path)}
+            self.names[status.st_ino] = {
+                e.name: (e.inode(), e.is_dir()) for e in os.scandir(path)
+            }
         else:
             self.contents[status.st_ino] = path.read_bytes()
         self.pause = False
@@ -110,7 +128,11 @@ def restore(disk: Disk, root: Path) -> None:
 
 
 def cut_everywhere(
-    root: Path, job: Callable[[], None], result: Callable[[], Any], monkeypatch: Any, every: int = 1
+    root: Path,
+    job: Callable[[], None],
+    result: Callable[[], Any],
+    monkeypatch: Any,
+    every: int = 1,
 ) -> dict[str, int]:
     """Runs `job` in `root`, cuts the power after each `every`-th file operation, runs it again on
     what the disk holds, and compares the result with that of the first run. Equal disks are tried
@@ -132,4 +154,8 @@ def cut_everywhere(
             restore(disk, root)
             job()
             assert result() == expected, f"after operation {number}, names {names}"
-    return {"operations": len(recorder.cuts), "cuts": 2 * len(chosen), "disks": len(tried)}
+    return {
+        "operations": len(recorder.cuts),
+        "cuts": 2 * len(chosen),
+        "disks": len(tried),
+    }

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
-def run_program(program: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+def run_program(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> None:
     """Run a Python file as this process's program."""
     os.environ.update(environment)
     sys.argv = [program, *arguments]

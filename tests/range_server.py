@@ -13,7 +13,9 @@ class RangeServer(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def send_head(self):
-        self.server.asked.append((self.command, self.path, self.headers.get("Range", "")))
+        self.server.asked.append(
+            (self.command, self.path, self.headers.get("Range", ""))
+        )
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not (wanted and self.server.ranges and path.is_file()):

@@ -34,7 +34,10 @@ def test_a_file_is_replaced_when_it_is_complete_and_a_failure_leaves_nothing(tmp
             assert fails
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "gone" / "a.json") as temporary:
+    with (
+        pytest.raises(FileNotFoundError),
+        atomic_write(tmp_path / "gone" / "a.json") as temporary,
+    ):
         temporary.touch()
 
 
@@ -57,7 +60,9 @@ def test_an_error_is_one_line_of_bounded_length(message, line):
 
 
 @given(message=st.text(), max_length=st.integers(1, 20))
-def test_the_line_of_an_error_has_no_break_is_not_empty_and_not_too_long(message, max_length):
+def test_the_line_of_an_error_has_no_break_is_not_empty_and_not_too_long(
+    message, max_length
+):
     line = errors.one_line(ValueError(message), max_length)
 
     assert len(line.splitlines()) == 1
@@ -94,10 +99,19 @@ def test_a_region_is_left_top_width_and_height():
 
 @pytest.mark.parametrize(
     "box",
-    [(0.5, 0, 0.6, 1), (0, 0, 0, 1), (-0.1, 0, 1, 1), (0, 0, 1), (float("nan"), 0, 1, 1), "abcd"],
+    [
+        (0.5, 0, 0.6, 1),
+        (0, 0, 0, 1),
+        (-0.1, 0, 1, 1),
+        (0, 0, 1),
+        (float("nan"), 0, 1, 1),
+        "abcd",
+    ],
 )
 def test_what_is_not_inside_the_frame_is_no_region(box):
-    with pytest.raises(ValueError, match="is not a region of the frame: it takes left, top, "):
+    with pytest.raises(
+        ValueError, match="is not a region of the frame: it takes left, top, "
+    ):
         check_box(box)
 
 
@@ -139,7 +153,11 @@ PASSWORDS = [
     "https://host/a.mp4::s3://k:s@b/c",
     "https://host/?of=https%3A%2F%2Fu%3Apw%40h%2Fv.mp4",
 ]
-USERS = ["https://me@host:8080/a.mp4", "HTTPS://token@[::1]:80/a.mp4", "s3://secret@bucket/v.mp4"]
+USERS = [
+    "https://me@host:8080/a.mp4",
+    "HTTPS://token@[::1]:80/a.mp4",
+    "s3://secret@bucket/v.mp4",
+]
 SECRETS = {
     "https://host/a.mp4?id=7&X-Amz-Signature=x": "X-Amz-Signature",
     "https://host/a.mp4#access_token=x": "access_token",
@@ -253,6 +271,10 @@ def test_the_package_lists_its_names_and_its_version():
 
 @pytest.mark.parametrize("name", ["Index", "Model", "Searcher"])
 def test_what_the_public_classes_do_not_document_begins_with_an_underscore(name):
-    public = [item for item in vars(getattr(alpro, name)).items() if not item[0].startswith("_")]
+    public = [
+        item
+        for item in vars(getattr(alpro, name)).items()
+        if not item[0].startswith("_")
+    ]
 
     assert [key for key, value in public if not value.__doc__] == []

@@ -28,7 +28,8 @@ from tests.plans import configure
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    page.name: page for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+    page.name: page
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 }
 TEXTS = {name: page.read_text() for name, page in PAGES.items()}
 
@@ -36,7 +37,10 @@ TEXTS = {name: page.read_text() for name, page in PAGES.items()}
 def anchors(page):
     """The anchors of a page's headings, as GitHub names them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -44,7 +48,9 @@ def test_links_lead_to_files_and_headings(name):
     for link, heading in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", TEXTS[name]):
         target = PAGES[name].parent / link if link else PAGES[name]
         assert "://" in link or target.exists(), link
-        assert not heading or "://" in link or heading in anchors(target), f"{link}#{heading}"
+        assert not heading or "://" in link or heading in anchors(target), (
+            f"{link}#{heading}"
+        )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -52,13 +58,17 @@ def test_files_that_a_page_names_exist(name):
     made_by_the_reader = "stages/count_words.py"
     for file in re.findall(r"`((?:\w+/)+\w+\.(?:py|toml|sh))`", TEXTS[name]):
         places = (ROOT / file, ROOT / "docs" / file)
-        assert file == made_by_the_reader or any(place.is_file() for place in places), file
+        assert file == made_by_the_reader or any(place.is_file() for place in places), (
+            file
+        )
 
 
 def test_the_tests_that_hold_the_laws_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
     sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
-    defined = {name for text in sources for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    defined = {
+        name for text in sources for name in re.findall(r"^def (test_\w+)", text, re.M)
+    }
 
     assert len(named) > 20
     assert named - defined == set()
@@ -124,11 +134,17 @@ def commands(program):
 
 
 # Commands without arguments may be only mentioned.
-ALPRO = [call for call in commands("alpro") if len(call[1]) > 2 or call[1][:1] in (["run"], ["up"])]
+ALPRO = [
+    call
+    for call in commands("alpro")
+    if len(call[1]) > 2 or call[1][:1] in (["run"], ["up"])
+]
 
 
 @pytest.mark.parametrize(
-    ("page", "arguments"), ALPRO, ids=[f"{page}: {shlex.join(call)}" for page, call in ALPRO]
+    ("page", "arguments"),
+    ALPRO,
+    ids=[f"{page}: {shlex.join(call)}" for page, call in ALPRO],
 )
 def test_alpro_accepts_the_command(page, arguments, tmp_path):
     assert len(ALPRO) > 30
@@ -191,7 +207,9 @@ def test_pools_and_deployments_of_the_commands_are_those_of_prefect_yaml():
 
 
 def test_other_programs_targets_and_extras_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
     assert {arguments[0] for _, arguments in commands("make")} <= targets
 
     for page, (program, *arguments) in commands("python"):
@@ -238,9 +256,13 @@ def test_other_nodes_start_what_the_pipeline_starts():
     assert modules.findall(script) == modules.findall(started)
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(
+    not shutil.which("shellcheck"), reason="shellcheck is not installed"
+)
 def test_shellcheck_accepts_the_scripts():
-    assert subprocess.run(["shellcheck", ROOT / ".ci" / "run", *SCRIPTS]).returncode == 0
+    assert (
+        subprocess.run(["shellcheck", ROOT / ".ci" / "run", *SCRIPTS]).returncode == 0
+    )
 
 
 def test_prefect_accepts_the_automations():

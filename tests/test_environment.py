@@ -40,7 +40,14 @@ def test_this_machine_is_reached_past_proxies_and_the_users_hosts_stay(given, ho
 
 
 def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
-    ranks = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "PET_NNODES", "TORCHELASTIC_RUN_ID", "ROLE_NAME"}
+    ranks = {
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "PET_NNODES",
+        "TORCHELASTIC_RUN_ID",
+        "ROLE_NAME",
+    }
     for name in ranks:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
@@ -48,7 +55,8 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
     step = Step("render_sample", "render_sample", render_sample.Config())
     environment = get_environment(step, Resources(), Launch())
     assert ranks.isdisjoint(environment)
-    assert environment["GOMP_SPINCOUNT"] == "7"  # of the user, instead of this project's
+    # Of the user, instead of this project's.
+    assert environment["GOMP_SPINCOUNT"] == "7"
 
     unset_ranks(os.environ)
     assert ranks.isdisjoint(os.environ)
@@ -68,7 +76,9 @@ def test_a_user_without_a_home_has_one(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_disk_without_locks_is_one_line_with_what_to_do(number, tmp_path, monkeypatch):
+def test_a_disk_without_locks_is_one_line_with_what_to_do(
+    number, tmp_path, monkeypatch
+):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 

@@ -24,7 +24,9 @@ def run(name, *arguments):
 def test_videos_are_searched_in_python(folders, videos):
     folder = videos[0].parent
 
-    lines = run("search_in_python.py", folders["retrieval"], folder, "a red ball", "-k", 2)
+    lines = run(
+        "search_in_python.py", folders["retrieval"], folder, "a red ball", "-k", 2
+    )
 
     scored = [line.split("  ") for line in lines if not line.startswith("left out")]
     assert len(scored) == 2
@@ -35,7 +37,9 @@ def test_videos_are_searched_in_python(folders, videos):
 def test_a_stage_of_ones_own_runs_alone(tmp_path):
     vocabulary = tmp_path / "vocabulary"
     vocabulary.mkdir()
-    pq.write_table(pa.table({"entity": ["red ball", "square"]}), vocabulary / "entities.parquet")
+    pq.write_table(
+        pa.table({"entity": ["red ball", "square"]}), vocabulary / "entities.parquet"
+    )
 
     lines = run("own_stage.py", vocabulary, tmp_path / "out")
 
@@ -47,7 +51,9 @@ def test_a_form_of_ones_own_is_read(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.mp4").touch()
     table = tmp_path / "texte.csv"
-    table.write_text("Datei,Kurztext,Langtext\na,a dog,a brown dog\nb,a cat,a black cat\n")
+    table.write_text(
+        "Datei,Kurztext,Langtext\na,a dog,a brown dog\nb,a cat,a black cat\n"
+    )
 
     lines = run("own_form.py", tmp_path, table)
 

@@ -12,7 +12,16 @@ from alpro.pipeline.execution.processes import Processes
 from alpro.stages.execution.lifecycle import supervised
 
 ROOT = Path(__file__).parents[1]
-SHADOWING = ("queue", "calendar", "secrets", "token", "prefect", "av", "ctypes", "multiprocessing")
+SHADOWING = (
+    "queue",
+    "calendar",
+    "secrets",
+    "token",
+    "prefect",
+    "av",
+    "ctypes",
+    "multiprocessing",
+)
 
 
 def run_supervised(program, lines):
@@ -73,5 +82,7 @@ def test_one_function_makes_the_command_of_a_child():
     """A plain `python -m` or `python -c` has the current folder first on its path."""
     rooms = ("alpro", "models", "shards", "stages", "inference", "pipeline")
     sources = {path.resolve() for room in rooms for path in (ROOT / room).rglob("*.py")}
-    naming = {path.name for path in sources if re.search(r"sys\.executable", path.read_text())}
+    naming = {
+        path.name for path in sources if re.search(r"sys\.executable", path.read_text())
+    }
     assert naming == {"interpreter.py"}

@@ -13,8 +13,24 @@ from tests.conftest import ROOT
 
 # What the files of a room do not import: rooms, and libraries that other rooms need.
 FOREIGN = {
-    "models": {"shards", "stages", "inference", "pipeline", "pyarrow", "PIL", "webdataset"},
-    "shards": {"models", "stages", "inference", "pipeline", "torch", "transformers", "tokenizers"},
+    "models": {
+        "shards",
+        "stages",
+        "inference",
+        "pipeline",
+        "pyarrow",
+        "PIL",
+        "webdataset",
+    },
+    "shards": {
+        "models",
+        "stages",
+        "inference",
+        "pipeline",
+        "torch",
+        "transformers",
+        "tokenizers",
+    },
     "inference": {"stages", "pipeline"},
     "stages": {"pipeline"},
     "pipeline": set(),
@@ -49,7 +65,8 @@ FOLDERS_IN_ORDER = {
         "cli",
     ],
 }
-PUBLIC_FACE = Path("alpro/__init__.py")  # names two classes of rooms above it, when they are used
+# Names two classes of rooms above it, when they are used.
+PUBLIC_FACE = Path("alpro/__init__.py")
 
 
 @functools.cache
@@ -67,7 +84,9 @@ def modules():
                 names |= {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{file}: relative import"
-                assert node.module != "alpro.pipeline", f"{file}: name the package of pipeline/"
+                assert node.module != "alpro.pipeline", (
+                    f"{file}: name the package of pipeline/"
+                )
                 names.add(node.module)
         found[file.relative_to(ROOT)] = names
     return found
@@ -93,13 +112,17 @@ def test_imports_between_the_folders_of_a_room_run_one_way():
         if room not in FOLDERS_IN_ORDER or len(file.parts) == 2:
             continue
         order = FOLDERS_IN_ORDER[room]
-        inside = {name.split(".")[2] for name in names if name.startswith(f"alpro.{room}.")}
+        inside = {
+            name.split(".")[2] for name in names if name.startswith(f"alpro.{room}.")
+        }
         assert inside <= {*order[: order.index(file.parts[1]) + 1]}, file
 
 
 def test_only_one_place_imports():
     for package, places in ONLY_IN.items():
-        users = [str(file) for file, names in modules().items() if package in packages(names)]
+        users = [
+            str(file) for file, names in modules().items() if package in packages(names)
+        ]
         assert users, f"nobody imports {package}: take it out of this table"
         assert [user for user in users if not user.startswith(places)] == [], package
 
@@ -112,7 +135,8 @@ LIGHT = [
     "pipeline.execution.run_stage",
 ]
 LIGHT += [
-    f"stages.{stage}" for stage in ("train_prompter", "cache_prompts", "pretrain", "evaluate")
+    f"stages.{stage}"
+    for stage in ("train_prompter", "cache_prompts", "pretrain", "evaluate")
 ]
 LIGHT += ["stages.finetune_retrieval", "stages.finetune_qa"]
 HEAVY = (
@@ -137,7 +161,9 @@ from importlib import import_module
 for name in {LIGHT!r}:
     import_module("alpro." + name)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -148,11 +174,22 @@ def test_a_wheel_contains_the_package_and_its_data_alone(tmp_path):
     for name in (*folders, "tests", "docs", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         # The links in alpro/ stay links: they are what setuptools follows.
-        shutil.copytree(ROOT / name, source / name, ignore=ignored, symlinks=name == "alpro")
+        shutil.copytree(
+            ROOT / name, source / name, ignore=ignored, symlinks=name == "alpro"
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
-    build = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", tmp_path, source]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        *options,
+        "--wheel-dir",
+        tmp_path,
+        source,
+    ]
     subprocess.run(build, check=True)
 
     (wheel,) = tmp_path.glob("*.whl")

@@ -14,7 +14,9 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==", re.MULTILINE)
 
 def read_names(*files):
     return {
-        canonicalize_name(name) for file in files for name in PIN.findall((ROOT / file).read_text())
+        canonicalize_name(name)
+        for file in files
+        for name in PIN.findall((ROOT / file).read_text())
     }
 
 

@@ -18,9 +18,14 @@ def build(tmp_path):
     def artifact(stage, mark, name=""):
         folder = tmp_path / "artifacts" / stage / (mark * 8)
         record = {"version": RECORD_VERSION, "stage": stage, "name": name or stage}
-        run = {"at": "2026-02-01T10:20:30", "arguments": {"config": "sample", "changes": ["a=5"]}}
+        run = {
+            "at": "2026-02-01T10:20:30",
+            "arguments": {"config": "sample", "changes": ["a=5"]},
+        }
         folder.mkdir(parents=True)
-        write_json(folder / "artifact.json", record | {"fingerprint": mark * 32, "run": run})
+        write_json(
+            folder / "artifact.json", record | {"fingerprint": mark * 32, "run": run}
+        )
         return folder
 
     return artifact
@@ -42,7 +47,9 @@ def found(name, workspace):
 
 
 @pytest.mark.parametrize("name", ["finetune_qa", "finetune-qa", " finetune_qa\n"])
-def test_a_stage_stands_for_what_the_last_run_built_or_found(name, build, run, tmp_path):
+def test_a_stage_stands_for_what_the_last_run_built_or_found(
+    name, build, run, tmp_path
+):
     first = build("finetune_qa", "ab")
     build("finetune_qa", "cd")
     run(finetune_qa="ab")
@@ -52,7 +59,9 @@ def test_a_stage_stands_for_what_the_last_run_built_or_found(name, build, run, t
     assert found(name, tmp_path) == first
 
 
-def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(build, run, tmp_path):
+def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(
+    build, run, tmp_path
+):
     plain = build("finetune_qa", "ab")
     changed = build("finetune_qa", "cd")
     run("/x/mine.toml", finetune_qa="ab")
@@ -70,7 +79,9 @@ def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_pa
     stills = build("decode_videos", "cd", "decode_videos stills")
     run(decode_videos__clips="ab", decode_videos__stills="cd")
 
-    with one_line("several artifacts; name one: ", "decode_videos@abababab (decode_videos clips"):
+    with one_line(
+        "several artifacts; name one: ", "decode_videos@abababab (decode_videos clips"
+    ):
         find_artifact("decode_videos", tmp_path)
     assert found("decode_videos stills", tmp_path) == stills
     assert found("sample/decode-videos clips", tmp_path) == clips
@@ -85,7 +96,8 @@ def test_a_fingerprint_or_its_start_is_a_name(name, build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["c", "f", "pretrain@ab", "evaluate", "finetune_qa", "../x", "~nosuchuser", ""]
+    "name",
+    ["c", "f", "pretrain@ab", "evaluate", "finetune_qa", "../x", "~nosuchuser", ""],
 )
 def test_a_name_of_none_or_of_several_is_refused_in_one_line(name, build, tmp_path):
     """Also that of a stage of which a person has copied an artifact: no run has named it."""
@@ -97,7 +109,9 @@ def test_a_name_of_none_or_of_several_is_refused_in_one_line(name, build, tmp_pa
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", None])
-def test_an_artifact_that_was_removed_or_is_corrupt_is_none(content, build, run, tmp_path):
+def test_an_artifact_that_was_removed_or_is_corrupt_is_none(
+    content, build, run, tmp_path
+):
     folder = build("finetune_qa", "ab")
     build("finetune_qa", "cd")
     run(finetune_qa="ab")

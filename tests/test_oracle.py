@@ -23,7 +23,9 @@ from alpro.models.weights import select_prefix
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 
-ORACLE = Path(os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle")
+ORACLE = Path(
+    os.environ.get("ALPRO_ORACLE") or Path(__file__).parents[2] / "shared" / "oracle"
+)
 FILES = sorted(ORACLE.glob("*_*.npz"))
 INPUTS = {"seed", "num_frames", "text_ids", "text_mask", "boxes"}
 TOLERANCE = 1e-5
@@ -40,16 +42,23 @@ Results = Iterator[tuple[str, Tensor]]
 @pytest.mark.skipif(
     not FILES, reason=f"no *_*.npz in {ORACLE}; set ALPRO_ORACLE to the oracle's folder"
 )
-@pytest.mark.long  # each builds a model of full size; tests/models/test_golden.py has small models of each task
+# Each builds a model of full size; tests/models/test_golden.py has small models of each task.
+@pytest.mark.long
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_the_numbers_are_those_of_the_official_code(path):
     with np.load(path) as file:
         arrays: Arrays = dict(file)
-    compute = {"retrieval": retrieval, "qa": qa, "pretrain": pretrain}[path.stem.split("_")[0]]
+    compute = {"retrieval": retrieval, "qa": qa, "pretrain": pretrain}[
+        path.stem.split("_")[0]
+    ]
     with torch.inference_mode():
-        differences = {name: difference(result, arrays[name]) for name, result in compute(arrays)}
+        differences = {
+            name: difference(result, arrays[name]) for name, result in compute(arrays)
+        }
     assert differences.keys() == arrays.keys() - INPUTS
-    assert {name: value for name, value in differences.items() if not value < TOLERANCE} == {}
+    assert {
+        name: value for name, value in differences.items() if not value < TOLERANCE
+    } == {}
 
 
 def difference(ours, theirs):
@@ -64,26 +73,37 @@ def retrieval(arrays):
     text = model.encode_text(ids, mask)
     yield (
         "itc_scores",
-        model.project_video(video) @ model.project_text(text).T / model.clamped_temperature(),
+        model.project_video(video)
+        @ model.project_text(text).T
+        / model.clamped_temperature(),
     )
     pairs = len(ids)
-    every_text = [tensor.repeat(pairs, *[1] * (tensor.dim() - 1)) for tensor in (text, mask)]
+    every_text = [
+        tensor.repeat(pairs, *[1] * (tensor.dim() - 1)) for tensor in (text, mask)
+    ]
     yield (
         "itm_logits",
-        model.match(*every_text, video.repeat_interleave(pairs, dim=0)).view(pairs, pairs, 2),
+        model.match(*every_text, video.repeat_interleave(pairs, dim=0)).view(
+            pairs, pairs, 2
+        ),
     )
 
 
 def qa(arrays):
     model = imported("qa", arrays).bundle.model
     ids, mask, frames = inputs(arrays)
-    yield "logits", model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
+    yield (
+        "logits",
+        model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames)),
+    )
 
 
 def pretrain(arrays):
     """One pass of the objective that training uses; intermediate values are recorded."""
     size = len(arrays["text_ids"])
-    assert size == 2, "the negatives of more than two pairs are drawn at random: nothing to compare"
+    assert size == 2, (
+        "the negatives of more than two pairs are drawn at random: nothing to compare"
+    )
     weights = official_weights("pretrain", arrays)
     own = {key: value for key, value in weights.items() if not key.startswith(PROMPTER)}
     teacher = select_prefix(weights, PROMPTER)
@@ -100,8 +120,16 @@ def pretrain(arrays):
         imported_prompter.prompts,
         PretrainSettings(threshold=0.0),
     )
-    methods = {"video": "encode_video", "text": "encode_text", "video_feat": "project_video"}
-    methods |= {"text_feat": "project_text", "mlm_scores": "mlm_scores", "mpm_logits": "pem_logits"}
+    methods = {
+        "video": "encode_video",
+        "text": "encode_text",
+        "video_feat": "project_video",
+    }
+    methods |= {
+        "text_feat": "project_text",
+        "mlm_scores": "mlm_scores",
+        "mpm_logits": "pem_logits",
+    }
     seen = {name: noted(model, method) for name, method in methods.items()}
     seen |= {
         "itm_scores": noted(model.vtm_head, "forward"),
@@ -112,16 +140,25 @@ def pretrain(arrays):
     loss, metrics = objective(batch, objective.step_counts([batch]))
 
     yield "video_embeds", seen["video"][0][:, ::28]
-    yield "text_embeds", seen["text"][0][:size]  # the clean texts; the masked ones are behind them
+    # The clean texts; the masked ones are behind them.
+    yield "text_embeds", seen["text"][0][:size]
     for name in ("video_feat", "text_feat", "itm_scores", "mpm_logits", "mpm_labels"):
         yield name, seen[name][0]
     words = seen["mlm_scores"][0][
-        torch.arange(seen["mlm_scores"][0].shape[1]) < (batch.labels != -100).sum(1)[:, None]
+        torch.arange(seen["mlm_scores"][0].shape[1])
+        < (batch.labels != -100).sum(1)[:, None]
     ]
     yield "mlm_scores_masked", words[:, : arrays["mlm_scores_masked"].shape[1]]
-    for ours, theirs in (("vtc", "itc"), ("vtm", "itm"), ("mlm", "mlm"), ("pem", "mpm")):
+    for ours, theirs in (
+        ("vtc", "itc"),
+        ("vtm", "itm"),
+        ("mlm", "mlm"),
+        ("pem", "mpm"),
+    ):
         yield f"{theirs}_loss", metrics[f"loss_{ours}"]
-    torch.testing.assert_close(loss, sum(metrics[f"loss_{name}"] for name in objective.losses))
+    torch.testing.assert_close(
+        loss, sum(metrics[f"loss_{name}"] for name in objective.losses)
+    )
 
 
 def noted(owner, method):
@@ -149,7 +186,15 @@ def masked_batch(arrays):
         arrays["boxes"][:, [1, 0, 3, 2]]
     )  # recorded as top, left, height, width
     return Batch(
-        0, "video", *items, ids, mask, masked=masked, labels=labels, boxes=boxes, max_masked=8
+        0,
+        "video",
+        *items,
+        ids,
+        mask,
+        masked=masked,
+        labels=labels,
+        boxes=boxes,
+        max_masked=8,
     )
 
 
@@ -175,7 +220,9 @@ def tokenizer():
     """A tokenizer with as many word pieces as BERT's; it encodes no text."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += [f"word{number}" for number in range(TextConfig().vocab_size - len(words))]
-    return Tokenizer(WordPiece(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]"))
+    return Tokenizer(
+        WordPiece(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]")
+    )
 
 
 def official_weights(kind, arrays):
@@ -185,7 +232,8 @@ def official_weights(kind, arrays):
         for key, shape in json.loads((ORACLE / f"keys_{kind}.json").read_text()).items()
     }
     return generate(
-        {key: resized(key, shape, arrays) for key, shape in shapes.items()}, int(arrays["seed"])
+        {key: resized(key, shape, arrays) for key, shape in shapes.items()},
+        int(arrays["seed"]),
     )
 
 
@@ -204,7 +252,8 @@ def resized(key, shape, arrays):
 def generate(shapes, seed):
     """The oracle's weights, by the rules of its README."""
     state = {
-        key: torch.from_numpy(np.asarray(weight(key, shape, seed))) for key, shape in shapes.items()
+        key: torch.from_numpy(np.asarray(weight(key, shape, seed)))
+        for key, shape in shapes.items()
     }
     for key in state:
         if key.endswith("cls.predictions.decoder.weight"):
@@ -231,4 +280,6 @@ def weight(key, shape, seed):
 def uniform(key, shape, seed):
     """float32 in [-1, 1), the same for a key, a shape and a seed wherever it is drawn."""
     random = np.random.RandomState((zlib.crc32(key.encode()) + seed) & 0xFFFFFFFF)
-    return (2 * random.random_sample(int(np.prod(shape))).astype(np.float32) - 1).reshape(shape)
+    return (
+        2 * random.random_sample(int(np.prod(shape))).astype(np.float32) - 1
+    ).reshape(shape)

@@ -35,11 +35,19 @@ def official(tmp_path_factory, tiny_model, vocabulary):
     answers."""
     folder = tmp_path_factory.mktemp("official")
     tokenizer = vocabulary / "tokenizer.json"
-    config = one_head(tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"])))
+    config = one_head(
+        tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"]))
+    )
     torch.manual_seed(0)
-    words = {"pretrain": ["circle", "square", "star"], "qa": ["circle", "left"], "retrieval": []}
+    words = {
+        "pretrain": ["circle", "square", "star"],
+        "qa": ["circle", "left"],
+        "retrieval": [],
+    }
     for task, labels in words.items():
-        model = Alpro(config, **{"entities" if task == "pretrain" else "answers": len(labels)})
+        model = Alpro(
+            config, **{"entities" if task == "pretrain" else "answers": len(labels)}
+        )
         prefix = "text_encoder" if task == "qa" else "text_encoder.bert"
         state = to_official(model.state_dict(), config, prefix)
         file = folder / f"{task}.pt"
@@ -61,7 +69,9 @@ def pretrained(official):
 
 @pytest.fixture(scope="module")
 def rows(sample):
-    actual = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()]
+    actual = [
+        json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()
+    ]
     return [row for row in actual if not row["id"].startswith("broken")]
 
 
@@ -84,12 +94,14 @@ def make(config, folder):
     store = Store(folder / "artifacts")
     folders = {}
     for step in build_steps(config, Digests(folder / "digests.sqlite"))[1]:
-        inputs = {name: store.folder(other) for name, other in step.inputs.items()} | dict(
-            step.given
-        )
+        inputs = {
+            name: store.folder(other) for name, other in step.inputs.items()
+        } | dict(step.given)
         store.make(
             step,
-            lambda s, out, i=inputs: s.module.run(s.config, s.module.Inputs.of(i), out, RESOURCES),
+            lambda s, out, i=inputs: s.module.run(
+                s.config, s.module.Inputs.of(i), out, RESOURCES
+            ),
             {},
         )
         folders[step.name] = store.folder(step)
@@ -134,7 +146,12 @@ LOSSES = {"steps": 100_000, "mlm_probability": 0.15, "threshold": 0.2}
 # mean: half the norm clips alike.
 PAPER = {
     ("webvid_cc3m", "train_prompter"): PRETRAINING
-    | {"batch_size": 256, "accumulation_steps": 2, "epochs": 10, "max_grad_norm": 20.0 / 2},
+    | {
+        "batch_size": 256,
+        "accumulation_steps": 2,
+        "epochs": 10,
+        "max_grad_norm": 20.0 / 2,
+    },
     ("webvid_cc3m", "pretrain"): PRETRAINING | BATCHES | LOSSES,
     ("msrvtt_retrieval", "finetune_retrieval"): {
         **RETRIEVAL,
@@ -166,11 +183,20 @@ def shipped_config(name):
     """A configuration of the paper with what a person gives it."""
     data = {"webvid_cc3m": ["corpora.webvid.data='x'", "corpora.cc3m.data='x'"]}
     corpus = name.split("_")[0]
-    return configure(name, *data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"]))
+    return configure(
+        name, *data.get(name, [f"corpora.{corpus}.data='x'", "pretrained='x'"])
+    )
 
 
 def test_every_training_stage_of_the_papers_configurations_is_in_the_table():
-    others = {"sample", "own_videos", "from_weights", "finetune_clip", "from_clip", "from_vit"}
+    others = {
+        "sample",
+        "own_videos",
+        "from_weights",
+        "finetune_clip",
+        "from_clip",
+        "from_vit",
+    }
     stages = set()
     for name in {*shipped()} - others - {"tiny"}:
         table = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
@@ -183,7 +209,9 @@ def test_every_number_is_that_of_the_paper(name, stage):
     config = shipped_config(name)
     training = getattr(config, stage)
     (phase,) = training.phases
-    values = training.model_dump() | training.validation.model_dump() | phase.model_dump()
+    values = (
+        training.model_dump() | training.validation.model_dump() | phase.model_dump()
+    )
     expected = COMMON | PAPER[name, stage]
     assert {key: values[key] for key in expected} == expected
     for corpus in phase.corpora:
@@ -192,10 +220,13 @@ def test_every_number_is_that_of_the_paper(name, stage):
         # Of 20 captions of a video, a run would validate 99 million pairs.
         assert training.validation.captions == 1
     if stage.startswith("finetune"):
-        assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[name]
+        assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[
+            name
+        ]
         assert (training.validation.videos, config.evaluate.top_k) == (0, 0)
     else:
-        assert phase.weights == (1, 1)  # the official code picks either with equal chance
+        # The official code picks either with equal chance.
+        assert phase.weights == (1, 1)
         assert (training.vit, training.bert) == (
             "vit_base_patch16_224.orig_in21k_ft_in1k",
             "bert-base-uncased",
@@ -206,7 +237,13 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     config = shipped_config("webvid_cc3m")
     video = config.model.video
     text = config.model.text
-    sizes = {"image_size": 224, "patch_size": 16, "frames": 4, "depth": 12, "drop_path": 0.1}
+    sizes = {
+        "image_size": 224,
+        "patch_size": 16,
+        "frames": 4,
+        "depth": 12,
+        "drop_path": 0.1,
+    }
     assert video.model_dump(include=set(sizes)) == sizes
     sizes = {"depth": 12, "fusion_layer": 6, "dropout": 0.1, "vocab_size": 30522}
     assert text.model_dump(include=set(sizes)) == sizes
@@ -216,8 +253,12 @@ def test_the_model_and_the_losses_are_those_of_the_paper():
     computed = {name: weight for name, weight in config.pretrain.weights if weight}
     assert computed == dict.fromkeys(("vtc", "vtm", "mlm", "pem"), 1.0)
     vocabulary = config.build_vocabulary
-    assert (vocabulary.entities, config.train_tokenizer.tokenizer) == (1000, "bert-base-uncased")
-    assert (vocabulary.min_noun_share, vocabulary.exclude) == (0, ())  # every noun counts
+    assert (vocabulary.entities, config.train_tokenizer.tokenizer) == (
+        1000,
+        "bert-base-uncased",
+    )
+    # Every noun counts.
+    assert (vocabulary.min_noun_share, vocabulary.exclude) == (0, ())
 
 
 def decode_and_fine_tune(name, annotations, sample, pretrained, folder):
@@ -225,8 +266,14 @@ def decode_and_fine_tune(name, annotations, sample, pretrained, folder):
     corpus, task = name.split("_")
     stage = f"finetune_{task}"
     changes = [f"corpora.{corpus}.{change}" for change in annotations]
-    changes += [f"corpora.{corpus}.data={sample / 'videos'}", f"corpora.{corpus}.size=32"]
-    changes += [f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]", f"{stage}.batch_size=8"]
+    changes += [
+        f"corpora.{corpus}.data={sample / 'videos'}",
+        f"corpora.{corpus}.size=32",
+    ]
+    changes += [
+        f"{stage}.phases=[{{corpora=['{corpus}'], steps=1}}]",
+        f"{stage}.batch_size=8",
+    ]
     changes += [f"{stage}.max_text_tokens=24"]
     if task == "retrieval":
         changes.append(f"{stage}.negative_pool_size=4")
@@ -252,7 +299,9 @@ def test_a_paragraph_of_didemo_is_the_captions_of_a_video(
         lambda row: [{"caption": row["captions"], "clip_name": row["id"]}],
     )
 
-    folders = decode_and_fine_tune("didemo_retrieval", annotations, sample, pretrained, tmp_path)
+    folders = decode_and_fine_tune(
+        "didemo_retrieval", annotations, sample, pretrained, tmp_path
+    )
 
     assert folders.keys() == {
         *("decode_videos didemo", "finetune_retrieval"),
@@ -260,18 +309,25 @@ def test_a_paragraph_of_didemo_is_the_captions_of_a_video(
     }
     items = read_items(folders)
     test = [row for row in rows if row["split"] == "test"]
-    assert items["pre-trained/matching/t2v/R1"] == items["fine-tuned/matching/v2t/R1"] == len(test)
+    assert (
+        items["pre-trained/matching/t2v/R1"]
+        == items["fine-tuned/matching/v2t/R1"]
+        == len(test)
+    )
     index = pq.read_table(folders["decode_videos didemo"] / "index.parquet").to_pylist()
     captions = {row["id"]: row["captions"] for row in index}
     assert captions == {row["id"]: [" ".join(row["captions"])] for row in rows}
 
 
-def test_each_question_of_msvd_is_asked(tmp_path, pretrained, sample, rows, inline_pool):
+def test_each_question_of_msvd_is_asked(
+    tmp_path, pretrained, sample, rows, inline_pool
+):
     annotations = annotate(
         tmp_path,
         rows,
         lambda row: [
-            {**one, "video_id": row["id"], "answer_type": one["type"]} for one in row["questions"]
+            {**one, "video_id": row["id"], "answer_type": one["type"]}
+            for one in row["questions"]
         ],
     )
 
@@ -282,12 +338,20 @@ def test_each_question_of_msvd_is_asked(tmp_path, pretrained, sample, rows, inli
     assert read_items(folders)["fine-tuned/qa/acc"] == sum(asked)
 
 
-def test_prompter_and_pretraining_from_a_vit_and_a_bert(tmp_path, vocabulary, sample, inline_pool):
+def test_prompter_and_pretraining_from_a_vit_and_a_bert(
+    tmp_path, vocabulary, sample, inline_pool
+):
     import timm
     from transformers import BertConfig, BertForMaskedLM
 
     tokenizer = Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+    }
     vit = timm.create_model("vit_base_patch16_224", **sizes)
     torch.save(vit.state_dict(), tmp_path / "vit.pt")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -335,7 +399,11 @@ SHORT += [
         "validation.times=1",
     )
 ]
-SIZES = ["corpora.data.size=32", "corpora.data.frames=4", "evaluate.min_decoded_share=0.5"]
+SIZES = [
+    "corpora.data.size=32",
+    "corpora.data.frames=4",
+    "evaluate.min_decoded_share=0.5",
+]
 
 
 def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tuned(
@@ -348,7 +416,11 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
         source = Source(data, str(official / task), set=(*SIZES, *changes))
         settings = load_config(source.command("from_weights", tmp_path / "w"))
         folders = make(settings, tmp_path / "run")
-        return {name for name, folder in folders.items() if (folder / "results.json").is_file()}
+        return {
+            name
+            for name, folder in folders.items()
+            if (folder / "results.json").is_file()
+        }
 
     tuned = {"evaluate pretrained", "evaluate retrieval", "evaluate qa"}
     assert evaluations("pretrain", *SHORT) == tuned
@@ -357,7 +429,9 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
         assert evaluations(task, *untrained) == {f"evaluate {task}"}
 
 
-def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, inline_pool):
+def test_own_videos_from_both_towers_of_a_clip(
+    clip_folders, sample, tmp_path, inline_pool
+):
     """The whole path of `from_clip` with small random weights: scores are not measured."""
     clip = clip_folders["clip"]
     changes = [
@@ -372,11 +446,19 @@ def test_own_videos_from_both_towers_of_a_clip(clip_folders, sample, tmp_path, i
         "model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}",
     ]
     for stage in ("train_prompter", "pretrain"):
-        values = ("batch_size=8", "accumulation_steps=2", "phases=[{corpora=['data'], steps=2}]")
+        values = (
+            "batch_size=8",
+            "accumulation_steps=2",
+            "phases=[{corpora=['data'], steps=2}]",
+        )
         changes += [f"{stage}.{value}" for value in values]
 
-    folders = make(configure("from_clip", *changes, data=sample / "clips.jsonl"), tmp_path / "run")
+    folders = make(
+        configure("from_clip", *changes, data=sample / "clips.jsonl"), tmp_path / "run"
+    )
     assert is_clip(folders["train_prompter"] / "model")
     assert all(
-        (folders[stage] / "results.json").is_file() for stage in folders if stage[:8] == "evaluate"
+        (folders[stage] / "results.json").is_file()
+        for stage in folders
+        if stage[:8] == "evaluate"
     )

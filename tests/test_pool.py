@@ -82,7 +82,9 @@ def test_a_part_of_a_task_has_a_time_limit(run):
         ("raise an odd error", RuntimeError, "1 and 2"),  # which cannot be sent
     ],
 )
-def test_an_exception_is_raised_with_the_traceback_of_the_process(how, error, message, run):
+def test_an_exception_is_raised_with_the_traceback_of_the_process(
+    how, error, message, run
+):
     with pytest.raises(error, match=message) as raised:
         list(run([how], behave))
 
@@ -120,7 +122,10 @@ def test_processes_end_with_the_iteration(run, tmp_path, wait_for_end):
 
 def test_within_this_process_nothing_is_started():
     with in_this_process():
-        assert list(each([1, 2], get_pid, workers=2)) == [(1, os.getpid()), (2, os.getpid())]
+        assert list(each([1, 2], get_pid, workers=2)) == [
+            (1, os.getpid()),
+            (2, os.getpid()),
+        ]
         # The test's own process is not ended by a limit.
         with pool.exit_after(0.001):
             pass
@@ -205,7 +210,8 @@ def test_a_scheduler_that_does_not_answer_is_a_line(monkeypatch):
 
 
 def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
-    monkeypatch.setattr(pool, "CONNECT_SECONDS", 2)  # also until a lost connection is given up
+    # Also until a lost connection is given up.
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 2)
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     options = ["--scheduler-file", file, "--no-dashboard", "--host", "127.0.0.1"]
@@ -220,7 +226,9 @@ def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
 
     try:
         # The task kills the scheduler.
-        results = each([programs[0].pid], kill_then_hang, workers=1, scheduler=scheduler)
+        results = each(
+            [programs[0].pid], kill_then_hang, workers=1, scheduler=scheduler
+        )
         with pytest.raises(ConnectionError, match="the scheduler was lost"):
             next(results)
     finally:

@@ -40,7 +40,9 @@ def test_options_of_the_command_line():
         groups = [app[name] for name in app if not name.startswith("-")]
         own = app.assemble_argument_collection() if app.default_command else []
         names = {
-            argument.name for argument in own if argument.show and argument.name.startswith("-")
+            argument.name
+            for argument in own
+            if argument.show and argument.name.startswith("-")
         }
         return names.union(*(options(group) for group in groups))
 

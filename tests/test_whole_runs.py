@@ -54,7 +54,9 @@ def alpro(tmp_path):
     def call(*arguments):
         words = ["-m", "alpro.pipeline.cli.main", *map(str, arguments)]
         command = [sys.executable, *words, "--workspace", str(tmp_path)]
-        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+        )
         return done.stdout
 
     return call
@@ -69,7 +71,9 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
     pages = ("docs/search.md", "docs/results.md", "pipeline/serving/page/index.html")
     question = "what color is the fish?"
     for page in pages:
-        assert {*re.findall(r'"(what [^"]*\?)"', (ROOT / page).read_text())} <= {question}, page
+        assert {*re.findall(r'"(what [^"]*\?)"', (ROOT / page).read_text())} <= {
+            question
+        }, page
 
     videos = Path(whole["artifacts"]["render_sample"]["folder"], "videos")
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")
@@ -81,15 +85,23 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no clips in {CLIPS}; set ALPRO_CLIPS")
 def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
-    changes = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
-    printed = alpro("run", "--config", "own_videos", "--data", CLIPS / "manifest.jsonl", *changes)
+    changes = [
+        part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")
+    ]
+    printed = alpro(
+        "run", "--config", "own_videos", "--data", CLIPS / "manifest.jsonl", *changes
+    )
     assert "fine-tuned, by matching" in printed
     assert "question answering" in printed
 
     (decoded,) = (tmp_path / "artifacts" / "decode_videos").glob("*/")
     rows = read_lines(CLIPS / "manifest.jsonl")
-    samples = pq.read_table(decoded / "index.parquet", columns=["id", "split"]).to_pylist()
-    assert sorted(sample["id"] for sample in samples) == sorted(row["id"] for row in rows)
+    samples = pq.read_table(
+        decoded / "index.parquet", columns=["id", "split"]
+    ).to_pylist()
+    assert sorted(sample["id"] for sample in samples) == sorted(
+        row["id"] for row in rows
+    )
 
     # Clips without a caption are of no use to the caption stages, which say so, and stay for the
     # questions.
@@ -103,13 +115,16 @@ def test_the_whole_pipeline_runs_on_real_clips(alpro, tmp_path):
 def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     """Durations are those of ffprobe."""
     originals = {
-        entry["file"]: entry for entry in read_lines(CLIPS / "originals" / "manifest.jsonl")
+        entry["file"]: entry
+        for entry in read_lines(CLIPS / "originals" / "manifest.jsonl")
     }
     folder = tmp_path / "originals"
     folder.mkdir()
     for file in originals:
         (folder / file).symlink_to(CLIPS / "originals" / file)
-    rows = [{"path": file, "caption": "a video", "split": "train"} for file in originals]
+    rows = [
+        {"path": file, "caption": "a video", "split": "train"} for file in originals
+    ]
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -124,7 +139,11 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     assert {len(row["frame_offsets"]) for row in samples} == {16}
     for file, entry in originals.items():
         # The file of a variable rate states a length that its frames do not have.
-        if file not in reasons and "duration_s" in entry and file != "portrait_vfr_204x360.mp4":
+        if (
+            file not in reasons
+            and "duration_s" in entry
+            and file != "portrait_vfr_204x360.mp4"
+        ):
             stated = float(entry["duration_s"])
             assert durations[Path(file).stem] == pytest.approx(stated, abs=0.3), file
 
@@ -141,7 +160,11 @@ def test_every_benchmark_has_figures(tmp_path):
         return json.loads(file.read_text())
 
     figures = benchmark("decode", "--runs", "1")
-    assert all(each["processor"] > 0 for methods in figures.values() for each in methods.values())
+    assert all(
+        each["processor"] > 0
+        for methods in figures.values()
+        for each in methods.values()
+    )
     assert len(benchmark("loader", "--clips", "16")["samples/s"]) == 3
     rows = benchmark("serve", "--clients", "40", "--requests", "2", "--videos", "8")
     # Similarity and matching, of 1 and of 40 clients.
@@ -150,7 +173,15 @@ def test_every_benchmark_has_figures(tmp_path):
 
     # The program for a lent GPU works before there is one.
     figures = benchmark("gpu", "--small", "--batch", "4", "--steps", "20")
-    assert {row["attention"] for row in figures["attention"]} >= {"products", "broadcast", "packed"}
+    assert {row["attention"] for row in figures["attention"]} >= {
+        "products",
+        "broadcast",
+        "packed",
+    }
     assert all(row["largest difference"] < 1e-5 for row in figures["attention"])
-    assert [row["run"] for row in figures["runs"]] == ["ALPRO, T=2", "ALPRO, T=1", "CLIP"]
+    assert [row["run"] for row in figures["runs"]] == [
+        "ALPRO, T=2",
+        "ALPRO, T=1",
+        "CLIP",
+    ]
     assert all(row["kernels"] for row in figures["runs"])

@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument(
         "treebank", type=Path, help="a folder with en_ewt-ud-{train,dev,test}.conllu"
     )
-    parser.add_argument("out", type=Path, help="folder for the model; replaced if it exists")
+    parser.add_argument(
+        "out", type=Path, help="folder for the model; replaced if it exists"
+    )
     arguments = parser.parse_args()
     set_current_ops(NumpyOps(use_blis=False))  # numpy halves the training time
     rng = random.Random(0)
@@ -56,13 +58,19 @@ def main() -> None:
     plain = [as_caption(sentence, rng) for sentence in sentences["train"]]
     composed = [composer.caption() for _ in range(COMPOSED)]
     with tempfile.TemporaryDirectory() as folder:
-        files = {"paths.train": f"{folder}/train.spacy", "paths.dev": f"{folder}/dev.spacy"}
+        files = {
+            "paths.train": f"{folder}/train.spacy",
+            "paths.dev": f"{folder}/dev.spacy",
+        }
         save(sentences["train"] + plain + composed, Path(files["paths.train"]))
         save(
-            sentences["dev"] + [as_caption(sentence, rng) for sentence in sentences["dev"]],
+            sentences["dev"]
+            + [as_caption(sentence, rng) for sentence in sentences["dev"]],
             Path(files["paths.dev"]),
         )
-        train(Path(__file__).with_name("train.cfg"), Path(folder) / "out", overrides=files)
+        train(
+            Path(__file__).with_name("train.cfg"), Path(folder) / "out", overrides=files
+        )
         nlp = spacy.load(f"{folder}/out/model-last")
     add_lemmatizer(nlp, arguments.treebank / "en_ewt-ud-train.conllu")
     nlp.meta |= {
@@ -90,7 +98,9 @@ def _read(file: Path) -> Iterator[list[tuple[Word, str, str]]]:
         elif (
             len(cells) == 10 and cells[0].isdigit()
         ):  # skips ranges such as "1-2"; their words follow
-            features = dict(pair.split("=") for pair in cells[5].split("|") if "=" in pair)
+            features = dict(
+                pair.split("=") for pair in cells[5].split("|") if "=" in pair
+            )
             number = features.get("Number", "") if cells[3] == "NOUN" else ""
             sentence.append(
                 (
@@ -135,15 +145,21 @@ class Composer:
                     words_of[penn][Word(text, word.tag, word.number)] += 1
                 if word.tag == "VERB" and lemma.isalpha():
                     words_of["VBZ"][Word(with_s(lemma.lower()), "VERB")] += 1
-        self.kinds: defaultdict[str, list[tuple[list[Word], list[float]]]] = defaultdict(list)
+        self.kinds: defaultdict[str, list[tuple[list[Word], list[float]]]] = (
+            defaultdict(list)
+        )
         for kind, counts in words_of.items():
             self.kinds[kind].append((list(counts), [n**0.5 for n in counts.values()]))
         for tag, plain, in_s in (
             ("NOUN", ("NN", "Sing"), ("NNS", "Plur")),
             ("VERB", ("VB", ""), ("VBZ", "")),
         ):
-            words, weights = wordnet(tag, {text for text in tags if tags[text] - {tag, "PROPN"}})
-            self.kinds[plain[0]].append(([Word(word, tag, plain[1]) for word in words], weights))
+            words, weights = wordnet(
+                tag, {text for text in tags if tags[text] - {tag, "PROPN"}}
+            )
+            self.kinds[plain[0]].append(
+                ([Word(word, tag, plain[1]) for word in words], weights)
+            )
             self.kinds[in_s[0]].append(
                 ([Word(with_s(word), tag, in_s[1]) for word in words], weights)
             )
@@ -182,7 +198,10 @@ KINDS |= {("RB", "ADV"), ("RP", "ADP"), ("NNP", "PROPN"), ("CD", "NUM")}
 
 
 def rules(**choices: dict[str, float]) -> dict[str, tuple[list[str], list[float]]]:
-    return {symbol: (list(weights), list(weights.values())) for symbol, weights in choices.items()}
+    return {
+        symbol: (list(weights), list(weights.values()))
+        for symbol, weights in choices.items()
+    }
 
 
 def words(tag: str, text: str) -> dict[str, float]:
@@ -201,7 +220,8 @@ GRAMMAR = rules(
     caption={
         "one acts_one": 5,
         "many act_many": 3,
-        "article NNS acts_one": 0.3,  # "a women sings": such errors are common in captions
+        # "a women sings": such errors are common in captions.
+        "article NNS acts_one": 0.3,
         "one act_many": 0.3,
         "NNS VBZ object": 0.2,
         "one VBG object": 2,
@@ -300,7 +320,13 @@ GRAMMAR = rules(
     thing={"NN": 5, "NN NN": 1.2, "VBG NN": 0.2, "NNP NN": 0.2},
     color={"in/ADP JJ": 1},
     possessive={"'s/PART": 1, "s/PART": 1},
-    article={"a/DET": 5, "the/DET": 2, "another/DET": 0.2, "this/DET": 0.2, "one/NUM": 0.3},
+    article={
+        "a/DET": 5,
+        "the/DET": 2,
+        "another/DET": 0.2,
+        "this/DET": 0.2,
+        "one/NUM": 0.3,
+    },
     owner=words("PRON", "his her their its"),
     pronoun=words("PRON", "he she someone it"),
     preposition=words("ADP", PREPOSITIONS),
@@ -345,7 +371,9 @@ def wordnet(tag: str, excluded: set[str]) -> tuple[list[str], list[float]]:
             and probability.get(word, -99) > probability.get(word.capitalize(), -99)
         ):
             log_probabilities[word] = probability[word]
-    words = sorted(log_probabilities, key=lambda word: (-log_probabilities[word], word))[:8000]
+    words = sorted(
+        log_probabilities, key=lambda word: (-log_probabilities[word], word)
+    )[:8000]
     return words, [math.exp(log_probabilities[word] / 2) for word in words]
 
 
@@ -359,7 +387,9 @@ def to_doc(vocab: spacy.Vocab, sentence: list[Word]) -> Doc:
 
 def save(sentences: list[list[Word]], file: Path) -> None:
     vocab = spacy.blank("en").vocab
-    DocBin(["POS", "MORPH"], docs=(to_doc(vocab, sentence) for sentence in sentences)).to_disk(file)
+    DocBin(
+        ["POS", "MORPH"], docs=(to_doc(vocab, sentence) for sentence in sentences)
+    ).to_disk(file)
 
 
 def add_lemmatizer(nlp: spacy.Language, file: Path) -> None:
@@ -382,7 +412,10 @@ def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
     """Print precision, recall and F1 of nouns, and the accuracy over all tags, on the test split
     with gold tokens."""
     rng = random.Random(1)
-    lower = [[word._replace(text=word.text.lower()) for word in sentence] for sentence in test]
+    lower = [
+        [word._replace(text=word.text.lower()) for word in sentence]
+        for sentence in test
+    ]
     texts = {
         "as written": test,
         "lower-cased": lower,
@@ -401,7 +434,9 @@ def score(nlp: spacy.Language, test: list[list[Word]]) -> None:
         precision = right["both"] / right["predicted"]
         recall = right["both"] / right["actual"]
         f1 = 2 * precision * recall / (precision + recall)
-        print(f"{name:12} {precision:.3f} {recall:.3f} {f1:.3f} {right['same'] / right['all']:.3f}")
+        print(
+            f"{name:12} {precision:.3f} {recall:.3f} {f1:.3f} {right['same'] / right['all']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,16 @@ PRIMARY = (
     ("boxes", "probe_200", "teacher", "permuted"),
 )
 ALL_STEPS = sorted((SIZES.steps, *SIZES.other_steps))
-SCORES = ("naming", "naming_vtc", "R1", "pointing", "probe_50", "probe_200", "head", "teacher")
+SCORES = (
+    "naming",
+    "naming_vtc",
+    "R1",
+    "pointing",
+    "probe_50",
+    "probe_200",
+    "head",
+    "teacher",
+)
 BLACK, BLUE, GREEN = "#222222", "#6fa8dc", "#6aa84f"
 ORANGE, RED, GREY = "#e69138", "#cc4125", "#bbbbbb"
 MIXTURES = tuple(f"true {share}" for share in sorted(DOSES))
@@ -74,7 +83,9 @@ class Rows:
         Raises:
             InputError: If rows of one draw and start began with different weights.
         """
-        by_name = {path.stem: read_json(path) for path in sorted(folder.glob("draw-*.json"))}
+        by_name = {
+            path.stem: read_json(path) for path in sorted(folder.glob("draw-*.json"))
+        }
         starts: dict[tuple[int, int], str] = {}
         for name, row in by_name.items():
             start = starts.setdefault((row["draw"], row["start_steps"]), row["start"])
@@ -87,17 +98,28 @@ class Rows:
 
     def begun_again(self, again: "Rows") -> "Rows":
         """Replace the draws that `again` has by its rows."""
-        rows = {name: row for name, row in self.by_name.items() if row["draw"] not in again.draws}
+        rows = {
+            name: row
+            for name, row in self.by_name.items()
+            if row["draw"] not in again.draws
+        }
         return Rows(rows | again.by_name, sorted({*self.draws, *again.draws}))
 
     def score(
-        self, draw: int, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
+        self,
+        draw: int,
+        arm: str,
+        score: str,
+        steps: int = SIZES.steps,
+        seeds: Seeds = (),
     ) -> float | None:
         """Return a score (%), the mean over some seeds (by default, all seeds of the arm); None if a
         row or a score is missing."""
         values = []
         for seed in seeds or common_seeds([arm], steps):
-            row = Row(draw, arm, seed, steps=steps, start_steps=SIZES.start_steps, sizes=SIZES)
+            row = Row(
+                draw, arm, seed, steps=steps, start_steps=SIZES.start_steps, sizes=SIZES
+            )
             scores = self.by_name.get(row.name, {}).get("scores", {})
             if score not in scores:
                 return None
@@ -108,11 +130,18 @@ class Rows:
         self, arm: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
     ) -> dict[int, float]:
         """Return a score of an arm in each draw that has it."""
-        scores = {draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws}
+        scores = {
+            draw: self.score(draw, arm, score, steps, seeds) for draw in self.draws
+        }
         return {draw: value for draw, value in scores.items() if value is not None}
 
     def gains(
-        self, arm: str, base: str, score: str, steps: int = SIZES.steps, seeds: Seeds = ()
+        self,
+        arm: str,
+        base: str,
+        score: str,
+        steps: int = SIZES.steps,
+        seeds: Seeds = (),
     ) -> dict[int, float]:
         """Return the difference of two arms in each draw that has both, over some seeds.
 
@@ -134,7 +163,9 @@ class Rows:
 
     def labels_right(self, arm: str) -> dict[int, float]:
         """How many labels (%) of an arm are right, in each draw."""
-        rows = (row for row in self.by_name.values() if row["arm"] == arm and row["labels"])
+        rows = (
+            row for row in self.by_name.values() if row["arm"] == arm and row["labels"]
+        )
         return {row["draw"]: row["labels"]["right"] for row in rows}
 
     def cpu_seconds(self, draw: int, arm: str, steps: int) -> float | None:
@@ -148,7 +179,9 @@ class Rows:
                 seconds.append(row["time"]["cpu_seconds"])
         return statistics.median(seconds) if seconds else None
 
-    def at_seconds(self, draw: int, arm: str, score: str, seconds: float) -> float | None:
+    def at_seconds(
+        self, draw: int, arm: str, score: str, seconds: float
+    ) -> float | None:
         """Interpolate a score of an arm over the logarithm of processor time; None outside of the
         times that were measured."""
         times = []
@@ -173,7 +206,9 @@ def primary_lines(rows: Rows) -> list[str]:
     corrected = holm(p_values) if complete else []
 
     lines = []
-    for number, ((name, score, arm, base), gain) in enumerate(zip(PRIMARY, gains, strict=True)):
+    for number, ((name, score, arm, base), gain) in enumerate(
+        zip(PRIMARY, gains, strict=True)
+    ):
         line = f"{name:8} {score} of {arm} - {base}: "
         if gain is None:
             line += f"fewer than {MIN_DRAWS} draws"
@@ -186,10 +221,16 @@ def primary_lines(rows: Rows) -> list[str]:
 
 def arm_lines(rows: Rows) -> list[str]:
     """List the means over draws of each arm's scores, and how many of its labels are right."""
-    lines = [" ".join([f"{'arm':22}", f"{'right':>6}", *(f"{score:>10}" for score in SCORES)])]
+    lines = [
+        " ".join(
+            [f"{'arm':22}", f"{'right':>6}", *(f"{score:>10}" for score in SCORES)]
+        )
+    ]
     for arm in ARMS:
         cells = [mean_text(list(rows.labels_right(arm).values()), 6)]
-        cells += [mean_text(list(rows.by_draw(arm, score).values()), 10) for score in SCORES]
+        cells += [
+            mean_text(list(rows.by_draw(arm, score).values()), 10) for score in SCORES
+        ]
         lines.append(" ".join([f"{arm:22}", *cells]))
     return lines
 
@@ -203,16 +244,22 @@ def gain_lines(rows: Rows) -> list[str]:
             if gain:
                 lines.append(f"{arm:22} - {base:9} {score:10} {gain}")
     for score in ("naming", "probe_200"):
-        of_one_seed = list(rows.gains("teacher", "none", score, seeds=SEEDS[:1]).values())
+        of_one_seed = list(
+            rows.gains("teacher", "none", score, seeds=SEEDS[:1]).values()
+        )
         if len(of_one_seed) >= MIN_DRAWS:
-            lines.append(f"teacher - none at seed 0 {score:10} {Difference(tuple(of_one_seed))}")
+            lines.append(
+                f"teacher - none at seed 0 {score:10} {Difference(tuple(of_one_seed))}"
+            )
     return lines
 
 
 def dose_draws(rows: Rows) -> list[int]:
     """Return the draws with mixtures of true labels; without any, the draws of `none`."""
     mixture_draws = [set(rows.gains(arm, "none", "naming")) for arm in MIXTURES]
-    return sorted(set.intersection(*mixture_draws)) or list(rows.by_draw("none", "naming"))
+    return sorted(set.intersection(*mixture_draws)) or list(
+        rows.by_draw("none", "naming")
+    )
 
 
 def dose_gains(rows: Rows, arm: str, score: str) -> tuple[float, list[float]] | None:
@@ -229,7 +276,9 @@ def dose_gains(rows: Rows, arm: str, score: str) -> tuple[float, list[float]] | 
 
 def dose_lines(rows: Rows) -> list[str]:
     """List what each arm gains over `none`, and how many of its labels are right."""
-    lines = [f"not tested: labels right, gain over none of draws {dose_draws(rows)}, seed 0"]
+    lines = [
+        f"not tested: labels right, gain over none of draws {dose_draws(rows)}, seed 0"
+    ]
     for arm in ARMS:
         for score in ("naming", "probe_200"):
             dose = dose_gains(rows, arm, score)
@@ -241,15 +290,21 @@ def dose_lines(rows: Rows) -> list[str]:
 
     for (arm, base), score in product(CONTRASTS, ("naming", "probe_200")):
         gains_of_draws = rows.gains(arm, base, score, seeds=SEEDS[:1])
-        gains = [gains_of_draws[draw] for draw in dose_draws(rows) if draw in gains_of_draws]
+        gains = [
+            gains_of_draws[draw] for draw in dose_draws(rows) if draw in gains_of_draws
+        ]
         if len(gains) >= MIN_DRAWS:
-            lines.append(f"{f'{arm} - {base}':22} {score:17} {Difference(tuple(gains))}")
+            lines.append(
+                f"{f'{arm} - {base}':22} {score:17} {Difference(tuple(gains))}"
+            )
     return lines
 
 
 def step_lines(rows: Rows) -> list[str]:
     """Scores and processor time after each number of steps, in the draws that have all of them."""
-    step_scores = [rows.by_draw("none", "naming", steps, SEEDS[:1]) for steps in ALL_STEPS]
+    step_scores = [
+        rows.by_draw("none", "naming", steps, SEEDS[:1]) for steps in ALL_STEPS
+    ]
     draws = sorted(set.intersection(*map(set, step_scores)))
     lines = [f"not tested: steps, of draws {draws}, seed 0; processor time in s"]
     for arm, steps in product(WITH_ALL_SEEDS, ALL_STEPS):
@@ -266,7 +321,9 @@ def step_lines(rows: Rows) -> list[str]:
         gains_of_draws = rows.gains("teacher", "none", score, steps, SEEDS[:1])
         gains = [gains_of_draws[draw] for draw in draws if draw in gains_of_draws]
         if len(gains) >= MIN_DRAWS:
-            lines.append(f"teacher - none {steps:>6}  {score:10} {Difference(tuple(gains))}")
+            lines.append(
+                f"teacher - none {steps:>6}  {score:10} {Difference(tuple(gains))}"
+            )
     return lines
 
 
@@ -294,10 +351,18 @@ def equal_time_lines(rows: Rows) -> list[str]:
         cells = []
         for draw in draws:
             seconds = rows.cpu_seconds(draw, "teacher", steps)
-            at_base = None if seconds is None else rows.at_seconds(draw, base, "naming", seconds)
+            at_base = (
+                None
+                if seconds is None
+                else rows.at_seconds(draw, base, "naming", seconds)
+            )
             has_both = at_base is not None and draw in teacher_scores
-            cells.append(f"{teacher_scores[draw] - at_base:+9.1f}" if has_both else " " * 9)
-        lines.append(f"{f'teacher of {steps} steps - {base} of the same time':50}{''.join(cells)}")
+            cells.append(
+                f"{teacher_scores[draw] - at_base:+9.1f}" if has_both else " " * 9
+            )
+        lines.append(
+            f"{f'teacher of {steps} steps - {base} of the same time':50}{''.join(cells)}"
+        )
     return lines
 
 
@@ -365,7 +430,9 @@ def draw_dose(axes: Any, rows: Rows) -> int:
     axes.set_xlabel("labels right, %")
     axes.set_ylabel("gain in things named, points")
     draw_count = len(dose_draws(rows))
-    axes.set_title(f"{draw_count} draws, seed 0: each (lines), and their mean (points)", fontsize=9)
+    axes.set_title(
+        f"{draw_count} draws, seed 0: each (lines), and their mean (points)", fontsize=9
+    )
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.5 * (high - low))  # leaves room for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper left")
@@ -387,7 +454,9 @@ def draw_arms(axes: Any, rows: Rows, score: str, title: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the rows"
+    )
     parser.add_argument("--figure", type=Path, help="file of the figure to draw")
     options = parser.parse_args(arguments)
     try:
@@ -395,9 +464,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = Rows.read(options.results / "again")
         described = rows.begun_again(again)
         print(f"{len(rows.by_name)} rows of draws {rows.draws}")
-        print(f"{len(again.by_name)} rows of draws that were begun again: {again.draws}\n")
+        print(
+            f"{len(again.by_name)} rows of draws that were begun again: {again.draws}\n"
+        )
 
-        print(*primary_lines(rows), "", *arm_lines(rows), "", *gain_lines(rows), sep="\n")
+        print(
+            *primary_lines(rows), "", *arm_lines(rows), "", *gain_lines(rows), sep="\n"
+        )
         print("", time_ratio_line(rows), "", *dose_lines(described), sep="\n")
         print("", *step_lines(described), "", *equal_time_lines(described), sep="\n")
         if options.figure:

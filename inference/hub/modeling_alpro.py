@@ -71,7 +71,9 @@ class AlproModel(PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts: (N, E), L2-normalized."""
-        return self.model.project_text(self.model.encode_text(input_ids, attention_mask))
+        return self.model.project_text(
+            self.model.encode_text(input_ids, attention_mask)
+        )
 
     def forward(
         self,
@@ -96,7 +98,9 @@ class AlproModel(PreTrainedModel):
             similarity = text @ video.T
         return AlproOutput(video_embeds=video, text_embeds=text, similarity=similarity)
 
-    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def match(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         """Return the probabilities (N, V) that text and video belong together.
 
         Raises:
@@ -110,11 +114,14 @@ class AlproModel(PreTrainedModel):
         columns = []
         for video in videos:
             repeated = video[None].expand(len(text), -1, -1)
-            logits = model.match(text, attention_mask, repeated)  # (N, 2): no match, match
+            # (N, 2): no match, match.
+            logits = model.match(text, attention_mask, repeated)
             columns.append(logits.softmax(dim=-1)[:, 1])
         return torch.stack(columns, dim=1)
 
-    def answer(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def answer(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         """Return the probabilities (N, answers) of `config.answers` for questions about N videos.
 
         Raises:
@@ -143,7 +150,9 @@ class AlproModel(PreTrainedModel):
                 prompts of entities.
         """
         if not isinstance(self.model, Prompter) or not self.config.entities:
-            raise ValueError("this model cannot label entities: it is not a prompter with prompts")
+            raise ValueError(
+                "this model cannot label entities: it is not a prompter with prompts"
+            )
 
         if boxes is None:
             boxes = [WHOLE] * len(pixel_values)
@@ -151,7 +160,8 @@ class AlproModel(PreTrainedModel):
         frames = pixel_values.to(self.dtype)
         grid = self.model.config.video.grid
         patches = torch.tensor(
-            [region_to_patches(region, grid) for region in regions], device=frames.device
+            [region_to_patches(region, grid) for region in regions],
+            device=frames.device,
         )
 
         # Pixels outside of the region are black: 0, normalized.

@@ -46,7 +46,8 @@ class AlproProcessor(ProcessorMixin):
     Raises ValueError for an empty text and for other frames, and TypeError for an unknown argument.
     """
 
-    auto_map: dict[str, str]  # the class that transformers loads, in the exported folder
+    # The class that transformers loads, in the exported folder.
+    auto_map: dict[str, str]
 
     def __init__(
         self,
@@ -101,7 +102,9 @@ class AlproProcessor(ProcessorMixin):
             data["attention_mask"] = encoded["attention_mask"]
         return BatchFeature(data)
 
-    def _pixels(self, inputs: Any, dimensions: int, read: Callable[[Any], np.ndarray]) -> Tensor:
+    def _pixels(
+        self, inputs: Any, dimensions: int, read: Callable[[Any], np.ndarray]
+    ) -> Tensor:
         """Return the pixel values (V, T, 3, S, S) of one or more videos or images.
 
         Args:

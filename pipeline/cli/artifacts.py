@@ -68,7 +68,9 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     if command:
         print(shlex.join(["alpro", *command.words]))
         commit = describe_commit(run.get("commit") or "unknown")
-        print(f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}")
+        print(
+            f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}"
+        )
 
     print_artifacts(built_from)
     shown = {key: value for key, value in record.values.items() if key != "contents"}
@@ -85,7 +87,9 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     snapshot = read_store(workspace)
-    chosen = [find_artifact(name, workspace) for name in artifacts] or snapshot.artifacts
+    chosen = [
+        find_artifact(name, workspace) for name in artifacts
+    ] or snapshot.artifacts
     if not chosen:
         check_exists(snapshot)
     # Records that cannot be read count as unfinished, so the snapshot lacks them.
@@ -99,13 +103,19 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     if not problems:
         return 0
 
-    print("`alpro artifacts rm` removes an artifact; the next run that needs it builds it again")
+    print(
+        "`alpro artifacts rm` removes an artifact; the next run that needs it builds it again"
+    )
     return 1
 
 
 @group.command(name="rm")
 def remove_artifacts(
-    artifact: Artifact, /, *more: Artifact, yes: Yes = False, workspace: Workspace = WORKSPACE
+    artifact: Artifact,
+    /,
+    *more: Artifact,
+    yes: Yes = False,
+    workspace: Workspace = WORKSPACE,
 ) -> None:
     """Remove artifacts.
 
@@ -161,7 +171,9 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
         used |= registered_fingerprints(f"sqlite:///{database}")
 
     # Other workspaces may use what a link leads to.
-    chosen = [one for one in snapshot.unreachable(used) if not store.is_elsewhere(one[0])]
+    chosen = [
+        one for one in snapshot.unreachable(used) if not store.is_elsewhere(one[0])
+    ]
     for folder in snapshot.unfinished():
         print(f"interrupted, stays for the same run to continue: {folder}")
 
@@ -188,7 +200,9 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
 
 @group.command(name="log")
 def log_artifacts(
-    *artifacts: Artifact, workspace: Workspace = WORKSPACE, tracking_uri: TrackingUri = ""
+    *artifacts: Artifact,
+    workspace: Workspace = WORKSPACE,
+    tracking_uri: TrackingUri = "",
 ) -> None:
     """Log artifacts to MLflow again, or to another server; by default all of them.
 
@@ -206,7 +220,9 @@ def log_artifacts(
         # A tracker only warns, so that a run goes on without MLflow.
         if not run or tracker.warnings:
             raise InputError(f"MLflow store {tracker.uri}: {record.name} is not logged")
-        print(f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}")
+        print(
+            f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}"
+        )
 
 
 @group.command(name="compare")

@@ -95,7 +95,9 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     for line in rejected[:MAX_REPORTED]:
         print(f"rejected: {printable(line)}", file=sys.stderr)
     if not index_exists(index):
-        raise InputError(f"{index}: none of the videos could be decoded, so there is no index")
+        raise InputError(
+            f"{index}: none of the videos could be decoded, so there is no index"
+        )
 
     opened = Index.open(index)
     rejects = opened.count("reason IS NOT NULL")
@@ -232,7 +234,11 @@ def print_hits(result: "SearchResult") -> None:
 def shorten(text: str) -> str:
     """Return a text of at most SHOWN_CAPTION characters."""
     one_line = " ".join(text.split())
-    return one_line if len(one_line) <= SHOWN_CAPTION else f"{one_line[: SHOWN_CAPTION - 1]}…"
+    return (
+        one_line
+        if len(one_line) <= SHOWN_CAPTION
+        else f"{one_line[: SHOWN_CAPTION - 1]}…"
+    )
 
 
 def open_index(place: str) -> "Index":
@@ -241,5 +247,7 @@ def open_index(place: str) -> "Index":
 
     index = Index.open(place)
     if not index.count():
-        raise InputError(f"{place}: the index is empty; `alpro index add` adds videos to it")
+        raise InputError(
+            f"{place}: the index is empty; `alpro index add` adds videos to it"
+        )
     return index

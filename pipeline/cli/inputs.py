@@ -39,7 +39,12 @@ def show_config(
 
 @data_group.command
 def check(
-    data: str, /, *, config: str = "own_videos", set: tuple[str, ...] = (), samples: Count = 5
+    data: str,
+    /,
+    *,
+    config: str = "own_videos",
+    set: tuple[str, ...] = (),
+    samples: Count = 5,
 ) -> int:
     """Print the items, problems and splits of a data set.
 

@@ -45,13 +45,21 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(  # defaults that say nothing are not shown
         negative=(),
-        show_default=lambda value: str(value) if value not in ("", (), None, False, 0) else None,
+        show_default=lambda value: (
+            str(value) if value not in ("", (), None, False, 0) else None
+        ),
     ),
 )
 for command in (run.run, run.study, index.search, serve.serve, serve.up, serve.ui):
     app.command(command)
 app.command(model.evaluate, name="eval")
-for group in (inputs.data_group, inputs.config_group, artifacts.group, index.group, model.group):
+for group in (
+    inputs.data_group,
+    inputs.config_group,
+    artifacts.group,
+    index.group,
+    model.group,
+):
     app.command(group)
 app.register_install_completion_command(help="Install completion for this shell.")
 
@@ -109,7 +117,10 @@ def execute(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         words = " ".join(["alpro", *(error.command_chain or ())])
         hint = ""
-        if isinstance(error, UnknownOptionError) and words in ("alpro run", "alpro study"):
+        if isinstance(error, UnknownOptionError) and words in (
+            "alpro run",
+            "alpro study",
+        ):
             hint = CHANGED_BY_SET
         return fail(f"error: {usage_line(error)}{hint} ({words} --help)")
     except InputError as error:
@@ -149,7 +160,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, equals, value = argument.partition("=")
         is_assigned = bool(argument.startswith("-") and equals)
         if not (value if is_assigned else argument):
-            raise InputError(f"{name or option}: the value is empty; leave it out, or set it")
+            raise InputError(
+                f"{name or option}: the value is empty; leave it out, or set it"
+            )
         if is_assigned:
             refuse_credentials(name, value)
         refuse_credentials(option, argument)

@@ -35,7 +35,9 @@ group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[str, Parameter(help="A video or an image: a file or a URL.")]
 # Labels a video: words with probabilities, best first.
 Name = partial[list[tuple[str, float]]]
-Results = Annotated[Count, Parameter(name=("-k", "--results"), help="Number of results.")]
+Results = Annotated[
+    Count, Parameter(name=("-k", "--results"), help="Number of results.")
+]
 
 
 @group.command(name="import")
@@ -70,7 +72,9 @@ def import_model(
 
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
 
-    models = import_checkpoint(file, out, task, tokenizer, words, max_text_tokens=max_text_tokens)
+    models = import_checkpoint(
+        file, out, task, tokenizer, words, max_text_tokens=max_text_tokens
+    )
     for imported in models:
         print(f"{out}: imported a {imported.bundle.task} model")
         if imported.unknown:
@@ -79,7 +83,12 @@ def import_model(
 
 @group.command(name="export")
 def export_model(
-    model: Named, folder: File, /, *, license: str = "", models: ModelOptions = ModelOptions()
+    model: Named,
+    folder: File,
+    /,
+    *,
+    license: str = "",
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Write a folder that transformers and sentence-transformers load without this package.
 
@@ -97,7 +106,9 @@ def export_model(
     found = models.find(model)
     loaded = Model.load(found, device="cpu")
     export(loaded, folder, write_card(found.model, loaded.folder, folder.name, license))
-    print(f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card")
+    print(
+        f"{folder}: a {loaded.folder.task} model for transformers; README.md is its model card"
+    )
 
 
 @group.command(name="register")
@@ -121,10 +132,14 @@ def register_model(
     from alpro.pipeline.tracking.registry import register
 
     workspace = workspace.resolve()
-    version = register(tracking_uri, workspace, *find_artifact(model, workspace), name, alias)
+    version = register(
+        tracking_uri, workspace, *find_artifact(model, workspace), name, alias
+    )
 
     loaded = f"models:/{name}{'@' + alias if alias else '/' + version}"
-    print(f"{name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})")
+    print(
+        f"{name}, version {version}; load it with mlflow.pyfunc.load_model({loaded!r})"
+    )
 
 
 @group.command
@@ -241,7 +256,9 @@ def evaluate(
         # Without --out, the results are only read below.
         results_folder = out or Path(temporary)
         baseline_folder = results_folder / "baseline"
-        (baseline_folder if other else results_folder).mkdir(parents=True, exist_ok=True)
+        (baseline_folder if other else results_folder).mkdir(
+            parents=True, exist_ok=True
+        )
 
         results = score_model(model, loaded, gallery)
         rows, _ = results.write(results_folder, split)
@@ -261,7 +278,9 @@ def evaluate(
         values = {
             "results": rows,
             "baseline": baseline_rows,
-            "differences": {row["name"]: change._asdict() for row, change in compared.scores},
+            "differences": {
+                row["name"]: change._asdict() for row, change in compared.scores
+            },
             "verdict": sentence,
         }
         print_json(values)
@@ -313,7 +332,11 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     # No score counts the others: the results say how many there are.
     videos = len(gallery.ids)
     if decoded < videos:
-        results.add_share("decoded/data", "decoded", "videos of the data", decoded, videos)
+        results.add_share(
+            "decoded/data", "decoded", "videos of the data", decoded, videos
+        )
     if not results.scores:
-        raise InputError(f"no labels that this {model.folder.task} model could be scored on")
+        raise InputError(
+            f"no labels that this {model.folder.task} model could be scored on"
+        )
     return results

@@ -78,7 +78,9 @@ class Source:
 
         changes = []
         if self.pretrained:
-            changes.append(text_change("pretrained", find_pretrained(self.pretrained, workspace)))
+            changes.append(
+                text_change("pretrained", find_pretrained(self.pretrained, workspace))
+            )
         if self.data:
             check_exists("--data", self.data)
         if self.max_steps:
@@ -113,7 +115,11 @@ def check_exists(option: str, location: str) -> None:
     path = expand_home(location)
     if "://" in location or path.is_file() or path.is_dir():
         return
-    what = "neither a file nor a folder" if os.path.lexists(path) else "no such file or folder"
+    what = (
+        "neither a file nor a folder"
+        if os.path.lexists(path)
+        else "no such file or folder"
+    )
     raise InputError(f"{option} {location}: {what}")
 
 

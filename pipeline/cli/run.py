@@ -76,7 +76,12 @@ def run(
 
 
 def study(
-    file: str, /, *, config: str = "", source: Source = Source(), options: RunOptions = RunOptions()
+    file: str,
+    /,
+    *,
+    config: str = "",
+    source: Source = Source(),
+    options: RunOptions = RunOptions(),
 ) -> None:
     """Run variants of a configuration with several seeds.
 
@@ -99,7 +104,9 @@ def study(
     members = plan_members(loaded, command.config, command.changes, root)
     if options.dry_run:
         # Variants share steps: each is printed once.
-        steps = {step.fingerprint: step for member in members for step in member.plan.steps}
+        steps = {
+            step.fingerprint: step for member in members for step in member.plan.steps
+        }
         print_plan(replace(members[0].plan, steps=list(steps.values())), options.json)
         return
 
@@ -110,15 +117,22 @@ def study(
     else:
         if table:
             print_table(table)
-        print(f"all scores: {scores}" if table else "no scores: no run evaluated a model")
+        print(
+            f"all scores: {scores}" if table else "no scores: no run evaluated a model"
+        )
     if failed:
-        raise StageFailed(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}")
+        raise StageFailed(
+            f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}"
+        )
 
 
-def run_flow(plan: "Plan", tracking_uri: str, wait: Callable[[], None]) -> dict[str, str]:
+def run_flow(
+    plan: "Plan", tracking_uri: str, wait: Callable[[], None]
+) -> dict[str, str]:
     """Run a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
     with outside_current_folder():
-        from alpro.pipeline.flows import flow  # imports Prefect and MLflow: the server starts
+        # Imports Prefect and MLflow: the server starts.
+        from alpro.pipeline.flows import flow
 
     from alpro.pipeline.tracking.tracker import Tracker
 
@@ -206,7 +220,12 @@ def plan_rows(plan: "Plan") -> list[dict[str, str]]:
             state = "to run"
             reason = explain(step.description, earlier)
         rows.append(
-            {"state": state, "name": step.name, "fingerprint": step.fingerprint, "reason": reason}
+            {
+                "state": state,
+                "name": step.name,
+                "fingerprint": step.fingerprint,
+                "reason": reason,
+            }
         )
     return rows
 

@@ -148,12 +148,16 @@ def load_models(
     searcher = None
     if index:
         opened = open_index(index)
-        search_model = find_model(opened, models.find(own) if own else "", models.workspace)
+        search_model = find_model(
+            opened, models.find(own) if own else "", models.workspace
+        )
         searcher = Searcher(opened, load(search_model))
 
     answering = load(models.find(ask)) if ask else None
     if answering and not answering.folder.answers:
-        raise InputError(f"{ask}: this {answering.folder.task} model does not answer questions")
+        raise InputError(
+            f"{ask}: this {answering.folder.task} model does not answer questions"
+        )
 
     naming = load(models.find(entities)) if entities else None
     if naming and not naming.names_entities:
@@ -164,7 +168,10 @@ def load_models(
 
 
 def up(
-    *, prefect_port: Port = 4200, mlflow_port: Port = 5000, workspace: Workspace = WORKSPACE
+    *,
+    prefect_port: Port = 4200,
+    mlflow_port: Port = 5000,
+    workspace: Workspace = WORKSPACE,
 ) -> int:
     """Start Prefect, MLflow and workers here.
 

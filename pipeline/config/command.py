@@ -51,7 +51,9 @@ def command_of(record: Record) -> Command | None:
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the change of `--data`, followed by the changes of `--set`."""
-    return (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
+    return (
+        (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
+    )
 
 
 def text_change(key: str, text: str) -> str:

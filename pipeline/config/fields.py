@@ -43,7 +43,9 @@ MESSAGES = {
 }
 
 
-def find_field(model: type[BaseModel], keys: Sequence[str]) -> tuple[FieldInfo | None, Any]:
+def find_field(
+    model: type[BaseModel], keys: Sequence[str]
+) -> tuple[FieldInfo | None, Any]:
     """Find what a dotted key of a configuration names.
 
     Returns:
@@ -53,7 +55,8 @@ def find_field(model: type[BaseModel], keys: Sequence[str]) -> tuple[FieldInfo |
     field = None
     annotation: Any = model
     for key in keys:
-        for kind in (annotation, *get_args(annotation)):  # finds the table of `Table | None`
+        # Finds the table of `Table | None`.
+        for kind in (annotation, *get_args(annotation)):
             fields = getattr(kind, "model_fields", {})
             if key in fields:
                 field = fields[key]
@@ -92,7 +95,9 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
         names = list_keys(model, parents)
         return f"unknown key; {suggest(ALIASES.get(key, key), names, 'the keys are')}"
 
-    message = MESSAGES.get(error["type"], "not a valid value").format_map(error.get("ctx", {}))
+    message = MESSAGES.get(error["type"], "not a valid value").format_map(
+        error.get("ctx", {})
+    )
     # A whole table would be too long for the line.
     if "input" in error and not isinstance(error["input"], dict | BaseModel):
         message += f" (it is {error['input']!r})"
@@ -103,7 +108,8 @@ def list_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
     """Return the keys of a table."""
     _, annotation = find_field(model, parents)
     names = []
-    for kind in (annotation, *get_args(annotation)):  # finds the table of `Table | None`
+    # Finds the table of `Table | None`.
+    for kind in (annotation, *get_args(annotation)):
         fields = getattr(kind, "model_fields", {})
         names += [field.alias or name for name, field in fields.items()]
     return names

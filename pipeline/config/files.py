@@ -41,7 +41,9 @@ def suggest(name: str, names: Sequence[str], introduction: str) -> str:
     'the stages are pretrain, evaluate'
     """
     close = get_close_matches(name, names, 1)
-    return f"did you mean {close[0]!r}?" if close else f"{introduction} {', '.join(names)}"
+    return (
+        f"did you mean {close[0]!r}?" if close else f"{introduction} {', '.join(names)}"
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

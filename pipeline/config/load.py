@@ -78,7 +78,11 @@ def find_mistake(key: str, command: Command) -> str:
     if key and key in keys.values():  # the message has it
         return ""
     # A table is wrong by the change of a value in it, or of the whole table.
-    causes = [one for one, changed in keys.items() if covers(changed, key) or covers(key, changed)]
+    causes = [
+        one
+        for one, changed in keys.items()
+        if covers(changed, key) or covers(key, changed)
+    ]
     return f"{', '.join(causes) or find_config(command.config)}: "
 
 
@@ -144,9 +148,13 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
         keys: the key of the value.
     """
     if isinstance(value, dict):
-        return {key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()}
+        return {
+            key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()
+        }
     if isinstance(value, list):
-        return [resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)]
+        return [
+            resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)
+        ]
     if not isinstance(value, str) or not value:
         return value
 
@@ -201,7 +209,9 @@ def apply_change(values: Values, change: str) -> None:
     key, equals, text = change.partition("=")
     refuse_credentials(key.strip(), text)
     if not equals or not key.strip():
-        raise InputError(f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4")
+        raise InputError(
+            f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4"
+        )
 
     keys = tuple(key.strip().split("."))
     *parents, last = keys
@@ -210,12 +220,16 @@ def apply_change(values: Values, change: str) -> None:
     try:
         for parent in parents:
             # This also replaces a `false`, which leaves out a stage.
-            if isinstance(table, dict) and not isinstance(table.get(parent), dict | list):
+            if isinstance(table, dict) and not isinstance(
+                table.get(parent), dict | list
+            ):
                 table[parent] = {}
             table = table[int(parent) if isinstance(table, list) else parent]
         table[int(last) if isinstance(table, list) else last] = value
     except (ValueError, IndexError, TypeError) as error:
-        raise InputError(f"{change}: a list has only the indices of its values, from 0") from error
+        raise InputError(
+            f"{change}: a list has only the indices of its values, from 0"
+        ) from error
     if isinstance(table, dict):
         drop_alternatives(table, last, value)
 

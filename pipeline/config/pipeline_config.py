@@ -26,7 +26,8 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
-OWN_CLIP = "clip"  # the value of evaluate.baseline for the CLIP that training starts from
+# The value of evaluate.baseline for the CLIP that training starts from.
+OWN_CLIP = "clip"
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -60,7 +61,8 @@ class Corpus(DecodeVideos, frozen=True):
     )
 
     columns: Columns | None = Field(
-        default=None, description="the columns of the tables, if they have no published form"
+        default=None,
+        description="the columns of the tables, if they have no published form",
     )
 
     @model_validator(mode="after")
@@ -77,14 +79,18 @@ class Corpus(DecodeVideos, frozen=True):
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        values = self.model_dump(exclude={"data", "shards", "annotations", "root", "columns"})
+        values = self.model_dump(
+            exclude={"data", "shards", "annotations", "root", "columns"}
+        )
         return DecodeVideos.model_validate(values)
 
     @property
     def annotation_files(self) -> dict[str, list[Path]]:
         """The annotation files by split."""
         return {
-            split: [Path(file) for file in ((files,) if isinstance(files, str) else files)]
+            split: [
+                Path(file) for file in ((files,) if isinstance(files, str) else files)
+            ]
             for split, files in self.annotations.items()
         }
 
@@ -116,7 +122,8 @@ class PipelineConfig(BaseModel):
         "a first try; 0: no limit",
     )
     render_sample: RenderSample | None = Field(
-        default=None, description="the sample corpus; without this table, no corpus is rendered"
+        default=None,
+        description="the sample corpus; without this table, no corpus is rendered",
     )
     corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
     model: ModelConfig = Field(
@@ -203,7 +210,11 @@ class PipelineConfig(BaseModel):
         for stage, config in self.trainings().items():
             keys |= dict.fromkeys(config.corpora, f"{stage}.phases")
         for task in ("retrieval", "qa"):
-            keys |= {name: f"evaluate.{task}" for name in [getattr(self.evaluate, task)] if name}
+            keys |= {
+                name: f"evaluate.{task}"
+                for name in [getattr(self.evaluate, task)]
+                if name
+            }
         return keys
 
     @property
@@ -215,7 +226,9 @@ class PipelineConfig(BaseModel):
     @property
     def baseline(self) -> str:
         """The CLIP or SigLIP that the models are compared with; empty without one."""
-        return self.clip if self.evaluate.baseline == OWN_CLIP else self.evaluate.baseline
+        return (
+            self.clip if self.evaluate.baseline == OWN_CLIP else self.evaluate.baseline
+        )
 
     @property
     def frames(self) -> int:
@@ -230,7 +243,12 @@ class PipelineConfig(BaseModel):
     @property
     def finetunes_clip(self) -> bool:
         """Whether the pipeline ends with a CLIP that it trains further."""
-        others = (self.pretrained, self.pretrain, self.finetune_retrieval, self.finetune_qa)
+        others = (
+            self.pretrained,
+            self.pretrain,
+            self.finetune_retrieval,
+            self.finetune_qa,
+        )
         is_clip = bool(self.train_prompter and self.train_prompter.clip)
         return is_clip and not any(others) and not self.cache_prompts.prompter
 
@@ -263,7 +281,9 @@ class PipelineConfig(BaseModel):
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training stages that this pipeline has, by name."""
         configs = {stage: getattr(self, stage) for stage in TRAININGS}
-        return {stage: config for stage, config in configs.items() if config is not None}
+        return {
+            stage: config for stage, config in configs.items() if config is not None
+        }
 
     def limited(self) -> "PipelineConfig":
         """Return the configuration with at most `max_steps` in each phase of training."""

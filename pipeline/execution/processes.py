@@ -79,7 +79,9 @@ class Processes:
             errors="replace",
         )
         if on_line:
-            self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+            self._reader = threading.Thread(
+                target=self._read, args=(on_line,), daemon=True
+            )
             self._reader.start()
 
     def stop(self) -> None:
@@ -141,7 +143,9 @@ class Launch:
     models: int = 1
 
 
-def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch: Launch) -> Outcome:
+def run_stage(
+    step: Step, out: Path, store: Store, resources: Resources, launch: Launch
+) -> Outcome:
     """Run the stage of a step in processes of its own, with the output folder `out`.
 
     Raises:
@@ -160,7 +164,9 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
     stop_file = work_file.with_name(STOP_FILE)
     stop_file.unlink(missing_ok=True)
     running = Processes(
-        supervised(command, GRACE_SECONDS, stop_file) if trains else supervised(command),
+        supervised(command, GRACE_SECONDS, stop_file)
+        if trains
+        else supervised(command),
         get_environment(step, resources, launch),
         launch.descriptors,
         launch.on_line,
@@ -183,19 +189,25 @@ def run_stage(step: Step, out: Path, store: Store, resources: Resources, launch:
             # A training that was killed has only an earlier checkpoint, or none.
             last_step = count_finished(out)
             saved = (
-                f", with a checkpoint of step {last_step}" if last_step else ", no checkpoint yet"
+                f", with a checkpoint of step {last_step}"
+                if last_step
+                else ", no checkpoint yet"
             )
         raise CancelledError(f"{step.name} was stopped{saved}")
     rest = f"unfinished results are in {work_file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result
         raise InputError(f"{step.name}: stopped by the error above; {rest}")
     reason = describe_end(status, running.last_lines)
-    raise StageFailed(f"{step.name} {reason}; {rest}", progressed=count_finished(out) > finished)
+    raise StageFailed(
+        f"{step.name} {reason}; {rest}", progressed=count_finished(out) > finished
+    )
 
 
 def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Path:
     """Check the inputs of a step, and write the file that its processes read. Returns its path."""
-    inputs: dict[str, Location] = {name: store.folder(other) for name, other in step.inputs.items()}
+    inputs: dict[str, Location] = {
+        name: store.folder(other) for name, other in step.inputs.items()
+    }
     inputs |= step.given
     # Just before the stage reads them, which may be hours after the plan.
     check_inputs(inputs.values())
@@ -287,7 +299,8 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
     environment = {**defaults, **os.environ}
     if launch.gpus:
         environment[VISIBLE_GPUS] = ",".join(launch.gpus)
-    if resources.max_stages > 1:  # progress bars of several stages would overwrite each other
+    # Progress bars of several stages would overwrite each other.
+    if resources.max_stages > 1:
         environment[PLAIN] = "1"
     if launch.on_line:  # Prefect's log adds times
         environment[TIMES] = "0"
@@ -309,5 +322,9 @@ def find_gpus(resources: Resources) -> list[str]:
 
     count = torch.cuda.device_count()
     # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
-    named = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    named = [
+        name.strip()
+        for name in os.environ.get(VISIBLE_GPUS, "").split(",")
+        if name.strip()
+    ]
     return named[:count] or [str(index) for index in range(count)]

@@ -70,7 +70,9 @@ def run(work: dict) -> Outcome:
     """Run the stage that a work file describes."""
     module = import_module(f"alpro.stages.{work['stage']}")
     config = module.Config.model_validate(work["config"])
-    inputs = module.Inputs.of({name: located(path) for name, path in work["inputs"].items()})
+    inputs = module.Inputs.of(
+        {name: located(path) for name, path in work["inputs"].items()}
+    )
     resources = Resources.model_validate(work["resources"])
     return module.run(config, inputs, Path(work["out"]), resources)
 
@@ -82,7 +84,9 @@ def get_message(error: Exception, work: dict) -> str | None:
 
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         place = error.filename or work["out"]
-        return f"{place}: {error.strerror}; free some disk space and run again to resume"
+        return (
+            f"{place}: {error.strerror}; free some disk space and run again to resume"
+        )
 
     if is_out_of_memory(error):
         return describe_memory(work["stage"], error)
@@ -108,7 +112,9 @@ def report(result: Path, message: str) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether the memory of a GPU or of this machine ran out."""
     # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
-    is_of_torch = isinstance(error, RuntimeError) and any(map(str(error).__contains__, NO_MEMORY))
+    is_of_torch = isinstance(error, RuntimeError) and any(
+        map(str(error).__contains__, NO_MEMORY)
+    )
     return isinstance(error, MemoryError) or is_of_torch
 
 
@@ -128,7 +134,9 @@ def describe_memory(stage: str, error: Exception) -> str:
     # torch's message continues with the statistics of its allocator.
     reason = one_line(error).partition(". ")[0]
     if stage not in TRAININGS:
-        return f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
+        return (
+            f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
+        )
 
     return (
         f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes "

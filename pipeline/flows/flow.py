@@ -172,7 +172,8 @@ def find_deployments() -> dict[str, str]:
     return {
         other.name: f"alpro/{other.name}"
         for other in deployments
-        if other.work_pool_name != own_pool and other.parameters.get("stage") == other.name
+        if other.work_pool_name != own_pool
+        and other.parameters.get("stage") == other.name
     }
 
 
@@ -185,7 +186,9 @@ def get_title(plan: Plan) -> str:
         for change in variations(plan.command)
         if any(concerns(change, name) for name in names)
     ]
-    return run_title(plan.settings.name, plan.steps[-1].fingerprint, changes, plan.command.stage)
+    return run_title(
+        plan.settings.name, plan.steps[-1].fingerprint, changes, plan.command.stage
+    )
 
 
 def run(
@@ -226,7 +229,9 @@ def run(
     else:
         Runs(plan.workspace).begin(log_entry)
         # A comparison of two runs shows that their code differs.
-        params = {"commit": describe_commit(log_entry.commit)} | plan.settings.as_written()
+        params = {
+            "commit": describe_commit(log_entry.commit)
+        } | plan.settings.as_written()
         all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
         with tracker.run(title, params, all_tags) as current.mlflow_run:
             run_with_report(current)
@@ -247,7 +252,9 @@ def run_with_report(current: PipelineRun) -> None:
             current.write_report(ended_by)
         # What the stages made is there, and why one failed must not be hidden.
         except Exception as problem:
-            announce(f"the report is not written, the next run tries again: {one_line(problem)}")
+            announce(
+                f"the report is not written, the next run tries again: {one_line(problem)}"
+            )
 
 
 def run_steps(current: PipelineRun) -> None:
@@ -292,7 +299,9 @@ class Scheduler:
         self.waiting = list(self.steps)
         self.running: list[Running] = []
         self.completed: dict[str, PrefectConcurrentFuture] = {}
-        has_model = any(step.stage in WITH_MODEL and self.is_here(step) for step in self.steps)
+        has_model = any(
+            step.stage in WITH_MODEL and self.is_here(step) for step in self.steps
+        )
         self.gpus = find_gpus(self.resources) if has_model else []
         self.has_gpus = bool(self.gpus)
 
@@ -356,7 +365,9 @@ class Scheduler:
             self.current.plan.steps.index(step),
             gpus,
             # Prefect draws an arrow from each.
-            wait_for=[self.completed[name] for name in sources if name in self.completed],
+            wait_for=[
+                self.completed[name] for name in sources if name in self.completed
+            ],
         )
         self.running.append(Running(step, future, gpus))
 
@@ -375,7 +386,8 @@ class Scheduler:
         if not isinstance(error, Exception):
             raise error
         if self.waiting or self.running or len(self.current.failures) > 1:
-            announce(f"failed: {error}")  # a single error ends the run, which reports it
+            # A single error ends the run, which reports it.
+            announce(f"failed: {error}")
 
     def end(self) -> None:
         """Stop the stages that still run, because an exception ends the run, and wait for them.

@@ -68,13 +68,21 @@ class PipelineRun:
         """The command as an artifact's record has it, with the folder that its paths are relative
         to."""
         run = self.log_entry
-        return {"config": run.config, "changes": list(run.changes), "folder": run.folder}
+        return {
+            "config": run.config,
+            "changes": list(run.changes),
+            "folder": run.folder,
+        }
 
     @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
         """The artifacts with their records by the names of the steps, in the order of the plan."""
         built = self.artifacts_by_name
-        return {step.name: built[step.name] for step in self.plan.steps if step.name in built}
+        return {
+            step.name: built[step.name]
+            for step in self.plan.steps
+            if step.name in built
+        }
 
     def count_models(self, step: Step) -> int:
         """Return how many stages with a model share this machine with a step, which counts: the
@@ -126,7 +134,10 @@ class PipelineRun:
             temporary.write_text(document.page(links), "utf-8")
 
         # The report is one of the files of MLflow's run, which has a page for each.
-        in_mlflow = {"Report": self.tracker.page(self.mlflow_run, report.name), "Prefect": prefect}
+        in_mlflow = {
+            "Report": self.tracker.page(self.mlflow_run, report.name),
+            "Prefect": prefect,
+        }
         self.tracker.log_pipeline(
             self.mlflow_run,
             artifacts,
@@ -148,8 +159,12 @@ class PipelineRun:
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
         began = datetime.fromisoformat(self.log_entry.at)
-        fingerprints = {name: record.fingerprint for name, (_, record) in self.artifacts.items()}
-        states = {step.name: self.get_state(step, error is None) for step in self.plan.steps}
+        fingerprints = {
+            name: record.fingerprint for name, (_, record) in self.artifacts.items()
+        }
+        states = {
+            step.name: self.get_state(step, error is None) for step in self.plan.steps
+        }
         values: dict[str, Any] = {
             "state": state,
             "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
@@ -160,7 +175,9 @@ class PipelineRun:
 
         run = replace(self.log_entry, **values)
         Runs(self.plan.workspace).end(run, **values)
-        write_refs(self.plan.workspace, run.config, variations(run.command), fingerprints)
+        write_refs(
+            self.plan.workspace, run.config, variations(run.command), fingerprints
+        )
         return run
 
     def describe_changes(self, earlier: Sequence[Run]) -> list[str]:
@@ -173,7 +190,10 @@ class PipelineRun:
         steps: dict[str, str] = {}
         for run in reversed(earlier):
             steps |= run.steps
-        records = {record.fingerprint: record for _, record in self.plan.store.snapshot().artifacts}
+        records = {
+            record.fingerprint: record
+            for _, record in self.plan.store.snapshot().artifacts
+        }
         common = [name for name in self.artifacts if steps.get(name) in records]
         if not common:
             return list(self.log_entry.changes)

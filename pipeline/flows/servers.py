@@ -220,7 +220,11 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     programs.add("prefect", start, server, SERVER_SECONDS)
     start = ["mlflow", "server", *address, str(mlflow_port), "--workers", "1"]
     # Workers write artifacts to the folder; the server would pass every byte on.
-    start += ["--no-serve-artifacts", "--default-artifact-root", (workspace / "mlflow").as_uri()]
+    start += [
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        (workspace / "mlflow").as_uri(),
+    ]
     programs.add("mlflow", start, server, SERVER_SECONDS)
 
     # The names are the same in each life, and other ones in another workspace.
@@ -257,7 +261,9 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     status = programs.returncode or 0
     if programs.ended:
         log_file = logs / f"{programs.ended}.log"
-        raise StageFailed(f"{programs.ended} ended with status {status}; its log is {log_file}")
+        raise StageFailed(
+            f"{programs.ended} ended with status {status}; its log is {log_file}"
+        )
     # SIGTERM is how systemd and Docker stop a server: not a failure.
     return 0 if status == EXIT_SIGTERM else status
 
@@ -276,7 +282,9 @@ def get_workers() -> dict[str, dict[str, str]]:
 def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str]:
     """Return the environment of the programs of `alpro up`."""
     store = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}"}
-    environment = store | os.environ | guard(prefect, prefect.replace("127.0.0.1", "localhost"))
+    environment = (
+        store | os.environ | guard(prefect, prefect.replace("127.0.0.1", "localhost"))
+    )
     environment |= {
         "PREFECT_HOME": str(workspace / "prefect"),
         "PREFECT_API_URL": f"{prefect}/api",
@@ -299,14 +307,23 @@ def get_worker_workspace() -> Path:
     """Return the workspace of a worker and its runs. Raises InputError if it is not absolute."""
     named = os.environ.get("ALPRO_WORKSPACE", "")
     if not Path(named).is_absolute():
-        raise InputError(f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}")
+        raise InputError(
+            f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}"
+        )
     return Path(named)
 
 
 def deploy(file: Path, environment: Mapping[str, str]) -> bool:
     """Register the deployments, with a log. Returns whether that succeeded."""
     # Nobody would see Prefect's questions in the log.
-    words = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+    words = [
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--all",
+        "--prefect-file",
+        str(DEPLOYMENTS),
+    ]
     with open(file, "ab") as output:
         status = subprocess.call(
             interpreter("-m", *words),

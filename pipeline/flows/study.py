@@ -100,7 +100,9 @@ class Member(NamedTuple):
         return f"{self.variant} · seed {self.seed}"
 
 
-def plan_members(study: Study, config: str, changes: tuple[str, ...], root: Path) -> list[Member]:
+def plan_members(
+    study: Study, config: str, changes: tuple[str, ...], root: Path
+) -> list[Member]:
     """Plan all runs of a study, seeds first.
 
     Args:
@@ -157,7 +159,9 @@ def run_study(
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
         labels = {"variant": member.variant, "seed": member.seed}
-        tags = {"study": study.name} | {name: str(value) for name, value in labels.items()}
+        tags = {"study": study.name} | {
+            name: str(value) for name, value in labels.items()
+        }
         try:
             folders = flow.start(member.plan, tracker, title=member.title, tags=tags)
         except Exception as error:
@@ -167,7 +171,9 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
-        scores += [row | labels for row in rows(read_artifacts(map(Path, folders.values())))]
+        scores += [
+            row | labels for row in rows(read_artifacts(map(Path, folders.values())))
+        ]
 
     summaries = summarize(scores, list(study.variants))
     # The same file for a study that continues, another one if anything of it has changed.
@@ -215,16 +221,26 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
     frame["items"] = frame["items"].astype(object)
     # The seeds pair the runs: what a seed changes for both cancels in the difference.
     pairs: Any = frame[["name", "seed"]]
-    baseline = frame[frame["variant"] == variants[0]].set_index(["name", "seed"])["value"]
+    baseline = frame[frame["variant"] == variants[0]].set_index(["name", "seed"])[
+        "value"
+    ]
     paired = baseline.reindex(pd.MultiIndex.from_frame(pairs)).to_numpy()
-    frame["difference"] = (frame["value"] - paired).where(frame["variant"] != variants[0])
+    frame["difference"] = (frame["value"] - paired).where(
+        frame["variant"] != variants[0]
+    )
 
     columns: dict[str, Any] = {name: (name, "first") for name in DESCRIPTION}
-    columns |= {"seeds": ("seed", list), "values": ("value", list), "items": ("items", list)}
+    columns |= {
+        "seeds": ("seed", list),
+        "values": ("value", list),
+        "items": ("items", list),
+    }
     columns |= {"mean": ("value", "mean"), "interval": ("value", interval)}
     columns |= {"chance": ("chance", "mean"), "difference": ("difference", "mean")}
     columns |= {"difference_interval": ("difference", interval)}
-    table = frame.groupby(["score", "variant"], observed=True).agg(**columns).reset_index()
+    table = (
+        frame.groupby(["score", "variant"], observed=True).agg(**columns).reset_index()
+    )
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 

@@ -103,7 +103,9 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(WithoutTraceback())
 
 
-def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) -> State | None:
+def find_or_build(
+    run: PipelineRun, step: Step, position: str, gpus: list[str]
+) -> State | None:
     """Find the artifact of a step, or build it here or by a deployment.
 
     Returns:
@@ -113,7 +115,8 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
     folder = store.folder(step)
     existed = store.find(step) is not None
 
-    if STAGES[step.stage] != "data":  # a corpus that is complete now may have no test items
+    # A corpus that is complete now may have no test items.
+    if STAGES[step.stage] != "data":
         check_test_items(run.plan)
     if not existed and step.stage in run.remote_deployments:
         run_remotely(run, step, position)
@@ -124,7 +127,11 @@ def find_or_build(run: PipelineRun, step: Step, position: str, gpus: list[str]) 
             announce(f"{position}{step.name}: started")
             record = build(run, step, gpus, lock)
         # Another run, or a deployment, may have built it in the meantime.
-        announce(f"{position}{step.name}: cached" if existed else describe_result(step, record))
+        announce(
+            f"{position}{step.name}: cached"
+            if existed
+            else describe_result(step, record)
+        )
 
     run.artifacts_by_name[step.name] = folder, record
     if not existed:
@@ -155,7 +162,9 @@ def build(run: PipelineRun, step: Step, gpus: list[str], lock: FileLock) -> Reco
         return run_stage(step, out, store, run.plan.settings.resources, launch)
 
     tags = {"prefect_run": task_run.id, "prefect_flow_run": flow_run.id}
-    with run.tracker.stage_run(step.description, folder, run.mlflow_run, tags) as mlflow_run:
+    with run.tracker.stage_run(
+        step.description, folder, run.mlflow_run, tags
+    ) as mlflow_run:
         run_info = {
             "commit": run.log_entry.commit,
             "mlflow_run": mlflow_run,
@@ -186,19 +195,24 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
         timeout=0,
         flow_run_name=stage_title(step.description),
     )
-    announce(f"{position}{step.name}: waits for a worker or runs there, as {name} {submitted.name}")
+    announce(
+        f"{position}{step.name}: waits for a worker or runs there, as {name} {submitted.name}"
+    )
 
     with get_client(sync_client=True) as client:
         while not run.stopping.wait(POLL_SECONDS):
             try:
                 state = client.read_flow_run(submitted.id).state
-            except HTTPError as error:  # the run continues, whatever becomes of the server
+            except HTTPError as error:
+                # The run continues, whatever becomes of the server.
                 log.debug(f"Prefect's server does not answer: {error}")
                 continue
             if state and state.is_completed():
                 return
             if state and state.is_final():
-                raise StageFailed(f"{step.name}: {name} {submitted.name}: {state.message}")
+                raise StageFailed(
+                    f"{step.name}: {name} {submitted.name}: {state.message}"
+                )
 
         client.set_flow_run_state(submitted.id, Cancelling())
     raise CancelledError(f"{step.name} was stopped")

@@ -57,7 +57,10 @@ async def work(pool: str, name: str, limit: int | None) -> None:
                 end_runs(uri, map(str, crashed))
                 break
             await asyncio.sleep(POLL_SECONDS)
-        print(f"{len(crashed)} runs of an earlier life of this worker are Crashed", flush=True)
+        print(
+            f"{len(crashed)} runs of an earlier life of this worker are Crashed",
+            flush=True,
+        )
 
     worker = ProcessWorker(pool, name=name, limit=limit)
     take_runs = worker.get_and_submit_flow_runs
@@ -81,7 +84,9 @@ async def find_unfinished(pool: str, name: str) -> list[UUID]:
     """Return the unfinished runs of the worker of this name, as the server knows them."""
     async with get_client() as client:
         runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}}),
+            flow_run_filter=FlowRunFilter.model_validate(
+                {"state": {"type": {"any_": UNFINISHED}}}
+            ),
             work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
         )
     # A worker that died just after it had taken a run has not labelled it.
@@ -127,7 +132,9 @@ def main(pool: str, name: str, limit: str = "") -> None:
     make_folder(folder)
     lock = FileLock(folder / f"worker-{name}.lock")
     if not acquire(lock, blocking=False):
-        raise InputError(f"a worker named {name} runs already; give this one another name")
+        raise InputError(
+            f"a worker named {name} runs already; give this one another name"
+        )
 
     url = os.environ.get("PREFECT_API_URL", "")
     while True:

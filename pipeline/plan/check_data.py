@@ -75,7 +75,9 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             hints = [note for note in about["notes"] if NO_FILE in note]
             problems.append("; ".join([line, *hints]))
         if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
-            problems.append(f"{len(failures)} of {len(decoded)} items cannot be decoded")
+            problems.append(
+                f"{len(failures)} of {len(decoded)} items cannot be decoded"
+            )
         try:
             check_manifest(settings, settings.evaluate, CORPUS, manifest)
         except InputError as error:
@@ -95,7 +97,9 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         findings += [f"note: {note}" for note in about["notes"]]
         for table, names in about["stored"].items():
             listed = ", ".join(names)
-            findings.append(f"{table}: only stored, unless `columns` names them: {listed}")
+            findings.append(
+                f"{table}: only stored, unless `columns` names them: {listed}"
+            )
         hint = plan.group_hint()
         if hint:
             findings.append(f"hint: {hint}")
@@ -121,7 +125,9 @@ def find_leaks(plan: DecodePlan) -> Iterator[str]:
     captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
     answers = {split: Counter[str]() for split in SPLITS}
     for table in plan.tables(plan.row_indices):
-        columns = (table[name].to_pylist() for name in ("split", "captions", "questions"))
+        columns = (
+            table[name].to_pylist() for name in ("split", "captions", "questions")
+        )
         for split, texts, asked in zip(*columns, strict=True):
             captions[split].append({*map(hash, texts)})
             answers[split].update(one["answer"] for one in asked)
@@ -132,7 +138,9 @@ def find_leaks(plan: DecodePlan) -> Iterator[str]:
         seen = sum(not in_training.isdisjoint(texts) for texts in items)
         if seen:
             yield f"{seen} of {len(items)} {split} items have a caption of a training item"
-        unknown = answers[split] - Counter(dict.fromkeys(answers["train"], answers[split].total()))
+        unknown = answers[split] - Counter(
+            dict.fromkeys(answers["train"], answers[split].total())
+        )
         if unknown:
             total = answers[split].total()
             yield f"{unknown.total()} of {total} {split} answers are none of the training answers"

@@ -28,7 +28,9 @@ def corpus_steps(
     for name, corpus in corpora.items():
         if corpus.manifest and sample:
             inputs = {"sample": sample}
-            steps[name] = Step("decode_videos", f"decode_videos {name}", corpus.decoding, inputs)
+            steps[name] = Step(
+                "decode_videos", f"decode_videos {name}", corpus.decoding, inputs
+            )
         elif corpus.shards:
             steps[name] = index_step(name, corpus, digests)
         elif corpus.data:
@@ -40,7 +42,9 @@ def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
     """Return the step that indexes existing shards."""
     shards = located(corpus.shards)
     config = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
-    step = Step("index_shards", f"index_shards {name}", config, given={"shards": shards})
+    step = Step(
+        "index_shards", f"index_shards {name}", config, given={"shards": shards}
+    )
 
     def read_digest(ask: bool) -> str:
         return digest_shards(shards, digests)
@@ -58,14 +62,18 @@ def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
             sources[split if number == 1 else f"{split}.{number}"] = file
     if corpus.root:
         sources["root"] = Path(corpus.root)
-    step = Step("decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources)
+    step = Step(
+        "decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources
+    )
 
     try:
         manifest = import_corpus(corpus, digests.manifests)
     except InputError as error:
         # The proposed block names this corpus.
         block = f"[corpora.{name}.columns]"
-        return replace(step, unreadable=str(error).replace("[corpora.data.columns]", block))
+        return replace(
+            step, unreadable=str(error).replace("[corpora.data.columns]", block)
+        )
 
     def read_digest(ask: bool) -> str:
         return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask)
@@ -83,7 +91,9 @@ def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     )
 
 
-def with_digest(step: Step, key: str, read_digest: Callable[[bool], str], is_local: bool) -> Step:
+def with_digest(
+    step: Step, key: str, read_digest: Callable[[bool], str], is_local: bool
+) -> Step:
     """Return a step with the digest of its files; its `unreadable` says why they cannot be read.
 
     Its `recheck` reads them again; None for files at a URL, since a store may describe the same
@@ -104,4 +114,6 @@ def with_digest(step: Step, key: str, read_digest: Callable[[bool], str], is_loc
         except InputError:  # they cannot be read any more
             return False
 
-    return replace(step, digests={key: digest}, recheck=is_unchanged if is_local else None)
+    return replace(
+        step, digests={key: digest}, recheck=is_unchanged if is_local else None
+    )

@@ -21,13 +21,16 @@ State = tuple[int, int] | None  # size and time of a file
 WAIT_SECONDS = 60  # for another program that writes into the cache
 THREADS = 8  # that read files
 BATCH = 512  # files that are read before their digests are kept
-MISSING = "missing"  # in place of a digest: the file does not exist, or must not be read
+# In place of a digest: the file does not exist, or must not be read.
+MISSING = "missing"
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
 # Errors of a file that is not there, or must not be read.
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
-REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")  # files of a model folder
-REMOTE = (-1, 0)  # in place of the size and the time: the digest is the identity of a file at a URL
+# Files of a model folder.
+REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
+# In place of the size and the time: the digest is the identity of a file at a URL.
+REMOTE = (-1, 0)
 
 
 class Digests:
@@ -69,7 +72,9 @@ class Digests:
                 # Taken before the files are read: one that changes meanwhile is read again next time.
                 batch = files[start : start + BATCH]
                 states = {file: file_state(file) for file in batch}
-                cached = {file: self._find(db, file, state) for file, state in states.items()}
+                cached = {
+                    file: self._find(db, file, state) for file, state in states.items()
+                }
                 unread = [file for file, value in cached.items() if not value]
                 checksums = pool.map(checksum_or_missing, unread)
                 fresh = dict(zip(unread, checksums, strict=True))
@@ -101,7 +106,10 @@ class Digests:
         return row[0] if row else ""
 
     def _keep(
-        self, db: sqlite3.Connection, fresh: Mapping[str, str], states: Mapping[str, State]
+        self,
+        db: sqlite3.Connection,
+        fresh: Mapping[str, str],
+        states: Mapping[str, State],
     ) -> None:
         """Cache digests, each with the state that its file had before it was read."""
         rows = []
@@ -118,7 +126,8 @@ def checksum_or_missing(file: str) -> str:
     """Return the SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
     if reading fails otherwise."""
     try:
-        os.stat(file)  # raises where Path.is_file would be False, such as for a failing disk
+        # Raises where Path.is_file would be False, such as for a failing disk.
+        os.stat(file)
         return checksum(file) if Path(file).is_file() else MISSING
     except OSError as error:
         if error.errno in ABSENT:

@@ -7,7 +7,10 @@ from alpro.pipeline.config.command import MODEL_STAGES, Command
 from alpro.pipeline.config.load import Values, merge, read_values, validate
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 
-ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (("video", "vit"), ("text", "bert"))
+ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (
+    ("video", "vit"),
+    ("text", "bert"),
+)
 
 
 def read_settings(command: Command) -> PipelineConfig:
@@ -30,7 +33,9 @@ def with_encoder_sizes(values: Values) -> Values:
         values: values of a configuration that are not validated.
     """
     tables = {stage: values.get(stage) for stage in MODEL_STAGES}
-    stages = {stage: table for stage, table in tables.items() if isinstance(table, dict)}
+    stages = {
+        stage: table for stage, table in tables.items() if isinstance(table, dict)
+    }
     if values.get("pretrained"):
         return values
 
@@ -43,7 +48,10 @@ def with_encoder_sizes(values: Values) -> Values:
         if not first:
             continue
 
-        models = {stage: {"model": {encoder: sizes[stage] or sizes[first]}} for stage in stages}
+        models = {
+            stage: {"model": {encoder: sizes[stage] or sizes[first]}}
+            for stage in stages
+        }
         # The later stages continue the model of pre-training, so [model] has its sizes.
         values = merge(values, models.pop("pretrain", {}))
         # A prompter may have sizes of its own.

@@ -67,7 +67,9 @@ class Plan:
         an MLflow store, and the last run of these steps, if there was one, finished and has its
         report. Empty if anything is left to do."""
         last = Runs(self.workspace).last(self.report.name)
-        was_finished = last is None or (last.state == FINISHED and self.report.is_file())
+        was_finished = last is None or (
+            last.state == FINISHED and self.report.is_file()
+        )
         if not was_finished or not (self.workspace / "mlflow.db").is_file():
             return []
         if self.steps_to_run:
@@ -90,7 +92,9 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     return Plan(command, settings, steps, Store(workspace / "artifacts"))
 
 
-def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineConfig, list[Step]]:
+def build_steps(
+    settings: PipelineConfig, digests: Digests
+) -> tuple[PipelineConfig, list[Step]]:
     """Return the steps of a configuration in an order in which they can run: a step for each
     corpus, and those that each stage `needs`, with the inputs that it names.
 
@@ -104,7 +108,9 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
         if stage in CORPUS_STAGES:
             # Two stages make corpora. The first of them in the list plans both.
             if not corpora:
-                corpora = corpus_steps(settings.corpora, built.get("render_sample"), digests)
+                corpora = corpus_steps(
+                    settings.corpora, built.get("render_sample"), digests
+                )
                 settings = without_questions(settings, read_manifests(corpora))
                 steps += corpora.values()
             continue
@@ -112,7 +118,9 @@ def build_steps(settings: PipelineConfig, digests: Digests) -> tuple[PipelineCon
         module = import_module(f"alpro.stages.{stage}")
         for needs in module.needs(settings):
             sources = needs.stages.items()
-            inputs = {name: built[source] for name, source in sources if source in built}
+            inputs = {
+                name: built[source] for name, source in sources if source in built
+            }
             taken = {*needs.corpora} & (inputs.keys() | needs.folders.keys())
             if taken:  # an artifact's record lists both by name
                 raise InputError(
@@ -194,7 +202,9 @@ def without_questions(
     if not (settings.finetune_retrieval or settings.evaluate.retrieval):
         return settings
 
-    silent = {name for name, manifest in manifests.items() if not manifest.has_questions}
+    silent = {
+        name for name, manifest in manifests.items() if not manifest.has_questions
+    }
     changed: dict[str, object] = {}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):

@@ -11,14 +11,10 @@ from alpro.stages import EVALUATIONS
 
 NOT_EVALUATED = "Not recorded: no evaluation of this model is known."
 NO_LICENSE = "No license of the weights was stated at export."
-CLOSED_LIST = (
-    "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
-)
+CLOSED_LIST = "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
 SIMILARITY = "print(model(**inputs).similarity)  # (texts, videos)"
 MATCH = f"{SIMILARITY}\nprint(model.match(**inputs))  # probabilities"
-ANSWER = (
-    "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])"
-)
+ANSWER = "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])"
 # Each task's description, example text, and example call.
 TASKS = {
     "prompter": (
@@ -127,7 +123,9 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         text=text,
         call=call,
         training=training,
-        evaluation=f"On the {split} split.\n\n{score_tables}" if scores else NOT_EVALUATED,
+        evaluation=f"On the {split} split.\n\n{score_tables}"
+        if scores
+        else NOT_EVALUATED,
         limits=CLOSED_LIST.format(answers=answers) if answers else "",
         license=f"The weights: {license}." if license else NO_LICENSE,
     )
@@ -140,7 +138,11 @@ def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
     # The snapshot is sorted by age, so the newest evaluation comes last.
     for folder, evaluation in store.artifacts:
         model = evaluation.inputs.get("model")
-        if evaluation.stage in EVALUATIONS and model and model.fingerprint == record.fingerprint:
+        if (
+            evaluation.stage in EVALUATIONS
+            and model
+            and model.fingerprint == record.fingerprint
+        ):
             split = evaluation.config["split"]
             scores = [row for row in read_results(folder) if row["model"]]
     return split, scores

@@ -15,8 +15,14 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     keys = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
-    right = [column for column, key in enumerate(keys) if isinstance(rows[0][key], int | float)]
-    lines = [["" if row[key] is None else str(row[key]) for key in keys] for row in rows]
+    right = [
+        column
+        for column, key in enumerate(keys)
+        if isinstance(rows[0][key], int | float)
+    ]
+    lines = [
+        ["" if row[key] is None else str(row[key]) for key in keys] for row in rows
+    ]
     print_columns(keys, lines, right)
 
 
@@ -34,7 +40,9 @@ def print_columns(
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else UNLIMITED
     # A value may have brackets, which would be markup. `highlight` would color numbers and paths.
-    console = Console(force_terminal=is_terminal, width=width, markup=False, highlight=False)
+    console = Console(
+        force_terminal=is_terminal, width=width, markup=False, highlight=False
+    )
     grid = Table(box=None, pad_edge=False)
     for column, head in enumerate(heads):
         justify: Literal["left", "right"] = "right" if column in right else "left"

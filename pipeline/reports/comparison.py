@@ -24,7 +24,9 @@ def compare_runs(
     first_folder, _ = first
     second_folder, _ = second
     names = [first_folder.name[:8], second_folder.name[:8]]
-    results = dict(zip(names, map(read_results, (first_folder, second_folder)), strict=True))
+    results = dict(
+        zip(names, map(read_results, (first_folder, second_folder)), strict=True)
+    )
     comparison = compare(first_folder, second_folder)
     shown = [difference_table(snapshot, first, second), *tables(results, comparison)]
     sentence = compare_models(names[0], names[1], comparison)

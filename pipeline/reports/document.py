@@ -82,7 +82,8 @@ class Document:
     title: str
     head: str  # shown first on every page
     sections: list[str]  # each begins with its heading
-    figures: Mapping[str, Figure] = field(default_factory=dict)  # by the address in the text
+    # By the address in the text.
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def markdown(self, links: Mapping[str, str], max_length: int | None = None) -> str:
         """Return the sections without pictures, as many as there is room for.
@@ -130,7 +131,9 @@ class Document:
 
 def join_links(links: Mapping[str, str]) -> str:
     """Return links that other text follows; an empty text without an address."""
-    return "".join(f"[{escape(name)}]({address}) · " for name, address in links.items() if address)
+    return "".join(
+        f"[{escape(name)}]({address}) · " for name, address in links.items() if address
+    )
 
 
 def describe_run(
@@ -154,9 +157,13 @@ def describe_run(
 
     parts = {"Results": show_table(main_table(results))}
     parts["Warnings"] = show_list(
-        f"{record.name}: {escape(text)}" for _, record in artifacts for text in record.warnings
+        f"{record.name}: {escape(text)}"
+        for _, record in artifacts
+        for text in record.warnings
     )
-    parts |= {Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name}
+    parts |= {
+        Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name
+    }
     parts |= {table.title: show_table(table) for table in tables({"score": results})}
     parts["What the controls show"] = show_list(
         f"**{control.label}**: {control.meaning}"
@@ -165,18 +172,25 @@ def describe_run(
     )
     for folder, record in artifacts:
         pictures = sorted(folder.resolve().glob("pictures/*.png"))
-        parts[record.name] = "\n\n".join(show_picture(quote(str(path))) for path in pictures)
+        parts[record.name] = "\n\n".join(
+            show_picture(quote(str(path))) for path in pictures
+        )
     parts["Rejected"] = show_table(count_rejects(artifacts))
     parts["Stages"] = show_table(list_stages(run, steps, artifacts))
     parts["Run"] = describe_command(run)
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
     return Document(
-        run.title, summarize(run, artifacts, results, changes), sections, figures_by_name
+        run.title,
+        summarize(run, artifacts, results, changes),
+        sections,
+        figures_by_name,
     )
 
 
-def summarize(run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[str]) -> str:
+def summarize(
+    run: Run, artifacts: Artifacts, results: Rows, changes: Sequence[str]
+) -> str:
     """Return what a run reached, on how many clips, beside chance, and what it changed.
 
     Pages fold a description after a few lines, so it begins on the line of the links.
@@ -234,7 +248,9 @@ def count_rejects(artifacts: Artifacts) -> Table:
         file = folder / "statistics.json"
         if file.is_file():
             reasons = read_json(file).get("reasons", {})
-            lines += [[record.name, reason, str(count)] for reason, count in reasons.items()]
+            lines += [
+                [record.name, reason, str(count)] for reason, count in reasons.items()
+            ]
     return Table("Rejected", ["", "reason", "items"], lines)
 
 

@@ -102,7 +102,9 @@ def row_label(row: Mapping[str, Any]) -> str:
     return f"{model}, {row['what']}" if model else row["what"]
 
 
-def tables(runs: Mapping[str, Rows], comparison: Comparison | None = None) -> list[Table]:
+def tables(
+    runs: Mapping[str, Rows], comparison: Comparison | None = None
+) -> list[Table]:
     """Return a table for each kind of score, with a line for each score.
 
     Args:
@@ -132,7 +134,10 @@ def tables(runs: Mapping[str, Rows], comparison: Comparison | None = None) -> li
         if not rows_by_name:
             continue
         group_rows = list(rows_by_name.values())
-        labels = {name: [label_row(row), metric_text(row)] for name, row in rows_by_name.items()}
+        labels = {
+            name: [label_row(row), metric_text(row)]
+            for name, row in rows_by_name.items()
+        }
         baseline = group_rows[0]["baseline"] or "chance"
         chances = {name: chance_text(row) for name, row in rows_by_name.items()}
         items = {name: str(row["items"]) for name, row in rows_by_name.items()}
@@ -193,13 +198,17 @@ def main_table(results: Rows) -> Table | None:
         },
         "chance": {name: chance_text(row) for name, row in scores.items()},
     }
-    return join_columns("Results", labels, columns, [warn_of_few_videos(list(scores.values()))])
+    return join_columns(
+        "Results", labels, columns, [warn_of_few_videos(list(scores.values()))]
+    )
 
 
 def count_text(record: Record) -> str:
     """Return what the stage of an artifact counted, without zeros."""
     counts = record.counts.items()
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts if value)
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in counts if value
+    )
 
 
 def describe_scores(scores: Rows) -> str:
@@ -208,7 +217,9 @@ def describe_scores(scores: Rows) -> str:
     if any(row["low"] is not None for row in scores):
         notes.append("In brackets: 95 % bootstrap interval over test videos.")
     notes.append(warn_of_few_videos(scores))
-    protocols = [f"{row_label(row)}: {row['protocol']}." for row in scores if row["protocol"]]
+    protocols = [
+        f"{row_label(row)}: {row['protocol']}." for row in scores if row["protocol"]
+    ]
     return "\n".join(filter(None, [*notes, *dict.fromkeys(protocols)]))
 
 
@@ -240,7 +251,9 @@ def describe_differences(comparison: Comparison | None) -> str:
         "videos. p: permutation test by video, two-sided, not corrected for the number of scores."
     ]
     for score, (first, second, shared) in comparison.other_queries.items():
-        lines.append(f"Other queries of {score}: {first} and {second}, {shared} of them shared.")
+        lines.append(
+            f"Other queries of {score}: {first} and {second}, {shared} of them shared."
+        )
     return "\n".join(lines)
 
 

@@ -26,7 +26,9 @@ def print_results(
         # Print nothing else: a program reads the output.
         described = {}
         for folder, record in artifacts:
-            shown = {key: record.values[key] for key in ("fingerprint", "counts", "metrics")}
+            shown = {
+                key: record.values[key] for key in ("fingerprint", "counts", "metrics")
+            }
             described[record.name] = {"folder": str(folder), **shown}
         file = str(report) if report.is_file() else ""
         values = {"results": results, "artifacts": described, "report": file}
@@ -34,7 +36,9 @@ def print_results(
         return
 
     print_scores(results, artifacts)
-    warnings = [f"{record.name}: {text}" for _, record in artifacts for text in record.warnings]
+    warnings = [
+        f"{record.name}: {text}" for _, record in artifacts for text in record.warnings
+    ]
     for line in warnings[:MAX_WARNINGS]:
         print(f"warning: {line}")
     if len(warnings) > MAX_WARNINGS:

@@ -95,7 +95,9 @@ def describe_model(name: str) -> str:
     return f"the {name} model" if name in (PRETRAINED, FINE_TUNED) else name
 
 
-def verdict(first: str, second: str, row: Mapping[str, Any], difference: PairedDifference) -> str:
+def verdict(
+    first: str, second: str, row: Mapping[str, Any], difference: PairedDifference
+) -> str:
     """Return whether the second model is better than the first.
 
     Without a significant difference the first is kept: it needs no training.

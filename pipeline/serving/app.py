@@ -37,7 +37,12 @@ CACHED_PREVIEWS = 1000
 MAX_EXAMPLE = 80  # characters of a query to try
 PRIVATE = {"Cache-Control": "private, max-age=3600"}
 # Types that browsers may play without conversion, depending on the codec.
-PLAYABLE = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+PLAYABLE = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/mp4",
+    ".webm": "video/webm",
+}
 
 
 class ClipQuery(BaseModel):
@@ -45,14 +50,21 @@ class ClipQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    clip: str = Field(default="", max_length=40, description="key of a clip of the index")
+    clip: str = Field(
+        default="", max_length=40, description="key of a clip of the index"
+    )
     k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="number of results")
 
 
 class SearchQuery(ClipQuery):
-    text: str = Field(default="", max_length=MAX_TEXT, description="what the videos should show")
+    text: str = Field(
+        default="", max_length=MAX_TEXT, description="what the videos should show"
+    )
     offset: int = Field(
-        default=0, ge=0, le=MAX_RANK, description="results to skip, which earlier pages showed"
+        default=0,
+        ge=0,
+        le=MAX_RANK,
+        description="results to skip, which earlier pages showed",
     )
     where: str = Field(
         default="",
@@ -78,7 +90,9 @@ class Question(ClipQuery):
 
 class Region(ClipQuery):
     box: str = Field(
-        default="", max_length=100, description="left,top,width,height as fractions of the frame"
+        default="",
+        max_length=100,
+        description="left,top,width,height as fractions of the frame",
     )
 
 
@@ -143,7 +157,9 @@ def _add_searches(
         if there is neither."""
         searcher: Searcher = models.require("search", "INDEX")
         if sum(map(bool, (query.text, query.clip, file))) > 1:
-            raise HTTPException(400, "search for a text, a clip or a file, not for two of them")
+            raise HTTPException(
+                400, "search for a text, a clip or a file, not for two of them"
+            )
         page = query.model_dump(include={"k", "offset", "where", "words"})
 
         if query.text:
@@ -170,7 +186,9 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
         """Return answers to a question about a clip or the body, best first."""
         model: Model = models.require("ask", "--ask MODEL")
         source, frames = models.decode(model, query.clip, file)
-        answers = queue.compute(model.ask, source, query.question, query.k, frames=frames)
+        answers = queue.compute(
+            model.ask, source, query.question, query.k, frames=frames
+        )
         return {"answers": ranked_words(answers), "note": model.note(query.question)}
 
     @app.get("/api/entities")
@@ -194,12 +212,16 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         return render_preview(models.current_item(key), frames)
 
     @app.get("/api/clip/{key}")
-    def clip_file(key: str, view: Literal["file", "still", "moving"] = "file") -> Response:
+    def clip_file(
+        key: str, view: Literal["file", "still", "moving"] = "file"
+    ) -> Response:
         """Return the file of a clip, in ranges, if browsers may play it; or its middle frame, or
         eight frames that move."""
         item = models.current_item(key)
         if view != "file":
-            picture = preview(key, item["identity"], PREVIEW_FRAMES if view == "moving" else 1)
+            picture = preview(
+                key, item["identity"], PREVIEW_FRAMES if view == "moving" else 1
+            )
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])

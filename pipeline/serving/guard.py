@@ -35,7 +35,9 @@ class Guard:
         self.app = app
         self.token = token.encode()
         # Origin of the page that a TLS proxy passes on, whatever Host the proxy sends.
-        self.public_origin = f"https://{public_name}".lower().encode() if public_name else None
+        self.public_origin = (
+            f"https://{public_name}".lower().encode() if public_name else None
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -58,7 +60,10 @@ class Guard:
         # Browsers send "none" for an address that was typed, programs send no such header. A link
         # of another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
-        is_foreign = scope["path"].startswith("/api") and site not in (b"none", b"same-origin")
+        is_foreign = scope["path"].startswith("/api") and site not in (
+            b"none",
+            b"same-origin",
+        )
         if is_foreign or headers.get(b"origin") not in own_origins:
             return PlainTextResponse("a page of another site", 403)
 
@@ -75,7 +80,11 @@ def parse_token(authorization: bytes) -> bytes:
         return value.strip()
 
     try:
-        return base64.b64decode(value).partition(b":")[2] if scheme.lower() == b"basic" else b""
+        return (
+            base64.b64decode(value).partition(b":")[2]
+            if scheme.lower() == b"basic"
+            else b""
+        )
     except ValueError:
         return b""
 
@@ -93,7 +102,9 @@ def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> 
     names = ["*"]
     if host in LOCAL:
         names = [*LOCAL, public_name.partition(":")[0].lower() or host]
-    return TrustedHostMiddleware(Guard(app, token, public_name), names, www_redirect=False)
+    return TrustedHostMiddleware(
+        Guard(app, token, public_name), names, www_redirect=False
+    )
 
 
 def serve(app: ASGIApp, listening: socket) -> None:
@@ -108,5 +119,6 @@ def serve(app: ASGIApp, listening: socket) -> None:
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     print(f"the page is at http://{name}:{port} (Ctrl-C stops it)", flush=True)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has stopped
+    # Uvicorn raises the signal again when it has stopped.
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])

@@ -61,7 +61,9 @@ class ServedModels:
                 )
         return item
 
-    def decode(self, model: Model, key: str, file: Path | None) -> tuple[Source, Tensor]:
+    def decode(
+        self, model: Model, key: str, file: Path | None
+    ) -> tuple[Source, Tensor]:
         """Decode the clip or the body of a request.
 
         Returns:

@@ -27,7 +27,8 @@ class RequestQueue:
     def __init__(self) -> None:
         self._places = Semaphore(MAX_WAITING)
         self._upload_places = Semaphore(MAX_UPLOADS)
-        self._thread = ThreadPoolExecutor(1, "models")  # PyTorch keeps workers for each thread
+        # PyTorch keeps workers for each thread.
+        self._thread = ThreadPoolExecutor(1, "models")
 
     def compute(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Return function(*args, **kwargs), when it is its turn."""
@@ -77,5 +78,7 @@ async def save_body(request: Request, file: IO[bytes]) -> None:
                     size = f"more than {MAX_UPLOAD_BYTES >> 20} MiB"
                     raise HTTPException(413, size, {"Connection": "close"})
     except (TimeoutError, ClientDisconnect):
-        raise HTTPException(408, "the upload takes too long", {"Connection": "close"}) from None
+        raise HTTPException(
+            408, "the upload takes too long", {"Connection": "close"}
+        ) from None
     file.flush()  # decoders open the file by its name

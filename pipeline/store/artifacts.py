@@ -97,7 +97,10 @@ class Store:
             lock.release()
 
     def make(
-        self, step: Step, work: Callable[[Step, Path], Outcome], run_info: Mapping[str, Any]
+        self,
+        step: Step,
+        work: Callable[[Step, Path], Outcome],
+        run_info: Mapping[str, Any],
     ) -> Record:
         """Run `work` in the step's folder, then write the record that completes the artifact.
         Call under `lock`.
@@ -120,7 +123,9 @@ class Store:
             raise InputError(
                 f"{step.name}: its input files changed during the run ({files}); run again"
             )
-        return write_record(folder, step.description, outcome, {"seconds": seconds, **run_info})
+        return write_record(
+            folder, step.description, outcome, {"seconds": seconds, **run_info}
+        )
 
     def is_elsewhere(self, folder: Path) -> bool:
         """Return whether a folder is a link to another place, or in one. Such a folder is never
@@ -153,7 +158,9 @@ class Store:
                     sync(folder)
                     shutil.rmtree(folder)
             except OSError as error:
-                raise InputError(f"{folder}: cannot be removed: {error.strerror}") from error
+                raise InputError(
+                    f"{folder}: cannot be removed: {error.strerror}"
+                ) from error
 
     def check_idle(self) -> None:
         """Raise InputError if a stage is being built."""
@@ -162,7 +169,9 @@ class Store:
             try:
                 is_free = acquire(lock, blocking=False)
             except OSError as error:
-                raise InputError(f"{path}: cannot be locked: {error.strerror}") from error
+                raise InputError(
+                    f"{path}: cannot be locked: {error.strerror}"
+                ) from error
             if not is_free:
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is "

@@ -7,11 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import RECORD, RECORD_DIGEST, THREADS, Record, digest_record, try_checksum
+from alpro.artifact import (
+    RECORD,
+    RECORD_DIGEST,
+    THREADS,
+    Record,
+    digest_record,
+    try_checksum,
+)
 from alpro.files import checksum, read_json
 from alpro.log import progress
 
-LOCAL_FILES = {"work.json"}  # files that matter only on the machine that created the artifact
+# Files that matter only on the machine that created the artifact.
+LOCAL_FILES = {"work.json"}
 # Files that only a resumed run reads. A finished artifact does not have them.
 UNFINISHED = ("checkpoints", "parts")
 
@@ -29,7 +37,9 @@ def list_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         is_temporary = path.name.startswith(".") and path.suffix == ".part"
-        is_local = path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
+        is_local = (
+            path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
+        )
         if path.is_file() and not is_temporary and not is_local:
             files["/".join(parts)] = path
     return files
@@ -58,7 +68,10 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
     """Compare the files of artifacts with their records. Files that are as recorded yield
     nothing."""
     total = sum(len(record.contents) for _, record in artifacts)
-    with progress("verifying", total, "files") as advance, ThreadPoolExecutor(THREADS) as threads:
+    with (
+        progress("verifying", total, "files") as advance,
+        ThreadPoolExecutor(THREADS) as threads,
+    ):
         for folder, record in artifacts:
             is_own = record.values.get(RECORD_DIGEST) == digest_record(record.values)
             if not is_own or folder.name != record.fingerprint[:16]:
@@ -89,5 +102,7 @@ def unreadable_records(root: Path) -> Iterator[Problem]:
 
 def measure_folder(folder: Path) -> int:
     """Return the bytes of a folder, also of files that other folders share."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
     return sum(path.stat().st_size for path in files)

@@ -38,7 +38,8 @@ class Run:
     state: str = "unfinished"
     reason: str = ""  # why it did not finish
     seconds: float = 0.0
-    steps: Mapping[str, str] = field(default_factory=dict)  # fingerprints of artifacts by step
+    # Fingerprints of artifacts by step.
+    steps: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
 
     @property

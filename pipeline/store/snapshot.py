@@ -68,7 +68,9 @@ class Snapshot:
         and at the end the artifact."""
         reached = self.ancestors([record.fingerprint])
         built_from = [one for one in self.artifacts if one[1].fingerprint in reached]
-        return sorted(built_from, key=lambda one: one[1].fingerprint == record.fingerprint)
+        return sorted(
+            built_from, key=lambda one: one[1].fingerprint == record.fingerprint
+        )
 
     def dependents(self, fingerprints: set[str]) -> list[Artifact]:
         """Return the artifacts that were built from others, without these."""
@@ -84,11 +86,15 @@ class Snapshot:
         """Return the artifacts that none of these was built from, newest first, so that users come
         before their inputs."""
         reached = self.ancestors(fingerprints)
-        return [one for one in reversed(self.artifacts) if one[1].fingerprint not in reached]
+        return [
+            one for one in reversed(self.artifacts) if one[1].fingerprint not in reached
+        ]
 
     def unfinished(self) -> list[Path]:
         """Return the folders of interrupted stages: they have no record, and the same stage
         continues in them."""
         finished = {folder for folder, _ in self.artifacts}
-        folders = [folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir()]
+        folders = [
+            folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir()
+        ]
         return [folder for folder in folders if folder not in finished]

@@ -26,7 +26,8 @@ class Step:
     given: Mapping[str, Location] = field(default_factory=dict)
     # The user's files that an input in `given` was imported from.
     imported_from: Mapping[str, Location] = field(default_factory=dict)
-    recheck: Callable[[], bool] | None = None  # tells whether local outside files are unchanged
+    # Tells whether local outside files are unchanged.
+    recheck: Callable[[], bool] | None = None
     # Why outside files cannot be read on this machine. The step cannot run then.
     unreadable: str = ""
 
@@ -36,7 +37,10 @@ class Step:
 
     def needs(self, other: "Step") -> bool:
         """Return whether the other's artifact is an input of this step, or of one of its inputs."""
-        return any(step.name == other.name or step.needs(other) for step in self.inputs.values())
+        return any(
+            step.name == other.name or step.needs(other)
+            for step in self.inputs.values()
+        )
 
     @property
     def module(self) -> ModuleType:
@@ -60,7 +64,10 @@ class Step:
 
     def _recipe(self) -> Record:
         """Return the fields that the fingerprint hashes."""
-        inputs = {name: Source(step.stage, step.fingerprint) for name, step in self.inputs.items()}
+        inputs = {
+            name: Source(step.stage, step.fingerprint)
+            for name, step in self.inputs.items()
+        }
         return Record(
             stage=self.stage,
             stage_version=self.module.VERSION,

@@ -13,5 +13,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 # Hide retries and tracebacks: the tracker reports a failed call once.
-for _name in ("urllib3.connectionpool", "mlflow.store.db.utils", "mlflow.system_metrics"):
+for _name in (
+    "urllib3.connectionpool",
+    "mlflow.store.db.utils",
+    "mlflow.system_metrics",
+):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -31,7 +31,9 @@ def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -
     'qa.lr=4e-4 · sample 6e0aa0'
     """
     mark = f"{name} {fingerprint[:6]}"
-    return " · ".join(filter(None, (" ".join(map(shorten_change, changes)), stage, mark)))
+    return " · ".join(
+        filter(None, (" ".join(map(shorten_change, changes)), stage, mark))
+    )
 
 
 def shorten_change(change: str) -> str:
@@ -66,7 +68,9 @@ def select_headlines(metrics: Mapping[str, float]) -> dict[str, float]:
         metrics: Metrics of its record, by split and name, such as test/retrieval_vtc/t2v/R1.
     """
     by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
-    return {short: by_name[name] for short, name in HEADLINES.items() if name in by_name}
+    return {
+        short: by_name[name] for short, name in HEADLINES.items() if name in by_name
+    }
 
 
 def stage_title(record: Record) -> str:
@@ -91,7 +95,9 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
 
     records = {name: read_record(path) for name, path in corpora.items()}
     return [
-        describe_corpus(name, corpora[name], corpus) for name, corpus in records.items() if corpus
+        describe_corpus(name, corpora[name], corpus)
+        for name, corpus in records.items()
+        if corpus
     ]
 
 
@@ -100,27 +106,36 @@ def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
     schema = pq.read_schema(folder / "index.parquet")
     # The other columns say where a sample is stored.
     columns = list(schema)[: schema.names.index(FIRST_STORAGE_COLUMN)]
-    types = [{"name": one.name, "type": str(one.type), "required": True} for one in columns]
+    types = [
+        {"name": one.name, "type": str(one.type), "required": True} for one in columns
+    ]
     dataset = Dataset(
         name,
         record.fingerprint[:DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": str(folder)}),
         schema=json.dumps({"mlflow_colspec": types}),
-        profile=json.dumps({key: count for key, count in record.counts.items() if count}),
+        profile=json.dumps(
+            {key: count for key, count in record.counts.items() if count}
+        ),
     )
-    return DatasetInput(dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")])
+    return DatasetInput(
+        dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")]
+    )
 
 
 @cache
 def git_commit() -> str:
     """Return the commit of this code, with + if files differ from it; "unknown" outside a
     checkout."""
-    file = Path(__file__).resolve()  # alpro/pipeline is a link, which git does not follow
+    # alpro/pipeline is a link, which git does not follow.
+    file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         # This fails if the package is installed inside another repository.

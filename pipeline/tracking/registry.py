@@ -28,7 +28,9 @@ EXPERIMENT = "models"  # where models from another store are registered
 INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 
 
-def register(uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str) -> str:
+def register(
+    uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str
+) -> str:
     """Register a copy of the model of an artifact, unless a version has it, and set an alias.
 
     Returns:
@@ -50,7 +52,9 @@ def register(uri: str, workspace: Path, folder: Path, record: Record, name: str,
         else:
             tracker = Tracker.open(uri, workspace, EXPERIMENT)
             version = copy_model(tracker, folder, record, name)
-            client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
+            client.set_model_version_tag(
+                name, version, "fingerprint", record.fingerprint
+            )
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except InputError:  # The message says what to do.
@@ -100,7 +104,9 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
     if not uri:
         check_store(workspace)
     if not uri and not (workspace / "mlflow.db").is_file():  # MLflow would create it
-        raise InputError(f"{name}: no MLflow store in {workspace}; name one with --tracking-uri")
+        raise InputError(
+            f"{name}: no MLflow store in {workspace}; name one with --tracking-uri"
+        )
     uri = uri or store_uri(workspace)
     try:
         mlflow.set_tracking_uri(uri)
@@ -108,7 +114,9 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
         # `log_model` chose the name of the folder inside the model's.
         data = MlflowModel.load(folder).flavors["python_function"]["data"]
     except Exception as error:
-        raise InputError(f"{name}: not in the MLflow store {uri}: {one_line(error)}") from error
+        raise InputError(
+            f"{name}: not in the MLflow store {uri}: {one_line(error)}"
+        ) from error
     return folder / data
 
 
@@ -119,7 +127,11 @@ def registered_fingerprints(uri: str) -> set[str]:
     except Exception as error:
         raise unusable(uri, error) from error
     # A version that was registered without this project has no fingerprint.
-    return {version.tags["fingerprint"] for version in versions if "fingerprint" in version.tags}
+    return {
+        version.tags["fingerprint"]
+        for version in versions
+        if "fingerprint" in version.tags
+    }
 
 
 class ServedModel:
@@ -128,7 +140,9 @@ class ServedModel:
     def __init__(self, model: Model):
         self.model = model
 
-    def predict(self, inputs: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, inputs: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Score pairs of a video and a text.
 
         Args:

@@ -15,7 +15,9 @@ from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write
 from alpro.locks import acquire
 
-REFILL = "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
+REFILL = (
+    "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
+)
 # What to do, by a part of an error's text.
 ADVICE = {
     "locked": "another process writes to it: end it, or run the command again later",
@@ -32,7 +34,9 @@ def store_uri(workspace: Path) -> str:
         InputError: If the path has a question mark, which begins the options of an address.
     """
     if "?" in str(workspace):
-        raise InputError(f"{workspace}: a workspace's path has no '?'; choose another folder")
+        raise InputError(
+            f"{workspace}: a workspace's path has no '?'; choose another folder"
+        )
     return f"sqlite:///{workspace / 'mlflow.db'}"
 
 
@@ -48,7 +52,9 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
     Raises:
         InputError: If the store does not work, or if the experiment was deleted.
     """
-    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    database = (
+        Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    )
     try:
         if database:
             create_store(database, workspace / "mlflow")
@@ -56,14 +62,17 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # A server chooses the place of its files.
-            files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
+            files = (
+                (workspace / "mlflow" / name).resolve().as_uri() if database else None
+            )
             try:
                 return client, client.create_experiment(name, files)
             except MlflowException:  # another run has created it meanwhile
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
-    except Exception as error:  # any error of MLflow, SQLAlchemy, alembic or the network
+    except Exception as error:
+        # Any error of MLflow, SQLAlchemy, alembic or the network.
         raise unusable(uri, error) from error
 
     identity = experiment.experiment_id
@@ -133,7 +142,9 @@ def runs_page(uri: str) -> str:
     try:
         client = MlflowClient(uri)
         newest = client.search_runs(
-            list_experiments(client), max_results=1, order_by=["attributes.start_time DESC"]
+            list_experiments(client),
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
         )
     except Exception as error:
         raise unusable(uri, error) from error

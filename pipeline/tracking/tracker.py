@@ -87,17 +87,26 @@ class Tracker:
 
     @contextmanager
     def run(
-        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str = ""
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str = "",
     ) -> Iterator[str]:
         """Open a run, nested in `parent` if there is one, for the time of the body.
 
         Yields its id. The run ends as the body does: FINISHED, FAILED or KILLED.
         """
-        all_tags = {"host": socket.gethostname(), mlflow_tags.MLFLOW_GIT_COMMIT: git_commit()}
+        all_tags = {
+            "host": socket.gethostname(),
+            mlflow_tags.MLFLOW_GIT_COMMIT: git_commit(),
+        }
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
         all_tags = resolve_tags(all_tags | dict(tags))
-        new_run = self._call("create_run", self.experiment, run_name=name, tags=all_tags)
+        new_run = self._call(
+            "create_run", self.experiment, run_name=name, tags=all_tags
+        )
         # Without an answer there is no run: calls with an empty id are skipped.
         run = new_run.info.run_id if new_run else ""
 
@@ -133,7 +142,11 @@ class Tracker:
             record: Record of the artifact, or what is known before the stage runs.
             is_live: Whether the stage runs now: if it trains, the load of the machine is logged.
         """
-        all_tags = {"stage": record.stage, "fingerprint": record.fingerprint, **(tags or {})}
+        all_tags = {
+            "stage": record.stage,
+            "fingerprint": record.fingerprint,
+            **(tags or {}),
+        }
         # An artifact that is logged again keeps the commit that built it.
         if "commit" in record.run:
             all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
@@ -181,7 +194,9 @@ class Tracker:
                 scores |= record.metrics
             else:
                 prefix = f"training/{record.stage}"
-                training |= {f"{prefix}/{key}": value for key, value in record.metrics.items()}
+                training |= {
+                    f"{prefix}/{key}": value for key, value in record.metrics.items()
+                }
         self.log_metrics(run, select_headlines(scores) | scores | training)
 
         for file in files:
@@ -204,8 +219,14 @@ class Tracker:
     def find_pipeline(self, flow_run: str) -> str:
         """Return the run of the pipeline that a run of Prefect logs to; empty if there is none."""
         query = f"tags.prefect_flow_run = '{flow_run}'"
-        runs = self._call("search_runs", self._list_experiments(), query) or () if flow_run else ()
-        pipelines = [run for run in runs if mlflow_tags.MLFLOW_PARENT_RUN_ID not in run.data.tags]
+        runs = (
+            self._call("search_runs", self._list_experiments(), query) or ()
+            if flow_run
+            else ()
+        )
+        pipelines = [
+            run for run in runs if mlflow_tags.MLFLOW_PARENT_RUN_ID not in run.data.tags
+        ]
         return pipelines[0].info.run_id if pipelines else ""
 
     def logged_model(self, fingerprint: str) -> str:
@@ -220,7 +241,11 @@ class Tracker:
         return [one.experiment_id for one in self._call("search_experiments") or ()]
 
     def log_metrics(
-        self, run: str, values: Mapping[str, float], step: int = 0, model: str | None = None
+        self,
+        run: str,
+        values: Mapping[str, float],
+        step: int = 0,
+        model: str | None = None,
     ) -> None:
         """Log values of a step, and with the logged model that reached them, if it is given."""
         now = int(time.time() * 1000)
@@ -228,7 +253,9 @@ class Tracker:
         for key, value in values.items():
             # MLflow's pages show all digits.
             rounded = round(value, DIGITS)
-            metrics.append(Metric(clean_metric_name(key), rounded, now, step, model_id=model))
+            metrics.append(
+                Metric(clean_metric_name(key), rounded, now, step, model_id=model)
+            )
         self._call("log_batch", run, metrics=metrics)
 
     @contextmanager
@@ -244,7 +271,9 @@ class Tracker:
                 step = line.pop("step")
                 milliseconds = int(line.pop("time") * 1000)
                 for key, value in line.items():
-                    unsent.append(Metric(clean_metric_name(key), value, milliseconds, step))
+                    unsent.append(
+                        Metric(clean_metric_name(key), value, milliseconds, step)
+                    )
             is_answered = self._call("log_batch", run, metrics=unsent) is not None
             # Entries that MLflow refuses are dropped; they would be refused again.
             if is_answered or not run:
@@ -289,14 +318,19 @@ class Tracker:
         self.log_metrics(run, {**scores, **record.metrics}, step)
 
         # Counts are tags: of a metric, MLflow would draw a chart with one dot.
-        tags = [RunTag(f"counts.{name}", str(count)) for name, count in record.counts.items()]
+        tags = [
+            RunTag(f"counts.{name}", str(count))
+            for name, count in record.counts.items()
+        ]
         tags.append(RunTag("seconds", str(record.run.get("seconds", 0))))
         self._call("log_batch", run, tags=tags)
         self._call("log_inputs", run, datasets=describe_corpora(folder, record))
 
         for file in chain.from_iterable(map(folder.glob, FILES)):
             is_picture = file.suffix == ".png"
-            self._call("log_artifact", run, str(file), "pictures" if is_picture else None)
+            self._call(
+                "log_artifact", run, str(file), "pictures" if is_picture else None
+            )
         for name in TABLES:
             file = folder / f"{name}.parquet"
             if file.is_file():
@@ -312,7 +346,9 @@ class Tracker:
             "fingerprint": record.fingerprint,
         }
         values = flatten({record.stage: record.config})
-        params = {key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()}
+        params = {
+            key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()
+        }
         name = f"{record.stage} {record.fingerprint[:8]}"
         model = run and self._call(
             "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
@@ -350,13 +386,21 @@ class Tracker:
                 return None
             try:
                 answer = getattr(self.client, method)(*args, **values)
-            except Exception as error:  # MLflow, requests and SQLAlchemy raise their own.
-                status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
-                is_refused = status in (400, 404)  # The store works, only this call is wrong.
+            except Exception as error:
+                # MLflow, requests and SQLAlchemy raise their own.
+                status = (
+                    error.get_http_status_code()
+                    if isinstance(error, MlflowException)
+                    else 0
+                )
+                # The store works, only this call is wrong.
+                is_refused = status in (400, 404)
                 if not is_refused:
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
                 # During an outage every call fails, which is one warning.
-                self._warn_once(one_line(error), one_line(error) if is_refused else "outage")
+                self._warn_once(
+                    one_line(error), one_line(error) if is_refused else "outage"
+                )
                 return False if is_refused else None
             return True if answer is None else answer
 

@@ -33,7 +33,9 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     return clip
 
 
-def paste(picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None) -> None:
+def paste(
+    picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None
+) -> None:
     """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place.
 
     drawn: a sprite to draw in place of the one of its kind and color.
@@ -144,7 +146,9 @@ class _Pen:
         bottom_right = self.at(x + rx, y + ry)
         self.draw.ellipse([top_left, bottom_right], fill=fill)
 
-    def box(self, fill: Color, left: float, top: float, right: float, bottom: float) -> None:
+    def box(
+        self, fill: Color, left: float, top: float, right: float, bottom: float
+    ) -> None:
         top_left = self.at(left, top)
         bottom_right = self.at(right, bottom)
         self.draw.rectangle([top_left, bottom_right], fill=fill)

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("sample.toml").read_text("utf-8"))
+WORDS: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("sample.toml").read_text("utf-8")
+)
 THING_KINDS = tuple(WORDS["things"])
 COLORS = {name: tuple(rgb) for name, rgb in WORDS["colors"].items()}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -271,7 +273,9 @@ def evaluation_scenes(
     mains: set[tuple[str, str, str]] = set()
     splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
     unseen_counts = [round(size * unseen) for size in sizes]
-    seen_counts = [size - count for size, count in zip(sizes, unseen_counts, strict=True)]
+    seen_counts = [
+        size - count for size, count in zip(sizes, unseen_counts, strict=True)
+    ]
 
     for held_out, counts in ((True, unseen_counts), (False, seen_counts)):
         drawn = []
@@ -319,7 +323,9 @@ def motion_phrase(motion: str, rng: np.random.Generator) -> str:
     return str(rng.choice(WORDS["motions"][motion]))
 
 
-def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True) -> str:
+def name(
+    thing: Thing, article: str = "a", color: bool = True, kind: bool = True
+) -> str:
     noun = thing.kind if kind else "thing"
     words = f"{thing.color} {noun}" if color else noun
     if article == "a" and words[0] in "aeiou":
@@ -327,7 +333,9 @@ def name(thing: Thing, article: str = "a", color: bool = True, kind: bool = True
     return f"{article} {words}"
 
 
-def _relation_phrase(scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True) -> str:
+def _relation_phrase(
+    scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True
+) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
     assert scene.relation
     preposition = rng.choice(WORDS["relations"][scene.relation])
@@ -401,7 +409,9 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
 
     color = bool(style != "kind")
     kind = bool(style != "color")
-    start = rng.choice(["a picture of", "a photo of", "a good picture of", "here is", "we see"])
+    start = rng.choice(
+        ["a picture of", "a photo of", "a good picture of", "here is", "we see"]
+    )
     text = f"{start} {name(scene.main, color=color, kind=kind)}"
     if scene.relation and rng.random() < 0.8:
         text += _relation_phrase(scene, rng, color, kind)

@@ -11,18 +11,32 @@ from typing import Any
 
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Question
-from alpro.shards.sources.form import NO_TEXT, TABLE, WORDS, Form, Record, fold, read_cell
+from alpro.shards.sources.form import (
+    NO_TEXT,
+    TABLE,
+    WORDS,
+    Form,
+    Record,
+    fold,
+    read_cell,
+)
 
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
-INLINE_TAG = re.compile(r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>")
+INLINE_TAG = re.compile(
+    r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>"
+)
 TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
 MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
 # What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
-MEASUREMENT = re.compile(rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*")
+MEASUREMENT = re.compile(
+    rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*"
+)
 # Subtitles and lyrics: in front, a time in brackets, with a fraction of a second, or two times; or
 # anywhere, two times with fractions. A caption may begin with the time on a clock.
 TIME = r"\d+:\d\d(?::\d\d)?"
-CUE = re.compile(rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME})|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d")
+CUE = re.compile(
+    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME})|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
+)
 # Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
 # have their letters beside digits.
 UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
@@ -148,7 +162,9 @@ def read_questions(record: Record, form: Form) -> Iterator[Question]:
     if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
     listed = read_value(record, form.questions) or []
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+    if not isinstance(listed, list) or not all(
+        isinstance(each, dict) for each in listed
+    ):
         raise ValueError("questions are not a list of {question, answer}")
     for each in listed:
         bound = TABLE.bind(each)
@@ -254,7 +270,9 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
         return [(times[0], captions)]
 
     columns = [*map(parse_cell, captions)]
-    are_lists = all(isinstance(texts, list) and len(texts) == len(times) for texts in columns)
+    are_lists = all(
+        isinstance(texts, list) and len(texts) == len(times) for texts in columns
+    )
     if not columns or not are_lists:
         raise ValueError("not as many captions as times; write a row for each part")
     return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
@@ -263,7 +281,9 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
 def read_spans(value: Any) -> list[tuple[Time, Time]]:
     """Return the spans of a cell, which has one or a list of them."""
     value = parse_cell(value)
-    has_several = isinstance(value, list) and any(isinstance(each, list | tuple) for each in value)
+    has_several = isinstance(value, list) and any(
+        isinstance(each, list | tuple) for each in value
+    )
     return [read_span(span) for span in (value if has_several else [value])]
 
 
@@ -293,7 +313,9 @@ def read_seconds(value: Any) -> Time:
         numbers = [float(part) for part in text.split(":")]
     is_negative = len(numbers) > 1 and min(numbers) < 0
     if len(numbers) not in (1, 2, 3) or is_negative:
-        raise ValueError(f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5")
+        raise ValueError(
+            f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5"
+        )
     seconds = 0.0
     for place, number in enumerate(reversed(numbers)):
         seconds += number * 60**place

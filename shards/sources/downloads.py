@@ -33,9 +33,24 @@ from alpro.shards.file_type import (
 )
 from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
 from alpro.shards.sources.form import SAMPLE, Record
-from alpro.shards.sources.rows import MAYBE_ANIMATED, Items, Part, Rows, check_record, reject_row
+from alpro.shards.sources.rows import (
+    MAYBE_ANIMATED,
+    Items,
+    Part,
+    Rows,
+    check_record,
+    reject_row,
+)
 from alpro.shards.sources.tables import Table
-from alpro.shards.storage import Location, call_store, exists, join, listing, parent, suffix
+from alpro.shards.storage import (
+    Location,
+    call_store,
+    exists,
+    join,
+    listing,
+    parent,
+    suffix,
+)
 from alpro.shards.tar import DamagedTar, TarMember, samples_in, tar_members
 
 T = TypeVar("T")
@@ -45,7 +60,16 @@ FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
 # Maximum length of a text in further columns. Subtitles and metadata of YouTube are longer.
 MAX_META_CHARACTERS = 1000
-NOT_META = {"key", "status", "error_message", "captions", "clips", "sha256", "id", "kind"}
+NOT_META = {
+    "key",
+    "status",
+    "error_message",
+    "captions",
+    "clips",
+    "sha256",
+    "id",
+    "kind",
+}
 SUCCESS = ("success", "")
 
 
@@ -63,7 +87,9 @@ class Download:
     def record(self, key: str) -> Record:
         """Return the caption of the sample, and the further columns of its JSON."""
         metadata = self.metadata
-        captions = self.caption.strip() or metadata.get("caption") or metadata.get("captions")
+        captions = (
+            self.caption.strip() or metadata.get("caption") or metadata.get("captions")
+        )
         clip = CLIP.fullmatch(key) if metadata.get("clips") else None
         meta = {}
         for column, value in metadata.items():
@@ -161,7 +187,10 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
             detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
             yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
         for key, sample in samples.items():
-            if sample.media is None or str(sample.metadata.get("status") or "") not in SUCCESS:
+            if (
+                sample.media is None
+                or str(sample.metadata.get("status") or "") not in SUCCESS
+            ):
                 yield not_fetched(key, sample.metadata, "no media in the shard")
             elif sample.problem:
                 reject = reject_row(key, sample.problem, str(shard))
@@ -212,7 +241,9 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     return samples, problem
 
 
-def add_member(sample: Download, member: TarMember, extension: str, file: BinaryIO) -> None:
+def add_member(
+    sample: Download, member: TarMember, extension: str, file: BinaryIO
+) -> None:
     sample.copies[extension] += 1
     try:
         count = sample.copies[extension]
@@ -235,7 +266,9 @@ def add_member(sample: Download, member: TarMember, extension: str, file: Binary
                 sample.metadata = without_credentials(check_record(metadata))
         # An image may be a video's thumbnail.
         elif extension in VIDEO_EXTENSIONS or (is_image and sample.media is None):
-            sample.media = Member(name=member.name, offset=member.offset, size=member.size)
+            sample.media = Member(
+                name=member.name, offset=member.offset, size=member.size
+            )
             head = b""
             if extension in MAYBE_ANIMATED:
                 file.seek(member.offset)

@@ -22,14 +22,17 @@ Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
 # A single name may be written without brackets.
 Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
 ]
 
 
 class Join(BaseModel):
     """Further columns of a record, from the record with the same key in another list or table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     on: str
     """column of the record"""
@@ -43,7 +46,9 @@ class Columns(BaseModel):
     """The columns of a table that has no published form. A column inside of an object has a dotted
     name, `meta.title`. A column that is not set has its usual name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     file: Names = ()
     """the video or image, relative to the folder of the table, or its URL: a column, or a template
@@ -132,14 +137,27 @@ class Form(Columns):
     @cached_property
     def meanings(self) -> set[str]:
         """The columns that have a meaning. The others are stored as `meta`."""
-        keys = ("question", "answer", "questions", "type", "start", "end", "span", "url")
-        columns = {getattr(self, key) for key in (*keys, "split", "group", "id", "kind")}
+        keys = (
+            "question",
+            "answer",
+            "questions",
+            "type",
+            "start",
+            "end",
+            "span",
+            "url",
+        )
+        columns = {
+            getattr(self, key) for key in (*keys, "split", "group", "id", "kind")
+        }
         columns.update(self.captions, self.options, self.file_columns)
         return columns - {""}
 
     @cached_property
     def file_columns(self) -> list[str]:
-        names = [TEMPLATE_COLUMN.findall(template) or [template] for template in self.file]
+        names = [
+            TEMPLATE_COLUMN.findall(template) or [template] for template in self.file
+        ]
         return [*chain.from_iterable(names)]
 
     @property
@@ -267,7 +285,9 @@ def walk(
         if outer is not None:
             # Beside one key, objects describe its records; beside `*`, they are others of its kind.
             kinds = str | int | float if key == "*" else str | int | float | dict
-            cells = {name: cell for name, cell in value.items() if isinstance(cell, kinds)}
+            cells = {
+                name: cell for name, cell in value.items() if isinstance(cell, kinds)
+            }
             around = around | cells
             around.pop(key, None)
         for name in value if key == "*" else value.keys() & {key}:

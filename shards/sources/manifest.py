@@ -41,7 +41,8 @@ from alpro.shards.sources.tables import TABLES
 from alpro.shards.storage import Location, identities, join
 
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
-STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}  # files whose contents the rows depend on
+# Files whose contents the rows depend on.
+STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
@@ -97,7 +98,10 @@ def import_source(
     source = Source(data, annotations, root, columns)
 
     column_keys = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
-    tables = {split: [str(file) for file in files] for split, files in source.annotations.items()}
+    tables = {
+        split: [str(file) for file in files]
+        for split, files in source.annotations.items()
+    }
     source_digest = digest([str(data), tables, str(root), column_keys])[:16]
     state = digest([VERSION, *state_of(source)])[:16]
     # A run may read the manifest of an earlier state, so each state has a folder of its own.
@@ -110,7 +114,9 @@ def import_source(
     try:
         make_folder(temporary)
         form, rows = source.scan()
-        about = write_manifest(rows, temporary, source.folder.path if source.folder else data)
+        about = write_manifest(
+            rows, temporary, source.folder.path if source.folder else data
+        )
         # The names of all files count if one was looked up among them.
         is_listed = source.folder is not None and source.folder.is_listed
         names = digest_names(source) if is_listed else ""
@@ -126,7 +132,9 @@ def import_source(
         with suppress(OSError):  # another process has imported it
             publish(temporary, target)
     except PermissionError as error:
-        raise InputError(f"{error.filename or data}: {error.strerror or error}") from error
+        raise InputError(
+            f"{error.filename or data}: {error.strerror or error}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Manifest(target)
@@ -134,7 +142,9 @@ def import_source(
 
 def find_outdated(cache: Path) -> list[Path]:
     """Return the folders of all manifests but the newest of each source."""
-    folders = sorted(cache.glob("[!.]*-*"), key=lambda folder: folder.stat().st_mtime_ns)
+    folders = sorted(
+        cache.glob("[!.]*-*"), key=lambda folder: folder.stat().st_mtime_ns
+    )
     newest = {folder.name.partition("-")[0]: folder for folder in folders}
     return [folder for folder in folders if folder not in newest.values()]
 
@@ -183,8 +193,12 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
         pq.ParquetWriter(out / "rejects.parquet", IMPORT_REJECTS) as reject_file,
     ):
 
-        def flush(name: str, values: list[dict[str, Any]], file: pq.ParquetWriter) -> None:
-            file.write_table(pa.Table.from_pylist(values, schema=file.schema), ROW_GROUP)
+        def flush(
+            name: str, values: list[dict[str, Any]], file: pq.ParquetWriter
+        ) -> None:
+            file.write_table(
+                pa.Table.from_pylist(values, schema=file.schema), ROW_GROUP
+            )
             counts[name] += len(values)
             values.clear()
 
@@ -204,7 +218,9 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                 split["items"] += bool(record.captions or record.questions)
                 split["captions"] += len(record.captions)
                 split["questions"] += len(record.questions)
-                answers[record.split].update(hash(asked.answer) for asked in record.questions)
+                answers[record.split].update(
+                    hash(asked.answer) for asked in record.questions
+                )
             else:
                 if isinstance(record, MissingItem):
                     # Its split is named, also if no item of it has a file.

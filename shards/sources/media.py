@@ -29,7 +29,9 @@ class Notes:
     """What a user should know of a source: reasons, how often each applies, and examples."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    examples: defaultdict[str, list[str]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1
@@ -94,7 +96,9 @@ class Folder:
 
     @cached_property
     def others(self) -> list[str]:
-        return [path for path in self.files if read_suffix(path) not in MEDIA_EXTENSIONS]
+        return [
+            path for path in self.files if read_suffix(path) not in MEDIA_EXTENSIONS
+        ]
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -104,7 +108,9 @@ class Folder:
             paths[file_stem(path)].append(path)
         return paths
 
-    def find(self, name: str, prefixes: Sequence[str] = (), anywhere: bool = False) -> str | None:
+    def find(
+        self, name: str, prefixes: Sequence[str] = (), anywhere: bool = False
+    ) -> str | None:
         """Return the path of the file that a name means, or None.
 
         It is the file of this path, also with one of the prefixes, and with another extension, or
@@ -147,9 +153,13 @@ class Folder:
             same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
             paths = same or [path for path in paths if not is_image(path)] or paths
             if len(paths) > 1:
-                raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
+                raise ValueError(
+                    f"the name {name!r} could mean {paths[0]} or {paths[1]}"
+                )
             if paths and not beside:
-                self.notes.add("names were found in a subfolder", f"{name} ({paths[0]})")
+                self.notes.add(
+                    "names were found in a subfolder", f"{name} ({paths[0]})"
+                )
             if paths:
                 return paths[0]
         return None

@@ -102,7 +102,11 @@ class DecodePlan:
     ):
         self.manifest = manifest
         self.named_splits = any(split for split in manifest.about["splits"])
-        self.shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+        self.shares = {
+            "train": 1 - validation - test,
+            "validation": validation,
+            "test": test,
+        }
         self.generated_splits = not self.named_splits and test + validation > 0
         self.seed = seed
         self.kinds = list(KINDS) if kinds == "all" else [kinds]
@@ -146,7 +150,9 @@ class DecodePlan:
         columns = {"kind": kind.astype(np.int8), "split": self._assign_splits(batch)}
         columns["cut"] = batch["cut"].to_numpy()
         for name in TEXT_COUNTS:
-            text_count = pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False)
+            text_count = pc.list_value_length(batch[name]).to_numpy(
+                zero_copy_only=False
+            )
             columns[name] = text_count.astype(np.int32)
         return columns
 
@@ -273,7 +279,9 @@ class DecodePlan:
     @cached_property
     def _counts(self) -> dict[str, dict[str, int]]:
         codes = self.columns["split"][self.is_planned]
-        text_counts = {name: self.columns[name][self.is_planned] for name in TEXT_COUNTS}
+        text_counts = {
+            name: self.columns[name][self.is_planned] for name in TEXT_COUNTS
+        }
         return count_by_split(codes, text_counts)
 
     def evenly_spaced(self, count: int) -> list[Row]:
@@ -336,7 +344,9 @@ class DecodePlan:
             yield from ungrouped["name"].to_pylist()
 
 
-def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+def count_by_split(
+    codes: np.ndarray, texts: dict[str, np.ndarray]
+) -> dict[str, dict[str, int]]:
     """Return by split how many items have a text, and how many texts of each kind there are.
 
     Args:
@@ -353,7 +363,9 @@ def count_by_split(codes: np.ndarray, texts: dict[str, np.ndarray]) -> dict[str,
     return counts
 
 
-def draw_splits(seed: str, groups: list[str], test: float, validation: float) -> np.ndarray:
+def draw_splits(
+    seed: str, groups: list[str], test: float, validation: float
+) -> np.ndarray:
     """Return the codes of the splits of groups.
 
     A group's seeded hash alone decides, so that no other row moves when rows are added, removed or

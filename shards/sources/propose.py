@@ -164,7 +164,8 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
     yield ""
     if isinstance(value, list) and value:
         for path in find_lists(value[0], depth):
-            yield f"*.{path}" if path.startswith("*") else path  # `*` would be its entries.
+            # `*` would be its entries.
+            yield f"*.{path}" if path.startswith("*") else path
     if isinstance(value, dict) and value and depth < MAX_DEPTH:
         first = next(iter(value.values()))
         keys = [key for key in islice(value, 20) if isinstance(value[key], dict | list)]
@@ -297,7 +298,11 @@ def propose_times(cells: Cells, names: list[str]) -> dict[str, Any]:
         starts = map(read_time, cells[start])
         ends = map(read_time, cells[end])
         pairs = {*zip(starts, ends, strict=True)}
-        times = [(first, last) for first, last in pairs if first is not None and last is not None]
+        times = [
+            (first, last)
+            for first, last in pairs
+            if first is not None and last is not None
+        ]
         # The width and the height of files are also two numbers.
         if len(times) > 1 and all(first < last for first, last in times):
             return {"start": start, "end": end}
@@ -314,7 +319,9 @@ def read_time(cell: Any) -> float | None:
 def propose_answer(cells: Cells) -> dict[str, Any]:
     """Return the column of the answers, and those of the options if each answer is one of them, or
     is the name of one."""
-    columns = {name: [read_text(cell).strip() for cell in cells[name]] for name in cells}
+    columns = {
+        name: [read_text(cell).strip() for cell in cells[name]] for name in cells
+    }
     texts = []
     for name, column in columns.items():
         if 2 * sum(map(has_words, column)) > len(column):
@@ -352,7 +359,9 @@ def is_row_number(name: str, cells: list[str]) -> bool:
     """Return whether the cells of a column, unless it is named as answers are, count the rows."""
     if fold(name) in WORDS["usual"]["answer"]:
         return False
-    return cells in ([str(row + first) for row in range(len(cells))] for first in (0, 1))
+    return cells in (
+        [str(row + first) for row in range(len(cells))] for first in (0, 1)
+    )
 
 
 def hides_meanings(table: Table) -> bool:
@@ -371,5 +380,8 @@ def hides_meanings(table: Table) -> bool:
         return has_times
     answers = [record.get(form.answer) for record in table.head_records]
     proposed = propose_answer({form.answer: answers} | stored)
-    is_text_of_option = proposed == {"answer": form.answer, "options": proposed.get("options")}
+    is_text_of_option = proposed == {
+        "answer": form.answer,
+        "options": proposed.get("options"),
+    }
     return has_times or ("options" in proposed and not is_text_of_option)

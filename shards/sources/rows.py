@@ -69,7 +69,8 @@ IDS_OF_SEVERAL_ITEMS = f"""
 # Texts of files that other tables list.
 INDEX_OF_TEXTS = f"CREATE INDEX texts ON parts (place) WHERE split = '{TEXTS}'"
 TEXTS_OF_PLACE = f"SELECT part FROM parts WHERE split = '{TEXTS}' AND place = ?"
-NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # In JSON: after an even number of backslashes.
+# In JSON: after an even number of backslashes.
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 MAYBE_ANIMATED = {".png", ".webp", ".avif"}
 # Notes.
 NO_FILE = (
@@ -111,7 +112,11 @@ class Items:
     """
 
     def __init__(
-        self, root: Location, notes: Notes, folder: Folder | None, names_root: Path | None
+        self,
+        root: Location,
+        notes: Notes,
+        folder: Folder | None,
+        names_root: Path | None,
     ):
         self.root = root
         self.notes = notes
@@ -151,15 +156,21 @@ class Items:
             raise disk_error(error) from error
 
     def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
-        if any(read_string(record, column) != value for column, value in form.where.items()):
+        if any(
+            read_string(record, column) != value for column, value in form.where.items()
+        ):
             self.notes.add("rows are left out by `where`", part["where"])
             return
         named_split = read_string(record, form.split)
         split = split_in(named_split)
         if split is None:
-            raise ValueError(f"unknown split {named_split!r}; use train, validation, test")
+            raise ValueError(
+                f"unknown split {named_split!r}; use train, validation, test"
+            )
         if origin.selects and split not in ("", origin.split):
-            self.notes.add(f"rows are of another split than {origin.split}", part["where"])
+            self.notes.add(
+                f"rows are of another split than {origin.split}", part["where"]
+            )
             return
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
 
@@ -176,7 +187,9 @@ class Items:
             refuse_credentials(key, cell)
         part["questions"] = []
         if form.question or form.questions:
-            part["questions"] += [asked.model_dump() for asked in read_questions(record, form)]
+            part["questions"] += [
+                asked.model_dump() for asked in read_questions(record, form)
+            ]
         times = read_parts(record, form)
 
         if "path" not in part:
@@ -188,7 +201,9 @@ class Items:
                 part["path"] = f"{self.folder.path}/{name}"
                 part["missing"] = True
             part["name"] = name
-            part["kind"] = read_string(record, form.kind).lower() or find_kind(part["path"])
+            part["kind"] = read_string(record, form.kind).lower() or find_kind(
+                part["path"]
+            )
             if part["kind"] not in KINDS:
                 raise ValueError(
                     f'kind: {part["kind"]!r}; use video or image, or set `kind = ""` in `columns`'
@@ -207,7 +222,9 @@ class Items:
                 return location, location
 
         if len(text) > MAX_NAME_LENGTH:
-            raise ValueError(f"{text[:20]!r}... of {len(text):,} characters names no file")
+            raise ValueError(
+                f"{text[:20]!r}... of {len(text):,} characters names no file"
+            )
         base = str(self.folder.path)
         name = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:
@@ -245,7 +262,9 @@ class Items:
             questions=len(item["questions"]),
         )
 
-    def _write(self, part: Part, cells: list[Any], paragraph: str, table_number: int) -> None:
+    def _write(
+        self, part: Part, cells: list[Any], paragraph: str, table_number: int
+    ) -> None:
         """Write a part with the captions in its cells."""
         texts = []
         for text in chain.from_iterable(map(read_captions, cells)):
@@ -296,13 +315,21 @@ class Items:
         has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
         self._parts.execute(INDEX_OF_TEXTS)
-        in_several_splits = {value for (value,) in self._parts.execute(OF_SEVERAL_SPLITS)}
-        repeated_ids = {row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)}
+        in_several_splits = {
+            value for (value,) in self._parts.execute(OF_SEVERAL_SPLITS)
+        }
+        repeated_ids = {
+            row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)
+        }
         used_ids: dict[str, str] = {}
-        for (_, place), parts in groupby(self._parts.execute(ITEMS), lambda values: values[:2]):
+        for (_, place), parts in groupby(
+            self._parts.execute(ITEMS), lambda values: values[:2]
+        ):
             item = join_parts(part for _, _, part in parts)
             if not (item["captions"] or item["paragraphs"] or item["questions"]):
-                texts = [part for (part,) in self._parts.execute(TEXTS_OF_PLACE, (place,))]
+                texts = [
+                    part for (part,) in self._parts.execute(TEXTS_OF_PLACE, (place,))
+                ]
                 joined = join_parts(iter(texts)) if texts else item
                 for key in ("captions", "paragraphs", "questions"):
                     item[key] = joined[key]
@@ -377,7 +404,9 @@ def check_record(record: Record) -> Record:
     text = json.dumps(record, default=str, ensure_ascii=False)
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > MAX_JSON_BYTES // 2:
-        raise ValueError(f"{len(encoded):,} bytes; a column holds texts and numbers, not media")
+        raise ValueError(
+            f"{len(encoded):,} bytes; a column holds texts and numbers, not media"
+        )
     if NUL.search(text):
         raise ValueError("a NUL character")
     # Readers have a limit of 200 levels; in a sample a record is one level deeper.
@@ -395,11 +424,14 @@ def read_file_name(record: Record, form: Form) -> str:
         name = template
         for column in TEMPLATE_COLUMN.findall(template) or [template]:
             cell = read_cell(record, column)
-            if isinstance(cell, dict):  # Hugging Face's datasets have an object with the path.
+            # Hugging Face's datasets have an object with the path.
+            if isinstance(cell, dict):
                 cell = cell.get("path")
             text = read_text(cell).strip()
             # A number that joins two lists is a key, and no name.
-            if not text or (form.join and column == form.join.on and isinstance(cell, int)):
+            if not text or (
+                form.join and column == form.join.on and isinstance(cell, int)
+            ):
                 break
             name = name.replace(f"{{{column}}}" if "{" in template else column, text)
         else:
@@ -445,7 +477,8 @@ def short_name(name: str) -> str:
         address, mark, query = name.partition("://")[2].partition("?")
         return f"{address.removesuffix(suffix(name))}{mark}{query}"
     stem = cut_extension(name)
-    return name if cut_extension(stem) != stem else stem  # a.mp4.jpg, the picture of a.mp4
+    # a.mp4.jpg, the picture of a.mp4.
+    return name if cut_extension(stem) != stem else stem
 
 
 def join_parts(parts: Iterator[bytes]) -> Part:
@@ -455,7 +488,9 @@ def join_parts(parts: Iterator[bytes]) -> Part:
         part = from_json(text)
         # Each record of a question may have the captions of its video.
         known = item["captions"] if part["questions"] else ()
-        item["captions"] += [caption for caption in part["captions"] if caption not in known]
+        item["captions"] += [
+            caption for caption in part["captions"] if caption not in known
+        ]
         item["questions"] += part["questions"]
         for number, sentences in part["paragraphs"].items():
             item["paragraphs"].setdefault(number, []).extend(sentences)

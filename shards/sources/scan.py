@@ -13,17 +13,33 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
-from alpro.shards.sources.form import BESIDE, LIST, Columns, Form, Record, has_any, split_in
+from alpro.shards.sources.form import (
+    BESIDE,
+    LIST,
+    Columns,
+    Form,
+    Record,
+    has_any,
+    split_in,
+)
 from alpro.shards.sources.media import Folder, Notes, read_suffix
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
-from alpro.shards.sources.rows import TEXTS, Items, Origin, Rows, reject_row, split_of_path
+from alpro.shards.sources.rows import (
+    TEXTS,
+    Items,
+    Origin,
+    Rows,
+    reject_row,
+    split_of_path,
+)
 from alpro.shards.sources.sidecars import NOT_TEXTS, TEXT_SUFFIXES, Sidecars
 from alpro.shards.sources.tables import TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 100  # Tables of a folder that are opened.
-Tables = list[tuple[Table, list[Origin]]]  # Tables with the splits that each is read for.
+# Tables with the splits that each is read for.
+Tables = list[tuple[Table, list[Origin]]]
 
 
 def scan_source(
@@ -47,7 +63,9 @@ def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror or error}"
+        ) from error
 
 
 class Source:
@@ -81,7 +99,8 @@ class Source:
             keys = columns.model_dump(exclude_unset=True)
             self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
-        self.stored: dict[str, list[str]] = {}  # Columns without a meaning, by their tables.
+        # Columns without a meaning, by their tables.
+        self.stored: dict[str, list[str]] = {}
         self.folder = None
         if isinstance(data, Path):
             self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
@@ -99,9 +118,13 @@ class Source:
             return self.scan_tables(self.open_annotations())
         # First: the folder of a path that does not exist may be large.
         if isinstance(self.data, Path) and not self.data.exists():
-            raise InputError(f"{self.data}: no such table (.csv, .jsonl, ...) or folder of videos")
+            raise InputError(
+                f"{self.data}: no such table (.csv, .jsonl, ...) or folder of videos"
+            )
         files = self.folder.others if self.folder and self.is_folder else ()
-        may_have_tars = self.folder is None or any(name.endswith(".tar") for name in files)
+        may_have_tars = self.folder is None or any(
+            name.endswith(".tar") for name in files
+        )
         if may_have_tars and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
         if self.folder and self.is_folder:
@@ -118,13 +141,17 @@ class Source:
             for file in files:
                 if not file.is_file():
                     raise InputError(f"{file}: no such annotation file ({split})")
-                origins[file].append(Origin(split, "", len(origins), selects=split != TEXTS))
+                origins[file].append(
+                    Origin(split, "", len(origins), selects=split != TEXTS)
+                )
         return [(Table(file, self.form), each) for file, each in origins.items()]
 
     def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
         sidecars = None
         is_table_named = self.form is not None and not self.form.texts
-        has_files_of_texts = any(read_suffix(path) in TEXT_SUFFIXES for path in folder.others)
+        has_files_of_texts = any(
+            read_suffix(path) in TEXT_SUFFIXES for path in folder.others
+        )
         if has_files_of_texts and not is_table_named:
             sidecars = Sidecars(folder, self.form.texts if self.form else ())
         if not sidecars or not any(map(sidecars.find, folder.media)):
@@ -155,7 +182,9 @@ class Source:
         paths = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
-            is_table = splitext(name)[1] in TABLES or (name.endswith(".txt") and "/" not in name)
+            is_table = splitext(name)[1] in TABLES or (
+                name.endswith(".txt") and "/" not in name
+            )
             # The metadata of one video are no table: a.json, a.info.json.
             stem = splitext(path)[0]
             is_beside = stem in stems or splitext(stem)[0] in stems
@@ -195,7 +224,9 @@ class Source:
                 is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
-            has_named = table.columns and (not self.form or self.form.meanings <= {*table.columns})
+            has_named = table.columns and (
+                not self.form or self.form.meanings <= {*table.columns}
+            )
             if is_unknown and has_named:
                 raise unknown_columns(table, self.items)
         titles = dict.fromkeys(table.bound.title for table, _ in tables)
@@ -268,7 +299,9 @@ class Source:
                 problem = f"no record has the column {name!r} of `columns`"
                 break
         if problem:
-            raise InputError(f"{table.path}: {problem}; there are {', '.join(present[:20])}")
+            raise InputError(
+                f"{table.path}: {problem}; there are {', '.join(present[:20])}"
+            )
 
 
 def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
@@ -286,7 +319,9 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         origin = Origin(split, inside if has_media else "", len(tables))
         tables.append((opened.pop(path), [origin]))
     for path in opened if tables else ():
-        folder.notes.add("tables are not read (`annotations` names the tables of a split)", path)
+        folder.notes.add(
+            "tables are not read (`annotations` names the tables of a split)", path
+        )
     return tables
 
 
@@ -315,7 +350,9 @@ def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
         return {path: own_split if has_others else ""}
 
     folders = {path.rpartition("/")[0] for path in with_texts}
-    are_named = all(split or opened[path].names_splits for path, split in with_texts.items())
+    are_named = all(
+        split or opened[path].names_splits for path, split in with_texts.items()
+    )
     is_mixed = bool(lists) and "" in with_texts.values()
     if (is_mixed or not are_named) and len(folders) < len(with_texts):
         names = [*with_texts][:5]

@@ -40,7 +40,9 @@ class Sidecars:
             if read_suffix(path) in TEXT_SUFFIXES:
                 self._by_key[fold_path(path)].append(path)
                 names.update(path.split("/")[:-1])
-        self._text_folders = sorted(names.intersection(text_folders or WORDS["texts"]["folders"]))
+        self._text_folders = sorted(
+            names.intersection(text_folders or WORDS["texts"]["folders"])
+        )
 
     def find(self, media: str) -> str | None:
         """Return the path of the text of a video or image, or None."""
@@ -65,7 +67,10 @@ class Sidecars:
 
     def has_texts(self, path: str) -> bool:
         """Return whether a text has captions: of an object, that it has a column of them."""
-        return read_suffix(path) != ".json" or BESIDE.bind(self.read(path)).text_columns != []
+        return (
+            read_suffix(path) != ".json"
+            or BESIDE.bind(self.read(path)).text_columns != []
+        )
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
@@ -81,7 +86,9 @@ class Sidecars:
             if file.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
             text = read_text(file)
-            value = json.loads(text) if read_suffix(path) == ".json" else text.split("\n")
+            value = (
+                json.loads(text) if read_suffix(path) == ".json" else text.split("\n")
+            )
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
         return value if isinstance(value, dict) else {"captions": value}
@@ -119,7 +126,10 @@ class Sidecars:
         yield from items.rows()
         self.note_others()
         if not folder.media:
-            lines = [f"{folder.path}: no video or image in this folder", *folder.notes.lines()]
+            lines = [
+                f"{folder.path}: no video or image in this folder",
+                *folder.notes.lines(),
+            ]
             raise InputError("; ".join(lines))
 
     def find_alone(self) -> Iterator[str]:
@@ -135,7 +145,9 @@ class Sidecars:
                 continue
 
             texts = self.read(path).get("captions")
-            is_table = isinstance(texts, list) and any(isinstance(each, dict) for each in texts)
+            is_table = isinstance(texts, list) and any(
+                isinstance(each, dict) for each in texts
+            )
             if not is_table and self.has_texts(path):
                 yield path
 
@@ -144,11 +156,17 @@ class Sidecars:
         for path in self.folder.others:
             suffix = read_suffix(path)
             for remedy, suffixes in WORDS["not_read"].items():
-                if suffix in suffixes and path not in self.used and not NOT_TEXTS.match(path):
+                if (
+                    suffix in suffixes
+                    and path not in self.used
+                    and not NOT_TEXTS.match(path)
+                ):
                     placeholder = find_placeholder(read_head(self.folder.path / path))
                     if placeholder:
                         remedy = f"{placeholder.kind}s: {placeholder.remedy}"
-                    self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
+                    self.folder.notes.add(
+                        f"{suffix} files are not read ({remedy})", path
+                    )
 
 
 def fold_path(path: str) -> str:

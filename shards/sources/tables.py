@@ -49,7 +49,8 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HEAD = 20  # records whose columns decide the form
 PROGRESS_RECORDS = 10_000  # after which progress is shown
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by `surrogateescape`
+# Bytes that are not UTF-8, by `surrogateescape`.
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 SAVE_AS_UTF8 = "not UTF-8; save the table as UTF-8"
 READING_ERRORS = (
     OSError,
@@ -84,7 +85,9 @@ class Table:
         self._start = b""
         self._records = self._read()
         self.head = list(islice(self._records, HEAD))
-        self.head_records = [record for _, record in self.head if isinstance(record, dict)]
+        self.head_records = [
+            record for _, record in self.head if isinstance(record, dict)
+        ]
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
         if self.form is None:
             self.form = find_form(self.columns, self.extension)
@@ -94,17 +97,23 @@ class Table:
         self.bound = self.form.bind(self.columns) if self.form else Form()
         # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
-        self.has_texts = self.is_partner or has_any(self.columns, self.bound.text_columns)
+        self.has_texts = self.is_partner or has_any(
+            self.columns, self.bound.text_columns
+        )
         self.has_files = has_any(self.columns, self.bound.file_columns)
         split = self.bound.split
-        self.names_splits = any(split and record.get(split) for record in self.head_records)
+        self.names_splits = any(
+            split and record.get(split) for record in self.head_records
+        )
 
     def records(self) -> Records:
         advance = None
         with ExitStack() as stack:
             for number, pair in enumerate(chain(self.head, self._records), 1):
                 if number == PROGRESS_RECORDS:
-                    advance = stack.enter_context(progress(f"reading {self.name}", None, "records"))
+                    advance = stack.enter_context(
+                        progress(f"reading {self.name}", None, "records")
+                    )
                 if advance and number % PROGRESS_RECORDS == 0:
                     advance(PROGRESS_RECORDS)
                 yield pair
@@ -219,7 +228,9 @@ class Table:
 
         for number, line in enumerate(map(str.strip, lines), skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
-            record: Record | str = f"not a line of {self.form.title}" if self.form else ""
+            record: Record | str = (
+                f"not a line of {self.form.title}" if self.form else ""
+            )
             if NOT_UTF8.search(line):
                 record = SAVE_AS_UTF8
             elif match:
@@ -339,7 +350,9 @@ def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record 
         return "more cells than columns; quote texts with commas"
     if any(map(NOT_UTF8.search, cells)):
         return SAVE_AS_UTF8
-    if not is_quoted and any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+    if not is_quoted and any(
+        cell.startswith('"') and cell.count('"') % 2 for cell in cells
+    ):
         return "an unclosed quotation mark; save a table with quoted texts as CSV"
     # Columns that a short row lacks are empty, so that all rows have the table's form.
     record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))

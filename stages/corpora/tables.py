@@ -69,7 +69,9 @@ def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def write_statistics(
-    out: Path, records: Sequence[Mapping[str, Any]], expected: Mapping[str, Mapping[str, int]]
+    out: Path,
+    records: Sequence[Mapping[str, Any]],
+    expected: Mapping[str, Mapping[str, int]],
 ) -> dict[str, int]:
     """Write statistics.json, and count the items, samples and rejects.
 
@@ -86,12 +88,16 @@ def write_statistics(
     Returns:
         The counts of the corpus.
     """
-    index = pq.read_table(out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"])
+    index = pq.read_table(
+        out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"]
+    )
     reasons = count_rejects(out)
     splits = count_texts(index)
     compared: dict[str, dict[str, list[int]]] = {}
     for split, counts in splits.items():
-        compared[split] = {name: [n, expected[split][name]] for name, n in counts.items()}
+        compared[split] = {
+            name: [n, expected[split][name]] for name, n in counts.items()
+        }
 
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
@@ -144,7 +150,11 @@ def count_rejects(out: Path) -> Counter[str]:
 
 
 def complete(
-    outcome: Outcome, source: Location, out: Path, max_reject_share: float, compared: int = COMPARED
+    outcome: Outcome,
+    source: Location,
+    out: Path,
+    max_reject_share: float,
+    compared: int = COMPARED,
 ) -> None:
     """Write the overlap and the picture of a corpus, and add their counts and warnings to the
     outcome.
@@ -163,13 +173,17 @@ def complete(
     check_rejects(source, out, max_reject_share, outcome.counts["items"])
 
 
-def check_rejects(source: Location, out: Path, max_reject_share: float, items: int) -> None:
+def check_rejects(
+    source: Location, out: Path, max_reject_share: float, items: int
+) -> None:
     """Raise InputError if the fraction of rejected items is above the limit. Otherwise log the
     rejects."""
     table = out / "rejects.parquet"
     reasons = count_rejects(out)
     rejected = reasons.total()
-    by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    by_reason = ", ".join(
+        f"{count} {reason}" for reason, count in reasons.most_common()
+    )
 
     if rejected > max_reject_share * items:
         raise InputError(
@@ -189,7 +203,9 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
     """
     # Histograms need no copy of the frames as floating-point numbers.
     channels = np.moveaxis(frames, -1, 0)
-    histograms = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+    histograms = np.stack(
+        [np.bincount(channel.ravel(), minlength=256) for channel in channels]
+    )
     values = np.arange(256) / 255
     return np.stack([histograms @ values**power for power in range(3)])
 

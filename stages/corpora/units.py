@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.artifact import try_checksum
-from alpro.files import atomic_write, checksum, make_folder, publish, read_json, write_json
+from alpro.files import (
+    atomic_write,
+    checksum,
+    make_folder,
+    publish,
+    read_json,
+    write_json,
+)
 from alpro.log import log
 from alpro.pool import Died
 from alpro.shards.schema import INDEX, REJECTS
@@ -82,7 +89,10 @@ class Units:
         return None if record["transient"] else record
 
     def find_or_make(
-        self, name: str, get_key: Callable[[], str], write: Callable[[Path], Mapping[str, Any]]
+        self,
+        name: str,
+        get_key: Callable[[], str],
+        write: Callable[[Path], Mapping[str, Any]],
     ) -> Unit:
         """Find a unit, or make it.
 
@@ -162,7 +172,8 @@ def finish_units(
     work: Callable[[TaskT], Unit],
     out: Path,
     resources: Resources,
-    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]] | None = None,
+    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]]
+    | None = None,
 ) -> Iterator[tuple[TaskT, Unit]]:
     """Find or make units in processes (`run_tasks`), and yield them in order of completion.
 
@@ -190,7 +201,11 @@ def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
             used.update(pq.read_table(stage / "units.parquet")["key"].to_pylist())
         if (stage / FINISHED_UNITS).is_file():
             used.update((stage / FINISHED_UNITS).read_text().splitlines())
-    return [folder for folder in sorted(workspace.glob("units/*")) if folder.name not in used]
+    return [
+        folder
+        for folder in sorted(workspace.glob("units/*"))
+        if folder.name not in used
+    ]
 
 
 def merge_units(

@@ -39,7 +39,9 @@ def accuracy_scores(
         chosen = types == kind if kind is not None else np.ones(len(types), bool)
         metric = accuracy_of_type(kind) if kind is not None else ACCURACY
         chance = float(guessed_right[chosen].mean() * 100)
-        scores.append(Score(metric, right[chosen] * 100.0, chance, queries.select(chosen)))
+        scores.append(
+            Score(metric, right[chosen] * 100.0, chance, queries.select(chosen))
+        )
     return scores
 
 
@@ -90,7 +92,9 @@ def predict_majority(
     return [guess(question["type"]) for question in questions]
 
 
-def describe_unanswerable(questions: Sequence[Question], answers: Sequence[str]) -> list[str]:
+def describe_unanswerable(
+    questions: Sequence[Question], answers: Sequence[str]
+) -> list[str]:
     """Return a line on the questions whose answer the model cannot give, if there are any, with the
     percentage that accuracy cannot exceed."""
     known = set(answers)

@@ -14,7 +14,8 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
-SCORES = "scores.parquet"  # the value of every score of results.json for each of its queries
+# The value of every score of results.json for each of its queries.
+SCORES = "scores.parquet"
 SCORE_COLUMNS = ["score", "id", "text", "value"]
 # A query: the id of its video, its text, and how many equal ones are before it.
 Query = tuple[str, str, int]
@@ -58,7 +59,9 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     names = f"{name_a} and {name_b}"
     rows = [row for row in read_json(a / "results.json") if row["name"] in common]
     if not rows:
-        raise InputError(f"{names} have no score in common; compare two models of one task")
+        raise InputError(
+            f"{names} have no score in common; compare two models of one task"
+        )
 
     compared = []
     other_queries = {}

@@ -31,7 +31,9 @@ CROP_SEED = [0, 59]
 ON_CROPS = "on random crops"
 
 
-def add_entities(results: Results, model: LoadedModel, gallery: Gallery, videos: Videos) -> None:
+def add_entities(
+    results: Results, model: LoadedModel, gallery: Gallery, videos: Videos
+) -> None:
     """Add the accuracy of the most likely entity of each video with a known one, and the accuracy
     of the best constant."""
     shown = find_shown_entities(gallery, model.entities)
@@ -52,7 +54,9 @@ def add_entities(results: Results, model: LoadedModel, gallery: Gallery, videos:
         named = model.entities[best[kind][row]]
         captions.append(CAPTIONS.join(metadata["captions"]))
         right = named in truth
-        rows.append({"id": gallery.ids[index], "named": named, "truth": truth, "right": right})
+        rows.append(
+            {"id": gallery.ids[index], "named": named, "truth": truth, "right": right}
+        )
 
     right_percent = np.array([row["right"] for row in rows]) * 100.0
     chance = best_constant([*shown.values()], model.entities)
@@ -94,17 +98,22 @@ def add_crops(
             results.add(score, "entity_crops", ON_CROPS)
 
     # PEM cannot know which crops show an entity: this share is of all.
-    results.add(Score(KEPT_CROPS, kept * 100.0, None, queries), "entity_crops", ON_CROPS)
+    results.add(
+        Score(KEPT_CROPS, kept * 100.0, None, queries), "entity_crops", ON_CROPS
+    )
     if shows_entity.any():
         error = calibration_error(probability[shows_entity], right[shows_entity])
         count = int(shows_entity.sum())
         results.add_value(CALIBRATION_ERROR, "entity_crops", ON_CROPS, error, count)
     results.tables["entity_crops"] = [
-        row | {"kept": is_kept} for row, is_kept in zip(rows, kept.tolist(), strict=True)
+        row | {"kept": is_kept}
+        for row, is_kept in zip(rows, kept.tolist(), strict=True)
     ]
 
 
-def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[dict[str, Any]]:
+def label_crops(
+    model: LoadedModel, gallery: Gallery, crops: int
+) -> list[dict[str, Any]]:
     """Return the most likely entities of `crops` random crops of every video with a known one.
 
     Each crop is black outside as in PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn
@@ -139,7 +148,9 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[dict[s
             for row, index in enumerate(batch):
                 named = model.entities[int(best[row])]
                 metadata = gallery.metadata(index)
-                truth = entities_in_crop(metadata, shown[index], boxes[row], config.grid)
+                truth = entities_in_crop(
+                    metadata, shown[index], boxes[row], config.grid
+                )
                 rows.append(
                     {
                         "id": gallery.ids[index],
@@ -178,7 +189,9 @@ def entities_in_crop(
     def shown(name: str) -> float:
         squares = np.array(places.get(name, []), float)
         squares = squares.reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
-        inside = np.minimum(squares[:, 1], start + size) - np.maximum(squares[:, 0], start)
+        inside = np.minimum(squares[:, 1], start + size) - np.maximum(
+            squares[:, 0], start
+        )
         whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
         # `inside` is negative where crop and square do not meet. Without a square nothing is
         # shown: 0 / 1e-9.
@@ -187,7 +200,9 @@ def entities_in_crop(
     return [name for name in entities if shown(name) >= MIN_SHOWN_FRACTION]
 
 
-def find_shown_entities(gallery: Gallery, entities: Sequence[str]) -> dict[int, list[str]]:
+def find_shown_entities(
+    gallery: Gallery, entities: Sequence[str]
+) -> dict[int, list[str]]:
     """Return the entities that each video of a gallery shows, for the videos that show any."""
     shown = {}
     for index in range(len(gallery.ids)):

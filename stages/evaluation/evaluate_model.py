@@ -123,7 +123,9 @@ def add_retrieval(
         else:
             scores = match_all(model.alpro, texts, videos)
         protocol = model.describe_protocol(asked.top_k)
-        add_ranking(results, MATCHING, "by matching", scores, gallery, protocol, asked.matched)
+        add_ranking(
+            results, MATCHING, "by matching", scores, gallery, protocol, asked.matched
+        )
 
     for control in order_controls(asked):
         if control != "text_only":  # without the video, retrieval is chance
@@ -175,19 +177,25 @@ def add_ranking(
         )
 
 
-def add_answers(results: Results, model: LoadedModel, gallery: Gallery, asked: Asked) -> None:
+def add_answers(
+    results: Results, model: LoadedModel, gallery: Gallery, asked: Asked
+) -> None:
     """Add the accuracy of answers, also under the controls, with the most frequent answers of
     training as the chance level."""
     # No training lifts the limit that the list of answers sets.
     results.warnings += describe_unanswerable(gallery.questions, model.answers)
     decoded, logits = model.answer(gallery)
     results.gallery = decoded
-    add_accuracy(results, "qa", "question answering", logits, model.answers, decoded, asked)
+    add_accuracy(
+        results, "qa", "question answering", logits, model.answers, decoded, asked
+    )
 
     for control in order_controls(asked):
         decoded, logits = answer_under(control, asked.seed, model, gallery)
         what = f"control: {CONTROLS[control].label}"
-        add_accuracy(results, f"qa_{control}", what, logits, model.answers, decoded, asked)
+        add_accuracy(
+            results, f"qa_{control}", what, logits, model.answers, decoded, asked
+        )
 
 
 def add_accuracy(
@@ -209,7 +217,9 @@ def add_accuracy(
     guessed = predict_majority(asked.training_questions, questions)
     queries = gallery.queries("t2v")
     scores = accuracy_scores(predicted, guessed, questions, queries)
-    scores += contrast_scores(logits.numpy(), answers, asked.contrasts, questions, queries)
+    scores += contrast_scores(
+        logits.numpy(), answers, asked.contrasts, questions, queries
+    )
     for score in scores:
         results.add(score, name, what)
 
@@ -221,7 +231,9 @@ def add_accuracy(
         predicted=predicted,
         probability=logits.softmax(1).amax(1).tolist(),
     )
-    results.tables[name] = [row | {"right": row["answer"] == row["predicted"]} for row in rows]
+    results.tables[name] = [
+        row | {"right": row["answer"] == row["predicted"]} for row in rows
+    ]
 
 
 def order_controls(asked: Asked) -> list[ControlName]:

@@ -93,7 +93,9 @@ class Gallery:
             Samples(reader, indices),
             ids=pick(ids, indices),
             texts=[item["question"] for item in items] if is_asked else items,
-            right=np.stack([np.arange(len(items)), np.array(video_of_text, int)], axis=1),
+            right=np.stack(
+                [np.arange(len(items)), np.array(video_of_text, int)], axis=1
+            ),
             questions=items if is_asked else [],
         )
 
@@ -144,7 +146,9 @@ class Gallery:
 
         pairs = np.stack([texts, new_videos], axis=1)
         right = pairs[new_videos >= 0]
-        chosen = replace(self, videos=pick(self.videos, videos), ids=pick(self.ids, videos))
+        chosen = replace(
+            self, videos=pick(self.videos, videos), ids=pick(self.ids, videos)
+        )
         return chosen._with_pairs(right)
 
     def first(self, videos: int, texts: int = 0) -> "Gallery":
@@ -189,7 +193,9 @@ def rank_videos(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
     return is_better.sum(1)
 
 
-def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path) -> None:
+def draw_searches(
+    gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path
+) -> None:
     """Draw the best videos of some texts.
 
     Args:
@@ -205,7 +211,9 @@ def draw_searches(gallery: Gallery, scores: np.ndarray, texts: Sequence[int], fi
         note = f"its video, {gallery.ids[right]}, came {rank} of {scores.shape[1]}"
         results = []
         for video in scores[text].argsort()[::-1][:SHOWN_VIDEOS].tolist():
-            results.append((read_frame(gallery, video), gallery.ids[video], video == right))
+            results.append(
+                (read_frame(gallery, video), gallery.ids[video], video == right)
+            )
         queries.append((gallery.texts[text], note, results))
 
     file.parent.mkdir(exist_ok=True)

@@ -18,7 +18,13 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.gallery import Gallery, Question, Samples, pick, read_labels
+from alpro.stages.evaluation.gallery import (
+    Gallery,
+    Question,
+    Samples,
+    pick,
+    read_labels,
+)
 from alpro.stages.evaluation.protocol import also_in_training
 
 
@@ -51,7 +57,10 @@ class LabeledData:
         for index, label in enumerate(self.labels):
             # Another relevant video may be of another split.
             relevant = label["meta"].get("relevant") or ()
-            videos = {index, *(index_of_id[name] for name in relevant if name in index_of_id)}
+            videos = {
+                index,
+                *(index_of_id[name] for name in relevant if name in index_of_id),
+            }
             for text in label["captions"]:
                 key = text.casefold()
                 texts.setdefault(key, text)
@@ -81,7 +90,9 @@ def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.array(pairs, int).reshape(-1, 2)
 
 
-def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> LabeledData:
+def read_labeled(
+    source: Location, split: str, models: Sequence[Path] = ()
+) -> LabeledData:
     """Read the videos with captions or questions of a decoded corpus, a manifest or a folder.
 
     A corpus gives the videos of the split that are not also in training, and a manifest with a
@@ -106,9 +117,13 @@ def read_labeled(source: Location, split: str, models: Sequence[Path] = ()) -> L
         videos, description = read_rows(source, split, artifacts)
 
     labels = [read_labels(video) for video in videos]
-    labeled = [i for i, label in enumerate(labels) if label["captions"] or label["questions"]]
+    labeled = [
+        i for i, label in enumerate(labels) if label["captions"] or label["questions"]
+    ]
     if not labeled:
-        raise InputError(f"{source}: no video with a caption or a question ({description})")
+        raise InputError(
+            f"{source}: no video with a caption or a question ({description})"
+        )
     return LabeledData(pick(videos, labeled), pick(labels, labeled), description)
 
 
@@ -124,7 +139,9 @@ def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:
     return Samples(reader, list(range(len(reader)))), description
 
 
-def read_rows(source: Location, split: str, artifacts: Sequence[Path]) -> tuple[list[Row], str]:
+def read_rows(
+    source: Location, split: str, artifacts: Sequence[Path]
+) -> tuple[list[Row], str]:
     """Read the rows of a manifest or a folder that are in the split, and describe them.
 
     The rows name their splits; if they do not, the split of a training on them by one of the
@@ -166,7 +183,9 @@ def split_of_training(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, "
                 "is gone: add a column split"
             )
-        index = pq.read_table(corpus / "index.parquet", columns=["id", "split"]).to_pydict()
+        index = pq.read_table(
+            corpus / "index.parquet", columns=["id", "split"]
+        ).to_pydict()
         splits = dict(zip(index["id"], index["split"], strict=True))
         if any(row.id in splits for row in rows):
             # A row that the run did not decode may be of a group that it was trained on.

@@ -165,7 +165,9 @@ class LoadedModel:
         is_decoded: list[bool] = []
         parts: list[Videos] = []
         with progress("encoding", len(videos), "videos") as advance:
-            for clips, encoded in self.source.batches(videos, batch, cls_only=self.alpro is None):
+            for clips, encoded in self.source.batches(
+                videos, batch, cls_only=self.alpro is None
+            ):
                 is_decoded += [isinstance(clip, Clip) for _, clip in clips]
                 parts.append(encoded)
                 advance(len(clips))
@@ -223,7 +225,9 @@ class LoadedModel:
                     video_of_text = block.video_of_text[first : first + QUESTION_BATCH]
                     pairs = np.stack([np.arange(len(questions)), video_of_text], axis=1)
                     texts = self.encode_texts(questions)
-                    logits.append(score(model, model.qa_head, texts, videos, pairs).cpu())
+                    logits.append(
+                        score(model, model.qa_head, texts, videos, pairs).cpu()
+                    )
                     advance(len(questions))
         found = torch.cat(logits) if logits else torch.empty(0, len(self.answers))
         return gallery.select(decoded), found
@@ -232,7 +236,9 @@ class LoadedModel:
         """Encode clips whose pixels are zero after normalization."""
         config = self.encoder.model.config.video
         size = config.image_size
-        pixels = torch.zeros(1, config.frames, 3, size, size, device=self.encoder.mean.device)
+        pixels = torch.zeros(
+            1, config.frames, 3, size, size, device=self.encoder.mean.device
+        )
         # One clip is encoded, and all share its memory.
         tokens = cast(Alpro, self.alpro).encode_video(pixels).expand(videos, -1, -1)
         return Videos(tokens, features=tokens[:, 0])

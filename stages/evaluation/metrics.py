@@ -140,7 +140,9 @@ MEAN_AVERAGE_PRECISION = Metric("mAP", "mAP", "retrieval")
 ACCURACY = Metric("acc", "all questions", "qa", baseline="most frequent answer")
 ENTITY_ACCURACY = Metric("acc", "entity accuracy", "entities", baseline="best constant")
 CROP_ACCURACY = replace(ENTITY_ACCURACY, label="crops that show an entity")
-KEPT_CROP_ACCURACY = replace(ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps")
+KEPT_CROP_ACCURACY = replace(
+    ENTITY_ACCURACY, key="acc_kept", label="crops that PEM keeps"
+)
 KEPT_CROPS = replace(ENTITY_ACCURACY, key="kept", label="share that PEM keeps")
 CALIBRATION_ERROR = Metric(
     "ece",
@@ -190,7 +192,9 @@ def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:
     """
     recalls = []
     for direction in DIRECTIONS:
-        recalls += [metrics[f"{prefix}/{direction}/{recall.key}"] for recall in RECALLS.values()]
+        recalls += [
+            metrics[f"{prefix}/{direction}/{recall.key}"] for recall in RECALLS.values()
+        ]
     return float(np.mean(recalls))
 
 
@@ -211,7 +215,9 @@ def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:
     return [*scores, Score(MEDIAN_RANK, ranks.expected, median, queries)]
 
 
-def average_precision(scores: np.ndarray, relevant: np.ndarray, queries: Queries) -> Score:
+def average_precision(
+    scores: np.ndarray, relevant: np.ndarray, queries: Queries
+) -> Score:
     """mAP, which counts every right item of a query and not only the best. Arguments as of
     `Ranks.of`. With ties it is the mean over their orders."""
     gallery = scores.shape[1]

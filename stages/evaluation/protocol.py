@@ -23,7 +23,9 @@ class EvaluationConfig(StageConfig, frozen=True):
     """Evaluation of the models of a pipeline. Controls are computed only for fine-tuned models."""
 
     retrieval: str = Field(default="", description="corpus for retrieval; empty: none")
-    qa: str = Field(default="", description="corpus for question answering; empty: none")
+    qa: str = Field(
+        default="", description="corpus for question answering; empty: none"
+    )
     baseline: str = Field(
         default="",
         description="a CLIP or SigLIP to compare with in retrieval: a hub name, a folder, or `clip`"
@@ -31,7 +33,8 @@ class EvaluationConfig(StageConfig, frozen=True):
         json_schema_extra=file_or_word("clip"),
     )
     split: Literal["validation", "test"] = Field(
-        default="test", description="split to evaluate; use validation to choose hyperparameters"
+        default="test",
+        description="split to evaluate; use validation to choose hyperparameters",
     )
     top_k: int = Field(default=0, ge=0, description=TOP_K)
     min_decoded_share: float = Field(
@@ -82,7 +85,9 @@ class EvaluationConfig(StageConfig, frozen=True):
 def also_in_training(folder: Path, split: str) -> set[str]:
     """Return the ids of the items of a split that share a caption or near-duplicate frames with a
     training item."""
-    table = pq.read_table(require(folder, "overlap.parquet"), filters=[("split", "==", split)])
+    table = pq.read_table(
+        require(folder, "overlap.parquet"), filters=[("split", "==", split)]
+    )
     return set(table["id"].to_pylist())
 
 
@@ -91,7 +96,9 @@ def find_excluded(config: EvaluationConfig, folder: Path) -> set[str]:
     return also_in_training(folder, config.split) if config.exclude_overlap else set()
 
 
-def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple[str, int, int]]:
+def check_items(
+    config: EvaluationConfig, name: str, folder: Path
+) -> list[tuple[str, int, int]]:
     """Check that enough evaluation items of a corpus are decoded. The pipeline calls it before
     training.
 
@@ -110,7 +117,11 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
         excluded = find_excluded(config, folder)
         reader = ShardReader(folder, config.split, exclude=excluded)
         if not any(reader.column(column).to_pylist()):
-            others = f" besides the {len(excluded)} that are also in training" if excluded else ""
+            others = (
+                f" besides the {len(excluded)} that are also in training"
+                if excluded
+                else ""
+            )
             raise InputError(
                 f"{name}: no {config.split} item has {column}{others}; assign some in the column "
                 f"split, raise corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to "
@@ -118,7 +129,9 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
             )
 
         # The statistics also count the items that could not be decoded.
-        decoded, annotated = read_json(folder / "statistics.json")["splits"][config.split][column]
+        decoded, annotated = read_json(folder / "statistics.json")["splits"][
+            config.split
+        ][column]
         if decoded < config.min_decoded_share * annotated:
             raise InputError(
                 f"{name}: the videos of {decoded} of {annotated} {config.split} {column} could be "
@@ -129,7 +142,9 @@ def check_items(config: EvaluationConfig, name: str, folder: Path) -> list[tuple
     return counts
 
 
-def describe_data(results: Results, config: EvaluationConfig, corpora: Mapping[str, Path]) -> None:
+def describe_data(
+    results: Results, config: EvaluationConfig, corpora: Mapping[str, Path]
+) -> None:
     """Add the items that could not be decoded or are also in training, if any.
 
     Raises:
@@ -139,11 +154,15 @@ def describe_data(results: Results, config: EvaluationConfig, corpora: Mapping[s
         for column, decoded, annotated in check_items(config, name, corpora[name]):
             if decoded < annotated:
                 key = f"decoded/{name}/{column}"
-                results.add_share(key, "decoded", f"{column} of {name}", decoded, annotated)
+                results.add_share(
+                    key, "decoded", f"{column} of {name}", decoded, annotated
+                )
 
         # A row whether they are excluded or not: with them, scores are too good.
         shared = len(also_in_training(corpora[name], config.split))
         if shared:
             table = "left_out" if config.exclude_overlap else "also_in_training"
             items = len(ShardReader(corpora[name], config.split))
-            results.add_share(f"{table}/{name}", table, f"items of {name}", shared, items)
+            results.add_share(
+                f"{table}/{name}", table, f"items of {name}", shared, items
+            )

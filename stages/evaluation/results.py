@@ -18,7 +18,10 @@ from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import Metric, Score
 from alpro.stages.evaluation.score_names import full_name
-from alpro.stages.evaluation.statistics import bootstrap_interval, count_independent_videos
+from alpro.stages.evaluation.statistics import (
+    bootstrap_interval,
+    count_independent_videos,
+)
 
 Row = dict[str, Any]
 
@@ -65,12 +68,16 @@ class Results:
         row |= {"direction": direction, "protocol": protocol, "chance": score.chance}
         self.scores.append((row, score))
 
-    def add_value(self, metric: Metric, name: str, what: str, value: float, items: int) -> None:
+    def add_value(
+        self, metric: Metric, name: str, what: str, value: float, items: int
+    ) -> None:
         """Add a value that is no mean over queries, and has no interval, as <name>/<key>."""
         row = self._row(metric, f"{name}/{metric.key}", what, value, items)
         self.scores.append((row, None))
 
-    def add_share(self, name: str, table: str, what: str, count: int, items: int) -> None:
+    def add_share(
+        self, name: str, table: str, what: str, count: int, items: int
+    ) -> None:
         """Add the percentage of the items of a corpus that something concerns.
 
         Args:
@@ -80,12 +87,16 @@ class Results:
             count: Number of the items that are concerned.
             items: Number of all items.
         """
-        metric = Metric(name.rpartition("/")[2], f"{count} of {items}", table, baseline="")
+        metric = Metric(
+            name.rpartition("/")[2], f"{count} of {items}", table, baseline=""
+        )
         row = self._row(metric, name, what, 100 * count / items, items)
         # It describes the data: every model has the same.
         self.scores.append((row | {"model": ""}, None))
 
-    def _row(self, metric: Metric, name: str, what: str, value: float, items: int) -> Row:
+    def _row(
+        self, metric: Metric, name: str, what: str, value: float, items: int
+    ) -> Row:
         return {
             "model": self.model,
             "name": name,
@@ -134,7 +145,9 @@ class Results:
         """
         rows = self.rows()
         write_json(out / "results.json", rows)
-        values = [list_values(row["name"], score) for row, score in self.scores if score]
+        values = [
+            list_values(row["name"], score) for row, score in self.scores if score
+        ]
         if values:
             pq.write_table(pa.concat_tables(values).unify_dictionaries(), out / SCORES)
         for name, table in self.tables.items():
@@ -176,4 +189,7 @@ def list_rows(**columns: Iterable[Any]) -> list[Row]:
     >>> list_rows(id=["a", "b"], rank=[1, 2])
     [{'id': 'a', 'rank': 1}, {'id': 'b', 'rank': 2}]
     """
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    ]

@@ -67,7 +67,9 @@ def compute_score(values: np.ndarray, statistic: Statistic) -> float:
     return float(np.median(values) if statistic == "median" else np.mean(values))
 
 
-def bootstrap_interval(values: np.ndarray, videos: np.ndarray) -> tuple[float, float] | None:
+def bootstrap_interval(
+    values: np.ndarray, videos: np.ndarray
+) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of the mean of values.
 
     Args:
@@ -84,7 +86,9 @@ def bootstrap_interval(values: np.ndarray, videos: np.ndarray) -> tuple[float, f
     return resample_ratio(sums, counts)
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray) -> PairedDifference:
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, videos: np.ndarray
+) -> PairedDifference:
     """Compare the means of two sets of values of the same queries.
 
     The interval is a paired bootstrap: both means of a resample are over the same videos. The p
@@ -116,16 +120,22 @@ def paired_difference(a: np.ndarray, b: np.ndarray, videos: np.ndarray) -> Paire
         batch=max(1, PERMUTATION_ELEMENTS // len(counts)),
         rng=SEED,
     )
-    return PairedDifference(mean_a, mean_b, mean_b - mean_a, low, high, float(test.pvalue))
+    return PairedDifference(
+        mean_a, mean_b, mean_b - mean_a, low, high, float(test.pvalue)
+    )
 
 
-def sum_by_video(values: np.ndarray, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sum_by_video(
+    values: np.ndarray, videos: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the sum (V,) and the number (V,) of the values (Q,) of each video.
 
     >>> sum_by_video(np.array([1.0, 2.0, 5.0]), np.array(["b", "b", "a"]))
     (array([5., 3.]), array([1, 2]))
     """
-    _, video_of_query, counts = np.unique(videos, return_inverse=True, return_counts=True)
+    _, video_of_query, counts = np.unique(
+        videos, return_inverse=True, return_counts=True
+    )
     return np.bincount(video_of_query, values), counts
 
 
@@ -161,7 +171,9 @@ def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
     return 100 * sum(distances) / len(probability)
 
 
-def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int, float, float]]:
+def calibration(
+    probability: np.ndarray, correct: np.ndarray
+) -> list[tuple[int, float, float]]:
     """Return the number, mean probability and accuracy of the predictions (N,) in each of
     CALIBRATION_BINS equal intervals of probability that has any (Guo et al., On Calibration of
     Modern Neural Networks, 2017).
@@ -170,7 +182,9 @@ def calibration(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
     [(2, 0.75, 0.5), (1, 1.0, 1.0)]
     """
     # A probability of 1 belongs to the last interval.
-    bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = np.minimum(
+        (probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1
+    )
     _, bins, counts = np.unique(bins, return_inverse=True, return_counts=True)
     means = np.bincount(bins, probability) / counts
     accuracies = np.bincount(bins, correct) / counts

@@ -13,11 +13,21 @@ from alpro.inference.encoding import sample_frames
 from alpro.log import log
 from alpro.models.frames import NormalizedModel
 from alpro.models.ranks import rank
-from alpro.stages.evaluation.evaluate_model import MATCHING, SIMILARITY, Asked, evaluate_model
+from alpro.stages.evaluation.evaluate_model import (
+    MATCHING,
+    SIMILARITY,
+    Asked,
+    evaluate_model,
+)
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import mean_recall
-from alpro.stages.training.config import Corpora, EncoderConfig, MatchingValidation, TrainingConfig
+from alpro.stages.training.config import (
+    Corpora,
+    EncoderConfig,
+    MatchingValidation,
+    TrainingConfig,
+)
 from alpro.stages.training.loop import Validate
 
 SEARCHES = 3  # texts whose best clips are shown
@@ -43,12 +53,16 @@ def validate_contrast(
     Returns:
         The validation; None if no corpus has validation captions.
     """
-    galleries = read_galleries(encoder, corpora, config, "captions", config.validation.captions)
+    galleries = read_galleries(
+        encoder, corpora, config, "captions", config.validation.captions
+    )
     if not galleries:
         return None
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
     asked = Asked(tasks=("retrieval",), matched=())
-    return partial(average, galleries, partial(measure, model, asked, picture=out / PICTURE))
+    return partial(
+        average, galleries, partial(measure, model, asked, picture=out / PICTURE)
+    )
 
 
 def validate_retrieval(
@@ -66,11 +80,15 @@ def validate_retrieval(
         InputError: If no corpus has validation captions.
     """
     validation = cast(MatchingValidation, config.validation)
-    galleries = read_galleries(encoder, corpora, config, "captions", validation.captions)
+    galleries = read_galleries(
+        encoder, corpora, config, "captions", validation.captions
+    )
     check_validation(galleries, "captions")
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
     asked = Asked(tasks=("retrieval",), top_k=validation.top_k)
-    return partial(average, galleries, partial(measure, model, asked)), "validation/mean_recall"
+    return partial(
+        average, galleries, partial(measure, model, asked)
+    ), "validation/mean_recall"
 
 
 def validate_qa(
@@ -92,7 +110,9 @@ def validate_qa(
     check_validation(galleries, "questions")
     model = LoadedModel("", encoder, tokenizer, config.max_text_tokens, answers)
     asked = Asked(tasks=("qa",))
-    return partial(average, galleries, partial(measure, model, asked)), "validation/qa/acc"
+    return partial(
+        average, galleries, partial(measure, model, asked)
+    ), "validation/qa/acc"
 
 
 def measure(
@@ -173,7 +193,9 @@ def check_validation(galleries: Mapping[str, Gallery], column: str) -> None:
         )
 
 
-def average(galleries: Mapping[str, Gallery], measure: Callable[[Gallery], Metrics]) -> Metrics:
+def average(
+    galleries: Mapping[str, Gallery], measure: Callable[[Gallery], Metrics]
+) -> Metrics:
     """Return metrics averaged over corpora; for several corpora, also the metrics of each as
     `<metric>/of/<corpus>`."""
     by_corpus = {corpus: measure(gallery) for corpus, gallery in galleries.items()}

@@ -16,7 +16,8 @@ from alpro.shards.storage import Location
 from alpro.threads import cores
 
 EXIT_INPUT_ERROR = 2  # exit status of an error that the user can fix
-EXIT_STOPPED = 75  # exit status (EX_TEMPFAIL) of a training that was stopped, with a checkpoint
+# Exit status (EX_TEMPFAIL) of a training that was stopped, with a checkpoint.
+EXIT_STOPPED = 75
 WORK_FILE = "work.json"  # what the processes of a stage read
 RESULT_FILE = "result.json"  # what they leave beside it
 
@@ -94,7 +95,9 @@ class StageInputs(BaseModel):
             InputError: If a required input is missing, or a name is unknown.
         """
         fields = cls.model_fields.keys() - {"corpora"}
-        values: dict[str, Any] = {name: locations[name] for name in fields & locations.keys()}
+        values: dict[str, Any] = {
+            name: locations[name] for name in fields & locations.keys()
+        }
         corpora = {name: path for name, path in locations.items() if name not in fields}
         if "corpora" in cls.model_fields:
             values["corpora"] = corpora
@@ -150,7 +153,9 @@ class Resources(StageConfig, frozen=True):
     only by dropout, stochastic depth and rounding."""
 
     workers: int = Field(
-        default=0, ge=0, description="processes that decode and load data; 0: one per core"
+        default=0,
+        ge=0,
+        description="processes that decode and load data; 0: one per core",
     )
     scheduler: str = Field(
         default="",
@@ -180,13 +185,18 @@ class Resources(StageConfig, frozen=True):
         "on",
     )
     nodes: int = Field(
-        default=1, ge=1, description="machines that train together, each with `processes`"
+        default=1,
+        ge=1,
+        description="machines that train together, each with `processes`",
     )
     rendezvous: str = Field(
-        default="", description="host:port of this machine, which the other nodes connect to"
+        default="",
+        description="host:port of this machine, which the other nodes connect to",
     )
     rank_timeout: float = Field(
-        default=600.0, gt=0, description="seconds that training processes wait for each other"
+        default=600.0,
+        gt=0,
+        description="seconds that training processes wait for each other",
     )
     checkpoint_interval: float = Field(
         default=600.0, gt=0, description="seconds between checkpoints of a training"
@@ -232,7 +242,10 @@ def count_finished(out: Path) -> int:
 
     A stage that died runs again only if this number has grown.
     """
-    steps = [int(folder.name.removeprefix("step-")) for folder in out.glob("checkpoints/step-*")]
+    steps = [
+        int(folder.name.removeprefix("step-"))
+        for folder in out.glob("checkpoints/step-*")
+    ]
     # A unit that the stage found again has a second line.
     units = set()
     with suppress(FileNotFoundError):

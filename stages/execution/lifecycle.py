@@ -28,7 +28,9 @@ PARENT = "ALPRO_PARENT"
 POLL_SECONDS = 0.1
 
 
-def supervised(command: list[str], grace: float = 0.0, stop_file: Path | None = None) -> list[str]:
+def supervised(
+    command: list[str], grace: float = 0.0, stop_file: Path | None = None
+) -> list[str]:
     """Return the command line that runs a command for this process; see `supervise`."""
     arguments = [str(os.getpid()), str(grace), str(stop_file or "")]
     return interpreter("-m", "alpro.stages.execution.lifecycle", *arguments, *command)

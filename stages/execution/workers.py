@@ -15,7 +15,8 @@ def run_tasks(
     tasks: Iterable[Task],
     work: Callable[[Task], Result],
     resources: Resources,
-    retry: Callable[[list[tuple[Task, Died]]], Iterable[tuple[Task, Result]]] | None = None,
+    retry: Callable[[list[tuple[Task, Died]]], Iterable[tuple[Task, Result]]]
+    | None = None,
 ) -> Iterator[tuple[Task, Result]]:
     """Run a function on tasks, on this machine or on a cluster (`alpro.pool.each`).
 

@@ -21,7 +21,8 @@ class Batch:
     step: int
     kind: str
     ids: list[str]
-    video: Tensor  # (B,) index of each example's video; captions of the same video share it
+    # (B,) index of each example's video; captions of the same video share it.
+    video: Tensor
     frames: Tensor  # (B, T, 3, H, W) uint8
     text: Tensor  # (B, L) token ids
     mask: Tensor  # (B, L) 1 = token, 0 = padding
@@ -36,7 +37,8 @@ class Batch:
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: unknown
     # Lengths of the texts; empty if all batches have one length
     lengths: list[int] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)  # errors of the examples that were replaced
+    # Errors of the examples that were replaced.
+    unreadable: list[str] = field(default_factory=list)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with `change` applied to each tensor."""

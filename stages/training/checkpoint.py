@@ -72,7 +72,9 @@ class Checkpoints:
             shutil.rmtree(old)
         # Best weights stay as long as a checkpoint refers to them.
         with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
-            stored = [json.loads((path / "state.json").read_text()) for path in self.all()]
+            stored = [
+                json.loads((path / "state.json").read_text()) for path in self.all()
+            ]
             referenced = {values.get("best_step") for values in stored}
             for best in self.folder.glob("best-*.safetensors"):
                 if int(best.stem.split("-")[1]) not in referenced:
@@ -80,7 +82,9 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """List the checkpoint folders, newest first."""
-        folders = [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)]
+        folders = [
+            p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)
+        ]
         return sorted(folders, reverse=True)
 
     def restore(
@@ -122,7 +126,9 @@ class Checkpoints:
         assert not unexpected, unexpected
 
         tensors = load_file(newest / "optimizer.safetensors")
-        rng = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
+        rng = {
+            key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")
+        }
         load_optimizer_tensors(optimizer, tensors)
         if f"random.{rank}" in rng:
             set_random_state(rng[f"random.{rank}"])
@@ -163,7 +169,11 @@ def random_state() -> Tensor:
     """Return the random state of this rank: the bytes of the CPU's generator, followed by the bytes
     of its GPU's, if any."""
     cpu = torch.get_rng_state()
-    return torch.cat([cpu, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else cpu
+    return (
+        torch.cat([cpu, torch.cuda.get_rng_state()])
+        if torch.cuda.is_available()
+        else cpu
+    )
 
 
 def set_random_state(state: Tensor) -> None:
@@ -179,7 +189,9 @@ def corrupt_files(folder: Path) -> str:
     is intact. Raises OSError if they cannot be read."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
-        wrong = [name for name, digest in sums.items() if checksum(folder / name) != digest]
+        wrong = [
+            name for name, digest in sums.items() if checksum(folder / name) != digest
+        ]
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
 

@@ -19,11 +19,16 @@ class Phase(StageConfig, frozen=True):
     """A phase of training on a set of corpora. A batch has samples of one corpus and one kind, video
     or image."""
 
-    corpora: tuple[str, ...] = Field(min_length=1, description="names of decoded corpora")
-    weights: tuple[float, ...] = Field(
-        default=(), description="relative number of steps per corpus; empty: by number of examples"
+    corpora: tuple[str, ...] = Field(
+        min_length=1, description="names of decoded corpora"
     )
-    steps: int = Field(default=0, ge=0, description="optimizer steps; set either steps or epochs")
+    weights: tuple[float, ...] = Field(
+        default=(),
+        description="relative number of steps per corpus; empty: by number of examples",
+    )
+    steps: int = Field(
+        default=0, ge=0, description="optimizer steps; set either steps or epochs"
+    )
     epochs: float = Field(default=0, ge=0, description="passes over the examples")
     group_batches: bool = Field(
         default=False,
@@ -35,9 +40,13 @@ class Phase(StageConfig, frozen=True):
         if bool(self.steps) == bool(self.epochs):
             raise ValueError("give either steps or epochs")
         if self.weights and len(self.weights) != len(self.corpora):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.corpora)} corpora")
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.corpora)} corpora"
+            )
         if any(weight <= 0 for weight in self.weights):
-            raise ValueError("weights must be above 0; remove a corpus from `corpora` to skip it")
+            raise ValueError(
+                "weights must be above 0; remove a corpus from `corpora` to skip it"
+            )
         return self
 
 
@@ -85,7 +94,9 @@ class MatchingValidation(Validation, frozen=True):
 class TrainingConfig(StageConfig, frozen=True):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
-    phases: tuple[Phase, ...] = Field(min_length=1, description="phases of training, in order")
+    phases: tuple[Phase, ...] = Field(
+        min_length=1, description="phases of training, in order"
+    )
     seed: int = Field(default=0, ge=0, description="random seed")
     batch_size: int = Field(
         default=256,
@@ -124,7 +135,9 @@ class TrainingConfig(StageConfig, frozen=True):
         ge=0,
         description="weight decay, except of biases, norms and position embeddings",
     )
-    max_grad_norm: float = Field(default=20.0, gt=0, description="maximum L2 norm of the gradient")
+    max_grad_norm: float = Field(
+        default=20.0, gt=0, description="maximum L2 norm of the gradient"
+    )
     max_text_tokens: int = Field(
         default=30,
         ge=4,
@@ -163,7 +176,8 @@ class TrainingConfig(StageConfig, frozen=True):
         json_schema_extra=NO_EFFECT,
     )
     mixed_precision: bool = Field(
-        default=True, description="bfloat16 on hardware that computes it; on a CPU from width 96"
+        default=True,
+        description="bfloat16 on hardware that computes it; on a CPU from width 96",
     )
 
     @property
@@ -179,7 +193,9 @@ class TrainingConfig(StageConfig, frozen=True):
     @property
     def corpora(self) -> list[str]:
         """Distinct names of the training corpora, in the order of the phases."""
-        return list(dict.fromkeys(name for phase in self.phases for name in phase.corpora))
+        return list(
+            dict.fromkeys(name for phase in self.phases for name in phase.corpora)
+        )
 
     def check_division(self, ranks: int) -> None:
         """Check that a batch can be divided equally among processes.

@@ -23,7 +23,12 @@ from alpro.interpreter import set_parent_death_signal
 from alpro.models.clip_prompter import wrap_tokenizer
 from alpro.models.word_pieces import BertTokenizer
 from alpro.shards.reader import Sample, ShardReader, Unreadable
-from alpro.shards.sampling import frames_at_random, frames_in_halves, grouped_order, segment_starts
+from alpro.shards.sampling import (
+    frames_at_random,
+    frames_in_halves,
+    grouped_order,
+    segment_starts,
+)
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate, mask_words, random_box
@@ -34,7 +39,8 @@ Granularity = Literal["sample", "caption", "question"]
 # Samples of a source whose texts are tokenized before training, to count those that are truncated.
 MAX_MEASURED = 5000
 MAX_ATTEMPTS = 20  # consecutive samples that are tried if one cannot be read
-MAX_WORKERS = 16  # DataLoader workers of a training process, which prefetch two batches each
+# DataLoader workers of a training process, which prefetch two batches each.
+MAX_WORKERS = 16
 
 
 class CorpusExamples:
@@ -62,7 +68,9 @@ class CorpusExamples:
         self.first_video = first_video
         self.reader = ShardReader(folder, "train", kind)
 
-        texts = self.reader.column("questions" if granularity == "question" else "captions")
+        texts = self.reader.column(
+            "questions" if granularity == "question" else "captions"
+        )
         counts = pc.list_value_length(texts).to_numpy(zero_copy_only=False)
         self.skipped = int((counts == 0).sum())
 
@@ -94,14 +102,20 @@ class CorpusExamples:
             # Different constants separate the generators of the order (17), schedule (11) and
             # examples (23).
             rng = np.random.default_rng([seed, 17, self.first_video, epoch])
-            order = grouped_order(self.groups, rng) if grouped else rng.permutation(len(self))
+            order = (
+                grouped_order(self.groups, rng)
+                if grouped
+                else rng.permutation(len(self))
+            )
 
             # A batch may span two epochs. Orders of earlier ones are not needed again.
             previous = {k: v for k, v in self._orders.items() if k[0] == epoch - 1}
             self._orders = {**previous, key: order}
         return self._orders[key]
 
-    def at(self, position: int, count: int, seed: int, grouped: bool) -> list[tuple[int, int]]:
+    def at(
+        self, position: int, count: int, seed: int, grouped: bool
+    ) -> list[tuple[int, int]]:
         """Return `count` pairs (epoch, example), starting at `position` in the infinite sequence of
         epochs."""
         examples: list[tuple[int, int]] = []
@@ -175,7 +189,9 @@ class TrainingDataset(Dataset[Batch]):
             for kind in ("video", "image"):
                 # Videos are numbered across sources: equal numbers are the same video.
                 first_video = sum(len(source.reader) for source in self.sources)
-                source = CorpusExamples(name, corpora[name], kind, spec.granularity, first_video)
+                source = CorpusExamples(
+                    name, corpora[name], kind, spec.granularity, first_video
+                )
                 self.skipped += source.skipped  # including sources without examples
                 if len(source):
                     self.sources.append(source)
@@ -192,7 +208,10 @@ class TrainingDataset(Dataset[Batch]):
             measured = segment_starts(samples, min(samples, MAX_MEASURED))
             texts: list[str] = []
             for values in source.reader.column(column).take(measured).to_pylist():
-                texts += [text["question"] if column == "questions" else text for text in values]
+                texts += [
+                    text["question"] if column == "questions" else text
+                    for text in values
+                ]
 
             # One token above the limit shows that a text is longer.
             lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
@@ -217,7 +236,9 @@ class TrainingDataset(Dataset[Batch]):
 
             shares = np.array([self._share(source, phase) for source in sources])
             steps = self._count_steps(phase, sources)
-            sources_of_phases.append(rng.choice(sources, steps, p=shares / shares.sum()))
+            sources_of_phases.append(
+                rng.choice(sources, steps, p=shares / shares.sum())
+            )
         self.phase_steps = [len(steps) for steps in sources_of_phases]
         self.step_sources = np.concatenate(sources_of_phases)
 
@@ -241,7 +262,9 @@ class TrainingDataset(Dataset[Batch]):
 
     def _count_steps(self, phase: Phase, sources: list[int]) -> int:
         examples = sum(len(self.sources[i]) for i in sources)
-        return phase.steps or max(1, round(phase.epochs * examples / self.config.batch_size))
+        return phase.steps or max(
+            1, round(phase.epochs * examples / self.config.batch_size)
+        )
 
     def __len__(self) -> int:
         return len(self.step_sources)
@@ -249,7 +272,9 @@ class TrainingDataset(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         source = self.sources[self.step_sources[step]]
         size = self.config.batch_size
-        phase = self.config.phases[np.searchsorted(np.cumsum(self.phase_steps), step, side="right")]
+        phase = self.config.phases[
+            np.searchsorted(np.cumsum(self.phase_steps), step, side="right")
+        ]
         position = int(self.earlier_steps[step]) * size
         examples = source.at(position, size, self.config.seed, phase.group_batches)
 
@@ -300,11 +325,15 @@ class TrainingDataset(Dataset[Batch]):
             "shards"
         )
 
-    def example(self, source: CorpusExamples, epoch: int, example: int) -> dict[str, Any]:
+    def example(
+        self, source: CorpusExamples, epoch: int, example: int
+    ) -> dict[str, Any]:
         """Return the arrays of an example. Its random generator is seeded by seed, epoch and
         example."""
         # New random numbers are drawn after the existing ones: otherwise all examples change.
-        rng = np.random.default_rng([self.config.seed, 23, source.first_video, epoch, example])
+        rng = np.random.default_rng(
+            [self.config.seed, 23, source.first_video, epoch, example]
+        )
         sample_index, text_index = source.examples[example]
         sample = source.reader[int(sample_index)]
 
@@ -347,7 +376,11 @@ class TrainingDataset(Dataset[Batch]):
         if self.spec.crop_share:
             shows_crop = rng.random() < self.spec.crop_share
             whole_frame = (0, 0, grid, grid)
-            item["box"] = random_box(grid, rng, self.spec.crop_area) if shows_crop else whole_frame
+            item["box"] = (
+                random_box(grid, rng, self.spec.crop_area)
+                if shows_crop
+                else whole_frame
+            )
 
         item["uniforms"] = rng.random(2)
         return item
@@ -355,7 +388,9 @@ class TrainingDataset(Dataset[Batch]):
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
         """Sample, crop and augment frames of a video -> (T, H, W, 3) uint8. The model resizes
         them."""
-        choose = frames_in_halves if self.config.sampling == "halves" else frames_at_random
+        choose = (
+            frames_in_halves if self.config.sampling == "halves" else frames_at_random
+        )
         count = self.spec.frames
         indices = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
 
@@ -371,7 +406,9 @@ class TrainingDataset(Dataset[Batch]):
         if self.config.augmentation == "official":
             frame = augment_image(frame[0], self.spec.image_size, text, rng)[None]
         else:
-            frame = squash(random_crop(frame, self.config.random_crop, rng), self.spec.image_size)
+            frame = squash(
+                random_crop(frame, self.config.random_crop, rng), self.spec.image_size
+            )
 
         # Section 3.3: images are duplicated to static videos.
         count = self.spec.frames if self.config.repeat_images else 1
@@ -399,7 +436,8 @@ class TrainingDataset(Dataset[Batch]):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # otherwise the loader advances the restored global generator
+            # Otherwise the loader advances the restored global generator.
+            generator=torch.Generator(),
         )
         items = iter(loader)
         if loader.num_workers:

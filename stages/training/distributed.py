@@ -42,7 +42,9 @@ def init_distributed(resources: Resources) -> Iterator[World]:
         return
 
     timeout = timedelta(seconds=resources.rank_timeout)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timeout
+    )
     yield World(dist.get_rank(), size, device)
     # Do not use `finally`: the other ranks would report the lost rank before this one reports
     # its error.

@@ -11,7 +11,8 @@ from alpro.log import log
 from alpro.models.ranks import broadcast, rank
 from alpro.stages.training.checkpoint import trainable
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: the weights before fine-tuning, 1: those after it
+# 0: the weights before fine-tuning, 1: those after it.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
@@ -50,9 +51,15 @@ def interpolate_(
     best = max(SHARES, key=lambda share: (results[share][metric], share))
     set_share(best)
 
-    rows = {f"{metric}/interpolated/{share:g}": results[share][metric] for share in SHARES}
+    rows = {
+        f"{metric}/interpolated/{share:g}": results[share][metric] for share in SHARES
+    }
     if rank() == 0:
-        scores = ", ".join(f"{share:g}: {results[share][metric]:.2f}" for share in SHARES)
+        scores = ", ".join(
+            f"{share:g}: {results[share][metric]:.2f}" for share in SHARES
+        )
         meaning = "" if best else ", the unchanged model, because training did not help"
-        log.info(f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}{meaning}")
+        log.info(
+            f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}{meaning}"
+        )
     return results[best] | rows | {"interpolation_share": best}

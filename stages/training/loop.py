@@ -29,7 +29,12 @@ from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable, write_tensors
+from alpro.stages.training.checkpoint import (
+    Checkpoints,
+    random_state,
+    trainable,
+    write_tensors,
+)
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, distributed
@@ -144,12 +149,15 @@ class Run:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
-        self.unwritten: dict[str, Tensor] = {}  # best weights that the disk had no room for
+        # Best weights that the disk had no room for.
+        self.unwritten: dict[str, Tensor] = {}
         # Errors of this rank since the last count.
         self.unreadable: list[str] = []
 
     def restore(self) -> TrainerState:
-        stored = self.checkpoints.restore(self.objective, self.optimizer, self.world.rank)
+        stored = self.checkpoints.restore(
+            self.objective, self.optimizer, self.world.rank
+        )
         state = TrainerState(**(stored or {}))
 
         newest, oldest = all_reduce_max([state.step, -state.step], self.world.device)
@@ -162,7 +170,9 @@ class Run:
             state.unlogged = {}  # rank 0 restores the sums over all ranks
         return state
 
-    def train(self, validate: Validate | None = None, select: str = "") -> dict[str, float]:
+    def train(
+        self, validate: Validate | None = None, select: str = ""
+    ) -> dict[str, float]:
         """Train to the last step and return the final metrics.
 
         The file STOP_FILE in `out`, SIGTERM and Ctrl-C write a checkpoint and exit with
@@ -186,7 +196,9 @@ class Run:
         final: dict[str, float] = {}
         clock = Clock()
         next_sync = first_step
-        bar = progress(self.out.parent.name.replace("_", " "), steps, "steps", first_step)
+        bar = progress(
+            self.out.parent.name.replace("_", " "), steps, "steps", first_step
+        )
         self.objective.train()
         with catch_stop_signals() as received, bar as advance:
             batches = self.data.loader(first_step, self.resources, world.device)
@@ -199,7 +211,8 @@ class Run:
                 pace = clock.seconds() / clock.steps
                 last = step == steps
                 logged = step % self.config.log_every == 0 or last
-                if logged or world.device.type == "cpu":  # on a GPU this is a synchronization
+                # On a GPU this is a synchronization.
+                if logged or world.device.type == "cpu":
                     self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
                 message = self.log(clock) if logged else ""
                 if world.main:
@@ -211,7 +224,9 @@ class Run:
                 # Skipped after most steps: a collective makes the ranks wait for each other.
                 if not last and (step >= next_sync or world.size == 1):
                     pace = self.save_or_stop(clock, bool(received), pace)
-                    next_sync = step + max(1, min(self.config.log_every, int(SYNC_SECONDS / pace)))
+                    next_sync = step + max(
+                        1, min(self.config.log_every, int(SYNC_SECONDS / pace))
+                    )
                 clock.last_step = time.monotonic()
 
         if select and self.state.best_step and world.main:  # rank 0 saves the model
@@ -228,7 +243,9 @@ class Run:
         Returns:
             The pace of the slowest rank.
         """
-        interval = max(self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving)
+        interval = max(
+            self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving
+        )
         started = time.monotonic()
         save_due = started - clock.last_save > interval
         # Every rank looks, because NFS may show a new file to other nodes a minute later.
@@ -294,7 +311,9 @@ class Run:
             names = (*metrics, "grad_norm")
             rows.append(torch.stack([value.float() for value in metrics.values()]))
 
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(
+            self.objective.parameters(), self.config.max_grad_norm
+        )
         values = torch.cat([torch.stack(rows).mean(0), norm.detach()[None]])
         # Gradients and their norm are averaged over the ranks, but the losses are this rank's.
         wrong = all_reduce_sum((~torch.isfinite(values)).float())
@@ -398,8 +417,12 @@ class Run:
                     self.write_best(weights)
                 except OSError as error:
                     # They stay in memory, and each checkpoint tries again.
-                    self.unwritten = {name: value.cpu().clone() for name, value in weights.items()}
-                    log.warning(f"the best weights are not written yet: {error.strerror or error}")
+                    self.unwritten = {
+                        name: value.cpu().clone() for name, value in weights.items()
+                    }
+                    log.warning(
+                        f"the best weights are not written yet: {error.strerror or error}"
+                    )
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
 
     def write_best(self, weights: dict[str, Tensor]) -> None:
@@ -457,12 +480,18 @@ class Run:
             )
 
 
-def training_precision(objective: Objective, config: TrainingConfig, world: World) -> torch.dtype:
+def training_precision(
+    objective: Objective, config: TrainingConfig, world: World
+) -> torch.dtype:
     """Return the compute dtype of a training."""
-    return compute_dtype(objective.model.config.video.width, world.device, config.mixed_precision)
+    return compute_dtype(
+        objective.model.config.video.width, world.device, config.mixed_precision
+    )
 
 
-def are_layers_compiled(objective: Objective, resources: Resources, world: World) -> bool:
+def are_layers_compiled(
+    objective: Objective, resources: Resources, world: World
+) -> bool:
     """Return whether a training compiles its layers: on a GPU, if torch.compile finds its tools, and
     if the model is large enough to make up for the minutes of compilation."""
     if not resources.compile or world.device.type != "cuda":
@@ -473,7 +502,9 @@ def are_layers_compiled(objective: Objective, resources: Resources, world: World
     if find_spec("triton") and any(shutil.which(name) for name in compilers if name):
         return True
     if world.main:
-        log.warning("the layers are not compiled: torch.compile needs triton and a C compiler")
+        log.warning(
+            "the layers are not compiled: torch.compile needs triton and a C compiler"
+        )
     return False
 
 
@@ -497,7 +528,11 @@ def configure_layers(
     for module in objective.modules():
         if isinstance(module, TimeSformer | Layers):
             module.checkpoint_activations = checkpoint_activations
-        if isinstance(module, ClipPrompter) and module.temporal and checkpoint_activations:
+        if (
+            isinstance(module, ClipPrompter)
+            and module.temporal
+            and checkpoint_activations
+        ):
             module.clip.gradient_checkpointing_enable({"use_reentrant": False})
         if not compiled:
             continue
@@ -520,7 +555,9 @@ def catch_stop_signals() -> Iterator[list[int]]:
     def note(signal_number: int, frame: FrameType | None) -> None:
         received.append(signal_number)
 
-    previous = {name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield received
     finally:

@@ -29,7 +29,9 @@ class MetricsFile:
         if not self.active:
             return
 
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
+        line = (
+            json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
+        )
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a") as file:
@@ -99,7 +101,9 @@ class Mean:
         self.sums = None
         if not count:
             return {}
-        return {name: value / count for name, value in zip(self.names, sums, strict=True)}
+        return {
+            name: value / count for name, value in zip(self.names, sums, strict=True)
+        }
 
     def state(self) -> dict[str, float]:
         """Return the sums over all ranks by name, and the number of steps under "", for a checkpoint.
@@ -113,7 +117,9 @@ class Mean:
     def restore(self, state: dict[str, float], device: torch.device) -> None:
         if state:
             self.names = tuple(name for name in state if name)
-            self.sums = torch.tensor(list(state.values()), dtype=torch.double, device=device)
+            self.sums = torch.tensor(
+                list(state.values()), dtype=torch.double, device=device
+            )
 
 
 class Skipped:
@@ -149,7 +155,9 @@ class Skipped:
         for (step, names, _), wrong in zip(pending, rows, strict=True):
             self.in_row = self.in_row + 1 if any(wrong) else 0
             if self.in_row >= limit:
-                quantities = [name for name, ranks in zip(names, wrong, strict=True) if ranks]
+                quantities = [
+                    name for name, ranks in zip(names, wrong, strict=True) if ranks
+                ]
                 raise InputError(
                     f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last "
                     f"being step {step}; lower lr or max_grad_norm"

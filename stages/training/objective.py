@@ -154,7 +154,9 @@ class Objective(NormalizedModel):
         if not names:
             return {}
 
-        sums = [torch.stack([values[name] for values in counts]).sum() for name in names]
+        sums = [
+            torch.stack([values[name] for values in counts]).sum() for name in names
+        ]
         # Without items the sum of losses is 0. Dividing it by at least 1 gives 0 instead of NaN.
         totals = all_reduce_sum(torch.stack(sums).float()).clamp(min=1)
         means = totals / (len(micro_batches) * world_size())
@@ -184,7 +186,9 @@ class Objective(NormalizedModel):
         float32."""
         # Autocast would compute the projections in bfloat16.
         with torch.autocast("cuda" if video.is_cuda else "cpu", enabled=False):
-            return self.model.project_video(video.float()), self.model.project_text(text.float())
+            return self.model.project_video(video.float()), self.model.project_text(
+                text.float()
+            )
 
     def contrast(
         self,
@@ -265,7 +269,9 @@ class PrompterObjective(Objective):
 
     @property
     def examples(self) -> Examples:
-        return replace(super().examples, crop_share=self.crop_share, crop_area=self.crop_area)
+        return replace(
+            super().examples, crop_share=self.crop_share, crop_area=self.crop_area
+        )
 
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
         pixels = self.pixels(batch.frames)
@@ -395,12 +401,16 @@ class MatchingObjective(Objective):
         # Positives and negatives go through the multimodal encoder in one pass.
         positives = Pairs(text, batch.mask, video)
         negatives = self.sample_negatives(batch, v2t, t2v)
-        pairs = concatenate([positives, *self.negative_pairs(batch, video, text, negatives)])
+        pairs = concatenate(
+            [positives, *self.negative_pairs(batch, video, text, negatives)]
+        )
         cls = self.model.fuse_cls(pairs.text, pairs.mask, pairs.video)
         vtm, vtm_metrics = self.matching(cls, negatives.valid, counts)
         return vtc + vtm, metrics | vtm_metrics
 
-    def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+    def matching(
+        self, cls: Tensor, valid: Tensor, counts: Counts
+    ) -> tuple[Tensor, Metrics]:
         """Compute VTM, averaged over the positives and the valid negatives.
 
         Args:
@@ -468,7 +478,9 @@ class QaObjective(Objective):
         video = self.encode_video(batch)
         logits = self.model.answer(text, batch.mask, video).float()
 
-        losses = F.cross_entropy(logits, batch.answers, ignore_index=-100, reduction="sum")
+        losses = F.cross_entropy(
+            logits, batch.answers, ignore_index=-100, reduction="sum"
+        )
         loss = losses / counts["qa"]
         # No class equals -100, an unknown answer.
         accuracy = (logits.argmax(1) == batch.answers).sum() / counts["qa"]

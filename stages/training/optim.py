@@ -68,14 +68,20 @@ class Muon(torch.optim.AdamW):
 
         # Matrices of one shape are orthogonalized in one batch: pairs of update and direction.
         by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)
-        for index, (matrix, stacked) in enumerate(zip(matrices, group["qkv"], strict=True)):
-            momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+        for index, (matrix, stacked) in enumerate(
+            zip(matrices, group["qkv"], strict=True)
+        ):
+            momentum = self.state[matrix].setdefault(
+                "momentum", torch.zeros_like(matrix)
+            )
             gradient = torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
             # A skipped step does not change the momentum. Multiplying by 0 would keep NaN.
             gradient = torch.where(finite > 0, gradient, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             if belongs_to_this_rank(index):
-                direction = gradient.lerp(momentum, MOMENTUM).view(stacked, -1, matrix.shape[1])
+                direction = gradient.lerp(momentum, MOMENTUM).view(
+                    stacked, -1, matrix.shape[1]
+                )
                 by_shape[direction.shape[1:]].append((updates[index], direction))
 
         for pairs in by_shape.values():
@@ -125,7 +131,9 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     stacked: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, Block | Layer):
-            stacked |= {id(weight): 1 for weight in module.parameters() if weight.ndim == 2}
+            stacked |= {
+                id(weight): 1 for weight in module.parameters() if weight.ndim == 2
+            }
     for module in model.modules():
         if isinstance(module, Attention):
             stacked[id(module.qkv.weight)] = 3
@@ -159,7 +167,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
                 groups.append(group)
 
     # Only the fused AdamW reads `found_inf`; see `step_if`.
-    settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "eps": EPS, "fused": True}
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": BETAS,
+        "eps": EPS,
+        "fused": True,
+    }
     if not muon:
         return torch.optim.AdamW(groups, **settings)
 

@@ -124,7 +124,9 @@ class PretrainObjective(MatchingObjective):
         text, masked = self.encode_texts(batch)
 
         # Without VTC, all pairs are equally similar, so the negatives of VTM are uniform.
-        v2t = t2v = torch.zeros(len(video), len(video) * world_size(), device=video.device)
+        v2t = t2v = torch.zeros(
+            len(video), len(video) * world_size(), device=video.device
+        )
         if "vtc" in self.losses:
             loss, v2t, t2v, metrics = self.contrast(batch, video, text, features)
             terms["vtc"] = loss, metrics
@@ -149,7 +151,9 @@ class PretrainObjective(MatchingObjective):
             terms["pem"] = self.entities(batch, patches, counts)
 
         # Equation 6.
-        total = torch.stack([self.weights[name] * loss for name, (loss, _) in terms.items()]).sum()
+        total = torch.stack(
+            [self.weights[name] * loss for name, (loss, _) in terms.items()]
+        ).sum()
         all_metrics: Metrics = {}
         for _, metrics in terms.values():
             all_metrics |= metrics
@@ -179,7 +183,10 @@ class PretrainObjective(MatchingObjective):
             groups = self.negative_pairs(batch, video, text, negatives)
             yield "negative", concatenate(groups, outputs=1)
         if "mlm" in self.losses:
-            yield "masked", Pairs(masked, batch.mask, video, outputs=batch.text.shape[1])
+            yield (
+                "masked",
+                Pairs(masked, batch.mask, video, outputs=batch.text.shape[1]),
+            )
 
     def with_pseudo_labels(self, batch: Batch) -> Batch:
         """Return the batch with the prompter's pseudo-labels of its crops, if PEM needs them and the
@@ -233,7 +240,9 @@ class PretrainObjective(MatchingObjective):
         both = self.model.encode_text(ids, batch.mask.repeat(2, 1))
         return both[: len(batch.text)], both[len(batch.text) :]
 
-    def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+    def masked_words(
+        self, batch: Batch, words: Tensor, counts: Counts
+    ) -> tuple[Tensor, Metrics]:
         """Compute MLM, averaged over the masked tokens.
 
         Args:
@@ -247,7 +256,9 @@ class PretrainObjective(MatchingObjective):
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> tuple[Tensor, Metrics]:
+    def entities(
+        self, batch: Batch, patches: Tensor, counts: Counts
+    ) -> tuple[Tensor, Metrics]:
         """Compute PEM (equation 5), averaged over the confident pseudo-labels.
 
         Args:

@@ -108,7 +108,11 @@ def train(
             ranks=world.size,
             one_length=compiled or objective.shares_texts(pairs_per_rank),
         )
-        dtype = training_precision(objective, config, world) if objective.losses else torch.float32
+        dtype = (
+            training_precision(objective, config, world)
+            if objective.losses
+            else torch.float32
+        )
 
         warnings: list[str] = []
         if world.main:
@@ -160,7 +164,9 @@ def fit(
     initial: dict[str, Tensor] = {}
     if training.interpolates:
         weights = trainable(objective)
-        initial = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+        initial = {
+            name: weight.to("cpu", copy=True) for name, weight in weights.items()
+        }
 
     run = Run(objective, data, config, out, world, resources)
     metrics = run.train(training.validate, training.select)
@@ -216,7 +222,9 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
         mean, std = CONSTANTS[config.normalization]
         return Preprocessing(mean=mean, std=std, **values)
 
-    files = [require(corpora[name], "statistics.json") for name in sorted(config.corpora)]
+    files = [
+        require(corpora[name], "statistics.json") for name in sorted(config.corpora)
+    ]
     statistics = [read_json(file) for file in files]
 
     def average(key: str) -> Any:

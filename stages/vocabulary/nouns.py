@@ -66,7 +66,9 @@ TAGGING = {
 _tagging = threading.Lock()  # the vocabulary of a pipeline is not thread-safe
 
 
-def count_words(captions: Counter[str], tagger: str, out: Path, resources: Resources) -> Words:
+def count_words(
+    captions: Counter[str], tagger: str, out: Path, resources: Resources
+) -> Words:
     """Count the words of captions, which have counts themselves, as nouns and as others.
 
     Args:
@@ -104,7 +106,9 @@ def tag_in_workers(
 ) -> Iterator[tuple[CaptionUnit, Words]]:
     """Yield units of captions with their words, in order of completion."""
     store = open_units(out)
-    work = partial(find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store)
+    work = partial(
+        find_or_tag, tagger=tagger, version=tagger_version(tagger), store=store
+    )
     for task, unit in finish_units(units, work, out, resources):
         rows = read_json(store.folder(unit.key) / WORDS)
         yield task, Counter({(word, is_noun): count for word, is_noun, count in rows})
@@ -114,7 +118,9 @@ def find_or_tag(task: CaptionUnit, tagger: str, version: str, store: Units) -> U
     """Find the unit of the captions, or tag them."""
 
     def write(folder: Path) -> dict[str, Any]:
-        rows = [(word, is_noun, n) for (word, is_noun), n in tag_unit(task, tagger).items()]
+        rows = [
+            (word, is_noun, n) for (word, is_noun), n in tag_unit(task, tagger).items()
+        ]
         write_json(folder / WORDS, rows)
         return {}
 
@@ -138,7 +144,8 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
-    counts: Counter[tuple[int, bool]] = Counter()  # by the id of a word, and whether it is a noun
+    # By the id of a word, and whether it is a noun.
+    counts: Counter[tuple[int, bool]] = Counter()
     # One thread, because the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):
         docs = nlp.pipe(map(composed, unit.texts), batch_size=CAPTIONS_PER_BATCH)
@@ -147,7 +154,9 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
                 counts[word, tag == NOUN] += weight
 
         strings = nlp.vocab.strings
-        words = Counter({(strings[word], noun): count for (word, noun), count in counts.items()})
+        words = Counter(
+            {(strings[word], noun): count for (word, noun), count in counts.items()}
+        )
 
     if len(nlp.vocab) > MAX_VOCAB_WORDS:
         load_tagger.cache_clear()
@@ -218,7 +227,9 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
             without += not row["captions"]
 
     if not captions:
-        raise InputError("the training split has no captions; check the splits of the corpora")
+        raise InputError(
+            "the training split has no captions; check the splits of the corpora"
+        )
     return captions, without
 
 

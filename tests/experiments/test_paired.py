@@ -9,7 +9,8 @@ from experiments.paired import Difference, holm, power
 
 def test_a_difference():
     gain = Difference((1.0, 2.0, 3.0))
-    assert gain.half_width == pytest.approx(4.3027 / 3**0.5, abs=1e-3)  # Student's quantile for 2
+    # Student's quantile for 2.
+    assert gain.half_width == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
     assert str(gain) == "+1.0 +2.0 +3.0 = +2.0 ± 2.5 (SD 1.0, p 0.074)"
 
 

@@ -10,7 +10,9 @@ from alpro.inference.clips import is_image, load_clip
 def test_an_animated_image_is_loaded_as_a_video(tmp_path, name):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "still.png")
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(
+        tmp_path / name, save_all=True, append_images=frames[1:], lossless=True
+    )
 
     assert is_image(tmp_path / "still.png")
     assert not is_image(tmp_path / name)

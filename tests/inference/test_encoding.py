@@ -34,7 +34,9 @@ close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 @pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
 def model(tiny_model, request):
     config = tiny_model(50)
-    text = config.text.model_copy(update={"depth": config.text.fusion_layer + request.param})
+    text = config.text.model_copy(
+        update={"depth": config.text.fusion_layer + request.param}
+    )
     torch.manual_seed(0)
     return Alpro(config.model_copy(update={"text": text}), answers=3).eval()
 
@@ -45,7 +47,9 @@ def encoded(model):
     width = model.config.text.width
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     texts = Texts(
-        torch.randn(len(LENGTHS), max(LENGTHS), width), mask, torch.randn(len(LENGTHS), 8)
+        torch.randn(len(LENGTHS), max(LENGTHS), width),
+        mask,
+        torch.randn(len(LENGTHS), 8),
     )
     return texts, Videos(torch.randn(5, 17, width), torch.randn(5, 8))
 
@@ -53,7 +57,9 @@ def encoded(model):
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, head, batch):
+def test_a_score_is_that_of_the_padded_pair_alone(
+    model, encoded, monkeypatch, head, batch
+):
     monkeypatch.setattr("alpro.inference.encoding.VIDEOS", 3)
     texts, videos = encoded
     every_pair = np.argwhere(np.ones((7, 5), bool))
@@ -63,11 +69,15 @@ def test_a_score_is_that_of_the_padded_pair_alone(model, encoded, monkeypatch, h
 
     score_pair = model.match if head == "vtm_head" else model.answer
     for scored, (text, video) in zip(actual, pairs, strict=True):
-        alone = score_pair(texts.tokens[[text]], texts.mask[[text]], videos.tokens[[video]])
+        alone = score_pair(
+            texts.tokens[[text]], texts.mask[[text]], videos.tokens[[video]]
+        )
         close(scored, alone[0])
 
 
-def test_videos_and_images_are_encoded_together_as_each_alone(tiny_model, corpus_of, tmp_path):
+def test_videos_and_images_are_encoded_together_as_each_alone(
+    tiny_model, corpus_of, tmp_path
+):
     """Images are stored with their aspect ratio, videos at the size of decoding; in three
     batches."""
     kinds = {"video": (6, 40, 40, 3), "image": (1, 24, 56, 3)}
@@ -95,13 +105,17 @@ def by_hand(margins, similarity):
     scores = torch.from_numpy(margins)
 
     def fuse_pairs(text, text_indices, video, video_qkv, video_indices):
-        return torch.stack([text[text_indices, 0, 0], video[video_indices, 0, 0]], dim=1)
+        return torch.stack(
+            [text[text_indices, 0, 0], video[video_indices, 0, 0]], dim=1
+        )
 
     def head(pairs):
         margin = scores[pairs.long().unbind(1)]
         return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
-    texts, videos = (torch.arange(count).view(-1, 1, 1).float() for count in margins.shape)
+    texts, videos = (
+        torch.arange(count).view(-1, 1, 1).float() for count in margins.shape
+    )
     model = SimpleNamespace(
         multimodal_encoder=SimpleNamespace(project=lambda t: t, fuse_pairs=fuse_pairs),
         vtm_head=head,

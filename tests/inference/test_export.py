@@ -123,7 +123,9 @@ def exported(folders, videos, tmp_path_factory):
         models[task] = Model.load(Found(folders[task], prompts), device="cpu")
         export(models[task], root / task, "# A model\n")
     frames = np.concatenate([models["qa"].frames(video) for video in videos])
-    np.savez(root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS))
+    np.savez(
+        root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS)
+    )
     # Copied without encoding it again: only the title is another.
     titled = root / "titled.mp4"
     command = [ffmpeg_binary(), "-v", "error", "-i", videos[0], "-c", "copy"]
@@ -143,7 +145,9 @@ def run(program, root, *arguments):
     elsewhere.mkdir(exist_ok=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
     command = [sys.executable, "-c", program, str(root), *map(str, arguments)]
-    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -176,13 +180,17 @@ def test_a_model_computes_the_same_without_this_package(exported, videos):
     pixels = prompter.encoder.pixels(prompter.frames(videos[0]))
     whole = torch.tensor([[0, 0, 4, 4]])
     prompts = prompter.prompts["image"]
-    expected = prompter.folder.model.pseudo_labels(pixels, whole, prompts, prompter.encoder.black)
+    expected = prompter.folder.model.pseudo_labels(
+        pixels, whole, prompts, prompter.encoder.black
+    )
     assert_close(results["image"][0], expected[0])
     assert not np.allclose(results["image"], results["entities"], atol=1e-5)
 
 
 @pytest.mark.long
-def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(exported, videos):
+def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(
+    exported, videos
+):
     models, root = exported
     run(SENTENCES, root, *videos)
     model = models["retrieval"]
@@ -209,7 +217,9 @@ def test_an_exported_folder_has_the_labels_prompts_code_and_license(folders, tmp
         assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
     assert {file.name for file in out.iterdir()} >= {"README.md", "modules.json"}
     # transformers copies the modules of the folder, without the files beside them.
-    assert not [file for file in out.glob("*.py") if "__file__" in file.read_text("utf-8")]
+    assert not [
+        file for file in out.glob("*.py") if "__file__" in file.read_text("utf-8")
+    ]
     assert (out / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     with pytest.raises(InputError, match="out"):
         export(model, out, "")
@@ -236,7 +246,10 @@ ODD_FILES = {  # options of the input and of the output
 @pytest.fixture(scope="module")
 def odd_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
-    film = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=2"], ["-c:v", "libx264", "-g", "8"]
+    film = (
+        ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=2"],
+        ["-c:v", "libx264", "-g", "8"],
+    )
     for name, (given, made) in {"film.mp4": film, **ODD_FILES}.items():
         command = [ffmpeg_binary(), "-v", "error", *given, *made, name]
         subprocess.run(command, check=True, cwd=folder)
@@ -264,7 +277,9 @@ def test_the_processor_sees_the_images_of_the_pipeline(folders, tmp_path):
 
     pixels = processor(images=tmp_path / "a.png")["pixel_values"]
 
-    assert torch.equal(processor(images=Image.open(tmp_path / "a.png"))["pixel_values"], pixels)
+    assert torch.equal(
+        processor(images=Image.open(tmp_path / "a.png"))["pixel_values"], pixels
+    )
     assert torch.equal(pixels, model.encoder.pixels(model.frames(tmp_path / "a.png")))
 
 

@@ -20,13 +20,18 @@ def artifact(tmp_path):
 
     def build(stage, mark, at="", inputs=None):
         folder = tmp_path / "artifacts" / stage / (mark * 8)
-        file = "prompts.safetensors" if stage == "cache_prompts" else "model/config.json"
+        file = (
+            "prompts.safetensors" if stage == "cache_prompts" else "model/config.json"
+        )
         (folder / file).parent.mkdir(parents=True)
         (folder / file).write_text("{}")
         sources = {}
         for source, source_mark in (inputs or {}).items():
             fingerprint = source_mark * 32
-            sources[source.split("_")[-1]] = {"stage": source, "fingerprint": fingerprint}
+            sources[source.split("_")[-1]] = {
+                "stage": source,
+                "fingerprint": fingerprint,
+            }
         record = {
             "version": RECORD_VERSION,
             "stage": stage,
@@ -54,7 +59,9 @@ def prompter(artifact):
 
 
 def run(workspace, **steps):
-    write_refs(workspace, "sample", (), {name: mark * 32 for name, mark in steps.items()})
+    write_refs(
+        workspace, "sample", (), {name: mark * 32 for name, mark in steps.items()}
+    )
 
 
 def test_a_model_is_found_by_the_names_of_its_artifact(artifact, tmp_path):
@@ -73,9 +80,13 @@ def test_a_folder_without_a_model_is_refused(artifact, tmp_path):
             resolve(name, tmp_path)
 
 
-def test_a_mistyped_name_and_one_of_a_variant_are_not_asked_of_the_hub(tmp_path, monkeypatch):
+def test_a_mistyped_name_and_one_of_a_variant_are_not_asked_of_the_hub(
+    tmp_path, monkeypatch
+):
     """Anybody may have a model of this name there."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked")
+    )
     run(tmp_path, pretrain="cd")
     write_refs(tmp_path, "other", ["finetune_qa.lr=1"], {"finetune_qa": "cd" * 32})
 
@@ -85,7 +96,9 @@ def test_a_mistyped_name_and_one_of_a_variant_are_not_asked_of_the_hub(tmp_path,
         resolve("other/finetune-qa", tmp_path)
 
 
-def test_a_prompter_has_the_newest_prompts_that_were_embedded_with_it(prompter, artifact, tmp_path):
+def test_a_prompter_has_the_newest_prompts_that_were_embedded_with_it(
+    prompter, artifact, tmp_path
+):
     without = artifact("train_prompter", "a1")
     newest = prompter.parents[1] / "cache_prompts" / ("be" * 8)
 
@@ -100,7 +113,9 @@ def test_prompts_stand_for_their_prompter(prompter, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ca", "da"])
-def test_the_prompter_of_a_model_is_the_one_that_it_was_trained_with(name, prompter, tmp_path):
+def test_the_prompter_of_a_model_is_the_one_that_it_was_trained_with(
+    name, prompter, tmp_path
+):
     model = resolve(name, tmp_path)
     older = prompter.parents[1] / "cache_prompts" / ("bd" * 8)
 
@@ -128,9 +143,12 @@ def test_a_damaged_prompter_is_refused(prompter, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+    "name",
+    ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"],
 )
-def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(name, folders, tmp_path):
+def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(
+    name, folders, tmp_path
+):
     folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
     assert model_digest(folder) == model_digest(folders["retrieval"])
 
@@ -191,7 +209,9 @@ def test_without_a_network_one_line_says_what_to_do(hub_cache, tmp_path):
 def test_another_model_of_the_hub_is_refused(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").touch()
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path)
+    )
 
     with one_line("google/bert: it has no config.json of a clip or siglip"):
         resolve("google/bert", tmp_path)

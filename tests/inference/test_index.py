@@ -23,7 +23,11 @@ SIZE = 8
 
 def make_item(number, path="", **values):
     """A clip; its key is its path, as if it were a digest of it."""
-    item = EMPTY | {"id": f"{number}", "path": path or f"{ROOT}/{number:02}.mp4", "kind": "video"}
+    item = EMPTY | {
+        "id": f"{number}",
+        "path": path or f"{ROOT}/{number:02}.mp4",
+        "kind": "video",
+    }
     item |= {"identity": "1 2", "duration": 3.0} | values
     return item | {"key": item["path"].removeprefix(ROOT)}
 
@@ -40,7 +44,9 @@ def index(tmp_path):
 
 
 def fill(index, items, vectors):
-    index.write([item | {"vector": vector} for item, vector in zip(items, vectors, strict=True)])
+    index.write(
+        [item | {"vector": vector} for item, vector in zip(items, vectors, strict=True)]
+    )
 
 
 def ids(index, where="", words=""):
@@ -56,7 +62,9 @@ def test_a_clip_is_in_the_index_once_with_its_last_values(index):
     reopened = Index.open(index.place)
     assert ids(reopened) == ["0", "4", "2", "3"]
     for item in reopened.rows():
-        np.testing.assert_array_equal(index.embedding(item["key"]), vectors[int(item["id"])])
+        np.testing.assert_array_equal(
+            index.embedding(item["key"]), vectors[int(item["id"])]
+        )
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -99,9 +107,23 @@ WORDS = {
 
 @pytest.fixture
 def three(index):
-    first = {"id": "7", "caption": "it's a ball", "columns": {"day": "2024-02-01", "views": 9}}
-    second = {"id": "06", "duration": 2.0, "columns": {"day": "2024-01-01", "views": 10}}
-    third = {"id": "red", "kind": "image", "caption": "two balls", "duration": None, "columns": {}}
+    first = {
+        "id": "7",
+        "caption": "it's a ball",
+        "columns": {"day": "2024-02-01", "views": 9},
+    }
+    second = {
+        "id": "06",
+        "duration": 2.0,
+        "columns": {"day": "2024-01-01", "views": 10},
+    }
+    third = {
+        "id": "red",
+        "kind": "image",
+        "caption": "two balls",
+        "duration": None,
+        "columns": {},
+    }
     items = [
         make_item(0, f"{ROOT}/1/caf\u00e9.mp4", **first),
         make_item(1, f"{ROOT}/2/b.mp4", **second),
@@ -119,7 +141,9 @@ FILTERS += [("kind = 'image'", "ball", "2"), ("", "", "012")]
 
 
 @pytest.mark.parametrize(("where", "words", "expected"), FILTERS)
-def test_a_condition_chooses_what_is_listed_counted_and_ranked(where, words, expected, three):
+def test_a_condition_chooses_what_is_listed_counted_and_ranked(
+    where, words, expected, three
+):
     condition = make_condition(where, words)
     names = [NAMES[int(digit)] for digit in expected]
     assert ids(three, where, words) == names
@@ -128,9 +152,7 @@ def test_a_condition_chooses_what_is_listed_counted_and_ranked(where, words, exp
     assert [item["id"] for item in three.nearest(query, 3, condition)] == names[::-1]
 
 
-COLUMNS_LINE = (
-    "no column color; the columns are id, path, kind, caption, start, end, duration, day,"
-)
+COLUMNS_LINE = "no column color; the columns are id, path, kind, caption, start, end, duration, day,"
 
 
 @pytest.mark.parametrize(
@@ -153,11 +175,15 @@ def test_a_wrong_condition_is_a_line(where, reason, three):
 
 
 def bytes_on_disk(folder):
-    return b"".join(file.read_bytes() for file in Path(folder).rglob("*") if file.is_file())
+    return b"".join(
+        file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()
+    )
 
 
 @pytest.mark.parametrize("killed", ["", "update", "delete", "optimize"])
-def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(killed, index, monkeypatch):
+def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(
+    killed, index, monkeypatch
+):
     def kill(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -199,7 +225,9 @@ def fail_once(index, monkeypatch):
     return prepare
 
 
-@pytest.mark.parametrize("read", ["rows", "count", "identities", "nearest", "embedding"])
+@pytest.mark.parametrize(
+    "read", ["rows", "count", "identities", "nearest", "embedding"]
+)
 def test_a_read_whose_files_another_process_removed_is_repeated(read, three, fail_once):
     reads = {
         "rows": lambda: [item["id"] for item in three.rows()],
@@ -218,10 +246,16 @@ def test_a_read_whose_files_another_process_removed_is_repeated(read, three, fai
 
 
 CHANGES = {
-    "write": ("merge_insert", lambda index: fill(index, [make_item(9)], make_vectors(1))),
+    "write": (
+        "merge_insert",
+        lambda index: fill(index, [make_item(9)], make_vectors(1)),
+    ),
     "remove": ("delete", lambda index: index.remove("id = '9'")),
     "optimize": ("optimize", lambda index: index.optimize()),
-    "change_settings": ("update_field_metadata", lambda index: index.change_settings(root="/a")),
+    "change_settings": (
+        "update_field_metadata",
+        lambda index: index.change_settings(root="/a"),
+    ),
 }
 
 
@@ -234,7 +268,10 @@ def test_a_change_waits_for_the_lock_and_is_repeated_after_a_conflict(
     held = []
 
     def call(*arguments, **options):
-        with pytest.raises(Timeout), FileLock(Path(index.place, "clips.lock"), blocking=False):
+        with (
+            pytest.raises(Timeout),
+            FileLock(Path(index.place, "clips.lock"), blocking=False),
+        ):
             pass
         held.append(name)
         return real(*arguments, **options)
@@ -259,7 +296,9 @@ def test_a_folder_that_moved_is_one_change(index):
     assert paths == {"/archive/1/a.mp4", *places[1:]}
 
 
-def test_many_clips_are_searched_approximately_unless_exactly_is_asked(index, monkeypatch):
+def test_many_clips_are_searched_approximately_unless_exactly_is_asked(
+    index, monkeypatch
+):
     monkeypatch.setattr(module, "EXACT_CLIPS", 300)
     monkeypatch.setattr(module, "PARTITIONS", 8)
     vectors = make_vectors(512)
@@ -288,9 +327,13 @@ def test_what_is_no_index_is_a_line(tmp_path):
         Index.open("s3://me:secret@bucket/index")
     earlier = tmp_path / "earlier"
     earlier.mkdir()
-    (earlier / "index.json").write_text(json.dumps({"model": "/my/model", "version": 3}))
+    (earlier / "index.json").write_text(
+        json.dumps({"model": "/my/model", "version": 3})
+    )
     for read in (Index.open, index_exists):
-        with pytest.raises(InputError, match=f"alpro index add {earlier} VIDEOS --model /my/model"):
+        with pytest.raises(
+            InputError, match=f"alpro index add {earlier} VIDEOS --model /my/model"
+        ):
             read(earlier)
 
 

@@ -64,5 +64,7 @@ def test_killed_writers_lose_no_row_and_leave_none_twice(tmp_path):
         assert all(row["id"] == row["key"] for row in rows)
 
     for key in draw.sample(sorted(committed), 20):
-        np.testing.assert_array_equal(index.embedding(key), np.full(SIZE, int(key), np.float32))
+        np.testing.assert_array_equal(
+            index.embedding(key), np.full(SIZE, int(key), np.float32)
+        )
     assert {row["key"] for row in Index.open(place).rows()} == set(keys)

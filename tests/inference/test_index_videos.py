@@ -121,11 +121,16 @@ def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
     assert len(opened()) == 5
 
 
-def test_a_unit_that_dies_costs_only_the_file_that_kills_it(update, own, opened, monkeypatch):
+def test_a_unit_that_dies_costs_only_the_file_that_kills_it(
+    update, own, opened, monkeypatch
+):
     def each(tasks, work, workers, scheduler):
         for task in tasks:
             crashes = any(item["id"] == "1" for item in task)
-            yield task, Died("its process ended with status -11") if crashes else work(task)
+            yield (
+                task,
+                Died("its process ended with status -11") if crashes else work(task),
+            )
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "each", each)
@@ -187,7 +192,9 @@ def test_videos_that_moved_keep_their_embeddings(update, own, tmp_path, opened):
     np.testing.assert_array_equal(vectors(opened())["2"], before["2"])
 
 
-def test_another_folder_is_not_where_a_missing_one_moved(update, own, tmp_path, videos, opened):
+def test_another_folder_is_not_where_a_missing_one_moved(
+    update, own, tmp_path, videos, opened
+):
     update(own)
     own.rename(tmp_path / "unmounted")
     (tmp_path / "other").mkdir()
@@ -214,19 +221,25 @@ def test_rows_of_a_manifest_are_parts_with_captions(update, own, opened):
     assert first["caption"] is None
     assert second["caption"] == "a ball"
     total = video_seconds(own / "0.mp4")
-    assert [first["duration"], second["duration"]] == pytest.approx([0.3, total - 0.3], abs=0.01)
+    assert [first["duration"], second["duration"]] == pytest.approx(
+        [0.3, total - 0.3], abs=0.01
+    )
 
 
 @pytest.fixture
 def rights(own):
     """A table of two clips with captions and rights."""
-    rows = [{"path": f"{n}.mp4", "caption": "a dog", "rights": "free"} for n in range(2)]
+    rows = [
+        {"path": f"{n}.mp4", "caption": "a dog", "rights": "free"} for n in range(2)
+    ]
     return write_rows(own / "m.jsonl", rows)
 
 
 def change_rights(table):
     rows = [{"path": "0.mp4", "caption": "a horse", "rights": "blocked"}]
-    return write_rows(table, [*rows, {"path": "1.mp4", "caption": "a dog", "rights": "free"}])
+    return write_rows(
+        table, [*rows, {"path": "1.mp4", "caption": "a dog", "rights": "free"}]
+    )
 
 
 def test_what_a_table_says_anew_is_taken_without_decoding(update, rights, opened):
@@ -237,7 +250,11 @@ def test_what_a_table_says_anew_is_taken_without_decoding(update, rights, opened
     counts, _ = update(rights)
 
     assert (counts.embedded, counts.updated, counts.skipped) == (0, 1, 1)
-    assert opened().count("rights = 'free'") == opened().count("contains(words, 'dog')") == 1
+    assert (
+        opened().count("rights = 'free'")
+        == opened().count("contains(words, 'dog')")
+        == 1
+    )
     assert opened().count("contains(words, 'horse') AND duration > 0") == 1
     np.testing.assert_array_equal(vectors(opened())["0"], before["0"])
     assert update(rights)[0].skipped == 2
@@ -263,7 +280,9 @@ def test_a_folder_says_nothing_of_captions_and_columns(update, own, rights, open
     assert opened().count("caption = 'a dog' AND rights = 'free'") == 2
 
 
-def test_an_index_of_an_earlier_version_takes_what_its_table_says(update, rights, opened):
+def test_an_index_of_an_earlier_version_takes_what_its_table_says(
+    update, rights, opened
+):
     update(rights, columns=["rights"])
     opened().table.drop_columns(["listed_by", "listed_as"])
     assert len(opened().rows()) == 2
@@ -276,7 +295,10 @@ def test_an_index_of_an_earlier_version_takes_what_its_table_says(update, rights
 
 
 def test_columns_of_a_manifest_keep_their_types(update, own, opened):
-    rows = [{"path": "0.mp4", "day": "2024-01-02", "views": 9}, {"path": "1.mp4", "views": 10}]
+    rows = [
+        {"path": "0.mp4", "day": "2024-01-02", "views": 9},
+        {"path": "1.mp4", "views": 10},
+    ]
     manifest = write_rows(own / "m.jsonl", [*rows, {"views": 8}])
 
     counts, _ = update(manifest, columns=["day", "views"])
@@ -289,16 +311,25 @@ def test_columns_of_a_manifest_keep_their_types(update, own, opened):
 
 
 def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
-    update(write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]), columns=["views"])
+    update(
+        write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]),
+        columns=["views"],
+    )
     rows = write_rows(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
     with pytest.raises(InputError, match="many"):
         update(rows)
 
 
 def test_a_column_without_values_or_with_a_taken_name_is_refused(update, own):
-    manifest = write_rows(own / "m.jsonl", [{"path": "0.mp4", "vector": 1, "tags": ["a"]}])
+    manifest = write_rows(
+        own / "m.jsonl", [{"path": "0.mp4", "vector": 1, "tags": ["a"]}]
+    )
     columns = "no video .* the columns are split, group, .*tags"
-    for name, reason in {"day": columns, "tags": "no video", "vector": "this name"}.items():
+    for name, reason in {
+        "day": columns,
+        "tags": "no video",
+        "vector": "this name",
+    }.items():
         with pytest.raises(InputError, match=reason):
             update(manifest, columns=[name])
 
@@ -380,12 +411,16 @@ def test_samples_of_a_decoded_corpus_are_indexed(update, clips, opened):
     assert update(clips)[0].embedded == 0
 
 
-def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path, opened):
+def test_videos_in_tars_of_downloads_are_indexed(
+    update, videos, model, tmp_path, opened
+):
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "00000.tar", "w") as tar:
         for number, video in enumerate(videos):
             key = f"0000{number}"
-            (tmp_path / "about").write_text(json.dumps({"key": key, "status": "success"}))
+            (tmp_path / "about").write_text(
+                json.dumps({"key": key, "status": "success"})
+            )
             tar.add(tmp_path / "about", f"{key}.json")
             tar.add(video, f"{key}.mp4")
 
@@ -393,7 +428,9 @@ def test_videos_in_tars_of_downloads_are_indexed(update, videos, model, tmp_path
 
     assert counts.embedded == 3
     assert counts.reasons == {}
-    np.testing.assert_allclose([*vectors(opened()).values()], model.encode(videos), atol=1e-6)
+    np.testing.assert_allclose(
+        [*vectors(opened()).values()], model.encode(videos), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

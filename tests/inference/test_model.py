@@ -36,7 +36,13 @@ def mixed(videos, tmp_path):
     """Files of which the second and the last cannot be decoded."""
     (tmp_path / "notes.mp4").write_text("no video")
     (tmp_path / "empty.mp4").touch()
-    return [videos[0], tmp_path / "notes.mp4", str(videos[1]), videos[2], tmp_path / "empty.mp4"]
+    return [
+        videos[0],
+        tmp_path / "notes.mp4",
+        str(videos[1]),
+        videos[2],
+        tmp_path / "empty.mp4",
+    ]
 
 
 def test_embeddings_are_those_of_the_evaluation(models, clips, tokenizer):
@@ -50,7 +56,9 @@ def test_embeddings_are_those_of_the_evaluation(models, clips, tokenizer):
     np.testing.assert_allclose(embeddings, evaluated.features, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     texts = loaded.encode_texts(gallery.texts[:2])
-    np.testing.assert_allclose(model.encode(gallery.texts[:2]), texts.features, atol=1e-4)
+    np.testing.assert_allclose(
+        model.encode(gallery.texts[:2]), texts.features, atol=1e-4
+    )
 
 
 def test_similarity_has_the_order_of_its_arguments(models, videos):
@@ -81,7 +89,9 @@ def test_a_string_is_a_file_if_it_ends_like_one(value, expected):
     assert is_file(value) is expected
 
 
-def test_a_model_is_looked_up_in_the_workspace_of_the_environment(folders, tmp_path, monkeypatch):
+def test_a_model_is_looked_up_in_the_workspace_of_the_environment(
+    folders, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="workspace/artifacts, which does not exist"):
         Model.load("finetune_retrieval")
@@ -110,12 +120,16 @@ def test_a_pre_trained_model_names_a_region_by_its_fused_patches(models, videos)
     fused = alpro.fuse(caption.tokens, caption.mask, video)[:, -16:]
     inside = fused.view(1, 4, 4, -1)[:, :, 2].mean(1)  # the third column of the patches
     probabilities = alpro.pem_head(inside).softmax(1)[0].tolist()
-    assert named == pytest.approx(dict(zip("abcdefgh", probabilities, strict=True)), abs=1e-6)
+    assert named == pytest.approx(
+        dict(zip("abcdefgh", probabilities, strict=True)), abs=1e-6
+    )
     assert dict(model.entities(videos[0], box, 99)) != named  # without a text
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, videos, tmp_path, kind):
+def test_images_and_videos_are_named_with_the_prompts_of_their_kind(
+    models, videos, tmp_path, kind
+):
     """Also a row that says what a file without an extension is, such as an upload."""
     model = models["prompter"]
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
@@ -128,7 +142,9 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(models, vide
     pixels = model.encoder.pixels(model.frames(file))
     patches = torch.tensor([[2, 1, 1, 3]])  # of 4 x 4
     prompts = model.prompts[kind]
-    labels = model.folder.model.pseudo_labels(pixels, patches, prompts, model.encoder.black)
+    labels = model.folder.model.pseudo_labels(
+        pixels, patches, prompts, model.encoder.black
+    )
     expected = dict(zip(model.folder.entities, labels[0].tolist(), strict=True))
     assert named == pytest.approx(expected, abs=1e-6)
     assert dict(model.entities(upload, region, top_k=99)) == named
@@ -177,11 +193,15 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
 def test_the_scores_of_a_bad_file_are_nan_with_a_warning(method, models, videos, mixed):
     score = getattr(models["retrieval"], method)
 
-    with pytest.warns(UserWarning, match="notes.mp4: unreadable|empty.mp4: empty") as warned:
+    with pytest.warns(
+        UserWarning, match="notes.mp4: unreadable|empty.mp4: empty"
+    ) as warned:
         scores = score(TEXTS, mixed, batch_size=2)
 
     assert len(warned) == 2
-    np.testing.assert_allclose(scores[:, [0, 2, 3]], score(TEXTS, videos), atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(
+        scores[:, [0, 2, 3]], score(TEXTS, videos), atol=1e-5, rtol=1e-4
+    )
     assert np.isnan(scores[:, [1, 4]]).all()
 
 
@@ -219,7 +239,9 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["similarity", "match"])
-def test_lower_precision_changes_scores_a_little(dtype, method, models, folders, videos):
+def test_lower_precision_changes_scores_a_little(
+    dtype, method, models, folders, videos
+):
     half = Model.load(folders["retrieval"], device="cpu", dtype=dtype)
 
     actual = getattr(half, method)(TEXTS, videos)

@@ -23,7 +23,9 @@ def paths(result):
 def scores(searcher, model):
     """Similarity and match of TEXT with each file, as the model computes them."""
     files = [item["path"] for item in searcher.index.rows()]
-    similarity = dict(zip(files, model.similarity([TEXT], files)[0].tolist(), strict=True))
+    similarity = dict(
+        zip(files, model.similarity([TEXT], files)[0].tolist(), strict=True)
+    )
     match = dict(zip(files, model.match([TEXT], files)[0].tolist(), strict=True))
     return similarity, match
 
@@ -32,7 +34,9 @@ def test_clips_are_ranked_by_similarity(searcher, scores):
     result = searcher.search(TEXT)
     similarity, _ = scores
     expected = sorted(similarity.values(), reverse=True)
-    assert [similarity[path] for path in paths(result)] == pytest.approx(expected, abs=1e-5)
+    assert [similarity[path] for path in paths(result)] == pytest.approx(
+        expected, abs=1e-5
+    )
     assert result.clips == 5
     assert result.matched == 0
     assert result.hits[0].match is None
@@ -42,7 +46,9 @@ def test_the_most_similar_clips_are_ranked_by_matching_on_request(searcher, scor
     _, match = scores
     hits = searcher.search(TEXT).hits
     margin = {path: np.log(p / (1 - p)) for path, p in match.items()}
-    order = sorted(hits[:4], key=lambda hit: -(margin[hit.item["path"]] + hit.similarity))
+    order = sorted(
+        hits[:4], key=lambda hit: -(margin[hit.item["path"]] + hit.similarity)
+    )
 
     result = searcher.search(TEXT, rerank=4)
 
@@ -88,7 +94,9 @@ def test_files_that_are_gone_or_changed_are_noted(rerank, searcher, own):
         assert {hit.item["id"] for hit in found.hits[-2:]} == notes.keys()
 
 
-def test_the_ranking_that_was_better_on_validation_is_the_default(searcher, monkeypatch):
+def test_the_ranking_that_was_better_on_validation_is_the_default(
+    searcher, monkeypatch
+):
     for ranking, matched in {"matching": 5, "similarity": 0}.items():
         monkeypatch.setattr(searcher.model.folder, "ranking", ranking)
         assert searcher.search(TEXT).matched == matched
@@ -97,7 +105,9 @@ def test_the_ranking_that_was_better_on_validation_is_the_default(searcher, monk
 
 def test_a_prompter_ranks_by_similarity_alone(update, own, tmp_path):
     update(own, task="prompter")
-    found = Searcher.open(tmp_path / "index", device="cpu").search("a red ball", rerank=3)
+    found = Searcher.open(tmp_path / "index", device="cpu").search(
+        "a red ball", rerank=3
+    )
     assert len(found) == 5
     assert found.matched == 0
     assert found.note == ""
@@ -132,8 +142,12 @@ def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders, tmp_
         searcher.search(TEXT)
 
 
-@pytest.mark.parametrize(("model", "message"), [("qa", "have changed"), ("gone", "--model")])
-def test_a_model_whose_files_have_changed_or_moved_is_refused(model, message, searcher, folders):
+@pytest.mark.parametrize(
+    ("model", "message"), [("qa", "have changed"), ("gone", "--model")]
+)
+def test_a_model_whose_files_have_changed_or_moved_is_refused(
+    model, message, searcher, folders
+):
     searcher.index.change_settings(model=str(folders["qa"].with_name(model)))
 
     with pytest.raises(InputError, match=message):
@@ -143,7 +157,10 @@ def test_a_model_whose_files_have_changed_or_moved_is_refused(model, message, se
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):
     searcher.index.change_settings(model=str(tmp_path / "gone"))
 
-    assert find_model(searcher.index, folders["retrieval"], tmp_path).model == folders["retrieval"]
+    assert (
+        find_model(searcher.index, folders["retrieval"], tmp_path).model
+        == folders["retrieval"]
+    )
 
 
 WORDS = {
@@ -158,12 +175,16 @@ WORDS = {
 @pytest.mark.parametrize("text", WORDS)
 def test_words_that_the_model_does_not_know_are_named(text, model):
     words = ", ".join(WORDS[text])
-    assert model.note(text).startswith(f"the model does not know: {words};" if words else "")
+    assert model.note(text).startswith(
+        f"the model does not know: {words};" if words else ""
+    )
     assert bool(model.note(text)) == bool(words)
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "clip"])
-def test_a_text_that_is_too_long_says_where_it_is_truncated(kind, folders, clip_folders):
+def test_a_text_that_is_too_long_says_where_it_is_truncated(
+    kind, folders, clip_folders
+):
     """Words that were not read are not unknown."""
     model = Model.load((folders | clip_folders)[kind], device="cpu")
     length = model.text_length
@@ -171,7 +192,9 @@ def test_a_text_that_is_too_long_says_where_it_is_truncated(kind, folders, clip_
     assert f"reads only the first {length} tokens" in model.note(text)
     assert "know" not in model.note(text)
     assert model.note("a red ball") == ""
-    with pytest.warns(UserWarning, match=f"1 of 2 texts have more than the {length} tokens"):
+    with pytest.warns(
+        UserWarning, match=f"1 of 2 texts have more than the {length} tokens"
+    ):
         model.encode(["a red ball", text])
 
 
@@ -186,7 +209,11 @@ def test_neighbors_of_a_hit_hide_no_other(tmp_path, model):
     rows = []
     for number, (path, start) in enumerate(WINDOWS):
         item = EMPTY | {"key": f"{number}", "path": path, "id": path, "identity": ""}
-        item |= {"start": start, "end": start + 2.0, "vector": query * (1 - number / 10)}
+        item |= {
+            "start": start,
+            "end": start + 2.0,
+            "vector": query * (1 - number / 10),
+        }
         rows.append(item)
     index.write(rows)
 

@@ -18,10 +18,22 @@ def tiny():
     zero."""
     return ModelConfig(
         video=VideoConfig(
-            image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, drop_path=0.0
+            image_size=32,
+            patch_size=8,
+            frames=4,
+            width=16,
+            depth=2,
+            heads=2,
+            drop_path=0.0,
         ),
         text=TextConfig(
-            vocab_size=40, width=16, depth=3, fusion_layer=2, heads=2, max_length=12, dropout=0.0
+            vocab_size=40,
+            width=16,
+            depth=3,
+            fusion_layer=2,
+            heads=2,
+            max_length=12,
+            dropout=0.0,
         ),
         embed_dim=8,
         init="scratch",

@@ -77,7 +77,9 @@ def test_the_temperature_is_clamped(tiny):
 def test_activation_checkpointing_gives_equal_gradients(tiny, frames, ids, mask):
     video = tiny.video.model_copy(update={"drop_path": 0.5})
     text = tiny.text.model_copy(update={"dropout": 0.2, "depth": 4})
-    model = Alpro(tiny.model_copy(update={"video": video, "text": text}), answers=7).train()
+    model = Alpro(
+        tiny.model_copy(update={"video": video, "text": text}), answers=7
+    ).train()
     gradients = []
     for checkpointed in (False, True):
         for module in model.modules():
@@ -94,13 +96,24 @@ def test_activation_checkpointing_gives_equal_gradients(tiny, frames, ids, mask)
 
 def test_inconsistent_sizes_are_refused():
     video = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2}
-    sizes = {"video": video, "text": {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2}}
+    sizes = {
+        "video": video,
+        "text": {"width": 16, "depth": 3, "fusion_layer": 2, "heads": 2},
+    }
     ModelConfig.model_validate(sizes)
     for part, wrong, message in (
         ("video", {"image_size": 30}, "30 is not a multiple of patch_size 8"),
         ("video", {"heads": 3}, "16 is not a multiple of heads 3"),
-        ("video", {"image_size": 36, "patch_size": 12, "stem": "conv"}, "a power of 2, not 12"),
-        ("text", {"fusion_layer": 3}, "fusion_layer 3 leaves no fusion layer of depth 3"),
+        (
+            "video",
+            {"image_size": 36, "patch_size": 12, "stem": "conv"},
+            "a power of 2, not 12",
+        ),
+        (
+            "text",
+            {"fusion_layer": 3},
+            "fusion_layer 3 leaves no fusion layer of depth 3",
+        ),
         ("text", {"width": 24}, "video.width 16 and text.width 24 must be equal"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -111,7 +124,9 @@ def test_the_full_size_model_has_the_papers_parameters():
     """ViT-B/16 with divided attention, BERT-base cut after layer 6, 256-d projections, 1000
     entities."""
     with torch.device("meta"):
-        model = Alpro(ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000)
+        model = Alpro(
+            ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000
+        )
 
     sizes = {}
     for name, part in model.named_children():
@@ -127,9 +142,11 @@ def test_the_full_size_model_has_the_papers_parameters():
         "vtm_head": 768 * 2 + 2,
         "pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000,
     }
-    heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}  # the decoder is the word embeddings
+    # The decoder is the word embeddings.
+    heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}
     assert sizes == encoders | heads
-    assert sum(p.numel() for p in model.parameters()) == 233_883_429  # with the temperature
+    # With the temperature.
+    assert sum(p.numel() for p in model.parameters()) == 233_883_429
 
 
 CPU = torch.device("cpu")
@@ -137,12 +154,16 @@ GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(native, monkeypatch):
+def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(
+    native, monkeypatch
+):
     monkeypatch.setattr("alpro.models.precision.cpu_has_bfloat16", lambda: native)
     assert compute_dtype(WIDE, CPU) == (torch.bfloat16 if native else torch.float32)
     assert compute_dtype(WIDE - 1, CPU) == torch.float32
     monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation: native or including_emulation,
     )
     assert compute_dtype(8, GPU) == (torch.bfloat16 if native else torch.float32)
     for device in (CPU, GPU):
@@ -152,7 +173,11 @@ def test_bfloat16_is_for_gpus_and_for_wide_models_on_processors_that_have_it(nat
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_by_products_is_the_fused_one(masked):
     q, k, v = (torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3))
-    mask = torch.rand(3, 1, 1, 5).gt(0.4).index_fill(3, torch.tensor([0]), True) if masked else None
+    mask = (
+        torch.rand(3, 1, 1, 5).gt(0.4).index_fill(3, torch.tensor([0]), True)
+        if masked
+        else None
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     actual = attention_by_products(q, k, v, attn_mask=mask)
     near(actual, expected)

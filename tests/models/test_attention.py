@@ -13,7 +13,9 @@ def heads_of(sequences, length):
     """Queries, keys and values (B, 2, L, 8), with gradients."""
     generator = torch.Generator().manual_seed(length)
     shape = sequences, 2, length, 8
-    return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)]
+    return [
+        torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)
+    ]
 
 
 @pytest.mark.parametrize(("sequences", "length"), [(12, 4), (7, 16), (10, 3), (13, 8)])

@@ -56,7 +56,9 @@ def embedded(loaded, texts, batch=256):
 
 
 @torch.no_grad()
-def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(loaded, frames):
+def test_embeddings_and_labels_of_a_clip_are_those_of_its_frames_by_hand(
+    loaded, frames
+):
     """A mean of unit features; a softmax of similarities at the model's logit scale."""
     encoder = loaded.normalized(CPU)
     model = loaded.model
@@ -85,7 +87,9 @@ def test_labels_of_an_image_are_the_softmax_of_transformers_logits(loaded, frame
     """Also SigLIP's, which have a bias. A still clip of equal frames is the image; a whole frame is
     a crop of it."""
     model = loaded.model
-    words = loaded.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
+    words = loaded.tokenizer(
+        TEXTS, padding="max_length", max_length=24, return_tensors="pt"
+    )
     if model.clip.config.model_type == "siglip":
         del words["attention_mask"]
     pixels = own_pixels(loaded, frames[:, :1])
@@ -126,7 +130,9 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
     played = model.encode_video(pixels)
     assert (played - model.encode_video(pixels.flip(1))).abs().max() > 1e-3
     near(model.encode_video(pixels[:1]), played[:1])
-    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    frozen = {
+        name for name, weight in model.named_parameters() if not weight.requires_grad
+    }
     assert frozen <= {"clip.logit_bias"}
     assert not any(p.requires_grad for p in loaded.model.parameters())
 

@@ -31,14 +31,18 @@ ANSWERS = ["yes", "no"]
 @pytest.fixture
 def tokenizer():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "café"]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = Whitespace()
     return tokenizer
 
 
 @pytest.fixture
 def saved(tiny, tokenizer, tmp_path):
-    bundle = ModelBundle("pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES)
+    bundle = ModelBundle(
+        "pretrain", Alpro(tiny, len(ENTITIES)), tokenizer, entities=ENTITIES
+    )
     bundle.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -55,7 +59,9 @@ def test_a_saved_model_is_loaded_unchanged(task, tiny, tokenizer, tmp_path):
     entities = ENTITIES if task == "pretrain" else []
     answers = ANSWERS if task == "qa" else []
     model = build_model(task, tiny, len(entities), len(answers))
-    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9)
+    preprocessing = Preprocessing(
+        mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), max_text_tokens=9
+    )
     bundle = ModelBundle(task, model, tokenizer, preprocessing, entities, answers)
     bundle.save_pretrained(tmp_path / "deep" / "model")
 
@@ -94,7 +100,9 @@ def test_loading_draws_no_random_number_and_is_not_changed_with_the_file(saved):
 
 def test_weights_of_half_precision_become_float32(saved):
     weights = load_file(saved / WEIGHTS)
-    save_file({name: value.bfloat16() for name, value in weights.items()}, saved / WEIGHTS)
+    save_file(
+        {name: value.bfloat16() for name, value in weights.items()}, saved / WEIGHTS
+    )
 
     loaded = ModelBundle.from_pretrained(saved).model.state_dict()
 
@@ -105,7 +113,11 @@ def test_weights_of_half_precision_become_float32(saved):
 
 
 def load_any(folder):
-    return ModelBundle.from_pretrained(folder) if folder.name == "model" else load_clip(str(folder))
+    return (
+        ModelBundle.from_pretrained(folder)
+        if folder.name == "model"
+        else load_clip(str(folder))
+    )
 
 
 def refused(folder, message=""):
@@ -125,7 +137,9 @@ def set_value(folder, *keys, to, file=CONFIG):
 
 def weights_file(folder):
     """The weights of a model, which may be in a pickle."""
-    return next(file for file in folder.iterdir() if file.name in (WEIGHTS, "pytorch_model.bin"))
+    return next(
+        file for file in folder.iterdir() if file.name in (WEIGHTS, "pytorch_model.bin")
+    )
 
 
 def set_weights(folder, change):
@@ -133,7 +147,9 @@ def set_weights(folder, change):
     file = weights_file(folder)
     safe = file.suffix == ".safetensors"
     weights = load_file(file) if safe else torch.load(file)
-    change(weights, next(name for name in reversed(weights) if weights[name].dim() == 2))
+    change(
+        weights, next(name for name in reversed(weights) if weights[name].dim() == 2)
+    )
     save_file(weights, file, {"format": "pt"}) if safe else torch.save(weights, file)
 
 
@@ -161,10 +177,16 @@ def set_words(folder, count):
 
 NEW_TOKEN = ("model", "vocab", "zz")
 DAMAGES = {
-    "a weight is infinite": lambda f: set_weights(f, lambda w, last: w[last][0].fill_(torch.inf)),
+    "a weight is infinite": lambda f: set_weights(
+        f, lambda w, last: w[last][0].fill_(torch.inf)
+    ),
     "a weight is missing": lambda f: set_weights(f, lambda w, last: w.pop(last)),
-    "a weight of another shape": lambda f: set_weights(f, lambda w, last: w[last].resize_(3, 3)),
-    "a token without a weight": lambda f: set_value(f, *NEW_TOKEN, to=9_999, file=TOKENIZER),
+    "a weight of another shape": lambda f: set_weights(
+        f, lambda w, last: w[last].resize_(3, 3)
+    ),
+    "a token without a weight": lambda f: set_value(
+        f, *NEW_TOKEN, to=9_999, file=TOKENIZER
+    ),
     "too many layers": lambda f: set_layers(f, 10**7),
     "more layers than weights": lambda f: set_layers(f, 3),
     "fewer layers than weights": lambda f: set_layers(f, 1),
@@ -276,8 +298,12 @@ def test_a_size_that_is_not_that_of_the_weights_is_named(keys, value, message, s
 # Starting from another model.
 
 
-@pytest.mark.parametrize("other", ["prompter", "other labels", "equal number of labels"])
-def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_labels(other, tiny):
+@pytest.mark.parametrize(
+    "other", ["prompter", "other labels", "equal number of labels"]
+)
+def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_labels(
+    other, tiny
+):
     others = {
         "prompter": (Prompter(tiny), ()),
         "other labels": (Alpro(tiny, entities=4, answers=2), ()),
@@ -290,7 +316,9 @@ def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_la
     start_from(model, source, excluded)
 
     theirs = source.state_dict()
-    unchanged = {"pem_head.2.bias", "pem_head.2.weight"} | (before.keys() - theirs.keys())
+    unchanged = {"pem_head.2.bias", "pem_head.2.weight"} | (
+        before.keys() - theirs.keys()
+    )
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key in unchanged else theirs[key]), key
 
@@ -303,14 +331,18 @@ def test_starting_from_another_model_copies_what_both_have_but_heads_of_other_la
         (3, [0, 0, 1, 1, 2]),
     ],
 )
-def test_the_time_embedding_of_a_frame_is_the_nearest_earlier_one(old_frames, frames, tiny):
+def test_the_time_embedding_of_a_frame_is_the_nearest_earlier_one(
+    old_frames, frames, tiny
+):
     """Frame i is frame floor(i * old frames / new frames)."""
     old = Prompter(resized(tiny, frames=old_frames))
     new = Prompter(resized(tiny, frames=len(frames)))
 
     start_from(new, old)
 
-    assert torch.equal(new.video_encoder.time_embed, old.video_encoder.time_embed[:, frames])
+    assert torch.equal(
+        new.video_encoder.time_embed, old.video_encoder.time_embed[:, frames]
+    )
 
 
 def test_the_position_embedding_is_interpolated_over_the_grid(tiny):
@@ -331,7 +363,10 @@ def test_the_position_embedding_is_interpolated_over_the_grid(tiny):
     ("changes", "message"),
     [
         ({"video": {"heads": 1}}, "video.heads is 2; set it to 1"),
-        ({"video": {"activation": "quick_gelu"}}, "video.activation is gelu; set it to quick_gelu"),
+        (
+            {"video": {"activation": "quick_gelu"}},
+            "video.activation is gelu; set it to quick_gelu",
+        ),
         ({"text": {"fusion_layer": 1}}, "text.fusion_layer is 2; set it to 1"),
         ({"embed_dim": 12}, "is (12, 16), not (8, 16)"),
     ],

@@ -15,8 +15,22 @@ from tests.test_oracle import uniform, weight
 
 FILE = Path(__file__).with_name("golden.npz")
 SEED = 11
-VIDEO = {"image_size": 16, "patch_size": 8, "frames": 3, "width": 16, "depth": 2, "heads": 2}
-TEXT = {"vocab_size": 20, "width": 16, "depth": 4, "fusion_layer": 2, "heads": 2, "max_length": 16}
+VIDEO = {
+    "image_size": 16,
+    "patch_size": 8,
+    "frames": 3,
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+}
+TEXT = {
+    "vocab_size": 20,
+    "width": 16,
+    "depth": 4,
+    "fusion_layer": 2,
+    "heads": 2,
+    "max_length": 16,
+}
 BOXES = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
 
 
@@ -69,4 +83,6 @@ def test_a_small_model_computes_the_recorded_numbers():
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **{name: value.numpy() for name, value in compute().items()})
+    np.savez_compressed(
+        FILE, **{name: value.numpy() for name, value in compute().items()}
+    )

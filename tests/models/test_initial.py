@@ -15,7 +15,14 @@ from alpro.models.initial import load_bert, load_vit, tower_sizes
 from tests.conftest import REVISION, one_line
 from tests.models.conftest import near
 
-VIDEO = {"image_size": 32, "patch_size": 8, "frames": 3, "width": 64, "depth": 2, "heads": 2}
+VIDEO = {
+    "image_size": 32,
+    "patch_size": 8,
+    "frames": 3,
+    "width": 64,
+    "depth": 2,
+    "heads": 2,
+}
 TEXT = {
     "vocab_size": 40,
     "width": 64,
@@ -38,7 +45,9 @@ def timm_vit(name):
     import timm
 
     torch.manual_seed(1)
-    vit = timm.create_model(name, img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2)
+    vit = timm.create_model(
+        name, img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2
+    )
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return vit.eval()
@@ -67,7 +76,10 @@ VITS = {
     "vit_base_patch16_224": {},
     "vit_base_patch14_dinov2": {},
     "vit_base_patch16_clip_224": {"pre_norm": True},
-    "vit_base_patch16_clip_quickgelu_224": {"pre_norm": True, "activation": "quick_gelu"},
+    "vit_base_patch16_clip_quickgelu_224": {
+        "pre_norm": True,
+        "activation": "quick_gelu",
+    },
 }
 
 
@@ -114,7 +126,10 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     ("changes", "message"),
     [
         ({"video": {"width": 32}, "text": {"width": 32}}, "; set the sizes in [model]"),
-        ({"text": {"depth": 5}}, "multimodal_encoder: layers.2.attention.proj.bias is missing"),
+        (
+            {"text": {"depth": 5}},
+            "multimodal_encoder: layers.2.attention.proj.bias is missing",
+        ),
         ({"text": {"heads": 4}}, "model.text.heads is 4; set it to 2"),
     ],
 )
@@ -155,17 +170,29 @@ def model():
 @pytest.mark.parametrize(
     ("more", "sizes", "message"),
     [
-        ({"time_embed": torch.zeros(64)}, {}, "is not a plain ViT of 2 blocks: it has time_embed"),
-        ({"reg_token": torch.zeros(64)}, {}, "is not a plain ViT of 2 blocks: it has reg_token"),
-        ({"pos_embed": torch.zeros(1, 18, 64)}, {}, "18 positions, which are not"),  # distilled
+        (
+            {"time_embed": torch.zeros(64)},
+            {},
+            "is not a plain ViT of 2 blocks: it has time_embed",
+        ),
+        (
+            {"reg_token": torch.zeros(64)},
+            {},
+            "is not a plain ViT of 2 blocks: it has reg_token",
+        ),
+        # Distilled.
+        ({"pos_embed": torch.zeros(1, 18, 64)}, {}, "18 positions, which are not"),
         ({"pos_embed": torch.zeros(64)}, {}, "pos_embed is (64,), not (1, 17, 64)"),
         ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
         ({}, {"width": 32}, "; set the sizes in [model]"),
         ({}, {"depth": 3}, "blocks.2.attn.proj.bias is missing"),
     ],
 )
-def test_a_vit_that_does_not_fit_is_refused_in_one_line(more, sizes, message, model, tmp_path):
-    vit = {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}  # ignored
+def test_a_vit_that_does_not_fit_is_refused_in_one_line(
+    more, sizes, message, model, tmp_path
+):
+    # Ignored.
+    vit = {"head.weight": torch.zeros(7, 64), "fc_norm.bias": torch.zeros(64)}
     for key, value in model.video_encoder.state_dict().items():
         if "temporal_" not in key and key != "time_embed":
             vit[key] = value
@@ -185,7 +212,9 @@ def test_a_vit_that_does_not_fit_is_refused_in_one_line(more, sizes, message, mo
         (load_vit, "nobody/no-such-clip"),
     ],
 )
-def test_unavailable_weights_are_a_one_line_error_with_instructions(load, name, model, monkeypatch):
+def test_unavailable_weights_are_a_one_line_error_with_instructions(
+    load, name, model, monkeypatch
+):
     # The variable is read at import.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -275,11 +304,15 @@ def test_rotary_positions_are_refused(timm_model):
         {"heads": 4},
     ],
 )
-def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(other, clip_folders):
+def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(
+    other, clip_folders
+):
     clip = str(clip_folders["clip"])
     ((key, value),) = other.items()
 
-    with pytest.raises(ValueError, match=rf"model\.video\.{key} is {value}; set it to "):
+    with pytest.raises(
+        ValueError, match=rf"model\.video\.{key} is {value}; set it to "
+    ):
         load_vit(tower(clip, **other), clip)
 
 
@@ -288,11 +321,15 @@ def test_a_tower_with_temporal_attention_is_refused(clip_folders, tmp_path):
     trained.model.add_temporal(3)
     trained.save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="it has the temporal attention of train_prompter"):
+    with pytest.raises(
+        ValueError, match="it has the temporal attention of train_prompter"
+    ):
         load_vit(tower(clip_folders["clip"]), str(tmp_path))
 
 
-def test_another_model_of_transformers_is_refused_in_one_line(model, clip_folders, tmp_path):
+def test_another_model_of_transformers_is_refused_in_one_line(
+    model, clip_folders, tmp_path
+):
     """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
     values = {"model_type": "roberta", "hidden_size": 64, "num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps(values))

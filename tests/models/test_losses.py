@@ -29,7 +29,8 @@ def test_a_second_caption_of_a_video_is_not_a_negative():
     loss.backward()
     assert similarity.grad is not None
     assert similarity.grad[0, 1] == similarity.grad[1, 0] == 0
-    assert (similarity.grad.diagonal() < 0).all()  # every pair's own caption is pulled to it
+    # Every pair's own caption is pulled to it.
+    assert (similarity.grad.diagonal() < 0).all()
 
 
 def test_pem_compares_the_probability_with_the_threshold():
@@ -42,7 +43,8 @@ def test_pem_compares_the_probability_with_the_threshold():
 
     loss, kept = pem_loss(torch.zeros(3, 10), pseudo_labels, threshold=0.2)
     assert kept.tolist() == [True, False, True]
-    assert loss.item() == pytest.approx(2 * log(10))  # even logits: log 10 for each that is kept
+    # Even logits: log 10 for each that is kept.
+    assert loss.item() == pytest.approx(2 * log(10))
     loss, kept = pem_loss(torch.zeros(3, 10), pseudo_labels, threshold=0.95)
     assert loss.item() == 0
     assert not kept.any()
@@ -62,7 +64,9 @@ def test_sampled_negatives_against_a_table():
 
 
 @settings(max_examples=50)
-@given(seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 2**31), order=st.permutations(range(6)), count=st.integers(1, 6)
+)
 def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random_number(
     seed, order, count
 ):
@@ -79,7 +83,9 @@ def test_the_negative_of_a_row_is_of_another_video_and_depends_on_its_own_random
     assert torch.equal(valid, ~same.all(1))
     assert (video[columns] != video[:6])[valid].all()
     some = order[:count]
-    fewer, valid_of_them = sample_hard_negatives(similarity[some], same[some], uniforms[some])
+    fewer, valid_of_them = sample_hard_negatives(
+        similarity[some], same[some], uniforms[some]
+    )
     assert torch.equal(valid_of_them, valid[some])
     assert torch.equal(fewer[valid_of_them], columns[some][valid_of_them])
 
@@ -96,7 +102,9 @@ def test_extreme_similarities_and_rows_without_negatives_give_a_column(extreme):
     assert columns[0] == 1 or extreme != 1e4
     assert ((columns >= 0) & (columns < 3)).all()
     assert (columns[1:] != torch.arange(1, 3)).all()  # other rows are not affected
-    assert vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite() == (extreme == 1e4)
+    assert vtc_loss(similarity, similarity.T, torch.arange(3), same).isfinite() == (
+        extreme == 1e4
+    )
     same[0] = True
     columns, valid = sample_hard_negatives(similarity, same, torch.rand(3))
     assert valid.tolist() == [False, True, True]

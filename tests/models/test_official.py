@@ -18,7 +18,14 @@ from tests.conftest import one_line
 from tests.models.conftest import near
 from tests.official_checkpoints import one_head, to_official
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(295))]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *(f"word{i}" for i in range(295)),
+]
 VISUAL = "visual_encoder.model."
 UNUSED = {
     f"{VISUAL}head.weight": (10, 32),
@@ -41,7 +48,9 @@ def tokenizer(tmp_path):
 def config(tiny_model):
     """Sizes that shapes alone tell, but for the heads: one for every 64 channels."""
     actual = one_head(tiny_model(300))
-    return actual.model_copy(update={"text": actual.text.model_copy(update={"max_length": 63})})
+    return actual.model_copy(
+        update={"text": actual.text.model_copy(update={"max_length": 63})}
+    )
 
 
 @pytest.fixture
@@ -53,13 +62,21 @@ def official(config):
         unused = {key: torch.zeros(shape) for key, shape in UNUSED.items()}
         if task == "qa":
             model = Alpro(config, answers=6)
-            return model, to_official(model.state_dict(), config, "text_encoder") | unused
+            return model, to_official(
+                model.state_dict(), config, "text_encoder"
+            ) | unused
         if task == "prompter":
             # It has layers, a matching head and an MLM head that nothing reads.
             whole = Alpro(config, entities=5)
             state = to_official(whole.state_dict(), config)
-            state = {key: value for key, value in state.items() if not key.startswith("mpm_head")}
-            prompts = {f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")}
+            state = {
+                key: value
+                for key, value in state.items()
+                if not key.startswith("mpm_head")
+            }
+            prompts = {
+                f"{kind}_prompt_feat": torch.randn(5, 16) for kind in ("video", "image")
+            }
             model = Prompter(config)
             model.load_state_dict(whole.state_dict(), strict=False)
             return model, state | unused | prompts
@@ -67,7 +84,9 @@ def official(config):
         model = Alpro(config, entities=5)
         state = to_official(model.state_dict(), config) | unused
         if task == "pretrain":
-            state |= {f"prompter.{key}": value for key, value in make("prompter")[1].items()}
+            state |= {
+                f"prompter.{key}": value for key, value in make("prompter")[1].items()
+            }
         return model, dict(sorted(state.items()))  # key, query, value
 
     return make
@@ -93,7 +112,9 @@ def test_the_keys_are_those_of_the_official_code_and_queries_keys_values_in_that
     with torch.device("meta"):
         state = to_official(Alpro(full, **heads).state_dict(), full, bert)
     unused = (".head.", ".position_ids", ".decoder.")
-    expected = {key: shape for key, shape in keys.items() if not any(x in key for x in unused)}
+    expected = {
+        key: shape for key, shape in keys.items() if not any(x in key for x in unused)
+    }
     assert {key: list(value.shape) for key, value in state.items()} == expected
 
     model = Alpro(config)
@@ -131,11 +152,15 @@ def test_every_weight_of_the_model_is_imported(task, imported, config, tmp_path)
     folder = ModelBundle.from_pretrained(tmp_path / "out")
     weights = folder.model.state_dict()
     without = ("mlm_head.", "pem_head.") if task == "retrieval" else ()
-    expected = {key: value for key, value in expected.items() if not key.startswith(without)}
+    expected = {
+        key: value for key, value in expected.items() if not key.startswith(without)
+    }
     near(dict(weights), expected, atol=0)
     assert model.unknown == ["surprise"]
     assert folder.task == task
-    assert folder.preprocessing.max_text_tokens == (40 if task in ("retrieval", "qa") else 30)
+    assert folder.preprocessing.max_text_tokens == (
+        40 if task in ("retrieval", "qa") else 30
+    )
     sizes = folder.model.config
     assert sizes.video == config.video.model_copy(update={"drop_path": 0.1})
     assert sizes.text == config.text.model_copy(update={"dropout": 0.1})
@@ -179,7 +204,12 @@ OTHER = "not the weights of ALPRO's official code"
     [
         ("qa", "", None, "no head for answer labels; choose the --task"),
         ("retrieval", "vision_proj.bias", None, "video_proj.bias is missing"),
-        ("retrieval", "text_proj.weight", (16, 31), "text_proj.weight is (16, 31), not (16, 32)"),
+        (
+            "retrieval",
+            "text_proj.weight",
+            (16, 31),
+            "text_proj.weight is (16, 31), not (16, 32)",
+        ),
         ("retrieval", f"{VISUAL}pos_embed", (1, 18, 32), "18 positions, which are not"),
         ("retrieval", f"{VISUAL}patch_embed.proj.weight", (32, 192), OTHER),
         ("retrieval", QUERY, (31,), QKV),
@@ -190,7 +220,9 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(
     task, key, value, message, official, tokenizer, tmp_path
 ):
     _, state = official("retrieval")
-    state = {name: w for name, w in state.items() if not key or not name.startswith(key)}
+    state = {
+        name: w for name, w in state.items() if not key or not name.startswith(key)
+    }
     if value:
         state[key] = torch.zeros(value)
     torch.save(state, tmp_path / "a.pt")

@@ -22,13 +22,20 @@ def frames():
 
 @torch.no_grad()
 @pytest.mark.parametrize("init", ["bert", "scratch"])
-def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny, frames, init):
+def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(
+    tiny, frames, init
+):
     """ "bert" starts temporal_fc at zero: a TimeSformer that loads a ViT starts as that ViT on
     every frame."""
     encoder = new(tiny.video, init)
-    assert all(block.temporal_fc.weight.any() == (init == "scratch") for block in encoder.blocks)
+    assert all(
+        block.temporal_fc.weight.any() == (init == "scratch")
+        for block in encoder.blocks
+    )
     single = new(tiny.video, init, frames=1)
-    single.load_state_dict(encoder.state_dict() | {"time_embed": encoder.time_embed.data[:, :1]})
+    single.load_state_dict(
+        encoder.state_dict() | {"time_embed": encoder.time_embed.data[:, :1]}
+    )
     assert torch.equal(encoder(frames[:, :1]), single(frames[:, :1]))
     encoder.time_embed.copy_(encoder.time_embed[:, :1].expand(-1, 4, -1))
     still = encoder(frames[:, :1].expand(-1, 4, -1, -1, -1))
@@ -38,7 +45,12 @@ def test_one_frame_is_the_first_of_a_clip_and_a_still_clip_of_one_time(tiny, fra
 def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny, frames):
     for patch in (4, 8, 16):
         encoder = new(tiny.video, stem="conv", patch_size=patch)
-        assert encoder.patch_embed(frames[:, 0]).shape == (2, 16, 32 // patch, 32 // patch)
+        assert encoder.patch_embed(frames[:, 0]).shape == (
+            2,
+            16,
+            32 // patch,
+            32 // patch,
+        )
         assert encoder(frames).shape == (2, 1 + (32 // patch) ** 2, 16)
     for count, height, width in ((4, 24, 32), (4, 40, 40), (3, 32, 32)):
         size = f"({count}, {height}, {width})"
@@ -78,7 +90,9 @@ def test_the_branches_of_a_block_are_dropped_by_their_number(tiny):
     keep = torch.tensor([[1.0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]])
     out = block(x, 4, keep)
     near(out[:1], block(x[:1], 4))
-    for number, silent in enumerate((block.temporal_attn.proj, block.attn.proj, block.mlp.fc2), 1):
+    for number, silent in enumerate(
+        (block.temporal_attn.proj, block.attn.proj, block.mlp.fc2), 1
+    ):
         weights = silent.weight.clone(), silent.bias.clone()
         silent.weight.zero_()
         silent.bias.zero_()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
 RETRIEVAL, QA, PROMPTER = (
-    digest(stage)[:8] for stage in ("finetune_retrieval", "finetune_qa", "train_prompter")
+    digest(stage)[:8]
+    for stage in ("finetune_retrieval", "finetune_qa", "train_prompter")
 )
 
 
@@ -32,7 +33,10 @@ def prefect() -> Iterator[None]:
     from prefect.flow_engine import BaseFlowRunEngine
     from prefect.testing.utilities import prefect_test_harness
 
-    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=600):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        prefect_test_harness(server_startup_timeout=600),
+    ):
         # At the end of each flow Prefect waits a second for the thread that reports that the flow
         # is alive.
         patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
@@ -79,7 +83,11 @@ def trained(tmp_path_factory, folders) -> Path:
     """A workspace with a random model of each kind, and the prompts of the prompter."""
     root = tmp_path_factory.mktemp("trained")
     made = dict[str, Any]()
-    kinds = {"train_prompter": "prompter", "finetune_retrieval": "retrieval", "finetune_qa": "qa"}
+    kinds = {
+        "train_prompter": "prompter",
+        "finetune_retrieval": "retrieval",
+        "finetune_qa": "qa",
+    }
     for stage, kind in (kinds | {"cache_prompts": "prompts"}).items():
         inputs = {"prompter": made["train_prompter"]} if kind == "prompts" else {}
         folder, made[stage] = write_artifact(root, stage, inputs=inputs)
@@ -88,7 +96,9 @@ def trained(tmp_path_factory, folders) -> Path:
 
 
 def wait_for(
-    condition: Callable[[], Any], seconds: float = 600, check: Callable[[], None] = lambda: None
+    condition: Callable[[], Any],
+    seconds: float = 600,
+    check: Callable[[], None] = lambda: None,
 ) -> Any:
     """Waits until the condition returns something true, and returns it. `check` may raise what
     makes it impossible."""
@@ -102,7 +112,11 @@ def wait_for(
 
 
 def write_artifact(
-    root: Path, stage: str, mark: str = "", inputs: Mapping[str, Any] | None = None, **more: Any
+    root: Path,
+    stage: str,
+    mark: str = "",
+    inputs: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> "tuple[Path, Record]":
     """Writes an artifact into a workspace; its fingerprint is the digest of `mark`, or of the
     stage. inputs: records by name."""
@@ -231,10 +245,14 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
 def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> Run:
     """The last run with these arguments, as the log has it."""
     asked = (tuple(changes), stage)
-    return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][-1]
+    return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][
+        -1
+    ]
 
 
-def states_of(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> dict[str, str]:
+def states_of(
+    workspace: Path, changes: Iterable[str] = (), stage: str = ""
+) -> dict[str, str]:
     """What became of the steps of a run, by name."""
     return dict(last_run(workspace, changes, stage).states)
 
@@ -264,7 +282,9 @@ STAGES += [
     "finetune_retrieval",
     "finetune_qa",
 ]
-EVALUATED = [f"evaluate {task}" for task in ("prompter", "pretrained", "retrieval", "qa")]
+EVALUATED = [
+    f"evaluate {task}" for task in ("prompter", "pretrained", "retrieval", "qa")
+]
 STAGES += EVALUATED
 RUN_STAGE = "alpro.pipeline.flows.tasks.run_stage"
 

@@ -45,4 +45,6 @@ def folder_of(workspace: Path, mark: str) -> Path:
 
 def marks(workspace: Path) -> str:
     """The artifacts that are there."""
-    return "".join(record.fingerprint[0] for _, record in artifacts(workspace / "artifacts"))
+    return "".join(
+        record.fingerprint[0] for _, record in artifacts(workspace / "artifacts")
+    )

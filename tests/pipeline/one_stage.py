@@ -55,7 +55,9 @@ def main(file: str, root: str, processes: str) -> int:
     given = {name: located(path) for name, path in described["paths"].items()}
     KnownStep.fingerprint = described["fingerprint"]
     step = KnownStep("train_prompter", "train_prompter", config, given=given)
-    resources = Resources(device="cpu", processes=int(processes), checkpoint_interval=0.05)
+    resources = Resources(
+        device="cpu", processes=int(processes), checkpoint_interval=0.05
+    )
     running: list[Processes] = []
     launch = Launch(on_start=running.append)
 

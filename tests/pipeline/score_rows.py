@@ -29,7 +29,12 @@ ANSWERS = {
     "metric": "all questions",
     "baseline": "most frequent answer",
 }
-RANK = {"name": "similarity/t2v/MdR", "metric": "MdR", "unit": "rank", "higher_is_better": False}
+RANK = {
+    "name": "similarity/t2v/MdR",
+    "metric": "MdR",
+    "unit": "rank",
+    "higher_is_better": False,
+}
 
 
 def score_row(**values: Any) -> dict[str, Any]:

@@ -38,7 +38,11 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
     Its trainings have a DataLoader worker, as on a machine with a GPU.
     """
     # Tests have settings of Prefect, such as the level of its log.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PREFECT_")
+    }
     environment = own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LOADER)}
     with open(log, "ab") as output:
         return subprocess.Popen(
@@ -87,7 +91,11 @@ def descendants(pipeline: subprocess.Popen) -> set[psutil.Process]:
 
 
 def end_at_random(
-    pipeline: subprocess.Popen, role: str, signals: list[int], draw: random.Random, seconds: float
+    pipeline: subprocess.Popen,
+    role: str,
+    signals: list[int],
+    draw: random.Random,
+    seconds: float,
 ) -> bool:
     """Send signals to a process of a role at a random instant, and wait until all have ended.
 
@@ -95,7 +103,11 @@ def end_at_random(
         Whether there was such a process.
     """
     until = time.monotonic() + 120
-    while not find(pipeline, role) and time.monotonic() < until and pipeline.poll() is None:
+    while (
+        not find(pipeline, role)
+        and time.monotonic() < until
+        and pipeline.poll() is None
+    ):
         time.sleep(0.01)
     time.sleep(draw.uniform(0, seconds))
     started = descendants(pipeline)

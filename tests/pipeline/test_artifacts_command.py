@@ -57,14 +57,24 @@ def test_an_artifact_is_listed_with_its_score(tmp_path, capsys):
     assert "qa 44.0" in out
 
 
-def test_an_artifact_is_listed_with_its_size_and_the_changes_of_its_stage(workspace, capsys):
+def test_an_artifact_is_listed_with_its_size_and_the_changes_of_its_stage(
+    workspace, capsys
+):
     (folder_of(workspace, "a") / "link").symlink_to("data")
 
     alpro(workspace, "ls")
 
     lines = capsys.readouterr().out.splitlines()
     (line,) = (text for text in lines if text.startswith("c" * 8))
-    assert line.split()[1:] == ["train", "2026-01-03", "00:00", "1", "0.3", "sample", CHANGE]
+    assert line.split()[1:] == [
+        "train",
+        "2026-01-03",
+        "00:00",
+        "1",
+        "0.3",
+        "sample",
+        CHANGE,
+    ]
     assert lines[-1] == "6 artifacts, 2.1 MB"
 
 
@@ -76,10 +86,15 @@ def test_an_artifact_is_shown_with_the_command_that_builds_it(workspace, capsys)
         f"alpro run evaluate --config sample --set {CHANGE} --set finetune_qa.lr=2 --set "
         "'name='\"'\"'my own'\"'\"''"
     )
-    assert place.strip() == "in the folder /home/me, at commit abc123, with uncommitted changes"
+    assert (
+        place.strip()
+        == "in the folder /home/me, at commit abc123, with uncommitted changes"
+    )
 
 
-def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(workspace, capsys):
+def test_an_artifact_is_shown_with_its_values_and_all_that_it_was_built_from(
+    workspace, capsys
+):
     path = folder_of(workspace, "d") / "artifact.json"
     write_json(path, read_json(path) | {"files": {"data": "12ab"}})
 
@@ -125,7 +140,9 @@ def test_the_exit_status_tells_whether_all_is_as_recorded(built, tmp_path, capsy
     ]
 
 
-def test_records_that_cannot_be_read_or_were_moved_are_problems(built, tmp_path, capsys):
+def test_records_that_cannot_be_read_or_were_moved_are_problems(
+    built, tmp_path, capsys
+):
     good, bad = built
     (good / "artifact.json").write_text("")
     bad.rename(bad.with_name("0" * 16))
@@ -143,17 +160,26 @@ def test_gc_lists_before_it_removes(workspace, capsys):
     alpro(workspace, "gc")
     out = capsys.readouterr().out
     assert "c" * 8 in out
-    assert f"interrupted, stays for the same run to continue: {unfinished(workspace)}" in out
+    assert (
+        f"interrupted, stays for the same run to continue: {unfinished(workspace)}"
+        in out
+    )
     assert marks(workspace) == "abcde0"
 
 
-def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(workspace):
+def test_gc_removes_what_nothing_in_use_was_built_from_and_touches_nothing_else(
+    workspace,
+):
     for place in ("reports/a.html", "mlflow/1/picture.png", "mlflow.db"):
         (workspace / place).parent.mkdir(parents=True, exist_ok=True)
         (workspace / place).touch()
 
     def files():
-        return {path for path in workspace.rglob("*") if path.is_file() and path.suffix != ".lock"}
+        return {
+            path
+            for path in workspace.rglob("*")
+            if path.is_file() and path.suffix != ".lock"
+        }
 
     removed = {file for mark in "cd" for file in folder_of(workspace, mark).iterdir()}
     before = files()
@@ -171,7 +197,9 @@ def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
         (workspace / "units" / mark / "shard.tar").write_bytes(bytes(2 << 20))
         table = pa.table({"name": ["train"], "key": [mark]})
         pq.write_table(table, folder_of(workspace, mark) / "units.parquet")
-    write_refs(workspace, "sample", [], {"decode clips": "a" * 64, "decode stills": "a" * 64})
+    write_refs(
+        workspace, "sample", [], {"decode clips": "a" * 64, "decode stills": "a" * 64}
+    )
 
     alpro(workspace, "gc", "--yes")
 
@@ -180,7 +208,9 @@ def test_gc_removes_the_units_of_the_corpora_that_it_removes(workspace, capsys):
 
 
 def test_gc_removes_outdated_imports_of_data(workspace):
-    folders = [workspace / "manifests" / name for name in ("data-1-", "data-2-", "other-1-")]
+    folders = [
+        workspace / "manifests" / name for name in ("data-1-", "data-2-", "other-1-")
+    ]
     for number, folder in enumerate(folders):
         folder.mkdir(parents=True)
         os.utime(folder, (number, number))
@@ -222,7 +252,9 @@ def test_rm_removes_artifacts(workspace, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(workspace, capsys):
+def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(
+    workspace, capsys
+):
     assert alpro(workspace, "rm", "bb") == 2
 
     out, err = capsys.readouterr()
@@ -238,7 +270,9 @@ def test_rm_reads_each_record_a_few_times_however_many_there_are(tmp_path, monke
         write_artifact(tmp_path, "train", fingerprint=f"{number:064}", inputs=inputs)
     reads: list[Path] = []
     read = read_json
-    monkeypatch.setattr("alpro.artifact.read_json", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(
+        "alpro.artifact.read_json", lambda path: reads.append(path) or read(path)
+    )
 
     alpro(tmp_path, "rm", f"{0:064}")
 

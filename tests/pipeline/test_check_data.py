@@ -18,13 +18,20 @@ def check(data, *changes, samples=1):
 
 
 def rows(count, **more):
-    return [{"id": f"item{n}x", "captions": [f"cat {n}", f"dog {n}"], **more} for n in range(count)]
+    return [
+        {"id": f"item{n}x", "captions": [f"cat {n}", f"dog {n}"], **more}
+        for n in range(count)
+    ]
 
 
 def asked(split, *answers):
     """Rows of a split, each with a question."""
     return [
-        {"id": f"{split}{n}", "split": split, "questions": [{"question": "what?", "answer": one}]}
+        {
+            "id": f"{split}{n}",
+            "split": split,
+            "questions": [{"question": "what?", "answer": one}],
+        }
         for n, one in enumerate(answers)
     ]
 
@@ -49,7 +56,9 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     assert report.problems == []
     out = capsys.readouterr().out
     assert "splits: generated" in out
-    assert "1 invalid rows or failed downloads, such as line 33: no name of a file" in out
+    assert (
+        "1 invalid rows or failed downloads, such as line 33: no name of a file" in out
+    )
     assert "1 missing files, such as gone" in out
     assert "1 items without a text" in out
     assert "decoded 5 items, 0 rejected" in out
@@ -64,7 +73,9 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
         (rows(30), ["corpora.data.test=0.0"], "with test = 0, none of"),
     ],
 )
-def test_a_missing_test_split_is_a_problem_with_its_reason(items, changes, why, tmp_path):
+def test_a_missing_test_split_is_a_problem_with_its_reason(
+    items, changes, why, tmp_path
+):
     report = check(write_manifest(tmp_path / "data", items), *changes)
 
     (problem,) = report.problems

@@ -23,7 +23,9 @@ DIVIDED = [f"{stage}.batch_size=48" for stage in TRAININGS]
 
 
 @pytest.mark.parametrize("stage", TRAININGS)
-def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(stage, tmp_path):
+def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(
+    stage, tmp_path
+):
     with one_line(f"{stage}: batch_size 8", "3 processes", "set it to 9"):
         check(tmp_path, *DIVIDED, f"{stage}.batch_size=8", "resources.processes=3")
 
@@ -32,7 +34,11 @@ def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(stage,
     "changes",
     [
         [
-            *("resources.nodes=2", "resources.processes=8", "resources.rendezvous=host:1"),
+            *(
+                "resources.nodes=2",
+                "resources.processes=8",
+                "resources.rendezvous=host:1",
+            ),
             *("pretrain.batch_size=64", "pretrain.accumulation_steps=8"),
         ],
         ["pretrain.batch_size=8", "pretrain.accumulation_steps=3"],
@@ -58,12 +64,18 @@ def test_a_stage_that_exists_or_is_not_planned_divides_nothing(tmp_path):
     ("count", "changes", "part"),
     [
         (0, ["resources.device=cuda"], "resources.device = cuda"),
-        (2, ["resources.processes=3"], "resources.processes = 3, but this machine has 2"),
+        (
+            2,
+            ["resources.processes=3"],
+            "resources.processes = 3, but this machine has 2",
+        ),
         (0, ["resources.processes=3"], ""),  # on a CPU
         (4, ["resources.processes=3", "resources.device=cuda"], ""),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(count, changes, part, tmp_path, monkeypatch):
+def test_a_device_that_is_not_there_is_refused(
+    count, changes, part, tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with one_line(part) if part else nullcontext():
         check(tmp_path, *DIVIDED, *changes)
@@ -89,7 +101,9 @@ def test_stages_without_a_model_or_on_another_machine_need_no_device_here(tmp_pa
         ),
     ],
 )
-def test_texts_that_are_longer_than_the_text_encoder_takes_are_refused(changes, part, tmp_path):
+def test_texts_that_are_longer_than_the_text_encoder_takes_are_refused(
+    changes, part, tmp_path
+):
     with one_line(part):
         check(tmp_path, *changes)
 
@@ -98,7 +112,9 @@ def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
     data = manifest(tmp_path, {"caption": "a dog"})
     model = model_folder(tmp_path / "model", {"model": {"text": {"max_length": 36}}})
 
-    plan = plan_of("from_weights", f"pretrained={model}", workspace=tmp_path / "w", data=data)
+    plan = plan_of(
+        "from_weights", f"pretrained={model}", workspace=tmp_path / "w", data=data
+    )
 
     with one_line("finetune_retrieval.max_text_tokens", "set it to 32"):
         check_plan(plan)
@@ -122,7 +138,9 @@ def model_folder(folder, config):
     return folder
 
 
-def test_question_answering_is_left_out_where_the_data_has_no_questions(tmp_path, capsys):
+def test_question_answering_is_left_out_where_the_data_has_no_questions(
+    tmp_path, capsys
+):
     silent = manifest(tmp_path, {"caption": "a dog"})
     for _ in range(2):
         plan = plan_of("own_videos", workspace=tmp_path, data=silent)
@@ -133,9 +151,13 @@ def test_question_answering_is_left_out_where_the_data_has_no_questions(tmp_path
     assert capsys.readouterr().err.count("question answering is skipped") == 1
 
 
-def test_a_configuration_that_only_answers_questions_refuses_data_without_them(tmp_path):
+def test_a_configuration_that_only_answers_questions_refuses_data_without_them(
+    tmp_path,
+):
     data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
     model = model_folder(tmp_path / "model", {})
 
     with one_line("msrvtt: no test item has questions"):
-        check_plan(plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path))
+        check_plan(
+            plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path)
+        )

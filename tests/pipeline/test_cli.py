@@ -35,7 +35,8 @@ def call(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(
         os, "environ", os.environ.copy()
     )  # a command sets variables for its own process
-    no_server = "alpro.pipeline.flows.servers.start_temporary_server"  # flows here do not need it
+    # Flows here do not need it.
+    no_server = "alpro.pipeline.flows.servers.start_temporary_server"
     monkeypatch.setattr(no_server, lambda: lambda: None)
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -59,7 +60,8 @@ FILES = {
     "there.toml": "mine",
     "empty.jsonl": "",
     "one.jsonl": '{"path": "a.mp4", "caption": "x", "split": "train"}\n',
-    "asked.jsonl": f"{ASKED}\n" + '{"path": "a.mp4", "caption": "x", "split": "test"}\n',
+    "asked.jsonl": f"{ASKED}\n"
+    + '{"path": "a.mp4", "caption": "x", "split": "test"}\n',
     "secret.jsonl": '{"path": "https://me:hush@host/a.mp4", "caption": "a"}',
     **dict.fromkeys(["a.mp4", "b.mp4", "store/mlflow.db"], ""),
 }
@@ -81,7 +83,9 @@ MISTAKES = {
     "--data": ["config show own_videos"],
     "alpro run": ["ui --workspace {tmp}"],
     "abc": ["artifacts show abc --workspace {tmp}"],
-    "no artifacts": [f"artifacts {name} --workspace {{tmp}}/none" for name in ("verify", "gc")],
+    "no artifacts": [
+        f"artifacts {name} --workspace {{tmp}}/none" for name in ("verify", "gc")
+    ],
     "none.jsonl": ["data check {tmp}/none.jsonl", "run --data {tmp}/none.jsonl"],
     "empty.jsonl": ["run --data {tmp}/empty.jsonl"],
     "render_sample": ["run render_sample --config own_videos --data {tmp}/one.jsonl"],
@@ -96,7 +100,9 @@ MISTAKES = {
         "run --set train_prompter.clip=http://me:hush@host/m.jsonl",
     ],
     "line 1: path": ["run --data {tmp}/secret.jsonl"],
-    "--tracking-uri": ["run --tracking-uri postgresql+psycopg://me:hush@host --dry-run"],
+    "--tracking-uri": [
+        "run --tracking-uri postgresql+psycopg://me:hush@host --dry-run"
+    ],
     "loop.toml": ["run --config {tmp}/loop.toml", "run --data {tmp}/loop.toml"],
     "fifo": [
         "serve {tmp}/none --token-file {tmp}/fifo",
@@ -115,7 +121,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(
-    ("command", "named"), [(one, named) for named in MISTAKES for one in MISTAKES[named]]
+    ("command", "named"),
+    [(one, named) for named in MISTAKES for one in MISTAKES[named]],
 )
 def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
     command, named, hub, tmp_path, monkeypatch, capsys
@@ -146,13 +153,17 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
 def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     folder = tmp_path / "artifacts" / "pretrain"
     (folder / "ab").mkdir(parents=True)
-    program = (
-        "import sys; from alpro.pipeline.cli.main import execute; print(execute(sys.argv[1:]))"
-    )
+    program = "import sys; from alpro.pipeline.cli.main import execute; print(execute(sys.argv[1:]))"
     words = ["run", "pretrain", "--workspace", str(tmp_path)]
     # Root may write everywhere.
     prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    command = [*(prefix if os.geteuid() == 0 else []), sys.executable, "-c", program, *words]
+    command = [
+        *(prefix if os.geteuid() == 0 else []),
+        sys.executable,
+        "-c",
+        program,
+        *words,
+    ]
 
     for path in (folder, tmp_path):
         path.chmod(0o555)
@@ -201,7 +212,9 @@ def test_ui_prints_its_address_and_becomes_mlflows_program(
     assert os.path.isfile("os.py")  # noqa: PTH113 - the current folder
 
 
-def test_own_data_without_a_configuration_is_that_of_own_videos(tmp_path, monkeypatch, capsys):
+def test_own_data_without_a_configuration_is_that_of_own_videos(
+    tmp_path, monkeypatch, capsys
+):
     """A tilde is the home folder, also after a =."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.mp4").write_bytes(b"")
@@ -221,13 +234,17 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
     (folder / "model").mkdir()
     write_json(folder / "model" / "config.json", {})
     for name in ("abab", "pretrain@abab", str(folder), f"{folder}/model"):
-        command = Source(pretrained=name, set=("pretrained=b",)).command("tiny", tmp_path)
+        command = Source(pretrained=name, set=("pretrained=b",)).command(
+            "tiny", tmp_path
+        )
         assert command.changes == (f'pretrained="{folder / "model"}"', "pretrained=b")
 
 
 def test_a_mistyped_configuration_creates_no_workspace(tmp_path, capsys):
     workspace = tmp_path / "workspace"
-    assert cli.execute(["run", "--config", "smaple", "--workspace", str(workspace)]) == 2
+    assert (
+        cli.execute(["run", "--config", "smaple", "--workspace", str(workspace)]) == 2
+    )
     assert "did you mean 'sample'?" in capsys.readouterr().err
     assert not workspace.exists()
 
@@ -261,15 +278,23 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
 def test_a_command_that_a_message_names_exists():
     rooms = ("alpro", "models", "shards", "stages", "inference", "pipeline")
     files = [path for room in rooms for path in (ROOT / room).rglob("*")]
-    texts = [path.read_text("utf-8") for path in files if path.suffix in (".py", ".toml", ".html")]
-    named = {match for text in texts for match in re.findall(r"`alpro ([a-z][^`]*)`", text)}
+    texts = [
+        path.read_text("utf-8")
+        for path in files
+        if path.suffix in (".py", ".toml", ".html")
+    ]
+    named = {
+        match for text in texts for match in re.findall(r"`alpro ([a-z][^`]*)`", text)
+    }
 
     assert len(named) > 5
     for command in named:
         app = cli.app
         for word in command.split():
             # The rest are arguments.
-            if not re.fullmatch(r"[a-z][a-z-]*", word) or all(name[0] == "-" for name in app):
+            if not re.fullmatch(r"[a-z][a-z-]*", word) or all(
+                name[0] == "-" for name in app
+            ):
                 break
             assert word in app, command
             app = app[word]
@@ -288,7 +313,11 @@ def terminated(*arguments):
     ("outcome", "status", "message"),
     [
         ({}, 0, ""),
-        (StageFailed("pretrain ended with status 1"), 1, "error: pretrain ended with status 1\n"),
+        (
+            StageFailed("pretrain ended with status 1"),
+            1,
+            "error: pretrain ended with status 1\n",
+        ),
         (InputError("no nouns"), 2, "error: no nouns\n"),
         (
             FULL,
@@ -323,7 +352,14 @@ def test_options_reach_the_flow(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(start, lambda *arguments: received.append(arguments) or {})
     tracker = "alpro.pipeline.tracking.tracker.Tracker.open"
     monkeypatch.setattr(tracker, lambda uri, *_: f"opened {uri}")
-    options = ["--config", TINY, "--tracking-uri", "http://host:5000", "--workspace", tmp_path]
+    options = [
+        "--config",
+        TINY,
+        "--tracking-uri",
+        "http://host:5000",
+        "--workspace",
+        tmp_path,
+    ]
     options += ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
 
     status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *options)
@@ -360,13 +396,19 @@ print(settings.server.analytics_enabled, settings.logging.level, settings.home)
         if not key.startswith(("PREFECT", "DO_NOT_TRACK"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=inherited, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=inherited,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/prefect")
 
 
-def test_data_check_prints_problems_and_ends_with_status_1(tmp_path, monkeypatch, capsys):
+def test_data_check_prints_problems_and_ends_with_status_1(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "a.mp4").write_bytes(b"")
     data = manifest(tmp_path, {"path": "a.mp4", "caption": "a b c"})
 

@@ -31,7 +31,9 @@ def workspace(tmp_path):
 
 
 def compare(workspace, *artifacts):
-    return cli.execute(["artifacts", "compare", *artifacts, "--workspace", str(workspace)])
+    return cli.execute(
+        ["artifacts", "compare", *artifacts, "--workspace", str(workspace)]
+    )
 
 
 def cells(text):

@@ -32,7 +32,9 @@ def complete(name, folder):
         if "manifest" not in corpus
     ]
     starts_from_a_model = "pretrained" in values
-    return [*changes, f"pretrained={folder / 'model'}"] if starts_from_a_model else changes
+    return (
+        [*changes, f"pretrained={folder / 'model'}"] if starts_from_a_model else changes
+    )
 
 
 @pytest.fixture
@@ -69,7 +71,10 @@ def test_a_configuration_that_is_shown_is_the_same_configuration(
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_configuration_begins_with_its_command(name):
-    assert "alpro run --config" in (CONFIGS / f"{name}.toml").read_text().split("\nname")[0]
+    assert (
+        "alpro run --config"
+        in (CONFIGS / f"{name}.toml").read_text().split("\nname")[0]
+    )
 
 
 def test_the_page_of_the_configuration_is_up_to_date():
@@ -81,8 +86,12 @@ def test_the_page_of_the_configuration_is_up_to_date():
 
 
 def test_a_file_takes_from_its_base_what_it_does_not_say(write, tmp_path):
-    own = write("a.toml", 'base = "b.toml"\nfinetune_qa = false\n[pretrain]\nlr = 0.5\n')
-    write("b.toml", 'base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n')
+    own = write(
+        "a.toml", 'base = "b.toml"\nfinetune_qa = false\n[pretrain]\nlr = 0.5\n'
+    )
+    write(
+        "b.toml", 'base = "own_videos"\nname = "b"\n[corpora.data]\ndata = "videos"\n'
+    )
     config = configure(own)
     base = configure("own_videos", data=tmp_path / "videos")
 
@@ -94,14 +103,19 @@ def test_a_file_takes_from_its_base_what_it_does_not_say(write, tmp_path):
 
 @pytest.mark.parametrize("table", ["evaluate", "model.video"])
 def test_an_empty_table_says_nothing_about_its_base(table, write):
-    assert configure(write("own.toml", f'base = "{TINY}"\n[{table}]\n')) == configure(TINY)
+    assert configure(write("own.toml", f'base = "{TINY}"\n[{table}]\n')) == configure(
+        TINY
+    )
 
 
 def test_a_stage_that_a_base_leaves_out_is_back_with_its_table(write):
     table = "[finetune_qa]\n[[finetune_qa.phases]]\ncorpora = ['clips']\nsteps = 2\n"
     write("base.toml", f'base = "{TINY}"\nfinetune_qa = false\n')
 
-    assert configure(write("own.toml", f'base = "base.toml"\n{table}')).finetune_qa.answers == 1500
+    assert (
+        configure(write("own.toml", f'base = "base.toml"\n{table}')).finetune_qa.answers
+        == 1500
+    )
     assert configure(write("own.toml", 'base = "base.toml"')).finetune_qa is None
 
 
@@ -115,7 +129,9 @@ def test_a_place_of_data_replaces_another(write):
 
 def test_a_corpus_of_a_base_needs_data_only_if_a_stage_reads_it(tmp_path):
     given = "corpora.msrvtt.data=x"
-    assert configure("msrvtt_retrieval", given, "pretrained=m").used_corpora.keys() == {"msrvtt"}
+    assert configure("msrvtt_retrieval", given, "pretrained=m").used_corpora.keys() == {
+        "msrvtt"
+    }
     with pytest.raises(InputError, match=r"corpora\.(webvid|cc3m)"):
         configure("msrvtt_retrieval", given)
 
@@ -130,7 +146,8 @@ def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "sample").mkdir()
     monkeypatch.chdir(tmp_path)
 
-    assert configure("sample").name == "sample"  # a folder hides no shipped configuration
+    # A folder hides no shipped configuration.
+    assert configure("sample").name == "sample"
     with one_line("smaple", "did you mean 'sample'?"):
         configure("smaple")
 
@@ -153,11 +170,23 @@ def test_a_file_that_cannot_be_read_is_named(source, write, tmp_path, monkeypatc
         ("pretrain.lr=3e-4", "pretrain.lr", 3e-4),
         ("pretrain.phases.0.steps=9", "pretrain.phases.0.steps", 9),
         ("model.video.depth=2", "pretrain.model.video.depth", 2),
-        ("build_vocabulary.tagger=en_core_web_sm", "build_vocabulary.tagger", "en_core_web_sm"),
-        ('evaluate.contrasts=[["up", "down"]]', "evaluate.contrasts", (("up", "down"),)),
+        (
+            "build_vocabulary.tagger=en_core_web_sm",
+            "build_vocabulary.tagger",
+            "en_core_web_sm",
+        ),
+        (
+            'evaluate.contrasts=[["up", "down"]]',
+            "evaluate.contrasts",
+            (("up", "down"),),
+        ),
         ("resources.processes=2", "resources.processes", 2),
         ("finetune_qa=false", "finetune_qa", None),
-        ('templates.video=["A film of {}."]', "cache_prompts.templates.video", ("A film of {}.",)),
+        (
+            'templates.video=["A film of {}."]',
+            "cache_prompts.templates.video",
+            ("A film of {}.",),
+        ),
         # One length of a phase replaces the other.
         ("train_prompter.phases.0.epochs=2", "train_prompter.phases.0.steps", 0),
         # Where text is meant, what looks like a date or a number is text.
@@ -174,17 +203,24 @@ def test_a_change_reaches_its_key(change, key, value):
 
 
 def test_a_maximum_of_steps_holds_in_every_phase():
-    config = configure("own_videos", "max_steps=20", "pretrain.phases.0.epochs=3", data="x")
+    config = configure(
+        "own_videos", "max_steps=20", "pretrain.phases.0.epochs=3", data="x"
+    )
 
     phases = {name: one.phases[0] for name, one in config.trainings().items()}
     assert {(phase.steps, phase.epochs) for phase in phases.values()} == {(20, 0)}
-    shorter = configure("own_videos", "max_steps=20", "pretrain.phases.0.steps=3", data="x")
+    shorter = configure(
+        "own_videos", "max_steps=20", "pretrain.phases.0.steps=3", data="x"
+    )
     assert shorter.pretrain.phases[0].steps == 3
 
 
 def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
     config = configure("own_videos", "corpora.data.frames=3", data=tmp_path)
-    assert (config.corpora["data"].data, config.corpora["data"].frames) == (str(tmp_path), 3)
+    assert (config.corpora["data"].data, config.corpora["data"].frames) == (
+        str(tmp_path),
+        3,
+    )
 
     with one_line("corpora.data", "corpora.clips.data or corpora.stills.data"):
         configure(TINY, data=tmp_path)
@@ -208,10 +244,16 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("model.video.width=64", ["must be equal"]),
         ("pretrain.phases.7.steps=1", ["pretrain.phases.7"]),
         ("pretrain", ["stage.key=value"]),
-        ("corpora.clip.data=x", ["corpora.clip.data=x: no stage", "corpora.clips.data"]),
+        (
+            "corpora.clip.data=x",
+            ["corpora.clip.data=x: no stage", "corpora.clips.data"],
+        ),
         ("train_prompter.phases.0={steps=1, epochs=2}", ["train_prompter.phases.0"]),
         ('templates.video=["A film."]', ["templates.video: ", "{}"]),
-        ('cache_prompts.templates.video=["{}"]', ["cache_prompts.templates: ", "[templates]"]),
+        (
+            'cache_prompts.templates.video=["{}"]',
+            ["cache_prompts.templates: ", "[templates]"],
+        ),
         ("corpora.clips={shards='a', data='b'}", ["corpora.clips: ", "data, shards"]),
         ("corpora.clips={shards='a', size=36}", ["corpora.clips: ", "key size"]),
         ("corpora.clips.group_pattern='('", ["corpora.clips.group_pattern: "]),
@@ -235,9 +277,14 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ),
         (
             "finetune_retrieval.negative_pool_size=5",
-            ["finetune_retrieval.negative_pool_size=5: finetune_retrieval: negative_pool_size 5"],
+            [
+                "finetune_retrieval.negative_pool_size=5: finetune_retrieval: negative_pool_size 5"
+            ],
         ),
-        ("evaluate.baseline=clip", ["evaluate.baseline=clip: evaluate.baseline: no CLIP"]),
+        (
+            "evaluate.baseline=clip",
+            ["evaluate.baseline=clip: evaluate.baseline: no CLIP"],
+        ),
     ],
 )
 def test_a_mistake_is_a_line_with_its_key(changes, parts):
@@ -255,7 +302,8 @@ def test_any_value_of_any_key_is_accepted_or_a_line_in_our_words(value):
         except InputError as error:
             message = str(error)
             assert "\n" not in message
-            assert not re.search("Value error|Input should|unable to parse", message)  # pydantic's
+            # pydantic's.
+            assert not re.search("Value error|Input should|unable to parse", message)
 
 
 def test_a_wrong_value_in_a_file_is_a_line_with_the_file(write):
@@ -268,7 +316,9 @@ def test_a_wrong_value_in_a_file_is_a_line_with_the_file(write):
 
 
 @pytest.mark.parametrize("home", ["", "~/"])
-@pytest.mark.parametrize("key", ["pretrained", "pretrain.bert", "train_tokenizer.tokenizer"])
+@pytest.mark.parametrize(
+    "key", ["pretrained", "pretrain.bert", "train_tokenizer.tokenizer"]
+)
 def test_a_path_is_relative_to_the_current_folder_or_the_home_folder(
     key, home, tmp_path, monkeypatch
 ):
@@ -277,18 +327,27 @@ def test_a_path_is_relative_to_the_current_folder_or_the_home_folder(
         monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
 
-    config = configure(TINY, "corpora.clips.data=x", "pretrain.start=scratch", f"{key}={home}a/b")
+    config = configure(
+        TINY, "corpora.clips.data=x", "pretrain.start=scratch", f"{key}={home}a/b"
+    )
 
     assert flatten(config.model_dump())[key] == f"{tmp_path}/a/b"
 
 
-def test_a_path_of_a_file_is_relative_to_it_and_a_name_on_the_hub_is_none(write, tmp_path):
+def test_a_path_of_a_file_is_relative_to_it_and_a_name_on_the_hub_is_none(
+    write, tmp_path
+):
     (tmp_path / "bert").mkdir()
-    text = 'base = "own_videos"\ncorpora.data.data = "a"\ntrain_prompter.bert = "bert"\n'
+    text = (
+        'base = "own_videos"\ncorpora.data.data = "a"\ntrain_prompter.bert = "bert"\n'
+    )
     config = configure(write("mine.toml", f'{text}pretrain.bert = "a-bert"\n'))
 
     assert config.corpora["data"].data == f"{tmp_path}/a"
-    assert (config.train_prompter.bert, config.pretrain.bert) == (f"{tmp_path}/bert", "a-bert")
+    assert (config.train_prompter.bert, config.pretrain.bert) == (
+        f"{tmp_path}/bert",
+        "a-bert",
+    )
 
 
 def test_a_root_may_be_of_another_machine(tmp_path, monkeypatch):
@@ -336,7 +395,10 @@ def test_a_model_has_the_sizes_of_the_folders_of_its_encoders(tmp_path, clip_fol
     """They replace those of the configuration, which could not be loaded, in both stages."""
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps(BERT))
-    changes = [f"pretrain.vit={clip_folders['clip']}", f"train_prompter.bert={tmp_path / 'bert'}"]
+    changes = [
+        f"pretrain.vit={clip_folders['clip']}",
+        f"train_prompter.bert={tmp_path / 'bert'}",
+    ]
 
     config = configure("own_videos", *changes, data=tmp_path)
 
@@ -372,7 +434,9 @@ def test_the_prompter_may_have_sizes_of_its_own():
         ("resources.workers=3", False),
     ],
 )
-def test_files_models_and_resources_of_the_user_make_no_variant(change, is_variation, tmp_path):
+def test_files_models_and_resources_of_the_user_make_no_variant(
+    change, is_variation, tmp_path
+):
     """CONFIG/STAGE stands for the run of a configuration on anyone's videos, with any folder of the
     CLIP."""
     change = change.format(folder=tmp_path)

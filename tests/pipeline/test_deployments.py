@@ -52,7 +52,8 @@ def client_of(*states):
         for name, (stage, pool) in DEPLOYMENTS.items()
     ]
     client.read_flow_run.side_effect = [
-        state if isinstance(state, Exception) else SimpleNamespace(state=state) for state in states
+        state if isinstance(state, Exception) else SimpleNamespace(state=state)
+        for state in states
     ]
     return client
 
@@ -90,7 +91,9 @@ def deployed(first, workspace, monkeypatch):
 
 
 @pytest.mark.usefixtures("copied")
-def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deployed, workspace):
+def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(
+    deployed, workspace
+):
     """In MLflow, all stages are in the one run of the pipeline."""
     changes = ["finetune_qa.lr=2e-3"]
     before = len(runs(workspace)[0])
@@ -122,7 +125,9 @@ def test_a_stage_with_a_deployment_in_another_pool_is_that_deployments_run(deplo
         (Completed(), "does not exist"),
     ],
 )
-def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(state, message, deployed):
+def test_a_deployment_that_fails_or_builds_elsewhere_fails_the_step(
+    state, message, deployed
+):
     with pytest.raises(StageFailed, match=message):
         deployed(client_of(state), ["finetune_qa.lr=3e-3"], build=False)
 
@@ -158,7 +163,9 @@ def test_the_flow_runs_without_a_deployment(first, workspace, monkeypatch):
         assert Path(folders["train_tokenizer"]).samefile(first["train_tokenizer"])
 
 
-def test_a_mistake_is_the_message_of_the_state_in_one_line(workspace, monkeypatch, caplog):
+def test_a_mistake_is_the_message_of_the_state_in_one_line(
+    workspace, monkeypatch, caplog
+):
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
     changes = ["finetune_retrieval.lrr=1"]
     with pytest.raises(InputError, match="did you mean 'lr'"):

@@ -29,7 +29,9 @@ MODEL = Record(
 
 def test_every_value_that_a_result_depends_on_is_compared():
     first = origin(CLIPS, MODEL)
-    other_clips = replace(CLIPS, fingerprint="2" * 64, counts={"samples": 8, "rejected": 1})
+    other_clips = replace(
+        CLIPS, fingerprint="2" * 64, counts={"samples": 8, "rejected": 1}
+    )
     other_model = replace(
         MODEL,
         config={"lr": 1, "weights": {"x": 3}, "log_every": 2},
@@ -43,7 +45,11 @@ def test_every_value_that_a_result_depends_on_is_compared():
 
     assert differences(first, first, origin(other_clips, other_model)) == [
         ("configuration", "pretrain.weights.x", ("2", "2", "3")),
-        ("data", "clips", ("11111111: 9 samples",) * 2 + ("22222222: 8 samples, 1 rejected",)),
+        (
+            "data",
+            "clips",
+            ("11111111: 9 samples",) * 2 + ("22222222: 8 samples, 1 rejected",),
+        ),
         ("data", "pretrain file model", ("-", "-", "01234567")),
         ("code", "commit", ("abc", "abc", "abc, def")),
         ("code", "pretrain version", ("1", "1", "2")),
@@ -79,7 +85,9 @@ def test_a_step_is_compared_with_the_newest_artifact_of_its_name(tmp_path):
 
 def test_a_step_names_what_the_user_set_and_not_where_a_stage_has_it(tmp_path):
     before = steps(tmp_path)
-    after = steps(tmp_path, "model.video.depth=2", "corpora.clips.frames=3", "evaluate.frames=8")
+    after = steps(
+        tmp_path, "model.video.depth=2", "corpora.clips.frames=3", "evaluate.frames=8"
+    )
 
     for name, key in (
         ("pretrain", "model.video.depth = 2 "),

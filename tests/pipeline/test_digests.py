@@ -60,11 +60,15 @@ def test_rows_and_their_files_decide_the_digest_of_data(file, content, data, dig
     assert digest_data(data, digests) != before
 
 
-def test_other_files_and_the_folder_do_not_decide_the_digest_of_data(data, digests, tmp_path):
+def test_other_files_and_the_folder_do_not_decide_the_digest_of_data(
+    data, digests, tmp_path
+):
     before = digest_data(data, digests)
     (data.parent / "notes.md").write_text("not named by the manifest")
     moved = shutil.copytree(data.parent, tmp_path / "elsewhere")
-    assert digest_data(data, digests) == digest_data(moved / data.name, digests) == before
+    assert (
+        digest_data(data, digests) == digest_data(moved / data.name, digests) == before
+    )
 
 
 def test_a_folder_has_one_digest_by_whatever_path(data, digests, monkeypatch):
@@ -106,7 +110,9 @@ def test_a_file_that_must_not_be_read_is_missing_and_one_that_fails_is_an_error(
     assert digests.of([data]) == [sha256(data.read_bytes())]
 
 
-def test_an_unchanged_file_is_read_once_also_after_an_interruption(tmp_path, digests, monkeypatch):
+def test_an_unchanged_file_is_read_once_also_after_an_interruption(
+    tmp_path, digests, monkeypatch
+):
     """Each batch is kept; another pipeline can write while files are read."""
     read = []
     checksum = module.checksum
@@ -151,9 +157,16 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path, digests):
 def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch):
     places = ["http://host/a", "http://host/b", "http://host/c"]
     for answers, expected in (
-        (["1 etag x", "not fetched", "missing"], ["1 etag x", "not fetched", "missing"]),
+        (
+            ["1 etag x", "not fetched", "missing"],
+            ["1 etag x", "not fetched", "missing"],
+        ),
         (["not fetched"] * 3, ["1 etag x", "not fetched", "missing"]),
         (["2 etag y", "3 etag z", "not fetched"], ["2 etag y", "3 etag z", "missing"]),
     ):
         monkeypatch.setattr(module, "identities", lambda _, answers=answers: answers)
-        assert digests.identities(places) == expected == digests.identities(places, ask=False)
+        assert (
+            digests.identities(places)
+            == expected
+            == digests.identities(places, ask=False)
+        )

@@ -34,7 +34,9 @@ def artifacts(tmp_path):
         made.append(write_artifact(tmp_path, stage, counts=counts, run=run))
 
     corpus, *_, evaluated = [folder for folder, _ in made]
-    write_json(corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}})
+    write_json(
+        corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}}
+    )
     (evaluated / "pictures").mkdir()
     for name in ("retrieval", "pseudo_labels-step-000200", "my_own"):
         Image.new("RGB", (4, 4)).save(evaluated / "pictures" / f"{name}.png")
@@ -46,15 +48,27 @@ def document_of(artifacts, changes=(), **values):
     """Describe a run of four steps."""
     steps = [SimpleNamespace(name=name, fingerprint=name * 9) for name in STAGES]
     states = dict.fromkeys(STAGES, "unfinished") | values.pop("states", STATES)
-    shared = {"at": "2026-11-21T10:20:30+00:00", "config": "my <own>.toml", "state": "finished"}
-    run = Run(title="mine · a<b · 123456", seconds=125.0, commit="0123+", states=states, **shared)
+    shared = {
+        "at": "2026-11-21T10:20:30+00:00",
+        "config": "my <own>.toml",
+        "state": "finished",
+    }
+    run = Run(
+        title="mine · a<b · 123456",
+        seconds=125.0,
+        commit="0123+",
+        states=states,
+        **shared,
+    )
     return describe_run(replace(run, **values), steps, artifacts, changes)
 
 
 def section(document, heading):
     """Return the text of a section; empty without one."""
     start = f"## {heading}\n\n"
-    return "".join(one.removeprefix(start) for one in document.sections if one.startswith(start))
+    return "".join(
+        one.removeprefix(start) for one in document.sections if one.startswith(start)
+    )
 
 
 def cells(document, heading):
@@ -63,7 +77,9 @@ def cells(document, heading):
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def test_the_first_line_has_the_link_the_state_and_the_score_on_its_clips_beside_chance(artifacts):
+def test_the_first_line_has_the_link_the_state_and_the_score_on_its_clips_beside_chance(
+    artifacts,
+):
     """MLflow shows two lines of a description at once. An address that is not known is left out."""
     first_line = document_of(artifacts).markdown(LINKS).splitlines()[0]
     assert first_line == (
@@ -77,14 +93,18 @@ def test_a_run_that_failed_says_why(artifacts):
     reason = "build_vocabulary: no nouns in <clips>"
     document = document_of(artifacts[:1], states=states, state="failed", reason=reason)
 
-    assert document.head.startswith("**Failed**: build_vocabulary: no nouns in &lt;clips&gt;\n")
+    assert document.head.startswith(
+        "**Failed**: build_vocabulary: no nouns in &lt;clips&gt;\n"
+    )
     times = [line[2] for line in cells(document, "Stages")]
     assert times == ["0:00:20", "failed", "unfinished", "unfinished"]
 
 
 def test_stages_have_their_times_and_counts(artifacts):
     """The tables of results have what an evaluation counts."""
-    lines = [[name, *more] for name, _, *more in cells(document_of(artifacts), "Stages")]
+    lines = [
+        [name, *more] for name, _, *more in cells(document_of(artifacts), "Stages")
+    ]
     assert lines == [
         ["render_sample", "cached", "samples 190"],
         ["build_vocabulary", "0:02:00", "samples 190"],
@@ -114,7 +134,9 @@ def test_warnings_and_what_controls_show_are_sections(artifacts):
     write_json(artifacts[3][0] / "results.json", [control, SCORE])
     document = document_of(artifacts)
 
-    assert section(document, "Warnings") == "- pretrain: loss &lt;vtc&gt; ended at chance"
+    assert (
+        section(document, "Warnings") == "- pretrain: loss &lt;vtc&gt; ended at chance"
+    )
     meaning = CONTROLS["text_only"].meaning
     assert section(document, "What the controls show") == f"- **text only**: {meaning}"
 
@@ -135,7 +157,8 @@ def test_a_page_needs_no_other_file(artifacts):
     page = document_of(artifacts).page({})
     links = re.findall(r'(?:src|href)="([^"]+)', page)
     assert {link[:5] for link in links} == {"data:"}
-    assert page.count("data:image/png;base64,") == 4  # the scores, and the pictures of a stage
+    # The scores, and the pictures of a stage.
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_texts_of_the_user_are_no_html(artifacts):

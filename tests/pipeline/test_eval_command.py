@@ -32,17 +32,30 @@ def data(sample, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     question = [{"question": "what moves?", "answer": "ball"}]
     rows = [
-        {"id": "a", "path": videos[0], "captions": ["a ball", "one ball"], "questions": question},
+        {
+            "id": "a",
+            "path": videos[0],
+            "captions": ["a ball", "one ball"],
+            "questions": question,
+        },
         {"id": "b", "path": videos[1], "captions": ["A ball"], "questions": question},
-        {"id": "c", "path": videos[2], "captions": ["a star"], "relevant": ["d", "elsewhere"]},
+        {
+            "id": "c",
+            "path": videos[2],
+            "captions": ["a star"],
+            "relevant": ["d", "elsewhere"],
+        },
         {"id": "d", "path": videos[3], "captions": ["a box"]},
         {"id": "e", "path": "bad.mp4", "captions": ["a moon"]},
     ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     return tmp_path / "data.jsonl"
 
 
-RIGHT = [(0, 1), (0,), (2, 3), (3,)]  # the right videos of the four texts that are decoded
+# The right videos of the four texts that are decoded.
+RIGHT = [(0, 1), (0,), (2, 3), (3,)]
 
 
 @pytest.fixture
@@ -50,7 +63,15 @@ def scored(monkeypatch, capsys, trained):
     """scored(model, data, ...): the parsed output of `alpro eval`."""
 
     def run(*arguments):
-        options = ("--json", "--workspace", trained, "--device", "cpu", "--dtype", "float32")
+        options = (
+            "--json",
+            "--workspace",
+            trained,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        )
         status, out, err = call(monkeypatch, capsys, "eval", *arguments, *options)
         assert status == 0, err
         return json.loads(out)
@@ -81,7 +102,9 @@ def test_the_split_is_that_of_the_data(data):
 
     assert read_labeled(data, "test").ids == ["a"]
     assert read_labeled(data, "train").ids == ["b"]
-    with pytest.raises(InputError, match=r"no video with a caption .* \(split validation\)"):
+    with pytest.raises(
+        InputError, match=r"no video with a caption .* \(split validation\)"
+    ):
         read_labeled(data, "validation")
 
 
@@ -95,7 +118,10 @@ def test_the_split_is_that_of_a_decoded_corpus(clips):
 @pytest.fixture
 def own_run(tmp_path, resources, inline_pool):
     """The data, the decoded corpus and the model of a run."""
-    rows = [{"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]} for n in range(40)]
+    rows = [
+        {"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n}"]}
+        for n in range(40)
+    ]
     source = write_manifest(tmp_path / "videos", rows)
     config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=3)
     described = config.model_dump(mode="json")
@@ -109,7 +135,12 @@ def test_data_of_the_models_own_run_has_its_split(own_run):
     """A video that came later is in none, also if a clip of its group is."""
     source, corpus, model = own_run
     decoded = pq.read_table(corpus / "index.parquet").to_pylist()
-    late = {"id": "late", "path": "v0.png", "group": decoded[0]["group"], "caption": "x"}
+    late = {
+        "id": "late",
+        "path": "v0.png",
+        "group": decoded[0]["group"],
+        "caption": "x",
+    }
     with source.open("a") as file:
         file.write(json.dumps(late) + "\n")
 
@@ -153,7 +184,11 @@ def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
     assert first["chance"] == pytest.approx(100 * (0.5 + 0.25 + 0.5 + 0.25) / 4)
     assert first["items"] == 4
     assert rows["decoded/data"]["value"] == 80
-    assert {name.partition("/")[0] for name in rows} == {"decoded", "similarity", "matching"}
+    assert {name.partition("/")[0] for name in rows} == {
+        "decoded",
+        "similarity",
+        "matching",
+    }
 
 
 def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_path):
@@ -173,7 +208,9 @@ def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_p
     # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
     assert f"keep {clip}" in found["verdict"]
     assert (tmp_path / "out" / "baseline" / "scores.parquet").is_file()
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
+    assert (
+        json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
+    )
 
 
 def test_a_baseline_sees_the_frames_of_the_model(
@@ -185,11 +222,15 @@ def test_a_baseline_sees_the_frames_of_the_model(
 
     found = scored(tmp_path / "model", data, "--baseline", hub(clip_folders["clip"]))
 
-    scores = [by_name(found[key])["similarity/t2v/R1"] for key in ("results", "baseline")]
+    scores = [
+        by_name(found[key])["similarity/t2v/R1"] for key in ("results", "baseline")
+    ]
     assert [score["protocol"] for score in scores] == ["all pairs, 2 frames"] * 2
 
 
-def test_the_order_of_a_search_with_rerank_is_scored(scored, data, trained, tmp_path, monkeypatch):
+def test_the_order_of_a_search_with_rerank_is_scored(
+    scored, data, trained, tmp_path, monkeypatch
+):
     monkeypatch.setattr("alpro.inference.search.RERANKED", 3)
     with in_this_process():
         embedder = Embedder(resolve(RETRIEVAL, trained), device="cpu", dtype="float32")
@@ -215,7 +256,9 @@ def test_answers_are_scored(scored, data, trained):
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
 
 
-def test_what_is_printed_ends_with_who_won(data, monkeypatch, capsys, trained, clip_folders):
+def test_what_is_printed_ends_with_who_won(
+    data, monkeypatch, capsys, trained, clip_folders
+):
     clip = clip_folders["clip"]
     options = ("--baseline", clip, "--workspace", trained, "--device", "cpu")
 

@@ -40,7 +40,12 @@ PRETRAIN = Step(
 )
 
 NODES = {"nodes": 2, "rendezvous": "host:29500"}
-RENDEZVOUS = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
+RENDEZVOUS = [
+    "--nnodes=2",
+    "--rdzv-backend=c10d",
+    "--rdzv-endpoint=host:29500",
+    "--rdzv-id=0123",
+]
 SINGLE = [stage for stage in STAGES if stage not in (*TRAININGS, *EVALUATIONS)]
 
 # Starting a stage.
@@ -84,7 +89,9 @@ def run(tmp_path):
 
     def start(step, launch=None, **resources):
         store = Store(tmp_path)
-        return run_stage(step, tmp_path, store, Resources(**resources), launch or Launch())
+        return run_stage(
+            step, tmp_path, store, Resources(**resources), launch or Launch()
+        )
 
     return start
 
@@ -145,7 +152,8 @@ def test_a_stage_uses_the_gpus_that_it_is_given(group, run):
     [
         ("", ["0", "1"]),
         ("3, GPU-b", ["3", "GPU-b"]),
-        ("MIG-1,MIG-2,unknown", ["MIG-1", "MIG-2"]),  # CUDA stops at the first unknown name
+        # CUDA stops at the first unknown name.
+        ("MIG-1,MIG-2,unknown", ["MIG-1", "MIG-2"]),
     ],
 )
 def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
@@ -161,7 +169,11 @@ def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
     [
         (STAGES, {}, []),
         (SINGLE, {"processes": 4, **NODES}, []),
-        (EVALUATIONS, {"processes": 4, **NODES}, ["--nproc-per-node=4", "--standalone"]),
+        (
+            EVALUATIONS,
+            {"processes": 4, **NODES},
+            ["--nproc-per-node=4", "--standalone"],
+        ),
         (TRAININGS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
         (TRAININGS, {"processes": 4, **NODES}, ["--nproc-per-node=4", *RENDEZVOUS]),
     ],
@@ -172,7 +184,9 @@ def test_several_processes_start_under_torchrun(stages, resources, torchrun):
         start += ["torch.distributed.run", "--log-dir", "/dev/null", *torchrun, "-m"]
 
     for stage in stages:
-        command = get_command(stage, Path("pretrain/0123/work.json"), Resources(**resources))
+        command = get_command(
+            stage, Path("pretrain/0123/work.json"), Resources(**resources)
+        )
         program = ["alpro.pipeline.execution.run_stage", "pretrain/0123/work.json"]
         assert command == [*start, *program]
 
@@ -213,7 +227,11 @@ def test_a_training_that_was_stopped_says_which_checkpoint_it_has(group, run, tm
 @pytest.mark.parametrize(
     ("status", "lines", "message"),
     [
-        (1, ["File x", "ValueError: y"], "evaluate ended with status 1: File x | ValueError: y"),
+        (
+            1,
+            ["File x", "ValueError: y"],
+            "evaluate ended with status 1: File x | ValueError: y",
+        ),
         (139, [], "evaluate was ended by SIGSEGV"),
         (-11, [], "evaluate was ended by SIGSEGV"),
         (137, [], "evaluate was killed, probably for memory"),
@@ -250,9 +268,12 @@ def write_progress(folder, step, units):
 
 
 @pytest.mark.parametrize(
-    ("step", "units", "progressed"), [(3, 2, False), (4, 2, True), (3, 3, True), (2, 2, False)]
+    ("step", "units", "progressed"),
+    [(3, 2, False), (4, 2, True), (3, 3, True), (2, 2, False)],
 )
-def test_only_more_finished_work_is_progress(step, units, progressed, group, run, tmp_path):
+def test_only_more_finished_work_is_progress(
+    step, units, progressed, group, run, tmp_path
+):
     write_progress(tmp_path, 3, 2)
     group.work = lambda folder: write_progress(folder, step, units)
     group.result = None

@@ -72,7 +72,9 @@ def fingerprints(name, root):
             changes += ["finetune_retrieval=false", "finetune_qa=false"]
         source = str(ROOT / name) if name == OF_TESTS else name
         for step in plan_of(source, *changes, workspace=root).steps:
-            found[f"{step.name} from {start}" if start else step.name] = step.fingerprint[:16]
+            found[f"{step.name} from {start}" if start else step.name] = (
+                step.fingerprint[:16]
+            )
     return found
 
 
@@ -82,7 +84,9 @@ def test_every_shipped_configuration_is_recorded():
 
 def test_the_papers_pretraining_comes_first_in_each_of_its_tasks():
     recorded = json.loads(RECORDED.read_text())
-    of_the_paper = [name for name in STARTS if DATA.get(name, ())[1:] == ("webvid", "cc3m")]
+    of_the_paper = [
+        name for name in STARTS if DATA.get(name, ())[1:] == ("webvid", "cc3m")
+    ]
 
     assert len(of_the_paper) == 4
     for name in of_the_paper:

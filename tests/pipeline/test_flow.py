@@ -36,12 +36,16 @@ pytestmark = pytest.mark.usefixtures("prefect")
 
 def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first):
     folders = [Path(folder) for folder in first.values()]
-    artifacts = [(folder, record) for folder in folders if (record := read_record(folder))]
+    artifacts = [
+        (folder, record) for folder in folders if (record := read_record(folder))
+    ]
 
     assert list(first) == [record.name for _, record in artifacts] == STAGES
     assert list(verify(artifacts)) == []  # every file is recorded
     unfinished = ("*.part", "checkpoints", "parts")
-    assert not [path for folder in folders for name in unfinished for path in folder.rglob(name)]
+    assert not [
+        path for folder in folders for name in unfinished for path in folder.rglob(name)
+    ]
 
 
 def test_the_models_of_a_run_are_evaluated_and_reported(first, workspace):
@@ -50,15 +54,23 @@ def test_the_models_of_a_run_are_evaluated_and_reported(first, workspace):
         rows += json.loads((Path(first[name]) / "results.json").read_text())
     report = plan_of(TINY, workspace=workspace).report
 
-    assert {row["model"] for row in rows} - {""} == {"prompter", "pre-trained", "fine-tuned"}
+    assert {row["model"] for row in rows} - {""} == {
+        "prompter",
+        "pre-trained",
+        "fine-tuned",
+    }
     assert all(row["items"] > 0 for row in rows)
     assert "pre-trained, by matching" in report.read_text()
     assert report.read_text().count("data:image/png;base64,") > 4
 
 
-def test_mlflow_has_a_run_for_a_pipeline_and_a_nested_one_for_each_stage(first, workspace):
+def test_mlflow_has_a_run_for_a_pipeline_and_a_nested_one_for_each_stage(
+    first, workspace
+):
     (*_, parent), nested = runs(workspace)
-    stages = {run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]}
+    stages = {
+        run.info.run_name.split(" · ")[0]: run for run in nested[parent.info.run_id]
+    }
 
     assert set(stages) == set(STAGES)
     assert {run.info.status for run in (parent, *stages.values())} == {"FINISHED"}
@@ -83,9 +95,13 @@ def test_the_description_of_a_run_leads_to_its_report(first, workspace):
     assert "No value was changed" in note
 
 
-def test_a_run_that_finds_every_artifact_starts_nothing(first, workspace, monkeypatch, capsys):
+def test_a_run_that_finds_every_artifact_starts_nothing(
+    first, workspace, monkeypatch, capsys
+):
     """Neither a flow nor a run in MLflow, whatever its arguments: it prints the results."""
-    monkeypatch.setattr(run_command, "run_flow", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.setattr(
+        run_command, "run_flow", lambda *_: pytest.fail("a flow was started")
+    )
     monkeypatch.setattr(servers, "start_temporary_server", lambda: lambda: None)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
@@ -111,12 +127,17 @@ def finished_steps(first, workspace, tmp_path):
     (tmp_path / "mlflow.db").touch()
 
     def find(*changes):
-        return [step.name for step in plan_of(TINY, *changes, workspace=tmp_path).finished_steps]
+        return [
+            step.name
+            for step in plan_of(TINY, *changes, workspace=tmp_path).finished_steps
+        ]
 
     return find
 
 
-def test_a_run_has_nothing_to_do_if_every_artifact_that_it_needs_exists(finished_steps, tmp_path):
+def test_a_run_has_nothing_to_do_if_every_artifact_that_it_needs_exists(
+    finished_steps, tmp_path
+):
     assert finished_steps() == STAGES
     assert finished_steps("evaluate.seed=77") == []
 
@@ -156,7 +177,9 @@ def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
             assert parent.data.metrics[metric] == pytest.approx(value, abs=5e-4)
 
 
-def test_a_report_that_cannot_be_written_does_not_fail_a_run(first, workspace, tmp_path):
+def test_a_report_that_cannot_be_written_does_not_fail_a_run(
+    first, workspace, tmp_path
+):
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
     (tmp_path / "reports").touch()  # in place of the folder
 
@@ -164,7 +187,8 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_run(first, workspace, t
 
     (pipeline, *_), _ = runs(tmp_path)
     assert (pipeline.info.status, last_run(tmp_path).state) == ("FINISHED", "finished")
-    assert plan_of(TINY, workspace=tmp_path).finished_steps == []  # The next run writes it.
+    # The next run writes it.
+    assert plan_of(TINY, workspace=tmp_path).finished_steps == []
 
 
 def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, workspace):
@@ -203,9 +227,15 @@ def test_a_changed_value_reruns_its_stage_and_what_follows(first, workspace, cap
     # The command that `artifacts show` prints has the same fingerprints, so that it builds the same
     # results elsewhere.
     capsys.readouterr()
-    cli.execute(["artifacts", "show", changed["evaluate qa"], "--workspace", str(workspace)])
-    words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[0].split()
-    assert cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
+    cli.execute(
+        ["artifacts", "show", changed["evaluate qa"], "--workspace", str(workspace)]
+    )
+    words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[
+        0
+    ].split()
+    assert (
+        cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
+    )
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     for name in STAGES:
         assert rows[name]["fingerprint"].startswith(Path(changed[name]).name)
@@ -227,7 +257,9 @@ def test_a_deleted_artifact_is_built_again_when_something_needs_it(first, worksp
 
 
 @pytest.mark.usefixtures("copied")
-def test_the_test_split_is_checked_after_decoding_and_before_training(mlflow_store, tmp_path):
+def test_the_test_split_is_checked_after_decoding_and_before_training(
+    mlflow_store, tmp_path
+):
     """What evaluation would refuse after days: a corpus without test items."""
     mlflow_store(tmp_path)
 
@@ -276,11 +308,15 @@ NOT_IN_EVERY_RUN = {
 
 def compile_name(name):
     """The pattern of a documented name."""
-    return re.compile(re.sub(r"<(\w+)>", lambda found: f"({PLACES.get(found[1], '[^/]+')})", name))
+    return re.compile(
+        re.sub(r"<(\w+)>", lambda found: f"({PLACES.get(found[1], '[^/]+')})", name)
+    )
 
 
 def test_every_metric_has_its_name_on_the_page(first):
-    page = (ROOT / "docs" / "evaluate.md").read_text().partition("## Names of metrics")[2]
+    page = (
+        (ROOT / "docs" / "evaluate.md").read_text().partition("## Names of metrics")[2]
+    )
     cells = re.findall(r"^\| (`.*?) \| ", page, re.MULTILINE)
     documented = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     logged = set()
@@ -291,7 +327,9 @@ def test_every_metric_has_its_name_on_the_page(first):
 
     used = {}
     for name in documented:
-        used[name] = {metric for metric in logged if compile_name(name).fullmatch(metric)}
+        used[name] = {
+            metric for metric in logged if compile_name(name).fullmatch(metric)
+        }
 
     assert len(documented) == len(used) > 30
     assert set().union(*used.values()) == logged

@@ -49,7 +49,9 @@ class Together:
             self.running += 1
             self.most = max(self.most, self.running)
             self.changed.notify_all()
-            assert self.changed.wait_for(lambda: self.most >= self.expected, timeout=120)
+            assert self.changed.wait_for(
+                lambda: self.most >= self.expected, timeout=120
+            )
             self.running -= 1
         raise StageFailed(f"{step.name} broke")
 
@@ -80,14 +82,20 @@ def test_independent_stages_run_together_within_the_limit(
     record = together(most)
 
     with pytest.raises(StageFailed):
-        alpro(TINY, changes=[*changes, f"resources.max_stages={limit}"], workspace=workspace)
+        alpro(
+            TINY,
+            changes=[*changes, f"resources.max_stages={limit}"],
+            workspace=workspace,
+        )
 
     assert (len(record.started), record.most) == (len(changes), most)
     if limit == 1:
         assert record.started == [name for name in STAGES if name in record.started]
 
 
-def test_a_failure_stops_only_what_depends_on_it(together, workspace, monkeypatch, capsys):
+def test_a_failure_stops_only_what_depends_on_it(
+    together, workspace, monkeypatch, capsys
+):
     monkeypatch.setenv("ALPRO_COMMAND_LINE", "1")
     record = together(1)
 
@@ -102,10 +110,15 @@ def test_a_failure_stops_only_what_depends_on_it(together, workspace, monkeypatc
     states = states_of(workspace, CORPORA)
     assert (run.state, run.reason) == ("failed", "decode_videos clips broke")
     assert {name for name in STAGES if states[name] == "failed"} == {*record.started}
-    assert (states["render_sample"], states["evaluate retrieval"]) == ("cached", "unfinished")
+    assert (states["render_sample"], states["evaluate retrieval"]) == (
+        "cached",
+        "unfinished",
+    )
 
 
-def test_the_limit_holds_where_deployments_run_some_stages(together, workspace, monkeypatch):
+def test_the_limit_holds_where_deployments_run_some_stages(
+    together, workspace, monkeypatch
+):
     """Of decodings, each of which uses all cores."""
     monkeypatch.setattr(flow, "find_deployments", lambda: dict.fromkeys(WITH_MODEL, ""))
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
@@ -118,7 +131,9 @@ def test_the_limit_holds_where_deployments_run_some_stages(together, workspace, 
 
 
 @pytest.mark.parametrize(("gpus", "most"), [("01", 1), ("0123", 2)])
-def test_stages_side_by_side_use_different_gpus(gpus, most, together, workspace, monkeypatch):
+def test_stages_side_by_side_use_different_gpus(
+    gpus, most, together, workspace, monkeypatch
+):
     """Each as many as it has processes; then the next one has them."""
     monkeypatch.setattr(flow, "find_gpus", lambda resources: [*gpus])
     record = together(most)
@@ -166,7 +181,9 @@ class Endless:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("until", ["stop", "kill"])
-def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(until, first, workspace, monkeypatch):
+def test_ctrl_c_stops_all_stages_and_a_second_one_kills_them(
+    until, first, workspace, monkeypatch
+):
     monkeypatch.setattr(RUN_STAGE, Endless(2, until))
     changes = [*FINE_TUNING, "resources.max_stages=2"]
 
@@ -215,7 +232,9 @@ def test_only_a_stage_that_gets_further_runs_again(
 
     assert tried == ["evaluate qa"] * times
     (found,) = (
-        run.state for run in newest_runs()[1].values() if run.name.startswith("evaluate qa")
+        run.state
+        for run in newest_runs()[1].values()
+        if run.name.startswith("evaluate qa")
     )
     assert found.name == state
     assert "\n" not in (found.message or "")

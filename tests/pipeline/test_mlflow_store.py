@@ -26,7 +26,9 @@ def original(mlflow_store, tmp_path):
 
 
 @pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
-def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, original, tmp_path):
+def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(
+    how, original, tmp_path
+):
     other = tmp_path / "100% other #2"
     how(original, other)
 
@@ -36,9 +38,13 @@ def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(how, origi
         Tracker.open(store_uri(other), other, "another experiment")
 
 
-def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(tmp_path, monkeypatch):
+def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(
+    tmp_path, monkeypatch
+):
     """Some of its tables would be there, and MLflow would fail for ever to create the others."""
-    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(
+        "mlflow.store.db.utils._upgrade_db", Mock(side_effect=KeyboardInterrupt)
+    )
 
     with pytest.raises(KeyboardInterrupt):
         Tracker.open("", tmp_path, "x")
@@ -51,7 +57,9 @@ def test_two_runs_may_create_an_experiment_at_once(tmp_path, monkeypatch):
     first = Tracker.open("", tmp_path, "x")
     look = MlflowClient.get_experiment_by_name
     answers = [lambda *_: None, look]
-    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda *args: answers.pop(0)(*args))
+    monkeypatch.setattr(
+        MlflowClient, "get_experiment_by_name", lambda *args: answers.pop(0)(*args)
+    )
 
     second = Tracker.open("", tmp_path, "x")
 

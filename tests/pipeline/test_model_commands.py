@@ -58,7 +58,9 @@ def index(alpro_model, own, tmp_path):
     return tmp_path / "index"
 
 
-def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(alpro_model, index, own):
+def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(
+    alpro_model, index, own
+):
     (own / "bad.mp4").write_text("no video either")
 
     _, out, err = alpro_model("index add", index, own)
@@ -78,7 +80,9 @@ def test_the_index_of_a_failed_run_is_noted_for_gc(
 
     monkeypatch.setattr(Index, "optimize", fail)
 
-    assert alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)[0] != 0
+    assert (
+        alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)[0] != 0
+    )
 
     assert str(tmp_path / "index") in read_places(trained)
 
@@ -100,11 +104,15 @@ def test_a_search_without_a_hit_says_what_fits_nothing(alpro_model, index):
     assert found == "no clip fits start > 1 and the words 'dog'\n"
 
 
-def test_clips_are_listed_and_removed_by_file_folder_or_id(alpro_model, index, own, videos):
+def test_clips_are_listed_and_removed_by_file_folder_or_id(
+    alpro_model, index, own, videos
+):
     first = own / videos[0].name
     second = own / videos[1].name
     third = own / "more" / videos[2].name
-    assert alpro_model("index ls", index)[1].split() == sorted(map(str, (first, second, third)))
+    assert alpro_model("index ls", index)[1].split() == sorted(
+        map(str, (first, second, third))
+    )
 
     first.unlink()
     assert "(missing)" in alpro_model("search", index, TEXT)[1]
@@ -118,12 +126,17 @@ def test_clips_are_listed_and_removed_by_file_folder_or_id(alpro_model, index, o
     assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
 
-def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, own, tmp_path):
+def test_names_with_escape_codes_are_printed_on_one_line(
+    alpro_model, videos, own, tmp_path
+):
     index = tmp_path / "index"
     name = "red\x1b[31m\n.mp4"
     shutil.copy(videos[0], own / name)
     (own / "bad\x1b[2J.mp4").write_text("no video")
-    rows = [{"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"}, {"path": "bad\x1b[2J.mp4"}]
+    rows = [
+        {"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"},
+        {"path": "bad\x1b[2J.mp4"},
+    ]
     (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     added = alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)
@@ -135,7 +148,8 @@ def test_names_with_escape_codes_are_printed_on_one_line(alpro_model, videos, ow
         assert "\x1b" not in out + err
     assert listed[1].count("\n") == 1
     assert "a dog" in found[1]
-    assert max(map(len, found[1].splitlines())) < len(str(own)) + 120  # a shortened caption
+    # A shortened caption.
+    assert max(map(len, found[1].splitlines())) < len(str(own)) + 120
 
 
 # Questions and entities.
@@ -162,7 +176,9 @@ def test_a_question_is_answered_from_the_list(alpro_model, videos, trained):
 
 def test_the_precision_reaches_a_model(alpro_model, videos, trained):
     exact = Model.load(QA, trained, device="cpu").ask(videos[0], "what?")
-    expected = Model.load(QA, trained, device="cpu", dtype="bfloat16").ask(videos[0], "what?")
+    expected = Model.load(QA, trained, device="cpu", dtype="bfloat16").ask(
+        videos[0], "what?"
+    )
 
     _, out, _ = alpro_model("model ask", QA, videos[0], "what?", "--dtype", "bfloat16")
 
@@ -194,7 +210,9 @@ def test_a_pre_trained_model_names_entities_of_a_video(alpro_model, videos, pret
 def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_path):
     """Its scores are those of its own evaluation; those of the other model in it are left out."""
     counts = {"samples": 1300, "train": 1000, "captions": 2600}
-    _, films = write_artifact(tmp_path, "decode_videos", name="decode_videos films", counts=counts)
+    _, films = write_artifact(
+        tmp_path, "decode_videos", name="decode_videos films", counts=counts
+    )
     folder, model = write_artifact(
         tmp_path,
         "finetune_retrieval",
@@ -211,7 +229,9 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
     write_json(evaluated / "results.json", [own, score_row(what="of CLIP")])
 
     out = tmp_path / "out"
-    status, printed, err = alpro_model("model export", folder, out, "--license", "cc-by-4.0")
+    status, printed, err = alpro_model(
+        "model export", folder, out, "--license", "cc-by-4.0"
+    )
 
     assert (status, err) == (0, "")
     assert printed.startswith(f"{out}: a retrieval model for transformers")
@@ -220,10 +240,14 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
     assert header["license"] == "cc-by-4.0"
     assert "sentence-transformers" in header["tags"]
     assert (
-        f"The artifact finetune_retrieval {model.fingerprint}, built 2026-01-01, commit abc" in card
+        f"The artifact finetune_retrieval {model.fingerprint}, built 2026-01-01, commit abc"
+        in card
     )
     assert '"lr": 0.0001' in card
-    assert "| fine-tuned, by similarity | t2v R@1 | 60.0 [44.2, 58.0] | 0.5 % | 500 |" in card
+    assert (
+        "| fine-tuned, by similarity | t2v R@1 | 60.0 [44.2, 58.0] | 0.5 % | 500 |"
+        in card
+    )
     assert "of CLIP" not in card
 
 
@@ -232,7 +256,10 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
     [
         ("model ask 0000 clip.mp4 what?", "0000"),
         (f"model ask {RETRIEVAL} clip.mp4 what?", "finetune_qa"),
-        ("model ask mine/finetune_qa clip.mp4 what?", "`alpro run finetune_qa --config mine`"),
+        (
+            "model ask mine/finetune_qa clip.mp4 what?",
+            "`alpro run finetune_qa --config mine`",
+        ),
         (f"model ask {QA} none.mp4 what?", "none.mp4"),
         (f"model entities {PROMPTER} clip.mp4 --box 0.5,0,0.6,1", "--box"),
         ("search none a", "no index"),
@@ -240,10 +267,15 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
         (f"index add index nothing --model {RETRIEVAL}", "nothing: "),
         (f"index add index bad --model {RETRIEVAL}", "index: "),
         (f"model export {RETRIEVAL} bad", "bad: "),
-        (f"model register {digest('cache_prompts')[:8]} --name shapes", "cache_prompts"),
+        (
+            f"model register {digest('cache_prompts')[:8]} --name shapes",
+            "cache_prompts",
+        ),
     ],
 )
-def test_mistakes_are_one_line(command, named, alpro_model, videos, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(
+    command, named, alpro_model, videos, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").symlink_to(videos[0])
     for folder in ("earlier", "nothing", "bad"):
@@ -253,7 +285,11 @@ def test_mistakes_are_one_line(command, named, alpro_model, videos, tmp_path, mo
 
     status, _, err = alpro_model(command)
 
-    lines = [line for line in err.splitlines() if not line.startswith(("rejected: ", "note: "))]
+    lines = [
+        line
+        for line in err.splitlines()
+        if not line.startswith(("rejected: ", "note: "))
+    ]
     assert status == 2
     (line,) = lines
     assert line.startswith("error: ")

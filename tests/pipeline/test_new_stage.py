@@ -30,7 +30,8 @@ def test_the_example_of_a_new_stage_is_planned(tmp_path, monkeypatch):
     values = {name: getattr(tiny, name) for name in PipelineConfig.model_fields}
     config = WithCounts(**values, count_words=module.Config(min_letters=5))  # type: ignore[attr-defined]
     steps = {
-        step.name: step for step in build_steps(config, Digests(tmp_path / "digests.sqlite"))[1]
+        step.name: step
+        for step in build_steps(config, Digests(tmp_path / "digests.sqlite"))[1]
     }
     step = steps["count_words"]
     assert step.inputs == {"vocabulary": steps["build_vocabulary"]}

@@ -59,7 +59,12 @@ ENDS_OF_A_COMMAND = {"ctrl-c": (130, ["CRASHED"]), "everything": (143, None)}
 def test_a_command_that_is_stopped_reports_and_continues(how, tmp_path):
     command = ["alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
     command += ["--set", f"train_prompter.phases.0.steps={STEPS}"]
-    command += ["--set", "resources.checkpoint_interval=0.2", "--workspace", str(tmp_path)]
+    command += [
+        "--set",
+        "resources.checkpoint_interval=0.2",
+        "--workspace",
+        str(tmp_path),
+    ]
     log = tmp_path / "log"
     process = start(command, log)
     wait_for(lambda: newest_checkpoint(tmp_path))
@@ -78,9 +83,13 @@ def test_a_command_that_is_stopped_reports_and_continues(how, tmp_path):
     assert last == "stopped; run the same command again to continue"
     assert not [line for line in progress if "Traceback" in line or "ERROR" in line]
     if state:
-        assert rows(tmp_path / "prefect/prefect.db", "select state_type from flow_run") == state
+        assert (
+            rows(tmp_path / "prefect/prefect.db", "select state_type from flow_run")
+            == state
+        )
     query = "select status from runs where status != 'FINISHED'"
-    assert rows(tmp_path / "mlflow.db", query) == ["KILLED", "KILLED"]  # pipeline and stage
+    # Pipeline and stage.
+    assert rows(tmp_path / "mlflow.db", query) == ["KILLED", "KILLED"]
     assert psutil.wait_procs(started, 60)[1] == []
 
     reached = newest_checkpoint(tmp_path)
@@ -101,7 +110,11 @@ class Machine:
         self.workspace = workspace
         self.api = f"http://127.0.0.1:{ports[0]}/api"
         self.log = workspace / "up.out"
-        own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PREFECT_")
+        }
         self.environment = own | {
             "PREFECT_API_URL": self.api,
             "PREFECT_HOME": str(workspace / "client"),
@@ -110,7 +123,9 @@ class Machine:
         command = ["alpro.pipeline.cli.main", "up", "--workspace", str(workspace)]
         command += ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
         self.process = start(command, self.log)
-        wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check)
+        wait_for(
+            lambda: "Ctrl-C stops everything" in self.log.read_text(), 1200, self.check
+        )
 
     def find_worker(self):
         """The worker for trainings."""
@@ -158,7 +173,9 @@ class Machine:
     def step(self):
         """Return the last step of the training of the prompter; 0 before the first."""
         files = self.workspace.glob("artifacts/train_prompter/*/metrics.jsonl")
-        return max((line["step"] for file in files for line in read_metrics(file)), default=0)
+        return max(
+            (line["step"] for file in files for line in read_metrics(file)), default=0
+        )
 
     def train_on(self):
         """Wait until the training gets further; returns its step."""
@@ -254,7 +271,13 @@ def test_the_night_after_each_end_of_alpro_up_trains(machine, tmp_path):
     text = (ROOT / "docs" / "cluster" / "automation.yaml").read_text()
     automation.write_text(text.replace("within: 900", f"within: {WITHIN}"))
     up.prefect("automation", "create", "--from-file", str(automation))
-    deployment = ["alpro.pipeline.flows.flow:alpro", "--name", "nightly", "--pool", "cpu"]
+    deployment = [
+        "alpro.pipeline.flows.flow:alpro",
+        "--name",
+        "nightly",
+        "--pool",
+        "cpu",
+    ]
     deployment += ["--cron", "0 2 * * *", "--timezone", "Europe/Berlin"]
     deployment += ["--concurrency-limit", "1", "--collision-strategy", "CANCEL_NEW"]
     up.prefect("deploy", *deployment, "--param", "stage=train_prompter")

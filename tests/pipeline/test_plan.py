@@ -45,7 +45,9 @@ def digests(tmp_path):
 def changed(before, after):
     """The steps that are gone or have another fingerprint."""
     names = {name: step.fingerprint for name, step in after.items()}
-    return {name for name, step in before.items() if names.get(name) != step.fingerprint}
+    return {
+        name for name, step in before.items() if names.get(name) != step.fingerprint
+    }
 
 
 def write(file, content):
@@ -76,7 +78,11 @@ def test_with_a_clip_as_it_is_no_prompter_is_trained(steps_of):
     assert changed(before, after) == {"train_prompter"} | AFTER_PROMPTER
     corpora = {"clips", "stills"}
     assert {*after["cache_prompts"].inputs} == {"vocabulary"}
-    assert {*after["pretrain"].inputs} == {"tokenizer", "vocabulary", "prompts"} | corpora
+    assert {*after["pretrain"].inputs} == {
+        "tokenizer",
+        "vocabulary",
+        "prompts",
+    } | corpora
     assert {*after["evaluate prompter"].inputs} == {"prompts", "clips"}
 
 
@@ -86,20 +92,29 @@ def test_without_pem_no_prompter_is_needed(steps_of):
 
 
 @pytest.mark.parametrize("value", ["./clipp", "a/b/c", "{tmp}"])
-def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(value, steps_of, tmp_path):
+def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(
+    value, steps_of, tmp_path
+):
     named = value.format(tmp=tmp_path)
-    step = steps_of(SCRATCH, f"train_prompter.clip={named}", "train_prompter.max_text_tokens=24")
+    step = steps_of(
+        SCRATCH, f"train_prompter.clip={named}", "train_prompter.max_text_tokens=24"
+    )
     reason = step["train_prompter"].unreadable
     assert "train_prompter.clip" in reason
     assert named in reason
 
 
-def test_texts_that_are_too_long_for_a_clip_that_is_here_are_refused(steps_of, clip_folders, hub):
+def test_texts_that_are_too_long_for_a_clip_that_is_here_are_refused(
+    steps_of, clip_folders, hub
+):
     folder = clip_folders["clip"]  # with texts of at most 24 tokens
     name = hub(folder)
     for clip in (folder, name, f"{name}@{REVISION}"):
         for tokens in (24, 25):
-            changes = f"train_prompter.clip={clip}", f"train_prompter.max_text_tokens={tokens}"
+            changes = (
+                f"train_prompter.clip={clip}",
+                f"train_prompter.max_text_tokens={tokens}",
+            )
             step = steps_of(SCRATCH, *changes)["train_prompter"]
             assert bool(step.unreadable) == (tokens > 24)
 
@@ -118,9 +133,13 @@ AFTER_CLIPS = {"decode_videos clips"} | AFTER_VOCABULARY | AFTER_TOKENIZER
 @pytest.mark.parametrize(
     ("change", "reached"),
     [
-        ("render_sample.seed=1", {"render_sample", "decode_videos stills"} | AFTER_CLIPS),
+        (
+            "render_sample.seed=1",
+            {"render_sample", "decode_videos stills"} | AFTER_CLIPS,
+        ),
         ("corpora.clips.timeout=80", AFTER_CLIPS),
-        ("build_vocabulary.entities=7", AFTER_VOCABULARY),  # one prompter serves many vocabularies
+        # One prompter serves many vocabularies.
+        ("build_vocabulary.entities=7", AFTER_VOCABULARY),
         ("train_tokenizer.word_pieces=300", AFTER_TOKENIZER),
         # Its words are no entities, and they are learned.
         ('templates.video=["a movie of {}"]', AFTER_VOCABULARY | AFTER_TOKENIZER),
@@ -145,13 +164,19 @@ def test_a_change_reaches_what_rests_on_it_and_nothing_else(change, reached, ste
 def test_of_a_clip_the_number_of_validations_counts(steps_of, clip_folders):
     """They select the weights."""
     clip = (SCRATCH, f"train_prompter.clip={clip_folders['clip']}")
-    again = changed(steps_of(*clip), steps_of(*clip, "train_prompter.validation.times=3"))
+    again = changed(
+        steps_of(*clip), steps_of(*clip, "train_prompter.validation.times=3")
+    )
     assert "train_prompter" in again
 
 
 @pytest.mark.parametrize(
     "change",
-    ['templates.video=["a movie of {}"]', "train_tokenizer.word_pieces=600", "model.video.depth=2"],
+    [
+        'templates.video=["a movie of {}"]',
+        "train_tokenizer.word_pieces=600",
+        "model.video.depth=2",
+    ],
 )
 def test_a_given_tokenizer_reads_no_captions(change, steps_of, tmp_path):
     write(tmp_path / "tokenizer.json", "{}")
@@ -177,7 +202,9 @@ def test_runs_of_different_steps_have_different_reports(tmp_path):
 def test_a_package_that_is_named_counts_by_its_version(steps_of, monkeypatch):
     versions = []
     for version in ("3.7.0", "3.8.0"):
-        monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
+        monkeypatch.setattr(
+            "importlib.metadata.version", lambda name, version=version: version
+        )
         versions.append(steps_of("build_vocabulary.tagger=en_core_web_sm"))
     assert changed(*versions) == AFTER_VOCABULARY
 
@@ -190,10 +217,15 @@ def test_the_fingerprint_follows_from_the_recorded_json_alone(steps_of):
         record = Record.from_json(json.loads(json.dumps(step.description.to_json())))
         assert compute_fingerprint(record, without_effect(record)) == step.fingerprint
         for key in record.config:
-            others = {name: value for name, value in record.config.items() if name != key}
+            others = {
+                name: value for name, value in record.config.items() if name != key
+            }
             older = replace(record, config=others)
             fingerprint = compute_fingerprint(older, without_effect(older))
-            assert (fingerprint == step.fingerprint) == (key in logged), (step.name, key)
+            assert (fingerprint == step.fingerprint) == (key in logged), (
+                step.name,
+                key,
+            )
 
 
 CLIP = "cache_prompts.prompter"  # the key of a folder
@@ -214,7 +246,9 @@ KEYS = {
     ("key", "kind"),
     [*((key, "folder") for key in KEYS), ("pretrain.vit", "file")],
 )
-def test_the_contents_of_outside_files_count_and_their_name_does_not(key, kind, steps_of, tmp_path):
+def test_the_contents_of_outside_files_count_and_their_name_does_not(
+    key, kind, steps_of, tmp_path
+):
     place = tmp_path / "weights"
     file = place / "weights.bin" if kind == "folder" else place
     write(file, "one")
@@ -253,7 +287,9 @@ def test_every_file_of_a_given_model_counts(name, digests, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [[], ["pretrain.start=prompter"]])
-def test_a_word_is_no_path_where_a_folder_has_its_name(changes, steps_of, tmp_path, monkeypatch):
+def test_a_word_is_no_path_where_a_folder_has_its_name(
+    changes, steps_of, tmp_path, monkeypatch
+):
     before = steps_of(*changes)
     monkeypatch.chdir(tmp_path)
     for word in ("train", "embedded", "scratch", "prompter"):
@@ -271,7 +307,9 @@ def test_changed_shards_are_another_corpus(place, digests, tmp_path, memory):
     for content in (b"one", b"two, and more"):
         (tmp_path / "a.tar").write_bytes(content)
         fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", content)
-        fingerprints += [index_step("clips", corpus, digests).fingerprint for _ in range(2)]
+        fingerprints += [
+            index_step("clips", corpus, digests).fingerprint for _ in range(2)
+        ]
 
     first, again, other, _ = fingerprints
     assert first == again != other
@@ -297,10 +335,16 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
     video = tmp_path / "data" / "sub" / "a.mp4"
     texts = tmp_path / "train.jsonl"
     write(video, "one")
-    write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')  # a path of another machine
-    corpus = Corpus(data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old")
+    # A path of another machine.
+    write(texts, '{"video": "/old/sub/a.mp4", "caption": "x"}')
+    corpus = Corpus(
+        data=str(tmp_path / "data"), annotations={"train": str(texts)}, root="/old"
+    )
 
-    for file, content in ((video, "two"), (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}')):
+    for file, content in (
+        (video, "two"),
+        (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}'),
+    ):
         before = decode_step("films", corpus, digests)
         assert (before.unreadable, before.recheck()) == ("", True)
         write(file, content)

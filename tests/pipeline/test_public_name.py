@@ -26,20 +26,30 @@ def ask(public_name, **headers):
     ("host", "name", "origin", "status"),
     [
         ("search.example.com", "search.example.com", "https://search.example.com", 200),
-        ("127.0.0.1:7860", "Search.Example.com", "https://search.example.com", 200),  # nginx
-        ("localhost:7860", "search.example.com", "http://localhost:7860", 200),  # on the machine
+        # Nginx.
+        ("127.0.0.1:7860", "Search.Example.com", "https://search.example.com", 200),
+        # On the machine.
+        ("localhost:7860", "search.example.com", "http://localhost:7860", 200),
         ("search.example.com", "", "https://search.example.com", 400),
         ("127.0.0.1:7860", "", "https://search.example.com", 403),
         ("other.example.com", "search.example.com", "https://search.example.com", 400),
-        ("127.0.0.1:7860", "search.example.com", "http://search.example.com", 403),  # without TLS
-        ("127.0.0.1:7860", "search.example.com", "https://search.example.com.evil.com", 403),
+        # Without TLS.
+        ("127.0.0.1:7860", "search.example.com", "http://search.example.com", 403),
+        (
+            "127.0.0.1:7860",
+            "search.example.com",
+            "https://search.example.com.evil.com",
+            403,
+        ),
     ],
 )
 def test_only_requests_of_the_page_of_the_proxy_are_taken(host, name, origin, status):
     assert ask(name, Host=host, Origin=origin) == status
 
 
-@pytest.mark.parametrize("name", ["https://search.example.com", "a b", "search.example.com/path"])
+@pytest.mark.parametrize(
+    "name", ["https://search.example.com", "a b", "search.example.com/path"]
+)
 def test_the_public_name_is_a_name(name):
     with pytest.raises(InputError, match="--public-name"):
         check_public_name(name, TOKEN)

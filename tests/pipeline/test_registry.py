@@ -49,7 +49,8 @@ def test_a_registered_model_predicts_what_the_model_does(
     mlflow_store(tmp_path)
     shutil.copytree(trained / "artifacts", tmp_path / "artifacts")
     qa, folder = (
-        tmp_path / "artifacts" / name / digest(name)[:16] for name in ("finetune_qa", stage)
+        tmp_path / "artifacts" / name / digest(name)[:16]
+        for name in ("finetune_qa", stage)
     )
     Tracker.open("", tmp_path, "sample").log_artifact(qa, read_record(qa))
     videos = [str(path) for path in sorted((sample / "videos").glob("test-*.mp4"))[:2]]
@@ -73,7 +74,9 @@ def test_a_registered_model_predicts_what_the_model_does(
     mlflow.set_tracking_uri(uri)
     loaded = mlflow.pyfunc.load_model("models:/shapes@champion")
     assert loaded.metadata.metadata == {"fingerprint": digest(stage)}
-    predicted = loaded.predict(pd.DataFrame({"video": videos, "text": TEXTS})).to_dict("list")
+    predicted = loaded.predict(pd.DataFrame({"video": videos, "text": TEXTS})).to_dict(
+        "list"
+    )
     assert predicted == expected
     assert not list(tmp_path.rglob("*.pkl"))
 
@@ -84,5 +87,7 @@ def test_a_registered_model_predicts_what_the_model_does(
     version = client.get_model_version_by_alias("shapes", "champion")
     assert version.tags["fingerprint"] == digest(stage)
     experiments = [str(number) for number in range(3)]
-    (model,) = client.search_logged_models(experiments, f"tags.fingerprint = '{digest(stage)}'")
+    (model,) = client.search_logged_models(
+        experiments, f"tags.fingerprint = '{digest(stage)}'"
+    )
     assert client.get_run(model.source_run_id).data.tags["stage"] == stage

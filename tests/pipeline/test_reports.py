@@ -20,7 +20,12 @@ ONE_TYPE = {"name": "qa/acc_what", "metric": "what", "value": 3.25}
 @pytest.fixture
 def rows():
     answers = score_row(**ANSWERS, value=1.25, chance=2.75)
-    decoded = {"table": "decoded", "name": "decoded/clips", "what": "clips", "direction": ""}
+    decoded = {
+        "table": "decoded",
+        "name": "decoded/clips",
+        "what": "clips",
+        "direction": "",
+    }
     return [
         answers,
         answers | ONE_TYPE,
@@ -63,13 +68,25 @@ def test_two_runs_are_columns_with_their_difference(rows):
     compared = Comparison([(first, gain), (second, same)], {"qa/all": (20, 18, 15)})
     ranks, answers = tables(runs, compared)
 
-    assert answers.heads == ["", "", "a1", "b2", "b2 - a1", "p", "most frequent answer", "items"]
+    assert answers.heads == [
+        "",
+        "",
+        "a1",
+        "b2",
+        "b2 - a1",
+        "p",
+        "most frequent answer",
+        "items",
+    ]
     assert [line[2:-2] for line in answers.lines] == [
         ["1.2 [1.0, 2.0]", "40.0 %", "+2.5 [-1.0, +6.0]", "0.1344"],
         ["3.2 %", "", "+0.0", "0.0005"],
     ]
     assert ranks.lines[0][2:-2] == ["", "14.2", "", ""]
-    assert [table.note.startswith("In brackets") for table in (answers, ranks)] == [True, False]
+    assert [table.note.startswith("In brackets") for table in (answers, ranks)] == [
+        True,
+        False,
+    ]
     other = "Other queries of qa/all: 20 and 18, 15 of them shared."
     assert other in answers.note.splitlines()
 
@@ -82,7 +99,9 @@ def test_scores_of_few_videos_have_a_warning(independent, points):
     """1.96 sqrt(0.5 x 0.5 / n) points. The second has 54 queries, of which 27 are of one video."""
     (table,) = tables({"score": [score_row(independent_videos=independent)]})
 
-    assert table.note.rpartition("off by ")[2] == (f"{points} points." if points else "")
+    assert table.note.rpartition("off by ")[2] == (
+        f"{points} points." if points else ""
+    )
 
 
 def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
@@ -109,7 +128,9 @@ def evaluated(tmp_path, monkeypatch):
         for number, name in enumerate(names)
     ]
     warnings = [f"few {number}" for number in range(9)]
-    folder, _ = write_artifact(tmp_path, "evaluate", fingerprint="a" * 64, warnings=warnings)
+    folder, _ = write_artifact(
+        tmp_path, "evaluate", fingerprint="a" * 64, warnings=warnings
+    )
     write_json(folder / "results.json", scores[::-1])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.html").touch()

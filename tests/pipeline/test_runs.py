@@ -20,12 +20,21 @@ def begin(runs, at, config="tiny", *changes):
 
 
 def test_a_run_is_read_as_it_was_written(runs):
-    run = begin(runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"')
+    run = begin(
+        runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"'
+    )
     runs.end(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
 
     (read,) = runs.all()
-    assert (read.id, read.at, read.state, read.seconds) == (run.id, run.at, "finished", 1.5)
-    assert read.command == Command("my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain")
+    assert (read.id, read.at, read.state, read.seconds) == (
+        run.id,
+        run.at,
+        "finished",
+        1.5,
+    )
+    assert read.command == Command(
+        "my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain"
+    )
     assert read.steps == {"pretrain": "ab" * 32}
 
 
@@ -37,7 +46,9 @@ def test_a_line_separator_of_unicode_is_part_of_a_line(runs):
 
 def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
     first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
-    second = begin(runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1")
+    second = begin(
+        runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1"
+    )
     other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
     third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
     runs.end(first, state="finished")  # a run may end after another began
@@ -46,7 +57,9 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(run
     assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
 
 
-def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(runs, tmp_path):
+def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(
+    runs, tmp_path
+):
     assert runs.all() == []
     first = begin(runs, "2026-01-01T00:00:00+00:00")
     file: Path = tmp_path / FILE

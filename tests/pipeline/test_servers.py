@@ -67,9 +67,14 @@ def test_while_a_server_creates_its_database_another_command_does_not(
         pass
 
 
-def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(own_server, monkeypatch):
+def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(
+    own_server, monkeypatch
+):
     """Its client would lack the password, and its database is another machine's."""
-    permanent = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_DATABASE_CONNECTION_URL")
+    permanent = (
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_API_DATABASE_CONNECTION_URL",
+    )
     for name in permanent:
         monkeypatch.setenv(name, "of the server")
 
@@ -93,7 +98,9 @@ def test_a_command_uses_the_server_that_the_environment_names(monkeypatch, free_
     assert "hush" not in str(error.value)
 
 
-def test_a_server_that_only_answers_health_checks_is_one_line(tmp_path, monkeypatch, served):
+def test_a_server_that_only_answers_health_checks_is_one_line(
+    tmp_path, monkeypatch, served
+):
     """As Prefect's does if the client lacks its password."""
     (tmp_path / "api").mkdir()
     (tmp_path / "api" / "health").write_text("true")
@@ -152,12 +159,17 @@ def test_two_workers_have_different_names(tmp_path, monkeypatch):
     """Each takes it that another one of its name has ended."""
     monkeypatch.setattr(os, "environ", os.environ | {"ALPRO_WORKSPACE": str(tmp_path)})
     (tmp_path / "prefect").mkdir()
-    with FileLock(tmp_path / "prefect" / "worker-one.lock"), one_line("one runs already"):
+    with (
+        FileLock(tmp_path / "prefect" / "worker-one.lock"),
+        one_line("one runs already"),
+    ):
         worker.main("gpu", "one")
 
 
 def test_a_worker_needs_an_absolute_workspace(monkeypatch):
-    monkeypatch.setattr(os, "environ", os.environ | {"ALPRO_WORKSPACE": "relative/folder"})
+    monkeypatch.setattr(
+        os, "environ", os.environ | {"ALPRO_WORKSPACE": "relative/folder"}
+    )
     with one_line("ALPRO_WORKSPACE", "relative/folder"):
         worker.main("gpu", "one")
 
@@ -170,7 +182,8 @@ def nothing():
 # Of each run that an earlier life of the worker `mine` left: its worker and its state, and the state
 # that it has afterwards.
 LEFT = {
-    "pending": (None, [Pending()], "Crashed"),  # the worker died before it wrote its name
+    # The worker died before it wrote its name.
+    "pending": (None, [Pending()], "Crashed"),
     "running": ("mine", [Pending(), Running()], "Crashed"),
     "cancelling": ("mine", [Pending(), Cancelling()], "Crashed"),
     "of another": ("other", [Pending(), Running()], "Running"),
@@ -191,7 +204,9 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
             for name, (owner, states, _) in LEFT.items():
                 run = await client.create_flow_run_from_deployment(deployment)
                 if owner:
-                    await client.update_flow_run_labels(run.id, {"prefect.worker.name": owner})
+                    await client.update_flow_run_labels(
+                        run.id, {"prefect.worker.name": owner}
+                    )
                 for state in states:
                     await client.set_flow_run_state(run.id, state)
                 runs[name] = run.id
@@ -199,7 +214,8 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
             await worker.end_earlier_runs("pool", "mine")
 
             names = {
-                name: (await client.read_flow_run(run)).state.name for name, run in runs.items()
+                name: (await client.read_flow_run(run)).state.name
+                for name, run in runs.items()
             }
             limit = (await client.read_deployment(deployment)).global_concurrency_limit
             return names, limit.active_slots
@@ -210,12 +226,16 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
     assert slots == 1
 
 
-def test_the_runs_in_mlflow_of_a_flow_that_was_killed_are_killed(mlflow_store, tmp_path):
+def test_the_runs_in_mlflow_of_a_flow_that_was_killed_are_killed(
+    mlflow_store, tmp_path
+):
     mlflow_store(tmp_path)
     tracker = Tracker.open("", tmp_path, "sample")
     runs = {}
     for flow in ("killed", "other"):
-        run = tracker.client.create_run(tracker.experiment, tags={"prefect_flow_run": flow})
+        run = tracker.client.create_run(
+            tracker.experiment, tags={"prefect_flow_run": flow}
+        )
         runs[flow] = run.info.run_id
 
     end_runs(tracker.uri, ["killed"])
@@ -229,7 +249,10 @@ def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
     text = (ROOT / "prefect.yaml").read_text()
     found = {one["name"]: one for one in yaml.safe_load(text)["deployments"]}
     # What was a stage of its own is a step now.
-    stages = {name: name for name in STAGES} | {"alpro": "", "zero_shot": "evaluate pretrained"}
+    stages = {name: name for name in STAGES} | {
+        "alpro": "",
+        "zero_shot": "evaluate pretrained",
+    }
 
     assert servers.DEPLOYMENTS.read_text() == text
     assert found.keys() == stages.keys()

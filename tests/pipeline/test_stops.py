@@ -48,13 +48,21 @@ def stage(step, tmp_path_factory):
         "paths": {name: str(path) for name, path in step.given.items()},
     }
     write_json(file, described)
-    return lambda folder, ranks: ["tests.pipeline.one_stage", str(file), str(folder), str(ranks)]
+    return lambda folder, ranks: [
+        "tests.pipeline.one_stage",
+        str(file),
+        str(folder),
+        str(ranks),
+    ]
 
 
 def pipeline(workspace, ranks):
     """Return the command of a training with Prefect's server and MLflow."""
     command = ["alpro.pipeline.cli.main", "run", "train_prompter", "--config", TINY]
-    changes = [f"train_prompter.phases.0.steps={STEPS}", "resources.checkpoint_interval=0.05"]
+    changes = [
+        f"train_prompter.phases.0.steps={STEPS}",
+        "resources.checkpoint_interval=0.05",
+    ]
     for change in (*changes, f"resources.processes={ranks}"):
         command += ["--set", change]
     return [*command, "--workspace", str(workspace)]
@@ -84,7 +92,9 @@ def whole_stage(step, build_once, two_ranks, resources):
             out.mkdir(parents=True)
             work = write_work(step, out, store, resources)
             program = Path(run_stage.__file__)
-            statuses = [run_stage.main(work)] if ranks == 1 else two_ranks(program, work)
+            statuses = (
+                [run_stage.main(work)] if ranks == 1 else two_ranks(program, work)
+            )
             assert set(statuses) == {0}
 
         return read_weights(build_once(f"prompter-{ranks}", build))
@@ -111,7 +121,9 @@ def kill_and_run_again(draw, command, folder, ranks):
     log = folder / "log"
 
     killed = start(command, log)
-    end_at_random(killed, role, SIGNALS[signals], draw, seconds=draw.choice([0.0, 0.5, 1.5]))
+    end_at_random(
+        killed, role, SIGNALS[signals], draw, seconds=draw.choice([0.0, 0.5, 1.5])
+    )
     assert killed.returncode in ENDS, f"{role}, {signals}\n{log.read_text()}"
     return run_to_the_end(command, folder)
 
@@ -121,7 +133,9 @@ def test_a_stage_that_is_killed_continues_to_the_same_bytes(
     seed, ranks, stage, whole_stage, tmp_path
 ):
     command = stage(tmp_path, ranks)
-    assert kill_and_run_again(random.Random(seed), command, tmp_path, ranks) == whole_stage(ranks)
+    assert kill_and_run_again(
+        random.Random(seed), command, tmp_path, ranks
+    ) == whole_stage(ranks)
 
 
 @pytest.mark.long
@@ -131,7 +145,9 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(seed, whole_run):
     workspace, expected = whole_run(ranks)
     shutil.rmtree(workspace / "artifacts" / "train_prompter")
     command = pipeline(workspace, ranks)
-    assert kill_and_run_again(random.Random(seed), command, workspace, ranks) == expected
+    assert (
+        kill_and_run_again(random.Random(seed), command, workspace, ranks) == expected
+    )
 
 
 # A group of processes.
@@ -143,7 +159,9 @@ def python(text):
 
 def run_group(text, on_line=lambda line: None, **options):
     """Run a Python program as a supervised group; returns its exit status."""
-    return Processes(supervised(python(text)), os.environ, on_line=on_line, **options).wait()
+    return Processes(
+        supervised(python(text)), os.environ, on_line=on_line, **options
+    ).wait()
 
 
 def test_the_output_of_a_group_is_read_to_its_end():
@@ -261,13 +279,17 @@ def start_and_kill_parent(command, client=""):
         The number of the supervisor, and the first line that the command has printed.
     """
     starter = [*python(STARTER), client, *command]
-    done = subprocess.run(starter, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        starter, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=120
+    )
     supervisor, _, printed = done.stdout.partition(" ")
     return int(supervisor), printed
 
 
 def test_a_command_whose_parent_is_killed_is_killed(wait_for_end):
-    supervisor, printed = start_and_kill_parent(python(f"import os; {PRINT_PID}; {WAITS}"))
+    supervisor, printed = start_and_kill_parent(
+        python(f"import os; {PRINT_PID}; {WAITS}")
+    )
     wait_for_end(supervisor)
     wait_for_end(int(printed))
 

@@ -62,7 +62,9 @@ def test_what_decides_the_result_changes_the_fingerprint(change):
     assert replace(decode_step(), **change).fingerprint != decode_step().fingerprint
 
 
-@pytest.mark.parametrize("change", [{"given": {"notes": Path("/a")}}, {"name": "another"}])
+@pytest.mark.parametrize(
+    "change", [{"given": {"notes": Path("/a")}}, {"name": "another"}]
+)
 def test_names_and_paths_do_not_change_the_fingerprint(change):
     assert replace(decode_step(), **change).fingerprint == decode_step().fingerprint
 
@@ -126,7 +128,10 @@ def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_on
     config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
     hub(clip_folders["clip"], "timm/vit.tag")
     record = Record(stage="train_prompter", config=config)
-    assert hub_commits(record) == {"train_prompter.clip": REVISION, "train_prompter.vit": REVISION}
+    assert hub_commits(record) == {
+        "train_prompter.clip": REVISION,
+        "train_prompter.vit": REVISION,
+    }
 
     config["clip"] += f"@{REVISION}"
     local = replace(record, files={"train_prompter.vit": "the digest of a folder"})
@@ -186,14 +191,21 @@ def test_a_run_that_is_stopped_does_not_wait(store):
     step = sample_step()
     stopping = threading.Event()
     stopping.set()
-    with store.lock(step), pytest.raises(CancelledError), store.lock(step, None, stopping):
+    with (
+        store.lock(step),
+        pytest.raises(CancelledError),
+        store.lock(step, None, stopping),
+    ):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_an_input_error(store):
     store.root.mkdir()
     (store.root / "render_sample").write_text("not a folder")
-    with pytest.raises(InputError, match=f"{store.root}/render_sample"), store.lock(sample_step()):
+    with (
+        pytest.raises(InputError, match=f"{store.root}/render_sample"),
+        store.lock(sample_step()),
+    ):
         pass
 
 
@@ -227,7 +239,8 @@ def built(store):
 def problems(store):
     root = store.folder(sample_step())
     return [
-        (kind, str(file.relative_to(root))) for kind, file in verify(store.snapshot().artifacts)
+        (kind, str(file.relative_to(root)))
+        for kind, file in verify(store.snapshot().artifacts)
     ]
 
 
@@ -276,9 +289,13 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
         store.find(sample_step())
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"weighty")])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"weighty")]
+)
 def test_no_stage_starts_with_a_damaged_input(store, built, damage):
-    check_inputs([built, str(built / "model"), "https://elsewhere/shards", built.parent])
+    check_inputs(
+        [built, str(built / "model"), "https://elsewhere/shards", built.parent]
+    )
     damage(built / "model" / "weights")
 
     step = decode_step()
@@ -324,7 +341,10 @@ def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folde
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    folders = [folder for folder, _ in many.snapshot().unreachable(["e" * 64, "0" * 64, "b" * 64])]
+    folders = [
+        folder
+        for folder, _ in many.snapshot().unreachable(["e" * 64, "0" * 64, "b" * 64])
+    ]
     with pytest.raises(KeyboardInterrupt):
         many.remove(folders)
 

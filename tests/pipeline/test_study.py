@@ -106,7 +106,12 @@ def test_a_seed_sets_the_seeds_of_all_stages(tmp_path):
     (member,) = plan_members(Study(name="s", seeds=(3,)), TINY, (), tmp_path)
 
     config = member.plan.settings
-    stages = (config.render_sample, config.train_prompter, config.pretrain, config.finetune_qa)
+    stages = (
+        config.render_sample,
+        config.train_prompter,
+        config.pretrain,
+        config.finetune_qa,
+    )
     assert [stage.seed for stage in stages] == [3, 3, 3, 3]
 
 
@@ -147,7 +152,11 @@ def start(tmp_path, monkeypatch):
         if errors and (error := errors.pop(0)):
             raise error
         config = plan.settings.pretrain
-        assert tags == {"study": "rates", "variant": title.split(" ")[0], "seed": str(config.seed)}
+        assert tags == {
+            "study": "rates",
+            "variant": title.split(" ")[0],
+            "seed": str(config.seed),
+        }
         value = VALUES[config.lr, config.seed]
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
@@ -190,7 +199,11 @@ def test_a_dry_run_lists_what_runs_share_once(study):
 
     steps = Counter(row["name"] for row in json.loads(out))
     assert status == 0
-    assert (steps["build_vocabulary"], steps["pretrain"], steps["evaluate pretrained"]) == (2, 6, 6)
+    assert (
+        steps["build_vocabulary"],
+        steps["pretrain"],
+        steps["evaluate pretrained"],
+    ) == (2, 6, 6)
 
 
 def test_a_run_that_fails_stops_no_other(start, study, tmp_path):
@@ -200,10 +213,25 @@ def test_a_run_that_fails_stops_no_other(start, study, tmp_path):
 
     assert status == 1
     assert "broken · seed 5, broken · seed 6" in err.splitlines()[-1]
-    shown = [line.partition("R@1")[2].split() or line.split() for line in out.splitlines()]
+    shown = [
+        line.partition("R@1")[2].split() or line.split() for line in out.splitlines()
+    ]
     assert [line for line in shown if line[:1] in (["fast"], ["slow"])] == [
         ["fast", "60.0", "%", "±", "127.1", "50.0", "70.0", "10.0", "%"],
-        ["slow", "45.0", "%", "±", "63.5", "-15.0", "±", "63.5", "40.0", "50.0", "10.0", "%"],
+        [
+            "slow",
+            "45.0",
+            "%",
+            "±",
+            "63.5",
+            "-15.0",
+            "±",
+            "63.5",
+            "40.0",
+            "50.0",
+            "10.0",
+            "%",
+        ],
     ]
     (report,) = (tmp_path / "reports").glob("*/study.json")
     written = read_json(report)
@@ -232,11 +260,16 @@ def test_a_study_that_is_stopped_starts_no_other_run(start, study):
 
 
 @pytest.mark.parametrize("name", shipped(STUDIES))
-def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(name, tmp_path):
+def test_every_variant_of_every_shipped_study_is_a_valid_plan_of_its_own(
+    name, tmp_path
+):
     study = load_study(name)
     data = []
     if "msrvtt" in study.config:
-        data = [f"corpora.{corpus}.data=/{corpus}" for corpus in ("webvid", "cc3m", "msrvtt")]
+        data = [
+            f"corpora.{corpus}.data=/{corpus}"
+            for corpus in ("webvid", "cc3m", "msrvtt")
+        ]
 
     members = plan_members(study, study.config, data, tmp_path)
 

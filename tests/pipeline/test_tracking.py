@@ -29,7 +29,11 @@ STAGE = Record(
     stage="finetune_retrieval",
     name="finetune_retrieval",
     fingerprint=digest("finetune_retrieval"),
-    config={"lr": 1e-3, "batch_size": 256, "phases": [{"corpora": ["clips"], "steps": 1}]},
+    config={
+        "lr": 1e-3,
+        "batch_size": 256,
+        "phases": [{"corpora": ["clips"], "steps": 1}],
+    },
 )
 
 
@@ -46,12 +50,17 @@ def write(file, step, **values):
 
 def history(tracker, run, key):
     """Return the values of a metric of a run, with step and time."""
-    return [(m.value, m.step, m.timestamp) for m in tracker.client.get_metric_history(run, key)]
+    return [
+        (m.value, m.step, m.timestamp)
+        for m in tracker.client.get_metric_history(run, key)
+    ]
 
 
 def files_of(tracker, run):
     folder = Path(tracker.client.download_artifacts(run, ""))
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 class Client:
@@ -98,7 +107,8 @@ def stage(mlflow_store, tmp_path_factory):
     folder = root / "artifacts" / STAGE.stage / STAGE.fingerprint[:16]
     (folder / "pictures").mkdir(parents=True)
     file = folder / "metrics.jsonl"
-    write(file, 1, loss=4.0)  # of a session before, which was stopped: this run has the whole curve
+    # Of a session before, which was stopped: this run has the whole curve.
+    write(file, 1, loss=4.0)
 
     with (
         patch.object(module, "FOLLOW_SECONDS", 0.01),
@@ -114,10 +124,14 @@ def stage(mlflow_store, tmp_path_factory):
         (folder / "pictures" / "samples.png").touch()
         pd.DataFrame({"rank": [1.5]}).to_parquet(folder / "retrieval_t2v.parquet")
         scores = {"validation/t2v/R1": 50.0, "share": 1 / 3}
-        record = replace(STAGE, metrics=scores, counts={"steps": 3}, run={"seconds": 7.0})
+        record = replace(
+            STAGE, metrics=scores, counts={"steps": 3}, run={"seconds": 7.0}
+        )
         write_json(folder / "artifact.json", record.to_json())
     logged = tracker.client.get_run(run)
-    return SimpleNamespace(tracker=tracker, parent=parent, run=run, during=during, logged=logged)
+    return SimpleNamespace(
+        tracker=tracker, parent=parent, run=run, during=during, logged=logged
+    )
 
 
 def test_metrics_are_logged_while_the_stage_runs(stage):
@@ -140,7 +154,11 @@ def test_values_are_parameters_scores_metrics_and_counts_tags(stage):
 
 
 def test_the_run_of_a_stage_is_nested_and_named_by_its_fingerprint(stage):
-    tags = {"fingerprint": STAGE.fingerprint, "seed": "3", "mlflow.parentRunId": stage.parent}
+    tags = {
+        "fingerprint": STAGE.fingerprint,
+        "seed": "3",
+        "mlflow.parentRunId": stage.parent,
+    }
     assert tags.items() <= stage.logged.data.tags.items()
     assert stage.logged.info.run_name == f"finetune_retrieval · {STAGE.fingerprint[:8]}"
     assert stage.logged.info.status == "FINISHED"
@@ -157,7 +175,10 @@ def test_the_record_the_pictures_and_the_tables_are_files_of_the_run(stage):
 def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path):
     stops = (KeyboardInterrupt(), CancelledError("pretrain"), TerminationSignal(15))
 
-    for error, status in (*((stop, "KILLED") for stop in stops), (ValueError("a bug"), "FAILED")):
+    for error, status in (
+        *((stop, "KILLED") for stop in stops),
+        (ValueError("a bug"), "FAILED"),
+    ):
         folder = tmp_path / type(error).__name__
         folder.mkdir()
         write(folder / "metrics.jsonl", 7, loss=9.0)
@@ -192,7 +213,9 @@ def test_an_outage_in_a_stage_is_one_warning_and_loses_nothing(
     assert "alpro artifacts log" in warning
 
 
-def test_an_artifact_with_an_unreadable_table_is_a_warning(client, tracker, tmp_path, capsys):
+def test_an_artifact_with_an_unreadable_table_is_a_warning(
+    client, tracker, tmp_path, capsys
+):
     folder, record = write_artifact(tmp_path, "evaluate")
     (folder / "retrieval_t2v.parquet").write_bytes(b"not a table")
 
@@ -202,7 +225,9 @@ def test_an_artifact_with_an_unreadable_table_is_a_warning(client, tracker, tmp_
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_during_an_outage_mlflow_is_not_asked_again_and_again(client, tracker, tmp_path, capsys):
+def test_during_an_outage_mlflow_is_not_asked_again_and_again(
+    client, tracker, tmp_path, capsys
+):
     """Each call may take a connection timeout. A run that was not created has nothing."""
     client.error = OSError("no route to host")
     with tracker.run("pipeline", {"a": 1}, {}) as run:
@@ -262,7 +287,9 @@ def models(mlflow_store, tmp_path_factory):
         tracker.log_artifact(folder, record)
 
         scores = {"test/fine-tuned/similarity/t2v/R1": score}
-        evaluation = write_artifact(root, "evaluate", f"e{lr}", {"model": record}, metrics=scores)
+        evaluation = write_artifact(
+            root, "evaluate", f"e{lr}", {"model": record}, metrics=scores
+        )
         run = tracker.log_artifact(*evaluation)
     return SimpleNamespace(tracker=tracker, root=root, last=record, run=run)
 
@@ -274,7 +301,9 @@ def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models):
     found = tracker.client.search_logged_models([tracker.experiment], order_by=order)
 
     shown = [{m.key: m.value for m in model.metrics} for model in found]
-    assert shown == [{"validation/t2v/R1": 40.0, "score/R1": score} for score in (75.0, 25.0)]
+    assert shown == [
+        {"validation/t2v/R1": 40.0, "score/R1": score} for score in (75.0, 25.0)
+    ]
     assert found[0].params["finetune_retrieval.lr"] == "0.0002"
 
 
@@ -307,7 +336,9 @@ def test_a_corpus_is_a_data_set_with_its_counts_and_columns(tracker, tmp_path):
     assert [one["name"] for one in columns] == ["id", "captions"]
 
 
-def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp_path, monkeypatch):
+def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(
+    tracker, tmp_path, monkeypatch
+):
     monitor = Mock()
     monkeypatch.setattr(module, "SystemMetricsMonitor", monitor)
     with tracker.stage_run(*reversed(write_artifact(tmp_path, "build_vocabulary"))):
@@ -317,7 +348,9 @@ def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp
     monitor.assert_not_called()
 
     with tracker.stage_run(record, folder) as run:
-        monitor.assert_called_once_with(run, module.SYSTEM_SECONDS, tracking_uri=tracker.uri)
+        monitor.assert_called_once_with(
+            run, module.SYSTEM_SECONDS, tracking_uri=tracker.uri
+        )
         monitor.return_value.finish.assert_not_called()
     monitor.return_value.finish.assert_called_once_with()
 
@@ -325,10 +358,14 @@ def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(tracker, tmp
 # The run of a pipeline.
 
 
-def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(tracker, tmp_path):
+def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached(
+    tracker, tmp_path
+):
     """MLflow's pages start with the metric that is logged first, and a comparison plots it."""
     scores = {"test/fine-tuned/qa/acc": 1.0, "test/fine-tuned/similarity/t2v/R1": 2.0}
-    trained = write_artifact(tmp_path, "pretrain", metrics={"validation/vtc/t2v/R1": 3.0})
+    trained = write_artifact(
+        tmp_path, "pretrain", metrics={"validation/vtc/t2v/R1": 3.0}
+    )
     evaluated = write_artifact(tmp_path, "evaluate", metrics=scores)
     page = tmp_path / "sample.html"
     page.touch()
@@ -342,5 +379,7 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
     headlines = {"score/R1": 2.0, "score/QA": 1.0}
     training = {"training/pretrain/validation/vtc/t2v/R1": 3.0}
     assert sent == [*(headlines | scores | training).items()]
-    assert tracker.client.get_run(run).data.tags["mlflow.note.content"] == "**finished**"
+    assert (
+        tracker.client.get_run(run).data.tags["mlflow.note.content"] == "**finished**"
+    )
     assert files_of(tracker, run) == {"sample.html", "scores.png"}

@@ -44,7 +44,9 @@ between -9.0 and -7.0.
 
 
 def test_the_sentence():
-    sentences = [verdict("clip", "mine", row, PairedDifference(*values)) for row, values in CASES]
+    sentences = [
+        verdict("clip", "mine", row, PairedDifference(*values)) for row, values in CASES
+    ]
     assert sentences == SENTENCES.strip().splitlines()
 
 
@@ -83,12 +85,16 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
         scores = (np.arange(12) < right) * 100.0
         results = Results(kind)
         results.add(Score(R1, scores, 8.3, asked), "similarity", "by similarity", "t2v")
-        artifact = write_artifact(tmp_path, "evaluate", evaluated, name=f"evaluate {evaluated}")
+        artifact = write_artifact(
+            tmp_path, "evaluate", evaluated, name=f"evaluate {evaluated}"
+        )
         results.write(artifact[0], "test")
         made.append(artifact)
 
     print_scores(results_of(made), made)
 
     sentence = capsys.readouterr().out.splitlines()[-1]
-    assert sentence.startswith(f"The fine-tuned model is better than {name} on 12 test clips")
+    assert sentence.startswith(
+        f"The fine-tuned model is better than {name} on 12 test clips"
+    )
     assert compare_with_start(made[1:]) == ""

@@ -74,7 +74,9 @@ def make_video(tmp_path):
                 shown = Image.fromarray(picture(number)).resize(size)
                 frame = av.VideoFrame.from_image(shown)
                 # The colors of the tags.
-                conversion = {f"dst_{tag}": value for tag, value in (tags or {}).items()}
+                conversion = {
+                    f"dst_{tag}": value for tag, value in (tags or {}).items()
+                }
                 frame = frame.reformat(format=pixels, **conversion)
                 if stamps:
                     frame.pts = stamps[number]
@@ -128,8 +130,15 @@ def smooth_clip():
         rng = np.random.default_rng(seed)
         start, along, down = (rng.uniform(0, 120, (count, 1, 1, 3)) for _ in range(3))
         at = np.linspace(0, 1, 32)
-        frames = start + along * at[None, :, None, None] + down * at[None, None, :, None]
-        return Clip(np.clip(frames, 0, 255).astype(np.uint8), duration=2.5004, width=64, height=48)
+        frames = (
+            start + along * at[None, :, None, None] + down * at[None, None, :, None]
+        )
+        return Clip(
+            np.clip(frames, 0, 255).astype(np.uint8),
+            duration=2.5004,
+            width=64,
+            height=48,
+        )
 
     return make
 
@@ -145,7 +154,9 @@ def refusal(
     path: Path, decoder: str, limits: Limits = Limits(), kind: str = "video", **window
 ) -> str:
     """Return why a file is not decoded, in a line without its path, which the row has."""
-    decode = partial(decode_video, path, 4, 32, decoder=decoder, limits=limits, **window)
+    decode = partial(
+        decode_video, path, 4, 32, decoder=decoder, limits=limits, **window
+    )
     if kind == "image":
         decode = partial(decode_image, path, 32, limits)
     with pytest.raises(DecodeError) as error:
@@ -157,11 +168,15 @@ def refusal(
 
 def rows_and_rejects(records: Iterable[Row | Reject]) -> tuple[list[Row], list[Reject]]:
     records = list(records)
-    return [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Reject)]
+    return [r for r in records if isinstance(r, Row)], [
+        r for r in records if isinstance(r, Reject)
+    ]
 
 
 def pack(
-    *members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT, **header
+    *members: tuple[str, bytes | tarfile.TarInfo],
+    form: int = tarfile.PAX_FORMAT,
+    **header,
 ) -> bytes:
     """A tar of these files; a TarInfo is a member without data."""
     buffer = io.BytesIO()
@@ -185,7 +200,11 @@ def damaged(content: bytes, headers: list[int]) -> Iterator[bytes]:
     """The tar with flipped bits (in the headers, and anywhere), holes of zeros, cut at blocks and
     members, joined."""
     rng = random.Random(0)
-    places = [at + byte for at in headers for byte in (0, 3, 101, 124, 135, 148, 156, 257, 400)]
+    places = [
+        at + byte
+        for at in headers
+        for byte in (0, 3, 101, 124, 135, 148, 156, 257, 400)
+    ]
     for at in places + [rng.randrange(len(content)) for _ in range(40)]:
         flipped = bytearray(content)
         flipped[at] ^= 1 << rng.randrange(8)
@@ -193,5 +212,13 @@ def damaged(content: bytes, headers: list[int]) -> Iterator[bytes]:
     for at in range(0, len(content), 3 * BLOCK):
         yield content[:at] + bytes(min(4096, len(content) - at)) + content[at + 4096 :]
         yield content[:at]
-    yield from (content[: at + extra] for at in headers for extra in (0, 100, BLOCK, 700))
-    yield from (content + content, content + bytes(20_000), content + b"x" * BLOCK, b"", b"x" * 600)
+    yield from (
+        content[: at + extra] for at in headers for extra in (0, 100, BLOCK, 700)
+    )
+    yield from (
+        content + content,
+        content + bytes(20_000),
+        content + b"x" * BLOCK,
+        b"",
+        b"x" * 600,
+    )

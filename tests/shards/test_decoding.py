@@ -17,7 +17,8 @@ from tests.shards.conftest import Clock, refusal
 every_way = pytest.mark.parametrize("way", ["seek", "order", "ffmpeg"])
 
 GROUPS = {
-    "long": {"g": "250", "bf": "3"},  # one key frame, and frames that refer to later ones
+    # One key frame, and frames that refer to later ones.
+    "long": {"g": "250", "bf": "3"},
     "frequent": {"g": "3", "bf": "0"},
     # Frames that refer across a key frame.
     "open": {"g": "6", "x264-params": "open-gop=1:bframes=3:scenecut=0"},
@@ -66,7 +67,9 @@ def test_the_first_frame_of_each_segment_is_decoded(make_video, numbers, way, gr
         (2, (None, 1.0), 20 + 2 * 20),
     ],
 )
-def test_only_what_the_frames_need_is_read(make_video, monkeypatch, count, window, most):
+def test_only_what_the_frames_need_is_read(
+    make_video, monkeypatch, count, window, most
+):
     path = make_video("b.mp4", 2000, {"g": "10", "bf": "2", "preset": "ultrafast"})
     clock = Clock()
     monkeypatch.setattr(clip, "time", clock)
@@ -81,7 +84,8 @@ def test_the_length_of_a_video_is_that_of_its_packets(make_video, tmp_path):
 
     assert video_seconds(make_video("a.mp4", 24)) == pytest.approx(2.4)
     assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 100_000])) > 100
-    assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])) == 0  # senseless
+    # Senseless.
+    assert video_seconds(make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])) == 0
     assert video_seconds(tmp_path / "missing.mp4") == 0
     assert video_seconds(tmp_path / "text.mp4") == 0
 
@@ -99,7 +103,9 @@ def write_sound(path):
 @pytest.mark.parametrize("way", ["seek", "order", "auto"])
 def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video, way):
     whole = make_video("a.mp4", 24, {"g": "5"}).read_bytes()
-    early = make_video("a.mp4", 24, {"g": "5"}, container={"movflags": "faststart"}).read_bytes()
+    early = make_video(
+        "a.mp4", 24, {"g": "5"}, container={"movflags": "faststart"}
+    ).read_bytes()
     contents = {
         b"": "empty",
         b"this is not a video\n" * 50: "unreadable",
@@ -119,7 +125,10 @@ def test_a_file_without_frames_is_rejected_with_the_reason(tmp_path, make_video,
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer: run"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a git-lfs pointer: run",
+        ),
         (bytes(100_000), "a zero-filled file: download it again"),
     ],
 )
@@ -132,13 +141,17 @@ def test_what_was_stored_in_place_of_a_file_is_named(tmp_path, kind, content, re
 
 
 @every_way
-def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_video, way):
+def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(
+    make_video, way
+):
     path = make_video("a.mp4", 10)
     endless = make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])
 
     detail = "between 5 and the end s; the video has 0.90 s"
     assert refusal(path, way, start=5.0) == f"no frames: {detail}"
-    assert refusal(path, way, start=15.0, end=17.5).startswith("no frames: between 15 and 17.5 s")
+    assert refusal(path, way, start=15.0, end=17.5).startswith(
+        "no frames: between 15 and 17.5 s"
+    )
     assert refusal(endless, way) == "unreadable: it would last 4500000 seconds"
 
 
@@ -146,8 +159,16 @@ def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(make_vid
     ("code", "log", "reason"),
     [
         (1, "", "unreadable: no frame could be decoded"),
-        (1, "[h264 @ 0x1] Invalid NAL size (0 > 115).\nlater", "unreadable: Invalid NAL size"),
-        (1, "[ffv1 @ 0x1] Cannot allocate memory\n", "too much memory: more than 2048 MiB"),
+        (
+            1,
+            "[h264 @ 0x1] Invalid NAL size (0 > 115).\nlater",
+            "unreadable: Invalid NAL size",
+        ),
+        (
+            1,
+            "[ffv1 @ 0x1] Cannot allocate memory\n",
+            "too much memory: more than 2048 MiB",
+        ),
         (-11, "", "crashed: ffmpeg ended by SIGSEGV"),
         (-9, "", "too much memory: more than 2048 MiB"),  # the kernel killed it
     ],

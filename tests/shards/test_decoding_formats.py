@@ -67,7 +67,13 @@ def make_form(make_video, form, count=24, **more):
     rate = int(options.pop("rate", 10))
     size = tuple(map(int, options.pop("size", "64x48").split("x")))
     container = {"movflags": options.pop("movflags")} if "movflags" in options else None
-    more |= {"codec": codec, "pixels": pixels, "size": size, "rate": rate, "container": container}
+    more |= {
+        "codec": codec,
+        "pixels": pixels,
+        "size": size,
+        "rate": rate,
+        "container": container,
+    }
     return make_video(name, count, options, **more), rate, size
 
 
@@ -116,7 +122,9 @@ def decode_everything(path):
 
 # The reference scales the fields of an interlaced frame apart.
 INEXACT = ("libsvtav1", "interlaced", "yuva", "yuv422", "yuv444", "10le", "rgb", "yuvj")
-EXACT = [form for form in SEEKABLE + IN_ORDER if not any(word in form for word in INEXACT)]
+EXACT = [
+    form for form in SEEKABLE + IN_ORDER if not any(word in form for word in INEXACT)
+]
 windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(
     lambda w: w[0] < w[1]
 )
@@ -133,9 +141,13 @@ windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(
     count=st.integers(1, FRAMES),
 )
 # Its times go back.
-@example(form="a.mpg mpeg2video yuv420p rate=25 bf=2 g=8", seed=20, window=(0, 40), count=40)
+@example(
+    form="a.mpg mpeg2video yuv420p rate=25 bf=2 g=8", seed=20, window=(0, 40), count=40
+)
 # MPEG-1 centers chroma between pixels, unlike MPEG-2.
-@example(form="a.mpg mpeg1video yuv420p rate=25 bf=2 g=8", seed=1, window=(8, 30), count=5)
+@example(
+    form="a.mpg mpeg1video yuv420p rate=25 bf=2 g=8", seed=1, window=(8, 30), count=5
+)
 # Each packet is marked as a key frame.
 @example(form="a.avi h263p yuv420p g=8 size=176x144", seed=1, window=(8, 30), count=5)
 def test_frames_equal_those_of_decoding_everything(
@@ -162,7 +174,11 @@ def test_frames_equal_those_of_decoding_everything(
 
 def test_a_video_with_one_frame(make_video, numbers):
     for name in ("a.mp4", "a.avi", "a.mkv", "a.ts", "a.gif"):
-        more = {"codec": "gif", "pixels": "rgb8"} if name == "a.gif" else {"options": {"bf": "0"}}
+        more = (
+            {"codec": "gif", "pixels": "rgb8"}
+            if name == "a.gif"
+            else {"options": {"bf": "0"}}
+        )
         path = make_video(name, 1, **more)
         for way in WAYS:
             assert numbers(decode_video(path, 3, 32, decoder=way)) == [0, 0, 0]
@@ -170,14 +186,19 @@ def test_a_video_with_one_frame(make_video, numbers):
 
 CLOCKS = {  # when frames are shown, milliseconds
     "few": [100 * i if i < 12 else 1100 + 40 * (i - 11) for i in range(24)],
-    "many": [0, *np.cumsum(np.random.default_rng(0).choice([20, 33, 50, 80, 120], 23)).tolist()],
+    "many": [
+        0,
+        *np.cumsum(np.random.default_rng(0).choice([20, 33, 50, 80, 120], 23)).tolist(),
+    ],
     "pause": [*range(0, 1000, 100), *range(30_000, 31_400, 100)],
 }
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_variable_frame_rates_use_the_frames_timestamps(make_video, numbers, clock, name):
+def test_variable_frame_rates_use_the_frames_timestamps(
+    make_video, numbers, clock, name
+):
     """The first frame of a window is the one nearest to `start`: within half a frame."""
     path = make_video(name, 24, {"g": "7", "bf": "2"}, stamps=CLOCKS[clock])
     times = np.array(CLOCKS[clock]) / 1000
@@ -286,7 +307,9 @@ def cropped(path, left):
 def test_the_margin_that_a_stream_hides_is_cut_off(make_video, left):
     """In whole, not in multiples of the bytes to which rows are aligned in memory."""
     path = cropped(make_video("a.mp4", 1, {"crf": "1"}, picture=scenery), left)
-    shown = Image.fromarray(scenery(0)[:, left:]).resize((40, 40), Image.Resampling.BICUBIC)
+    shown = Image.fromarray(scenery(0)[:, left:]).resize(
+        (40, 40), Image.Resampling.BICUBIC
+    )
     for way in ("auto", "order", "ffmpeg"):
         clip = decode_video(path, 1, 40, decoder=way)
         assert clip.width == 64 - left

@@ -42,7 +42,8 @@ def test_a_slow_decoder_is_stopped_at_any_point(make_video, numbers, monkeypatch
     reasons = []
     monkeypatch.setattr(clip, "time", whole)
     decode_video(path, 4, 32, decoder=way)
-    assert whole.readings > 2 * 24  # once for each packet as it is read, and as it is decoded
+    # Once for each packet as it is read, and as it is decoded.
+    assert whole.readings > 2 * 24
 
     def decode_slowly():
         for readings in range(1, whole.readings):
@@ -164,7 +165,11 @@ for mib in (100, 10):
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
     )
     assert done.stdout.split() == ["failed", "done"], done.stderr
 
@@ -172,7 +177,9 @@ for mib in (100, 10):
 @on_linux
 def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, write_ffmpeg):
     most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
-    write_ffmpeg(f"until [ $(ulimit -d) = {most} ]; do :; done; touch {tmp_path}/limited")
+    write_ffmpeg(
+        f"until [ $(ulimit -d) = {most} ]; do :; done; touch {tmp_path}/limited"
+    )
 
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
 
@@ -189,7 +196,9 @@ FORMS = [("a.mp4", "libx264"), ("a.mpg", "mpeg2video"), ("a.h264", "libx264")]
 @pytest.mark.parametrize(("name", "codec"), FORMS)
 def test_corrupt_frames_are_not_kept(make_video, name, codec):
     """Forty changed bytes of a film: if PyAV accepts the file, ffmpeg reports no error either."""
-    path = make_video(name, 24, {"g": "24", "bf": "0"}, picture=noise, codec=codec, rate=25)
+    path = make_video(
+        name, 24, {"g": "24", "bf": "0"}, picture=noise, codec=codec, rate=25
+    )
     content = path.read_bytes()
     refused = []
     for seed in range(15):
@@ -210,15 +219,21 @@ def film_with_sound(path, seconds, sound_seconds):
     """A film of 10 frames a second, 0.1 s of sound after each, whose index precedes them."""
     front = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=front) as out:
-        pictures = out.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=10)
+        pictures = out.add_stream(
+            "mpeg4" if path.suffix == ".avi" else "libx264", rate=10
+        )
         pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
-        sound = out.add_stream("pcm_s16le" if path.suffix == ".avi" else "aac", rate=8000)
+        sound = out.add_stream(
+            "pcm_s16le" if path.suffix == ".avi" else "aac", rate=8000
+        )
         for number in range(10 * max(seconds, sound_seconds)):
             if number < 10 * seconds:
                 picture = av.VideoFrame.from_ndarray(noise(number), format="rgb24")
                 out.mux(pictures.encode(picture))
             if number < 10 * sound_seconds:
-                noises = np.random.default_rng(number).integers(-9999, 9999, (1, 800), np.int16)
+                noises = np.random.default_rng(number).integers(
+                    -9999, 9999, (1, 800), np.int16
+                )
                 heard = av.AudioFrame.from_ndarray(noises, format="s16", layout="mono")
                 heard.sample_rate = 8000
                 out.mux(sound.encode(heard))
@@ -275,13 +290,22 @@ def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path, make_video,
     frames."""
     secret = make_video("secret.mp4", 4)
     (tmp_path / "file.ts").symlink_to(secret)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # must not receive a connection
+    # Must not receive a connection.
+    with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         port = str(server.getsockname()[1])
         hosts = [f"http://127.0.0.1:{port}/a.ts", f"tcp://127.0.0.1:{port}"]
         for name in ("secret.mp4", "file.ts", str(secret), f"file:{secret}", *hosts):
             script = SCRIPTS[kind].replace("{}", name).replace("{port}", port)
-            for extension in (".mp4", ".m3u8", ".ffconcat", ".sdp", ".mpd", ".ts", ".jpg"):
+            for extension in (
+                ".mp4",
+                ".m3u8",
+                ".ffconcat",
+                ".sdp",
+                ".mpd",
+                ".ts",
+                ".jpg",
+            ):
                 path = tmp_path / f"list{extension}"
                 path.write_text(script)
                 # "auto" asks ffmpeg at last.
@@ -292,8 +316,21 @@ def test_a_script_cannot_read_other_files_or_contact_hosts(tmp_path, make_video,
             server.accept()
 
 
-NAMES = ["-i", "--help.mp4", "it's.mp4", 'say "x".mp4', "two\nlines.mp4", "concat:a.mp4|b.mp4"]
-NAMES += ["subfile,,start,0,end,0,,:a.mp4", "http:a.mp4", "file:a.mp4", "pipe:0", "a%03d.mp4"]
+NAMES = [
+    "-i",
+    "--help.mp4",
+    "it's.mp4",
+    'say "x".mp4',
+    "two\nlines.mp4",
+    "concat:a.mp4|b.mp4",
+]
+NAMES += [
+    "subfile,,start,0,end,0,,:a.mp4",
+    "http:a.mp4",
+    "file:a.mp4",
+    "pipe:0",
+    "a%03d.mp4",
+]
 NAMES += ["[v][a];null.mp4", "$(touch gone).mp4", "Grüße 世界 🎬.mp4", "a\udcff.mp4"]
 
 
@@ -350,7 +387,9 @@ def damage(data, other, chance):
     at = chance.randrange(min(len(data), chance.choice([64, 400, len(data)])))
     size = chance.choice([1, 4, 8, 200, 600, len(data)])
     if chance.random() < 0.35:
-        for place in (chance.randrange(len(data)) for _ in range(chance.choice([1, 3, 30]))):
+        for place in (
+            chance.randrange(len(data)) for _ in range(chance.choice([1, 3, 30]))
+        ):
             data[place] ^= 1 << chance.randrange(8)
         return
     start = chance.randrange(len(other))
@@ -374,7 +413,12 @@ def mutate(whole, folder, chance, number):
     (folder / name).write_bytes(data)
     is_window = extension in VIDEO_EXTENSIONS and chance.random() < 0.3
     window = {"start": 0.2, "end": 0.6} if is_window else {}
-    return {"id": name, "path": name, "caption": f"number {number}", "split": "train"} | window
+    return {
+        "id": name,
+        "path": name,
+        "caption": f"number {number}",
+        "split": "train",
+    } | window
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.long)])
@@ -397,5 +441,7 @@ def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, reso
         # Images keep their aspect ratio, and are never enlarged.
         is_image = sample.metadata["kind"] == "image"
         assert channels == 3
-        assert (height, width) == (32, 32) or (is_image and 1 <= min(height, width) <= 32)
+        assert (height, width) == (32, 32) or (
+            is_image and 1 <= min(height, width) <= 32
+        )
     assert min(len(reader), len(rejects)) > count / 10

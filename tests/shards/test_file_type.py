@@ -25,7 +25,11 @@ PAGES = (
         ("HTML page", PAGES),
         (
             "XML document",
-            [b"\xef\xbb\xbf<?xml version='1.0'?><Error>", b"<annotation>\n", b"<Error><Code>"],
+            [
+                b"\xef\xbb\xbf<?xml version='1.0'?><Error>",
+                b"<annotation>\n",
+                b"<Error><Code>",
+            ],
         ),
         ("zero-filled file", [bytes(16), bytes(HEAD_BYTES)]),
     ],
@@ -40,8 +44,19 @@ def test_what_is_stored_in_place_of_data_is_named(kind, heads):
 
 
 def test_data_are_no_placeholder():
-    texts = [b"", b"a dog <html>", b"<s> a caption </s>", b"version 1", b"h < 3 and head"]
-    binary = [bytes(15), bytes(100) + b"\1", b"\0\0\0\x20ftypisom", b"\x89PNG\r\n\x1a\n"]
+    texts = [
+        b"",
+        b"a dog <html>",
+        b"<s> a caption </s>",
+        b"version 1",
+        b"h < 3 and head",
+    ]
+    binary = [
+        bytes(15),
+        bytes(100) + b"\1",
+        b"\0\0\0\x20ftypisom",
+        b"\x89PNG\r\n\x1a\n",
+    ]
     for head in texts + binary:
         assert find_placeholder(head) is None, head
 
@@ -52,13 +67,17 @@ def test_an_animated_image_is_a_video(tmp_path):
         still = tmp_path / f"still.{extension}"
         pictures[0].save(still)
         moving = tmp_path / f"moving.{extension}"
-        pictures[0].save(moving, save_all=True, append_images=pictures[1:], duration=100)
+        pictures[0].save(
+            moving, save_all=True, append_images=pictures[1:], duration=100
+        )
 
         assert media_kind(still, read_head(still)) == "image"
         assert media_kind(moving, read_head(moving)) == "video"
 
 
-@pytest.mark.parametrize("head", [b"", b"\x89PNG", b"RIFF", b"RIFF1234WEBPVP8X", b"\0\0\0\0ftyp"])
+@pytest.mark.parametrize(
+    "head", [b"", b"\x89PNG", b"RIFF", b"RIFF1234WEBPVP8X", b"\0\0\0\0ftyp"]
+)
 def test_a_cut_file_has_the_kind_of_its_extension(head):
     assert media_kind(PurePath("a.PNG"), head) == "image"
     assert media_kind(PurePath("a.mp4"), head) == "video"

@@ -23,7 +23,8 @@ from tests.shards.conftest import color, flat, refusal
     ],
 )
 def test_a_still_image_is_one_rgb_frame(tmp_path, name, mode):
-    grey = Image.new("RGB", (60, 40), (102, 102, 102))  # a color of the usual palette too
+    # A color of the usual palette too.
+    grey = Image.new("RGB", (60, 40), (102, 102, 102))
     grey.convert(mode).save(tmp_path / name)
 
     clip = decode_image(tmp_path / name, 32)
@@ -116,7 +117,9 @@ def test_transparency_becomes_white(tmp_path, name, mode):
 
 def chunk(name, content):
     checksum = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+    return (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+    )
 
 
 def test_the_size_of_an_image_is_checked_before_decoding(tmp_path):
@@ -154,7 +157,10 @@ def test_an_invalid_image_is_rejected_with_the_reason(tmp_path):
     }
     for content, reason in contents.items():
         (tmp_path / "a.png").write_bytes(content)
-        assert refusal(tmp_path / "a.png", "auto", kind="image").partition(":")[0] == reason
+        assert (
+            refusal(tmp_path / "a.png", "auto", kind="image").partition(":")[0]
+            == reason
+        )
 
 
 ANIMATED = ["a.png", "a.webp", "a.avif"]
@@ -167,7 +173,9 @@ def write_animation(tmp_path):
     def write(name, count=8, **options):
         frames = [Image.fromarray(flat(number)) for number in range(count)]
         exact = {"duration": 100, "lossless": True, "quality": 100} | options
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **exact)
+        frames[0].save(
+            tmp_path / name, save_all=True, append_images=frames[1:], **exact
+        )
         return tmp_path / name
 
     return write
@@ -192,7 +200,9 @@ def test_an_animated_image_is_decoded_as_a_video(write_animation, numbers, name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
-def test_frames_of_an_animation_have_their_own_durations(write_animation, numbers, name):
+def test_frames_of_an_animation_have_their_own_durations(
+    write_animation, numbers, name
+):
     path = write_animation(name, 4, duration=[1000, 100, 100, 300])
     assert numbers(decode_video(path, 3, 32, 0.9, 1.3)) == [1, 2, 3]
 
@@ -201,7 +211,9 @@ def test_frames_of_an_animation_have_their_own_durations(write_animation, number
     assert decode_video(path, 1, 32).duration == pytest.approx(0.4)
 
 
-def test_the_still_image_before_an_animation_is_not_a_frame_of_it(write_animation, numbers):
+def test_the_still_image_before_an_animation_is_not_a_frame_of_it(
+    write_animation, numbers
+):
     path = write_animation("a.png", 5, default_image=True)
 
     assert numbers(decode_video(path, 4, 32)) == [1, 2, 3, 4]
@@ -223,9 +235,14 @@ def test_an_animation_keeps_the_limits(write_animation, name):
     path = write_animation(name)
     content = path.read_bytes()
 
-    assert refusal(path, "auto", Limits(max_pixels=64 * 48 - 1)) == "too large: 64 x 48 pixels"
+    assert (
+        refusal(path, "auto", Limits(max_pixels=64 * 48 - 1))
+        == "too large: 64 x 48 pixels"
+    )
     assert refusal(path, "auto", Limits(timeout=0)) == "too slow: longer than 0 s"
-    assert refusal(path, "auto", start=5.0).startswith("no frames: between 5 and the end s")
+    assert refusal(path, "auto", start=5.0).startswith(
+        "no frames: between 5 and the end s"
+    )
     path.write_bytes(content[: len(content) // 2])
     assert refusal(path, "auto").startswith("unreadable: ")
     assert video_seconds(path) == 0

@@ -39,7 +39,9 @@ def films(tmp_path_factory):
     def film(name, *options, inputs):
         command = [ffmpeg_binary(), "-y", "-v", "error", *inputs, *options]
         if "-f" in options:  # as to a pipe: the header cannot be written again
-            return subprocess.run([*command, "-"], check=True, capture_output=True).stdout
+            return subprocess.run(
+                [*command, "-"], check=True, capture_output=True
+            ).stdout
         subprocess.run([*command, str(folder / name)], check=True)
         return (folder / name).read_bytes()
 
@@ -84,7 +86,9 @@ LENGTHS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), LENGTHS, ids=[name for name, _ in LENGTHS])
+@pytest.mark.parametrize(
+    ("name", "options"), LENGTHS, ids=[name for name, _ in LENGTHS]
+)
 def test_the_length_is_known_whatever_the_container_states(write_film, name, options):
     path = write_film(name, *options)
     assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
@@ -129,7 +133,9 @@ def test_an_mp4_without_composition_offsets_is_read_in_the_decoders_order(write_
         ("a.mov", ("-c:v", "qtrle", "-pix_fmt", "pal8")),
     ],
 )
-def test_a_window_far_from_the_start_has_its_frames(write_film, monkeypatch, name, options):
+def test_a_window_far_from_the_start_has_its_frames(
+    write_film, monkeypatch, name, options
+):
     monkeypatch.setattr("alpro.shards.seeking.FAR_SECONDS", 1.0)
     monkeypatch.setattr("alpro.shards.seeking.BACK_SECONDS", 0.5)
     path = write_film(name, *options)
@@ -163,7 +169,9 @@ def test_a_film_that_was_cut_without_encoding_begins_at_the_cut(
     if name == "a.ogv":  # at the key frame before the cut
         first = clip_numbers[0]
     assert clip_numbers == every(first, 60, 5)
-    assert decode_video(path, 4, 32).duration == pytest.approx((60 - first) / RATE, abs=0.11)
+    assert decode_video(path, 4, 32).duration == pytest.approx(
+        (60 - first) / RATE, abs=0.11
+    )
     assert numbers(path, 2, 2.0, 3.0) == every(first + 20, first + 30, 2)
 
 
@@ -192,7 +200,9 @@ def test_of_two_video_streams_the_first_is_decoded(write_film, name, options, wa
 def test_frames_are_counted_on_when_the_size_changes(write_film, tmp_path):
     first = write_film("a.mpg", *PROGRAM_STREAM, inputs=source(seconds=3))
     larger = source(30, "192x128", seconds=3)
-    second = write_film("b.mpg", *PROGRAM_STREAM, "-output_ts_offset", "3", inputs=larger)
+    second = write_film(
+        "b.mpg", *PROGRAM_STREAM, "-output_ts_offset", "3", inputs=larger
+    )
     path = tmp_path / "joined.mpg"
     path.write_bytes(first.read_bytes() + second.read_bytes())
 
@@ -210,7 +220,9 @@ def test_frames_are_counted_on_when_the_size_changes(write_film, tmp_path):
         ("a.h264", X264),
     ],
 )
-def test_a_clock_that_restarts_goes_on_after_the_joint(write_film, tmp_path, name, options):
+def test_a_clock_that_restarts_goes_on_after_the_joint(
+    write_film, tmp_path, name, options
+):
     path = tmp_path / f"joined-{name}"
     path.write_bytes(2 * write_film(name, *options).read_bytes())
 
@@ -236,7 +248,9 @@ def test_a_joint_that_looks_corrupt_is_rejected_with_what_helps(write_film, tmp_
 def test_what_pyav_cannot_decode_is_decoded_from_a_copy_by_ffmpeg(write_film):
     """AVS2, of Chinese television."""
     command = [ffmpeg_binary(), "-v", "error", "-encoders"]
-    encoders = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    encoders = subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout
     if "libxavs2" not in encoders:
         pytest.skip("this ffmpeg has no encoder of AVS2")
     path = write_film("a.mkv", "-c:v", "libxavs2")
@@ -259,7 +273,17 @@ def test_all_ways_scale_as_the_ffmpeg_binary(write_film, pixels, interlaced):
     frames = [decode_video(path, 1, 48, decoder=way).frames[0] for way in WAYS]
 
     scale = "scale=48:48:flags=bicubic+accurate_rnd:in_h_chr_pos=0"
-    command = [ffmpeg_binary(), "-v", "error", "-i", str(path), "-vf", scale, "-frames:v", "1"]
+    command = [
+        ffmpeg_binary(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-vf",
+        scale,
+        "-frames:v",
+        "1",
+    ]
     raw = ["-pix_fmt", "gbrp", "-f", "rawvideo", "-"]
     written = subprocess.run([*command, *raw], check=True, capture_output=True).stdout
     green, blue, red = np.frombuffer(written, np.uint8).reshape(3, 48, 48).astype(int)

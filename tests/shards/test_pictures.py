@@ -35,7 +35,9 @@ def test_the_results_of_a_query_are_framed_green_if_they_are_right():
         (3, {9: 6, 4: 2}),
     ],
 )
-def test_frames_of_a_limited_number_of_samples_are_read(corpus_of, tmp_path, training, held_out):
+def test_frames_of_a_limited_number_of_samples_are_read(
+    corpus_of, tmp_path, training, held_out
+):
     """Held-out samples first, up to half of the number, and more if there are few training
     samples."""
     rows = [
@@ -59,7 +61,9 @@ def count_compared(corpus, most):
 
 def test_resized_copies_have_the_same_hash_and_other_clips_do_not():
     def resize(frames, size):
-        return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
+        return np.stack(
+            [np.asarray(Image.fromarray(frame).resize(size)) for frame in frames]
+        )
 
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 2, 8, 9, 3), np.uint8)

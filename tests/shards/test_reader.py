@@ -109,7 +109,9 @@ def test_samples_are_chosen_by_split_kind_and_id(corpus, split, kind, exclude, n
     captions = reader.column("captions").to_pylist()
     assert reader.column("id").to_pylist() == names
     assert [texts[0] for texts in captions] == [f"dog {name}" for name in names]
-    assert [reader.frame_count(number) for number in numbers] == [ROWS[n][2] for n in names]
+    assert [reader.frame_count(number) for number in numbers] == [
+        ROWS[n][2] for n in names
+    ]
     assert [reader[number].metadata["id"] for number in numbers] == names
 
 
@@ -237,8 +239,12 @@ def test_a_shard_that_is_replaced_after_it_was_read_is_read_again(corpus, clips,
     after = ShardReader(corpus)[0].frames()
     assert np.abs(before.astype(int) + after - 255).mean() < 10
     index = read_index(corpus)
-    pq.write_table(index.set_column(0, "id", pa.array(["not a"])), corpus / "index.parquet")
-    with pytest.raises(Unreadable, match=r"first.tar: not a: the shard has a in its place"):
+    pq.write_table(
+        index.set_column(0, "id", pa.array(["not a"])), corpus / "index.parquet"
+    )
+    with pytest.raises(
+        Unreadable, match=r"first.tar: not a: the shard has a in its place"
+    ):
         ShardReader(corpus)[0]
 
 
@@ -271,8 +277,14 @@ def test_the_frames_of_a_small_corpus_are_decoded_once(
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpegs_have_the_pixels_that_pillow_reads(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    image = Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode)
-    for options in ({"quality": 95}, {"quality": 40, "subsampling": 2}, {"progressive": True}):
+    image = (
+        Image.fromarray(pixels).resize((61, 45), Image.Resampling.BICUBIC).convert(mode)
+    )
+    for options in (
+        {"quality": 95},
+        {"quality": 40, "subsampling": 2},
+        {"progressive": True},
+    ):
         file = io.BytesIO()
         image.save(file, "JPEG", **options)
         content = file.getvalue()

@@ -60,7 +60,8 @@ def test_reading_a_file_whole_by_range_and_of_a_limited_size(folder, tmp_path):
         assert path.read_bytes() == CONTENT
         assert path.suffix == ".bin"
         assert (path.parent == copies) == is_url(place)
-    assert path.exists() == isinstance(place, Path)  # a copy goes, a file of the user's stays
+    # A copy goes, a file of the user's stays.
+    assert path.exists() == isinstance(place, Path)
     if is_url(place):
         with pytest.raises(TooLarge, match="larger than 9999 bytes"):
             copied(place, 9999, copies)
@@ -71,7 +72,9 @@ def test_a_file_that_is_missing_or_appears(folder, tmp_path):
     place = join(folder, "new.bin")
     assert not exists(place)
     assert exists(join(folder, "data.bin"))
-    assert list(identities([place, folder])) == ["missing", "missing"] or "http" in str(folder)
+    assert list(identities([place, folder])) == ["missing", "missing"] or "http" in str(
+        folder
+    )
     for read in (lambda p: read_range(p, 0, 1), copied):
         with pytest.raises(FileNotFoundError):
             read(place)
@@ -104,10 +107,14 @@ def test_identity_changes_only_with_the_file(tmp_path, memory, served):
     assert all(len(set(values)) == 3 for values in zip(*seen, strict=True))
 
 
-def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(tmp_path, served):
+def test_a_server_without_ranges_raises_an_error_and_a_local_copy_works(
+    tmp_path, served
+):
     (tmp_path / "data.bin").write_bytes(CONTENT)
     url, _ = served(ranges=False)
-    with pytest.raises(OSError, match=r"does not support range requests; put filecache::"):
+    with pytest.raises(
+        OSError, match=r"does not support range requests; put filecache::"
+    ):
         read_range(f"{url}/data.bin", 10, 20)
     assert read_range(f"filecache::{url}/data.bin", 10, 20) == CONTENT[10:30]
     assert copied(f"{url}/data.bin") == CONTENT
@@ -167,7 +174,11 @@ def test_failed_requests_are_repeated_unless_that_is_of_no_use(
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(system, method, flaky)
-    read = copied if method == "get_file" else lambda place: read_range(place, 0, len(CONTENT))
+    read = (
+        copied
+        if method == "get_file"
+        else lambda place: read_range(place, 0, len(CONTENT))
+    )
     if kind:
         with pytest.raises(kind) as error:
             read(f"{memory}/a.mp4")
@@ -178,7 +189,10 @@ def test_failed_requests_are_repeated_unless_that_is_of_no_use(
 
 
 def test_an_unknown_protocol_and_a_missing_package_raise_input_errors(monkeypatch):
-    known = {"class": "no_such_package.Store", "err": "Install no_such_package to read it"}
+    known = {
+        "class": "no_such_package.Store",
+        "err": "Install no_such_package to read it",
+    }
     monkeypatch.setitem(known_implementations, "teststore", known)
     for place, message in (
         ("gopher://a/b", "gopher://a/b: Protocol not known: gopher"),
@@ -282,7 +296,9 @@ def test_a_server_that_repeats_credentials_in_its_reason_is_quoted_by_its_status
     """As one that is reached with a name and a password of ~/.netrc."""
     url, _ = served()
     reason = "no Basic bmV0OmhVU0g= net:HUSH"
-    monkeypatch.setattr(RangeServer, "send_head", lambda self: self.send_error(401, reason))
+    monkeypatch.setattr(
+        RangeServer, "send_head", lambda self: self.send_error(401, reason)
+    )
 
     with pytest.raises(OSError, match="HTTP status 401") as error:
         copied(f"{url}/a.mp4")

@@ -11,7 +11,12 @@ from PIL import Image
 
 from alpro.shards import sampling
 from alpro.shards import transforms as module
-from alpro.shards.sampling import frames_at_random, frames_between, frames_in_halves, grouped_order
+from alpro.shards.sampling import (
+    frames_at_random,
+    frames_between,
+    frames_in_halves,
+    grouped_order,
+)
 from alpro.shards.transforms import (
     augment_image,
     augment_video,
@@ -49,7 +54,9 @@ def test_a_random_crop_is_the_same_place_in_every_frame():
 def test_a_crop_has_the_drawn_area_and_aspect_ratio():
     """Of an image twice as wide as it is high. No draw is forced into the image: what does not fit
     is drawn again, else a quarter of the crops would be as high as the image."""
-    boxes = np.array([crop_box(400, 200, rng(seed), SCALE, RATIO) for seed in range(2000)])
+    boxes = np.array(
+        [crop_box(400, 200, rng(seed), SCALE, RATIO) for seed in range(2000)]
+    )
     left, top, width, height = boxes.T
 
     assert boxes.min() >= 0
@@ -69,7 +76,9 @@ def test_a_crop_has_the_drawn_area_and_aspect_ratio():
     ],
 )
 def test_the_largest_central_crop_is_used_if_nothing_fits(size, box):
-    assert {crop_box(*size, rng(seed), (0.9, 1.0), RATIO) for seed in range(20)} == {box}
+    assert {crop_box(*size, rng(seed), (0.9, 1.0), RATIO) for seed in range(20)} == {
+        box
+    }
 
 
 def test_a_resized_crop_has_the_pixels_of_the_crop_box():
@@ -79,7 +88,9 @@ def test_a_resized_crop_has_the_pixels_of_the_crop_box():
         left, top, width, height = crop_box(90, 60, rng(seed), SCALE, RATIO)
         cut = Image.fromarray(frame[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((32, 32), Image.Resampling.BICUBIC))
-        assert np.array_equal(module.random_resized_crop(frame, 32, rng(seed)), expected)
+        assert np.array_equal(
+            module.random_resized_crop(frame, 32, rng(seed)), expected
+        )
 
 
 TEXT = "a dog runs"
@@ -132,7 +143,9 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch, kind):
     def count_flips(text):
         flips.clear()
         done = [augmented(kind, text, seed) for seed in range(20)]
-        return len(flips) + sum(not np.array_equal(one[0], gradient()[0]) for one in done)
+        return len(flips) + sum(
+            not np.array_equal(one[0], gradient()[0]) for one in done
+        )
 
     for text in ("it goes to the left", "the right-hand door", "It moves leftwards."):
         assert count_flips(text) == 0
@@ -141,7 +154,9 @@ def test_a_side_in_the_text_forbids_the_flip(monkeypatch, kind):
 
 def record(count, applied):
     """So many operations that record their number and strength, and change nothing."""
-    return [lambda p, s, n=number: applied.append((n, s)) or p for number in range(count)]
+    return [
+        lambda p, s, n=number: applied.append((n, s)) or p for number in range(count)
+    ]
 
 
 def test_a_clip_gets_two_different_operations_always(monkeypatch):
@@ -208,13 +223,16 @@ def test_each_operation_does_what_its_name_says_to_the_official_side():
     }
 
     assert list(done) == [*names, "contrast", "mirror"]
-    for name in ("identity", "brightness", "contrast", "sharpness"):  # at level 5 a factor of 1
+    # At level 5 a factor of 1.
+    for name in ("identity", "brightness", "contrast", "sharpness"):
         assert np.abs(done[name].astype(int) - dot).max() <= 1, name
     assert moved(done["translate_x"]) == (column - 5, row)
     assert moved(done["translate_y"]) == (column, row - 5)
     assert moved(done["mirror"]) == (39 - column, row)
     assert moved(done["shear_x"]) == pytest.approx((column + 0.15 * row, row), abs=0.6)
-    assert moved(done["shear_y"]) == pytest.approx((column, row + 0.15 * column), abs=0.6)
+    assert moved(done["shear_y"]) == pytest.approx(
+        (column, row + 0.15 * column), abs=0.6
+    )
     rotated_column, rotated_row = moved(done["rotate"])
     before = np.arctan2(19.5 - row, column - 19.5)
     after = np.arctan2(19.5 - rotated_row, rotated_column - 19.5)
@@ -257,7 +275,9 @@ def test_frames_between_against_a_table(times, start, end, expected):
     ],
 )
 def test_the_last_frame_lasts_as_long_as_most_of_the_16_before_it(steps, seconds):
-    assert sampling.last_frame_seconds(np.cumsum([0.0, *steps])) == pytest.approx(seconds)
+    assert sampling.last_frame_seconds(np.cumsum([0.0, *steps])) == pytest.approx(
+        seconds
+    )
 
 
 @few
@@ -269,7 +289,9 @@ def test_consecutive_windows_partition_the_frames(steps, cuts):
     times = np.concatenate([[0.0], np.cumsum(steps) / 1000])
     cuts = sorted({round(cut, 2) for cut in cuts if cut < times[-1]})
 
-    windows = [frames_between(times, *bounds) for bounds in pairwise([None, *cuts, None])]
+    windows = [
+        frames_between(times, *bounds) for bounds in pairwise([None, *cuts, None])
+    ]
 
     for start, (first, _) in zip(cuts, windows[1:], strict=True):
         assert abs(times[first] - start) <= np.abs(times - start).min() + 2e-6
@@ -281,7 +303,12 @@ def test_consecutive_windows_partition_the_frames(steps, cuts):
 
 
 @few
-@given(st.sampled_from([frames_in_halves, frames_at_random]), available, st.integers(1, 20), seeds)
+@given(
+    st.sampled_from([frames_in_halves, frames_at_random]),
+    available,
+    st.integers(1, 20),
+    seeds,
+)
 def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
     draw, available, count, seed
 ):
@@ -294,7 +321,8 @@ def test_drawn_frames_are_ordered_and_repeat_only_if_there_are_too_few(
     if available >= count:
         assert len(set(frames)) == count
     if available >= count > 1 and draw is frames_in_halves:
-        early = (available + count % 2) // 2  # if odd, the extra frame is from the first half
+        # If odd, the extra frame is from the first half.
+        early = (available + count % 2) // 2
         assert sum(frame < early for frame in frames) == count - count // 2
 
 

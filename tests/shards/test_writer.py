@@ -49,7 +49,10 @@ def write(path, samples):
 
 @pytest.fixture
 def samples(make_row, smooth_clip):
-    return [(make_row(name), smooth_clip(seed)) for seed, name in enumerate(["a", "b/c", "ü 雪"])]
+    return [
+        (make_row(name), smooth_clip(seed))
+        for seed, name in enumerate(["a", "b/c", "ü 雪"])
+    ]
 
 
 def special(kind):
@@ -81,7 +84,9 @@ def test_names_of_members_have_a_hash_of_the_id_and_the_frame_number(samples, tm
     assert keys[0] == "ca978112ca1bbdcafac231b39a23dc4d"  # sha256sum of "a"
 
 
-def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(samples, tmp_path):
+def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(
+    samples, tmp_path
+):
     with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
         writer.write(*samples[0])
         assert not (tmp_path / "a.tar").exists()
@@ -91,13 +96,21 @@ def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples
 
 def test_the_index_has_the_metadata_of_a_sample(make_row, smooth_clip, tmp_path):
     question = Question(question="what?", answer="雪", type="what")
-    row = make_row("ü 雪", captions=("one", "é"), questions=(question,), split="test", kind="image")
+    row = make_row(
+        "ü 雪", captions=("one", "é"), questions=(question,), split="test", kind="image"
+    )
 
     index = index_shard(write(tmp_path / "a.tar", [(row, smooth_clip(0))]))
 
     fields = {"id", "split", "kind", "group", "captions", "questions"}
     about = row.model_dump(mode="json", include=fields)
-    about |= {"source": row.path.name, "duration": 2.5, "width": 64, "height": 48, "shard": "a.tar"}
+    about |= {
+        "source": row.path.name,
+        "duration": 2.5,
+        "width": 64,
+        "height": 48,
+        "shard": "a.tar",
+    }
     assert index.schema == INDEX
     assert index.select([*about]).to_pylist() == [about]
 
@@ -134,24 +147,43 @@ def test_shards_of_other_tools_are_indexed(archive):
 
 SAMPLE = (("0.json", JSON), ("0.00.jpg", b"x"))
 NEITHER = "is neither <key>.json nor"
-NAMES = ["0.pkl", "0.00.jpg.pkl", "0.².jpg", "README", "../0.json", ".0.json", "/etc/0.json"]
+NAMES = [
+    "0.pkl",
+    "0.00.jpg.pkl",
+    "0.².jpg",
+    "README",
+    "../0.json",
+    ".0.json",
+    "/etc/0.json",
+]
 LINKS = (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 MEMBERS = [
     *(((*SAMPLE, (name, b"\x80\x04.")), NEITHER) for name in NAMES),
     *(((*SAMPLE, ("1.00.jpg", special(kind))), NEITHER) for kind in LINKS),
     ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
-    *(((*SAMPLE, (name, b"1")), "no folder and no dot") for name in ("a/0.00.jpg", "a.1.00.jpg")),
+    *(
+        ((*SAMPLE, (name, b"1")), "no folder and no dot")
+        for name in ("a/0.00.jpg", "a.1.00.jpg")
+    ),
     *(((*SAMPLE, (name, JSON)), "duplicate member") for name in ("0.json", "0.0.jpg")),
     (SAMPLE[:1], "sample 0 has no json or no frames"),
     (SAMPLE[1:], "sample 0 has no json or no frames"),
-    *(((("0.json", text), SAMPLE[1]), "sample 0: ") for text in (b"[1]", b'{"id": ', b"\xff\xfe")),
-    ((("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]), "has 16777217 bytes, the limit is"),
+    *(
+        ((("0.json", text), SAMPLE[1]), "sample 0: ")
+        for text in (b"[1]", b'{"id": ', b"\xff\xfe")
+    ),
+    (
+        (("0.json", JSON.ljust((1 << 24) + 1)), SAMPLE[1]),
+        "has 16777217 bytes, the limit is",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("members", "message"), MEMBERS)
-def test_an_invalid_member_raises_a_one_line_error_with_the_shard(archive, members, message):
+def test_an_invalid_member_raises_a_one_line_error_with_the_shard(
+    archive, members, message
+):
     path = archive(*members)
 
     with one_line(str(path), message):
@@ -173,7 +205,9 @@ INVALID = [
 
 @pytest.mark.parametrize(("field", "value"), INVALID)
 def test_a_missing_or_invalid_field_raises_an_error(archive, field, value):
-    about = {name: old for name, old in (ABOUT | {field: value}).items() if old is not None}
+    about = {
+        name: old for name, old in (ABOUT | {field: value}).items() if old is not None
+    }
     path = archive(("0.json", json.dumps(about).encode()), SAMPLE[1])
 
     with one_line("foreign.tar: sample 0", f": {field}"):
@@ -206,7 +240,9 @@ def test_webdataset_reads_metadata_and_frames(clips):
 @pytest.fixture
 def corpus(make_row, smooth_clip, tmp_path):
     counts = [3, 3, 1, 1]  # frames: the last shards are below 10 KB
-    clips = [(make_row(f"v{n}"), smooth_clip(n, count)) for n, count in enumerate(counts)]
+    clips = [
+        (make_row(f"v{n}"), smooth_clip(n, count)) for n, count in enumerate(counts)
+    ]
     write(tmp_path / "a.tar", clips)
     pq.write_table(index_shard(tmp_path / "a.tar"), tmp_path / "index.parquet")
     return tmp_path
@@ -235,13 +271,16 @@ def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
     assert results["lost"] > 100
 
 
-def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_error(corpus):
+def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_error(
+    corpus,
+):
     content = (corpus / "a.tar").read_bytes()
     known = index_shard(corpus / "a.tar")
     headers = headers_of(content)
     rows = {row["id"]: row for row in known.to_pylist()}
     blocks = range(0, len(content), BLOCK)
-    ended = [content[:at] + bytes(len(content) - at) for at in blocks]  # zeros to the end
+    # Zeros to the end.
+    ended = [content[:at] + bytes(len(content) - at) for at in blocks]
     results = Counter()
 
     for changed in (*damaged(content, headers), *ended):
@@ -252,10 +291,13 @@ def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_er
             results["refused"] += 1
             continue
         assert index.num_rows == 4 or changed not in ended  # also without an index
-        good, rejects, _ = check_frames(index, known, corpus / "a.tar", corpus / "a.tar")
+        good, rejects, _ = check_frames(
+            index, known, corpus / "a.tar", corpus / "a.tar"
+        )
         ids = good["id"].to_pylist() + [reject["id"] for reject in rejects]
         assert sorted(ids) == ["v0", "v1", "v2", "v3"]
-        for row in good.to_pylist():  # what is accepted has the bytes of the first index
+        # What is accepted has the bytes of the first index.
+        for row in good.to_pylist():
             assert row == rows[row["id"]]
         results["rejected" if rejects else "whole"] += 1
 
@@ -272,9 +314,13 @@ DAMAGED = [
     (TAR[:513], "byte 0: 'a.json' of 2 bytes, of a file of 513"),
     (TAR + TAR, "byte 2048: .* a hole of zeros"),
     (TAR[:3072] + b"x", "byte 2048"),
-    *((TAR[:2048] + bytes(zeros), "byte 2048") for zeros in (512, 2048, 10_752, 18_432)),
+    *(
+        (TAR[:2048] + bytes(zeros), "byte 2048")
+        for zeros in (512, 2048, 10_752, 18_432)
+    ),
     (TAR[:1024] + bytes(512) + TAR[1024:2048], "byte 1024"),
-    (pack(("x" * (2 << 20), b""), form=tarfile.GNU_FORMAT), "byte 0"),  # a name of megabytes
+    # A name of megabytes.
+    (pack(("x" * (2 << 20), b""), form=tarfile.GNU_FORMAT), "byte 0"),
 ]
 
 
@@ -292,10 +338,14 @@ def test_a_tar_ends_with_two_blocks_of_zeros_or_a_whole_record(zeros):
     assert places == [("a.json", 512, 2), ("b.json", 1536, 2)]
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
 def test_names_and_sizes_of_every_format_are_those_of_tarfile(form):
     long = 90 if form == tarfile.USTAR_FORMAT else 200
-    content = pack(("x" * long + ".json", b"1" * 700), ("b", b""), ("c", b"3"), form=form)
+    content = pack(
+        ("x" * long + ".json", b"1" * 700), ("b", b""), ("c", b"3"), form=form
+    )
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         expected = [(member.name, member.offset_data, member.size) for member in tar]
 
@@ -313,7 +363,10 @@ def test_a_link_has_no_data_and_a_sparse_file_is_no_file():
     content = link.tobuf() + sparse.tobuf() + bytes(2 * BLOCK)
     members = tar_members(io.BytesIO(content))
 
-    assert [(member.size, member.is_file) for member in members] == [(0, False), (0, False)]
+    assert [(member.size, member.is_file) for member in members] == [
+        (0, False),
+        (0, False),
+    ]
 
 
 SIZES = (2**63, -1)
@@ -329,7 +382,10 @@ def binary_size(size):
     "content",
     [
         *map(binary_size, SIZES),
-        *(pack(("00000.mp4", b"1"), size=str(size)) for size in (*SIZES, "x", "9" * 5000)),
+        *(
+            pack(("00000.mp4", b"1"), size=str(size))
+            for size in (*SIZES, "x", "9" * 5000)
+        ),
     ],
     ids=range(6),
 )

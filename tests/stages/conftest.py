@@ -22,7 +22,9 @@ from tests.power_cut import cut_everywhere
 def contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder, by its path."""
     return {
-        str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()
+        str(p.relative_to(folder)): checksum(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
     }
 
 
@@ -30,7 +32,9 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
     """A manifest of images, one for each row: black, or of the row's `color`."""
     folder.mkdir(exist_ok=True)
     for row in rows:
-        Image.new("RGB", (20, 10), row.pop("color", "black")).save(folder / f"{row['id']}.png")
+        Image.new("RGB", (20, 10), row.pop("color", "black")).save(
+            folder / f"{row['id']}.png"
+        )
         row["path"] = f"{row['id']}.png"
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "items.jsonl"
@@ -47,7 +51,10 @@ def run_stage(
 
 def rejects_of(out: Path) -> dict[str, str]:
     """The reasons of the rejects by their ids."""
-    return {row["id"]: row["reason"] for row in pq.read_table(out / "rejects.parquet").to_pylist()}
+    return {
+        row["id"]: row["reason"]
+        for row in pq.read_table(out / "rejects.parquet").to_pylist()
+    }
 
 
 @pytest.fixture
@@ -73,7 +80,9 @@ def power_cuts(tmp_path, monkeypatch, record_property):
             record = read_record(folder)
             assert list(verify([(folder, record)])) == []
             assert record is not None
-            contents = {name: record.contents[name] for name in names or record.contents}
+            contents = {
+                name: record.contents[name] for name in names or record.contents
+            }
             return contents, dict(record.metrics)
 
         counts = cut_everywhere(tmp_path / "disk", job, result, monkeypatch, every)

@@ -68,7 +68,12 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     """Four steps on batches of videos and of images. Of two validations the first is the best, and
     of the shares of the fine-tuning the half."""
     out = tmp_path_factory.mktemp("train_prompter")
-    inputs = {"tokenizer": vocabulary, "vocabulary": vocabulary, "clips": clips, "stills": stills}
+    inputs = {
+        "tokenizer": vocabulary,
+        "vocabulary": vocabulary,
+        "clips": clips,
+        "stills": stills,
+    }
     scores = [7.0, 3.0, 1.0, 2.0, 9.0, 4.0, 5.0]
     weights = []
 
@@ -86,11 +91,15 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     config = configured(folder, interpolate=True, validation={"times": 2, "videos": 2})
     validate_contrast = train_prompter.validate_contrast
     with mock.patch.object(train_prompter, "validate_contrast", scripted):
-        outcome = train_prompter.run(config, train_prompter.Inputs.of(inputs), out, resources)
+        outcome = train_prompter.run(
+            config, train_prompter.Inputs.of(inputs), out, resources
+        )
     return Trained(out, outcome, weights)
 
 
-def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(trained):
+def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
+    trained,
+):
     metrics = trained.outcome.metrics
     assert metrics["selected_step"] == 2
     assert metrics["interpolation_share"] == 0.5
@@ -102,7 +111,8 @@ def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
     for name, weight in best.items():
         half = (original[name] + weight) / 2
         torch.testing.assert_close(stored[name.removeprefix("model.")], half)
-        assert torch.equal(interpolated[name], weight)  # all of the fine-tuning was tried last
+        # All of the fine-tuning was tried last.
+        assert torch.equal(interpolated[name], weight)
     assert any((best[name] != last[name]).any() for name in best)
 
 
@@ -110,7 +120,8 @@ def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
 def objective(folder):
     loaded = load_towers(configured(folder), CPU)
     with torch.no_grad():
-        for temporal in loaded.model.temporal:  # so that temporal attention does something
+        # So that temporal attention does something.
+        for temporal in loaded.model.temporal:
             temporal.attn.proj.weight.normal_(std=0.3)
     return PrompterObjective(
         loaded.model, loaded.preprocessing.mean, loaded.preprocessing.std
@@ -120,10 +131,14 @@ def objective(folder):
 @pytest.fixture
 def batch():
     random = torch.Generator().manual_seed(1)
-    clips = torch.randint(0, 256, (4, 3, 3, 32, 32), generator=random, dtype=torch.uint8)
+    clips = torch.randint(
+        0, 256, (4, 3, 3, 32, 32), generator=random, dtype=torch.uint8
+    )
     text = torch.randint(2, 50, (4, 8), generator=random)
     text[:, -1] = 1  # the end
-    return Batch(0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text))
+    return Batch(
+        0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text)
+    )
 
 
 def gradients(objective):
@@ -140,7 +155,10 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
 
     objective.zero_grad(set_to_none=True)
     configure_layers(objective, checkpoint_activations=True)
-    assert any(getattr(module, "gradient_checkpointing", False) for module in objective.modules())
+    assert any(
+        getattr(module, "gradient_checkpointing", False)
+        for module in objective.modules()
+    )
     for tower in (objective.model.clip.vision_model, objective.model.clip.text_model):
         for layer in tower.encoder.layers:
             layer.training = True  # only then activations are recomputed
@@ -152,10 +170,16 @@ def test_every_weight_that_is_trained_has_a_gradient_also_with_recomputed_activa
 
 
 def test_only_the_last_layers_of_each_tower_are_trained(folder):
-    towers = load_towers(configured(folder, trained_layers=1), torch.device("cpu")).model
+    towers = load_towers(
+        configured(folder, trained_layers=1), torch.device("cpu")
+    ).model
     *first, last = towers.clip.vision_model.encoder.layers
-    trained = {name for name, weight in towers.named_parameters() if weight.requires_grad}
-    assert not any(weight.requires_grad for layer in first for weight in layer.parameters())
+    trained = {
+        name for name, weight in towers.named_parameters() if weight.requires_grad
+    }
+    assert not any(
+        weight.requires_grad for layer in first for weight in layer.parameters()
+    )
     assert all(weight.requires_grad for weight in last.parameters())
     assert not any(".embeddings." in name for name in trained)
     assert any(name.startswith("temporal.0") for name in trained)
@@ -164,7 +188,11 @@ def test_only_the_last_layers_of_each_tower_are_trained(folder):
 
 def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
     clip = clip_folders["clip"]
-    for changes in ({"vit": "vit_tiny_patch16_224.a"}, {"bert": "b"}, {"optimizer": "muon"}):
+    for changes in (
+        {"vit": "vit_tiny_patch16_224.a"},
+        {"bert": "b"},
+        {"optimizer": "muon"},
+    ):
         with pytest.raises(ValueError, match=r"vit|bert|muon"):
             configured(clip, **changes)
     with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower
@@ -190,7 +218,9 @@ def cached(folder, vocabulary, tmp_path_factory, resources):
 
 
 @pytest.fixture(scope="module")
-def pretraining(cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources):
+def pretraining(
+    cached, clips, stills, vocabulary, tiny_model, tmp_path_factory, resources
+):
     """The artifact of two steps of pre-training with all losses, on batches of videos and of
     images."""
     out = tmp_path_factory.mktemp("pretrain")
@@ -226,7 +256,9 @@ def test_pretraining_learns_from_its_pseudo_labels(pretraining, clips, stills):
     assert (pretraining / "pictures" / "pseudo_labels.png").is_file()
 
     folder = ModelBundle.from_pretrained(pretraining / "model")
-    means = [read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)]
+    means = [
+        read_json(corpus / "statistics.json")["mean"] for corpus in (clips, stills)
+    ]
     assert folder.preprocessing.mean == pytest.approx(np.mean(means, axis=0), abs=1e-4)
     assert not any("clip" in name for name in folder.model.state_dict())
 
@@ -237,7 +269,9 @@ def test_entities_of_evaluation_and_in_python_come_from_the_artifact_of_the_prom
     config = {"model_name": "prompter", "retrieval": "clips", "entity_crops": 1}
     inputs = {"prompts": cached, "clips": clips}
     run_stage(evaluate, inputs, tmp_path, resources, min_decoded_share=0.5, **config)
-    names = {row["name"].partition("/")[0] for row in read_json(tmp_path / "results.json")}
+    names = {
+        row["name"].partition("/")[0] for row in read_json(tmp_path / "results.json")
+    }
     assert names >= {"similarity", "entities", "entity_crops"}
     model = Model.load(cached, device="cpu")
     video = min((sample / "videos").glob("test-*.mp4"))
@@ -255,18 +289,24 @@ def test_pretraining_has_the_tokenizer_and_the_normalization_of_a_prompter_that_
     folders, vocabulary, tmp_path
 ):
     prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
-    prompter.preprocessing = prompter.preprocessing.model_copy(update={"mean": (0.1, 0.2, 0.3)})
+    prompter.preprocessing = prompter.preprocessing.model_copy(
+        update={"mean": (0.1, 0.2, 0.3)}
+    )
     prompter.save_pretrained(tmp_path / "model")
     config = pretrain.Config(phases=PHASES)
     words = {"tokenizer": vocabulary, "vocabulary": vocabulary}
-    inputs = pretrain.Inputs.of({"prompter": tmp_path, "prompts": folders["prompts"], **words})
+    inputs = pretrain.Inputs.of(
+        {"prompter": tmp_path, "prompts": folders["prompts"], **words}
+    )
 
     teacher, tokenizer, preprocessing = pretrain.load_teacher(config, inputs, CPU)
     assert tokenizer == teacher.tokenizer
     assert preprocessing == prompter.preprocessing
 
 
-def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path, resources):
+def test_an_entity_is_the_mean_of_its_own_prompts(
+    folders, vocabulary, tmp_path, resources
+):
     """Of one template for videos and of two for images."""
     inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
     run_stage(cache_prompts, inputs, tmp_path, resources, templates=TEMPLATES)
@@ -277,9 +317,13 @@ def test_an_entity_is_the_mean_of_its_own_prompts(folders, vocabulary, tmp_path,
 
     def embedded(template):
         texts = [template.format(entity) for entity in entities]
-        return encode_texts(prompter.model.eval(), prompter.tokenizer, texts, 64).features
+        return encode_texts(
+            prompter.model.eval(), prompter.tokenizer, texts, 64
+        ).features
 
     assert read_json(tmp_path / "entities.json") == entities
-    torch.testing.assert_close(prompts["video"], embedded("A video of a {}."), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        prompts["video"], embedded("A video of a {}."), atol=1e-5, rtol=0
+    )
     mean = (embedded("A photo of a {}.") + embedded("one {}")) / 2
     torch.testing.assert_close(prompts["image"], mean, atol=1e-5, rtol=0)

@@ -39,7 +39,11 @@ def manifest_rows(sample, corpus):
 
 def finished_contents(out):
     """The SHA-256 of every file of a corpus, without unfinished work."""
-    return {name: sha for name, sha in contents(out).items() if not name.startswith("parts/")}
+    return {
+        name: sha
+        for name, sha in contents(out).items()
+        if not name.startswith("parts/")
+    }
 
 
 @pytest.mark.parametrize("corpus", ["clips", "lessons", "stills"])
@@ -56,7 +60,9 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
         row = rows[about["id"]]
         for field in ("captions", "split", "group"):
             assert about[field] == row[field]
-        assert [q["answer"] for q in about["questions"]] == [q["answer"] for q in row["questions"]]
+        assert [q["answer"] for q in about["questions"]] == [
+            q["answer"] for q in row["questions"]
+        ]
         assert about["meta"]["things"] == row["things"]
         assert about["width"] == 48
         assert about["height"] == 48
@@ -66,7 +72,9 @@ def test_every_item_is_in_a_shard_or_in_the_rejects(corpus, corpora, sample):
 
 def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     done = shutil.copytree(clips, tmp_path / "clips")
-    counts = run_stage(decode_videos, {"sample": sample}, done, resources, **CLIPS).counts
+    counts = run_stage(
+        decode_videos, {"sample": sample}, done, resources, **CLIPS
+    ).counts
 
     assert finished_contents(done) == finished_contents(clips)
     index = pq.read_table(clips / "index.parquet").to_pylist()
@@ -91,13 +99,21 @@ def test_counts_add_up(clips, sample, tmp_path, resources, inline_pool):
     # Each has 8 frames at 8 a second.
     assert statistics["hours"] == pytest.approx(samples / 3600, abs=1e-4)
     test = [row for row in index if row["split"] == "test"]
-    texts = {name: [sum(len(row[name]) for row in test)] * 2 for name in ("captions", "questions")}
+    texts = {
+        name: [sum(len(row[name]) for row in test)] * 2
+        for name in ("captions", "questions")
+    }
     assert statistics["splits"]["test"] == {"items": [8, 8], **texts}
 
 
-def test_shards_are_identical_for_one_and_two_workers(clips, decode_sample, tmp_path, resources):
+def test_shards_are_identical_for_one_and_two_workers(
+    clips, decode_sample, tmp_path, resources
+):
     two = decode_sample(
-        tmp_path, "clips", resources.model_copy(update={"workers": 2}), samples_per_shard=16
+        tmp_path,
+        "clips",
+        resources.model_copy(update={"workers": 2}),
+        samples_per_shard=16,
     )
     assert finished_contents(two) == finished_contents(clips)
 
@@ -107,7 +123,9 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
 ):
     """Units whose rejects were transient, or whose files have changed."""
     pairs = zip("abc", SPLITS, strict=True)
-    rows = [{"id": name, "captions": ["a wall"], "split": split} for name, split in pairs]
+    rows = [
+        {"id": name, "captions": ["a wall"], "split": split} for name, split in pairs
+    ]
     source = write_manifest(tmp_path / "data", rows)
     out = tmp_path / "out"
     media = tmp_path / "data" / "b.png"
@@ -122,7 +140,9 @@ def test_a_rerun_after_too_many_rejects_decodes_units_that_may_be_better_now(
     out.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(decode_videos, "decode_image", decode_slowly)
-        with pytest.raises(InputError, match="1 of 3 items are rejected, more than max_reject"):
+        with pytest.raises(
+            InputError, match="1 of 3 items are rejected, more than max_reject"
+        ):
             decode_data(config, source, out, resources)
 
     counts = decode_data(config, source, out, resources).counts
@@ -151,7 +171,10 @@ def list_shots():
     rows = []
     for number, video in enumerate(("AB", "CD", "EF", "GH")):
         for n in range(3):
-            row = {"id": f"star_{video}_{n}", "captions": [f"{video} {n}", f"all of {video}"]}
+            row = {
+                "id": f"star_{video}_{n}",
+                "captions": [f"{video} {n}", f"all of {video}"],
+            }
             rows.append(row | {"color": (40 * number, 60 * n, 90)})
     return rows
 
@@ -159,7 +182,9 @@ def list_shots():
 def test_a_pattern_keeps_clips_of_one_video_in_one_split(decode_rows):
     pattern = r"star_(\w+)_\d+"
 
-    outcome, out = decode_rows(list_shots(), group_pattern=pattern, validation=0.3, test=0.3)
+    outcome, out = decode_rows(
+        list_shots(), group_pattern=pattern, validation=0.3, test=0.3
+    )
 
     index = pq.read_table(out / "index.parquet").to_pylist()
     assert len({(row["group"], row["split"]) for row in index}) == 4

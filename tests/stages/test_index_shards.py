@@ -33,7 +33,9 @@ def index(tmp_path, resources, inline_pool):
 
     def run(shards, out="indexed", **config):
         folder = tmp_path / out
-        return folder, run_stage(index_shards, {"shards": shards}, folder, resources, **config)
+        return folder, run_stage(
+            index_shards, {"shards": shards}, folder, resources, **config
+        )
 
     return run
 
@@ -59,7 +61,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("place", ["here", "in a store"])
-def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clips, memory, place):
+def test_existing_shards_give_the_corpus_of_the_decoded_ones(
+    shards, index, clips, memory, place
+):
     in_store(*shards.iterdir())
     folder = shards if place == "here" else memory
 
@@ -71,12 +75,17 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert statistics.keys() == expected.keys()
     assert np.allclose(statistics["mean"], expected["mean"], atol=0.02)
     assert np.allclose(statistics["std"], expected["std"], atol=0.02)
-    assert outcome.counts["items"] == outcome.counts["samples"] == len(ShardReader(clips))
+    assert (
+        outcome.counts["items"] == outcome.counts["samples"] == len(ShardReader(clips))
+    )
     names = {f"{folder}/{shard.name}" for shard in shards.iterdir()}
     assert outcome.counts["shards"] == len(names)
     assert outcome.counts["rejected"] == 0
     for split in ("train", "validation", "test"):
-        numbers = {name: [count, count] for name, (count, _) in expected["splits"][split].items()}
+        numbers = {
+            name: [count, count]
+            for name, (count, _) in expected["splits"][split].items()
+        }
         assert statistics["splits"][split] == numbers
         assert outcome.counts[split] == numbers["items"][0]
     assert (artifact / "pictures" / "samples.png").is_file()
@@ -84,12 +93,16 @@ def test_existing_shards_give_the_corpus_of_the_decoded_ones(shards, index, clip
     assert set(read_index(artifact)["shard"].to_pylist()) == names
 
 
-def test_overlap_with_training_is_listed_and_counted(index, corpus_of, tmp_path, memory):
+def test_overlap_with_training_is_listed_and_counted(
+    index, corpus_of, tmp_path, memory
+):
     """Equal captions, and frames that look like those of a training sample."""
     splits = ["train", "train", "test", "test", "validation", "validation"]
     rows = []
     for number, (split, text) in enumerate(zip(splits, "abacdb", strict=True)):
-        rows.append({"id": f"{number}", "split": split, "captions": (text, f"of {number}")})
+        rows.append(
+            {"id": f"{number}", "split": split, "captions": (text, f"of {number}")}
+        )
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     rows[1]["frames"] = noise
     rows[3]["frames"] = noise
@@ -101,7 +114,9 @@ def test_overlap_with_training_is_listed_and_counted(index, corpus_of, tmp_path,
         ("3", "test", False, True),
         ("5", "validation", True, False),
     ]
-    counts = {name: count for name, count in outcome.counts.items() if "in_training" in name}
+    counts = {
+        name: count for name, count in outcome.counts.items() if "in_training" in name
+    }
     names = ("test_captions", "test_frames", "validation_captions")
     assert counts == {f"{name}_in_training": 1 for name in names}
     overlap = statistics_of(artifact)["overlap"]["test"]
@@ -120,9 +135,14 @@ def test_an_unusable_shard_fails_the_stage_with_its_name(shards, index, memory, 
     folder = shards if place == "here" else memory
     one.write_bytes(one.read_bytes()[:-30000])
     in_store(one)
-    with pytest.raises(InputError, match=rf"^{folder}/{one.name}: not a readable shard[^\n]*$"):
+    with pytest.raises(
+        InputError, match=rf"^{folder}/{one.name}: not a readable shard[^\n]*$"
+    ):
         index(folder)
-    for missing in (f"{folder}/none", shards.parent if place == "here" else "memory://bucket"):
+    for missing in (
+        f"{folder}/none",
+        shards.parent if place == "here" else "memory://bucket",
+    ):
         with pytest.raises(InputError, match=r"no shards|no such folder"):
             index(missing if place != "here" else Path(missing), "none")
     more = one.with_name("more.tar.gz")
@@ -157,7 +177,9 @@ def test_a_sample_with_a_corrupt_frame_is_a_reject_within_the_limit(shards, inde
         index(shards, "strict", max_reject_share=0.001)
 
 
-def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_of, tmp_path):
+def test_duplicate_ids_and_two_frame_sizes_raise_an_error(
+    shards, index, corpus_of, tmp_path
+):
     first = sorted(shards.iterdir())[0]
     second = shards / "zz.tar"
     shutil.copy(first, second)
@@ -165,7 +187,9 @@ def test_duplicate_ids_and_two_frame_sizes_raise_an_error(shards, index, corpus_
         index(shards)
     other = corpus_of(tmp_path / "other", [{"id": "another", "captions": ("a dog",)}])
     shutil.copy(other / "all.tar", second)
-    with pytest.raises(InputError, match=f"zz.tar: video frames of 8 x 8, but 40 x 40 in {first}"):
+    with pytest.raises(
+        InputError, match=f"zz.tar: video frames of 8 x 8, but 40 x 40 in {first}"
+    ):
         index(shards, "sizes")
 
 
@@ -185,7 +209,9 @@ def test_the_index_beside_shards_at_a_url_is_copied_once(shards, index, clips, s
 
     index(url)
 
-    copies = [path for method, path, _ in server.asked if method == "GET" and "index" in path]
+    copies = [
+        path for method, path, _ in server.asked if method == "GET" and "index" in path
+    ]
     assert len(copies) == 1
 
 
@@ -216,5 +242,7 @@ def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
     assert outcome.counts["items"] == len(ShardReader(clips))
     assert row["id"] not in read_index(artifact)["id"].to_pylist()
     (shards / "index.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"index\.parquet: cannot be read: .*; remove it to index"):
+    with pytest.raises(
+        InputError, match=r"index\.parquet: cannot be read: .*; remove it to index"
+    ):
         index(shards, out="again")

@@ -19,7 +19,9 @@ def test_decoding(tmp_path, inline_pool, resources, power_cuts, every):
     ]
     source = write_manifest(tmp_path / "data", [*rows, {"id": "silent"}])
     step = Step(
-        "decode_videos", "decode_videos", Config(size=16, samples_per_shard=3, max_reject_share=1)
+        "decode_videos",
+        "decode_videos",
+        Config(size=16, samples_per_shard=3, max_reject_share=1),
     )
     make = lambda _, out: decode_data(step.config, source, out, resources)  # noqa: E731
     assert power_cuts(step, make, every) > 50

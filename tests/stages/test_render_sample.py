@@ -20,7 +20,10 @@ DEFAULT = Config()
 @pytest.fixture(scope="module")
 def whole():
     """The items of the default configuration, unrendered: corpora to items."""
-    return {corpus: getattr(render_sample, corpus)(DEFAULT) for corpus in render_sample.CORPORA}
+    return {
+        corpus: getattr(render_sample, corpus)(DEFAULT)
+        for corpus in render_sample.CORPORA
+    }
 
 
 def test_other_rows_are_of_another_version(whole):
@@ -35,7 +38,11 @@ SMALL = {"lessons": 1, "clips": 2, "stills": 2, "validation": 4, "test": 4}
 
 def render_small(out, resources, seed):
     run_stage(render_sample, {}, out, resources, seed=seed, size=32, frames=4, **SMALL)
-    return {name: digest for name, digest in contents(out).items() if not name.endswith(".mp4")}
+    return {
+        name: digest
+        for name, digest in contents(out).items()
+        if not name.endswith(".mp4")
+    }
 
 
 def test_a_seed_gives_the_same_bytes_also_after_an_interruption_and_another_seed_others(
@@ -63,7 +70,8 @@ def test_the_same_frames_give_the_same_video(tmp_path):
         checksums = set()
         for _ in range(4):
             garbage = [
-                rng.integers(0, 256, int(size), np.uint8) for size in rng.integers(100, 200_000, 40)
+                rng.integers(0, 256, int(size), np.uint8)
+                for size in rng.integers(100, 200_000, 40)
             ]
             del garbage
             render_sample.encode_video(frames, tmp_path / "clip.mp4")
@@ -72,8 +80,12 @@ def test_the_same_frames_give_the_same_video(tmp_path):
 
 
 @pytest.mark.parametrize("corpus", render_sample.CORPORA)
-def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time(corpus, whole):
-    unseen = {item.scene.main.combination for item in whole["clips"] if item.row["unseen"]}
+def test_unseen_combinations_never_occur_in_training_in_either_direction_of_time(
+    corpus, whole
+):
+    unseen = {
+        item.scene.main.combination for item in whole["clips"] if item.row["unseen"]
+    }
     assert len(unseen) == 0.5 * (DEFAULT.validation + DEFAULT.test)
     for item in whole[corpus]:
         if item.row["split"] == "train":

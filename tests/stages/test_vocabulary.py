@@ -28,7 +28,12 @@ from alpro.stages.build_vocabulary import (
 )
 from alpro.stages.execution.interface import Resources
 from alpro.stages.vocabulary import nouns
-from alpro.stages.vocabulary.nouns import CaptionUnit, count_words, load_tagger, tag_unit
+from alpro.stages.vocabulary.nouns import (
+    CaptionUnit,
+    count_words,
+    load_tagger,
+    tag_unit,
+)
 from tests.conftest import ROOT, one_line
 from tests.stages.conftest import run_stage
 
@@ -49,11 +54,19 @@ def words_of(**counts):
         ({"tree": 5, "ball": 7, "star": 5, "box": 5}, {"entities": 3}, "ball box star"),
         ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
         # Combining marks, a joiner, and words of one character; not one letter, nor a mark alone.
-        ({"कुत्ता": 5, "خانه\u200cها": 4, "狗": 3, "개": 2}, {}, "कुत्ता خانه\u200cها 狗 개"),
+        (
+            {"कुत्ता": 5, "خانه\u200cها": 4, "狗": 3, "개": 2},
+            {},
+            "कुत्ता خانه\u200cها 狗 개",
+        ),
         ({"dog": 2, "x": 9, "я": 9, "\u0301a": 9, "狗2": 9}, {}, "dog"),
         # Words of the configuration are compared as captions are read.
         ({"café": 3, "ball": 2}, {"exclude": ("Cafe\u0301",)}, "ball"),
-        ({"film": 4, "video": 3, "foto": 2, "ball": 2}, {"templates": GERMAN}, "video ball"),
+        (
+            {"film": 4, "video": 3, "foto": 2, "ball": 2},
+            {"templates": GERMAN},
+            "video ball",
+        ),
         # The most frequent nouns of real captions, of MSR-VTT and WebVid, with words for the image
         # among them.
         (dict.fromkeys(f"{THINGS} {PICTURE}".split(), 9), {}, THINGS),
@@ -67,7 +80,9 @@ def test_entities_are_the_most_frequent_nouns_for_things(counts, config, chosen)
 
 
 def test_left_out_nouns_have_a_reason():
-    words = words_of(video=90, x2=80, animal=70, ball=60, box=50, s=40, photos=20, fish=2, rarity=1)
+    words = words_of(
+        video=90, x2=80, animal=70, ball=60, box=50, s=40, photos=20, fish=2, rarity=1
+    )
     words += list_nouns(Counter({("talks", True): 39, ("talks", False): 61}))
     config = Config(entities=2, exclude=("animal",))
 
@@ -97,7 +112,9 @@ def build(corpus_of, tmp_path, resources):
     return run
 
 
-def test_only_training_captions_are_read_and_samples_without_are_counted(build, tmp_path):
+def test_only_training_captions_are_read_and_samples_without_are_counted(
+    build, tmp_path
+):
     asked = [{"question": "which xylophone is it?", "answer": "none", "type": "which"}]
     rows = [
         {"id": "one", "captions": ["a dog is sleeping", "a dog and a cat"]},
@@ -198,7 +215,9 @@ def captions_of(number):
     return captions
 
 
-def test_counts_do_not_depend_on_the_units(tmp_path, resources, monkeypatch, inline_pool):
+def test_counts_do_not_depend_on_the_units(
+    tmp_path, resources, monkeypatch, inline_pool
+):
     """Nor on whether they go to a pool."""
     captions = captions_of(150)
     whole = count_words(captions, "embedded", tmp_path, resources)
@@ -208,7 +227,11 @@ def test_counts_do_not_depend_on_the_units(tmp_path, resources, monkeypatch, inl
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
         some = Resources(workers=workers, device="cpu")
-        assert count_words(captions, "embedded", tmp_path, some) == whole, (unit, batch, workers)
+        assert count_words(captions, "embedded", tmp_path, some) == whole, (
+            unit,
+            batch,
+            workers,
+        )
 
     backwards = Counter(dict(reversed(captions.items())))
     assert count_words(backwards, "embedded", tmp_path, resources) == whole
@@ -235,8 +258,17 @@ def other_tagger(tmp_path_factory):
 
 
 def test_only_the_tagging_components_of_another_pipeline_run(other_tagger):
-    assert load_tagger(other_tagger).pipe_names == ["tok2vec", "morphologizer", "attribute_ruler"]
-    assert tag_unit(CaptionUnit("", ["the gizmo shines"], [1]), other_tagger)["gizmo", True] == 1
+    assert load_tagger(other_tagger).pipe_names == [
+        "tok2vec",
+        "morphologizer",
+        "attribute_ruler",
+    ]
+    assert (
+        tag_unit(CaptionUnit("", ["the gizmo shines"], [1]), other_tagger)[
+            "gizmo", True
+        ]
+        == 1
+    )
 
 
 TEXTS = [
@@ -260,12 +292,16 @@ def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_
         "b": corpus_of(tmp_path / "b", [{"id": "b", "questions": asked}, *others]),
     }
 
-    counts = run_stage(train_tokenizer, corpora, tmp_path, resources, word_pieces=200).counts
+    counts = run_stage(
+        train_tokenizer, corpora, tmp_path, resources, word_pieces=200
+    ).counts
 
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert counts == {"captions": 2, "word_pieces": tokenizer.get_vocab_size()}
     assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
-    prompts = [templates[0].replace("{}", "dog") for templates in Templates().kinds.values()]
+    prompts = [
+        templates[0].replace("{}", "dog") for templates in Templates().kinds.values()
+    ]
     for text in (*prompts, "which xylophone is it?"):
         assert "[UNK]" not in tokenizer.encode(text).tokens
 
@@ -289,7 +325,10 @@ def test_a_given_tokenizer_is_taken_as_it_is(tmp_path, resources):
     file = str(tmp_path / "given.json")
     run_stage(train_tokenizer, {}, tmp_path, resources, tokenizer=file)
 
-    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab() == given.get_vocab()
+    assert (
+        Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+        == given.get_vocab()
+    )
 
 
 def test_tokenizer_training_is_deterministic():
@@ -336,7 +375,9 @@ def test_padding_and_truncation_of_a_tokenizer_file_are_disabled(tmp_path):
     loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert loaded.padding is None
     assert loaded.truncation is None
-    for actual, wanted in zip(BertTokenizer(tokenizer).batch(TEXTS, 9), expected, strict=True):
+    for actual, wanted in zip(
+        BertTokenizer(tokenizer).batch(TEXTS, 9), expected, strict=True
+    ):
         assert actual.tolist() == wanted.tolist()
     assert tokenizer.truncation["max_length"] == 4  # the argument is not modified
 
@@ -356,7 +397,8 @@ def test_every_format_gives_the_words_in_order(tmp_path):
         for encoding, end in (("utf-8-sig", "\r\n"), ("utf-16", "\r")):
             other.write_text(text, encoding, newline=end)
             assert read_word_list(other, "key") == ["dog", "hot dog", "3"]
-    (tmp_path / "a.txt").write_text("formula 1\ndog\n")  # numbers are removed if every line has one
+    # Numbers are removed if every line has one.
+    (tmp_path / "a.txt").write_text("formula 1\ndog\n")
     assert read_word_list(tmp_path / "a.txt", "key") == ["formula 1", "dog"]
 
 
@@ -393,11 +435,17 @@ def test_a_list_of_entities_replaces_counting(build, tmp_path):
     assert left_out == {"noun": "ball", "count": None, "reason": "below the first 3"}
     assert counts["entities"] == 3
     assert counts["left_out"] == 1
-    with pytest.raises(InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"):
-        build([{"id": "b", "captions": ["a dog"]}], entities=5, entities_file=str(words))
+    with pytest.raises(
+        InputError, match=r"entities = 5, but .*unigrams.txt has 4 words"
+    ):
+        build(
+            [{"id": "b", "captions": ["a dog"]}], entities=5, entities_file=str(words)
+        )
 
 
-def test_a_list_of_answers_replaces_the_most_frequent_answers(clips, folders, tmp_path, resources):
+def test_a_list_of_answers_replaces_the_most_frequent_answers(
+    clips, folders, tmp_path, resources
+):
     """In the order of the head; all words are used, independent of `answers`."""
     answers = tmp_path / "ans2label.json"
     answers.write_text(json.dumps({"zebra": 2, "left": 0, "one": 1}))
@@ -424,7 +472,9 @@ def test_the_default_templates_are_the_official_ones():
     }
     for kind, templates in Templates().kinds.items():
         pairs = product(names[kind], ("a", "the", "one"))
-        assert templates == tuple(f"A {name} of {article} {{}}." for name, article in pairs)
+        assert templates == tuple(
+            f"A {name} of {article} {{}}." for name, article in pairs
+        )
 
 
 def test_a_template_has_exactly_one_placeholder():

@@ -17,5 +17,7 @@ def test_a_task_that_dies_ends_the_stage_after_all_others(tmp_path):
     results = [next(tasks) for _ in range(5)]
 
     assert sorted(results) == [(n, 10 * n) for n in range(1, 6)]
-    with pytest.raises(RuntimeError, match=r"^0: its process ended with status -11; .*lower"):
+    with pytest.raises(
+        RuntimeError, match=r"^0: its process ended with status -11; .*lower"
+    ):
         next(tasks)

@@ -56,7 +56,9 @@ def models(trained, videos, clips, add):
         {"path": "red.png", "kind": "image", "id": "red"},
     ]
     for name, part, columns in (("one", rows, ["day"]), ("two", more, [])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in part)
+        )
         add(folder / "index", folder / f"{name}.jsonl", columns=columns)
     add(folder / "index", clips)
 
@@ -71,7 +73,11 @@ def keys(models):
     """The keys of three videos, the half of one, an image and samples."""
     rows = models.search.index.rows()
     rows.sort(
-        key=lambda row: (bool(row["frame_offsets"]), row["kind"] == "image", row["start"] or 0)
+        key=lambda row: (
+            bool(row["frame_offsets"]),
+            row["kind"] == "image",
+            row["start"] or 0,
+        )
     )
     return [row["key"] for row in rows]
 
@@ -83,5 +89,7 @@ def app(models):
 
 @pytest.fixture
 def client(app):
-    with TestClient(guarded(app, "127.0.0.1"), base_url="http://127.0.0.1:7860") as client:
+    with TestClient(
+        guarded(app, "127.0.0.1"), base_url="http://127.0.0.1:7860"
+    ) as client:
         yield client

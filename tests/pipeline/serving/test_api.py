@@ -57,12 +57,16 @@ def test_the_option_of_the_server_is_the_default(models):
 
 
 def test_an_upload_has_similar_clips(client, models, videos):
-    answer = client.post("/api/search", params={"k": 5}, content=videos[2].read_bytes()).json()
+    answer = client.post(
+        "/api/search", params={"k": 5}, content=videos[2].read_bytes()
+    ).json()
 
     expected = models.search.similar(videos[2], 5)
     assert clip_keys(answer) == [hit.item["key"] for hit in expected]
     similarities = [hit.similarity for hit in expected]
-    assert [hit["similarity"] for hit in answer["hits"]] == pytest.approx(similarities, abs=1e-5)
+    assert [hit["similarity"] for hit in answer["hits"]] == pytest.approx(
+        similarities, abs=1e-5
+    )
 
 
 def test_a_clip_has_similar_clips(client, models, keys):
@@ -72,11 +76,15 @@ def test_a_clip_has_similar_clips(client, models, keys):
 
 
 def words(ranked):
-    return [{"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked]
+    return [
+        {"text": text, "probability": pytest.approx(p, abs=1e-6)} for text, p in ranked
+    ]
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_questions_and_entities_of_clips_and_uploads(number, client, models, videos, keys):
+def test_questions_and_entities_of_clips_and_uploads(
+    number, client, models, videos, keys
+):
     file = videos[1] if number == 1 else videos[0].parent / "red.png"
     question = {"question": "what moves?", "k": 2}
     region = {"box": "0.5,0,0.5,1", "k": 3}
@@ -98,7 +106,10 @@ def test_questions_and_entities_of_clips_and_uploads(number, client, models, vid
 
 def test_files_are_played_in_ranges_and_stay_private(client, videos, keys):
     whole = client.get(f"/api/clip/{keys[1]}")
-    assert (whole.content, whole.headers["content-type"]) == (videos[1].read_bytes(), "video/mp4")
+    assert (whole.content, whole.headers["content-type"]) == (
+        videos[1].read_bytes(),
+        "video/mp4",
+    )
     assert whole.headers["cache-control"].startswith("private")
     part = client.get(f"/api/clip/{keys[1]}", headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, whole.content[10:20])
@@ -140,7 +151,9 @@ def test_what_the_server_has_no_model_for_is_refused(models):
         (None, QA, "", ["ask"]),
     ],
 )
-def test_what_is_offered_follows_from_the_models(own, ask, entities, offered, models, trained):
+def test_what_is_offered_follows_from_the_models(
+    own, ask, entities, offered, models, trained
+):
     """own: name of the model of an index; None without an index."""
     index = "" if own is None else models.search.index.place
     options = Options(device="cpu", workspace=trained)
@@ -181,7 +194,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [(path, status) for status, paths in REFUSED.items() for path in paths]
+    ("path", "status"),
+    [(path, status) for status, paths in REFUSED.items() for path in paths],
 )
 def test_a_wrong_request_is_refused(path, status, client, keys):
     assert client.get(f"/api/{path.replace('KEY', keys[1])}").status_code == status
@@ -217,7 +231,8 @@ def test_pages_of_other_sites_do_not_reach_the_api(client, headers, status):
     assert not [name for name in answer.headers if name.startswith("access-control")]
     policy = answer.headers.get("content-security-policy", "")
     assert ("default-src 'self'" in policy) == (status != 400)
-    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link
+    # A link.
+    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
 TOKEN = "0123456789abcdef"
@@ -240,9 +255,13 @@ AUTHORIZATIONS = {
 
 @pytest.mark.parametrize("path", ["/", "/api/health", "/api/openapi.json"])
 def test_a_token_is_required_everywhere(path, app):
-    client = TestClient(guarded(app, "0.0.0.0", TOKEN), base_url="http://videos.example:7860")
+    client = TestClient(
+        guarded(app, "0.0.0.0", TOKEN), base_url="http://videos.example:7860"
+    )
     for value, status in AUTHORIZATIONS.items():
-        assert client.get(path, headers=[("Authorization", value)]).status_code == status
+        assert (
+            client.get(path, headers=[("Authorization", value)]).status_code == status
+        )
     assert client.get("/none").headers["www-authenticate"].startswith("Basic")
 
 
@@ -264,7 +283,9 @@ def test_the_token_is_that_of_the_file_or_the_variable(
     assert read_token(host, None if content is None else file) == token
 
 
-@pytest.mark.parametrize(("host", "variable"), [("192.0.2.1", ""), ("0.0.0.0", "short")])
+@pytest.mark.parametrize(
+    ("host", "variable"), [("192.0.2.1", ""), ("0.0.0.0", "short")]
+)
 def test_other_machines_need_a_token(host, variable, monkeypatch):
     monkeypatch.setenv("ALPRO_TOKEN", variable)
     with pytest.raises(InputError, match=r"(?i)token"):
@@ -289,12 +310,18 @@ def copied(models, tmp_path):
 
 def test_a_removed_clip_is_not_another_one(copied, videos):
     index, client = copied
-    removed = clip_keys(get(client, "search", where=f"path LIKE '%{videos[0].name}'"))[0]
+    removed = clip_keys(get(client, "search", where=f"path LIKE '%{videos[0].name}'"))[
+        0
+    ]
 
     remove_videos(index.place, [str(videos[0])])
 
     assert removed not in clip_keys(get(client, "search", k=100))
-    for path in (f"search?clip={removed}", f"clip/{removed}", f"clip/{removed}?view=still"):
+    for path in (
+        f"search?clip={removed}",
+        f"clip/{removed}",
+        f"clip/{removed}?view=still",
+    ):
         assert client.get(f"/api/{path}").status_code == 404
 
 
@@ -302,7 +329,10 @@ def test_an_index_that_another_model_has_made_anew_is_refused(copied):
     index, client = copied
     index.change_settings(digest="other")
     answer = client.get("/api/search", params={"text": TEXT})
-    assert (answer.status_code, "another model" in answer.json()["detail"]) == (400, True)
+    assert (answer.status_code, "another model" in answer.json()["detail"]) == (
+        400,
+        True,
+    )
 
 
 def replace_by_link(clip, other):

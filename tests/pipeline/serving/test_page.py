@@ -11,7 +11,8 @@ from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
 )
 WIDTH = 390
 
@@ -35,7 +36,9 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"]
+        )
         yield browser
         browser.close()
 
@@ -153,5 +156,7 @@ def test_an_upload_that_is_no_video_is_a_warning(page, tmp_path):
     file = tmp_path / "report.mp4"
     file.write_bytes(b"%PDF-1.7")
     page.set_input_files("#upload", str(file))
-    page.wait_for_selector("#warning:text-matches('report.mp4: this file cannot be decoded')")
+    page.wait_for_selector(
+        "#warning:text-matches('report.mp4: this file cannot be decoded')"
+    )
     assert page.locator(".card").count() == 12

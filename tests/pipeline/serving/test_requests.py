@@ -42,7 +42,9 @@ def test_too_many_requests_are_refused_at_once_and_the_others_are_answered(
     monkeypatch.setattr(module, "MAX_WAITING", 2)
     client = TestClient(application(models))
     with ThreadPoolExecutor(3) as threads:
-        searches = [threads.submit(client.get, "/api/search", params=TEXT) for _ in range(3)]
+        searches = [
+            threads.submit(client.get, "/api/search", params=TEXT) for _ in range(3)
+        ]
         wait_for(lambda: any(search.done() for search in searches))
         assert client.get("/api/health").status_code == 200  # needs no place
         hold.set()
@@ -67,11 +69,24 @@ def post(app, *messages):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b""}
-    scope |= {"headers": [(b"host", b"127.0.0.1")], "http_version": "1.1", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/search",
+        "query_string": b"",
+    }
+    scope |= {
+        "headers": [(b"host", b"127.0.0.1")],
+        "http_version": "1.1",
+        "scheme": "http",
+    }
     scope |= {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2), "root_path": ""}
     asyncio.run(app(scope, receive, send))
-    return [message["status"] for message in sent if message["type"] == "http.response.start"]
+    return [
+        message["status"]
+        for message in sent
+        if message["type"] == "http.response.start"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,10 @@ def test_a_disk_that_takes_no_upload_is_one_line(client, monkeypatch):
 
     monkeypatch.setattr(module, "NamedTemporaryFile", fail)
     answer = client.post("/api/search", content=b"x" * 100)
-    assert (answer.status_code, "No space left" in answer.json()["detail"]) == (503, True)
+    assert (answer.status_code, "No space left" in answer.json()["detail"]) == (
+        503,
+        True,
+    )
     assert "secret" not in answer.text
 
 
@@ -125,7 +143,11 @@ def test_uploads_that_take_long_to_decode_stop_no_search(client, keys, monkeypat
             uploads.append(threads.submit(client.post, "/api/search", content=b"x"))
             assert decoding.acquire(timeout=60)
 
-        for path in ("search?text=a", "ask?clip=KEY&question=what", "clip/KEY?view=still"):
+        for path in (
+            "search?text=a",
+            "ask?clip=KEY&question=what",
+            "clip/KEY?view=still",
+        ):
             assert client.get(f"/api/{path.replace('KEY', keys[0])}").status_code == 200
         assert client.post("/api/search", content=b"x").status_code == 429
         go_on.set()

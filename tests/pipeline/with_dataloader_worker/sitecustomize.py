@@ -21,7 +21,9 @@ class Finder(MetaPathFinder):
             execute(module)
             loader = module.DataLoader
             more = {"num_workers": 1, "prefetch_factor": 2}
-            module.DataLoader = lambda *arguments, **options: loader(*arguments, **options | more)
+            module.DataLoader = lambda *arguments, **options: loader(
+                *arguments, **options | more
+            )
 
         spec.loader.exec_module = exec_module
         return spec

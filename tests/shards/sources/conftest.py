@@ -44,8 +44,12 @@ class Imported:
         table = pq.read_table(manifest.file).to_pylist()
         self.folder = folder
         self.about = manifest.about
-        self.rows = [Row.model_validate(row | {"meta": json.loads(row["meta"])}) for row in table]
-        self.rejects = [Reject.model_validate(row) for row in manifest.rejects().to_pylist()]
+        self.rows = [
+            Row.model_validate(row | {"meta": json.loads(row["meta"])}) for row in table
+        ]
+        self.rejects = [
+            Reject.model_validate(row) for row in manifest.rejects().to_pylist()
+        ]
         self.notes = "\n".join(manifest.about["notes"])
 
     @property
@@ -95,7 +99,9 @@ def read(tmp_path: Path) -> Read:
             for split, names in more.pop("annotations", {}).items()
         }
         source = folder / data if data else folder
-        manifest = import_source(source, tmp_path / "cache", annotations, columns=told, **more)
+        manifest = import_source(
+            source, tmp_path / "cache", annotations, columns=told, **more
+        )
         return Imported(manifest, folder)
 
     return read

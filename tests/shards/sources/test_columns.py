@@ -21,7 +21,9 @@ MEDIA = "clips/a.mp4 clips/b.mp4 c.mp4 7.mp4"
 def test_every_published_form_has_the_keys_of_columns():
     for form in FORMS:
         told = {
-            key: value for key, value in form.model_dump().items() if key in Columns.model_fields
+            key: value
+            for key, value in form.model_dump().items()
+            if key in Columns.model_fields
         }
         assert Columns.model_validate(told)
         assert form.has
@@ -33,7 +35,9 @@ def test_columns_that_a_user_tells_are_read(kind, read):
 
     imported = read({"x.json": case["table"]}, MEDIA, columns=case["columns"])
 
-    assert {file: [*texts] for file, texts in imported.captions.items()} == case["captions"]
+    assert {file: [*texts] for file, texts in imported.captions.items()} == case[
+        "captions"
+    ]
     assert imported.rejects == []
 
 
@@ -43,7 +47,9 @@ def test_records_inside_of_json_lines_and_the_lines_of_a_text_are_told(read):
     line = {"line": r"(?P<file>\S+)\|(?P<text>.+)"}
 
     assert read(nested, MEDIA, columns=told).captions == {"c.mp4": ("a dog",)}
-    imported = read({"x.txt": "c.mp4|a dog\nno line of it\n"}, MEDIA, data="x.txt", columns=line)
+    imported = read(
+        {"x.txt": "c.mp4|a dog\nno line of it\n"}, MEDIA, data="x.txt", columns=line
+    )
     assert imported.captions == {"c.mp4": ("a dog",)}
     assert [reject.id for reject in imported.rejects] == ["line 2"]
 
@@ -56,7 +62,11 @@ def test_a_folder_of_texts_is_told(read):
 
 MISTAKES = {
     "an unknown column": ({"file": "films"}, "'films'", "film, words"),
-    "a path that leads nowhere": ({"records": "data.items"}, "'data.items'", "there are list"),
+    "a path that leads nowhere": (
+        {"records": "data.items"},
+        "'data.items'",
+        "there are list",
+    ),
 }
 
 
@@ -66,7 +76,11 @@ def test_a_column_that_no_record_has_is_one_line_with_those_that_there_are(kind,
     table = [{"film": "c.mp4", "words": "a dog"}]
 
     with one_line(*parts):
-        read({"x.json": {"list": table} if "records" in columns else table}, MEDIA, columns=columns)
+        read(
+            {"x.json": {"list": table} if "records" in columns else table},
+            MEDIA,
+            columns=columns,
+        )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +104,9 @@ def test_a_wrong_key_of_columns_is_one_line(change, says, tmp_path, capsys):
 def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, read):
     case = CASES["unknown"][kind]
     files = {case["file"]: case["content"]}
-    data = write_files(tmp_path / "data", {**dict.fromkeys(MEDIA.split(), "x"), **files})
+    data = write_files(
+        tmp_path / "data", {**dict.fromkeys(MEDIA.split(), "x"), **files}
+    )
 
     status = execute(["data", "check", str(data)])
 
@@ -108,7 +124,10 @@ def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, r
 
 def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
     """As of Something-Something: lists of labels and videos lie beside the captions of each split."""
-    files = {"classes.txt": "c000 Holding something\n", "labels.json": {"Holding something": "0"}}
+    files = {
+        "classes.txt": "c000 Holding something\n",
+        "labels.json": {"Holding something": "0"},
+    }
     files["test.json"] = [{"id": "b"}]
     for split, name in (("train", "a"), ("validation", "c")):
         files[f"{split}.json"] = [{"id": name, "label": f"a dog in {name}"}]
@@ -116,7 +135,9 @@ def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
 
     execute(["data", "check", str(data)])
 
-    block = re.search(r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", capsys.readouterr().out, re.M)[0]
+    block = re.search(
+        r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", capsys.readouterr().out, re.M
+    )[0]
     columns = tomllib.loads(block)["corpora"]["data"]["columns"]
     imported = read(files, "a.mp4 c.mp4", columns=columns)
     assert {row.id: (row.split, row.captions) for row in imported.rows} == {
@@ -157,7 +178,14 @@ def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(tmp_path, 
     block = '\n[corpora.data.columns]\nfile = "Datei"\ncaptions = "Beschreibung"\n'
 
     for source in (data, data / "x.csv"):
-        words = ["run", "train_tokenizer", "--data", str(source), "--workspace", str(tmp_path)]
+        words = [
+            "run",
+            "train_tokenizer",
+            "--data",
+            str(source),
+            "--workspace",
+            str(tmp_path),
+        ]
         status = execute([*words, "--dry-run"])
 
         assert status == 2
@@ -197,12 +225,17 @@ def test_a_value_of_another_type_is_a_reject_or_an_input_error(read):
         "split": "train",
         "id": "x",
     }
-    record |= {"question": "what?", "answer": "x", "questions": [{"question": "x", "answer": "x"}]}
+    record |= {
+        "question": "what?",
+        "answer": "x",
+        "questions": [{"question": "x", "answer": "x"}],
+    }
     documents = []
     for key in record:
         documents += [[{**record, key: wrong}] for wrong in WRONG]
     documents += [
-        {"images": wrong, "annotations": [{"image_id": 1, "caption": "x"}]} for wrong in WRONG
+        {"images": wrong, "annotations": [{"image_id": 1, "caption": "x"}]}
+        for wrong in WRONG
     ]
     documents += [{"database": {"a": wrong}} for wrong in WRONG]
     for document in documents:

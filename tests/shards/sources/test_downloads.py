@@ -24,7 +24,9 @@ def about(key: str, **more) -> dict:
     return {"url": url, "key": key, "status": "success", "error_message": None} | more
 
 
-def members(key: str, caption: str = "", extension: str = "mp4", **more) -> dict[str, bytes]:
+def members(
+    key: str, caption: str = "", extension: str = "mp4", **more
+) -> dict[str, bytes]:
     return {
         f"{key}.{extension}": 200 * key.encode(),
         f"{key}.txt": caption.encode(),
@@ -53,9 +55,13 @@ def downloads(tmp_path) -> Path:
     folder.mkdir()
     first = folder / "00000.tar"
     captions = {"000": "the  first\n", "001": "the second", "003": ""}
-    samples = [members(key, caption, split="train") for key, caption in captions.items()]
+    samples = [
+        members(key, caption, split="train") for key, caption in captions.items()
+    ]
     first.write_bytes(pack_samples(*samples))
-    secret = about("002", url="https://me:pw@host", status="failed", error_message="HTTP Error 404")
+    secret = about(
+        "002", url="https://me:pw@host", status="failed", error_message="HTTP Error 404"
+    )
     write_table(first, [*map(about, captions), secret, about("004", status="no cuts")])
     clips = [members(f"./010_{n:03d}", "a cut", clips=[[0, 1]]) for n in range(2)]
     (folder / "00001.tar").write_bytes(pack_samples(*clips))
@@ -80,7 +86,11 @@ def test_a_row_says_where_its_video_is(downloads):
     row = scan(downloads)[0]["001"]
 
     content = row.path.read_bytes()[row.member.offset :]
-    assert (row.file_name, row.kind, row.path) == ("001.mp4", "video", downloads / "00000.tar")
+    assert (row.file_name, row.kind, row.path) == (
+        "001.mp4",
+        "video",
+        downloads / "00000.tar",
+    )
     assert content[: row.member.size] == 200 * b"001"
 
 
@@ -127,7 +137,10 @@ def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, has_table):
     keys = ["00000", "00001", "00002", "00003"]
     media = {f"{key}.mp4": 400 * key.encode() for key in keys}
     content = pack_samples(
-        *(members(key, f"cut {key}") | {f"{key}.mp4": media[f"{key}.mp4"]} for key in keys)
+        *(
+            members(key, f"cut {key}") | {f"{key}.mp4": media[f"{key}.mp4"]}
+            for key in keys
+        )
     )
     shard = tmp_path / "00000.tar"
     if has_table:
@@ -141,7 +154,9 @@ def test_a_damaged_download_keeps_or_counts_every_sample(tmp_path, has_table):
         assert not has_table or len(rows) + len(rejects) >= 4
         for key, row in rows.items():
             video = changed[row.member.offset :][: row.member.size]
-            flipped = sum(a != b for a, b in zip(video, media[f"{key}.mp4"], strict=True))
+            flipped = sum(
+                a != b for a, b in zip(video, media[f"{key}.mp4"], strict=True)
+            )
             assert flipped <= 1
             assert len(changed) == len(content) or row.captions == (f"cut {key}",)
 
@@ -199,7 +214,11 @@ INVALID = [
     (members("0") | {"0.json": b'{"status": '}, "bad row", "0.json: "),
     (members("0", note="a\0"), "bad row", "0.json: a NUL character"),
     (members("0", split="fold9"), "bad row", "unknown split"),
-    (members("0") | {"0.txt": b"x" * (1 << 24) + b"x"}, "bad row", "0.txt: 16777217 bytes"),
+    (
+        members("0") | {"0.txt": b"x" * (1 << 24) + b"x"},
+        "bad row",
+        "0.txt: 16777217 bytes",
+    ),
 ]
 
 
@@ -215,7 +234,9 @@ def test_an_invalid_sample_is_a_reject(tmp_path, sample, reason, detail):
 
 def test_the_video_of_a_sample_is_read_rather_than_a_picture_of_it(tmp_path):
     pictures = [{"0.jpg": b"2"}, members("0"), {"0.png": b"3"}]
-    (tmp_path / "0.tar").write_bytes(pack_samples(*pictures, members("1", extension="JPG")))
+    (tmp_path / "0.tar").write_bytes(
+        pack_samples(*pictures, members("1", extension="JPG"))
+    )
 
     rows, _ = scan(tmp_path)
 
@@ -224,13 +245,24 @@ def test_the_video_of_a_sample_is_read_rather_than_a_picture_of_it(tmp_path):
 
 
 def test_short_columns_of_a_sample_are_stored(tmp_path):
-    columns = {"note": "x" * 1001, "title": "x" * 1000, "list": [1], "sha256": "0", "fps": 25}
-    sample = members("0", captions=["a dog  runs", "a cat"], page="https://me:pw@host/a", **columns)
+    columns = {
+        "note": "x" * 1001,
+        "title": "x" * 1000,
+        "list": [1],
+        "sha256": "0",
+        "fps": 25,
+    }
+    sample = members(
+        "0", captions=["a dog  runs", "a cat"], page="https://me:pw@host/a", **columns
+    )
     (tmp_path / "0.tar").write_bytes(pack_samples(sample))
 
     row = scan(tmp_path)[0]["0"]
 
-    assert (row.captions, [*row.meta]) == (("a dog runs", "a cat"), ["url", "title", "fps"])
+    assert (row.captions, [*row.meta]) == (
+        ("a dog runs", "a cat"),
+        ["url", "title", "fps"],
+    )
 
 
 def test_compressed_shards_are_named(tmp_path):
@@ -249,7 +281,9 @@ def test_compressed_shards_are_named(tmp_path):
     assert all("gunzip" in reject.detail for reject in rejects)
 
 
-@pytest.mark.parametrize(("keys", "ids", "count"), [("a.1 b.1", ["a", "b"], 0), ("c.1 c.2", [], 2)])
+@pytest.mark.parametrize(
+    ("keys", "ids", "count"), [("a.1 b.1", ["a", "b"], 0), ("c.1 c.2", [], 2)]
+)
 def test_a_key_ends_at_the_first_dot(tmp_path, keys, ids, count):
     samples = [{f"{key}.mp4": b"1", f"{key}.txt": b"a dog"} for key in keys.split()]
     (tmp_path / "0.tar").write_bytes(pack_samples(*samples))

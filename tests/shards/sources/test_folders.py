@@ -34,9 +34,15 @@ LAYOUTS = {
         "log.csv": "",
         "e.json": [],
     },
-    "a table beside metadata of videos": {"x.csv": TABLE, "a.info.json": {"title": "x"}},
+    "a table beside metadata of videos": {
+        "x.csv": TABLE,
+        "a.info.json": {"title": "x"},
+    },
     "videofolder": {
-        "metadata.jsonl": [{"file_name": "a.mp4", "text": DOG}, {"file_name": "b.mp4", "text": CAT}]
+        "metadata.jsonl": [
+            {"file_name": "a.mp4", "text": DOG},
+            {"file_name": "b.mp4", "text": CAT},
+        ]
     },
     "a table for each split": {
         "train.csv": f"video,caption\na,{DOG}\n",
@@ -59,7 +65,10 @@ def test_captions_are_read_where_other_tools_leave_them(layout, read):
 
 
 def test_a_table_of_a_folder_names_files_of_that_folder(read):
-    files = {f"{name}/metadata.csv": f"file_name,text\na.mp4,a {name}\n" for name in ("dog", "cat")}
+    files = {
+        f"{name}/metadata.csv": f"file_name,text\na.mp4,a {name}\n"
+        for name in ("dog", "cat")
+    }
 
     imported = read(files, "dog/a.mp4 cat/a.mp4")
 
@@ -116,7 +125,9 @@ def test_a_name_that_is_not_utf8_is_a_reject(read):
 
     assert imported.captions == {"a.mp4": (DOG,)}
     assert "not UTF-8" in imported.details[0]
-    assert read({os.fsdecode(b"caf\xe9.mp4"): "", "x.csv": "video,caption\ncaf,x\n"}).notes.encode()
+    assert read(
+        {os.fsdecode(b"caf\xe9.mp4"): "", "x.csv": "video,caption\ncaf,x\n"}
+    ).notes.encode()
 
 
 AS_SPLITS = "folders named as splits are splits"
@@ -154,7 +165,12 @@ def test_a_split_that_a_row_names_is_its_split(read):
 
 def test_what_is_not_data_is_left_out_and_counted(tmp_path):
     data = ["a.mp4", "notes/artifacts/c.mp4", "sub/b.mp4", "thumb/c.mp4", "trash/d.jpg"]
-    system = ["@eaDir/a.mp4/SYNO.jpg", "#recycle/d.mp4", "$RECYCLE.BIN/e.mp4", "lost+found/g.mp4"]
+    system = [
+        "@eaDir/a.mp4/SYNO.jpg",
+        "#recycle/d.mp4",
+        "$RECYCLE.BIN/e.mp4",
+        "lost+found/g.mp4",
+    ]
     hidden = [".Trash-1000/f.mp4", ".thumbnails/i.jpg", "._a.mp4", ".DS_Store"]
     unfinished = ["x.mp4.part", "y.mov.crdownload"]
     cameras = ["GL010001.LRV", "GX010001.THM"]
@@ -167,7 +183,8 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
         "e/m.png",
     ]
     write_files(
-        tmp_path, dict.fromkeys([*data, *system, *hidden, *unfinished, *cameras, *written], "x")
+        tmp_path,
+        dict.fromkeys([*data, *system, *hidden, *unfinished, *cameras, *written], "x"),
     )
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
     (tmp_path / "loop").symlink_to("loop")
@@ -176,7 +193,10 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
     folder = Folder(tmp_path, notes)
 
     assert folder.media == data
-    counts = {reason.partition(" are left out")[0]: count for reason, count in notes.counts.items()}
+    counts = {
+        reason.partition(" are left out")[0]: count
+        for reason, count in notes.counts.items()
+    }
     assert counts == {
         "folders of NAS and operating systems": 4,
         "hidden files and folders": 4,
@@ -191,7 +211,9 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lib", "lib/b"])
-def test_a_folder_that_cannot_be_listed_is_an_error_with_its_name(name, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_an_error_with_its_name(
+    name, tmp_path, monkeypatch
+):
     write_files(tmp_path, dict.fromkeys(["lib/a/1.mp4", "lib/b/2.mp4"], "x"))
     scandir = os.scandir
 
@@ -213,7 +235,9 @@ def test_animated_images_are_videos(read):
     animated = b"RIFF\0\0\0\0WEBPVP8X\n\0\0\0\x02\0\0\0"
     still = animated.replace(b"\x02", b"\0")
 
-    rows = read({"a.webp": animated, "b.webp": still, "c.gif": b"GIF89a", "a.txt": DOG}).rows
+    rows = read(
+        {"a.webp": animated, "b.webp": still, "c.gif": b"GIF89a", "a.txt": DOG}
+    ).rows
 
     assert {row.name: row.kind for row in rows} == {
         "a.webp": "video",
@@ -224,7 +248,9 @@ def test_animated_images_are_videos(read):
 
 def test_an_index_has_all_media_of_a_folder_with_the_captions_of_its_table(tmp_path):
     for table, expected in ((TABLE.replace("b,", "z,"), (DOG,)), ("x,y\n1,2\n", ())):
-        folder = write_files(tmp_path / table[:1], {"a.mp4": "", "b.mp4": "", "data.csv": table})
+        folder = write_files(
+            tmp_path / table[:1], {"a.mp4": "", "b.mp4": "", "data.csv": table}
+        )
 
         rows = list(scan_media(folder))
 
@@ -232,7 +258,9 @@ def test_an_index_has_all_media_of_a_folder_with_the_captions_of_its_table(tmp_p
 
 
 def test_parts_of_files_are_no_rows_of_an_index(tmp_path):
-    write_files(tmp_path, {"a.mp4": "", "x.csv": f"video,start,end,caption\na,1,2,{DOG}\n"})
+    write_files(
+        tmp_path, {"a.mp4": "", "x.csv": f"video,start,end,caption\na,1,2,{DOG}\n"}
+    )
 
     (row,) = scan_media(tmp_path)
 
@@ -241,7 +269,10 @@ def test_parts_of_files_are_no_rows_of_an_index(tmp_path):
 
 @pytest.mark.parametrize(
     ("annotations", "says"),
-    [({"train": "none.csv"}, "no such annotation file"), ({"train": "x.csv"}, "x.csv: no rows")],
+    [
+        ({"train": "none.csv"}, "no such annotation file"),
+        ({"train": "x.csv"}, "x.csv: no rows"),
+    ],
 )
 def test_annotations_that_cannot_be_used_are_one_line(annotations, says, read):
     with one_line(says):
@@ -251,7 +282,8 @@ def test_annotations_that_cannot_be_used_are_one_line(annotations, says, read):
 def test_lists_of_videos_take_the_texts_of_another_file(read):
     """As of the 1k-A split of MSR-VTT; a list with texts keeps them."""
     sentences = [
-        {"video_id": name, "caption": f"a {name}", "sen_id": n} for n, name in enumerate("abc")
+        {"video_id": name, "caption": f"a {name}", "sen_id": n}
+        for n, name in enumerate("abc")
     ]
     videos = [{"video_id": name, "split": "train"} for name in "abc"]
     files = {
@@ -259,7 +291,11 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
         "train.9k.csv": "video_id\na\nb\n",
         "test.csv": "key,vid_key,video_id,sentence\nret0,msr2,c,a bird\n",
     }
-    annotations = {"train": "train.9k.csv", "test": "test.csv", "texts": "MSRVTT_data.json"}
+    annotations = {
+        "train": "train.9k.csv",
+        "test": "test.csv",
+        "texts": "MSRVTT_data.json",
+    }
 
     imported = read(files, "a.mp4 b.mp4 c.mp4", annotations=annotations)
 
@@ -282,7 +318,9 @@ def test_lists_find_files_as_the_published_texts_do(read):
     files = {f"{split}_list.txt": f"{name}\n" for split, name in names.items()}
     media = " ".join(f"YouTubeClips/{name}.avi" for name in names.values())
 
-    imported = read({**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"}, media)
+    imported = read(
+        {**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"}, media
+    )
 
     assert {row.split: row.captions for row in imported.rows} == {
         "train": ("a bird bathes",),
@@ -294,7 +332,10 @@ def test_lists_find_files_as_the_published_texts_do(read):
 def test_answers_of_another_table_are_those_of_the_same_id(read):
     asked = [{"video_name": "a", "question": "who?", "question_id": 7}] * 2
     asked[1] = {**asked[1], "question_id": 8}
-    files = {"q.json": asked, "a.json": [{"question_id": 7.0, "answer": "a dog", "type": 3}]}
+    files = {
+        "q.json": asked,
+        "a.json": [{"question_id": 7.0, "answer": "a dog", "type": 3}],
+    }
 
     imported = read(files, "v_a.mp4", annotations={"train": "q.json a.json"})
 
@@ -309,7 +350,9 @@ def test_a_question_of_two_splits_has_the_answer_of_each(read):
         files[f"{split}.json"] = [{"question_id": 7, "answer": answer, "type": 3}]
 
     imported = read(
-        files, "v_a.mp4", annotations={"train": "q.json train.json", "test": "q.json test.json"}
+        files,
+        "v_a.mp4",
+        annotations={"train": "q.json train.json", "test": "q.json test.json"},
     )
 
     answers = {row.split: row.questions[0].answer for row in imported.rows}
@@ -319,11 +362,17 @@ def test_a_question_of_two_splits_has_the_answer_of_each(read):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("x.csv", 'video,caption\na.mp4,"a dog\nb.mp4,a cat\n', "line 2: unclosed quotation"),
+        (
+            "x.csv",
+            'video,caption\na.mp4,"a dog\nb.mp4,a cat\n',
+            "line 2: unclosed quotation",
+        ),
         ("x.jsonl", '{"video": "a.mp4", "caption": "a dog"},\n', "line 1: not JSON"),
     ],
 )
-def test_a_damaged_table_beside_videos_is_told_with_its_reason(name, content, problem, read):
+def test_a_damaged_table_beside_videos_is_told_with_its_reason(
+    name, content, problem, read
+):
     assert problem in read({name: content}, "a.mp4").notes
 
 
@@ -428,6 +477,11 @@ def test_a_source_of_another_version_of_the_reader_is_read_again(tmp_path, monke
 def test_a_table_of_several_splits_is_read_for_one(read):
     table = {"all.csv": "video,caption,split\na,a dog,train\nb,a cat,val\n"}
 
-    imported = read(table, "a.mp4 b.mp4", annotations={"train": "all.csv", "validation": "all.csv"})
+    imported = read(
+        table, "a.mp4 b.mp4", annotations={"train": "all.csv", "validation": "all.csv"}
+    )
 
-    assert {row.id: row.split for row in imported.rows} == {"a": "train", "b": "validation"}
+    assert {row.id: row.split for row in imported.rows} == {
+        "a": "train",
+        "b": "validation",
+    }

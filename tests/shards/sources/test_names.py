@@ -5,7 +5,11 @@ import pytest
 # Media, a name in a table, and the file that it means; None if it has none.
 NAMES = {
     "a path with a folder": ("B/a.mp4 a.mp4", "B/a.mp4", "B/a.mp4"),
-    "without its extension, with a dot": ("clip.1.mp4 clip.2.mp4", "clip.2", "clip.2.mp4"),
+    "without its extension, with a dot": (
+        "clip.1.mp4 clip.2.mp4",
+        "clip.2",
+        "clip.2.mp4",
+    ),
     "another extension": ("a.webm b.mp4", "a.mp4", "a.webm"),
     "a video beside its picture": ("a.mp4 a.jpg", "a", "a.mp4"),
     "of Windows": ("B/a.mp4", "B\\a.mp4", "B/a.mp4"),
@@ -21,16 +25,22 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("column", ["path", "video", "file_name", "clip_id", "Video Name"])
+@pytest.mark.parametrize(
+    "column", ["path", "video", "file_name", "clip_id", "Video Name"]
+)
 @pytest.mark.parametrize("case", NAMES)
 def test_a_name_means_the_file_of_its_path_under_any_header(case, column, read):
     media, name, file = NAMES[case]
     files = {f"{each}": "x" for each in media.split()}
 
-    imported = read({**files, "x.jsonl": [{column: name, "caption": "a dog"}]}, data="x.jsonl")
+    imported = read(
+        {**files, "x.jsonl": [{column: name, "caption": "a dog"}]}, data="x.jsonl"
+    )
 
     assert [*imported.captions] == ([file] if file else [])
-    assert [reject.reason for reject in imported.rejects] == ([] if file else ["missing"])
+    assert [reject.reason for reject in imported.rejects] == (
+        [] if file else ["missing"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,9 @@ def test_a_name_means_the_file_of_its_path_under_any_header(case, column, read):
         ("other.mp4", "a", ""),
     ],
 )
-def test_a_missing_file_is_a_reject_with_the_files_of_similar_names(media, name, similar, read):
+def test_a_missing_file_is_a_reject_with_the_files_of_similar_names(
+    media, name, similar, read
+):
     imported = read({"x.csv": f"path,caption\n{name},a dog\n"}, media)
 
     (reject,) = imported.rejects
@@ -96,10 +108,13 @@ def test_prefixes_belong_to_a_form(read):
     assert imported.captions == {"v_1.mp4": ("a dog",), "2.mp4": ("a cat",)}
 
 
-@pytest.mark.parametrize("name", ["../b.mp4", "/etc/passwd", "x/../../b.mp4", "file:///etc/b.mp4"])
+@pytest.mark.parametrize(
+    "name", ["../b.mp4", "/etc/passwd", "x/../../b.mp4", "file:///etc/b.mp4"]
+)
 def test_a_name_outside_of_the_data_is_a_reject(name, read):
     imported = read(
-        {"x.jsonl": [{"path": name, "caption": "x"}, {"path": "a", "caption": "x"}]}, "a.mp4"
+        {"x.jsonl": [{"path": name, "caption": "x"}, {"path": "a", "caption": "x"}]},
+        "a.mp4",
     )
 
     assert [*imported.captions] == ["a.mp4"]
@@ -110,7 +125,10 @@ def test_a_root_is_the_folder_that_corresponds_to_the_data(read, tmp_path):
     table = {"x.csv": "image,caption\n/export/cc3m/a.jpg,a dog\nb.jpg,a cat\n"}
 
     imported = read(
-        table, "a.jpg b.jpg", annotations={"train": "x.csv"}, root=tmp_path / "/export/cc3m"
+        table,
+        "a.jpg b.jpg",
+        annotations={"train": "x.csv"},
+        root=tmp_path / "/export/cc3m",
     )
 
     assert imported.captions == {"a.jpg": ("a dog",), "b.jpg": ("a cat",)}

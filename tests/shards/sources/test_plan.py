@@ -34,7 +34,9 @@ def units_of(rows: list[Row], **how) -> list[DecodeUnit]:
         return list(plan.units())
 
 
-def assign_splits(rows: list[Row], validation: float, test: float, seed: int) -> list[Row]:
+def assign_splits(
+    rows: list[Row], validation: float, test: float, seed: int
+) -> list[Row]:
     """The rows with their splits, in their original order."""
     done = {
         row.id: row
@@ -46,7 +48,13 @@ def assign_splits(rows: list[Row], validation: float, test: float, seed: int) ->
 
 def rows_of(groups: list[int], split: str = "") -> list[Row]:
     return [
-        Row(id=str(number), path=Path("a.mp4"), kind="video", group=f"group {group}", split=split)
+        Row(
+            id=str(number),
+            path=Path("a.mp4"),
+            kind="video",
+            group=f"group {group}",
+            split=split,
+        )
         for number, group in enumerate(groups)
     ]
 
@@ -67,12 +75,16 @@ def test_a_generated_split_depends_on_the_group_alone(
     done = assign_splits(rows, validation=0.2, test=0.1, seed=seed)
     assert [row.id for row in done] == [row.id for row in rows]
     split_of = {row.group: row.split for row in done}
-    assert {(row.group, row.split) for row in done} == split_of.items()  # one split for each group
+    # One split for each group.
+    assert {(row.group, row.split) for row in done} == split_of.items()
     kept = [row for number, row in enumerate(rows) if number not in removed]
     changed = random.sample(
         [row.model_copy(update={"captions": ("new",)}) for row in kept], len(kept)
     )
-    added = [row.model_copy(update={"id": f"new {row.id}"}) for row in rows_of(list(range(40, 50)))]
+    added = [
+        row.model_copy(update={"id": f"new {row.id}"})
+        for row in rows_of(list(range(40, 50)))
+    ]
     for row in assign_splits([*added, *changed], validation=0.2, test=0.1, seed=seed):
         assert row.split == split_of.get(row.group, row.split)
 
@@ -80,9 +92,12 @@ def test_a_generated_split_depends_on_the_group_alone(
 def test_generated_splits_have_the_given_shares():
     rows = rows_of(list(range(600)))
 
-    splits = [row.split for row in assign_splits(rows, validation=0.2, test=0.1, seed=0)]
+    splits = [
+        row.split for row in assign_splits(rows, validation=0.2, test=0.1, seed=0)
+    ]
 
-    assert abs(splits.count("test") - 60) < 22  # three standard deviations of a drawn number
+    # Three standard deviations of a drawn number.
+    assert abs(splits.count("test") - 60) < 22
     assert abs(splits.count("validation") - 120) < 30
 
 
@@ -105,11 +120,19 @@ def test_a_row_without_a_split_is_for_training_if_others_have_one():
 
 
 def files(*names: str, **more) -> list[Row]:
-    return [Row(id=name, path=Path(name), kind="video", name=name, **more) for name in names]
+    return [
+        Row(id=name, path=Path(name), kind="video", name=name, **more) for name in names
+    ]
 
 
 CLIPS = [
-    *("star_AB_0.mp4", "star_AB_1.mp4", "star_CD_10.mp4", "star_CD_11.mp4", "star_EF_1.mp4"),
+    *(
+        "star_AB_0.mp4",
+        "star_AB_1.mp4",
+        "star_CD_10.mp4",
+        "star_CD_11.mp4",
+        "star_EF_1.mp4",
+    ),
     *("star_EF_2.mp4", "one.mp4", "two.mp4"),
 ]
 GOPRO = [
@@ -128,7 +151,11 @@ RECORDINGS = {
         "prefix",
         {f"tv/star_{x}" for x in ("AB", "CD", "EF")},
     ),
-    "short names": ([f"{a}_{n}.mp4" for a in "abcd" for n in range(2)], "prefix", {*"abcd"}),
+    "short names": (
+        [f"{a}_{n}.mp4" for a in "abcd" for n in range(2)],
+        "prefix",
+        {*"abcd"},
+    ),
     "parts": (
         [f"{a}-part {n}.mp4" for a in "abcd" for n in range(2)],
         "prefix",
@@ -144,7 +171,11 @@ RECORDINGS = {
         "prefix",
         {*"abc", "d part"},
     ),
-    "times": ([f"{a}_{n}_{n + 10}.mp4" for a in "abcd" for n in (0, 10)], "times", {*"abcd"}),
+    "times": (
+        [f"{a}_{n}_{n + 10}.mp4" for a in "abcd" for n in (0, 10)],
+        "times",
+        {*"abcd"},
+    ),
     "chapters": (GOPRO, "chapters", {"0042", "0043", "0198", "b.mp4"}),
 }
 
@@ -167,7 +198,9 @@ def test_files_of_one_recording_are_hinted_at_with_a_ready_key(kind):
         files(*(f"video{n}.mp4" for n in range(9))),  # that is the name of the data set
         files("a1.mp4", "a2.mp4", "b1.mp4", "b2.mp4", "c.mp4"),
         # A few groups of many files are rather collections.
-        files(*(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))),
+        files(
+            *(f"{name}_{n}.mp4" for name in ("auto", "more", "some") for n in range(4))
+        ),
         files("one.mp4", "two.mp4", "three.mp4"),
         # Parts of a file are one file.
         [row.model_copy(update={"id": n}) for n in "ab" for row in files(CLIPS[0])],
@@ -182,7 +215,9 @@ def test_other_names_are_no_recordings(rows):
 def test_a_named_split_whose_files_are_all_missing_stays_named_and_is_empty():
     """Splits that are drawn instead would have training videos in the test."""
     missing = MissingItem(id="x", path="x.mp4", split="test", captions=1)
-    rows = [row.model_copy(update={"captions": ("a dog",)}) for row in rows_of([*range(40)])]
+    rows = [
+        row.model_copy(update={"captions": ("a dog",)}) for row in rows_of([*range(40)])
+    ]
 
     with plan_of([*rows, missing], validation=0.1, test=0.1) as plan:
         items = {split: counts["items"] for split, counts in plan.splits().items()}
@@ -192,9 +227,12 @@ def test_a_named_split_whose_files_are_all_missing_stays_named_and_is_empty():
 
 def test_splits_say_what_they_have_and_why_they_are_empty():
     asked = [
-        {"question": "who?", "answer": answer, "type": "who"} for answer in ("dog", "cat", "dog")
+        {"question": "who?", "answer": answer, "type": "who"}
+        for answer in ("dog", "cat", "dog")
     ]
-    row = Row(id="a", path=Path("a"), kind="video", captions=("x", "y"), questions=asked)
+    row = Row(
+        id="a", path=Path("a"), kind="video", captions=("x", "y"), questions=asked
+    )
     for split, says in (
         ("train", "name the splits train (1)"),
         ("", "with test = 0, none of"),
@@ -213,7 +251,10 @@ def test_splits_say_what_they_have_and_why_they_are_empty():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])), max_size=30),
+    st.lists(
+        st.tuples(st.sampled_from(SPLITS), st.sampled_from(["video", "image"])),
+        max_size=30,
+    ),
     st.integers(1, 9),
 )
 def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
@@ -222,7 +263,9 @@ def test_every_row_is_in_one_unit_of_its_split_and_kind(items, most):
         for n, (split, kind) in enumerate(items)
     ]
     units = units_of(rows, max_rows=most)
-    assert sorted(row.id for unit in units for row in unit.rows) == sorted(row.id for row in rows)
+    assert sorted(row.id for unit in units for row in unit.rows) == sorted(
+        row.id for row in rows
+    )
     assert len({unit.name for unit in units}) == len(units)
     last = {unit.name.rpartition("-")[0]: unit.name for unit in units}
     for unit in units:
@@ -238,7 +281,10 @@ def contents(units: list[DecodeUnit]) -> set[tuple[str, ...]]:
 
 
 def test_adding_or_removing_a_row_changes_few_units():
-    rows = [Row(id=f"clip {n}", path=Path("a"), kind="video", split="train") for n in range(400)]
+    rows = [
+        Row(id=f"clip {n}", path=Path("a"), kind="video", split="train")
+        for n in range(400)
+    ]
     new = rows[0].model_copy(update={"id": "new"})
     before = contents(units_of(rows, max_rows=16))
     assert len(before) > 25
@@ -252,7 +298,10 @@ def test_adding_or_removing_a_row_changes_few_units():
 
 
 def test_rejects_are_kept_in_order():
-    bad = [Reject(id=f"line {n}", path="", reason="bad row", detail="no path") for n in (2, 5)]
+    bad = [
+        Reject(id=f"line {n}", path="", reason="bad row", detail="no path")
+        for n in (2, 5)
+    ]
 
     with plan_of([bad[0], *rows_of([0]), bad[1]]) as plan:
         assert list(plan.rejects()) == bad
@@ -295,7 +344,12 @@ def test_a_row_is_planned_as_it_was_imported():
         assert list(planned.rows(np.array([2]))) == [rows[2]]
 
 
-CLIP_NAMES = ["tv/star_ABC_0.mp4", "star_DE_10.mp4", "other.mp4", "https://host/star_ABC_2.mp4"]
+CLIP_NAMES = [
+    "tv/star_ABC_0.mp4",
+    "star_DE_10.mp4",
+    "other.mp4",
+    "https://host/star_ABC_2.mp4",
+]
 PATTERNS = {
     r"star_(\w+)_\d+": ["ABC", "DE", "other.mp4", "ABC"],
     r"star_[A-Z]+": ["star_ABC", "star_DE", "other.mp4", "star_ABC"],
@@ -319,4 +373,6 @@ def test_a_pattern_that_finds_nothing_is_an_error():
     with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'a\.mp4'"):
         units_of(files("a.mp4", "b.mp4"), group_pattern="star_")
 
-    assert len(units_of(files("a.mp4", group="all have one"), group_pattern="star_")) == 1
+    assert (
+        len(units_of(files("a.mp4", group="all have one"), group_pattern="star_")) == 1
+    )

@@ -66,9 +66,18 @@ BAD = {
     "a large text": ({"caption": "\N{DOG FACE}" * (1 << 21)}, "bytes"),
     "nested deeply": ({"a": json.loads(300 * "[" + 300 * "]")}, "recursion limit"),
     "no time": ({"start": "soon"}, "'soon' is not a time"),
-    "times in the wrong order": ({"start": 3, "end": 2}, "start 3.0 is not before end 2.0"),
-    "a negative time": ({"start": -1}, "start: Input should be greater than or equal to 0"),
-    "a timestamp": ({"start": 1.7e18}, "start: Input should be less than or equal to 1000000"),
+    "times in the wrong order": (
+        {"start": 3, "end": 2},
+        "start 3.0 is not before end 2.0",
+    ),
+    "a negative time": (
+        {"start": -1},
+        "start: Input should be greater than or equal to 0",
+    ),
+    "a timestamp": (
+        {"start": 1.7e18},
+        "start: Input should be less than or equal to 1000000",
+    ),
     "a split that is none": ({"split": "fold9"}, "unknown split 'fold9'; use train"),
     "a kind that is none": ({"kind": "audio"}, "kind: "),
     "a number for a text": ({"caption": 7}, "captions are not a list of strings"),
@@ -99,7 +108,13 @@ def test_a_bad_record_is_a_reject_with_its_line_and_the_others_are_read(kind, re
 
 def test_records_of_a_file_its_part_and_a_split_are_one_row(read):
     table = [
-        {"video": "a.mp4", "caption": "a dog", "id": "first", "color": "red", "group": "g"},
+        {
+            "video": "a.mp4",
+            "caption": "a dog",
+            "id": "first",
+            "color": "red",
+            "group": "g",
+        },
         {"video": "b.mp4", "caption": "a bird"},
         {"video": "a", "caption": "a pet", "id": "second", "size": 3},
         {"video": "a.mp4", "start": 1, "end": 2, "caption": "a part"},
@@ -118,21 +133,35 @@ def test_records_of_a_file_its_part_and_a_split_are_one_row(read):
 
 
 def test_captions_and_questions_of_several_tables_of_a_split_are_joined(read):
-    captions = [{"video": "a.mp4", "caption": "a dog"}, {"video": "a.mp4", "caption": "a pet"}]
-    asked = [{"video": "a", "caption": "a dog", **ASKED, "type": "what"} for _ in range(2)]
+    captions = [
+        {"video": "a.mp4", "caption": "a dog"},
+        {"video": "a.mp4", "caption": "a pet"},
+    ]
+    asked = [
+        {"video": "a", "caption": "a dog", **ASKED, "type": "what"} for _ in range(2)
+    ]
 
     imported = read(
-        {"c.jsonl": captions, "q.jsonl": asked}, "a.mp4", annotations={"train": "c.jsonl q.jsonl"}
+        {"c.jsonl": captions, "q.jsonl": asked},
+        "a.mp4",
+        annotations={"train": "c.jsonl q.jsonl"},
     )
 
     (row,) = imported.rows
-    assert (row.captions, row.split, len(row.questions)) == (("a dog", "a pet"), "train", 2)
+    assert (row.captions, row.split, len(row.questions)) == (
+        ("a dog", "a pet"),
+        "train",
+        2,
+    )
 
 
 @pytest.mark.parametrize("column", ["path", "video"])
 def test_ids_of_a_file_in_two_splits_are_made_in_one_way(column, read):
     text = f"{column},caption,id\na.mp4,a dog,{{}}\n"
-    for ids, expected in ((("", ""), ["test/a", "train/a"]), (("x", "x"), ["test/x", "train/x"])):
+    for ids, expected in (
+        (("", ""), ["test/a", "train/a"]),
+        (("x", "x"), ["test/x", "train/x"]),
+    ):
         tables = {"train.csv": text.format(ids[0]), "test.csv": text.format(ids[1])}
 
         assert [row.id for row in read(tables, "a.mp4").rows] == expected
@@ -150,7 +179,12 @@ def test_ids_of_files_of_one_name_have_the_extension(read):
 
     imported = read(files, "b.mp4 b.mkv b.mp4.jpg sub/b.mp4")
 
-    assert sorted(row.id for row in imported.rows) == ["b.mkv", "b.mp4", "b.mp4.jpg", "sub/b"]
+    assert sorted(row.id for row in imported.rows) == [
+        "b.mkv",
+        "b.mp4",
+        "b.mp4.jpg",
+        "sub/b",
+    ]
 
 
 def test_ids_of_addresses_of_one_name_are_the_addresses(read):
@@ -201,7 +235,14 @@ def test_lists_of_times_and_captions_are_parts(keys, cells, read):
 
 
 @pytest.mark.parametrize(
-    "cell", ["[0, 1.5]", [0, 1.5], "0:00 - 0:01.5", "(0, 1.5)", "00:00:00,000 --> 00:00:01,500"]
+    "cell",
+    [
+        "[0, 1.5]",
+        [0, 1.5],
+        "0:00 - 0:01.5",
+        "(0, 1.5)",
+        "00:00:00,000 --> 00:00:01,500",
+    ],
 )
 def test_a_span_is_a_start_and_an_end(cell, read):
     table = [{"video": "a.mp4", "caption": "a dog", "when": cell}]
@@ -253,7 +294,8 @@ def test_answers_in_a_list_that_may_name_options_are_rejects(read):
 def test_spans_and_times_of_questions_that_nothing_tells_are_proposed(read):
     spans = [{"video": "a.mp4", "segment": [1, 2], "caption": "a dog"}]
     asked = [
-        {"video": "a.mp4", **ASKED, "start_s": number, "end_s": number + 1} for number in (1, 2)
+        {"video": "a.mp4", **ASKED, "start_s": number, "end_s": number + 1}
+        for number in (1, 2)
     ]
 
     with pytest.raises(InputError, match='span = "segment"'):
@@ -262,7 +304,9 @@ def test_spans_and_times_of_questions_that_nothing_tells_are_proposed(read):
         read({"x.jsonl": asked}, "a.mp4")
 
 
-@pytest.mark.parametrize("columns", ["width,height", "likes,views", "starts_at,weekend"])
+@pytest.mark.parametrize(
+    "columns", ["width,height", "likes,views", "starts_at,weekend"]
+)
 def test_two_columns_of_numbers_are_no_times(read, columns):
     table = f"video,{columns},caption\na.mp4,1,2,a dog\nb.mp4,2,3,a cat\n"
 
@@ -313,7 +357,9 @@ def test_questions_are_typed_by_a_column_or_their_first_word(read):
     }
     asked = [{**ASKED, "type": kind} for kind in kinds]
     for questions in (asked, json.dumps(asked)):
-        (row,) = read({"x.jsonl": [{"video": "a.mp4", "questions": questions}]}, "a.mp4").rows
+        (row,) = read(
+            {"x.jsonl": [{"video": "a.mp4", "questions": questions}]}, "a.mp4"
+        ).rows
 
         assert [one.type for one in row.questions] == [*kinds.values()]
         assert row.questions[0].question == "what runs?"
@@ -328,7 +374,13 @@ OPTIONS = [
         [0, "2"],
         ["a ball", "a rope"],
     ),
-    ({"o1": "a ball", "o2": "a spoon"}, ["o1", "o2"], "1", [1, "2"], ["a ball", "a spoon"]),
+    (
+        {"o1": "a ball", "o2": "a spoon"},
+        ["o1", "o2"],
+        "1",
+        [1, "2"],
+        ["a ball", "a spoon"],
+    ),
     ({"o": TEXTS}, "o", "A", ["B", "(A)", "c"], ["a spoon", "a ball", "a rope"]),
     ({"o": ["A. a ball", "B. a spoon"]}, "o", "A", ["B"], ["a spoon"]),
     ({"o": json.dumps(TEXTS)}, "o", "0", [1], ["a spoon"]),
@@ -342,7 +394,8 @@ def test_the_option_that_an_answer_names_is_its_text(
     cells, options, first, answers, expected, read
 ):
     table = [
-        {"video": "a.mp4", "question": "what?", "answer": answer, **cells} for answer in answers
+        {"video": "a.mp4", "question": "what?", "answer": answer, **cells}
+        for answer in answers
     ]
     table.append({**table[0], "answer": "9"})
 
@@ -354,9 +407,14 @@ def test_the_option_that_an_answer_names_is_its_text(
     assert "none of the" in imported.details[0]
 
 
-@pytest.mark.parametrize("options", [{"a0": "v", "a1": "w", "a2": "x"}, {"choices": TEXTS}])
+@pytest.mark.parametrize(
+    "options", [{"a0": "v", "a1": "w", "a2": "x"}, {"choices": TEXTS}]
+)
 def test_answers_that_may_name_options_need_to_be_told(options, read):
-    table = [{"video": "a.mp4", "question": "what?", "answer": n, **options} for n in (1, 0, 2)]
+    table = [
+        {"video": "a.mp4", "question": "what?", "answer": n, **options}
+        for n in (1, 0, 2)
+    ]
 
     with pytest.raises(InputError, match=r"options = .*\nfirst_option = \"0\""):
         read({"x.jsonl": table}, "a.mp4")

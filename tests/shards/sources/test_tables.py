@@ -38,26 +38,53 @@ def test_csv_has_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_path):
 
 
 def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_path):
-    good = ['a\t"hello" she says', "b\t'x', \"y\"", "c\tone, two", 'd\tthe "word', 'e\tsize 7"']
+    good = [
+        'a\t"hello" she says',
+        "b\t'x', \"y\"",
+        "c\tone, two",
+        'd\tthe "word',
+        'e\tsize 7"',
+    ]
     lines = [*good, 'f\t"two', '"three\tlines', 'g\t"', "h\tlast"]
 
     found = read(tmp_path / "m.tsv", "\r\n".join(["path\tcaption", *lines]).encode())
 
-    assert [where for where, _ in found] == [f"line {number + 2}" for number in range(len(lines))]
-    assert [isinstance(record, dict) for _, record in found] == [True] * 5 + [False] * 3 + [True]
-    assert [list(record.values()) for _, record in found[:5]] == [line.split("\t") for line in good]
+    assert [where for where, _ in found] == [
+        f"line {number + 2}" for number in range(len(lines))
+    ]
+    assert [isinstance(record, dict) for _, record in found] == [True] * 5 + [
+        False
+    ] * 3 + [True]
+    assert [list(record.values()) for _, record in found[:5]] == [
+        line.split("\t") for line in good
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "where", "reason"),
     [
         ("m.jsonl", NEWLINE + b'\n{"path": "b\xff"}\n' + LINE, 3, "not UTF-8"),
-        ("m.jsonl", NEWLINE + b'{"path": ' + 5000 * b"9" + b"}\n" + LINE, 2, "not JSON: Exceeds"),
-        ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, 2, "not JSON: nested too deeply"),
+        (
+            "m.jsonl",
+            NEWLINE + b'{"path": ' + 5000 * b"9" + b"}\n" + LINE,
+            2,
+            "not JSON: Exceeds",
+        ),
+        (
+            "m.jsonl",
+            NEWLINE + 100_000 * b"[" + b"\n" + LINE,
+            2,
+            "not JSON: nested too deeply",
+        ),
         ("m.jsonl", NEWLINE + b"[1]\n" + LINE, 2, "not a JSON object"),
         ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE, mtime=0), 2, "not JSON"),
         ("m.csv", ROWS % b"b.mp4,\xe4", 3, "not UTF-8"),
-        ("m.csv", ROWS % (b"b.mp4," + (MAX_JSON_BYTES // 2 + 1) * b"x"), 3, "field larger"),
+        (
+            "m.csv",
+            ROWS % (b"b.mp4," + (MAX_JSON_BYTES // 2 + 1) * b"x"),
+            3,
+            "field larger",
+        ),
         ("m.tsv", TABS % b"b.mp4\t\xe4", 3, "not UTF-8"),
         ("m.txt", b"a\n\xe4\n\n b \n", 2, "not UTF-8"),
     ],
@@ -75,7 +102,14 @@ OPEN = [
     b'"open\nc.mp4,"quoted"\n',
     b'"open\n' + 3000 * (b"c.mp4," + 50 * b"x" + b"\n"),
 ]
-LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 100_000 * b"["]
+LISTS = [
+    b", {]",
+    b"," + LINE,
+    b",]",
+    b" " + LINE + b"]",
+    b"]" + LINE,
+    b"," + 100_000 * b"[",
+]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +122,15 @@ LISTS = [b", {]", b"," + LINE, b",]", b" " + LINE + b"]", b"]" + LINE, b"," + 10
         *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
         ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
         ("m.json", b'["\xff"]', "not UTF-8"),
-        ("m.json", b'{"a.mp4": "x", "b.mp4": "y", "a.mp4": "z"}', "the key 'a.mp4' appears twice"),
-        *(("m.csv", text.encode("utf-16-le"), "UTF-16") for text in ("path,caption\n", "a")),
+        (
+            "m.json",
+            b'{"a.mp4": "x", "b.mp4": "y", "a.mp4": "z"}',
+            "the key 'a.mp4' appears twice",
+        ),
+        *(
+            ("m.csv", text.encode("utf-16-le"), "UTF-16")
+            for text in ("path,caption\n", "a")
+        ),
         ("m.jsonl", '{"path": "a.mp4"}\n'.encode("utf-32-be"), "UTF-16"),
         ("m.csv", b"path,caption,caption\na,x,y\n", "'caption' appears twice"),
         ("m.tsv", b"path\tpath\na\tx\n", "'path' appears twice"),
@@ -115,7 +156,9 @@ def test_a_parquet_table_is_read_in_batches(tmp_path):
     assert records == [(f"row {n}", {"path": c}) for n, c in enumerate("abcde", 1)]
 
 
-def test_a_parquet_table_with_dates_that_nobody_reads_or_columns_of_one_name_is_refused(tmp_path):
+def test_a_parquet_table_with_dates_that_nobody_reads_or_columns_of_one_name_is_refused(
+    tmp_path,
+):
     # The second day is after the year 9999.
     years = pc.cast(pa.array([0, 4_000_000]), pa.int32()).view(pa.date32())
     same = pa.Table.from_arrays([pa.array(["a"])] * 2, ["path", "path"])
@@ -132,24 +175,48 @@ TABLES = {
     "semicolons": ("m.csv", "path;caption\na.mp4;a dog, running\n"),
     "spaces after commas": ("m.csv", 'path, caption\na.mp4, "a dog, running"\n'),
     "a column without a name": ("m.csv", ',path,caption\n0,a.mp4,"a dog, running"\n'),
-    "more empty cells than columns": ("m.csv", 'path,caption\na.mp4,"a dog, running",,\n'),
-    "blank lines before the header": ("m.csv", '\n\npath,caption\na.mp4,"a dog, running"\n'),
+    "more empty cells than columns": (
+        "m.csv",
+        'path,caption\na.mp4,"a dog, running",,\n',
+    ),
+    "blank lines before the header": (
+        "m.csv",
+        '\n\npath,caption\na.mp4,"a dog, running"\n',
+    ),
     "capitals": ("M.CSV", 'Path,CAPTION\na.mp4,"a dog, running"\n'),
-    "other characters of a width": ("m.csv", '\uff50ath,caption\na.mp4,"a dog, running"\n'),
+    "other characters of a width": (
+        "m.csv",
+        '\uff50ath,caption\na.mp4,"a dog, running"\n',
+    ),
     "a byte order mark": ("m.csv", '\ufeffpath,caption\na.mp4,"a dog, running"\n'),
-    "comments before the header": ("m.txt", "# of 2024\n\npath\tcaption\na.mp4\ta dog, running\n"),
+    "comments before the header": (
+        "m.txt",
+        "# of 2024\n\npath\tcaption\na.mp4\ta dog, running\n",
+    ),
     "UTF-16": ("m.csv", 'path,caption\na.mp4,"a dog, running"\n'.encode("utf-16")),
     "lines of classic Mac OS": ("m.csv", 'path,caption\ra.mp4,"a dog, running"\r'),
     "a table in a .txt": ("m.txt", "path\tcaption\na.mp4\ta dog, running\n"),
-    "gzip": ("m.csv", gzip.compress(b'path,caption\na.mp4,"a dog, running"\n', mtime=0)),
-    "JSON Lines in a .json": ("m.json", '{"path": "a.mp4", "caption": "a dog, running"}\n' * 2),
-    "one JSON object": ("m.json", json.dumps({"path": "a.mp4", "caption": DOG}, indent=1)),
+    "gzip": (
+        "m.csv",
+        gzip.compress(b'path,caption\na.mp4,"a dog, running"\n', mtime=0),
+    ),
+    "JSON Lines in a .json": (
+        "m.json",
+        '{"path": "a.mp4", "caption": "a dog, running"}\n' * 2,
+    ),
+    "one JSON object": (
+        "m.json",
+        json.dumps({"path": "a.mp4", "caption": DOG}, indent=1),
+    ),
     "a Parquet of lists": ("m.parquet", [{"path": "a.mp4", "caption": [*DOG]}]),
     "a path without bytes": (
         "m.parquet",
         [{"video": {"path": "a.mp4", "bytes": None}, "text": DOG[0]}],
     ),
-    "NaN": ("m.jsonl", '{"path": "a.mp4", "caption": "a dog, running", "start": NaN, "note": NaN}'),
+    "NaN": (
+        "m.jsonl",
+        '{"path": "a.mp4", "caption": "a dog, running", "start": NaN, "note": NaN}',
+    ),
 }
 
 

@@ -47,13 +47,21 @@ def test_texts_without_words_end_an_import(kind, read):
         read({"a.txt": NO_CAPTIONS[kind], "b.txt": NO_CAPTIONS[kind]}, "a.mp4 b.mp4")
 
 
-@pytest.mark.parametrize("command", [["data", "check"], ["run", "train_tokenizer", "--data"]])
+@pytest.mark.parametrize(
+    "command", [["data", "check"], ["run", "train_tokenizer", "--data"]]
+)
 def test_a_data_set_of_boxes_ends_with_status_2(command, tmp_path, capsys):
     boxes = {f"labels/{name}.txt": NO_CAPTIONS["boxes of YOLO"] for name in "ab"}
-    data = write_files(tmp_path / "data", {"images/a.jpg": "", "images/b.jpg": "", **boxes})
+    data = write_files(
+        tmp_path / "data", {"images/a.jpg": "", "images/b.jpg": "", **boxes}
+    )
 
     status = execute(
-        [*command, str(data), *(["--workspace", str(tmp_path / "ws")] * (len(command) > 2))]
+        [
+            *command,
+            str(data),
+            *(["--workspace", str(tmp_path / "ws")] * (len(command) > 2)),
+        ]
     )
 
     assert status == 2
@@ -77,9 +85,15 @@ CAPTIONS = {
     "an object in JSON": (json.dumps({"text": "a dog", "id": 3}), "a dog"),
     "a list of Python": ("['a dog']", "a dog"),
     "another script": ("一只狗在跑", "一只狗在跑"),
-    "numbers in Chinese": ("2023年12月24日 一只狗和2只猫", "2023年12月24日 一只狗和2只猫"),
+    "numbers in Chinese": (
+        "2023年12月24日 一只狗和2只猫",
+        "2023年12月24日 一只狗和2只猫",
+    ),
     "numbers in Japanese": ("2人の男性", "2人の男性"),
-    "a date and a time": ("On 24.12.2023 at 10:30 2 dogs", "On 24.12.2023 at 10:30 2 dogs"),
+    "a date and a time": (
+        "On 24.12.2023 at 10:30 2 dogs",
+        "On 24.12.2023 at 10:30 2 dogs",
+    ),
     "entities escaped twice": ("Tom &amp;amp; Jerry", "Tom & Jerry"),
     "a number in words": ("un 747 décolle", "un 747 décolle"),
 }
@@ -95,19 +109,25 @@ def test_a_caption_is_the_text_that_a_person_reads(kind, read):
 
 
 @pytest.mark.parametrize(
-    "cell", [7, [7], [["a dog"]], {"en": "a dog", "de": "ein Hund"}, "['a dog' 'a cat']"]
+    "cell",
+    [7, [7], [["a dog"]], {"en": "a dog", "de": "ein Hund"}, "['a dog' 'a cat']"],
 )
 def test_what_is_no_clear_caption_is_a_reject(cell, read):
     good = {"video": "b.mp4", "caption": "a cat"}
 
-    imported = read({"x.jsonl": [{"video": "a.mp4", "caption": cell}, good]}, "a.mp4 b.mp4")
+    imported = read(
+        {"x.jsonl": [{"video": "a.mp4", "caption": cell}, good]}, "a.mp4 b.mp4"
+    )
 
     assert imported.captions == {"b.mp4": ("a cat",)}
     assert [reject.reason for reject in imported.rejects] == ["bad row"]
 
 
 def test_objects_with_times_are_no_texts_of_the_whole_file(read):
-    texts = [{"start": 0, "end": 1, "text": "a dog"}, {"start": 2, "end": 3, "text": "a cat"}]
+    texts = [
+        {"start": 0, "end": 1, "text": "a dog"},
+        {"start": 2, "end": 3, "text": "a cat"},
+    ]
     table = {"x.json": [{"video": "a.mp4", "captions": texts}]}
 
     assert "with records = 'COLUMN'" in read(table, "a.mp4").details[0]
@@ -119,7 +139,9 @@ def test_objects_with_times_are_no_texts_of_the_whole_file(read):
 
 
 def test_a_key_of_an_object_is_named_with_a_dot(read):
-    table = {"x.jsonl": [{"video": "a.mp4", "caption": {"en": "a dog", "de": "ein Hund"}}]}
+    table = {
+        "x.jsonl": [{"video": "a.mp4", "caption": {"en": "a dog", "de": "ein Hund"}}]
+    }
 
     assert read(table, "a.mp4", columns={"captions": "caption.de"}).captions == {
         "a.mp4": ("ein Hund",)
@@ -127,7 +149,9 @@ def test_a_key_of_an_object_is_named_with_a_dot(read):
 
 
 @pytest.mark.parametrize("kind", STORED_ELSEWHERE)
-@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json", "x.parquet", "x.tsv", "x.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.jsonl", "x.json", "x.parquet", "x.tsv", "x.csv.gz"]
+)
 def test_a_table_that_is_stored_elsewhere_is_named(kind, name, read):
     for data in ("", name):
         with one_line(name, kind):
@@ -142,7 +166,11 @@ def test_a_tar_that_is_stored_elsewhere_is_named(kind, read):
 
 @pytest.mark.parametrize("kind", STORED_ELSEWHERE)
 def test_texts_and_videos_that_are_stored_elsewhere_are_counted(kind, tmp_path, capsys):
-    files = {"a.mp4": "x", "a.txt": STORED_ELSEWHERE[kind], "b.txt": STORED_ELSEWHERE[kind]}
+    files = {
+        "a.mp4": "x",
+        "a.txt": STORED_ELSEWHERE[kind],
+        "b.txt": STORED_ELSEWHERE[kind],
+    }
     data = write_files(tmp_path / "data", files | {"b.mp4": STORED_ELSEWHERE[kind]})
 
     execute(["data", "check", str(data)])
@@ -156,14 +184,19 @@ def test_texts_and_videos_that_are_stored_elsewhere_are_counted(kind, tmp_path, 
 def test_texts_whose_videos_are_missing_are_counted(read):
     files = {f"{name}.txt": "a dog runs" for name in "abcde"}
 
-    imported = read({**files, "README.txt": "of the data", ".e.mp4.icloud": "x"}, "a.mp4 b.mp4")
+    imported = read(
+        {**files, "README.txt": "of the data", ".e.mp4.icloud": "x"}, "a.mp4 b.mp4"
+    )
 
     assert [*imported.captions] == ["a.mp4", "b.mp4"]
     assert {(reject.id, reject.reason) for reject in imported.rejects} == {
         (f"{name}.txt", "missing") for name in "cde"
     }
     assert "3 texts have no video" in imported.notes
-    assert "1 files that a cloud has not downloaded are left out: .e.mp4.icloud" in imported.notes
+    assert (
+        "1 files that a cloud has not downloaded are left out: .e.mp4.icloud"
+        in imported.notes
+    )
 
 
 def test_metadata_whose_videos_are_missing_are_counted(read):
@@ -191,7 +224,11 @@ def test_placeholders_of_a_cloud_alone_are_named(read):
 )
 def test_media_inside_of_a_parquet_table_are_one_line(columns, read):
     video = b"\0\0\0 ftypisom"
-    cells = {"video": {"bytes": video, "path": "a.mp4"}, "mp4": video, "caption": "a dog"}
+    cells = {
+        "video": {"bytes": video, "path": "a.mp4"},
+        "mp4": video,
+        "caption": "a dog",
+    }
     cells["frames"] = [{"bytes": b"GIF89a\xff"}]
     # The first row may lack its media.
     table = [{"caption": "a cat"}, {name: cells.get(name, "x") for name in columns}]

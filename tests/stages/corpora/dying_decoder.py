@@ -20,7 +20,9 @@ def note_or_die(path: Path) -> None:
         print("tried", file=file)
     tries = len(log.read_text().splitlines())
 
-    if path.stem.startswith("crashes") or (path.stem.startswith("unlucky") and tries == 1):
+    if path.stem.startswith("crashes") or (
+        path.stem.startswith("unlucky") and tries == 1
+    ):
         end_process(Died("its process ended with status -9"))
     if path.stem.startswith("hangs"):
         end_process(Died("its process took too long", timed_out=True))

@@ -23,7 +23,9 @@ from tests.conftest import ROOT, decode_data
 from tests.stages.conftest import write_manifest
 from tests.stages.corpora.gated_decoder import GatedDecoder
 
-ROWS = [{"id": f"{n:02d}", "captions": [f"wall {n}"], "split": "train"} for n in range(60)]
+ROWS = [
+    {"id": f"{n:02d}", "captions": [f"wall {n}"], "split": "train"} for n in range(60)
+]
 SETTINGS = {"size": 16, "samples_per_shard": 4}
 DASK = Path(sys.executable).with_name("dask")
 
@@ -83,16 +85,25 @@ def test_a_worker_is_killed_and_another_one_added(dask, scheduler, tmp_path):
     there = tmp_path / "cluster"
     resources = Resources(scheduler=scheduler)
     with ThreadPoolExecutor(1) as thread:
-        decoding = thread.submit(decode_data, GatedDecoder(**SETTINGS), manifest, there, resources)
+        decoding = thread.submit(
+            decode_data, GatedDecoder(**SETTINGS), manifest, there, resources
+        )
         # Until the victim holds an item that waits for `go`.
         pattern = f"*.{victim.pid}.tried"
-        wait_until(lambda: decoding.done() or any(p.name > "30" for p in tried.glob(pattern)))
+        wait_until(
+            lambda: decoding.done() or any(p.name > "30" for p in tried.glob(pattern))
+        )
         victim.kill()
         dask("worker", scheduler, *without_nanny)
         (tried / "go").touch()
         decoding.result()
 
-    for file in ("index.parquet", "rejects.parquet", "statistics.json", *here.glob("*.tar")):
+    for file in (
+        "index.parquet",
+        "rejects.parquet",
+        "statistics.json",
+        *here.glob("*.tar"),
+    ):
         name = Path(file).name
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
     # Only the items of the victim's units are decoded twice.

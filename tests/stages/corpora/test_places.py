@@ -31,7 +31,9 @@ def files(sample):
 
 
 CAPTIONS = {"000000000": "a caption", "000000003": "", "000000004": "red"}
-FAILED = about("000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found")
+FAILED = about(
+    "000000002", status="failed_to_download", error_message="HTTP Error 404: Not Found"
+)
 
 
 @pytest.fixture
@@ -61,7 +63,9 @@ def test_downloads_are_decoded_as_the_same_files_in_a_folder(
             (loose / row.file_name).write_bytes(files[row.file_name])
             line = {"path": row.file_name, "group": row.group or row.name, **row.meta}
             lines.append(line | row.model_dump(include={"id", "captions", "split"}))
-    (loose / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (loose / "manifest.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
 
     shards, rejected = decoded(downloads, out, resources)
 
@@ -95,12 +99,16 @@ def manifest(sample, tmp_path):
     """Some rendered clips and a manifest of them, in a folder of their own."""
     folder = tmp_path / "data"
     folder.mkdir()
-    rows = [json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()][:3]
+    rows = [
+        json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()
+    ][:3]
     for number, row in enumerate(rows):
         name = f"a b #{number}.mp4"  # as it stands in no URL
         (folder / name).write_bytes((sample / row["path"]).read_bytes())
         row.update(path=name, id=f"{number}", split="train")
-    rows.append({"path": "gone.mp4", "id": "gone", "caption": "nothing", "split": "train"})
+    rows.append(
+        {"path": "gone.mp4", "id": "gone", "caption": "nothing", "split": "train"}
+    )
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "manifest.jsonl"
 
@@ -109,7 +117,9 @@ def decoded(source, out, resources, **config):
     """The shards by their names, and the reasons of rejects by their ids."""
     settings = decode_videos.Config(frames=4, size=32, max_reject_share=0.8, **config)
     decode_data(settings, source, out, resources)
-    return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(out)
+    return {shard.name: shard.read_bytes() for shard in out.glob("*.tar")}, rejects_of(
+        out
+    )
 
 
 @pytest.fixture
@@ -143,11 +153,15 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
         "here.png": "too large",
         f"{url}/there.png": "too large",
     }
-    rows = [{"id": path, "path": path, "caption": "x", "split": "train"} for path in reasons]
+    rows = [
+        {"id": path, "path": path, "caption": "x", "split": "train"} for path in reasons
+    ]
     rows.append({"id": "a", "path": f"{url}/a.png", "caption": "x", "split": "train"})
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    shards, rejected = decoded(tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000)
+    shards, rejected = decoded(
+        tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000
+    )
 
     assert len(shards) == 1
     assert rejected == reasons

@@ -28,7 +28,9 @@ def test_the_maximum_reject_share_is_accepted(decode_rows):
     outcome, _ = decode_rows(rows, max_reject_share=0.5)
 
     assert outcome.counts["rejected"] == 1
-    with pytest.raises(InputError, match=r"1 of 2 items .*max_reject_share = 0.49.*\(1 no text\)"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 items .*max_reject_share = 0.49.*\(1 no text\)"
+    ):
         decode_rows(rows, max_reject_share=0.49)
 
 
@@ -45,7 +47,11 @@ def decode_with(monkeypatch, errors):
 
 
 ODD = {
-    "long": (OverflowError("int too big"), "unexpected error", "OverflowError: int too big"),
+    "long": (
+        OverflowError("int too big"),
+        "unexpected error",
+        "OverflowError: int too big",
+    ),
     "odd": (AssertionError(), "unexpected error", "AssertionError"),
     "io": (OSError(5, "Failed"), "unexpected error", "OSError: [Errno 5] Failed"),
     "large": (MemoryError(), "too much memory", "more than 2048 MiB"),
@@ -61,15 +67,23 @@ def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
     assert outcome.counts["samples"] == 1
     rejects = pq.read_table(out / "rejects.parquet").to_pylist()
     reasons = {row["id"]: (row["reason"], row["detail"]) for row in rejects}
-    assert reasons == {name: (reason, detail) for name, (_, reason, detail) in ODD.items()}
+    assert reasons == {
+        name: (reason, detail) for name, (_, reason, detail) in ODD.items()
+    }
 
 
 @pytest.mark.parametrize("place", ["local_copy", "decode_image"])
 @pytest.mark.parametrize(
     "error",
-    [InputError("no PyAV"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()],
+    [
+        InputError("no PyAV"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+    ],
 )
-def test_errors_not_caused_by_the_file_fail_the_stage(decode_rows, monkeypatch, place, error):
+def test_errors_not_caused_by_the_file_fail_the_stage(
+    decode_rows, monkeypatch, place, error
+):
     monkeypatch.setattr(decode_videos, place, Mock(side_effect=error))
     with pytest.raises(type(error)):
         decode_rows([{"id": name, **WALL} for name in "abc"])
@@ -99,7 +113,9 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(
 ):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.mp4").write_bytes(b"a video")
-    with pytest.raises(InputError, match=r"no captions and no questions; .*\(a\.mp4, a\.txt\)"):
+    with pytest.raises(
+        InputError, match=r"no captions and no questions; .*\(a\.mp4, a\.txt\)"
+    ):
         decode_data(Config(), tmp_path, tmp_path / "out", resources)
     (tmp_path / "b.txt").write_text("a wall")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -117,19 +133,32 @@ def odd_files(tmp_path, sample):
         os.mkfifo(folder / name)
     links = {"zero.mp4": "/dev/zero", "loop.mp4": "loop.mp4"}
     # Large folders of videos are often linked.
-    links |= {"linked": sample / "images", "clip.mp4": sample / "videos" / "train-00000.mp4"}
+    links |= {
+        "linked": sample / "images",
+        "clip.mp4": sample / "videos" / "train-00000.mp4",
+    }
     for name, target in links.items():
         (folder / name).symlink_to(target)
     Image.new("RGB", (20, 10)).save(folder / "a.png")
     return folder
 
 
-NO_FILES = ["folder.mp4", "pipe.mp4", "tube.png", "zero.mp4", "loop.mp4", "gone.mp4", "lost.png"]
+NO_FILES = [
+    "folder.mp4",
+    "pipe.mp4",
+    "tube.png",
+    "zero.mp4",
+    "loop.mp4",
+    "gone.mp4",
+    "lost.png",
+]
 NO_FILES += ["a.png/below.mp4", 300 * "x" + ".mp4"]
 FILES = ["a.png", "clip.mp4", "linked/still-00000.jpg"]
 
 
-def test_paths_and_times_that_lead_to_no_file_or_frame(odd_files, resources, inline_pool):
+def test_paths_and_times_that_lead_to_no_file_or_frame(
+    odd_files, resources, inline_pool
+):
     rows = [{"path": name, "id": name} for name in [*NO_FILES, *FILES]]
     rows += [{"path": "clip.mp4", "id": "stamp", "start": 1.7e18}]
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999}]
@@ -137,7 +166,9 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(odd_files, resources, inl
     manifest.write_text("".join(json.dumps(row | WALL) + "\n" for row in rows))
     out = odd_files.with_name("out")
 
-    counts = decode_data(Config(size=16, frames=2, max_reject_share=1), manifest, out, resources)
+    counts = decode_data(
+        Config(size=16, frames=2, max_reject_share=1), manifest, out, resources
+    )
 
     rejects = rejects_of(out)
     assert counts.counts["samples"] == len(FILES)

@@ -24,7 +24,9 @@ def decode_images(rows, folder, resources, **config):
     stage = folder / "artifacts" / "decode_videos"
     out = stage / f"run {len(list(stage.glob('*')))}"
     out.mkdir(parents=True)
-    written = [{key: row[key] for key in row.keys() - {"touched", "more"}} for row in rows]
+    written = [
+        {key: row[key] for key in row.keys() - {"touched", "more"}} for row in rows
+    ]
     source = write_manifest(folder / "data", written)
     for row in rows:
         path = source.with_name(f"{row['id']}.png")
@@ -44,7 +46,9 @@ def shards(folder):
     return ids
 
 
-WALLS = [{"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)]
+WALLS = [
+    {"id": f"wall {n}", "captions": [f"wall {n}"], "split": "train"} for n in range(24)
+]
 SILENT = {"id": "silent", "split": "train"}
 ALL = [*WALLS, SILENT]
 NEW = {"id": "new", "captions": ["a new wall"], "split": "train"}
@@ -60,8 +64,14 @@ def without(number, *replacement):
     [
         pytest.param([*ALL, NEW], range(16, 25), id="a new row"),
         pytest.param(without(5), range(16, 24), id="a removed row"),
-        pytest.param(without(5, WALLS[5] | {"captions": ["changed"]}), [20], id="a caption"),
-        pytest.param(without(5, WALLS[5] | {"color": "white", "touched": 7}), [20], id="a picture"),
+        pytest.param(
+            without(5, WALLS[5] | {"captions": ["changed"]}), [20], id="a caption"
+        ),
+        pytest.param(
+            without(5, WALLS[5] | {"color": "white", "touched": 7}),
+            [20],
+            id="a picture",
+        ),
         pytest.param(ALL, [24], id="the same"),
     ],
 )
@@ -87,7 +97,9 @@ def corpus(folder):
     """The contents of a corpus, without `parts` and the keys of units, which depend on the place of
     the files."""
     files = contents(folder)
-    return {name: files[name] for name in files if not name.startswith(("parts/", "units."))}
+    return {
+        name: files[name] for name in files if not name.startswith(("parts/", "units."))
+    }
 
 
 def test_a_disk_without_links_has_copies(tmp_path, resources, inline_pool, monkeypatch):

@@ -113,7 +113,9 @@ def test_two_stages_may_make_a_unit_at_the_same_time(units):
         barrier.wait()
         return write(folder)
 
-    threads = [threading.Thread(target=units.make, args=("key", write_together)) for _ in "ab"]
+    threads = [
+        threading.Thread(target=units.make, args=("key", write_together)) for _ in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

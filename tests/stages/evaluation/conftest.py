@@ -21,7 +21,9 @@ def statistics(folder: Path, **counts: tuple[int, int]) -> Path:
     """Writes the numbers of items that a corpus has, and was to have."""
     nothing = dict.fromkeys(("items", "captions", "questions"), (0, 0))
     splits = {"train": nothing, "validation": nothing}
-    (folder / "statistics.json").write_text(json.dumps({"splits": splits | {"test": counts}}))
+    (folder / "statistics.json").write_text(
+        json.dumps({"splits": splits | {"test": counts}})
+    )
     also_in_training(folder)
     return folder
 
@@ -47,7 +49,11 @@ class Reading(Alpro):
     """
 
     def __init__(
-        self, shape: ModelConfig, answers: list[str], words: dict[int, int], certainty: float
+        self,
+        shape: ModelConfig,
+        answers: list[str],
+        words: dict[int, int],
+        certainty: float,
     ):
         super().__init__(shape, answers=len(answers))
         self.multimodal_encoder = Pairing()
@@ -61,7 +67,9 @@ class Reading(Alpro):
     def encode_video(self, frames: Tensor, cls_only: bool = False) -> Tensor:
         self.seen.append(frames)
         means = frames.mean(dim=(2, 3, 4))
-        rising, falling = ((means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1))
+        rising, falling = (
+            (means.diff(dim=1) * sign > 0).all(dim=1) for sign in (1, -1)
+        )
         still = (frames == frames[:, :1]).flatten(1).all(dim=1)
         place = torch.where(rising, 0, torch.where(falling, 1, 2))
         place = torch.where(still, (means[:, 0] < 0).long(), place)
@@ -102,7 +110,8 @@ class Pairing(nn.Module):
 class Matching(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         same = pairs.prod(dim=1).sum(1)
-        return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)  # margins of -2 and -6
+        # Margins of -2 and -6.
+        return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)
 
 
 class Answering(nn.Module):
@@ -116,7 +125,12 @@ class Answering(nn.Module):
 
 def grey(first: int, last: int) -> np.ndarray:
     """Frames (8, 32, 32, 3) whose brightness goes from one value to another."""
-    return np.linspace(first, last, 8).astype(np.uint8).repeat(32 * 32 * 3).reshape(8, 32, 32, 3)
+    return (
+        np.linspace(first, last, 8)
+        .astype(np.uint8)
+        .repeat(32 * 32 * 3)
+        .reshape(8, 32, 32, 3)
+    )
 
 
 @pytest.fixture
@@ -132,8 +146,12 @@ def clips_of_brightness(tmp_path, corpus_of):
         return {"id": name, "split": split, "frames": ramps[kind], **texts}
 
     rows = [row(f"{kind}{n}", kind, "test") for n in range(2) for kind in ramps]
-    rows += [row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])]
-    return statistics(corpus_of(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4))
+    rows += [
+        row(f"train{n}", kind, "train") for n, kind in enumerate(["up", "down", "down"])
+    ]
+    return statistics(
+        corpus_of(tmp_path / "clips", rows), captions=(4, 4), questions=(4, 4)
+    )
 
 
 @pytest.fixture
@@ -141,7 +159,9 @@ def reading(tiny_model):
     """reading(mean, std, certainty): the fake model, loaded."""
 
     def make(mean=0.5, std=0.25, certainty=1.0):
-        own = train_tokenizer(["light rising", "light falling", "how does it go?"] * 3, 200)
+        own = train_tokenizer(
+            ["light rising", "light falling", "how does it go?"] * 3, 200
+        )
         words = {own.token_to_id("rising"): 0, own.token_to_id("falling"): 1}
         answers = ["rising", "falling", "other"]
         model = Reading(tiny_model(own.get_vocab_size()), answers, words, certainty)

@@ -5,12 +5,20 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.stages.evaluation.comparison import compare
-from alpro.stages.evaluation.metrics import ACCURACY, ENTITY_ACCURACY, Metric, Queries, Score
+from alpro.stages.evaluation.metrics import (
+    ACCURACY,
+    ENTITY_ACCURACY,
+    Metric,
+    Queries,
+    Score,
+)
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.statistics import PairedDifference
 
 RECALL = Metric("R1", "R@1", "retrieval")
-QUESTIONS = Queries.of(["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"])
+QUESTIONS = Queries.of(
+    ["v0", "v0", "v1", "v2", "v2"], ["who?", "what?", "what?", "how?", "how?"]
+)
 
 
 def clips(*numbers, caption="a ball | a red ball"):
@@ -21,7 +29,9 @@ def evaluation(folder, *scores):
     folder.mkdir(parents=True)
     results = Results("mine")
     for metric, values, queries in scores:
-        results.add(Score(metric, np.array(values), 10.0, queries), metric.table, "by hand")
+        results.add(
+            Score(metric, np.array(values), 10.0, queries), metric.table, "by hand"
+        )
     results.write(folder, "test")
     return folder
 
@@ -43,7 +53,9 @@ def test_each_score_has_both_values_and_the_difference(tmp_path):
     accuracies = ([0, 0, 100, 0, 0], [100, 0, 100, 0, 0])
     recalls = ([0, 0, 100, 0], [100, 0, 100, 0])
     a, b = (
-        evaluation(tmp_path / name, (ACCURACY, accuracy, QUESTIONS), (RECALL, recall, videos))
+        evaluation(
+            tmp_path / name, (ACCURACY, accuracy, QUESTIONS), (RECALL, recall, videos)
+        )
         for name, accuracy, recall in zip("ab", accuracies, recalls, strict=True)
     )
 
@@ -69,7 +81,9 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
         (RECALL, [100], clips(0)),
     )
     b = evaluation(
-        tmp_path / "b", (ACCURACY, [0.0] * 5, QUESTIONS), (ENTITY_ACCURACY, [100, 0], clips(1, 3))
+        tmp_path / "b",
+        (ACCURACY, [0.0] * 5, QUESTIONS),
+        (ENTITY_ACCURACY, [100, 0], clips(1, 3)),
     )
     compared = compare(a, b)
     assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
@@ -83,7 +97,9 @@ def test_different_test_sets_are_a_mistake(tmp_path):
     mine = (ACCURACY, [0.0] * 5, QUESTIONS), (RECALL, [0, 0, 100, 0], clips(0, 1, 2, 3))
     a = evaluation(tmp_path / "evaluate" / "0123456789", *mine)
     b = evaluation(tmp_path / "evaluate" / "abcdefghij", (ACCURACY, [0.0] * 3, fewer))
-    seeded = evaluation(tmp_path / "seeded", (RECALL, [0, 100], clips(0, 1, caption="a star")))
+    seeded = evaluation(
+        tmp_path / "seeded", (RECALL, [0, 100], clips(0, 1, caption="a star"))
+    )
     (tmp_path / "pretrain").mkdir()
 
     for other, named in (

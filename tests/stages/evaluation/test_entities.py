@@ -27,7 +27,8 @@ ENTITIES = ["ball", "box", "star"]
 @pytest.mark.parametrize(
     ("meta", "captions", "truth"),
     [
-        ({"entities": ["star", "moon"]}, ["a ball"], ["star"]),  # the manifest's word comes first
+        # The manifest's word comes first.
+        ({"entities": ["star", "moon"]}, ["a ball"], ["star"]),
         ({}, ["A Ball's place is above a 'box'."], ["ball", "box"]),
         ({}, ["two balls", "a sandbox"], []),
         ({"entities": "ball"}, ["a star"], ["star"]),
@@ -56,14 +57,29 @@ def test_an_entity_of_any_script_is_found_in_captions(captions, truth):
 
 
 def test_a_phrase_is_of_one_caption():
-    assert true_entities({"meta": {}, "captions": ["some ice", "cream"]}, ["ice cream"]) == []
+    assert (
+        true_entities({"meta": {}, "captions": ["some ice", "cream"]}, ["ice cream"])
+        == []
+    )
 
 
 ROWS = [
     {"id": "a", "split": "test", "meta": {"entities": ["ball"]}, "captions": ["x"]},
-    {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},  # unknown
-    {"id": "c", "split": "test", "meta": {"entities": ["ball", "star"]}, "captions": ["x", "y"]},
-    {"id": "d", "split": "test", "kind": "image", "meta": {"entities": ["box"]}, "captions": ["x"]},
+    # Unknown.
+    {"id": "b", "split": "test", "meta": {"entities": ["moon"]}, "captions": ["x"]},
+    {
+        "id": "c",
+        "split": "test",
+        "meta": {"entities": ["ball", "star"]},
+        "captions": ["x", "y"],
+    },
+    {
+        "id": "d",
+        "split": "test",
+        "kind": "image",
+        "meta": {"entities": ["box"]},
+        "captions": ["x"],
+    },
     {"id": "e", "split": "train", "meta": {"entities": ["box"]}, "captions": ["x"]},
 ]
 
@@ -90,7 +106,9 @@ def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
     ]
     results = Results("mine")
 
-    add_entities(results, load(), gallery, Videos(torch.zeros(0), torch.tensor(features)))
+    add_entities(
+        results, load(), gallery, Videos(torch.zeros(0), torch.tensor(features))
+    )
 
     (row,) = results.rows()
     assert row["items"] == 3
@@ -141,7 +159,9 @@ def test_every_video_with_a_known_entity_has_crops_with_a_fixed_seed(gallery):
     boxes = [box for boxes in model.seen for box in boxes.tolist()]
     assert [row["id"] for row in labels] == ["a", "c"] * 20
     assert [list(row["box"]) for row in (*labels, *again)] == boxes
-    assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {True}
+    assert {0.3 <= height * width / 16 <= 0.5 for _, _, width, height in boxes} == {
+        True
+    }
     for row in labels:
         left, top, _, _ = row["box"]
         assert row["named"] == ("box" if top > 0 else "ball")
@@ -162,7 +182,12 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
         ("b", "star", 0.9, "box", "star"),
         ("c", "star", 0.6),
     ):
-        label = {"id": name, "box": (0, 0, 2, 3), "named": named, "probability": probability}
+        label = {
+            "id": name,
+            "box": (0, 0, 2, 3),
+            "named": named,
+            "probability": probability,
+        }
         labels.append(label | {"truth": shown, "right": named in shown})
     monkeypatch.setattr(entities_module, "label_crops", lambda *_: labels)
     results = Results("mine")
@@ -170,7 +195,9 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
     add_crops(results, load(), None, crops=1, threshold=0.2)
 
     rows = {row["name"].partition("/")[2]: row for row in results.rows()}
-    actual = {name: (row["items"], row["value"], row["chance"]) for name, row in rows.items()}
+    actual = {
+        name: (row["items"], row["value"], row["chance"]) for name, row in rows.items()
+    }
     assert actual == {
         "acc": (5, pytest.approx(60), pytest.approx(60)),
         "acc_kept": (4, pytest.approx(50), pytest.approx(50)),
@@ -184,16 +211,29 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
 @pytest.mark.parametrize(
     ("places", "box", "shown"),
     [
-        ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),
-        ({"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]}, (0, 0, 4, 4), ["ball", "star"]),
-        ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),  # half of it exactly
+        (
+            {"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]},
+            (0, 0, 2, 2),
+            ["ball"],
+        ),
+        (
+            {"ball": [[0, 0, 0.5, 0.5]], "star": [[0.5, 0.5, 1, 1]]},
+            (0, 0, 4, 4),
+            ["ball", "star"],
+        ),
+        # Half of it exactly.
+        ({"ball": [[0.25, 0, 0.75, 0.5]]}, (0, 0, 2, 4), ["ball"]),
         ({"ball": [[0.25, 0, 0.76, 0.5]]}, (0, 0, 2, 4), []),
         # At one of two times.
         ({"ball": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]}, (0, 0, 2, 2), ["ball"]),
-        ({"ball": [[-1, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),  # all that the frame shows of it
+        # All that the frame shows of it.
+        ({"ball": [[-1, 0, 0.5, 1]]}, (0, 0, 2, 4), ["ball"]),
         ({}, (0, 0, 4, 4), []),
         (None, (0, 0, 1, 1), ["ball", "star"]),  # not known: those of the clip
     ],
 )
 def test_what_a_crop_shows(places, box, shown):
-    assert entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4) == shown
+    assert (
+        entities_in_crop({"meta": {"places": places}}, ["ball", "star"], box, grid=4)
+        == shown
+    )

@@ -39,11 +39,16 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     )
     both = EvaluationConfig(retrieval="a", qa="a", min_decoded_share=0.5)
 
-    assert check_items(both, "a", folder) == [("captions", 20, 40), ("questions", 90, 100)]
+    assert check_items(both, "a", folder) == [
+        ("captions", 20, 40),
+        ("questions", 90, 100),
+    ]
     with pytest.raises(InputError, match="90 of 100"):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     also_in_training(folder, a="test")
-    with pytest.raises(InputError, match=r"besides the 1 that are also in training.*exclude_over"):
+    with pytest.raises(
+        InputError, match=r"besides the 1 that are also in training.*exclude_over"
+    ):
         check_items(both, "a", folder)
 
 
@@ -54,7 +59,9 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
         ("qa", "qa"),
     ],
 )
-def test_items_that_training_has_too_are_left_out(run, clips_of_brightness, task, corpus):
+def test_items_that_training_has_too_are_left_out(
+    run, clips_of_brightness, task, corpus
+):
     """By default, and a table of the report says how many. With `exclude_overlap = false` they are
     evaluated, and it says so."""
     also_in_training(clips_of_brightness, down0="test", up0="validation")
@@ -88,7 +95,9 @@ def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     assert torch.equal(after, before.repeat_interleave(2, dim=1))
 
 
-def test_a_baseline_is_evaluated_with_its_own_name(clip_folders, clips, resources, tmp_path):
+def test_a_baseline_is_evaluated_with_its_own_name(
+    clip_folders, clips, resources, tmp_path
+):
     config = {
         "baseline": str(clip_folders["clip"]),
         "model_name": "clip",

@@ -46,7 +46,9 @@ def results():
         ]
     )
     results = Results("mine")
-    add_ranking(results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand")
+    add_ranking(
+        results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand"
+    )
     return results
 
 
@@ -91,12 +93,16 @@ def test_a_text_with_several_right_videos_has_their_average_precision():
     add_ranking(results, "similarity", "", scores, gallery_of([[1, 0, 1], [1, 0, 0]]))
 
     values = results.values()
-    assert values["similarity/t2v/mAP"] == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2)
+    assert values["similarity/t2v/mAP"] == pytest.approx(
+        100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2
+    )
     assert values["similarity/t2v/R1"] == 50
     assert {row["items"] for row in results.rows()} == {2}
 
 
-def test_the_queries_of_a_score_give_its_value_and_interval(reading, captions, questions, tmp_path):
+def test_the_queries_of_a_score_give_its_value_and_interval(
+    reading, captions, questions, tmp_path
+):
     results = evaluate_model(reading(), captions, Asked(controls=CONTROLS[:2], top_k=3))
     asked = Asked(controls=CONTROLS[:2], contrasts=(("rising", "falling"),))
     results.extend(evaluate_model(reading(), questions, asked))
@@ -122,9 +128,15 @@ def test_retrieval_under_every_control(reading, captions):
     """Each text has two clips that match it equally. Backwards it matches the others; shuffled
     clips neither rise nor fall; of single frames every clip has bright and dark ones, so that all
     pairs tie."""
-    results = evaluate_model(reading(), captions, Asked(controls=CONTROLS, seed=5, top_k=3))
+    results = evaluate_model(
+        reading(), captions, Asked(controls=CONTROLS, seed=5, top_k=3)
+    )
 
-    ranks = {name: value for name, value in results.values().items() if name.endswith("t2v/MdR")}
+    ranks = {
+        name: value
+        for name, value in results.values().items()
+        if name.endswith("t2v/MdR")
+    }
     assert ranks == {
         "similarity/t2v/MdR": 1.5,
         "matching/t2v/MdR": 1.5,

@@ -11,7 +11,9 @@ from alpro.stages.finetune_qa import frequent_answers
 def ask(*answers):
     questions = [f"what is it {number}?" for number in range(len(answers))]
     pairs = zip(questions, answers, strict=True)
-    return [{"question": text, "answer": answer, "type": "what"} for text, answer in pairs]
+    return [
+        {"question": text, "answer": answer, "type": "what"} for text, answer in pairs
+    ]
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of
 
     assert gallery.texts == texts
     assert gallery.video_of_text.tolist() == video_of_text
-    assert [gallery.sample(n).metadata["id"] for n in range(len(gallery.ids))] == gallery.ids
+    assert [
+        gallery.sample(n).metadata["id"] for n in range(len(gallery.ids))
+    ] == gallery.ids
 
 
 def test_selected_videos_keep_the_texts_that_are_right_for_them():
@@ -85,7 +89,9 @@ def test_selected_videos_keep_the_texts_that_are_right_for_them():
 def test_the_queries_of_a_direction(direction, ids, texts):
     """A text is a query about its first video; a video with all its texts; one without any is
     none."""
-    gallery = Gallery([], ["a", "b", "c"], ["x", "y"], np.array([[0, 1], [0, 2], [1, 1]]))
+    gallery = Gallery(
+        [], ["a", "b", "c"], ["x", "y"], np.array([[0, 1], [0, 2], [1, 1]])
+    )
 
     queries = gallery.queries(direction)
 

@@ -66,7 +66,9 @@ def test_a_tie_is_the_mean_over_the_places_that_it_may_end_in(scores):
 
 
 def ranks_of(scores, relevant):
-    return {way: Ranks.of(*pair) for way, pair in by_direction(scores, relevant).items()}
+    return {
+        way: Ranks.of(*pair) for way, pair in by_direction(scores, relevant).items()
+    }
 
 
 @settings(max_examples=30)
@@ -89,8 +91,14 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
 # scores, the videos of the texts, expected ranks by text and by video with a text
 DIRECTIONS = [
     # Several captions.
-    ([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]], [0, 0, 0, 1], [1, 2, 1, 1], [1, 3]),
-    ([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], [0, 1], [1, 1], [2, 2]),  # a matrix for each direction
+    (
+        [[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]],
+        [0, 0, 0, 1],
+        [1, 2, 1, 1],
+        [1, 3],
+    ),
+    # A matrix for each direction.
+    ([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], [0, 1], [1, 1], [2, 2]),
     # A video without a text is no query.
     ([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]], [0, 2], [2, 2], [2, 1]),
     ([[0.5, np.nan], [0.4, np.nan]], [0, 1], [1, 2], [1, 1.5]),  # the lowest score
@@ -116,11 +124,19 @@ def test_accuracies_have_their_labels_items_and_baselines():
     scores = accuracy_scores(["x", "x", "z"], ["x", "y", "x"], asked, queries)
 
     assert [score.metric.key for score in scores] == ["acc", "acc_how_many", "acc_who"]
-    assert [score.metric.label for score in scores] == ["all questions", "how many", "who"]
+    assert [score.metric.label for score in scores] == [
+        "all questions",
+        "how many",
+        "who",
+    ]
     assert [score.value for score in scores] == pytest.approx([200 / 3, 50, 100])
     assert [score.chance for score in scores] == pytest.approx([200 / 3, 100, 0])
     assert {s.metric.baseline for s in scores} == {"most frequent answer"}
-    assert [s.queries.texts.tolist() for s in scores] == [["1", "2", "3"], ["1", "2"], ["3"]]
+    assert [s.queries.texts.tolist() for s in scores] == [
+        ["1", "2", "3"],
+        ["1", "2"],
+        ["3"],
+    ]
     assert scores[1].queries.ids.tolist() == ["a", "a"]
 
 
@@ -138,7 +154,10 @@ def test_the_predict_majority_says_the_most_frequent_training_answer_of_the_type
 
 
 def test_the_share_of_answers_that_the_model_cannot_give_is_said():
-    asked = [{"question": "is it?", "answer": answer} for answer in ("yes", "Yes.", "blue", "no")]
+    asked = [
+        {"question": "is it?", "answer": answer}
+        for answer in ("yes", "Yes.", "blue", "no")
+    ]
 
     (line,) = describe_unanswerable(asked, ["yes", "no"])
 
@@ -168,5 +187,9 @@ def test_its_chance_level_is_that_of_random_scores():
     rng = np.random.default_rng(0)
     relevant = np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
     queries = Queries.of(["a", "b"], ["x", "y"])
-    scores = [average_precision(rng.random((2, 13)), relevant, queries) for _ in range(4000)]
-    assert np.mean([score.value for score in scores]) == pytest.approx(scores[0].chance, rel=0.01)
+    scores = [
+        average_precision(rng.random((2, 13)), relevant, queries) for _ in range(4000)
+    ]
+    assert np.mean([score.value for score in scores]) == pytest.approx(
+        scores[0].chance, rel=0.01
+    )

@@ -26,7 +26,11 @@ def test_two_processes_have_the_results_of_one(
     if task == "prompter":
         inputs["prompts"] = folders["prompts"]
     config = {"model_name": "mine", "controls": CONTROLS, **asked}
-    shared = {"stage": "evaluate", "config": config, "resources": resources.model_dump()}
+    shared = {
+        "stage": "evaluate",
+        "config": config,
+        "resources": resources.model_dump(),
+    }
     shared["inputs"] = {key: str(path) for key, path in inputs.items()}
     for name in ("one", "two"):
         out = tmp_path / name / "out"

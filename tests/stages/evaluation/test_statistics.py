@@ -39,7 +39,9 @@ def test_the_interval_of_a_share_is_the_binomial_one():
     assert independent == pytest.approx((46.9, 53.1), abs=0.5)
 
 
-queries = st.lists(st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2, max_size=25)
+queries = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(-4, 9)), min_size=2, max_size=25
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -53,7 +55,9 @@ def test_an_interval_contains_its_score_whatever_the_order(rows):
     assert bootstrap_interval(values[::-1], videos[::-1]) == pytest.approx(interval)
     if interval:
         low, high = interval
-        assert values.min() - 1e-9 <= low <= values.mean() <= high <= values.max() + 1e-9
+        assert (
+            values.min() - 1e-9 <= low <= values.mean() <= high <= values.max() + 1e-9
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,22 +77,30 @@ def test_a_difference_turns_with_the_sides(rows, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=7))
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=7)
+)
 def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much(rows):
     """The oracle exchanges both values of each video in all ways. Equal differences count, also if
     rounding would tell them apart."""
     a, b = np.array(rows).round(3).T
     differences = [sum(signs * (b - a)) for signs in product([-1, 1], repeat=len(a))]
     observed = (b - a).sum()
-    as_large = np.mean([difference >= abs(observed) - 1e-6 for difference in differences])
+    as_large = np.mean(
+        [difference >= abs(observed) - 1e-6 for difference in differences]
+    )
 
-    assert paired_difference(a, b, np.arange(len(a))).p == pytest.approx(min(1, 2 * as_large))
+    assert paired_difference(a, b, np.arange(len(a))).p == pytest.approx(
+        min(1, 2 * as_large)
+    )
 
 
 def test_questions_of_a_video_are_exchanged_together():
     a = np.arange(6) * 7.0
 
     once = paired_difference(a, a + 10, np.arange(6))
-    repeated = paired_difference(np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3))
+    repeated = paired_difference(
+        np.repeat(a, 3), np.repeat(a + 10, 3), np.repeat(np.arange(6), 3)
+    )
 
     assert repeated == pytest.approx(once)

@@ -23,7 +23,11 @@ from alpro.stages.evaluation.validation import (
 from alpro.stages.finetune_qa import Config as Qa
 from alpro.stages.finetune_retrieval import Config as Retrieval
 from alpro.stages.train_prompter import Config as TrainPrompter
-from alpro.stages.training.objective import MatchingObjective, PrompterObjective, QaObjective
+from alpro.stages.training.objective import (
+    MatchingObjective,
+    PrompterObjective,
+    QaObjective,
+)
 
 MEAN = [0.5] * 3
 STD = [0.25] * 3
@@ -32,12 +36,16 @@ STD = [0.25] * 3
 @pytest.fixture(scope="module")
 def objective(tiny_model, tokenizer):
     torch.manual_seed(0)
-    return MatchingObjective(Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD).eval()
+    return MatchingObjective(
+        Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD
+    ).eval()
 
 
 def config(kind, corpora=("clips",), **validation):
     phases = [{"corpora": [name], "steps": 1} for name in corpora]
-    return kind.model_validate({"phases": phases, "max_text_tokens": 24, "validation": validation})
+    return kind.model_validate(
+        {"phases": phases, "max_text_tokens": 24, "validation": validation}
+    )
 
 
 def score(objective, gallery, tokenizer, top_k=0):
@@ -66,7 +74,10 @@ def several(corpus_of, tmp_path_factory):
             rows.append({"id": f"{name}{n}", "split": "validation", **texts})
         return corpus_of(tmp_path_factory.mktemp(name), rows)
 
-    return {"several": corpus("several", 5, ("left", "up")), "few": corpus("few", 3, ("left",))}
+    return {
+        "several": corpus("several", 5, ("left", "up")),
+        "few": corpus("few", 3, ("left",)),
+    }
 
 
 @torch.no_grad()
@@ -77,7 +88,9 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
 
     actual = validate()
 
-    expected = score(objective, Gallery.read(several["several"], "validation"), tokenizer)
+    expected = score(
+        objective, Gallery.read(several["several"], "validation"), tokenizer
+    )
     names = product(("t2v", "v2t"), (1, 5, 10))
     recalls = [expected[f"validation/{way}/R{k}"] for way, k in names]
     assert actual["validation/mean_recall"] == pytest.approx(np.mean(recalls))
@@ -86,7 +99,9 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
 
 
 @torch.no_grad()
-def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, tokenizer):
+def test_fewer_videos_captions_and_pairs_can_be_asked_for(
+    objective, several, tokenizer
+):
     asked = config(Retrieval, ("several",), videos=4, captions=1, top_k=2)
     gallery = Gallery.read(several["several"], "validation").first(4, 1)
 
@@ -97,13 +112,17 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, to
 
 
 @torch.no_grad()
-def test_every_corpus_of_the_phases_is_validated_on(objective, several, lessons, tokenizer):
+def test_every_corpus_of_the_phases_is_validated_on(
+    objective, several, lessons, tokenizer
+):
     """Metrics are the means over the corpora, beside those of each; a corpus without validation
     videos has none."""
     corpora = several | {"lessons": lessons}
 
     def validated(*names):
-        validate, _ = validate_retrieval(objective, corpora, tokenizer, config(Retrieval, names))
+        validate, _ = validate_retrieval(
+            objective, corpora, tokenizer, config(Retrieval, names)
+        )
         return validate()
 
     both = validated("several", "few", "lessons")
@@ -122,7 +141,9 @@ def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
 ):
     inputs = {"lessons": lessons}
     with pytest.raises(InputError, match="captions"):
-        validate_retrieval(objective, inputs, tokenizer, config(Retrieval, ("lessons",)))
+        validate_retrieval(
+            objective, inputs, tokenizer, config(Retrieval, ("lessons",))
+        )
     with pytest.raises(InputError, match="questions"):
         validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
     asked = config(TrainPrompter, ("lessons",))
@@ -177,7 +198,9 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
 
     fewer = config(Qa, ("several",), videos=1)
     validate, _ = validate_qa(objective, several, tokenizer, answers, fewer)
-    assert validate() == pytest.approx({"validation/qa/acc": 100, "validation/qa/acc_what": 100})
+    assert validate() == pytest.approx(
+        {"validation/qa/acc": 100, "validation/qa/acc_what": 100}
+    )
 
 
 def test_a_metric_that_one_corpus_lacks_is_the_mean_of_the_others():

@@ -46,11 +46,18 @@ def run_of(
 ) -> TrainingRun:
     """A training run in one process, to update by hand."""
     resources = resources or Resources(device="cpu")
-    return TrainingRun(objective.train(), Steps(), config, out, world or ALONE, resources)
+    return TrainingRun(
+        objective.train(), Steps(), config, out, world or ALONE, resources
+    )
 
 
 def sample_rows(
-    count: int, captions: int = 1, kind: str = "video", prefix: str = "v", group: int = 1, **more
+    count: int,
+    captions: int = 1,
+    kind: str = "video",
+    prefix: str = "v",
+    group: int = 1,
+    **more,
 ) -> list[dict]:
     """`count` samples in groups of `group`, each with captions of its own."""
     texts = [f"the red ball moves {word}" for word in ("left", "right", "up")]
@@ -82,12 +89,22 @@ def steps_of(tokenizer, training):
     run."""
 
     def make(
-        corpora, steps=4, unit="sample", rank=0, ranks=1, mlm=None, answers=(), crops=0.0, **config
+        corpora,
+        steps=4,
+        unit="sample",
+        rank=0,
+        ranks=1,
+        mlm=None,
+        answers=(),
+        crops=0.0,
+        **config,
     ):
         config = training(tuple(corpora), steps, **config)
         crop = {"crop_share": crops, "crop_area": (0.55, 0.75)}
         examples = Examples(unit, 4, 8, 4, mlm, answers=answers, **crop)
-        return TrainingDataset(config, corpora, tokenizer, examples, rank, ranks, ranks > 1)
+        return TrainingDataset(
+            config, corpora, tokenizer, examples, rank, ranks, ranks > 1
+        )
 
     return make
 
@@ -118,7 +135,9 @@ def loading_processes(count: int) -> Iterator[None]:
     """So many processes load batches, as where there is a GPU."""
     loader = dataset.DataLoader
     more = {"num_workers": count, "prefetch_factor": 1 if count else None}
-    with mock.patch.object(dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)):
+    with mock.patch.object(
+        dataset, "DataLoader", lambda *a, **k: loader(*a, **k | more)
+    ):
         yield
 
 
@@ -142,7 +161,9 @@ class Run:
     select: str = ""
     checkpoint_interval: float = 3600
 
-    def start(self, before: int = -1, stop: Callable[[], None] | None = None) -> dict[str, float]:
+    def start(
+        self, before: int = -1, stop: Callable[[], None] | None = None
+    ) -> dict[str, float]:
         """Trains to the end; as step `before` begins, `stop` is called."""
         torch.manual_seed(self.config.seed)
         self.trained = self.build()
@@ -156,7 +177,9 @@ class Run:
                 yield batch
 
         data.loader = lambda *args: stopping(load(*args))
-        resources = Resources(workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval)
+        resources = Resources(
+            workers=1, device="cpu", checkpoint_interval=self.checkpoint_interval
+        )
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
         run = TrainingRun(self.trained, data, self.config, self.out, ALONE, resources)
@@ -184,7 +207,10 @@ class Run:
     @property
     def lines(self) -> list[dict]:
         actual = read_metrics(self.out / "metrics.jsonl")
-        return [{key: value for key, value in line.items() if key not in TIMING} for line in actual]
+        return [
+            {key: value for key, value in line.items() if key not in TIMING}
+            for line in actual
+        ]
 
     @property
     def checkpoints(self) -> list[str]:
@@ -212,7 +238,9 @@ def run_in(training, clips, stills, tokenizer, tiny_model):
             out,
             config,
             lambda: objective(kind(shape), MEAN, STD),
-            lambda: TrainingDataset(config, corpora, tokenizer, Examples("sample", 4, 32)),
+            lambda: TrainingDataset(
+                config, corpora, tokenizer, Examples("sample", 4, 32)
+            ),
             **dict(run),
         )
 

@@ -105,18 +105,24 @@ def objective_of(
     if name == "prompter":
         return PrompterObjective(Prompter(config), *NORM)
     if name.startswith("matching"):
-        return MatchingObjective(Alpro(config), *NORM, int(name[-1]) if "pools" in name else 0)
+        return MatchingObjective(
+            Alpro(config), *NORM, int(name[-1]) if "pools" in name else 0
+        )
     if name == "qa":
         return QaObjective(Alpro(config, answers=ANSWERS), *NORM)
     model = Alpro(config, ENTITIES)
     teacher = NormalizedModel(Prompter(config), *NORM)
     # So that labels differ: without what all clips have in common in an untrained prompter.
     frames = teacher.pixels(whole_batch().frames)
-    common = teacher.model.project_video(teacher.model.encode_video(frames)).detach().mean(0)
+    common = (
+        teacher.model.project_video(teacher.model.encode_video(frames)).detach().mean(0)
+    )
     prompts = {}
     for kind in ("video", "image"):
         random = 5 * torch.randn(ENTITIES, 8)
-        prompts[kind] = random - (random @ common)[:, None] * common / common.dot(common)
+        prompts[kind] = random - (random @ common)[:, None] * common / common.dot(
+            common
+        )
     settings = PretrainSettings(
         weights=LossWeights(**(WEIGHTS if weights is None else weights)),
         threshold=threshold,
@@ -138,7 +144,8 @@ def losses_and_gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     actual = {}
     for name in NAMES:
         objective = module = objective_of(name)
-        if rank == 0:  # as for the picture of pseudo-labels: nothing is asked of the other ranks
+        # As for the picture of pseudo-labels: nothing is asked of the other ranks.
+        if rank == 0:
             objective.with_pseudo_labels(part)
         if ranks > 1:
             module = DistributedDataParallel(objective, find_unused_parameters=True)

@@ -71,7 +71,8 @@ class Spoiled(MatchingObjective):
             loss = loss + torch.nan  # a constant: the gradient does not see it
         if self.steps == 2 and self.last and self.spoil == "gradient":
             temperature = self.model.temperature
-            loss = loss + (temperature - temperature.detach()).sqrt()  # 0, with an infinite slope
+            # 0, with an infinite slope.
+            loss = loss + (temperature - temperature.detach()).sqrt()
         return loss, metrics
 
 
@@ -82,8 +83,14 @@ class Batches:
     def __init__(self, world: World, steps: int, accumulation_steps: int, stop: int):
         self.steps = steps
         self.stop = stop
-        places = np.arange(SIZE).reshape(accumulation_steps, world.size, -1)[:, world.rank].ravel()
-        whole = replace(whole_batch(), masked=None, labels=None, boxes=None, answers=None)
+        places = (
+            np.arange(SIZE)
+            .reshape(accumulation_steps, world.size, -1)[:, world.rank]
+            .ravel()
+        )
+        whole = replace(
+            whole_batch(), masked=None, labels=None, boxes=None, answers=None
+        )
         part = whole.map(lambda tensor: tensor[places])
         self.batch = replace(part, ids=[whole.ids[place] for place in places])
 
@@ -156,13 +163,20 @@ def train(
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written
-        return train(out, world, steps, dropout=dropout, **more) | {"starts": torch.tensor(2)}
-    return {name: p.detach().clone() for name, p in objective.named_parameters()} | noted
+        return train(out, world, steps, dropout=dropout, **more) | {
+            "starts": torch.tensor(2)
+        }
+    return {
+        name: p.detach().clone() for name, p in objective.named_parameters()
+    } | noted
 
 
 def main(out: Path, world: World) -> None:
     for name, settings in RUNS.items():
-        save_file(train(out / name, world, **settings), out / f"{name}.{world.rank}.safetensors")
+        save_file(
+            train(out / name, world, **settings),
+            out / f"{name}.{world.rank}.safetensors",
+        )
     results = losses_and_gradients(world.rank, world.size)
     save_file(results, out / f"objectives.{world.rank}.safetensors")
 
@@ -170,4 +184,5 @@ def main(out: Path, world: World) -> None:
 if __name__ == "__main__":
     with init_distributed(Resources(device="cpu")) as world:
         main(Path(sys.argv[1]), world)
-    os._exit(0)  # as a stage ends: gloo's threads may abort a process during Python's shutdown
+    # As a stage ends: gloo's threads may abort a process during Python's shutdown.
+    os._exit(0)

@@ -92,7 +92,9 @@ def clip_towers(frames: int) -> ClipPrompter:
 def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objective:
     """The objective of a stage with models of the paper's size, or of the CLIP that it starts
     from."""
-    frames = config.frames if stage.startswith("finetune") else config.model.video.frames
+    frames = (
+        config.frames if stage.startswith("finetune") else config.model.video.frames
+    )
     is_clip = stage == "train_prompter" and bool(config.clip)
     if is_clip:
         return PrompterObjective(clip_towers(frames), HALF, HALF, config.crops.share)
@@ -101,7 +103,11 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
     if stage == "pretrain":
         # The frozen prompter of `from_clip` is a CLIP, which has no temporal attention until it is
         # trained.
-        prompter = clip_towers(frames) if config.model.video.pre_norm else Prompter(config.model)
+        prompter = (
+            clip_towers(frames)
+            if config.model.video.pre_norm
+            else Prompter(config.model)
+        )
         width = 512 if config.model.video.pre_norm else config.model.embed_dim
         prompts = {kind: torch.empty(entities, width) for kind in ("video", "image")}
         model = Alpro(config.model, entities=entities)
@@ -112,10 +118,14 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
     sizes = default.model_copy(update={"video": video})
     if stage == "finetune_qa":
         return QaObjective(Alpro(sizes, answers=config.answers), HALF, HALF)
-    return MatchingObjective(Alpro(sizes, entities=entities), HALF, HALF, config.negative_pool_size)
+    return MatchingObjective(
+        Alpro(sizes, entities=entities), HALF, HALF, config.negative_pool_size
+    )
 
 
-def batch_of(stage: str, objective: Objective, size: int, length: int, stored: int) -> Batch:
+def batch_of(
+    stage: str, objective: Objective, size: int, length: int, stored: int
+) -> Batch:
     """A batch of `size` clips with texts of `length` tokens and frames of `stored` pixels."""
     video = objective.model.config.video
     text = torch.zeros(size, length, dtype=torch.long)
@@ -150,7 +160,10 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
         out = attention.attention_on_gpu(q, k, v, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
-    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
         patch.setattr(precision, "casts_residual", lambda _: True)
         # Everything is float32 and on one device from the start; a conversion of fake parameters
@@ -188,7 +201,9 @@ def peak_memory(
             objective = objective_at_size(stage, config)
             run = run_of(objective, step, out, resources=resources)
             fill_state(run.optimizer)
-            batch = batch_of(stage, objective, step.batch_size, config.max_text_tokens, stored)
+            batch = batch_of(
+                stage, objective, step.batch_size, config.max_text_tokens, stored
+            )
             run.update(batch)
     others = config.accumulation_steps - computed
     return (memory.peak + others * batch.frames.nbytes // computed) / GIB

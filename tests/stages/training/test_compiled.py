@@ -42,7 +42,11 @@ def graphs(monkeypatch):
 def towers():
     """A small CLIP with temporal attention for four frames."""
     vision = LAYERS | {"image_size": 32, "patch_size": 8}
-    text = LAYERS | {"vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}
+    text = LAYERS | {
+        "vocab_size": 99,
+        "max_position_embeddings": 16,
+        "eos_token_id": 98,
+    }
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
     config._attn_implementation = "sdpa"
     model = ClipPrompter(CLIPModel(config))
@@ -83,7 +87,9 @@ def test_the_layers_of_a_clip_are_compiled_too(graphs):
 
     expected = encode()
     configure_layers(objective, compiled=True)
-    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    compiled = [
+        module for module in model.modules() if module._compiled_call_impl is not None
+    ]
     actual = encode()
     sum(output.square().sum() for output in actual).backward()
 
@@ -96,7 +102,9 @@ def test_the_layers_of_a_clip_are_compiled_too(graphs):
 def test_a_block_with_the_attention_of_a_gpu_is_one_graph(graphs, monkeypatch):
     """Four frames, whose temporal attention is packed."""
     monkeypatch.setattr(attention, "is_on_gpu", lambda _: True)
-    config = VideoConfig(image_size=16, patch_size=4, frames=4, width=16, depth=1, heads=2)
+    config = VideoConfig(
+        image_size=16, patch_size=4, frames=4, width=16, depth=1, heads=2
+    )
     block = Block(config)
     x = torch.randn(2, 1 + 4 * config.grid**2, 16, requires_grad=True)
     mask = attention.tile_mask(x, 2 * config.grid**2, 4)

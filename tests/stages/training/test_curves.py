@@ -20,7 +20,14 @@ import pytest
 import torch
 
 from alpro.stages.execution.interface import Resources
-from benchmarks.tiny_world import STAGES, add_inputs, configuration, curves, run_stage, write_inputs
+from benchmarks.tiny_world import (
+    STAGES,
+    add_inputs,
+    configuration,
+    curves,
+    run_stage,
+    write_inputs,
+)
 
 FILE = Path(__file__).with_name("curves.json")
 STEPS = 60
@@ -44,7 +51,9 @@ def compute(folder):
             run_stage(stage, configuration(stage, STEPS), inputs, out, resources)
             add_inputs(stage, inputs, out, resources)
             losses = curves(out)
-            computed[stage] = {name: losses[name] for name in losses if name.startswith("loss_")}
+            computed[stage] = {
+                name: losses[name] for name in losses if name.startswith("loss_")
+            }
         return computed
     finally:
         torch.set_num_threads(threads)
@@ -58,8 +67,12 @@ def differing(computed):
         assert losses.keys() == recorded[stage].keys()
         for name, values in losses.items():
             differences = np.abs(np.array(values) / np.array(recorded[stage][name]) - 1)
-            if not (differences.max() <= LARGEST and differences.mean() <= MEAN):  # NaN too
-                found[f"{stage}/{name}"] = float(differences.max()), float(differences.mean())
+            # NaN too.
+            if not (differences.max() <= LARGEST and differences.mean() <= MEAN):
+                found[f"{stage}/{name}"] = (
+                    float(differences.max()),
+                    float(differences.mean()),
+                )
     return found
 
 
@@ -73,5 +86,8 @@ if __name__ == "__main__":
         fresh = compute(Path(temporary))
     rounded = {}
     for stage, losses in fresh.items():
-        rounded[stage] = {name: np.round(values, 7).tolist() for name, values in losses.items()}
-    FILE.write_text(json.dumps(rounded).replace("], ", "],\n") + "\n")  # a line for each loss
+        rounded[stage] = {
+            name: np.round(values, 7).tolist() for name, values in losses.items()
+        }
+    # A line for each loss.
+    FILE.write_text(json.dumps(rounded).replace("], ", "],\n") + "\n")

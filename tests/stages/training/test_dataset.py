@@ -73,14 +73,19 @@ def test_an_image_is_a_still_clip_or_one_frame(stills, steps_of):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(clips, steps_of, share):
+def test_a_share_of_the_examples_shows_a_crop_and_the_rest_is_unchanged(
+    clips, steps_of, share
+):
     data = steps_of({"clips": clips}, 40, crops=share)
     plain = steps_of({"clips": clips}, 40)
     boxes = []
     for step in range(40):
         batch = data[step]
         boxes += [] if batch.boxes is None else batch.boxes.tolist()
-        assert_equal(replace(batch, boxes=None, uniforms=None), replace(plain[step], uniforms=None))
+        assert_equal(
+            replace(batch, boxes=None, uniforms=None),
+            replace(plain[step], uniforms=None),
+        )
     areas = [width * height / 16 for _, _, width, height in boxes]
     crops = [area for area in areas if area < 1]
     assert all(0.5 < area <= 0.75 for area in crops)
@@ -117,14 +122,20 @@ def test_pairs_are_videos_times_captions(corpus_of, tmp_path, steps_of, tokenize
     assert [f"v{int(number)}" for number in batch.video] == batch.ids
 
 
-def test_samples_without_a_text_are_left_out_and_counted(corpus_of, tmp_path, steps_of, tokenizer):
-    question = [{"question": "how many balls are there?", "answer": "two", "type": "how"}]
+def test_samples_without_a_text_are_left_out_and_counted(
+    corpus_of, tmp_path, steps_of, tokenizer
+):
+    question = [
+        {"question": "how many balls are there?", "answer": "two", "type": "how"}
+    ]
     asked = sample_rows(2, captions=0, prefix="q", questions=question)
     mixed = corpus_of(tmp_path / "mixed", [*sample_rows(3), *asked])
     silent = corpus_of(tmp_path / "silent", asked)
 
     captions = steps_of({"a": mixed, "b": silent}, 3, batch_size=3)
-    questions = steps_of({"a": mixed}, 3, "question", batch_size=2, answers=(*"abcdefg", "two"))
+    questions = steps_of(
+        {"a": mixed}, 3, "question", batch_size=2, answers=(*"abcdefg", "two")
+    )
     unknown = steps_of({"a": mixed}, 3, "question", batch_size=2, answers=("nine",))
 
     assert set(sample_ids(captions)) == {"v0", "v1", "v2"}
@@ -169,11 +180,15 @@ def test_phases_follow_each_other_with_their_lengths(corpus, steps_of):
 
     for epochs, batch_size, steps in ((0.5, 3, 2), (0.7, 5, 2), (0.01, 12, 1)):
         phases = [{"corpora": ("a",), "epochs": epochs}]
-        assert len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size)) == steps
+        assert (
+            len(steps_of({"a": corpus(12)}, phases=phases, batch_size=batch_size))
+            == steps
+        )
 
     phases = [{"corpora": ("a",), "steps": 1}] * 2
     data = steps_of({"a": corpus(6)}, phases=phases, batch_size=3)
-    assert sorted(sample_ids(data)) == [f"v{n}" for n in range(6)]  # the second continues the epoch
+    # The second continues the epoch.
+    assert sorted(sample_ids(data)) == [f"v{n}" for n in range(6)]
 
 
 def test_corpora_have_steps_by_weight_or_by_size(corpus, two_kinds, steps_of):
@@ -207,14 +222,22 @@ def test_invalid_phases_are_refused(wrong):
 def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_processes():
     def config(pool, parts=2):
         phases = [{"corpora": ["a"], "steps": 1}]
-        sizes = {"batch_size": 48, "accumulation_steps": parts, "negative_pool_size": pool}
+        sizes = {
+            "batch_size": 48,
+            "accumulation_steps": parts,
+            "negative_pool_size": pool,
+        }
         return MatchingConfig(phases=phases, **sizes)
 
     for ranks in (1, 3, 6, 12, 24):  # 24 pairs at a time
         config(8).check_division(ranks)
-    with pytest.raises(InputError, match="negative_pool_size 8 and the 12 pairs per process"):
+    with pytest.raises(
+        InputError, match="negative_pool_size 8 and the 12 pairs per process"
+    ):
         config(8).check_division(2)
-    with pytest.raises(InputError, match="48 is not a multiple of 5 processes x 2 accumulation"):
+    with pytest.raises(
+        InputError, match="48 is not a multiple of 5 processes x 2 accumulation"
+    ):
         config(8).check_division(5)
     with pytest.raises(ValidationError, match="negative_pool_size 16 does not divide"):
         config(16)
@@ -256,7 +279,12 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
     """A run that is restarted at any steps, with any number of loading processes each time, has on
     every rank the batches of an uninterrupted run; and each example of a source is used once before
     any is used again."""
-    config = {"batch_size": ranks * per_rank, "group_batches": together, "seed": seed, "mlm": 0.3}
+    config = {
+        "batch_size": ranks * per_rank,
+        "group_batches": together,
+        "seed": seed,
+        "mlm": 0.3,
+    }
     ends = [*sorted(end for end, _ in restarts), 10]
     workers = [count for _, count in restarts] + [0]
 
@@ -281,4 +309,6 @@ def test_ranks_workers_and_restarts_neither_lose_nor_repeat_an_example(
     for kind, count in {"video": 7, "image": 5}.items():
         for epoch in range(0, len(seen[kind]), count):
             once = seen[kind][epoch : epoch + count]
-            assert len(set(once)) == len(once), f"epoch {epoch // count}: a sample twice"
+            assert len(set(once)) == len(once), (
+                f"epoch {epoch // count}: a sample twice"
+            )

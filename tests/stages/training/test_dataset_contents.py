@@ -13,7 +13,9 @@ from tests.stages.training.conftest import sample_rows
 
 
 @pytest.mark.parametrize("sampling", ["halves", "random"])
-def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, steps_of, sampling):
+def test_pre_training_draws_from_both_halves_of_a_clip(
+    corpus_of, tmp_path, steps_of, sampling
+):
     """Of 8 frames, each of a brightness of its own, always two of the first four and two of the
     last."""
     frames = np.stack([np.full((8, 8, 3), 30 * n, np.uint8) for n in range(8)])
@@ -28,7 +30,9 @@ def test_pre_training_draws_from_both_halves_of_a_clip(corpus_of, tmp_path, step
     assert (drawn.diff(dim=1) > 0).all()  # in order, none twice
 
 
-def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, training):
+def test_texts_are_padded_with_the_tokenizers_own_padding(
+    corpus_of, tmp_path, training
+):
     """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
     words = "a [PAD] [UNK] [CLS] [SEP] [MASK] ball red big and or so on"
     (tmp_path / "vocab.txt").write_text(words.replace(" ", "\n"))
@@ -38,7 +42,9 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(corpus_of, tmp_path, t
     corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
     config = training(corpora, 1, batch_size=2)
 
-    batch = TrainingDataset(config, corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3))[0]
+    batch = TrainingDataset(
+        config, corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3)
+    )[0]
 
     for tokens in (batch.text, batch.masked):
         assert set(tokens[batch.mask == 0].tolist()) == {1}
@@ -99,12 +105,19 @@ def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
     corpora = {"a": corpus_of(tmp_path, images)}
     batch = steps_of(corpora, 1, batch_size=3, random_crop=1.0)[0]
     assert batch.frames.shape == (3, 4, 3, 8, 8)
-    red, _, blue = batch.frames[:, :, :, 1::4, 1::4].unbind(2)  # of each quarter a pixel
+    # Of each quarter a pixel.
+    red, _, blue = batch.frames[:, :, :, 1::4, 1::4].unbind(2)
     above = torch.tensor([[True, True], [False, False]])
     assert torch.equal(red > 128, above.expand(3, 4, 2, 2))
     assert torch.equal(blue > 128, above.T.expand(3, 4, 2, 2))
     for how in ({"random_crop": 0.5}, {"augmentation": "official"}):
-        assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (3, 4, 3, 8, 8)
+        assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (
+            3,
+            4,
+            3,
+            8,
+            8,
+        )
 
 
 def test_words_are_masked_at_the_rates_of_bert():
@@ -124,11 +137,14 @@ def test_words_are_masked_at_the_rates_of_bert():
     assert to_mask[chosen].mean() == pytest.approx(0.8, abs=0.013)
     assert (changed & ~to_mask)[chosen].mean() == pytest.approx(0.1, abs=0.01)
     assert (~changed)[chosen].mean() == pytest.approx(0.1, abs=0.01)
-    assert len(set(masked[changed & ~to_mask])) > 1000  # random words are of the whole vocabulary
+    # Random words are of the whole vocabulary.
+    assert len(set(masked[changed & ~to_mask])) > 1000
 
 
 @pytest.mark.parametrize("grid", [4, 14])
-def test_boxes_have_their_share_of_the_area_and_are_tall_and_wide_and_everywhere_inside(grid):
+def test_boxes_have_their_share_of_the_area_and_are_tall_and_wide_and_everywhere_inside(
+    grid,
+):
     rng = np.random.default_rng(0)
     boxes = torch.tensor([random_box(grid, rng) for _ in range(500)])
     left, top, width, height = boxes.unbind(1)

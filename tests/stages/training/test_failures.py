@@ -49,7 +49,11 @@ def status_of_a_stage(stage, folder):
     [
         (RuntimeError("CUDA error: unspecified launch failure"), 1, "Traceback"),
         (SystemExit(0), 1, "SystemExit"),
-        (torch.OutOfMemoryError("CUDA out of memory"), EXIT_INPUT_ERROR, "checkpoint_activations"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            EXIT_INPUT_ERROR,
+            "checkpoint_activations",
+        ),
         (InputError("clips.tar: cut short"), EXIT_INPUT_ERROR, "clips.tar: cut short"),
     ],
 )
@@ -65,7 +69,9 @@ def test_any_error_ends_a_stage_with_loading_processes(
 
     assert status_of_a_stage(stage, tmp_path) == status
     result = tmp_path / "result.json"
-    assert message in (result.read_text() if result.exists() else capfd.readouterr().err)
+    assert message in (
+        result.read_text() if result.exists() else capfd.readouterr().err
+    )
 
 
 @pytest.fixture
@@ -73,7 +79,9 @@ def loading(clips, steps_of, resources):
     """The batches of 20 steps, and the process that loads them."""
     others = set(multiprocessing.active_children())
     with loading_processes(1):
-        batches = steps_of({"clips": clips}, 20).loader(0, resources, torch.device("cpu"))
+        batches = steps_of({"clips": clips}, 20).loader(
+            0, resources, torch.device("cpu")
+        )
     (process,) = set(multiprocessing.active_children()) - others
     return batches, process
 
@@ -119,7 +127,10 @@ def test_best_weights_that_a_full_disk_refuses_are_the_result(new_run, is_ended)
 
     def start(name, disk=None):
         scores.clear()
-        chosen = {"validate": partial(validate, disk=disk), "select": "validation/score"}
+        chosen = {
+            "validate": partial(validate, disk=disk),
+            "select": "validation/score",
+        }
         run = new_run(name, run=OFTEN | chosen, validation={"times": 4})
         return run, run.start()
 
@@ -132,7 +143,9 @@ def test_best_weights_that_a_full_disk_refuses_are_the_result(new_run, is_ended)
     assert_same(whole, broken)
 
 
-def test_a_full_disk_is_one_line_whatever_library_writes(tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_whatever_library_writes(
+    tokenizer, tmp_path, monkeypatch
+):
     def write(work):
         with full_disk(1_000):
             tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -204,16 +217,34 @@ def test_loading_processes_ignore_the_signals_of_their_group(loading):
         pytest.param("silent", "imed out", marks=pytest.mark.long),
     ],
 )
-def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(how, output, tmp_path, free_port):
+def test_a_rank_that_dies_ends_the_job_with_its_own_error_first(
+    how, output, tmp_path, free_port
+):
     """At once, without waiting for the limit; a silent one at the limit."""
-    resources = Resources(device="cpu", rank_timeout=3 if how == "silent" else 600).model_dump()
+    resources = Resources(
+        device="cpu", rank_timeout=3 if how == "silent" else 600
+    ).model_dump()
     work = tmp_path / "work.json"
     result = tmp_path / "result.json"
-    write_json(work, {"out": str(tmp_path / "out"), "inputs": {}, "resources": resources})
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
+    write_json(
+        work, {"out": str(tmp_path / "out"), "inputs": {}, "resources": resources}
+    )
+    meeting = [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        "--rdzv-id=test",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        *meeting,
+    ]
     command += [Path(__file__).with_name("part_of_a_failure.py"), work, how]
-    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
+    ended = subprocess.run(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600
+    )
     message = ended.stderr
     assert ended.returncode != 0
     if how == "input-error":  # the launcher prints it

@@ -44,7 +44,9 @@ def test_steps_whose_loss_is_not_finite_are_skipped(new_run):
     only.start()
     torch.manual_seed(only.config.seed)
     untrained = dict(only.build().named_parameters())
-    assert all(torch.equal(weight, untrained[name]) for name, weight in only.weights.items())
+    assert all(
+        torch.equal(weight, untrained[name]) for name, weight in only.weights.items()
+    )
     few = new_run("few", spoiled(1, 2, 3, 4, 6))
     few.start()
     assert all(weight.isfinite().all() for weight in few.weights.values())
@@ -52,11 +54,15 @@ def test_steps_whose_loss_is_not_finite_are_skipped(new_run):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(new_run, interrupted):
+def test_five_consecutive_non_finite_steps_are_an_error_that_names_the_step(
+    new_run, interrupted
+):
     run = new_run("run", spoiled(2, 3, 4, 5, 6))
     if interrupted:
         run.interrupt(4)
-    with pytest.raises(InputError, match=r"not finite in 5 consecutive steps, .* step 6;"):
+    with pytest.raises(
+        InputError, match=r"not finite in 5 consecutive steps, .* step 6;"
+    ):
         run.start()
 
 
@@ -66,7 +72,9 @@ def scored(scores, seen):
     def validate(objective):
         assert not objective.training
         assert not torch.is_grad_enabled()
-        seen.append({name: p.detach().clone() for name, p in objective.named_parameters()})
+        seen.append(
+            {name: p.detach().clone() for name, p in objective.named_parameters()}
+        )
         return {"validation/score": scores[len(seen) - 1]}
 
     return validate
@@ -94,13 +102,17 @@ def test_the_best_weights_on_validation_are_selected_with_their_metrics(new_run)
 def test_validations_are_equally_spaced_and_the_last_is_at_the_end(
     training, tmp_path, times, steps
 ):
-    run = run_of(objective_of("prompter"), training(validation={"times": times}), tmp_path)
+    run = run_of(
+        objective_of("prompter"), training(validation={"times": times}), tmp_path
+    )
     assert [step for step in range(1, 11) if run.is_validated(step)] == steps
 
 
 def test_without_selection_the_last_weights_are_the_result(new_run):
     seen = []
-    run = new_run("run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2})
+    run = new_run(
+        "run", run={"validate": scored([3.0, 1.0], seen)}, validation={"times": 2}
+    )
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert run.start() == {"validation/score": 1.0}
     torch.testing.assert_close(run.weights, seen[1], rtol=0, atol=0)
@@ -148,17 +160,22 @@ def test_unreadable_examples_are_counted_across_an_interruption(new_run):
 )
 def test_too_many_unreadable_examples_are_an_error(new_run, count, share, allowed):
     """Of the 16 of the first two steps; fewer than ten never end a run."""
-    run = with_data(new_run("run", steps=4, max_unreadable_share=share), damaged(*[1] * count))
+    run = with_data(
+        new_run("run", steps=4, max_unreadable_share=share), damaged(*[1] * count)
+    )
     if allowed:
         run.start()
         assert run.lines[-1]["train/unreadable"] == count
     else:
-        with pytest.raises(InputError, match="10 of 16 examples cannot be read, more than"):
+        with pytest.raises(
+            InputError, match="10 of 16 examples cannot be read, more than"
+        ):
             run.start()
 
 
 def test_a_line_that_a_full_disk_cut_off_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics.log, "warning", lambda line: None)  # it would go to a file
+    # It would go to a file.
+    monkeypatch.setattr(metrics.log, "warning", lambda line: None)
     file = MetricsFile(tmp_path)
     file.write(1, {"loss": 1.0})
     with full_disk(file.path.stat().st_size + 10):
@@ -181,7 +198,9 @@ def step(training, tmp_path):
         run = run_of(objective, config, tmp_path)
         run.update(batch)
         gradients = {name: p.grad for name, p in objective.named_parameters()}
-        return run.mean.read(), {name: g for name, g in gradients.items() if g is not None}
+        return run.mean.read(), {
+            name: g for name, g in gradients.items() if g is not None
+        }
 
     return take
 

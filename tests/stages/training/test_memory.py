@@ -10,7 +10,8 @@ from tests.pipeline.test_fingerprints import DATA, model_folder
 from tests.plans import configure
 from tests.stages.training.simulated import peak_memory
 
-SPARE = 0.8  # fraction of the memory: a real peak is about 12 % higher, and CUDA takes its part
+# Fraction of the memory: a real peak is about 12 % higher, and CUDA takes its part.
+SPARE = 0.8
 STAGES = [
     ("from_clip", "train_prompter"),
     ("from_weights", "finetune_qa"),

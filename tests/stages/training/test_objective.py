@@ -41,14 +41,18 @@ def losses_by_hand(objective, batch, uniform):
     model = objective.model
     count = len(batch.ids)
     video = model.encode_video(objective.pixels(batch.frames))
-    text, masked = (model.encode_text(ids, batch.mask) for ids in (batch.text, batch.masked))
+    text, masked = (
+        model.encode_text(ids, batch.mask) for ids in (batch.text, batch.masked)
+    )
     cosines = model.project_video(video) @ model.project_text(text).T
     similarity = cosines / model.clamped_temperature()
     same = batch.video[:, None] == batch.video[None]
     losses = {"vtc": vtc_loss(similarity, similarity.T, torch.arange(count), same)}
     if isinstance(model, Alpro):
         likely = torch.zeros_like(similarity) if uniform else similarity
-        pool = torch.arange(count) // (getattr(objective, "negative_pool_size", 0) or count)
+        pool = torch.arange(count) // (
+            getattr(objective, "negative_pool_size", 0) or count
+        )
         excluded = same | (pool[:, None] != pool[None])
         videos, valid = sample_hard_negatives(likely.T, excluded, batch.uniforms[:, 0])
         texts, _ = sample_hard_negatives(likely, excluded, batch.uniforms[:, 1])
@@ -64,7 +68,11 @@ def losses_by_hand(objective, batch, uniform):
     if batch.pseudo_labels is not None:
         fused = model.fuse(text, batch.mask, video)
         patches = fused[:, batch.text.shape[1] + 1 :].unflatten(1, (4, 4))
-        kept = [n for n in range(count) if batch.pseudo_labels[n].max() >= objective.threshold]
+        kept = [
+            n
+            for n in range(count)
+            if batch.pseudo_labels[n].max() >= objective.threshold
+        ]
         shown = []
         for n in kept:
             left, top, width, height = batch.boxes[n].tolist()
@@ -77,7 +85,9 @@ def losses_by_hand(objective, batch, uniform):
         scores = model.mlm_scores(fused[:, : batch.text.shape[1]])
         losses["mlm"] = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten())
     if getattr(model, "qa_head", None):
-        losses["qa"] = F.cross_entropy(model.answer(text, batch.mask, video), batch.answers)
+        losses["qa"] = F.cross_entropy(
+            model.answer(text, batch.mask, video), batch.answers
+        )
     return losses
 
 
@@ -185,15 +195,24 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
     assert_close(labels, similarity.softmax(1))
 
 
-def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and_no_nan(batch):
+def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and_no_nan(
+    batch,
+):
     objective = objective_of("pretrain", threshold=1.1)
-    nothing = replace(batch, masked=batch.text, labels=torch.full_like(batch.text, -100))
+    nothing = replace(
+        batch, masked=batch.text, labels=torch.full_like(batch.text, -100)
+    )
     loss, metrics = losses_of(objective, nothing)
     assert metrics["loss_pem"] == 0
     assert metrics["pseudo_labels_kept"] == 0
     assert metrics["loss_mlm"] == 0
-    assert all(gradient.isfinite().all() for gradient in gradients(loss, objective).values())
-    assert losses_of(objective_of("qa"), replace(batch, answers=torch.full((8,), -100)))[0] == 0
+    assert all(
+        gradient.isfinite().all() for gradient in gradients(loss, objective).values()
+    )
+    assert (
+        losses_of(objective_of("qa"), replace(batch, answers=torch.full((8,), -100)))[0]
+        == 0
+    )
 
 
 def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
@@ -217,7 +236,9 @@ def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
     )
     objective.model.pem_logits = lambda patches, inside: logits
     batch.pseudo_labels = labels
-    _, metrics = objective.entities(batch, torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)})
+    _, metrics = objective.entities(
+        batch, torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)}
+    )
 
     assert metrics["pseudo_labels_kept"] == 0.5
     assert metrics["pem_accuracy"] == 0.5
@@ -242,9 +263,12 @@ def test_two_processes_with_halves_are_as_one_with_the_whole(two_ranks_trained):
 
 
 @pytest.mark.parametrize("off", [{}, {"pem": 0.0}, {"vtm": 0.0}])
-def test_one_pass_for_all_pairs_has_the_losses_and_gradients_of_three(off, batch, monkeypatch):
+def test_one_pass_for_all_pairs_has_the_losses_and_gradients_of_three(
+    off, batch, monkeypatch
+):
     """As on a GPU."""
-    monkeypatch.setitem(TEXT, "depth", 4)  # three layers of fusion, of which two are shared
+    # Three layers of fusion, of which two are shared.
+    monkeypatch.setitem(TEXT, "depth", 4)
     objective = objective_of("pretrain", weights=WEIGHTS | off)
     batch = objective.with_pseudo_labels(batch)
     counts = objective.step_counts([batch])

@@ -108,7 +108,9 @@ def all_of(model, optimizer):
     """Weights and the optimiser's whole state."""
     values = dict(model.state_dict())
     for number, state in optimizer.state_dict()["state"].items():
-        values |= {f"{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        values |= {
+            f"{number}.{key}": torch.as_tensor(value) for key, value in state.items()
+        }
     assert {key.split(".")[-1] for key in values} >= {"exp_avg", "exp_avg_sq", "step"}
     return values
 
@@ -150,7 +152,9 @@ def test_muon_takes_orthogonal_steps_of_the_matrices_of_layers_and_leaves_the_re
     layers = ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
     moved = {f"0.{name}.weight" for name in layers}
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, plain.get_parameter(name)) == (name not in moved), name
+        assert torch.equal(parameter, plain.get_parameter(name)) == (
+            name not in moved
+        ), name
         assert ("momentum" in muon.state[parameter]) == (name in moved)
 
     give_gradient(model, 2)

@@ -104,7 +104,9 @@ def packed(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: is_enabled("cpu"))
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
-    monkeypatch.setattr(loop, "autocast", lambda dtype, _: precision.autocast(dtype, CPU))
+    monkeypatch.setattr(
+        loop, "autocast", lambda dtype, _: precision.autocast(dtype, CPU)
+    )
     return counts
 
 
@@ -132,8 +134,14 @@ def batch_for(name):
     return batch
 
 
-FAST = [(name, "micro_batch", 1) for name in ("prompter", "CLIP", "matching", "pretrain", "qa")]
-LONG = [(name, "batch", 2) for name in ("prompter", "CLIP", "matching in pools of 2", "pretrain")]
+FAST = [
+    (name, "micro_batch", 1)
+    for name in ("prompter", "CLIP", "matching", "pretrain", "qa")
+]
+LONG = [
+    (name, "batch", 2)
+    for name in ("prompter", "CLIP", "matching in pools of 2", "pretrain")
+]
 LONG += [("qa", "micro_batch", 2)]
 
 
@@ -150,7 +158,9 @@ def test_a_step_stays_on_its_device(name, contrast, parts, training, tmp_path, p
     streams = set()
     for layer in objective.modules():
         if isinstance(layer, Block | Layer | TemporalAttention):
-            layer.register_forward_hook(lambda _layer, _inputs, output: streams.add(output.dtype))
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output: streams.add(output.dtype)
+            )
 
     with OneDevice(), Autocast():
         for number in range(parts):  # the second step has the state of the optimizer
@@ -172,7 +182,9 @@ def test_a_step_on_a_gpu_does_not_synchronize(name, training, tmp_path, monkeypa
     monkeypatch.undo()  # this is the real device
     device = torch.device("cuda")
     objective = objective_of(name, dropout=0.1).to(device)
-    run = run_of(objective, training(accumulation_steps=2), tmp_path, World(0, 1, device))
+    run = run_of(
+        objective, training(accumulation_steps=2), tmp_path, World(0, 1, device)
+    )
     batch = whole_batch().to(device)
     run.update(batch)  # libraries set themselves up
 
@@ -196,7 +208,9 @@ def test_a_teacher_that_is_cast_once_has_the_same_labels(kind):
     batch = whole_batch()
     teacher = objective.prompter.model
     exact = {teacher, teacher.video_proj, teacher.text_proj}
-    layers = {layer for layer in teacher.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    layers = {
+        layer for layer in teacher.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
     matrices = layers - exact
 
     with torch.autocast("cpu", torch.bfloat16):

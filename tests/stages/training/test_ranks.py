@@ -19,7 +19,9 @@ close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 def both(two_ranks_trained):
     """both(run): what the two ranks have after a run."""
     files = two_ranks_trained
-    return lambda run: [load_file(files / f"{run}.{rank}.safetensors") for rank in range(2)]
+    return lambda run: [
+        load_file(files / f"{run}.{rank}.safetensors") for rank in range(2)
+    ]
 
 
 def read_lines(out):
@@ -62,25 +64,39 @@ def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_pat
         assert line == pytest.approx(single, rel=1e-3)
 
 
-def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(both, lines, tmp_path):
+def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(
+    both, lines, tmp_path
+):
     """Pools of 4 span the two ranks that share a micro-batch of 4."""
     one = weights(alone(tmp_path, "in one piece"))
 
     for run in ("in one piece", "contrast over the batch"):
         close(weights(both(run)[0]), one)
-    for line, other in zip(lines("contrast over the batch"), lines("in one piece"), strict=True):
+    for line, other in zip(
+        lines("contrast over the batch"), lines("in one piece"), strict=True
+    ):
         assert line == pytest.approx(other, rel=1e-4)
     accumulated = weights(both("accumulated")[0])
-    assert any(not torch.allclose(one[name], accumulated[name], atol=1e-3) for name in one)
+    assert any(
+        not torch.allclose(one[name], accumulated[name], atol=1e-3) for name in one
+    )
 
 
 def test_gradients_are_averaged_once_a_step_with_its_last_part(both):
-    for run, apart in (("plain", 0), ("accumulated", 2), ("contrast over the batch", 2)):
+    for run, apart in (
+        ("plain", 0),
+        ("accumulated", 2),
+        ("contrast over the batch", 2),
+    ):
         assert [actual["apart"] for actual in both(run)] == [apart, apart]
 
 
-@pytest.mark.parametrize("run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"])
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(run, both, lines, tmp_path):
+@pytest.mark.parametrize(
+    "run", ["a loss of one rank is NaN", "a gradient of one rank is infinite"]
+)
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
+    run, both, lines, tmp_path
+):
     """What is left is the weights after the first step; the means are of that step alone."""
     once = weights(alone(tmp_path, run))
 
@@ -103,6 +119,8 @@ def test_metrics_after_a_resume_are_means_over_all_steps_and_ranks(lines, both):
     """Stopped after two of four steps, with dropout: the one line that is logged, and the weights,
     are those of the run that was not stopped. So each rank continues its own random numbers."""
     assert [actual["starts"] for actual in both("resumed")] == [2, 2]
-    assert lines("resumed") == [pytest.approx(line, rel=1e-6) for line in lines("dropout")]
+    assert lines("resumed") == [
+        pytest.approx(line, rel=1e-6) for line in lines("dropout")
+    ]
     for whole, resumed in zip(both("dropout"), both("resumed"), strict=True):
         close(weights(resumed), weights(whole), rtol=0, atol=0)

@@ -39,19 +39,27 @@ BATCH = {"accumulation_steps": 2, "contrast": "batch"}
         ((3,), MatchingObjective, 0.0, {}),
         ((3,), PrompterObjective, 0.2, BATCH),
     ],
-    ids=["the first step", "several times, dropout", "hard negatives", "contrast over the batch"],
+    ids=[
+        "the first step",
+        "several times, dropout",
+        "hard negatives",
+        "contrast over the batch",
+    ],
 )
 def test_an_interrupted_run_has_the_same_weights_and_metrics(
     new_run, stops, objective, dropout, settings
 ):
-    whole, broken = (new_run(name, objective, dropout, **settings) for name in ("whole", "broken"))
+    whole, broken = (
+        new_run(name, objective, dropout, **settings) for name in ("whole", "broken")
+    )
     whole.start()
     assert [line["step"] for line in whole.lines] == [2, 4, 6, 8]
 
     for before in stops:
         broken.interrupt(before)
 
-    assert broken.checkpoints[-1] == f"step-{stops[-1] + 1:08d}"  # the step under way is finished
+    # The step under way is finished.
+    assert broken.checkpoints[-1] == f"step-{stops[-1] + 1:08d}"
     broken.start()
     assert_same(whole, broken)
 
@@ -116,7 +124,9 @@ def damage_step(file):
     ],
     ids=["the first bit", "of both", "the last bit", "a value", "missing", "no sums"],
 )
-def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(killed, new_run, file, spoil, count):
+def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
+    killed, new_run, file, spoil, count
+):
     """Without an intact one, training starts again."""
     whole, before = killed
     broken = new_run("broken", run=OFTEN)
@@ -170,7 +180,9 @@ def test_a_run_stopped_in_its_last_step_completes(new_run):
     whole, last = (new_run(name, run=run) for name in ("whole", "last"))
     final = whole.start()
     assert final == {"validation/score": 3.0}
-    assert last.start(before=7, stop=lambda: os.kill(os.getpid(), signal.SIGTERM)) == final
+    assert (
+        last.start(before=7, stop=lambda: os.kill(os.getpid(), signal.SIGTERM)) == final
+    )
     assert_same(whole, last)
 
 
@@ -186,7 +198,9 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
     run = {"validate": validate, "select": "validation/score"}
     trial = new_run("trial", run=run, validation={"times": 4})
     trial.start()
-    peak = [line["validation/moved"] for line in trial.lines if "validation/moved" in line][1]
+    peak = [
+        line["validation/moved"] for line in trial.lines if "validation/moved" in line
+    ][1]
     whole = new_run("whole", run=run, validation={"times": 4})
     broken = new_run("broken", run=run, validation={"times": 4})
 
@@ -209,7 +223,8 @@ def test_corrupt_best_weights_are_an_error(new_run):
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
+    "every",
+    [pytest.param(41, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)],
 )
 def test_training(new_run, power_cuts, every):
     def validate(model):

@@ -48,9 +48,16 @@ def tuned(folders, clips, tmp_path, resources):
     """tuned(stage, **config): the outcome of a step of fine-tuning, and the model."""
 
     def run(stage, **config):
-        values = {"phases": PHASES, "frames": 2, "batch_size": 2, "validation": {"videos": 2}}
+        values = {
+            "phases": PHASES,
+            "frames": 2,
+            "batch_size": 2,
+            "validation": {"videos": 2},
+        }
         inputs = {"model": folders["pretrain"], "clips": clips}
-        outcome = run_stage(stage, inputs, tmp_path / "tuned", resources, **values | config)
+        outcome = run_stage(
+            stage, inputs, tmp_path / "tuned", resources, **values | config
+        )
         return outcome, ModelBundle.from_pretrained(tmp_path / "tuned" / "model")
 
     return run
@@ -92,7 +99,14 @@ EFFECTS = {
 }
 # These have no effect on the weights, or need images, accumulation, a prompter or other files: see
 # their own tests.
-OTHERS = {"log_every", "max_unreadable_share", "repeat_images", "contrast", "threshold", "start"}
+OTHERS = {
+    "log_every",
+    "max_unreadable_share",
+    "repeat_images",
+    "contrast",
+    "threshold",
+    "start",
+}
 OTHERS |= {"vit", "bert", "model", "validation"}
 
 
@@ -128,23 +142,34 @@ def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
     shape = tiny_model(size)
     video = shape.video.model_copy(update={"activation": "quick_gelu"})
     other = shape.model_copy(update={"video": video})
-    starts = {"other word pieces": (shape, words), "activation is gelu": (other, tokenizer)}
+    starts = {
+        "other word pieces": (shape, words),
+        "activation is gelu": (other, tokenizer),
+    }
     for name, (config, own) in starts.items():
-        folder = ModelBundle("pretrain", Alpro(config, 8), own, entities=list("abcdefgh"))
+        folder = ModelBundle(
+            "pretrain", Alpro(config, 8), own, entities=list("abcdefgh")
+        )
         folder.save_pretrained(tmp_path / name)
         with pytest.raises(InputError, match=f"^pretrain.start: .*{name}"):
             pretrained(f"from {name}", start=str(tmp_path / name))
 
 
-def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(tuned, monkeypatch):
+def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
+    tuned, monkeypatch
+):
     """As on a GPU, or on a processor that has it; the weights stay float32."""
     monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
 
-    outcome, folder = tuned(finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4)
+    outcome, folder = tuned(
+        finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4
+    )
     assert outcome.precision == "bfloat16"
     assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
     (cut,) = outcome.warnings
-    assert cut.startswith("clips: 131 of 132 captions have more than max_text_tokens = 4 tokens")
+    assert cut.startswith(
+        "clips: 131 of 132 captions have more than max_text_tokens = 4 tokens"
+    )
     assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
 
@@ -155,14 +180,20 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
         (60.0, "matching"),
     ],
 )
-def test_a_model_ranks_by_what_was_better_on_validation(matching, ranking, tuned, monkeypatch):
+def test_a_model_ranks_by_what_was_better_on_validation(
+    matching, ranking, tuned, monkeypatch
+):
     scores = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 50.0}
     monkeypatch.setattr(loop.Run, "train", lambda *_: scores)
     assert tuned(finetune_retrieval)[1].ranking == ranking
 
 
-@pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"])
-def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(stage, tuned):
+@pytest.mark.parametrize(
+    "stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"]
+)
+def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
+    stage, tuned
+):
     _, folder = tuned(stage, max_text_tokens=11)
 
     assert folder.entities == []  # not trained any more
@@ -197,7 +228,10 @@ def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path
         statistics = {"mean": [mean, mean + 0.01, mean + 0.02], "std": [std] * 3}
         write_json(tmp_path / name / "statistics.json", statistics)
     corpora = {folder.name: folder for folder in tmp_path.iterdir()}
-    phases = [{"corpora": ["dark"], "steps": 1}, {"corpora": ["dark", "bright"], "steps": 1}]
+    phases = [
+        {"corpora": ["dark"], "steps": 1},
+        {"corpora": ["dark", "bright"], "steps": 1},
+    ]
     paper = Config(phases=phases, max_text_tokens=17)
     own = paper.model_copy(update={"normalization": "corpus"})
 
