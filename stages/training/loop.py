@@ -1,15 +1,12 @@
 """The training loop of all stages, which differ in objective, data and validation."""
 
-import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -21,11 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from alpro.errors import InputError
 from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
-from alpro.models.clip_prompter import ClipPrompter
-from alpro.models.precision import autocast, compute_dtype
+from alpro.models.precision import autocast
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
-from alpro.models.text import Layer, Layers
-from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
@@ -38,6 +32,11 @@ from alpro.stages.training.checkpoint import (
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, distributed
+from alpro.stages.training.layers import (
+    are_layers_compiled,
+    configure_layers,
+    training_precision,
+)
 from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
@@ -48,8 +47,6 @@ MIN_UNREADABLE = 10  # fewer unreadable examples never stop a training
 # Minimum time between checkpoints, as a multiple of the time to write one.
 MIN_SAVE_INTERVAL_RATIO = 20
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
-MIN_COMPILED_WIDTH = 512  # smallest hidden size whose layers are compiled
-MAX_GRAPHS = 32  # compiled graphs of one type of layer
 
 Validate = Callable[[], dict[str, float]]
 
@@ -478,72 +475,6 @@ class Run:
                 f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
                 f"a restart resumes from step {last}"
             )
-
-
-def training_precision(
-    objective: Objective, config: TrainingConfig, world: World
-) -> torch.dtype:
-    """Return the compute dtype of a training."""
-    return compute_dtype(
-        objective.model.config.video.width, world.device, config.mixed_precision
-    )
-
-
-def are_layers_compiled(
-    objective: Objective, resources: Resources, world: World
-) -> bool:
-    """Return whether a training compiles its layers: on a GPU, if torch.compile finds its tools, and
-    if the model is large enough to make up for the minutes of compilation."""
-    if not resources.compile or world.device.type != "cuda":
-        return False
-    if objective.model.config.video.width < MIN_COMPILED_WIDTH:
-        return False
-    compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    if find_spec("triton") and any(shutil.which(name) for name in compilers if name):
-        return True
-    if world.main:
-        log.warning(
-            "the layers are not compiled: torch.compile needs triton and a C compiler"
-        )
-    return False
-
-
-def configure_layers(
-    objective: Objective,
-    compiled: bool = False,
-    checkpoint_activations: bool = False,
-) -> None:
-    """Set up activation checkpointing and compilation of the encoders' layers.
-
-    Layers are compiled one by one (regional compilation): layers of one type share compiled code,
-    and collectives, sampling and losses are not compiled.
-    """
-    if compiled:
-        # Otherwise graphs break at the boundaries of DDP's buckets.
-        torch._dynamo.config.optimize_ddp = False
-        # Pre-training with images of one frame and contrast over the batch has ten graphs of a
-        # block. Above the default limit of 8, the others would stay eager.
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS
-
-    for module in objective.modules():
-        if isinstance(module, TimeSformer | Layers):
-            module.checkpoint_activations = checkpoint_activations
-        if (
-            isinstance(module, ClipPrompter)
-            and module.temporal
-            and checkpoint_activations
-        ):
-            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
-        if not compiled:
-            continue
-
-        layers: Sequence[nn.Module] = []
-        if isinstance(module, ClipPrompter):
-            layers = module.layers()
-        elif isinstance(module, Block | Layer):
-            layers = [module]
-        for layer in layers:
-            layer.compile(dynamic=False)
 
 
 @contextmanager

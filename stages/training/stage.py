@@ -24,11 +24,10 @@ from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.interpolation import interpolate_
+from alpro.stages.training.layers import are_layers_compiled, training_precision
 from alpro.stages.training.loop import (
     Run,
     Validate,
-    are_layers_compiled,
-    training_precision,
 )
 from alpro.stages.training.objective import Objective
 

@@ -12,7 +12,8 @@ from transformers.utils.logging import enable_progress_bar
 from alpro.inference.encoding import embed_texts
 from alpro.models.clip_prompter import ClipBundle, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
-from tests.conftest import REVISION, one_line
+from tests.clip_models import REVISION
+from tests.conftest import one_line
 from tests.models.conftest import near
 
 TEXTS = ["a photo of a dog.", "A Photo of the BALL.", "one cat"]

@@ -12,7 +12,8 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
 from alpro.models.initial import load_bert, load_vit, tower_sizes
-from tests.conftest import REVISION, one_line
+from tests.clip_models import REVISION
+from tests.conftest import one_line
 from tests.models.conftest import near
 
 VIDEO = {

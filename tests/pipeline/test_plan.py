@@ -18,7 +18,7 @@ from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.step import Step
 from alpro.stages import cache_prompts
-from tests.conftest import REVISION
+from tests.clip_models import REVISION
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 

@@ -20,7 +20,7 @@ from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources
-from tests.conftest import REVISION
+from tests.clip_models import REVISION
 from tests.pipeline.lineage import add_artifacts, folder_of
 
 

@@ -23,7 +23,7 @@ from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import load_towers
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import trainable
-from alpro.stages.training.loop import configure_layers
+from alpro.stages.training.layers import configure_layers
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import PrompterObjective
 from tests.plans import configure

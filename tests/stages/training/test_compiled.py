@@ -11,7 +11,7 @@ from alpro.models import attention, precision
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
 from alpro.stages.training import loop
-from alpro.stages.training.loop import configure_layers
+from alpro.stages.training.layers import configure_layers
 from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
 

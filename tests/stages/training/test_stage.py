@@ -14,7 +14,7 @@ from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.train_prompter import Config
-from alpro.stages.training import loop, stage
+from alpro.stages.training import layers, loop, stage
 from alpro.stages.training.stage import measure_preprocessing
 from tests.stages.conftest import run_stage
 
@@ -159,7 +159,7 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     tuned, monkeypatch
 ):
     """As on a GPU, or on a processor that has it; the weights stay float32."""
-    monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(layers, "compute_dtype", lambda *_: torch.bfloat16)
 
     outcome, folder = tuned(
         finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4

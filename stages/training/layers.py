@@ -1,0 +1,88 @@
+"""How the layers of a training compute: precision, compilation and activation checkpointing."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from alpro.log import log
+from alpro.models.clip_prompter import ClipPrompter
+from alpro.models.precision import compute_dtype
+from alpro.models.text import Layer, Layers
+from alpro.models.timesformer import Block, TimeSformer
+from alpro.stages.execution.interface import Resources
+from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.distributed import World
+from alpro.stages.training.objective import Objective
+
+MIN_COMPILED_WIDTH = 512  # smallest hidden size whose layers are compiled
+MAX_GRAPHS = 32  # compiled graphs of one type of layer
+
+
+def training_precision(
+    objective: Objective, config: TrainingConfig, world: World
+) -> torch.dtype:
+    """Return the compute dtype of a training."""
+    return compute_dtype(
+        objective.model.config.video.width, world.device, config.mixed_precision
+    )
+
+
+def are_layers_compiled(
+    objective: Objective, resources: Resources, world: World
+) -> bool:
+    """Return whether a training compiles its layers: on a GPU, if torch.compile finds its tools, and
+    if the model is large enough to make up for the minutes of compilation."""
+    if not resources.compile or world.device.type != "cuda":
+        return False
+    if objective.model.config.video.width < MIN_COMPILED_WIDTH:
+        return False
+    compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    if find_spec("triton") and any(shutil.which(name) for name in compilers if name):
+        return True
+    if world.main:
+        log.warning(
+            "the layers are not compiled: torch.compile needs triton and a C compiler"
+        )
+    return False
+
+
+def configure_layers(
+    objective: Objective,
+    compiled: bool = False,
+    checkpoint_activations: bool = False,
+) -> None:
+    """Set up activation checkpointing and compilation of the encoders' layers.
+
+    Layers are compiled one by one (regional compilation): layers of one type share compiled code,
+    and collectives, sampling and losses are not compiled.
+    """
+    if compiled:
+        # Otherwise graphs break at the boundaries of DDP's buckets.
+        torch._dynamo.config.optimize_ddp = False
+        # Pre-training with images of one frame and contrast over the batch has ten graphs of a
+        # block. Above the default limit of 8, the others would stay eager.
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+
+    for module in objective.modules():
+        if isinstance(module, TimeSformer | Layers):
+            module.checkpoint_activations = checkpoint_activations
+        if (
+            isinstance(module, ClipPrompter)
+            and module.temporal
+            and checkpoint_activations
+        ):
+            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
+        if not compiled:
+            continue
+
+        layers: Sequence[nn.Module] = []
+        if isinstance(module, ClipPrompter):
+            layers = module.layers()
+        elif isinstance(module, Block | Layer):
+            layers = [module]
+        for layer in layers:
+            layer.compile(dynamic=False)
