@@ -4,6 +4,7 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,8 +92,8 @@ def add_videos(
     """Embed the clips that an index does not have, or whose files have changed.
 
     Captions and columns that have changed are replaced. Clips of the same folder whose files are
-    gone, and those that their table or corpus no longer has, are removed. If the folder of an index
-    has moved, its clips are found in the new one.
+    gone, and those that their table or corpus no longer has, are removed. If a subfolder is missing
+    or empty, its clips stay. If the folder of an index has moved, its clips are found in the new one.
 
     A folder has no captions: what a table said of its files stays.
 
@@ -362,7 +363,10 @@ class Addition:
 
     def _remove_old(self, old_rows: pa.Table, videos: Location) -> None:
         """Remove bad rows of earlier runs, windows that a changed file no longer has, clips that the
-        table or the corpus no longer has, and clips of the folder whose files are gone."""
+        table or the corpus no longer has, and clips of the folder whose files are gone.
+
+        A folder that is missing as a whole may be a disk that is not mounted: its clips stay.
+        """
         assert self.index is not None
         folder = find_root(videos)
         source = stored_path(str(videos), self.settings.root)
@@ -380,10 +384,34 @@ class Addition:
                 unseen[row["key"]] = Path(path)
 
         current = zip(unseen, identities(unseen.values()), strict=True)
-        removed += [key for key, identity in current if identity == "missing"]
+        kept: Counter[Path] = Counter()
+        for key, identity in current:
+            if identity != "missing":
+                continue
+            if absent := find_absent_folder(unseen[key]):
+                kept[absent] += 1
+            else:
+                removed.append(key)
+        for absent, count in kept.items():
+            command = shlex.join(["alpro", "index", "rm", str(self.place), str(absent)])
+            log.warning(
+                f"{absent}: missing or empty; the index keeps its clips ({count:,}); "
+                f"to remove them: {command}"
+            )
+
         if removed:
             self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
         self.counts.removed = len(removed)
+
+
+def find_absent_folder(path: Path) -> Path | None:
+    """Return the highest folder of a missing file that is missing or empty, if one is."""
+    absent = None
+    for folder in path.parents:
+        if folder.is_dir() and any(folder.iterdir()):
+            break
+        absent = folder
+    return absent
 
 
 def hash_repr(value: Any) -> str:

@@ -81,6 +81,21 @@ def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened
     assert rejected(opened()) == ["3"]
 
 
+def test_clips_of_a_subfolder_that_is_not_there_stay(update, own, opened, caplog):
+    """It may be a disk that is not mounted: the folder is then empty, or missing."""
+    disk = own / "disk"
+    (disk / "videos").mkdir(parents=True)
+    shutil.copy(own / "1.mp4", disk / "videos/5.mp4")
+    update(own)
+    shutil.rmtree(disk / "videos")
+
+    counts, _ = update(own)
+
+    assert counts.removed == 0
+    assert "disk/videos/5" in ids(opened())
+    assert f"index rm {own.parent / 'index'} {disk}" in caplog.text
+
+
 def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
     """But not those of a folder that is not there now."""
     other = tmp_path / "other"
