@@ -7,17 +7,18 @@ only file of that name in a subfolder. No file is found under another word.
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from posixpath import splitext
+from typing import Any
 from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
-from alpro.shards.sources.form import WORDS
+from alpro.shards.sources.form import TABLE, WORDS
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 WORKSPACE = {*WORDS["workspace"]["names"]}
@@ -206,6 +207,17 @@ def cut_extension(path: str) -> str:
 
 def file_stem(path: str) -> str:
     return cut_extension(path).rpartition("/")[2]
+
+
+def names_others(records: Iterable[Any], path: str) -> bool:
+    """Return whether records name files other than that which a file beside it belongs to by its
+    name, as of a table train.csv beside train.mp4."""
+    file = path.rpartition("/")[2]
+    for record in filter(lambda record: isinstance(record, dict), records):
+        for column in TABLE.bind(record).file:
+            if not file.startswith(f"{file_stem(str(record[column]))}."):
+                return True
+    return False
 
 
 def is_image(path: str) -> bool:

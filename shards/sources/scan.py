@@ -22,7 +22,7 @@ from alpro.shards.sources.form import (
     has_any,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, read_suffix
+from alpro.shards.sources.media import Folder, Notes, names_others, read_suffix
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
@@ -33,7 +33,7 @@ from alpro.shards.sources.rows import (
     split_of_path,
 )
 from alpro.shards.sources.sidecars import NOT_TEXTS, TEXT_SUFFIXES, Sidecars
-from alpro.shards.sources.tables import TABLES, Table, UnreadableTable
+from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
@@ -154,19 +154,26 @@ class Source:
         )
         if has_files_of_texts and not is_table_named:
             sidecars = Sidecars(folder, self.form.texts if self.form else ())
-        if not sidecars or not any(map(sidecars.find, folder.media)):
+        texts = sidecars.texts if sidecars else {}
+        has_most = 2 * len(texts) > len(folder.media)
+        is_told = self.form is not None and self.form.texts
+        # A table tells more than a stray text beside one of the videos.
+        if not texts or not (has_most or is_told):
             opened = self.open_tables(folder)
             tables = choose_tables(folder, opened)
             if self.form and not tables:
                 # None has the columns of the user.
                 tables = [(table, [Origin()]) for table in opened.values()]
             if tables:
+                for text in texts.values():
+                    reason = "texts beside videos are not read, as a table has captions"
+                    folder.notes.add(f"{reason} (`texts` in `columns`)", text)
                 return self.scan_tables(tables)
             # Not the lines of a text without its video.
             unknown = [table for table in opened.values() if table.form is not LIST]
             errors = [unknown_columns(table, self.items) for table in unknown]
             error = max(errors, key=lambda error: error.score, default=None)
-            if error and (error.score[0] or not folder.media):
+            if error and not texts and (error.score[0] or not folder.media):
                 raise error
         sidecars = sidecars or Sidecars(folder, ())
         return BESIDE.title, sidecars.scan(self.items)
@@ -179,24 +186,29 @@ class Source:
             InputError: For a placeholder, and for a table with the bytes of videos.
         """
         stems = {splitext(path)[0] for path in folder.media}
+
+        def is_beside(path: str) -> bool:
+            stem = splitext(path)[0]
+            return stem in stems or splitext(stem)[0] in stems
+
         paths = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
             is_table = splitext(name)[1] in TABLES or (
-                name.endswith(".txt") and "/" not in name
+                name.endswith(LINES) and "/" not in name
             )
-            # The metadata of one video are no table: a.json, a.info.json.
-            stem = splitext(path)[0]
-            is_beside = stem in stems or splitext(stem)[0] in stems
-            if is_table and not is_beside and not NOT_TEXTS.match(path):
+            if is_table and not NOT_TEXTS.match(path):
                 paths.append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
-        at_root_first = sorted(paths, key=lambda path: "/" in path)
-        for path in at_root_first[:MAX_TABLES]:
+
+        def order(path: str) -> tuple[bool, bool]:
+            return is_beside(path), "/" in path
+
+        for path in sorted(paths, key=order)[:MAX_TABLES]:
             if "/" in path and has_texts_at_root:
-                break
+                continue
             try:
                 table = Table(folder.path / path, self.form)
                 if table.head and not table.head_records:
@@ -206,6 +218,12 @@ class Source:
                 raise
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
+                continue
+            # The metadata of one video are no table: a.json, a.info.json.
+            is_object = isinstance(table.document, dict)
+            if is_beside(path) and (
+                is_object or not names_others(table.head_records, path)
+            ):
                 continue
             tables[path] = table
             is_at_root = "/" not in path

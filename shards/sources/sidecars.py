@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from posixpath import splitext
 from unicodedata import normalize
@@ -19,7 +20,7 @@ from alpro.files import read_text
 from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
 from alpro.shards.sources.form import BESIDE, WORDS, Record
-from alpro.shards.sources.media import Folder, read_suffix, show
+from alpro.shards.sources.media import Folder, names_others, read_suffix, show
 from alpro.shards.sources.rows import Items, Rows, reject_row
 
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
@@ -33,7 +34,6 @@ class Sidecars:
 
     def __init__(self, folder: Folder, text_folders: Sequence[str]):
         self.folder = folder
-        self.used: set[str] = set()
         self._by_key: defaultdict[str, list[str]] = defaultdict(list)
         names: set[str] = set()
         for path in folder.others:
@@ -43,6 +43,12 @@ class Sidecars:
         self._text_folders = sorted(
             names.intersection(text_folders or WORDS["texts"]["folders"])
         )
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The paths of the texts of the videos and images that have one."""
+        pairs = ((path, self.find(path)) for path in self.folder.media)
+        return {path: text for path, text in pairs if text}
 
     def find(self, media: str) -> str | None:
         """Return the path of the text of a video or image, or None."""
@@ -91,6 +97,8 @@ class Sidecars:
             )
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
+        if isinstance(value, list) and names_others(value, path):
+            return {}  # train.json is no text of train.mp4.
         return value if isinstance(value, dict) else {"captions": value}
 
     def scan(self, items: Items) -> Rows:
@@ -102,9 +110,8 @@ class Sidecars:
         """
         folder = self.folder
         for path in folder.media:
-            text = self.find(path)
+            text = self.texts.get(path)
             record = self.read(text) if text else {}
-            self.used.update(filter(None, [text]))
             if show(path) != path:
                 record = {"$reason": "the name of the file is not UTF-8; rename it"}
             if "$reason" in record:
@@ -135,11 +142,12 @@ class Sidecars:
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
         stems = {fold_path(splitext(path)[0]) for path in self.folder.media}
-        folders = {text.rpartition("/")[0] for text in self.used}
+        used = {*self.texts.values()}
+        folders = {text.rpartition("/")[0] for text in used}
         for path in self.folder.others:
             stem, suffix = splitext(path)
             is_text = suffix.lower() in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
-            if not is_text or path in self.used or fold_path(stem) in stems:
+            if not is_text or path in used or fold_path(stem) in stems:
                 continue
             if path.rpartition("/")[0] not in folders:
                 continue
@@ -153,12 +161,13 @@ class Sidecars:
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""
+        used = {*self.texts.values()}
         for path in self.folder.others:
             suffix = read_suffix(path)
             for remedy, suffixes in WORDS["not_read"].items():
                 if (
                     suffix in suffixes
-                    and path not in self.used
+                    and path not in used
                     and not NOT_TEXTS.match(path)
                 ):
                     placeholder = find_placeholder(read_head(self.folder.path / path))

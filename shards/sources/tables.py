@@ -46,6 +46,7 @@ from alpro.shards.tar import GZIP
 
 Records = Iterator[tuple[str, Record | str]]
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
 HEAD = 20  # records whose columns decide the form
 PROGRESS_RECORDS = 10_000  # after which progress is shown
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
@@ -157,7 +158,7 @@ class Table:
             return self._read_json_lines(text)
         if self.extension == ".json":
             return self._read_document(text.read())
-        if self.extension == ".txt":
+        if self.extension in LINES:
             return self._read_lines(text)
         raise ValueError(
             "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"

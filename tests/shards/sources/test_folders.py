@@ -38,6 +38,11 @@ LAYOUTS = {
         "x.csv": TABLE,
         "a.info.json": {"title": "x"},
     },
+    "a table beside a stray text of one video": {"x.csv": TABLE, "a.txt": "a note"},
+    "a table named as one of the videos": {"a.csv": TABLE},
+    "records named as one of the videos": {
+        "a.json": [{"video": "a", "caption": DOG}, {"video": "b", "caption": CAT}]
+    },
     "videofolder": {
         "metadata.jsonl": [
             {"file_name": "a.mp4", "text": DOG},
@@ -62,6 +67,17 @@ def test_captions_are_read_where_other_tools_leave_them(layout, read):
     assert imported.captions == {"a.mp4": (DOG,), "b.mp4": (CAT,)}
     assert imported.rejects == []
     assert ("train" in {row.split for row in imported.rows}) == ("split" in layout)
+
+
+@pytest.mark.parametrize(("texts", "expected"), [("a", (DOG,)), ("a b", ("a note",))])
+def test_captions_are_those_of_the_texts_if_most_videos_have_one(texts, expected, read):
+    """Otherwise those of the table; a note lists what is not read."""
+    files = dict.fromkeys((f"{name}.txt" for name in texts.split()), "a note")
+
+    imported = read({**files, "x.csv": TABLE}, "a.mp4 b.mp4")
+
+    assert imported.captions["a.mp4"] == expected
+    assert ("a.txt" if texts == "a" else "x.csv") in imported.notes
 
 
 def test_a_table_of_a_folder_names_files_of_that_folder(read):
