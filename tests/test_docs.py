@@ -16,10 +16,10 @@ import yaml
 from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
-from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.files import CONFIGS, STUDIES, shipped
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
-from alpro.pipeline.flows.study import STUDIES, Study, load_study
+from alpro.pipeline.flows.study import Study, load_study
 from alpro.shards.schema import Reason
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES

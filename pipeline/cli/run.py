@@ -93,6 +93,9 @@ def study(
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default the study's.
     """
+    from alpro.pipeline.config.files import STUDIES, find_config
+
+    find_config(file, shipped_in=STUDIES)  # as `run`: before anything is created
     root, wait = prepare_run(options)
 
     from alpro.pipeline.flows.study import load_study, plan_members, run_study

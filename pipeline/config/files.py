@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.files import expand_home, read_text
 
 CONFIGS = Path(__file__).with_name("shipped")
+STUDIES = CONFIGS / "studies"
 
 
 def shipped(folder: Path = CONFIGS) -> list[str]:

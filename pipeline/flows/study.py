@@ -18,7 +18,7 @@ from alpro.files import digest, write_json
 from alpro.log import log
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
-from alpro.pipeline.config.files import CONFIGS, find_config, read_toml
+from alpro.pipeline.config.files import STUDIES, find_config, read_toml
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import check_plan
@@ -40,7 +40,6 @@ from alpro.stages.evaluation.score_names import STUDIED, full_name
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDIES = CONFIGS / "studies"
 SEEDED = tuple(
     stage
     for stage in STAGES

@@ -240,12 +240,21 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
         assert command.changes == (f'pretrained="{folder / "model"}"', "pretrained=b")
 
 
-def test_a_mistyped_configuration_creates_no_workspace(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (["run", "--config", "smaple"], "sample"),
+        (["study", "objetives"], "objectives"),
+    ],
+)
+def test_a_mistyped_configuration_creates_no_workspace(
+    command, meant, tmp_path, capsys
+):
     workspace = tmp_path / "workspace"
-    assert (
-        cli.execute(["run", "--config", "smaple", "--workspace", str(workspace)]) == 2
-    )
-    assert "did you mean 'sample'?" in capsys.readouterr().err
+
+    assert cli.execute([*command, "--workspace", str(workspace)]) == 2
+
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err
     assert not workspace.exists()
 
 

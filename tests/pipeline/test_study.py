@@ -11,10 +11,9 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.files import shipped
+from alpro.pipeline.config.files import STUDIES, shipped
 from alpro.pipeline.flows.study import (
     SEEDED,
-    STUDIES,
     Study,
     load_study,
     plan_members,
