@@ -44,20 +44,18 @@ URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
 LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
-    *(
-        "http",
-        "https",
-        "s3",
-        "s3a",
-        "gs",
-        "gcs",
-        "az",
-        "abfs",
-        "abfss",
-        "adl",
-        "oss",
-        "hf",
-    ),
+    "http",
+    "https",
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "oss",
+    "hf",
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 MAX_CONCURRENT_REQUESTS = 16
@@ -65,18 +63,21 @@ CHUNK_BYTES = 1 << 22  # bytes of a tar member that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried
 # Keys that different stores use for a file's version, the most reliable first.
 VERSION_KEYS = [
-    *(
-        "etag",
-        "contentmd5",
-        "md5hash",
-        "md5",
-        "sha256",
-        "checksum",
-        "digest",
-        "crc32c",
-        "blobid",
-    ),
-    *("generation", "lastmodified", "mtime", "modified", "updated", "created"),
+    "etag",
+    "contentmd5",
+    "md5hash",
+    "md5",
+    "sha256",
+    "checksum",
+    "digest",
+    "crc32c",
+    "blobid",
+    "generation",
+    "lastmodified",
+    "mtime",
+    "modified",
+    "updated",
+    "created",
 ]
 
 
