@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,17 @@ from alpro.log import log
 from alpro.models.folder import write_tensors
 
 KEPT_CHECKPOINTS = 2
+FILES = {
+    "model.safetensors",
+    "optimizer.safetensors",
+    "best.safetensors",
+    "state.json",
+}
 
 
 class Checkpoints:
-    """Checkpoints of a training run: folders step-00000123 with model, optimizer, state and
-    checksums."""
+    """Checkpoints of a training run: folders step-00000123 with model, optimizer, the best
+    weights on validation, state and checksums."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,11 +39,13 @@ class Checkpoints:
         optimizer: Optimizer,
         state: dict[str, Any],
         rng: Sequence[Tensor],
+        best: dict[str, Tensor],
     ) -> None:
         """Write the checkpoint after `step` steps, and delete all but the newest two.
 
         Args:
             rng: Random state of every rank.
+            best: The best weights on validation; empty if there are none.
 
         Raises:
             OSError: If it cannot be written. Earlier checkpoints are kept.
@@ -56,6 +63,7 @@ class Checkpoints:
         try:
             write_tensors(trainable(model), temporary / "model.safetensors")
             write_tensors(tensors, temporary / "optimizer.safetensors")
+            write_tensors(best, temporary / "best.safetensors")
             (temporary / "state.json").write_text(json.dumps(state))
             sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "sums.json").write_text(json.dumps(sums))
@@ -70,15 +78,6 @@ class Checkpoints:
 
         for old in self.all()[KEPT_CHECKPOINTS:]:
             shutil.rmtree(old)
-        # Best weights stay as long as a checkpoint refers to them.
-        with suppress(OSError, ValueError):  # `restore` reports corrupt checkpoints
-            stored = [
-                json.loads((path / "state.json").read_text()) for path in self.all()
-            ]
-            referenced = {values.get("best_step") for values in stored}
-            for best in self.folder.glob("best-*.safetensors"):
-                if int(best.stem.split("-")[1]) not in referenced:
-                    best.unlink()
 
     def all(self) -> list[Path]:
         """List the checkpoint folders, newest first."""
@@ -92,14 +91,14 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Optimizer,
         rank: int = 0,
-    ) -> dict[str, Any] | None:
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Load the newest intact checkpoint.
 
         A corrupt checkpoint is logged and deleted, and the previous one is used. The random state of
         `rank` is restored; a rank that is not in the checkpoint keeps its own.
 
         Returns:
-            The state that was saved, or None if there is no checkpoint.
+            The state that was saved, and the best weights; both empty if there is no checkpoint.
 
         Raises:
             OSError: If one cannot be read. Nothing is deleted: it may be intact.
@@ -118,7 +117,7 @@ class Checkpoints:
             for folder in corrupt:
                 shutil.rmtree(folder, ignore_errors=True)
         if newest is None:
-            return None
+            return {}, {}
         log.debug(f"restoring {newest}")
         # `strict=False`, because the file has no frozen weights.
         weights = load_file(newest / "model.safetensors")
@@ -132,7 +131,8 @@ class Checkpoints:
         load_optimizer_tensors(optimizer, tensors)
         if f"random.{rank}" in rng:
             set_random_state(rng[f"random.{rank}"])
-        return json.loads((newest / "state.json").read_text())
+        state = json.loads((newest / "state.json").read_text())
+        return state, load_file(newest / "best.safetensors")
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -195,5 +195,5 @@ def corrupt_files(folder: Path) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
 
-    missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - sums.keys()
+    missing = FILES - sums.keys()
     return ", ".join([*wrong, *missing])

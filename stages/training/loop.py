@@ -11,24 +11,17 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alpro.errors import InputError
-from alpro.files import atomic_write, checksum, make_folder
 from alpro.log import log, progress
 from alpro.models.precision import autocast
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.checkpoint import (
-    Checkpoints,
-    random_state,
-    trainable,
-    write_tensors,
-)
+from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, distributed
@@ -59,7 +52,6 @@ class TrainerState:
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
-    best_sum: str = ""  # SHA-256 of the file of the best weights
     best_metrics: dict[str, float] = field(default_factory=dict)
     # Metric sums since the last logged step.
     unlogged: dict[str, float] = field(default_factory=dict)
@@ -137,6 +129,8 @@ class Run:
             torch.manual_seed(config.seed + world.rank)
         self.optimizer = build_optimizer(objective, config)
         self.checkpoints = Checkpoints(out / "checkpoints")
+        # The best weights on validation, which rank 0 keeps on the CPU.
+        self.best: dict[str, Tensor] = {}
         self.state = self.restore()
         self.file = MetricsFile(out, world.main)
         self.file.drop_after(self.state.step)
@@ -146,16 +140,14 @@ class Run:
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
         self.skipped = Skipped(self.state.skipped_in_row)
-        # Best weights that the disk had no room for.
-        self.unwritten: dict[str, Tensor] = {}
         # Errors of this rank since the last count.
         self.unreadable: list[str] = []
 
     def restore(self) -> TrainerState:
-        stored = self.checkpoints.restore(
+        stored, best = self.checkpoints.restore(
             self.objective, self.optimizer, self.world.rank
         )
-        state = TrainerState(**(stored or {}))
+        state = TrainerState(**stored)
 
         newest, oldest = all_reduce_max([state.step, -state.step], self.world.device)
         if newest != -oldest:
@@ -163,7 +155,10 @@ class Run:
                 f"{self.out}: ranks found checkpoints of steps {int(-oldest)} and {int(newest)}; "
                 "restart when all ranks see the same files"
             )
-        if not self.world.main:
+        if self.world.main:
+            # Copies: the file is mapped into memory, and is deleted with its checkpoint.
+            self.best = {name: weight.clone() for name, weight in best.items()}
+        else:
             state.unlogged = {}  # rank 0 restores the sums over all ranks
         return state
 
@@ -226,8 +221,8 @@ class Run:
                     )
                 clock.last_step = time.monotonic()
 
-        if select and self.state.best_step and world.main:  # rank 0 saves the model
-            self.load_best()
+        if select and world.main:  # rank 0 saves the model
+            self.objective.load_state_dict(self.best, strict=False)
         return final
 
     def save_or_stop(self, clock: Clock, signalled: bool, pace: float) -> float:
@@ -261,20 +256,6 @@ class Run:
             all_reduce_max([0.0], device)
             raise SystemExit(EXIT_STOPPED)
         return pace
-
-    def load_best(self) -> None:
-        """Load the weights that were the best on validation.
-
-        Raises:
-            InputError: If their file is corrupt.
-        """
-        if self.unwritten:
-            self.objective.load_state_dict(self.unwritten, strict=False)
-            return
-        best = self.best_weights(self.state.best_step)
-        if not best.exists() or checksum(best) != self.state.best_sum:
-            raise InputError(f"{best}: corrupt; delete {self.out} and run again")
-        self.objective.load_state_dict(load_file(best), strict=False)
 
     def update(self, batch: Batch) -> None:
         """Take an optimizer step on this rank's part of the global batch, without a host-device
@@ -394,7 +375,7 @@ class Run:
         )
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
-        """Validate in the precision of training, and save the weights if they are the best so far.
+        """Validate in the precision of training, and keep the weights if they are the best so far.
 
         Returns:
             The metrics of this validation, or with `select` of the best one so far.
@@ -410,26 +391,10 @@ class Run:
             self.state.best_metrics = values
             if self.world.main:
                 weights = trainable(self.objective)
-                try:
-                    self.write_best(weights)
-                except OSError as error:
-                    # They stay in memory, and each checkpoint tries again.
-                    self.unwritten = {
-                        name: value.cpu().clone() for name, value in weights.items()
-                    }
-                    log.warning(
-                        f"the best weights are not written yet: {error.strerror or error}"
-                    )
+                self.best = {
+                    name: value.to("cpu", copy=True) for name, value in weights.items()
+                }
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
-
-    def write_best(self, weights: dict[str, Tensor]) -> None:
-        """Write the best weights. Raises OSError if they cannot be written."""
-        best = self.best_weights(self.state.best_step)
-        make_folder(best.parent)
-        with atomic_write(best) as temporary:
-            write_tensors(weights, temporary)
-        self.state.best_sum = checksum(best)
-        self.unwritten = {}
 
     def measure(self, validate: Validate) -> dict[str, float]:
         """Return the metrics of the current weights in the precision of training."""
@@ -438,10 +403,6 @@ class Run:
             values = validate()
         self.objective.train()
         return values
-
-    def best_weights(self, step: int) -> Path:
-        """Return the file of the weights after `step`, the best on validation until then."""
-        return self.out / "checkpoints" / f"best-{step:08d}.safetensors"
 
     def save(self) -> None:
         """Write a checkpoint with the random states of all ranks.
@@ -459,14 +420,13 @@ class Run:
 
         try:
             self.file.sync()
-            if self.unwritten:
-                self.write_best(self.unwritten)
             self.checkpoints.save(
                 self.state.step,
                 model=self.objective,
                 optimizer=self.optimizer,
                 state=asdict(self.state),
                 rng=rng,
+                best=self.best,
             )
         except OSError as error:
             written = self.checkpoints.all()

@@ -137,7 +137,7 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
     # Another rank reads the same and deletes nothing.
     other = broken.build()
     optimizer = build_optimizer(other, broken.config)
-    state = Checkpoints(broken.out / "checkpoints").restore(other, optimizer, rank=1)
+    state, _ = Checkpoints(broken.out / "checkpoints").restore(other, optimizer, rank=1)
     assert (state["step"] if state else None) == (5 if count == 1 else None)
     assert len(broken.checkpoints) == 2
 
@@ -209,17 +209,6 @@ def test_the_best_weights_survive_an_interruption(new_run, before):
     broken.interrupt(before)
     assert broken.start() == final
     assert_same(whole, broken)
-
-
-def test_corrupt_best_weights_are_an_error(new_run):
-    scores = iter([2.0, 1.0, 0.5, 0.1])
-    validate = lambda _: {"validation/score": next(scores)}  # noqa: E731
-    chosen = {"validate": validate, "select": "validation/score"}
-    run = new_run("run", run=chosen, validation={"times": 4})
-    run.interrupt(5)
-    damage_last(run.out / "checkpoints" / "best-00000002.safetensors")
-    with pytest.raises(InputError, match=r"best-00000002.safetensors: corrupt"):
-        run.start()
 
 
 @pytest.mark.parametrize(
