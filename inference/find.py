@@ -11,7 +11,7 @@ from pathlib import Path
 from alpro.artifact import Source, artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import checksum, expand_home, file_state, read_json
+from alpro.files import checksum, expand_home, file_state
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
 from alpro.models.pretrained import WEIGHTS, HubName
@@ -147,14 +147,6 @@ def find_prompter(folder: Path) -> Found | None:
 def has_model(folder: Path) -> bool:
     """Return True if a folder is a model folder, or an artifact with one."""
     return (model_folder(folder) / "config.json").is_file()
-
-
-def is_pretrained(folder: Path) -> bool:
-    """Return True if a folder has a model of pre-training, which labels entities itself."""
-    return (
-        has_model(folder)
-        and read_json(model_folder(folder) / "config.json").get("task") == "pretrain"
-    )
 
 
 def input_folder(artifact: Path, source: Source) -> Path:

@@ -10,7 +10,8 @@ from alpro.errors import InputError
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
-from alpro.stages.evaluation.validation import validate_qa
+from alpro.stages.evaluation.evaluate_model import Asked
+from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
     FILE,
     Needs,
@@ -89,15 +90,20 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             std=start.preprocessing.std,
             answers=answers,
         ).to(device)
-        validate, select = validate_qa(
-            objective, inputs.corpora, start.tokenizer, answers, config
+        validate = build_validation(
+            objective,
+            inputs.corpora,
+            start.tokenizer,
+            config,
+            asked=Asked(tasks=("qa",)),
+            answers=answers,
         )
 
         # Row i of the head is the class of answers[i], so the folder has both.
         bundle = ModelBundle(
             "qa", model, start.tokenizer, start.preprocessing, answers=answers
         )
-        return Training(bundle, objective, validate, select)
+        return Training(bundle, objective, validate, select="validation/qa/acc")
 
     return train(build, config, inputs.corpora, out, resources)
 

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from alpro.inference.encoding import load_model
 from alpro.models.folder import ModelBundle
-from alpro.stages.evaluation.validation import validate_retrieval
+from alpro.stages.evaluation.evaluate_model import Asked
+from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
     Needs,
     Outcome,
@@ -62,8 +63,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             std=start.preprocessing.std,
             negative_pool_size=config.negative_pool_size,
         ).to(device)
-        validate, select = validate_retrieval(
-            objective, inputs.corpora, start.tokenizer, config
+        asked = Asked(tasks=("retrieval",), top_k=config.validation.top_k)
+        validate = build_validation(
+            objective, inputs.corpora, start.tokenizer, config, asked
         )
         return Training(
             ModelBundle(
@@ -71,7 +73,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             ),
             objective,
             validate,
-            select,
+            select="validation/mean_recall",  # by matching, as in the paper
         )
 
     return train(build, config, inputs.corpora, out, resources)

@@ -19,7 +19,11 @@ from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
-from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.evaluation.validation import (
+    BY_SIMILARITY,
+    PICTURE,
+    build_validation,
+)
 from alpro.stages.execution.interface import (
     Needs,
     Outcome,
@@ -164,10 +168,18 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
                 objective, data, entities, out / "pictures" / "pseudo_labels.png"
             )
 
+        validate = build_validation(
+            objective,
+            inputs.corpora,
+            tokenizer,
+            config,
+            asked=BY_SIMILARITY,
+            picture=out / PICTURE,
+        )
         return Training(
             bundle,
             objective,
-            validate_contrast(objective, inputs.corpora, tokenizer, config, out),
+            validate,
             draw=draw if config.weights.pem else None,
         )
 

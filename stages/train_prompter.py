@@ -20,7 +20,11 @@ from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.ranks import rank
-from alpro.stages.evaluation.validation import validate_contrast
+from alpro.stages.evaluation.validation import (
+    BY_SIMILARITY,
+    PICTURE,
+    build_validation,
+)
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
     Needs,
@@ -176,8 +180,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             crop_share=config.crops.share,
             crop_area=config.crops.area,
         ).to(device)
-        validate = validate_contrast(
-            objective, inputs.corpora, bundle.tokenizer, config, out
+        validate = build_validation(
+            objective,
+            inputs.corpora,
+            bundle.tokenizer,
+            config,
+            asked=BY_SIMILARITY,
+            picture=out / PICTURE,
         )
         if config.interpolate and validate is None and rank() == 0:
             log.warning(

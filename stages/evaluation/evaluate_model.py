@@ -115,7 +115,7 @@ def add_retrieval(
     protocol = model.describe_protocol()
     add_ranking(results, SIMILARITY, "by similarity", similarity, gallery, protocol)
 
-    if model.alpro:
+    if model.alpro and asked.matched:
         if asked.top_k:
             directions = tuple(asked.matched)
             scores = match_top_k(model.alpro, texts, videos, asked.top_k, directions)

@@ -1,9 +1,8 @@
 """Validation of the training stages on the validation split of every training corpus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,94 +24,60 @@ from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.training.config import (
     Corpora,
     EncoderConfig,
-    MatchingValidation,
     TrainingConfig,
 )
 from alpro.stages.training.loop import Validate
 
 SEARCHES = 3  # texts whose best clips are shown
 PICTURE = "pictures/search.png"
+# A model is trained with the similarity of all pairs, and matching them would take longer.
+BY_SIMILARITY = Asked(tasks=("retrieval",), matched=())
 # The prefixes of metrics by the names of scores: a training selects by matching, as in the paper.
 PREFIXES = {MATCHING: "validation", SIMILARITY: "validation/vtc"}
 
 Metrics = dict[str, float]
 
 
-def validate_contrast(
+def build_validation(
     encoder: NormalizedModel,
     corpora: Corpora,
     tokenizer: Tokenizer,
-    config: EncoderConfig,
-    out: Path,
+    config: TrainingConfig,
+    asked: Asked,
+    answers: Sequence[str] = (),
+    picture: Path | None = None,
 ) -> Validate | None:
-    """Validate retrieval by similarity (VTC).
+    """Build the validation of a training, on the first texts and videos that it asks for.
 
-    Each time it draws what a search for the first texts finds (`out`/pictures/search.png): the first
-    result of a run, long before its end.
+    Args:
+        encoder: The model, as it is trained.
+        corpora: Folders of the corpora.
+        tokenizer: Tokenizer of the model.
+        config: Configuration of the training.
+        asked: What to score: retrieval or answers.
+        answers: Answers of the model.
+        picture: File that shows each time what a search for the first texts finds: the first result
+            of a run, long before its end.
 
     Returns:
-        The validation; None if no corpus has validation captions.
+        The validation. None for a model's first training if no corpus has validation texts.
+
+    Raises:
+        InputError: If there are none for a fine-tuning, which selects weights by them.
     """
-    galleries = read_galleries(
-        encoder, corpora, config, "captions", config.validation.captions
-    )
-    if not galleries:
+    column = "questions" if "qa" in asked.tasks else "captions"
+    galleries = read_galleries(encoder, corpora, config, column)
+    if galleries:
+        length = config.max_text_tokens
+        model = LoadedModel("", encoder, tokenizer, length, answers)
+        score = partial(measure, model, asked, picture=picture)
+        return partial(average, galleries, score)
+    if isinstance(config, EncoderConfig):
         return None
-    model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
-    asked = Asked(tasks=("retrieval",), matched=())
-    return partial(
-        average, galleries, partial(measure, model, asked, picture=out / PICTURE)
+    raise InputError(
+        f"no corpus has validation videos with {column}: assign some in the column split, or "
+        "raise `validation`"
     )
-
-
-def validate_retrieval(
-    encoder: NormalizedModel,
-    corpora: Corpora,
-    tokenizer: Tokenizer,
-    config: TrainingConfig,
-) -> tuple[Validate, str]:
-    """Validate retrieval by matching (VTM) with the configured protocol, and by similarity (VTC).
-
-    Returns:
-        The validation, and the metric for model selection, which is of matching as in the paper.
-
-    Raises:
-        InputError: If no corpus has validation captions.
-    """
-    validation = cast(MatchingValidation, config.validation)
-    galleries = read_galleries(
-        encoder, corpora, config, "captions", validation.captions
-    )
-    check_validation(galleries, "captions")
-    model = LoadedModel("", encoder, tokenizer, config.max_text_tokens)
-    asked = Asked(tasks=("retrieval",), top_k=validation.top_k)
-    return partial(
-        average, galleries, partial(measure, model, asked)
-    ), "validation/mean_recall"
-
-
-def validate_qa(
-    encoder: NormalizedModel,
-    corpora: Corpora,
-    tokenizer: Tokenizer,
-    answers: list[str],
-    config: TrainingConfig,
-) -> tuple[Validate, str]:
-    """Validate the accuracy of the most likely answer.
-
-    Returns:
-        The validation, and the metric for model selection.
-
-    Raises:
-        InputError: If no corpus has validation questions.
-    """
-    galleries = read_galleries(encoder, corpora, config, "questions")
-    check_validation(galleries, "questions")
-    model = LoadedModel("", encoder, tokenizer, config.max_text_tokens, answers)
-    asked = Asked(tasks=("qa",))
-    return partial(
-        average, galleries, partial(measure, model, asked)
-    ), "validation/qa/acc"
 
 
 def measure(
@@ -159,7 +124,6 @@ def read_galleries(
     corpora: Corpora,
     config: TrainingConfig,
     column: str,
-    texts: int = 0,
 ) -> dict[str, Gallery]:
     """Read the validation galleries of the corpora that have any.
 
@@ -168,7 +132,6 @@ def read_galleries(
         corpora: Folders of the corpora.
         config: Configuration of the training.
         column: captions or questions.
-        texts: Texts of each video; 0: all.
 
     Raises:
         Unreadable: A frame cannot be read: before training, rather than at its end.
@@ -176,21 +139,14 @@ def read_galleries(
     galleries = {}
     for name in config.corpora:
         gallery = Gallery.read(corpora[name], "validation", column=column)
+        # All questions of a video are asked.
+        texts = getattr(config.validation, "captions", 0)
         gallery = gallery.first(config.validation.videos, texts)
         if gallery.texts:
             galleries[name] = gallery
         for index in range(len(gallery.ids)):
             sample_frames(gallery.sample(index), encoder.model.config.video)
     return galleries
-
-
-def check_validation(galleries: Mapping[str, Gallery], column: str) -> None:
-    """Raise InputError if no corpus has a validation gallery."""
-    if not galleries:
-        raise InputError(
-            f"no corpus has validation videos with {column}: assign some in the column split, or "
-            "raise `validation`"
-        )
 
 
 def average(

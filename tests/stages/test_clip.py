@@ -77,8 +77,8 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
     scores = [7.0, 3.0, 1.0, 2.0, 9.0, 4.0, 5.0]
     weights = []
 
-    def scripted(objective, *arguments):
-        validate = validate_contrast(objective, *arguments)
+    def scripted(objective, *arguments, **options):
+        validate = build_validation(objective, *arguments, **options)
         names = list(validate())
 
         def next_scores():
@@ -89,8 +89,8 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
         return next_scores
 
     config = configured(folder, interpolate=True, validation={"times": 2, "videos": 2})
-    validate_contrast = train_prompter.validate_contrast
-    with mock.patch.object(train_prompter, "validate_contrast", scripted):
+    build_validation = train_prompter.build_validation
+    with mock.patch.object(train_prompter, "build_validation", scripted):
         outcome = train_prompter.run(
             config, train_prompter.Inputs.of(inputs), out, resources
         )

@@ -15,10 +15,10 @@ from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.validation import (
+    BY_SIMILARITY,
+    PICTURE,
     average,
-    validate_contrast,
-    validate_qa,
-    validate_retrieval,
+    build_validation,
 )
 from alpro.stages.finetune_qa import Config as Qa
 from alpro.stages.finetune_retrieval import Config as Retrieval
@@ -39,6 +39,10 @@ def objective(tiny_model, tokenizer):
     return MatchingObjective(
         Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD
     ).eval()
+
+
+ALL_PAIRS = Asked(tasks=("retrieval",))
+ANSWERS = Asked(tasks=("qa",))
 
 
 def config(kind, corpora=("clips",), **validation):
@@ -84,7 +88,7 @@ def several(corpus_of, tmp_path_factory):
 def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     """By default: every video, every caption, every pair by the matching head."""
     asked = config(Retrieval, ("several",))
-    validate, select = validate_retrieval(objective, several, tokenizer, asked)
+    validate = build_validation(objective, several, tokenizer, asked, ALL_PAIRS)
 
     actual = validate()
 
@@ -95,17 +99,17 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
     recalls = [expected[f"validation/{way}/R{k}"] for way, k in names]
     assert actual["validation/mean_recall"] == pytest.approx(np.mean(recalls))
     assert {name: actual[name] for name in expected} == expected
-    assert select == "validation/mean_recall"
 
 
 @torch.no_grad()
 def test_fewer_videos_captions_and_pairs_can_be_asked_for(
     objective, several, tokenizer
 ):
-    asked = config(Retrieval, ("several",), videos=4, captions=1, top_k=2)
+    asked = config(Retrieval, ("several",), videos=4, captions=1)
     gallery = Gallery.read(several["several"], "validation").first(4, 1)
 
-    actual = validate_retrieval(objective, several, tokenizer, asked)[0]()
+    top_2 = Asked(tasks=("retrieval",), top_k=2)
+    actual = build_validation(objective, several, tokenizer, asked, top_2)()
 
     expected = score(objective, gallery, tokenizer, top_k=2)
     assert {name: actual[name] for name in expected} == expected
@@ -120,10 +124,8 @@ def test_every_corpus_of_the_phases_is_validated_on(
     corpora = several | {"lessons": lessons}
 
     def validated(*names):
-        validate, _ = validate_retrieval(
-            objective, corpora, tokenizer, config(Retrieval, names)
-        )
-        return validate()
+        asked = config(Retrieval, names)
+        return build_validation(objective, corpora, tokenizer, asked, ALL_PAIRS)()
 
     both = validated("several", "few", "lessons")
 
@@ -137,17 +139,18 @@ def test_every_corpus_of_the_phases_is_validated_on(
 
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
-    objective, lessons, tokenizer, tmp_path
+    objective, lessons, tokenizer
 ):
     inputs = {"lessons": lessons}
-    with pytest.raises(InputError, match="captions"):
-        validate_retrieval(
-            objective, inputs, tokenizer, config(Retrieval, ("lessons",))
-        )
-    with pytest.raises(InputError, match="questions"):
-        validate_qa(objective, inputs, tokenizer, [], config(Qa, ("lessons",)))
+    for kind, scored, column in (
+        (Retrieval, ALL_PAIRS, "captions"),
+        (Qa, ANSWERS, "questions"),
+    ):
+        asked = config(kind, ("lessons",))
+        with pytest.raises(InputError, match=column):
+            build_validation(objective, inputs, tokenizer, asked, scored)
     asked = config(TrainPrompter, ("lessons",))
-    assert validate_contrast(objective, inputs, tokenizer, asked, tmp_path) is None
+    assert build_validation(objective, inputs, tokenizer, asked, BY_SIMILARITY) is None
 
 
 @torch.no_grad()
@@ -158,7 +161,15 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
     objective = PrompterObjective(prompter, MEAN, STD).eval()
     asked = config(TrainPrompter, ("several",))
 
-    actual = validate_contrast(objective, several, tokenizer, asked, tmp_path)()
+    validate = build_validation(
+        objective,
+        several,
+        tokenizer,
+        asked,
+        BY_SIMILARITY,
+        picture=tmp_path / PICTURE,
+    )
+    actual = validate()
 
     gallery = Gallery.read(several["several"], "validation").first(500, 1)
     expected = score(objective, gallery, tokenizer)
@@ -188,7 +199,8 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
     answers = ["ball", "box"]
     objective = always(1, 2)
     asked = config(Qa, ("several", "few"))
-    validate, select = validate_qa(objective, several, tokenizer, answers, asked)
+    select = "validation/qa/acc"
+    validate = build_validation(objective, several, tokenizer, asked, ANSWERS, answers)
 
     actual = validate()
 
@@ -197,7 +209,7 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
     assert actual[select] == pytest.approx((20 + 100 / 3) / 2)
 
     fewer = config(Qa, ("several",), videos=1)
-    validate, _ = validate_qa(objective, several, tokenizer, answers, fewer)
+    validate = build_validation(objective, several, tokenizer, fewer, ANSWERS, answers)
     assert validate() == pytest.approx(
         {"validation/qa/acc": 100, "validation/qa/acc_what": 100}
     )
@@ -217,4 +229,6 @@ def test_a_frame_that_cannot_be_read_is_found_before_training(
     for shard in broken.glob("validation-*.tar"):
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(Unreadable):
-        validate_retrieval(objective, {"clips": broken}, tokenizer, config(Retrieval))
+        build_validation(
+            objective, {"clips": broken}, tokenizer, config(Retrieval), ALL_PAIRS
+        )
