@@ -2,14 +2,12 @@
 
 import json as json_format
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from alpro.errors import InputError
-from alpro.files import read_text
 from alpro.log import printable
 from alpro.pipeline.cli.options import Count, Json, ModelOptions
 
@@ -189,25 +187,6 @@ def search(  # noqa: PLR0913 - options of a command
         print(json_format.dumps({"text": text, **result.json()}))
     else:
         print_hits(result)
-
-
-def read_named_file(name: str, file: Path) -> str:
-    """Read a text file.
-
-    Args:
-        name: What the command line calls it.
-        file: The file.
-
-    Raises:
-        InputError: If it cannot be read, or is not UTF-8.
-    """
-    try:
-        if not file.is_file():  # a pipe would be read for ever
-            raise InputError(f"{name}: no such file")
-        return read_text(file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"{name}: {reason}") from error
 
 
 def print_hits(result: "SearchResult") -> None:

@@ -10,37 +10,6 @@ from pydantic_core import ErrorDetails
 from alpro.pipeline.config.files import suggest
 
 ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
-# Messages by pydantic's type of error.
-MESSAGES = {
-    "missing": "this key is required",
-    "float_parsing": "expected a number",
-    "float_type": "expected a number",
-    "finite_number": "expected a finite number",
-    "int_parsing": "expected a whole number",
-    "int_type": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "bool_parsing": "expected true or false",
-    "bool_type": "expected true or false",
-    "string_type": "expected text, in quotes",
-    "string_too_short": "expected some text",
-    "pattern_type": "expected a regular expression, in quotes",
-    "pattern_regex": "not a regular expression",
-    "string_pattern_mismatch": "expected only letters, digits, _ and -",
-    "literal_error": "expected {expected}",
-    "tuple_type": "expected a list",
-    "list_type": "expected a list",
-    "dict_type": "expected a table",
-    "model_type": "expected a table",
-    "model_attributes_type": "expected a table",
-    "too_short": "expected at least {min_length} values",
-    "too_long": "expected at most {max_length} values",
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "multiple_of": "must be a multiple of {multiple_of:g}",
-    "value_error": "{error}",
-}
 
 
 def find_field(
@@ -95,9 +64,7 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
         names = list_keys(model, parents)
         return f"unknown key; {suggest(ALIASES.get(key, key), names, 'the keys are')}"
 
-    message = MESSAGES.get(error["type"], "not a valid value").format_map(
-        error.get("ctx", {})
-    )
+    message = error["msg"].removeprefix("Value error, ")
     # A whole table would be too long for the line.
     if "input" in error and not isinstance(error["input"], dict | BaseModel):
         message += f" (it is {error['input']!r})"

@@ -20,9 +20,8 @@ from alpro.pipeline.config.command import (
     TEXT_STAGES,
     Command,
     changed_key,
-    covers,
 )
-from alpro.pipeline.config.fields import error_key, error_line, find_field, is_text
+from alpro.pipeline.config.fields import error_line, find_field, is_text
 from alpro.pipeline.config.files import find_config, read_toml
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.shards.storage import absolute
@@ -59,31 +58,11 @@ def validate(values: Values, command: Command) -> PipelineConfig:
     try:
         settings = PipelineConfig.model_validate(share_tables(values))
     except ValidationError as error:
-        place = find_mistake(error_key(error.errors()[0]), command)
-        raise InputError(f"{place}{error_line(error, PipelineConfig)}") from error
+        line = error_line(error, PipelineConfig)
+        raise InputError(f"{command.config}: {line}") from error
 
     check_corpora(settings, command)
     return settings.limited() if settings.max_steps else settings
-
-
-def find_mistake(key: str, command: Command) -> str:
-    """Return the beginning of a message: the changes, or else the file, where an invalid value was
-    set.
-
-    Args:
-        key: The key of the value, or of a table whose values do not go together; empty for the
-            whole configuration.
-    """
-    keys = {change: changed_key(change) for change in command.changes}
-    if key and key in keys.values():  # the message has it
-        return ""
-    # A table is wrong by the change of a value in it, or of the whole table.
-    causes = [
-        one
-        for one, changed in keys.items()
-        if covers(changed, key) or covers(key, changed)
-    ]
-    return f"{', '.join(causes) or find_config(command.config)}: "
 
 
 def check_corpora(settings: PipelineConfig, command: Command) -> None:
