@@ -174,9 +174,6 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
     chosen = [
         one for one in snapshot.unreachable(used) if not store.is_elsewhere(one[0])
     ]
-    for folder in snapshot.unfinished():
-        print(f"interrupted, stays for the same run to continue: {folder}")
-
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
     manifests = find_outdated(workspace / "manifests")

@@ -177,29 +177,7 @@ def print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(rows)
         return
-    for line in changed_values(plan):
-        print(line)
     print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
-
-
-def changed_values(plan: "Plan") -> list[str]:
-    """Return the values that the changes of a command set, each beside the configuration's own."""
-    from alpro.artifact import flatten
-    from alpro.pipeline.config.load import load_config, variations
-    from alpro.pipeline.plan.difference import value_text
-
-    command = plan.command
-    varied = variations(command)
-    # The user's files are no change of the configuration, which may need them.
-    files = tuple(change for change in command.changes if change not in varied)
-    before = flatten(load_config(replace(command, changes=files)).as_written())
-
-    lines = []
-    for key, value in flatten(plan.settings.as_written()).items():
-        if value != before.get(key):
-            old = value_text(before.get(key))
-            lines.append(f"{key} = {value_text(value)} (configuration: {old})")
-    return lines
 
 
 def plan_rows(plan: "Plan") -> list[dict[str, str]]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.interpreter import interpreter
 from alpro.pipeline.cli.index import (
     IndexPlace,
     Rerank,
     open_index,
-    read_named_file,
 )
 from alpro.pipeline.cli.options import (
     WORKSPACE,
@@ -22,6 +22,7 @@ from alpro.pipeline.cli.options import (
     ModelOptions,
     Port,
     Workspace,
+    check_exists,
 )
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ def read_token(host: str, file: Path | None) -> str:
     """
     token = os.environ.get("ALPRO_TOKEN", "")
     if file:
+        check_exists("--token-file", str(file))
         # An editor ends the file with a line break.
-        token = read_named_file(f"--token-file {file}", file).partition("\n")[0].strip()
+        token = read_text(file).partition("\n")[0].strip()
 
     # An empty file must not let everybody in.
     if (file or token) and len(token) < MIN_TOKEN:
@@ -207,11 +209,10 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     print("starting MLflow", flush=True)
 
     # Slow to import: the line above comes at once.
-    from alpro.pipeline.tracking.store import check_store, runs_page
+    from alpro.pipeline.tracking.store import check_store
 
     check_store(root)
-    page = runs_page(f"sqlite:///{database}")
-    print(f"MLflow at http://127.0.0.1:{port}{page} (Ctrl-C stops it)", flush=True)
+    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -89,12 +89,3 @@ class Snapshot:
         return [
             one for one in reversed(self.artifacts) if one[1].fingerprint not in reached
         ]
-
-    def unfinished(self) -> list[Path]:
-        """Return the folders of interrupted stages: they have no record, and the same stage
-        continues in them."""
-        finished = {folder for folder, _ in self.artifacts}
-        folders = [
-            folder for folder in sorted(self.root.glob("*/*")) if folder.is_dir()
-        ]
-        return [folder for folder in folders if folder not in finished]

@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError
 from functools import cache
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils import mlflow_tags
 
@@ -16,9 +15,7 @@ from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 
-QUOTES = "\"' "  # stripped from values of changes
 DIGEST_LENGTH = 8  # characters
-FIRST_STORAGE_COLUMN = "shard"  # in index.parquet; earlier columns describe samples
 
 
 def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -> str:
@@ -28,30 +25,10 @@ def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -
     The configuration and the fingerprint of the last step follow.
 
     >>> run_title("sample", "6e0aa0", ["finetune_qa.lr=4e-4"], "")
-    'qa.lr=4e-4 · sample 6e0aa0'
+    'finetune_qa.lr=4e-4 · sample 6e0aa0'
     """
     mark = f"{name} {fingerprint[:6]}"
-    return " · ".join(
-        filter(None, (" ".join(map(shorten_change, changes)), stage, mark))
-    )
-
-
-def shorten_change(change: str) -> str:
-    """Shorten a change to its stage, corpus or encoder, the last word of its key, and its value.
-
-    The table of runs shows 23 characters of a name, so a stage loses its verb, and a path its
-    folders.
-
-    >>> shorten_change("finetune_retrieval.phases.0.lr=1e-5")
-    'retrieval.lr=1e-5'
-    >>> shorten_change("corpora.clips.data=/home/me/films/"), shorten_change("pretrained='m'")
-    ('clips.data=films', 'pretrained=m')
-    """
-    key, _, value = change.partition("=")
-    # The name of a corpus or an encoder is clear without its table.
-    owner, *path = re.sub(r"^(corpora|model)\.", "", key.strip()).split(".")
-    short_key = ".".join([owner.rpartition("_")[2], *path[-1:]])
-    return f"{short_key}={Path(value.strip(QUOTES)).name}"
+    return " · ".join(filter(None, (" ".join(changes), stage, mark)))
 
 
 def status_after(error: BaseException) -> str:
@@ -102,19 +79,12 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
 
 
 def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
-    """Describe a corpus: its counts as the profile, the columns of its samples as the schema."""
-    schema = pq.read_schema(folder / "index.parquet")
-    # The other columns say where a sample is stored.
-    columns = list(schema)[: schema.names.index(FIRST_STORAGE_COLUMN)]
-    types = [
-        {"name": one.name, "type": str(one.type), "required": True} for one in columns
-    ]
+    """Describe a corpus: its counts are the profile."""
     dataset = Dataset(
         name,
         record.fingerprint[:DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": str(folder)}),
-        schema=json.dumps({"mlflow_colspec": types}),
         profile=json.dumps(
             {key: count for key, count in record.counts.items() if count}
         ),
