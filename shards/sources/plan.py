@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import KINDS, REJECTS, SPLITS, Reject, Row
+from alpro.shards.schema import KINDS, MANIFEST, REJECTS, SPLITS, Reject, Row
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
@@ -38,6 +37,16 @@ GROUPINGS = {
 }
 TEXT_COUNTS = ("captions", "questions")
 NAMES = ("group", "name")
+# What is in memory of each row; `split` and `kind` are indices in SPLITS and KINDS.
+NUMBERS = pa.schema(
+    {
+        "kind": pa.int8(),
+        "split": pa.int8(),
+        "cut": MANIFEST.field("cut").type,
+        "captions": pa.int32(),
+        "questions": pa.int32(),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,12 @@ class DecodePlan:
         if self.pattern:
             self._check_pattern(self.pattern, group_pattern)
 
-        columns = ("kind", "split", "cut", *TEXT_COUNTS)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
-        for batch in manifest.batches([*columns, *NAMES]):
-            numbers = self._read_columns(batch)
-            for name, values in numbers.items():
-                parts[name].append(values)
+        batches = manifest.batches(["kind", "split", "cut", *TEXT_COUNTS, *NAMES])
+        # An empty manifest has no batch, so the schema is given.
+        numbers = pa.Table.from_batches(map(self._read_columns, batches), NUMBERS)
         self.columns: dict[str, np.ndarray] = {}
-        for name, arrays in parts.items():
-            self.columns[name] = np.concatenate(arrays or [np.zeros(0, np.int64)])
+        for name in NUMBERS.names:
+            self.columns[name] = numbers[name].to_numpy()
 
         # A boolean for each row of the manifest.
         planned_kinds = [KINDS.index(kind) for kind in self.kinds]
@@ -144,17 +150,13 @@ class DecodePlan:
                 f"such as {first!r}"
             )
 
-    def _read_columns(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    def _read_columns(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the numbers that describe each row of a batch."""
-        kind = pc.index_in(batch["kind"], pa.array(KINDS)).to_numpy()
-        columns = {"kind": kind.astype(np.int8), "split": self._assign_splits(batch)}
-        columns["cut"] = batch["cut"].to_numpy()
-        for name in TEXT_COUNTS:
-            text_count = pc.list_value_length(batch[name]).to_numpy(
-                zero_copy_only=False
-            )
-            columns[name] = text_count.astype(np.int32)
-        return columns
+        kind = pc.index_in(batch["kind"], pa.array(KINDS)).cast(pa.int8())
+        split = pa.array(self._assign_splits(batch))
+        text_counts = [pc.list_value_length(batch[name]) for name in TEXT_COUNTS]
+        columns = [kind, split, batch["cut"], *text_counts]
+        return pa.RecordBatch.from_arrays(columns, schema=NUMBERS)
 
     def _assign_splits(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
         """Return the codes of the splits of rows with the columns `split`, `group` and `name`."""
@@ -265,32 +267,26 @@ class DecodePlan:
         is_planned = pc.field("kind").isin(self.kinds)
         missing = self.manifest.rejects().filter(is_missing & is_planned)
         missing = missing.rename_columns({"path": "name"})
-        codes = self._assign_splits(missing)
-        text_counts = {name: missing[name].to_numpy() for name in TEXT_COUNTS}
-        lost = count_by_split(codes, text_counts)
-
-        annotated: dict[str, dict[str, int]] = {}
-        for split, counts in self._counts.items():
-            annotated[split] = {}
-            for name, count in counts.items():
-                annotated[split][name] = count + lost[split][name]
-        return annotated
+        columns = {name: missing[name].to_numpy() for name in TEXT_COUNTS}
+        counts = count_by_split(columns | {"split": self._assign_splits(missing)})
+        for split, planned in self._counts.items():
+            for name, count in planned.items():
+                counts[split][name] += count
+        return counts
 
     @cached_property
     def _counts(self) -> dict[str, dict[str, int]]:
-        codes = self.columns["split"][self.is_planned]
-        text_counts = {
-            name: self.columns[name][self.is_planned] for name in TEXT_COUNTS
+        planned = {
+            name: numbers[self.is_planned] for name, numbers in self.columns.items()
         }
-        return count_by_split(codes, text_counts)
+        return count_by_split(planned)
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
-        starts = segment_starts(planned, min(count, planned))
-        # Typed: an empty list would be an array of floats, which cannot be an index.
-        chosen = self.row_indices[np.asarray(starts, np.int64)]
-        return list(self.rows(chosen))
+        count = min(count, planned)
+        places = np.arange(count) * planned // max(1, count)
+        return list(self.rows(self.row_indices[places]))
 
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of
@@ -344,22 +340,19 @@ class DecodePlan:
             yield from ungrouped["name"].to_pylist()
 
 
-def count_by_split(
-    codes: np.ndarray, texts: dict[str, np.ndarray]
-) -> dict[str, dict[str, int]]:
+def count_by_split(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """Return by split how many items have a text, and how many texts of each kind there are.
 
     Args:
-        codes: The split of each item, as its index in SPLITS.
-        texts: The number of texts of each item, by kind.
+        columns: The split of each item, as its index in SPLITS, and the columns TEXT_COUNTS.
     """
-    has_text = np.sum([*texts.values()], axis=0) > 0
+    has_text = columns["captions"] + columns["questions"] > 0
     counts: dict[str, dict[str, int]] = {}
     for code, split in enumerate(SPLITS):
-        in_split = codes == code
+        in_split = columns["split"] == code
         counts[split] = {"items": int(has_text[in_split].sum())}
-        for name, numbers in texts.items():
-            counts[split][name] = int(numbers[in_split].sum())
+        for name in TEXT_COUNTS:
+            counts[split][name] = int(columns[name][in_split].sum())
     return counts
 
 

@@ -42,10 +42,8 @@ MAX_TABLES = 100  # Tables of a folder that are opened.
 Tables = list[tuple[Table, list[Origin]]]
 
 
-def scan_source(
-    data: Location, require_texts: bool = True, notes: Notes | None = None
-) -> tuple[str, Rows]:
-    """Return what a source is, and its rows; without `notes`, the notes are logged."""
+def scan_source(data: Location, require_texts: bool = True) -> tuple[str, Rows]:
+    """Return what a source is, and its rows, after which its notes are logged."""
     source = Source(data, require_texts=require_texts)
     what, rows = source.scan()
     return what, log_notes(rows, source.notes)
@@ -116,11 +114,6 @@ class Source:
         """
         if self.annotations:
             return self.scan_tables(self.open_annotations())
-        # First: the folder of a path that does not exist may be large.
-        if isinstance(self.data, Path) and not self.data.exists():
-            raise InputError(
-                f"{self.data}: no such table (.csv, .jsonl, ...) or folder of videos"
-            )
         files = self.folder.others if self.folder and self.is_folder else ()
         may_have_tars = self.folder is None or any(
             name.endswith(".tar") for name in files
@@ -139,8 +132,6 @@ class Source:
         origins: defaultdict[Path, list[Origin]] = defaultdict(list)
         for split, files in self.annotations.items():
             for file in files:
-                if not file.is_file():
-                    raise InputError(f"{file}: no such annotation file ({split})")
                 origins[file].append(
                     Origin(split, "", len(origins), selects=split != TEXTS)
                 )
@@ -220,14 +211,11 @@ class Source:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
             # The metadata of one video are no table: a.json, a.info.json.
-            is_object = isinstance(table.document, dict)
-            if is_beside(path) and (
-                is_object or not names_others(table.head_records, path)
-            ):
-                continue
-            tables[path] = table
-            is_at_root = "/" not in path
-            has_texts_at_root |= is_at_root and table.has_texts
+            has_several = not isinstance(table.document, dict)
+            has_several &= names_others(table.head_records, path)
+            if has_several or not is_beside(path):
+                tables[path] = table
+                has_texts_at_root |= "/" not in path and table.has_texts
         return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:

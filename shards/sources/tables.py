@@ -18,7 +18,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from itertools import chain, islice, zip_longest
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -48,7 +47,7 @@ Records = Iterator[tuple[str, Record | str]]
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
 HEAD = 20  # records whose columns decide the form
-PROGRESS_RECORDS = 10_000  # after which progress is shown
+PROGRESS_RECORDS = 10_000  # after which progress advances
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 # Bytes that are not UTF-8, by `surrogateescape`.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -108,14 +107,9 @@ class Table:
         )
 
     def records(self) -> Records:
-        advance = None
-        with ExitStack() as stack:
+        with progress(f"reading {self.name}", None, "records") as advance:
             for number, pair in enumerate(chain(self.head, self._records), 1):
-                if number == PROGRESS_RECORDS:
-                    advance = stack.enter_context(
-                        progress(f"reading {self.name}", None, "records")
-                    )
-                if advance and number % PROGRESS_RECORDS == 0:
+                if number % PROGRESS_RECORDS == 0:
                     advance(PROGRESS_RECORDS)
                 yield pair
 

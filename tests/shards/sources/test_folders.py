@@ -286,7 +286,7 @@ def test_parts_of_files_are_no_rows_of_an_index(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "says"),
     [
-        ({"train": "none.csv"}, "no such annotation file"),
+        ({"train": "none.csv"}, "No such file"),
         ({"train": "x.csv"}, "x.csv: no rows"),
     ],
 )
@@ -474,7 +474,7 @@ def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("none.csv", "no such table"), ("a.mp4", "a single file")]
+    ("name", "says"), [("none.csv", "No such file"), ("a.mp4", "a single file")]
 )
 def test_a_source_that_is_none_is_one_line(name, says, read):
     with one_line(says):
