@@ -155,7 +155,8 @@ class Source:
             if self.form and not tables:
                 # None has the columns of the user.
                 tables = [(table, [Origin()]) for table in opened.values()]
-            if tables:
+            shows_texts = any(table.shows_texts for table, _ in tables)
+            if tables and (shows_texts or not texts):
                 for text in texts.values():
                     reason = "texts beside videos are not read, as a table has captions"
                     folder.notes.add(f"{reason} (`texts` in `columns`)", text)
