@@ -255,7 +255,10 @@ def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
     evaluations = [one for one in snapshot.artifacts if one[1].stage in EVALUATIONS]
     same = [one for one in evaluations if one[1].name == evaluations[-1][1].name]
     if len(same) < 2:
-        raise InputError(f"{snapshot.root}: no two evaluations of one model to compare")
+        raise InputError(
+            f"{snapshot.root}: no two evaluations of one model to compare; name two, as "
+            "`alpro artifacts ls` lists them"
+        )
     return same[-2:]
 
 
