@@ -71,6 +71,15 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+def create_database(path: Path) -> None:
+    """Create an empty file for SQLite if there is none, with the permissions of other new files.
+
+    SQLite's own are not writable for a group, whatever the umask.
+    """
+    if not path.exists():
+        path.touch()
+
+
 @contextmanager
 def os_errors(path: Path | str) -> Iterator[None]:
     """Raise errors of the operating system, such as a full disk, as OSError.

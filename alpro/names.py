@@ -5,6 +5,7 @@ run writes `refs/STAGE`, and `refs/CONFIG/STAGE` if it changes no value of the c
 several corpora, `refs/decode_videos` has a line for each, and `refs/decode_videos CORPUS` one.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -93,6 +94,12 @@ def referenced_fingerprints(workspace: Path) -> set[str]:
     for name in ref_names(workspace):
         fingerprints.update(read_ref(workspace / REFS / name))
     return fingerprints
+
+
+def find_workspace(workspace: str | Path | None) -> Path:
+    """Return the absolute path of a workspace; by default of $ALPRO_WORKSPACE or `workspace`."""
+    folder = workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace"
+    return Path(folder).absolute()
 
 
 def find_artifact(name: str | Path, workspace: Path) -> Artifact:

@@ -2,7 +2,6 @@
 hub."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,12 @@ from alpro.files import checksum, expand_home, file_state
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
 from alpro.models.pretrained import WEIGHTS, HubName
-from alpro.names import find_artifact, matching_artifacts, similar_name
+from alpro.names import (
+    find_artifact,
+    find_workspace,
+    matching_artifacts,
+    similar_name,
+)
 
 # Other files that decide what a model computes, if they exist: its tokenizer, and the preprocessing
 # of a CLIP.
@@ -64,8 +68,7 @@ def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
     Raises:
         InputError: If there is no such model, or more than one, or a file of it is damaged.
     """
-    root = Path(workspace or os.environ.get("ALPRO_WORKSPACE") or "workspace")
-    folder = find_folder(str(name), root.absolute())
+    folder = find_folder(str(name), find_workspace(workspace))
     model, prompts = find_prompts(folder)
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")

@@ -7,6 +7,7 @@ Writers of a folder wait for each other, at a lock. A store has no locks: there,
 call is repeated if the change of another process has overtaken it.
 """
 
+import errno
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,6 +27,7 @@ from alpro.credentials import redact
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors
 from alpro.inference.items import COMPUTED, SCHEMA, Item
+from alpro.names import find_workspace
 from alpro.shards.storage import absolute, is_url
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
 PARTITIONS = 1024  # in the approximate index
 PROBES = 384  # partitions that a query reads
 DIGITS = 6  # decimals of a similarity; further ones may differ for equal vectors
-INDEXES = "indexes.txt"  # in a workspace: a folder or an address on each line
+# In a workspace: a model's fingerprint, a tab, and the folder or address of an index on each line.
+INDEXES = "indexes.txt"
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
 ORDER = ("path", "start", "id")  # in which the index is listed
@@ -52,8 +55,13 @@ T = TypeVar("T")
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
-class Overtaken(InputError):
-    """Raised when another process changed an index during a call."""
+class Overtaken(OSError):
+    """Raised when an index was changed, moved or removed during a call or since it was opened."""
+
+    def __init__(
+        self, place: str, text: str = "another process changes the index, or moved it"
+    ):
+        super().__init__(errno.ESTALE, text, place)
 
 
 def repeated(call: Callable[P, T]) -> Callable[P, T]:
@@ -368,8 +376,9 @@ def engine_errors(place: str, columns: Collection[str] = ()) -> Iterator[None]:
         if unknown:
             names = ", ".join([*SHOWN_COLUMNS, *columns])
             message = f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
-        kind = Overtaken if re.search(OVERTAKEN, message) else InputError
-        raise kind(message) from error
+        if re.search(OVERTAKEN, message):
+            raise Overtaken(place) from error
+        raise InputError(message) from error
 
 
 def make_condition(where: str = "", words: str = "") -> str:
@@ -420,35 +429,51 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
     )
 
 
+def find_recorded_model(index: Index, workspace: str | Path | None) -> Path:
+    """Return the folder of the model of an index, also if its workspace has moved.
+
+    Raises:
+        InputError: If it is missing.
+    """
+    recorded = Path(index.settings.model)
+    folders = [recorded]
+    if "artifacts" in recorded.parts:
+        inside = recorded.parts[recorded.parts.index("artifacts") :]
+        folders.append(find_workspace(workspace).joinpath(*inside))
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise InputError(
+        f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
+    )
+
+
 def record_index(workspace: Path, index: Index) -> None:
-    """Note an index in a workspace, so that its model is not removed as unused."""
-    if workspace.is_dir() and index.place not in read_places(workspace):
+    """Note an index and its model in a workspace, so that the model is not removed as unused."""
+    try:
+        model = find_recorded_model(index, workspace)
+    except InputError:  # of another workspace, which is not there now
+        return
+    record = read_record(model.parent if model.name == "model" else model)
+    if not record or not workspace.is_dir():
+        return
+
+    noted = (record.fingerprint, index.place)
+    if noted not in noted_indexes(workspace):
         with (workspace / INDEXES).open("a", encoding="utf-8") as file:
-            file.write(f"{index.place}\n")
+            file.write("\t".join(noted) + "\n")
 
 
-def read_places(workspace: Path) -> list[str]:
-    """Return the folders and addresses of the indexes that a workspace has noted."""
+def noted_indexes(workspace: Path) -> list[tuple[str, str]]:
+    """Return the fingerprint of the model and the folder or address of each noted index."""
     file = workspace / INDEXES
-    return file.read_text("utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
 
 
-def indexed_fingerprints(workspace: Path) -> set[str]:
-    """Return the fingerprints of the artifacts whose models embedded the clips of indexes: of those
-    that were noted, and of those in the workspace, beside it and here."""
+def note_indexes_beside(workspace: Path) -> None:
+    """Note the indexes in a workspace, beside it and here: they may be copies, or have moved."""
     root = workspace.resolve()
-    tables = [
-        table
-        for folder in (root, root.parent, Path.cwd())
-        for table in folder.glob("*/clips.lance")
-    ]
-    places = {*read_places(workspace), *(str(table.parent) for table in tables)}
-
-    fingerprints = set()
-    for place in places:
-        if is_url(place) or Path(place, "clips.lance").is_dir():
-            model = Path(Index.open(place).settings.model)
-            record = read_record(model.parent if model.name == "model" else model)
-            if record:
-                fingerprints.add(record.fingerprint)
-    return fingerprints
+    for folder in (root, root.parent, Path.cwd()):
+        for table in folder.glob("*/clips.lance"):
+            record_index(workspace, Index.open(table.parent))

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from alpro.errors import InputError
 from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts, match_all
 from alpro.inference.find import Found, resolve
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
+    Overtaken,
     check_digest,
+    find_recorded_model,
     make_condition,
     quoted,
 )
@@ -232,6 +233,11 @@ class Searcher:
         items = self.index.rows(make_condition(where, words), k, offset)
         return self._result([Hit(item) for item in items], where, words)
 
+    def check_index(self) -> None:
+        """Raise Overtaken if the index is gone, or is of another model than when it was opened."""
+        if self.index.settings.digest != self._digest:
+            raise Overtaken(self.index.place, "the index is of another model now")
+
     def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
         clips = self.index.count(make_condition(where, words))
         shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
@@ -246,9 +252,8 @@ class Searcher:
     ) -> list[Hit]:
         """Find the best `k` hits by similarity, without windows that overlap or touch a better one
         of the same file."""
+        self.check_index()
         settings = self.index.settings
-        if settings.digest != self._digest:
-            raise InputError(f"{self.index.place}: the index is of another model now")
         if not settings.window:
             items = self.index.nearest(vector, k, condition, exact)
             return [Hit(item, item["similarity"]) for item in items]
@@ -267,18 +272,13 @@ def find_model(
     Raises:
         InputError: If it is missing, or it is another model.
     """
-    recorded = Path(index.settings.model)
     if isinstance(name, Found):
         found = name
     elif name:
         found = resolve(name, workspace)
-    elif recorded.is_dir():
-        # The digest of the index says which model it is: no record and no name is needed.
-        found = Found(recorded)
     else:
-        raise InputError(
-            f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
-        )
+        # The digest of the index says which model it is: no record and no name is needed.
+        found = Found(find_recorded_model(index, workspace))
     check_digest(index, found.model, found.digest)
     return found
 

@@ -20,6 +20,7 @@ from alpro.pipeline.cli.options import (
     print_json,
 )
 from alpro.pipeline.config.command import command_of, concerns
+from alpro.shards.storage import is_url
 from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
     Args:
         yes: Remove them.
     """
-    from alpro.inference.index import indexed_fingerprints
+    from alpro.inference.index import INDEXES, note_indexes_beside, noted_indexes
     from alpro.pipeline.store.artifacts import Store
     from alpro.shards.sources.manifest import find_outdated
     from alpro.stages.corpora.units import find_unused
@@ -161,8 +162,16 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
         raise InputError(
             f"{workspace}: no STAGE stands for an artifact; `alpro artifacts rm` removes single ones"
         )
-    # The model of an index embeds the text of each search.
-    used |= indexed_fingerprints(workspace)
+    # The model of an index embeds the text of each search. An index that is not there now may be on
+    # a disk that is not mounted.
+    note_indexes_beside(workspace)
+    for fingerprint, place in noted_indexes(workspace):
+        used.add(fingerprint)
+        if not is_url(place) and not Path(place).is_dir():
+            print(
+                f"no index at {place} now; its model {fingerprint[:8]} stays, unless you delete the "
+                f"line in {workspace / INDEXES}"
+            )
     database = workspace.resolve() / "mlflow.db"
     # MLflow would create a store that is not there.
     if database.is_file():

@@ -66,12 +66,17 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             date,project.
         scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
     """
-    from alpro.inference.index import Index, index_exists, record_index
+    from alpro.inference.index import (
+        Index,
+        find_recorded_model,
+        index_exists,
+        record_index,
+    )
     from alpro.inference.index_videos import Embedder, add_videos
 
     name = model
     if not name and index_exists(index):
-        name = Index.open(index).settings.model
+        name = str(find_recorded_model(Index.open(index), models.workspace))
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 

@@ -19,7 +19,7 @@ from honcho import manager, printer
 
 from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
 from alpro.errors import InputError, one_line
-from alpro.files import digest, make_folder
+from alpro.files import create_database, digest, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.log import log
@@ -36,6 +36,7 @@ SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
+ANSWER_SECONDS = 60.0  # for a server to answer its first request
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 EXIT_SIGTERM = 128 + signal.SIGTERM
@@ -71,6 +72,7 @@ def start_temporary_server() -> Callable[[], None]:
     # Two would create the database at once.
     starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
     acquire(starting)
+    create_database(Path(os.environ["PREFECT_HOME"], "prefect.db"))
 
     for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
         del os.environ[name]
@@ -113,13 +115,26 @@ def start_temporary_server() -> Callable[[], None]:
 def check_server(url: str) -> None:
     """Raise InputError if no server answers at the address in PREFECT_API_URL."""
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_KEY,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
 
     password = PREFECT_API_AUTH_STRING.value()
     key = PREFECT_API_KEY.value()
     try:
         # Unlike its health check, this request needs the server's password.
-        with SyncPrefectClient(url, auth_string=password, api_key=key) as client:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            SyncPrefectClient(
+                url,
+                auth_string=password,
+                api_key=key,
+                httpx_settings={"timeout": ANSWER_SECONDS},
+            ) as client,
+        ):
             client.api_version()
     except Exception as error:
         # Messages do not repeat the password that an address may have.
@@ -213,6 +228,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     worker = {name: value for name, value in server.items() if name not in DATABASES}
     logs = workspace / "logs"
     make_folder(logs)
+    make_folder(workspace / "prefect")
+    create_database(workspace / "prefect/prefect.db")
 
     programs = Programs(logs)
     address = ["--host", "127.0.0.1", "--port"]

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.files import checksum, digest, file_state
+from alpro.files import checksum, create_database, digest, file_state
 from alpro.log import progress
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.storage import Location, identities, is_url
@@ -40,6 +40,7 @@ class Digests:
     def __init__(self, path: Path):
         self.path = path
         self.manifests = path.with_name("manifests")  # the folder of imported manifests
+        create_database(path)
         with self._open() as db, db:
             db.execute(
                 "create table if not exists digests (path primary key, size, changed, digest)"

@@ -270,6 +270,7 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
         """Return what this server does; it waits for no model."""
         about: dict[str, Any] = {"clips": 0, "index": "", "model": "", "columns": []}
         if searcher:
+            searcher.check_index()
             about["clips"] = len(searcher.index)
             about["index"] = Path(searcher.index.place).name
             about["model"] = model_name(searcher.index.settings.model)

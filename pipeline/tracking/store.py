@@ -12,7 +12,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import MAX_REASON, InputError
-from alpro.files import atomic_write
+from alpro.files import atomic_write, create_database
 from alpro.locks import acquire
 
 REFILL = (
@@ -97,6 +97,7 @@ def create_store(database: Path, files: Path) -> None:
     try:
         if not database.exists():
             with atomic_write(database) as temporary:
+                create_database(temporary)
                 uri = f"sqlite:///{temporary}"
                 SqlAlchemyStore(uri, files.resolve().as_uri()).engine.dispose()
     finally:

@@ -1,6 +1,7 @@
 """What a search of an index ranks and groups. Batches have two clips."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders, tmp_
     with pytest.raises(InputError, match="another model"):
         find_model(searcher.index, folders["qa"], tmp_path)
     searcher.index.change_settings(digest="other")
-    with pytest.raises(InputError, match="of another model"):
+    with pytest.raises(OSError, match="of another model"):
         searcher.search(TEXT)
 
 
@@ -152,6 +153,15 @@ def test_a_model_whose_files_have_changed_or_moved_is_refused(
 
     with pytest.raises(InputError, match=message):
         Searcher.open(searcher.index)
+
+
+def test_a_model_is_found_in_a_workspace_that_has_moved(searcher, folders, tmp_path):
+    moved = tmp_path / "moved/artifacts/finetune_retrieval/abc"
+    shutil.copytree(folders["retrieval"], moved)
+    before = tmp_path / "workspace/artifacts/finetune_retrieval/abc"
+    searcher.index.change_settings(model=str(before))
+
+    assert find_model(searcher.index, "", tmp_path / "moved").model == moved
 
 
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):

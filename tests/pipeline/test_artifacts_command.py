@@ -229,6 +229,21 @@ def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
     assert marks(workspace) == "abce0"
 
 
+def test_gc_keeps_the_model_of_an_index_that_is_not_there(
+    workspace, tmp_path_factory, capsys
+):
+    """Its disk may not be mounted, or its folder has another name."""
+    place = tmp_path_factory.mktemp("elsewhere") / "index"
+    settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
+    record_index(workspace, Index.create(place, settings, 8, {}))
+    shutil.rmtree(place)
+
+    alpro(workspace, "gc", "--yes")
+
+    assert marks(workspace) == "abce0"
+    assert str(place) in capsys.readouterr().out
+
+
 def test_gc_keeps_a_link_to_another_workspace(workspace, tmp_path_factory):
     folder = folder_of(workspace, "c")
     other = tmp_path_factory.mktemp("other") / "c"

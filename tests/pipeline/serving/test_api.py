@@ -328,11 +328,21 @@ def test_a_removed_clip_is_not_another_one(copied, videos):
 def test_an_index_that_another_model_has_made_anew_is_refused(copied):
     index, client = copied
     index.change_settings(digest="other")
-    answer = client.get("/api/search", params={"text": TEXT})
-    assert (answer.status_code, "another model" in answer.json()["detail"]) == (
-        400,
-        True,
-    )
+    for path in ("search", "health"):
+        answer = client.get(f"/api/{path}", params={"text": TEXT})
+        assert (answer.status_code, "another model" in answer.json()["detail"]) == (
+            503,
+            True,
+        )
+
+
+def test_an_index_that_is_gone_is_the_servers_fault(copied):
+    index, client = copied
+    shutil.rmtree(index.place)
+    for path in ("search", "health"):
+        answer = client.get(f"/api/{path}", params={"text": TEXT})
+        assert answer.status_code == 503
+        assert index.place not in answer.text
 
 
 def replace_by_link(clip, other):
