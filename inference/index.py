@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from alpro.artifact import read_record
 from alpro.credentials import redact
 from alpro.errors import InputError, one_line
-from alpro.files import os_errors
+from alpro.files import os_errors, read_json
 from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.names import find_workspace
 from alpro.shards.storage import absolute, is_url
@@ -124,7 +124,7 @@ class Index:
         """Open an existing index.
 
         Raises:
-            InputError: If the index does not exist or cannot be read.
+            InputError: If the index does not exist, cannot be read, or was made by an earlier version.
         """
         if not index_exists(place):
             raise InputError(
@@ -336,13 +336,19 @@ def index_exists(place: str | Path) -> bool:
     """Check whether there is an index.
 
     Raises:
-        InputError: If the store does not answer.
+        InputError: If an earlier version made it, or the store does not answer.
     """
     location = absolute(place)
     if isinstance(location, str):
         with engine_errors(location):
             return "clips" in connect(location).table_names()
 
+    if (location / "index.json").is_file():
+        model = read_json(location / "index.json").get("model", "MODEL")
+        raise InputError(
+            f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
+            f"{place} VIDEOS --model {model}` makes it anew"
+        )
     return (location / "clips.lance").is_dir()  # to connect would make the folder
 
 

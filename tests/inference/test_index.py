@@ -1,5 +1,6 @@
 """An index as a table: what is written is what is read, ranked, filtered and removed."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 from alpro.inference import index as module
-from alpro.inference.index import Index, IndexSettings, make_condition
+from alpro.inference.index import Index, IndexSettings, index_exists, make_condition
 from alpro.inference.items import EMPTY
 from tests.conftest import one_line
 
@@ -324,6 +325,16 @@ def test_what_is_no_index_is_a_line(tmp_path):
 
     with pytest.raises(InputError, match="password"):
         Index.open("s3://me:secret@bucket/index")
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "index.json").write_text(
+        json.dumps({"model": "/my/model", "version": 3})
+    )
+    for read in (Index.open, index_exists):
+        with pytest.raises(
+            InputError, match=f"alpro index add {earlier} VIDEOS --model /my/model"
+        ):
+            read(earlier)
 
 
 @pytest.mark.parametrize("folder", ["data", "_versions"])

@@ -263,6 +263,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
         (f"model ask {QA} none.mp4 what?", "none.mp4"),
         (f"model entities {PROMPTER} clip.mp4 --box 0.5,0,0.6,1", "--box"),
         ("search none a", "no index"),
+        ("search earlier a", "an earlier version"),
         (f"index add index nothing --model {RETRIEVAL}", "nothing: "),
         (f"index add index bad --model {RETRIEVAL}", "index: "),
         (f"model export {RETRIEVAL} bad", "bad: "),
@@ -277,8 +278,9 @@ def test_mistakes_are_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").symlink_to(videos[0])
-    for folder in ("nothing", "bad"):
+    for folder in ("earlier", "nothing", "bad"):
         (tmp_path / folder).mkdir()
+    write_json(tmp_path / "earlier" / "index.json", {"model": "x", "digest": "y"})
     (tmp_path / "bad" / "a.mp4").write_text("no video")
 
     status, _, err = alpro_model(command)
