@@ -34,7 +34,7 @@ from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.store.runs import Run, write_run
+from alpro.pipeline.store.runs import Run, Runs
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS, WITH_MODEL
@@ -215,6 +215,7 @@ def run(
         folder=str(Path.cwd()),
         commit=git_commit(),
         title=title,
+        report=plan.report.name,
     )
     current = PipelineRun(
         plan,
@@ -226,7 +227,7 @@ def run(
     if parent:
         run_steps(current)
     else:
-        write_run(log_entry, plan.report)
+        Runs(plan.workspace).begin(log_entry)
         # A comparison of two runs shows that their code differs.
         params = {
             "commit": describe_commit(log_entry.commit)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,10 +21,11 @@ from alpro.log import log
 from alpro.names import write_refs
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.execution.processes import Processes
+from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, write_run
+from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS
@@ -41,7 +42,7 @@ class PipelineRun:
     """A run of a plan, whose MLflow run is open.
 
     Attributes:
-        log_entry: the run as it began.
+        log_entry: the run in the log of the workspace.
         remote_deployments: the deployments that run the steps of a stage, by stage.
         mlflow_run: the id of the run in MLflow.
         artifacts_by_name: the artifact of each finished step.
@@ -111,21 +112,23 @@ class PipelineRun:
             processes.stop()
 
     def write_report(self, error: BaseException | None) -> None:
-        """Write how the run ended, and the report, and show the results in MLflow and Prefect.
+        """Write the end of the run into the log, and the report, and show the results in MLflow and
+        Prefect.
 
         error: what ended the run, if it did not finish.
         """
         log_entry = self.end(error)
-        write_run(log_entry, self.plan.report)
         artifacts = list(self.artifacts.values())
         report = self.plan.report
-        changes = variations(log_entry.command)
+        changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
         # The server of a command ends with it: no link leads to its page.
         prefect = "" if is_command_line() else url_for("flow-run", flow_run.id) or ""
-        server = self.tracker.server or DEFAULT_UI
-        mlflow = f"{server}/{self.tracker.page(self.mlflow_run)}"
-        links = {"MLflow": mlflow if self.mlflow_run else "", "Prefect": prefect}
+        mlflow = ""
+        if self.mlflow_run:
+            server = self.tracker.server or DEFAULT_UI
+            mlflow = f"{server}/{self.tracker.page(self.mlflow_run)}"
+        links = {"MLflow": mlflow, "Prefect": prefect}
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
             temporary.write_text(document.page(links), "utf-8")
@@ -150,8 +153,8 @@ class PipelineRun:
             )
 
     def end(self, error: BaseException | None) -> Run:
-        """Return the run as it ended. STAGE stands for what was built last, also by a run that
-        failed."""
+        """Write how the run ended into the log. STAGE stands for what was built last, also by a run
+        that failed."""
         state = FINISHED
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
@@ -159,22 +162,45 @@ class PipelineRun:
         fingerprints = {
             name: record.fingerprint for name, (_, record) in self.artifacts.items()
         }
+        states = {
+            step.name: self.get_state(step, error is None) for step in self.plan.steps
+        }
+        values: dict[str, Any] = {
+            "state": state,
+            "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
+            "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
+            "steps": fingerprints,
+            "states": states,
+        }
+
+        run = replace(self.log_entry, **values)
+        Runs(self.plan.workspace).end(run, **values)
         write_refs(
-            self.plan.workspace,
-            self.log_entry.config,
-            variations(self.log_entry.command),
-            fingerprints,
+            self.plan.workspace, run.config, variations(run.command), fingerprints
         )
-        return replace(
-            self.log_entry,
-            state=state,
-            reason=one_line(error, max_length=MAX_MESSAGE) if error else "",
-            seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
-            states={
-                step.name: self.get_state(step, error is None)
-                for step in self.plan.steps
-            },
-        )
+        return run
+
+    def describe_changes(self, earlier: Sequence[Run]) -> list[str]:
+        """Return how the artifacts of this run differ from the last ones of the same steps; if none
+        of those exists, the changes of the command.
+
+        Args:
+            earlier: Runs of the same configuration, the last one first.
+        """
+        steps: dict[str, str] = {}
+        for run in reversed(earlier):
+            steps |= run.steps
+        records = {
+            record.fingerprint: record
+            for _, record in self.plan.store.snapshot().artifacts
+        }
+        common = [name for name in self.artifacts if steps.get(name) in records]
+        if not common:
+            return list(self.log_entry.changes)
+
+        before = [records[steps[name]] for name in common]
+        after = [self.artifacts[name][1] for name in common]
+        return [describe(one) for one in differences(origin(*before), origin(*after))]
 
     def get_state(self, step: Step, finished: bool) -> str:
         """Return what became of a step, in a word."""

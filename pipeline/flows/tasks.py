@@ -27,6 +27,7 @@ from alpro.pipeline.flows.pipeline_run import (
     PipelineRun,
     announce,
     get_log_sink,
+    is_command_line,
 )
 from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
@@ -82,6 +83,10 @@ def get_failed_state(error: BaseException) -> State:
     message = one_line(error, max_length=MAX_MESSAGE)
     if isinstance(error, CancelledError):
         return Cancelled(message=f"{message}; the next run continues", data=error)
+
+    if not is_command_line():
+        # A deployment has a parameter where the command line has an option.
+        message = message.replace("--set ", "changes: ")
     return Failed(message=message, data=error)
 
 

@@ -18,7 +18,7 @@ from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
 from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.runs import FINISHED, read_run
+from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
@@ -66,7 +66,7 @@ class Plan:
         """The steps of a run that has nothing to do: every artifact is in the workspace, which has
         an MLflow store, and the last run of these steps, if there was one, finished and has its
         report. Empty if anything is left to do."""
-        last = read_run(self.report)
+        last = Runs(self.workspace).last(self.report.name)
         was_finished = last is None or (
             last.state == FINISHED and self.report.is_file()
         )

@@ -145,7 +145,7 @@ def describe_run(
         run: Run that has ended.
         steps: Steps of its plan.
         artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
-        changes: The changes of its configuration.
+        changes: What differs from the run before.
     """
     results = rows(artifacts)
     scores = main_rows(results)

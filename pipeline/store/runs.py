@@ -1,15 +1,21 @@
-"""What became of the last run of some steps: a JSON file with the name of their report."""
+"""The log of the commands of a workspace, runs.jsonl.
 
-from collections.abc import Mapping
+A line is written when a run begins, and another when it ends. A run that was killed has only the
+first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from alpro.files import read_json, write_json
 from alpro.pipeline.config.command import Command
 
-UNFINISHED = "unfinished"  # also of a run that was killed
+FILE = "runs.jsonl"
 FINISHED = "finished"
 FAILED = "failed"
 STOPPED = "stopped"
@@ -26,10 +32,14 @@ class Run:
     folder: str = ""  # that relative paths are relative to
     commit: str = ""
     title: str = ""
+    report: str = ""  # name of its page
+    id: str = field(default_factory=lambda: uuid4().hex)
     # Known at its end.
-    state: str = UNFINISHED
+    state: str = "unfinished"
     reason: str = ""  # why it did not finish
     seconds: float = 0.0
+    # Fingerprints of artifacts by step.
+    steps: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
 
     @property
@@ -40,18 +50,61 @@ class Run:
 RUN = TypeAdapter(Run)  # reads a run, without the keys that another version wrote
 
 
-def write_run(run: Run, report: Path) -> None:
-    """Write a run when it begins and when it ends."""
-    file = run_file(report)
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, asdict(run))
+class Runs:
+    """The log of a workspace."""
 
+    def __init__(self, workspace: Path):
+        self.file = workspace / FILE
 
-def read_run(report: Path) -> Run | None:
-    """Return the last run of the steps that a page reports; None if there was none."""
-    file = run_file(report)
-    return RUN.validate_python(read_json(file)) if file.is_file() else None
+    def begin(self, run: Run) -> None:
+        """Write that a run begins."""
+        self._append(asdict(run))
 
+    def end(self, run: Run, **values: Any) -> None:
+        """Write how a run ended.
 
-def run_file(report: Path) -> Path:
-    return report.parents[1] / "runs" / f"{report.stem}.json"
+        Args:
+            values: fields that are known now.
+        """
+        self._append({"id": run.id, **values})
+
+    def all(self) -> list[Run]:
+        """Return the runs in the order in which they began."""
+        values: dict[str, dict[str, Any]] = {}
+        for line in self._lines():
+            values.setdefault(line["id"], {}).update(line)
+
+        return [RUN.validate_python(one) for one in values.values()]
+
+    def earlier(self, run: Run) -> list[Run]:
+        """Return the runs of the same configuration that began before another one, the last one
+        first."""
+        runs: list[Run] = []
+        for one in self.all():
+            if one.id == run.id:
+                break
+            if one.command.config_name == run.command.config_name:
+                runs.insert(0, one)
+        return runs
+
+    def last(self, report: str) -> Run | None:
+        """Return the last run of the steps that a page reports."""
+        return next((run for run in reversed(self.all()) if run.report == report), None)
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        # A line begins with its break, so that one which a power failure has cut ends there. A
+        # single write to a file that is open for appending: lines of two commands do not mix.
+        with self.file.open("ab") as file:
+            file.write(f"\n{json.dumps(values, ensure_ascii=False)}".encode())
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of runs, without one that a power failure has cut."""
+        if not self.file.is_file():
+            return
+        for text in self.file.read_text("utf-8", "replace").split("\n"):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "id" in line:
+                yield line

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from alpro.files import digest
-from alpro.pipeline.store.runs import RUN, Run
+from alpro.pipeline.store.runs import Run, Runs
 from tests.plans import plan_of
 
 if TYPE_CHECKING:
@@ -243,13 +243,11 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
 
 
 def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> Run:
-    """The run with these arguments, as the workspace has it."""
+    """The last run with these arguments, as the log has it."""
     asked = (tuple(changes), stage)
-    found = [
-        RUN.validate_json(file.read_text()) for file in (workspace / "runs").iterdir()
+    return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][
+        -1
     ]
-    (run,) = (run for run in found if (run.changes, run.stage) == asked)
-    return run
 
 
 def states_of(

@@ -15,7 +15,7 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.checksums import verify
-from alpro.pipeline.store.runs import Run, write_run
+from alpro.pipeline.store.runs import Run, Runs
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
@@ -155,7 +155,9 @@ def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     report = plan_of(TINY, workspace=tmp_path).report
     report.parent.mkdir()
     report.touch()
-    write_run(Run(config=TINY, state=state), report)
+    run = Run(config=TINY, report=report.name)
+    Runs(tmp_path).begin(run)
+    Runs(tmp_path).end(run, state=state)
 
     assert finished_steps() == steps
     report.unlink()

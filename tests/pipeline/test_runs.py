@@ -1,22 +1,70 @@
-"""What a workspace knows of the last run of some steps."""
+"""The log of the commands of a workspace."""
 
-from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from alpro.pipeline.config.command import Command
-from alpro.pipeline.store.runs import Run, read_run, write_run
+from alpro.pipeline.store.runs import FILE, Run, Runs
 
 
-def test_the_last_run_of_a_report_is_read_as_it_was_written(tmp_path):
-    report = tmp_path / "reports" / "tiny-123456.html"
-    run = Run(
-        "2026-01-01T00:00:00+00:00", "my/own.toml", ('name="ä\u2028"',), "pretrain"
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(tmp_path)
+
+
+def begin(runs, at, config="tiny", *changes):
+    run = Run(at=at, config=config, changes=changes, stage="pretrain")
+    runs.begin(run)
+    return run
+
+
+def test_a_run_is_read_as_it_was_written(runs):
+    run = begin(
+        runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"'
     )
-    assert read_run(report) is None
+    runs.end(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
 
-    write_run(run, report)
-    assert read_run(report).state == "unfinished"  # as after a kill
-    ended = replace(run, state="finished", seconds=1.5, states={"pretrain": "built"})
-    write_run(ended, report)
+    (read,) = runs.all()
+    assert (read.id, read.at, read.state, read.seconds) == (
+        run.id,
+        run.at,
+        "finished",
+        1.5,
+    )
+    assert read.command == Command(
+        "my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain"
+    )
+    assert read.steps == {"pretrain": "ab" * 32}
 
-    assert read_run(report) == ended
-    assert ended.command == Command("my/own.toml", ('name="ä\u2028"',), "pretrain")
+
+def test_a_line_separator_of_unicode_is_part_of_a_line(runs):
+    run = begin(runs, "2026-01-01T00:00:00+00:00", "my\u2028own.toml")
+
+    assert runs.all() == [run]
+
+
+def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
+    first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
+    second = begin(
+        runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1"
+    )
+    other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
+    third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
+    runs.end(first, state="finished")  # a run may end after another began
+
+    assert [runs.earlier(run) for run in (first, other)] == [[], []]
+    assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
+
+
+def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(
+    runs, tmp_path
+):
+    assert runs.all() == []
+    first = begin(runs, "2026-01-01T00:00:00+00:00")
+    file: Path = tmp_path / FILE
+    file.write_text(f'{file.read_text()}\n{{"id": "cut", "at": "20')
+    second = begin(runs, "2026-01-02T00:00:00+00:00")
+
+    assert runs.all() == [first, second]
+    assert first.state == "unfinished"
