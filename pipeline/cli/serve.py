@@ -209,10 +209,11 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     print("starting MLflow", flush=True)
 
     # Slow to import: the line above comes at once.
-    from alpro.pipeline.tracking.store import check_store
+    from alpro.pipeline.tracking.store import check_store, runs_page
 
     check_store(root)
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    page = runs_page(f"sqlite:///{database}")
+    print(f"MLflow at http://127.0.0.1:{port}{page} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

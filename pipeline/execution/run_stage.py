@@ -120,6 +120,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def describe_memory(stage: str, error: Exception) -> str:
     """Return one line that says what ran out of memory, and which settings need less."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        others = total - free - torch.cuda.memory_reserved()
+        if others > total / 2:
+            return (
+                f"{stage} ran out of memory: other processes hold {others / 2**30:.0f} of the "
+                f"{total / 2**30:.0f} GiB of its GPU; wait until they end, or choose another GPU "
+                "with CUDA_VISIBLE_DEVICES"
+            )
+
     # torch's message continues with the statistics of its allocator.
     reason = one_line(error).partition(". ")[0]
     if stage not in TRAININGS:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import sys
 from unittest.mock import Mock
 
@@ -96,6 +97,14 @@ def test_a_command_uses_the_server_that_the_environment_names(monkeypatch, free_
     with one_line("PREFECT_API_URL", "no Prefect server answers") as error:
         wait()
     assert "hush" not in str(error.value)
+
+
+def test_a_server_that_accepts_and_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with one_line("PREFECT_API_URL", address.removeprefix("http://")):
+            servers.check_server(address)
 
 
 def test_a_server_that_only_answers_health_checks_is_one_line(
