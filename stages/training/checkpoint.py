@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alpro.errors import InputError
 from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 from alpro.models.folder import write_tensors
@@ -102,6 +103,7 @@ class Checkpoints:
 
         Raises:
             OSError: If one cannot be read. Nothing is deleted: it may be intact.
+            InputError: If another version wrote one.
         """
         corrupt: list[Path] = []
         newest = None
@@ -186,7 +188,12 @@ def set_random_state(state: Tensor) -> None:
 
 def corrupt_files(folder: Path) -> str:
     """Return the names of the corrupt or missing files of a checkpoint, or why they are; empty if it
-    is intact. Raises OSError if they cannot be read."""
+    is intact.
+
+    Raises:
+        OSError: If they cannot be read.
+        InputError: If another version wrote it: it is intact, and not to be deleted.
+    """
     try:
         sums = json.loads((folder / "sums.json").read_text())
         wrong = [
@@ -195,5 +202,9 @@ def corrupt_files(folder: Path) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
 
-    missing = FILES - sums.keys()
-    return ", ".join([*wrong, *missing])
+    if sums.keys() != FILES:
+        raise InputError(
+            f"{folder}: another version of alpro-pipeline wrote this checkpoint; finish the training "
+            f"with it, or delete {folder.parent} to begin anew"
+        )
+    return ", ".join(wrong)
