@@ -20,7 +20,6 @@ from alpro.pipeline.cli.options import (
     print_json,
 )
 from alpro.pipeline.config.command import command_of, concerns
-from alpro.shards.storage import is_url
 from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
@@ -152,6 +151,7 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
     from alpro.inference.index import INDEXES, note_indexes_beside, noted_indexes
     from alpro.pipeline.store.artifacts import Store
     from alpro.shards.sources.manifest import find_outdated
+    from alpro.shards.storage import is_url
     from alpro.stages.corpora.units import find_unused
 
     snapshot = read_store(workspace)
