@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 from alpro.models import attention, precision
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.timesformer import Block, VideoConfig
-from alpro.stages.training import loop
+from alpro.stages.training import layers
 from alpro.stages.training.layers import configure_layers
 from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.part_of_a_batch import objective_of, whole_batch
@@ -72,7 +72,7 @@ def test_the_layers_of_pretraining_are_few_whole_graphs(graphs, monkeypatch, mix
     assert step() == step()  # a second step compiles nothing
     assert not counters["graph_break"]
     assert 2 <= len(graphs) <= 12
-    assert torch._dynamo.config.recompile_limit == loop.MAX_GRAPHS
+    assert torch._dynamo.config.recompile_limit == layers.MAX_GRAPHS
 
 
 def test_the_layers_of_a_clip_are_compiled_too(graphs):
