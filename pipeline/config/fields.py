@@ -47,7 +47,8 @@ def is_text(annotation: Any) -> bool:
 
 def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error of a validation in a line: key, message and value."""
-    first = error.errors()[0]
+    # A mistyped key comes first: it is also missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = error_key(first)
     message = error_message(first, model)
     return f"{key}: {message}" if key else message

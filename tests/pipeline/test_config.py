@@ -437,3 +437,9 @@ def test_files_models_and_resources_of_the_user_make_no_variant(
     change = change.format(folder=tmp_path)
     command = Command("finetune_clip", (change,))
     assert variations(command) == ([change] if is_variation else [])
+
+
+def test_a_mistyped_key_is_named_before_the_one_that_is_missing(tmp_path):
+    (tmp_path / "own.toml").write_text('nam = "x"')
+    with one_line("nam: ", "did you mean 'name'?"):
+        configure(str(tmp_path / "own.toml"))
