@@ -72,7 +72,7 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
 
 
 def create_database(path: Path) -> None:
-    """Create an empty file for SQLite if there is none, with the permissions of other new files.
+    """Create an empty file for SQLite, unless it exists, with the permissions of other new files.
 
     SQLite's own are not writable for a group, whatever the umask.
     """

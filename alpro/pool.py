@@ -49,7 +49,7 @@ EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
 MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
-# After which a child process of a cluster's worker ends, with its memory.
+# Idle time after which a child process of a cluster's worker ends, with its memory.
 IDLE_SECONDS = 600
 # Packages that may change a result, beside the source of this project.
 PACKAGES = (

@@ -472,14 +472,30 @@ def record_index(workspace: Path, index: Index) -> None:
 
 def noted_indexes(workspace: Path) -> list[tuple[str, str]]:
     """Return the fingerprint of the model and the folder or address of each noted index."""
+    noted = []
+    for line in read_lines(workspace):
+        fingerprint, tab, place = line.partition("\t")
+        if tab:
+            noted.append((fingerprint, place))
+    return noted
+
+
+def read_lines(workspace: Path) -> list[str]:
     file = workspace / INDEXES
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-    return [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
+    return file.read_text("utf-8").splitlines() if file.is_file() else []
 
 
 def note_indexes_beside(workspace: Path) -> None:
-    """Note the indexes in a workspace, beside it and here: they may be copies, or have moved."""
+    """Note the indexes in a workspace, beside it and in the current folder: they may be copies, or
+    have moved."""
     root = workspace.resolve()
-    for folder in (root, root.parent, Path.cwd()):
-        for table in folder.glob("*/clips.lance"):
-            record_index(workspace, Index.open(table.parent))
+    places = [
+        str(table.parent)
+        for folder in (root, root.parent, Path.cwd())
+        for table in folder.glob("*/clips.lance")
+    ]
+    # Earlier versions noted a place without the model.
+    places += [line for line in read_lines(workspace) if "\t" not in line]
+    for place in places:
+        if index_exists(place):
+            record_index(workspace, Index.open(place))

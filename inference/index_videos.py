@@ -98,7 +98,7 @@ def add_videos(
     A folder has no captions: what a table said of its files stays.
 
     Args:
-        place: Folder or address of the index, which is created if there is none.
+        place: Folder or address of the index, which is created if it does not exist.
         embedder: The model, and where it runs.
         videos: A folder, a manifest or a decoded corpus.
         window: Split longer videos into windows of this many seconds (new index).
@@ -224,10 +224,10 @@ class Addition:
     unit_size: int = field(default=FIRST_UNIT, init=False)
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
     indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
-    # What tables said, by digest.
+    # Digests of what tables said.
     listed: set[str] = field(default_factory=set, init=False)
     scanned: set[str] = field(default_factory=set, init=False)  # keys of this run
-    # By path, of this run.
+    # Identities of the files of this run, by path.
     identities: dict[str, str] = field(default_factory=dict, init=False)
 
     def run(self, videos: Location) -> Counts:

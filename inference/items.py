@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         # Changes with the file; empty: a bad row of a manifest.
         ("identity", pa.string()),
         ("member", arrow_type(Member)),  # place in a tar of downloads
-        # Places in the shard of a decoded corpus.
+        # Offsets of the frames in the shard of a decoded corpus.
         ("frame_offsets", pa.list_(pa.int64())),
         ("frame_sizes", pa.list_(pa.int64())),
         ("reason", pa.string()),  # why there is no embedding

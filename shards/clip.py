@@ -9,7 +9,7 @@ import numpy as np
 
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 
-# Over eleven days; larger numbers are timestamps or in another unit.
+# Maximum time in seconds, over eleven days: larger numbers are timestamps or in another unit.
 MAX_SECONDS = 1_000_000
 MAX_SIDE_PIXELS = 32_768  # twice the maximum of H.264 and HEVC
 

@@ -11,7 +11,7 @@ import numpy as np
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
 from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, open_video
 
-# That are read beyond the end of a window, for frames out of order.
+# Seconds that are read beyond the end of a window, for frames out of order.
 MARGIN_SECONDS = 1.0
 SENSELESS_SECONDS = 1e12  # FFmpeg's for the frames before the first page of an Ogg file
 

@@ -29,7 +29,7 @@ from alpro.shards.storage import Location, join, local_copy, read_range
 
 JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
 FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
-# That a reader holds in memory.
+# Columns that a reader holds in memory.
 MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.

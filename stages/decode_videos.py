@@ -47,7 +47,7 @@ from alpro.stages.execution.interface import (
 )
 
 VERSION = 17  # a file that was cut off is a reject
-# Beyond the time limit of an item, which decoders respect, on a busy machine.
+# Time beyond the limit of an item, which decoders respect, on a busy machine.
 BUSY_SECONDS = 30
 MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
 

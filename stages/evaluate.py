@@ -113,7 +113,7 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         stages = {"model": "finetune_retrieval"}
         add("retrieval", FINE_TUNED, ranking | controls, stages)
     if table.qa and (pipeline.finetune_qa or given == "qa"):
-        # Frames and tokens are of retrieval.
+        # The numbers of frames and tokens are those of retrieval.
         keys = {"qa", "contrasts", *shared, *controls}
         add("qa", FINE_TUNED, keys, {"model": "finetune_qa"})
     return steps

@@ -462,7 +462,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
         server.asked = []
         server.ranges = ranges
         servers.append(server)
-        # Of `shutdown`.
+        # `shutdown` waits for a poll.
         serve_forever = partial(server.serve_forever, poll_interval=0.02)
         threading.Thread(target=serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_address[1]}", server

@@ -55,7 +55,7 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
     step = Step("render_sample", "render_sample", render_sample.Config())
     environment = get_environment(step, Resources(), Launch())
     assert ranks.isdisjoint(environment)
-    # Of the user, instead of this project's.
+    # The user's own, instead of this project's.
     assert environment["GOMP_SPINCOUNT"] == "7"
 
     unset_ranks(os.environ)

@@ -27,7 +27,7 @@ NOT_FETCHED = "not fetched"  # in place of an identity: the store never responde
 # Errors of a file that is not there, or must not be read.
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
-# Files of a model folder.
+# Files that a model folder must have.
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 # In place of the size and the time: the digest is the identity of a file at a URL.
 REMOTE = (-1, 0)

@@ -82,7 +82,7 @@ class Document:
     title: str
     head: str  # shown first on every page
     sections: list[str]  # each begins with its heading
-    # By the address in the text.
+    # Pictures by their address in the text.
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def markdown(self, links: Mapping[str, str], max_length: int | None = None) -> str:

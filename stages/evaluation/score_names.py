@@ -16,7 +16,7 @@ FINE_TUNED = "fine-tuned"
 # The scores that a user looks at first, by the names under which MLflow has them. It sorts the
 # sections of charts by the prefix, so that this one is before `test` and `training`.
 HEADLINES = {
-    # By similarity, as `alpro search` ranks.
+    # The ranking by similarity, as of `alpro search`.
     "score/R1": f"{FINE_TUNED}/similarity/t2v/R1",
     "score/QA": f"{FINE_TUNED}/qa/acc",
     "score/R1_pretrained": f"{PRETRAINED}/similarity/t2v/R1",

@@ -144,7 +144,7 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     from spacy.symbols import LOWER, NOUN, POS
     from threadpoolctl import threadpool_limits
 
-    # By the id of a word, and whether it is a noun.
+    # Counts by the id of a word, and whether it is a noun.
     counts: Counter[tuple[int, bool]] = Counter()
     # One thread, because the other cores process other units.
     with _tagging, threadpool_limits(1, "blas"):

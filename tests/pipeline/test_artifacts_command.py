@@ -229,6 +229,19 @@ def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
     assert marks(workspace) == "abce0"
 
 
+def test_gc_keeps_the_model_of_an_index_that_an_earlier_version_noted(
+    workspace, tmp_path_factory
+):
+    place = tmp_path_factory.mktemp("elsewhere") / "index"
+    settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
+    Index.create(place, settings, 8, {})
+    (workspace / "indexes.txt").write_text(f"{place}\n")
+
+    alpro(workspace, "gc", "--yes")
+
+    assert marks(workspace) == "abce0"
+
+
 def test_gc_keeps_the_model_of_an_index_that_is_not_there(
     workspace, tmp_path_factory, capsys
 ):

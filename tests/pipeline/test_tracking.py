@@ -105,7 +105,7 @@ def stage(mlflow_store, tmp_path_factory):
     folder = root / "artifacts" / STAGE.stage / STAGE.fingerprint[:16]
     (folder / "pictures").mkdir(parents=True)
     file = folder / "metrics.jsonl"
-    # Of a session before, which was stopped: this run has the whole curve.
+    # The run of an earlier session, which was stopped: this run has the whole curve.
     write(file, 1, loss=4.0)
 
     with (

@@ -105,7 +105,7 @@ def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
     corpora = {"a": corpus_of(tmp_path, images)}
     batch = steps_of(corpora, 1, batch_size=3, random_crop=1.0)[0]
     assert batch.frames.shape == (3, 4, 3, 8, 8)
-    # Of each quarter a pixel.
+    # A pixel of each quarter.
     red, _, blue = batch.frames[:, :, :, 1::4, 1::4].unbind(2)
     above = torch.tensor([[True, True], [False, False]])
     assert torch.equal(red > 128, above.expand(3, 4, 2, 2))
