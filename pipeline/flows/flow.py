@@ -7,10 +7,11 @@ work pool.
 import os
 import signal
 import threading
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import prefect
 from prefect import Flow, get_run_logger
@@ -19,29 +20,25 @@ from prefect.client.schemas.filters import FlowFilter
 from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from alpro.environment import prepare
 from alpro.errors import one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.pipeline.config.load import variations
-from alpro.pipeline.execution.processes import count_processes, find_gpus
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.flows.tasks import CURRENT_RUN, get_failed_state, step_task
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
-from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.runs import Run, Runs
 from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages import EVALUATIONS, WITH_MODEL
+from alpro.stages import EVALUATIONS
 from alpro.stages.execution.lifecycle import get_parent
 
-# A step waits for its processes in a thread; `Scheduler` says how many run at a time.
-THREADS: Any = ThreadPoolTaskRunner()
 # A signal that arrives just before a wait begins does not end it, so no wait is without a limit.
 SIGNAL_SECONDS = 0.5
 
@@ -81,7 +78,6 @@ def start(
         name="alpro",
         flow_run_name=lambda: title,
         persist_result=False,
-        task_runner=THREADS,
     )
     command = plan.command
     state = flow(command.config, [*command.changes], command.stage, return_state=True)
@@ -92,7 +88,6 @@ def start(
     name="alpro",
     flow_run_name="{config} {stage}",
     persist_result=False,
-    task_runner=THREADS,
 )
 def alpro(
     config: str = "sample",
@@ -261,145 +256,79 @@ def run_steps(current: PipelineRun) -> None:
     """Run the steps, each once its inputs exist, and at most `resources.max_stages` here at a time.
 
     A step that fails stops the steps that depend on it, and no others; the first error is raised at
-    the end. If this thread is interrupted, all stages are stopped.
+    the end. If this thread is interrupted, all stages are stopped, with time to write a checkpoint;
+    a second Ctrl-C kills them.
     """
-    scheduler = Scheduler(current)
     CURRENT_RUN.set(current)  # tasks run in threads with a copy of this context
-    try:
-        scheduler.run()
-    finally:
+    futures: dict[str, PrefectConcurrentFuture] = {}
+    max_stages = current.plan.settings.resources.max_stages
+    # A step that runs elsewhere takes no place here.
+    with (
+        ThreadPoolTaskRunner[Any](max_workers=max_stages) as here,
+        ThreadPoolTaskRunner[Any]() as elsewhere,
+    ):
         try:
-            scheduler.end()
-        finally:  # a second signal may have interrupted the first call
-            scheduler.end()
+            submit_steps(current, futures, here, elsewhere)
+            join(futures)
+        except BaseException:
+            try:
+                for future in futures.values():
+                    future.wrapped_future.cancel()  # unless it has begun
+                current.stop()
+                join(futures)
+            except KeyboardInterrupt:
+                for processes in current.processes:
+                    processes.kill()
+                join(futures)
+                raise
+            raise
 
+    for name, future in futures.items():
+        future.wait()
+        if future.state.is_pending():  # as Prefect leaves what cannot run
+            announce(f"{name}: skipped, because an input failed")
+        elif not future.state.is_completed():
+            error: Any = future.state.result(raise_on_failure=False)
+            current.failures.setdefault(name, error)
     if current.failures:
         raise next(iter(current.failures.values()))
 
 
-class Running(NamedTuple):
-    """A submitted step, and the GPUs that it uses here."""
+def submit_steps(
+    current: PipelineRun,
+    futures: dict[str, PrefectConcurrentFuture],
+    here: TaskRunner,
+    elsewhere: TaskRunner,
+) -> None:
+    """Submit all steps. The threads take them in order, so one that waits for its inputs waits for
+    a step that has begun.
 
-    step: Step
-    future: PrefectConcurrentFuture
-    gpus: list[str]
+    futures: receives the future of each step by its name.
+    """
+    plan = current.plan
+    steps = required(plan.steps, plan.store)
+    if plan.settings.resources.max_stages > 1:
+        # Trainings take longest: none waits for an evaluation that could run later.
+        steps.sort(key=lambda step: step.stage in EVALUATIONS)
 
-
-class Scheduler:
-    """Submits the steps of a run to Prefect in their order, each as soon as it can run."""
-
-    def __init__(self, current: PipelineRun):
-        self.current = current
-        self.resources = current.plan.settings.resources
-        self.steps = required(current.plan.steps, current.plan.store)
-        if self.resources.max_stages > 1:
-            # Trainings take longest: none waits for an evaluation that could run later.
-            self.steps.sort(key=lambda step: step.stage in EVALUATIONS)
-
-        self.waiting = list(self.steps)
-        self.running: list[Running] = []
-        self.completed: dict[str, PrefectConcurrentFuture] = {}
-        has_model = any(
-            step.stage in WITH_MODEL and self.is_here(step) for step in self.steps
-        )
-        self.gpus = find_gpus(self.resources) if has_model else []
-        self.has_gpus = bool(self.gpus)
-
-    def is_here(self, step: Step) -> bool:
-        """Return whether this machine runs a step, and no deployment in another pool."""
-        return step.stage not in self.current.remote_deployments
-
-    def count_gpus(self, step: Step) -> int:
-        """Return the number of GPUs that a step uses here."""
-        if not self.has_gpus or step.stage not in WITH_MODEL or not self.is_here(step):
-            return 0
-        return count_processes(step.stage, self.resources)
-
-    def run(self) -> None:
-        """Run all steps, except those whose inputs failed."""
-        self.submit_ready()
-        while self.running:
-            wait(self.threads, SIGNAL_SECONDS, FIRST_COMPLETED)
-            ended = [one for one in self.running if one.future.wrapped_future.done()]
-            for one in ended:
-                self.running.remove(one)
-                self.gpus += one.gpus
-                self.note_end(one.step.name, one.future)
-            self.submit_ready()
-
-    @property
-    def threads(self) -> list[Future]:
-        """The threads that run the submitted steps, as futures."""
-        return [one.future.wrapped_future for one in self.running]
-
-    def submit_ready(self) -> None:
-        """Submit the steps whose inputs exist and for which there is a place."""
-        failures = self.current.failures
-        for step in list(self.waiting):
-            inputs = {source.name for source in step.inputs.values()}
-            if inputs & failures.keys():
-                self.waiting.remove(step)
-                failures[step.name] = CancelledError("an input failed")
-                announce(f"{step.name}: skipped, because an input failed")
-                continue
-
-            unfinished = {other.name for other in self.waiting}
-            unfinished |= {one.step.name for one in self.running}
-            here = [one for one in self.running if self.is_here(one.step)]
-            is_full = len(here) >= self.resources.max_stages
-            has_place = not is_full and len(self.gpus) >= self.count_gpus(step)
-            if not inputs & unfinished and (has_place or not self.is_here(step)):
-                self.waiting.remove(step)
-                self.submit(step)
-
-    def submit(self, step: Step) -> None:
-        """Submit a step, with GPUs if it uses any here."""
-        count = self.count_gpus(step)
-        gpus = self.gpus[:count]
-        self.gpus = self.gpus[count:]
-        sources = [source.name for source in step.inputs.values()]
-        task: Any = step_task.with_options(name=step.name)
-        future = task.submit(
-            stage_title(step.description),
-            f"stage {self.steps.index(step) + 1} of {len(self.steps)}, ",
-            self.current.plan.steps.index(step),
-            gpus,
+    for number, step in enumerate(steps, 1):
+        names = [source.name for source in step.inputs.values()]
+        is_here = step.stage not in current.remote_deployments
+        runner: Any = here if is_here else elsewhere
+        futures[step.name] = runner.submit(
+            step_task.with_options(name=step.name),
+            {
+                "title": stage_title(step.description),
+                "position": f"stage {number} of {len(steps)}, ",
+                "index": plan.steps.index(step),
+            },
             # Prefect draws an arrow from each.
-            wait_for=[
-                self.completed[name] for name in sources if name in self.completed
-            ],
+            wait_for=[futures[name] for name in names if name in futures],
         )
-        self.running.append(Running(step, future, gpus))
 
-    def note_end(self, name: str, future: PrefectConcurrentFuture) -> None:
-        """Note whether a step has its artifact, and announce why not.
 
-        Raises what ends the run at once, such as KeyboardInterrupt.
-        """
-        future.wait()
-        if future.state.is_completed():
-            self.completed[name] = future
-            return
-
-        error: Any = future.state.result(raise_on_failure=False)
-        self.current.failures[name] = error
-        if not isinstance(error, Exception):
-            raise error
-        if self.waiting or self.running or len(self.current.failures) > 1:
-            # A single error ends the run, which reports it.
-            announce(f"failed: {error}")
-
-    def end(self) -> None:
-        """Stop the stages that still run, because an exception ends the run, and wait for them.
-
-        They have time to write a checkpoint; a second Ctrl-C kills them.
-        """
-        try:
-            if self.running:
-                self.current.stop()
-            while wait(self.threads, SIGNAL_SECONDS).not_done:
-                continue
-        except KeyboardInterrupt:
-            for processes in self.current.processes:
-                processes.kill()
-            raise
+def join(futures: Mapping[str, PrefectConcurrentFuture]) -> None:
+    """Wait until all steps have ended."""
+    threads = [future.wrapped_future for future in futures.values()]
+    while wait(threads, SIGNAL_SECONDS).not_done:
+        continue

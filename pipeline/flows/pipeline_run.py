@@ -2,11 +2,13 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from prefect import get_run_logger
@@ -20,7 +22,7 @@ from alpro.files import atomic_write
 from alpro.log import log
 from alpro.names import write_refs
 from alpro.pipeline.config.load import variations
-from alpro.pipeline.execution.processes import Processes
+from alpro.pipeline.execution.processes import Processes, find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.reports.document import describe_run
@@ -28,7 +30,7 @@ from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
-from alpro.stages import TRAININGS
+from alpro.stages import TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
 
 # Errors that end a run and are not bugs: of the user, of a stage, which has printed why, a stop, or
@@ -83,6 +85,32 @@ class PipelineRun:
             for step in self.plan.steps
             if step.name in built
         }
+
+    def __post_init__(self) -> None:
+        resources = self.plan.settings.resources
+        gpus = find_gpus(resources)
+        count = resources.processes
+        groups = [
+            gpus[start : start + count]
+            for start in range(0, len(gpus) - count + 1, count)
+        ]
+        # The GPUs of each stage that may run with others here; none on a CPU.
+        self._gpus: SimpleQueue[list[str]] = SimpleQueue()
+        for group in groups or [[]] * resources.max_stages:
+            self._gpus.put(group)
+
+    @contextmanager
+    def gpus(self, step: Step) -> Iterator[list[str]]:
+        """Wait for the GPUs of a step, which it has for the time of the body."""
+        if step.stage not in WITH_MODEL:
+            yield []
+            return
+
+        gpus = self._gpus.get()
+        try:
+            yield gpus
+        finally:
+            self._gpus.put(gpus)
 
     def count_models(self, step: Step) -> int:
         """Return how many stages with a model share this machine with a step, which counts: the

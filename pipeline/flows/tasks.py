@@ -58,23 +58,27 @@ def has_progressed(task: Any, run: Any, state: State) -> bool:
     retry_condition_fn=has_progressed,
     task_run_name="{title}",
 )
-def step_task(title: str, position: str, index: int, gpus: list[str]) -> State | None:
+def step_task(title: str, position: str, index: int) -> State | None:
     """Find the artifact of a step or build it, and add it to the results of the run.
 
     Args:
         title: the name of the task's run.
         position: which stage of how many it is, as the log shows it.
         index: of the step in the plan.
-        gpus: the GPUs that it may use.
 
     Returns:
         Prefect's state: Cached if the artifact exists, None for Completed, or Failed or Cancelled
         with one line for an error that is not a bug.
     """
     run = CURRENT_RUN.get()
+    step = run.plan.steps[index]
+    run.failures.pop(step.name, None)  # of an attempt that got further
     try:
-        return find_or_build(run, run.plan.steps[index], position, gpus)
+        return find_or_build(run, step, position)
     except EXPECTED as error:
+        run.failures[step.name] = error
+        if not isinstance(error, CancelledError):
+            announce(f"failed: {error}")
         return get_failed_state(error)
 
 
@@ -103,9 +107,7 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(WithoutTraceback())
 
 
-def find_or_build(
-    run: PipelineRun, step: Step, position: str, gpus: list[str]
-) -> State | None:
+def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
     """Find the artifact of a step, or build it here or by a deployment.
 
     Returns:
@@ -124,8 +126,7 @@ def find_or_build(
     with store.lock(step, announce, run.stopping) as lock:
         record = store.find(step)
         if record is None:
-            announce(f"{position}{step.name}: started")
-            record = build(run, step, gpus, lock)
+            record = build(run, step, position, lock)
         # Another run, or a deployment, may have built it in the meantime.
         announce(
             f"{position}{step.name}: cached"
@@ -140,7 +141,7 @@ def find_or_build(
     return Completed(name="Cached", message=f"{folder} is of {record.run['at']}")
 
 
-def build(run: PipelineRun, step: Step, gpus: list[str], lock: FileLock) -> Record:
+def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record:
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
     folder = store.folder(step)
@@ -150,27 +151,29 @@ def build(run: PipelineRun, step: Step, gpus: list[str], lock: FileLock) -> Reco
             "workers must share the workspace and the files that the configuration names"
         )
 
-    launch = Launch(
-        gpus,
-        [lock_descriptor(lock)],
-        on_line=get_log_sink(),
-        on_start=run.add_processes,
-        models=run.count_models(step),
-    )
-
-    def work(step: Step, out: Path) -> Outcome:
-        return run_stage(step, out, store, run.plan.settings.resources, launch)
-
     tags = {"prefect_run": task_run.id, "prefect_flow_run": flow_run.id}
-    with run.tracker.stage_run(
-        step.description, folder, run.mlflow_run, tags
-    ) as mlflow_run:
-        run_info = {
-            "commit": run.log_entry.commit,
-            "mlflow_run": mlflow_run,
-            "arguments": run.arguments,
-        }
-        return store.make(step, work, run_info)
+    with run.gpus(step) as gpus:
+        announce(f"{position}{step.name}: started")
+        launch = Launch(
+            gpus,
+            [lock_descriptor(lock)],
+            on_line=get_log_sink(),
+            on_start=run.add_processes,
+            models=run.count_models(step),
+        )
+
+        def work(step: Step, out: Path) -> Outcome:
+            return run_stage(step, out, store, run.plan.settings.resources, launch)
+
+        with run.tracker.stage_run(
+            step.description, folder, run.mlflow_run, tags
+        ) as mlflow_run:
+            run_info = {
+                "commit": run.log_entry.commit,
+                "mlflow_run": mlflow_run,
+                "arguments": run.arguments,
+            }
+            return store.make(step, work, run_info)
 
 
 def run_remotely(run: PipelineRun, step: Step, position: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from prefect.client.orchestration.base import BaseClient
 
 from alpro.errors import InputError
-from alpro.pipeline.flows import flow, tasks
+from alpro.pipeline.flows import flow, pipeline_run, tasks
 from alpro.stages import WITH_MODEL
 from alpro.stages.execution.interface import Outcome, StageFailed
 from tests.pipeline.conftest import (
@@ -135,7 +135,7 @@ def test_stages_side_by_side_use_different_gpus(
     gpus, most, together, workspace, monkeypatch
 ):
     """Each as many as it has processes; then the next one has them."""
-    monkeypatch.setattr(flow, "find_gpus", lambda resources: [*gpus])
+    monkeypatch.setattr(pipeline_run, "find_gpus", lambda resources: [*gpus])
     record = together(most)
     resources = ["resources.max_stages=2", "resources.processes=2"]
 
