@@ -169,18 +169,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that gets its name at the end of the block.
 
-    A killed program leaves no folder of this name.
+    A killed program leaves no folder of this name, and two of them do not share one.
 
     Raises:
         InputError: If the folder exists already, or cannot be written.
     """
-    building = folder.with_name(f".{folder.name}.part")
+    building = temporary_name(folder)
     try:
         if folder.exists():
             raise InputError(
                 f"{folder}: exists already; choose another folder or delete it"
             )
-        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         with os_errors(building):
             yield building

@@ -138,7 +138,12 @@ def remove_artifacts(
 
 
 @group.command(name="gc")
-def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> None:
+def collect_garbage(
+    *,
+    yes: Yes = False,
+    tracking_uri: TrackingUri = "",
+    workspace: Workspace = WORKSPACE,
+) -> None:
     """List the artifacts that nothing which is in use was built from, the decoded units that no
     corpus is made of, and the imported tables of earlier states of the data.
 
@@ -174,10 +179,10 @@ def collect_garbage(*, yes: Yes = False, workspace: Workspace = WORKSPACE) -> No
             )
     database = workspace.resolve() / "mlflow.db"
     # MLflow would create a store that is not there.
-    if database.is_file():
+    if tracking_uri or database.is_file():
         from alpro.pipeline.tracking.registry import registered_fingerprints
 
-        used |= registered_fingerprints(f"sqlite:///{database}")
+        used |= registered_fingerprints(tracking_uri or f"sqlite:///{database}")
 
     # Other workspaces may use what a link leads to.
     chosen = [

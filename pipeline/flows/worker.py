@@ -48,19 +48,7 @@ async def work(pool: str, name: str, limit: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
-    crashed = await end_earlier_runs(pool, name)
-    if crashed:
-        uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-        # `alpro up` starts MLflow at the same time.
-        for _ in range(MLFLOW_TRIES):
-            with suppress(InputError):
-                end_runs(uri, map(str, crashed))
-                break
-            await asyncio.sleep(POLL_SECONDS)
-        print(
-            f"{len(crashed)} runs of an earlier life of this worker are Crashed",
-            flush=True,
-        )
+    await end_earlier_runs(pool, name)
 
     worker = ProcessWorker(pool, name=name, limit=limit)
     take_runs = worker.get_and_submit_flow_runs
@@ -93,14 +81,29 @@ async def find_unfinished(pool: str, name: str) -> list[UUID]:
     return [run.id for run in runs if run.labels.get(WORKER_LABEL, name) == name]
 
 
-async def end_earlier_runs(pool: str, name: str) -> list[UUID]:
-    """Mark the runs that an earlier life of a worker left unfinished as Crashed. Returns them."""
-    crashed = await find_unfinished(pool, name)
+async def end_earlier_runs(pool: str, name: str) -> None:
+    """Mark the runs that an earlier life of a worker left unfinished as ended: in MLflow first, so
+    that a run which is Crashed in Prefect is nowhere shown as running."""
+    unfinished = await find_unfinished(pool, name)
+    if not unfinished:
+        return
+
+    uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
+    # `alpro up` starts MLflow at the same time.
+    for _ in range(MLFLOW_TRIES):
+        with suppress(InputError):
+            end_runs(uri, map(str, unfinished))
+            break
+        await asyncio.sleep(POLL_SECONDS)
+
     async with get_client() as client:
-        for run in crashed:
+        for run in unfinished:
             # Forced, because nothing else leads out of Cancelling.
             await client.set_flow_run_state(run, Crashed(message=CRASHED), force=True)
-    return crashed
+    print(
+        f"{len(unfinished)} runs of an earlier life of this worker are Crashed",
+        flush=True,
+    )
 
 
 async def end_own_runs(pool: str, name: str) -> None:

@@ -153,13 +153,11 @@ class Table:
         # Classic Mac OS ended lines with a carriage return alone.
         newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
         text = io.TextIOWrapper(file, encoding, errors, newline=newline)
-        if self.extension in (".csv", ".tsv"):
-            return read_cells(text, self.extension)
-        if self.extension in (".jsonl", ".ndjson"):
-            return self._read_json_lines(text)
         if self.extension == ".json":
             return self._read_document(text.read())
-        if self.extension in LINES:
+        if self.extension in (".jsonl", ".ndjson"):
+            return self._read_json_lines(text)
+        if self.extension in (".csv", ".tsv", *LINES):
             return self._read_lines(text)
         raise ValueError(
             "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"
@@ -209,7 +207,7 @@ class Table:
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
 
-        A text may begin with comments, which are blank or begin with `#`.
+        It may begin with comments, which are blank or begin with `#`.
         """
         skipped = 0
         first = text.readline()
@@ -221,12 +219,9 @@ class Table:
             if self.form is None and form.line and form.line.fullmatch(first.strip()):
                 self.form = form
         pattern = self.form.line if self.form else None
-        header = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
-        if pattern is None and len(header) > 1:
-            check_columns(header)
-            if (self.form or TABLE).bind(header).file:
-                yield from read_cells(lines, ".txt")
-                return
+        if pattern is None and self._is_header(first):
+            yield from read_cells(lines, self.extension, skipped)
+            return
 
         for number, line in enumerate(map(str.strip, lines), skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
@@ -239,6 +234,16 @@ class Table:
                 record = match.groupdict() or {"$value": line}
             if line:
                 yield f"line {number}", record
+
+    def _is_header(self, first: str) -> bool:
+        """Return whether the first line of a text has the names of columns."""
+        if self.extension not in LINES:
+            return True
+        columns = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
+        if len(columns) == 1:
+            return False
+        check_columns(columns)
+        return bool((self.form or TABLE).bind(columns).file)
 
     def _read_parquet(self, file: IO[bytes]) -> Records:
         with pq.ParquetFile(file) as table:
@@ -288,14 +293,10 @@ def parse_object(line: str) -> Record | str:
     return record if isinstance(record, dict) else "not a JSON object"
 
 
-def read_cells(lines: Iterable[str], extension: str) -> Records:
-    """Yield the rows below the names of the columns."""
+def read_cells(lines: Iterable[str], extension: str, skipped: int = 0) -> Records:
+    """Yield the rows below the names of the columns. skipped: the number of lines above."""
     text = iter(lines)
-    skipped = 0
     header = next(text, "")
-    while header and not header.strip():
-        header = next(text, "")
-        skipped += 1
     usual = "\t" if extension == ".tsv" else ","
     # Quoted separators are parts of names.
     separator = max((usual, *",\t;|"), key=re.sub('"[^"]*"', "", header).count)
