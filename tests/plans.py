@@ -35,6 +35,6 @@ def plan_of(
     return make_plan(command(config, *changes, data=data, stage=stage), workspace)
 
 
-def digest_data(source: Location, digests: Digests, ask: bool = True) -> str:
+def digest_data(source: Location, digests: Digests) -> str:
     """The digest of the user's data: of its rows and of the contents of its files."""
-    return digest_manifest(import_source(source, digests.manifests), digests, ask)
+    return digest_manifest(import_source(source, digests.manifests), digests)

@@ -68,16 +68,6 @@ def workspace(tmp_path_factory, mlflow_store) -> Path:
     return folder
 
 
-@pytest.fixture
-def pretrained(folders, tmp_path) -> Path:
-    """The folder of a random pre-trained model beside its prompter, as `alpro model import` writes
-    it."""
-    folder = shutil.copytree(folders["pretrain"] / "model", tmp_path / "pretrained")
-    for source in (folders["prompter"] / "model", folders["prompts"]):
-        shutil.copytree(source, folder / "prompter", dirs_exist_ok=True)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, folders) -> Path:
     """A workspace with a random model of each kind, and the prompts of the prompter."""

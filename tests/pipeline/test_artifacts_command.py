@@ -217,44 +217,37 @@ def test_gc_removes_outdated_imports_of_data(workspace):
     assert all(folder.is_dir() for folder in folders[1:])
 
 
-def test_gc_keeps_the_models_of_indexes(workspace, tmp_path_factory):
+@pytest.fixture
+def index(workspace, tmp_path_factory):
+    """An index with the model c, which nothing else keeps."""
     # Not beside the workspace, where indexes are looked for.
     place = tmp_path_factory.mktemp("elsewhere") / "index"
     settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
-    index = Index.create(place, settings, 8, {})
-    record_index(workspace, index)
+    return Index.create(place, settings, 8, {})
+
+
+def note_as_an_earlier_version(workspace, index):
+    (workspace / "indexes.txt").write_text(f"{index.place}\n")
+
+
+@pytest.mark.parametrize("note", [record_index, note_as_an_earlier_version])
+def test_gc_keeps_the_models_of_indexes(note, workspace, index):
+    note(workspace, index)
 
     alpro(workspace, "gc", "--yes")
 
     assert marks(workspace) == "abce0"
 
 
-def test_gc_keeps_the_model_of_an_index_that_an_earlier_version_noted(
-    workspace, tmp_path_factory
-):
-    place = tmp_path_factory.mktemp("elsewhere") / "index"
-    settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
-    Index.create(place, settings, 8, {})
-    (workspace / "indexes.txt").write_text(f"{place}\n")
-
-    alpro(workspace, "gc", "--yes")
-
-    assert marks(workspace) == "abce0"
-
-
-def test_gc_keeps_the_model_of_an_index_that_is_not_there(
-    workspace, tmp_path_factory, capsys
-):
+def test_gc_keeps_the_model_of_an_index_that_is_not_there(workspace, index, capsys):
     """Its disk may not be mounted, or its folder has another name."""
-    place = tmp_path_factory.mktemp("elsewhere") / "index"
-    settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
-    record_index(workspace, Index.create(place, settings, 8, {}))
-    shutil.rmtree(place)
+    record_index(workspace, index)
+    shutil.rmtree(index.place)
 
     alpro(workspace, "gc", "--yes")
 
     assert marks(workspace) == "abce0"
-    assert str(place) in capsys.readouterr().out
+    assert index.place in capsys.readouterr().out
 
 
 def test_gc_keeps_a_link_to_another_workspace(workspace, tmp_path_factory):

@@ -44,7 +44,7 @@ def artifacts(tmp_path):
     return made
 
 
-def document_of(artifacts, changes=(), **values):
+def document_of(artifacts, **values):
     """Describe a run of four steps."""
     steps = [SimpleNamespace(name=name, fingerprint=name * 9) for name in STAGES]
     states = dict.fromkeys(STAGES, "unfinished") | values.pop("states", STATES)
@@ -60,7 +60,7 @@ def document_of(artifacts, changes=(), **values):
         states=states,
         **shared,
     )
-    return describe_run(replace(run, **values), steps, artifacts, changes)
+    return describe_run(replace(run, **values), steps, artifacts, ())
 
 
 def section(document, heading):

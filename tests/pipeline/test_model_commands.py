@@ -196,14 +196,6 @@ def test_entities_of_a_region_are_named(alpro_model, videos, trained):
     assert "one of these is always named" in note
 
 
-def test_a_pre_trained_model_names_entities_of_a_video(alpro_model, videos, pretrained):
-    expected = Model.load(pretrained, device="cpu").entities(videos[0], top_k=2)
-
-    _, out, _ = alpro_model("model entities", pretrained, videos[0], "-k", 2)
-
-    assert printed(out) == probabilities(expected)
-
-
 # Export.
 
 

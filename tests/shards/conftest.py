@@ -38,8 +38,8 @@ def numbers():
     return identify
 
 
-def flat(number: int, height: int = 48, width: int = 64) -> np.ndarray:
-    return np.full((height, width, 3), color(number), np.uint8)
+def flat(number: int) -> np.ndarray:
+    return np.full((48, 64, 3), color(number), np.uint8)
 
 
 @pytest.fixture

@@ -96,9 +96,9 @@ def test_a_resized_crop_has_the_pixels_of_the_crop_box():
 TEXT = "a dog runs"
 
 
-def gradient(frames=3, size=24):
+def gradient(frames=3):
     """A picture that shows which way round it is."""
-    rows, columns = np.mgrid[0:size, 0:size] * (255 // size)
+    rows, columns = np.mgrid[0:24, 0:24] * 10
     one = np.stack([columns, rows, (columns + rows) // 2], axis=-1).astype(np.uint8)
     return np.repeat(one[None], frames, axis=0)
 

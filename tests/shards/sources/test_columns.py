@@ -100,6 +100,12 @@ def test_a_wrong_key_of_columns_is_one_line(change, says, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+def printed_columns(out):
+    """The columns of the block that a check has printed."""
+    block = re.search(r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", out, re.MULTILINE)[0]
+    return tomllib.loads(block)["corpora"]["data"]["columns"]
+
+
 @pytest.mark.parametrize("kind", CASES["unknown"])
 def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, read):
     case = CASES["unknown"][kind]
@@ -111,9 +117,7 @@ def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, r
     status = execute(["data", "check", str(data)])
 
     out = capsys.readouterr().out
-    block = re.search(r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", out, re.MULTILINE)[0]
-    columns = tomllib.loads(block)["corpora"]["data"]["columns"]
-    imported = read(files, MEDIA, columns=columns)
+    imported = read(files, MEDIA, columns=printed_columns(out))
     texts = {}
     for file, row in zip(imported.captions, imported.rows, strict=True):
         asked = [f"{one.question} {one.answer}" for one in row.questions]
@@ -135,10 +139,7 @@ def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
 
     execute(["data", "check", str(data)])
 
-    block = re.search(
-        r"^\[corpora\.data\.columns\]\n(?:\S.*\n)+", capsys.readouterr().out, re.M
-    )[0]
-    columns = tomllib.loads(block)["corpora"]["data"]["columns"]
+    columns = printed_columns(capsys.readouterr().out)
     imported = read(files, "a.mp4 c.mp4", columns=columns)
     assert {row.id: (row.split, row.captions) for row in imported.rows} == {
         "a": ("train", ("a dog in a",)),
@@ -153,10 +154,14 @@ def test_a_first_row_without_names_of_columns_is_told(read):
         read({"x.txt": "c.mp4\ta dog runs\n"}, MEDIA, data="x.txt")
 
 
-def test_a_check_prints_what_the_first_rows_become(tmp_path, capsys):
+@pytest.fixture
+def data(tmp_path):
+    """A folder of a video and a table of unknown columns."""
     files = {"c.mp4": "x", "x.csv": "Datei,Beschreibung\nc.mp4,ein Hund\n"}
-    data = write_files(tmp_path / "data", files)
+    return write_files(tmp_path / "data", files)
 
+
+def test_a_check_prints_what_the_first_rows_become(data, capsys):
     execute(["data", "check", str(data)])
 
     assert '"captions":["ein Hund"]' in capsys.readouterr().out
@@ -172,9 +177,9 @@ def test_a_column_of_a_usual_name_may_have_something_else(tmp_path, capsys):
     assert 'file = "split"' in capsys.readouterr().out
 
 
-def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(tmp_path, capsys):
-    files = {"c.mp4": "x", "x.csv": "Datei,Beschreibung\nc.mp4,ein Hund\n"}
-    data = write_files(tmp_path / "data", files)
+def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(
+    data, tmp_path, capsys
+):
     block = '\n[corpora.data.columns]\nfile = "Datei"\ncaptions = "Beschreibung"\n'
 
     for source in (data, data / "x.csv"):
@@ -194,9 +199,9 @@ def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(tmp_path, 
     assert block in capsys.readouterr().out
 
 
-def test_a_block_in_a_file_or_on_the_command_line_reads_the_data(tmp_path, capsys):
-    files = {"c.mp4": "x", "x.csv": "Datei,Beschreibung\nc.mp4,ein Hund\n"}
-    data = write_files(tmp_path / "data", files)
+def test_a_block_in_a_file_or_on_the_command_line_reads_the_data(
+    data, tmp_path, capsys
+):
     config = tmp_path / "mine.toml"
     block = '[corpora.data.columns]\nfile = "Datei"\ncaptions = "Beschreibung"\n'
     config.write_text(f'base = "own_videos"\n{block}')

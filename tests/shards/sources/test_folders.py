@@ -97,13 +97,6 @@ def test_several_tables_that_name_no_split_are_an_error(read):
         read({"one.csv": TABLE, "two.csv": TABLE}, "a.mp4 b.mp4")
 
 
-def test_a_table_of_unknown_columns_beside_videos_without_texts_is_an_error(read):
-    table = {"x.csv": "Datei,Beschreibung\nz.mp4,ein Hund\n"}
-
-    with pytest.raises(InputError, match=r"captions = \"Beschreibung\"\n# file = "):
-        read(table, "a.mp4")
-
-
 def test_texts_of_other_kinds_are_no_captions_and_a_note_says_what_to_do(read):
     files = {
         "a.srt": "1",
@@ -445,15 +438,6 @@ def test_a_run_keeps_the_manifest_that_it_reads_until_it_is_collected(tmp_path):
 
     assert all(state.file.is_file() for state in states)
     assert find_outdated(cache) == [state.folder for state in states[:-1]]
-
-
-def test_equal_rows_have_one_digest_wherever_they_are(tmp_path):
-    folder = write_files(tmp_path / "data", {"a.mp4": "x", "a.txt": DOG})
-    digest = import_source(folder, tmp_path / "cache").about["digest"]
-
-    moved = folder.rename(tmp_path / "moved")
-
-    assert import_source(moved, tmp_path / "cache").about["digest"] == digest
 
 
 def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):

@@ -42,10 +42,9 @@ def run_of(
     config: TrainingConfig,
     out: Path,
     world: World | None = None,
-    resources: Resources | None = None,
 ) -> TrainingRun:
     """A training run in one process, to update by hand."""
-    resources = resources or Resources(device="cpu")
+    resources = Resources(device="cpu")
     return TrainingRun(
         objective.train(), Steps(), config, out, world or ALONE, resources
     )

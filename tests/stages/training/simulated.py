@@ -26,7 +26,6 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.frames import NormalizedModel
 from alpro.stages import train_prompter
-from alpro.stages.execution.interface import Resources
 from alpro.stages.training import loop
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.config import TrainingConfig
@@ -40,6 +39,8 @@ from alpro.stages.training.pretrain_objective import PretrainObjective
 from tests.stages.training.conftest import run_of
 
 HALF = (0.5,) * 3
+ENTITIES = 1000
+STORED = 224  # pixels of a frame
 ALIGNMENT = 512  # bytes to which CUDA's allocator rounds a tensor
 GIB = 2**30
 
@@ -89,7 +90,7 @@ def clip_towers(frames: int) -> ClipPrompter:
     return towers
 
 
-def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objective:
+def objective_at_size(stage: str, config: Any) -> Objective:
     """The objective of a stage with models of the paper's size, or of the CLIP that it starts
     from."""
     frames = (
@@ -109,8 +110,8 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
             else Prompter(config.model)
         )
         width = 512 if config.model.video.pre_norm else config.model.embed_dim
-        prompts = {kind: torch.empty(entities, width) for kind in ("video", "image")}
-        model = Alpro(config.model, entities=entities)
+        prompts = {kind: torch.empty(ENTITIES, width) for kind in ("video", "image")}
+        model = Alpro(config.model, entities=ENTITIES)
         teacher = NormalizedModel(prompter, HALF, HALF)
         return PretrainObjective(model, HALF, HALF, teacher, prompts, config.objective)
     default = train_prompter.Config.model_fields["model"].default
@@ -119,14 +120,12 @@ def objective_at_size(stage: str, config: Any, entities: int = 1000) -> Objectiv
     if stage == "finetune_qa":
         return QaObjective(Alpro(sizes, answers=config.answers), HALF, HALF)
     return MatchingObjective(
-        Alpro(sizes, entities=entities), HALF, HALF, config.negative_pool_size
+        Alpro(sizes, entities=ENTITIES), HALF, HALF, config.negative_pool_size
     )
 
 
-def batch_of(
-    stage: str, objective: Objective, size: int, length: int, stored: int
-) -> Batch:
-    """A batch of `size` clips with texts of `length` tokens and frames of `stored` pixels."""
+def batch_of(stage: str, objective: Objective, size: int, length: int) -> Batch:
+    """A batch of `size` clips with texts of `length` tokens."""
     video = objective.model.config.video
     text = torch.zeros(size, length, dtype=torch.long)
     batch = Batch(
@@ -134,7 +133,7 @@ def batch_of(
         kind="video",
         ids=[str(number) for number in range(size)],
         video=torch.arange(size),
-        frames=torch.empty(size, video.frames, 3, stored, stored, dtype=torch.uint8),
+        frames=torch.empty(size, video.frames, 3, STORED, STORED, dtype=torch.uint8),
         text=text,
         mask=torch.ones_like(text),
         uniforms=torch.empty(size, 2, dtype=torch.double),
@@ -151,8 +150,8 @@ def batch_of(
 
 
 @contextmanager
-def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
-    """Fake tensors, bfloat16 and the fused attention; `packed`: of short sequences, as on a GPU."""
+def as_on_a_gpu() -> Iterator[None]:
+    """Fake tensors, bfloat16, the fused attention, and short sequences packed."""
 
     def output(self, q, k, v, mask):
         # Without dropout, which the fused kernel of a CPU does not have: PyTorch would compute
@@ -171,39 +170,28 @@ def as_on_a_gpu(packed: bool = True) -> Iterator[None]:
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(attention.Attention, "output", output)
-        patch.setattr(attention, "is_on_gpu", lambda _: packed)
+        patch.setattr(attention, "is_on_gpu", lambda _: True)
         patch.setattr(alpro, "are_groups_merged", lambda _: True)
         yield
 
 
-def peak_memory(
-    stage: str,
-    config: TrainingConfig,
-    out: Path,
-    ranks: int = 1,
-    stored: int = 224,
-    checkpoint_activations: bool = False,
-) -> float:
+def peak_memory(stage: str, config: TrainingConfig, out: Path, ranks: int) -> float:
     """The computed peak, in GiB, of a step of a stage on one of `ranks` GPUs.
 
-    Of many micro-batches two are computed: the others are the same, and add their frames. stored:
-    pixels of a frame.
+    Of many micro-batches two are computed: the others are the same, and add their frames.
     """
     micro_batch = config.batch_size // ranks // config.accumulation_steps
     computed = min(2, config.accumulation_steps)
     step = config.model_copy(
         update={"batch_size": computed * micro_batch, "accumulation_steps": computed}
     )
-    resources = Resources(device="cpu", checkpoint_activations=checkpoint_activations)
     with as_on_a_gpu():
         memory = Memory()
         with memory:
             objective = objective_at_size(stage, config)
-            run = run_of(objective, step, out, resources=resources)
+            run = run_of(objective, step, out)
             fill_state(run.optimizer)
-            batch = batch_of(
-                stage, objective, step.batch_size, config.max_text_tokens, stored
-            )
+            batch = batch_of(stage, objective, step.batch_size, config.max_text_tokens)
             run.update(batch)
     others = config.accumulation_steps - computed
     return (memory.peak + others * batch.frames.nbytes // computed) / GIB
