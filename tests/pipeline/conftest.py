@@ -1,6 +1,7 @@
 """What tests of flows share: Prefect's server for tests, and one small pipeline that ran from end
 to end."""
 
+import os
 import shutil
 import signal
 import sqlite3
@@ -43,6 +44,16 @@ def prefect() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def group_may_write() -> Iterator[None]:
+    """New files are writable for the group of their user."""
+    before = os.umask(0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def mlflow_store(build_once) -> Callable[[Path], None]:
     """mlflow_store(workspace): gives a workspace an empty MLflow store. It takes seconds to create
@@ -51,7 +62,8 @@ def mlflow_store(build_once) -> Callable[[Path], None]:
     def create(out: Path) -> None:
         from alpro.pipeline.tracking.store import create_store
 
-        create_store(out / "mlflow.db", out / "mlflow")
+        with group_may_write():
+            create_store(out / "mlflow.db", out / "mlflow")
 
     def copy(workspace: Path) -> None:
         database = shutil.copy(build_once("mlflow", create) / "mlflow.db", workspace)

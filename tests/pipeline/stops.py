@@ -108,7 +108,7 @@ def end_at_random(
         and time.monotonic() < until
         and pipeline.poll() is None
     ):
-        time.sleep(0.01)
+        time.sleep(0.05)
     time.sleep(draw.uniform(0, seconds))
     started = descendants(pipeline)
     victims = find(pipeline, role)
@@ -120,7 +120,7 @@ def end_at_random(
             time.sleep(draw.choice([0, 0.0001, 0.1]))
     while pipeline.poll() is None:
         started |= descendants(pipeline)
-        time.sleep(0.05)
+        time.sleep(0.1)
     _, left = psutil.wait_procs(started, 60)
     assert not left, [one.cmdline() for one in left]
     return bool(victims)

@@ -13,7 +13,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline.plan import digests as module
 from alpro.pipeline.plan.digests import Digests
-from alpro.pipeline.tracking.tracker import Tracker
+from tests.pipeline.conftest import group_may_write
 from tests.plans import digest_data
 
 ROW = '{"path": "%s.mp4", "caption": "this is %s"}\n'
@@ -173,14 +173,12 @@ def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch)
         )
 
 
-def test_databases_have_the_permissions_of_other_new_files(tmp_path):
+def test_databases_have_the_permissions_of_other_new_files(mlflow_store, tmp_path):
     """So that a group may share a workspace."""
-    before = os.umask(0o002)
-    try:
+    mlflow_store(tmp_path)
+
+    with group_may_write():
         Digests(tmp_path / "digests.sqlite")
-        Tracker.open("", tmp_path, "x")
-    finally:
-        os.umask(before)
 
     for name in ("digests.sqlite", "mlflow.db"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o664

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -164,22 +165,36 @@ def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     assert finished_steps() == []
 
 
-def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, workspace):
-    before = sum(map(len, runs(workspace)[1].values()))
+@pytest.fixture(scope="module")
+def second(first, workspace):
+    """A second run: its artifacts, and its runs in MLflow and Prefect."""
+    _, before = runs(workspace)
+    folders = alpro(TINY, workspace=workspace)
+    (parent, *_), after = runs(workspace)
+    flow_run, tasks = newest_runs()
+    return SimpleNamespace(
+        folders=folders,
+        built=after.keys() - before.keys(),
+        states=states_of(workspace),
+        parent=parent,
+        flow_run=flow_run,
+        tasks=tasks,
+    )
 
-    assert alpro(TINY, workspace=workspace) == first
 
-    (parent, *_), nested = runs(workspace)
-    assert sum(map(len, nested.values())) == before
-    assert states_of(workspace) == dict.fromkeys(STAGES, "cached")
+def test_a_second_run_is_all_cached_and_repeats_the_metrics(first, second):
+    assert second.folders == first
+    assert second.built == set()
+    assert second.states == dict.fromkeys(STAGES, "cached")
     for name in EVALUATED:
         for metric, value in read_record(Path(first[name])).metrics.items():
-            assert parent.data.metrics[metric] == pytest.approx(value, abs=5e-4)
+            assert second.parent.data.metrics[metric] == pytest.approx(value, abs=5e-4)
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_a_run(
-    first, workspace, tmp_path
+    first, workspace, mlflow_store, tmp_path
 ):
+    mlflow_store(tmp_path)
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
     (tmp_path / "reports").touch()  # in place of the folder
 
@@ -191,12 +206,10 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_run(
     assert plan_of(TINY, workspace=tmp_path).finished_steps == []
 
 
-def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, workspace):
-    alpro(TINY, workspace=workspace)
+def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, second):
+    tasks = second.tasks
 
-    flow_run, tasks = newest_runs()
-
-    assert flow_run.name == f"tiny {Path(first['evaluate qa']).name[:6]}"
+    assert second.flow_run.name == f"tiny {Path(first['evaluate qa']).name[:6]}"
     names = {f"{name} · {Path(folder).name[:8]}" for name, folder in first.items()}
     assert {run.name for run in tasks.values()} == names
     assert {run.state.name for run in tasks.values()} == {"Cached"}

@@ -52,8 +52,9 @@ def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
 
 
-def test_two_runs_may_create_an_experiment_at_once(tmp_path, monkeypatch):
+def test_two_runs_may_create_an_experiment_at_once(mlflow_store, tmp_path, monkeypatch):
     """The second looked for it before the first created it."""
+    mlflow_store(tmp_path)
     first = Tracker.open("", tmp_path, "x")
     look = MlflowClient.get_experiment_by_name
     answers = [lambda *_: None, look]
