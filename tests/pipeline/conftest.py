@@ -101,15 +101,16 @@ def wait_for(
     condition: Callable[[], Any],
     seconds: float = 600,
     check: Callable[[], None] = lambda: None,
+    pause: float = 0.1,
 ) -> Any:
     """Waits until the condition returns something true, and returns it. `check` may raise what
-    makes it impossible."""
+    makes it impossible. pause: seconds between two looks."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := condition():
             return value
         check()
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"not within {seconds} s")
 
 

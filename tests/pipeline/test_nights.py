@@ -164,7 +164,8 @@ class Machine:
                 state = client.read_flow_run(run).state
                 return state if state and condition(state) else None
 
-            return wait_for(look, seconds, self.check)
+            # Each look takes the server some milliseconds.
+            return wait_for(look, seconds, self.check, pause=1)
 
     def ended(self, run):
         """Return the final state of a run."""
