@@ -19,13 +19,17 @@ from alpro.shards.sources.form import (
     Record,
     fold,
     read_cell,
+    time_in,
 )
 
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+# Tags of HTML; other texts in angle brackets are words, as the <PERSON> of CC12M.
 INLINE_TAG = re.compile(
-    r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|u)\b[^<>]*>"
+    r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|su[bp]|u)(?:\s+[\w-]+ *=[^<>]*)? */?>"
 )
-TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
+BLOCK_TAG = re.compile(
+    r"(?i)<!--.*?-->|</?(?:body|br|div|h\d|hr|html|img|li|ol|p|table|t[dhr]|ul)(?:\s+[\w-]+ *=[^<>]*)? */?>"
+)
 MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
 # What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
 MEASUREMENT = re.compile(
@@ -104,7 +108,7 @@ def clean_text(value: Any) -> str:
     """
     # Exports of databases may have escaped a text twice.
     text = html.unescape(html.unescape(read_text(value)))
-    return " ".join(TAG.sub(" ", INLINE_TAG.sub("", text)).split())
+    return " ".join(BLOCK_TAG.sub(" ", INLINE_TAG.sub("", text)).split())
 
 
 def has_words(text: str) -> bool:
@@ -140,7 +144,7 @@ def read_captions(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         words = {*WORDS["usual"]["captions"], "raw"}
         named = [cell for key, cell in value.items() if fold(key) in words]
-        if len(named) != 1 or TABLE.bind(value).end:
+        if len(named) != 1 or any(map(is_time_of_part, value.items())):
             keys = ", ".join(value)
             raise ValueError(
                 f"a caption is an object with {keys}; name a key, captions = 'COLUMN.KEY', or with "
@@ -154,6 +158,18 @@ def read_captions(value: Any) -> Iterator[str]:
             yield text
     elif read_text(value):
         raise ValueError("captions are not a list of strings")
+
+
+def is_time_of_part(item: tuple[str, Any]) -> bool:
+    """Return whether a key and its value are a time of a part of a file."""
+    name, value = item
+    if not time_in(name):
+        return False
+    with suppress(ValueError):
+        return None not in (
+            read_spans(value)[0] if isinstance(value, list) else [read_seconds(value)]
+        )
+    return False
 
 
 def read_questions(record: Record, form: Form) -> Iterator[Question]:
@@ -228,9 +244,9 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     elif form.first_option:
         first = int(form.first_option)
         names = [str(first + index) for index in range(len(texts))]
-    wanted = fold_answer(answer)
+    wanted = {fold_answer(answer), fold_answer(BEFORE_OPTION.sub("", answer))}
     for name, text in zip(names, texts, strict=False):
-        if fold_answer(name) == wanted:
+        if fold_answer(name) in wanted:
             return text
     raise ValueError(
         f"the answer {answer!r} is none of the {len(texts)} options; `first_option` in `columns` is "

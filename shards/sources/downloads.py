@@ -256,7 +256,7 @@ def add_member(
         if extension in (".json", ".txt"):
             if member.size > MAX_JSON_BYTES:
                 raise ValueError(f"{member.size} bytes, the limit is {MAX_JSON_BYTES}")
-            text = member.read(file).decode()
+            text = member.read(file).decode("utf-8-sig")
             if extension == ".txt":
                 sample.caption = text
                 return
@@ -264,6 +264,8 @@ def add_member(
             metadata = json.loads(text)
             if isinstance(metadata, dict):
                 sample.metadata = without_credentials(check_record(metadata))
+        elif extension in VIDEO_EXTENSIONS and sample.media and sample.kind == "video":
+            raise ValueError("a second video of its key")
         # An image may be a video's thumbnail.
         elif extension in VIDEO_EXTENSIONS or (is_image and sample.media is None):
             sample.media = Member(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 VERSION = 13
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
-TEMPLATE_COLUMN = re.compile(r"\{([^{}]+)\}")
+TEMPLATE_COLUMN = re.compile(r"\{([^{}]+?)(?::0(\d+))?\}")
 
 NO_TEXT = {*WORDS["no_text"]["words"]}
 Record = dict[str, Any]
@@ -39,7 +39,7 @@ class Join(BaseModel):
     key: str = ""
     """column of the other record that has the same value"""
     list: str = ""
-    """where the same JSON document has the other records; if empty, they are another table"""
+    """where the same JSON document has the other records"""
 
 
 class Columns(BaseModel):
@@ -52,7 +52,8 @@ class Columns(BaseModel):
 
     file: Names = ()
     """the video or image, relative to the folder of the table, or its URL: a column, or a template
-    such as `{page_dir}/{videoid}`; of several, the first whose columns a row has"""
+    such as `{page_dir}/{videoid}`, or `{start:06}` for six digits; of several, the first whose
+    columns a row has"""
     prefixes: Names = ()
     """what the names of files may begin with, such as `v_`"""
     anywhere: bool = False
@@ -155,15 +156,27 @@ class Form(Columns):
 
     @cached_property
     def file_columns(self) -> list[str]:
-        names = [
-            TEMPLATE_COLUMN.findall(template) or [template] for template in self.file
-        ]
-        return [*chain.from_iterable(names)]
+        parts = chain.from_iterable(map(parse_template, self.file))
+        return [column for _, column, _ in parts]
 
     @property
     def text_columns(self) -> list[str]:
         asked = self.question if self.answer or self.join else ""
         return [*filter(None, (*self.captions, self.questions, asked))]
+
+
+@lru_cache
+def parse_template(template: str) -> list[tuple[str, str, int]]:
+    """Return the columns of a template: what stands for each, its name, and the least number of
+    digits. A template without braces is a column.
+
+    >>> parse_template("{id}_{start:06}"), parse_template("id")
+    ([('{id}', 'id', 0), ('{start:06}', 'start', 6)], [('id', 'id', 0)])
+    """
+    found = [*TEMPLATE_COLUMN.finditer(template)]
+    if not found:
+        return [(template, template, 0)]
+    return [(match[0], match[1], int(match[2] or 0)) for match in found]
 
 
 @lru_cache(4096)
@@ -207,6 +220,19 @@ def read_cell(record: Record, column: str) -> Any:
     return value
 
 
+def time_in(name: str) -> str:
+    """Return which time of a part the name of a column tells: start, end or span; or nothing.
+
+    >>> [time_in(name) for name in ("clipStart", "end_time", "Begin (s)", "TIMESTAMP", "weekend")]
+    ['start', 'end', 'start', 'span', '']
+    """
+    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+    for time, names in WORDS["times"].items():
+        if not words.isdisjoint(names):
+            return time
+    return ""
+
+
 def has_any(columns: Container[str], names: Iterable[str]) -> bool:
     """Return whether there is one of some columns, or of the objects that they are in."""
     return any(name in columns or name.split(".")[0] in columns for name in names)
@@ -237,24 +263,25 @@ def split_in(text: str) -> Split | None:
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
     """Yield the records of a JSON document with their places, joined with the records of its other
     list; a reason in place of an invalid record."""
-    partners: dict[str, Record] | None = None
-    join = form.join
-    if join and join.list:
-        partners = {}
-        for _, partner in walk(document, [join.list], ""):
-            if isinstance(partner, dict):
-                partners[str(partner.get(join.key))] = partner
+    partners: dict[str, Record | str] = {}
+    join = form.join if form.join and form.join.list else None
+    for _, partner in walk(document, join.list.split("."), "") if join else ():
+        if join and isinstance(partner, dict):
+            key = str(partner.get(join.key))
+            if partners.setdefault(key, partner) != partner:
+                partners[key] = (
+                    f"two entries of `{join.list}` have the {join.key} {key}"
+                )
 
     path = form.records.split(".") if form.records else []
     for where, record in walk(document, path, "entry"):
-        if join is None or partners is None or not isinstance(record, dict):
+        if join is None or not isinstance(record, dict):
             yield where, record
             continue
         key = str(record.get(join.on))
-        if key in partners:
-            yield where, partners[key] | record
-        else:
-            yield where, f"no entry of `{join.list}` has the {join.key} {key}"
+        missing = f"no entry of `{join.list}` has the {join.key} {key}"
+        found = partners.get(key, missing)
+        yield where, found if isinstance(found, str) else found | record
 
 
 def walk(

@@ -132,9 +132,14 @@ class Folder:
         names = {file}
         for prefix in prefixes:
             names |= {f"{prefix}{file}", file.removeprefix(prefix)}
-        stems = {cut_extension(f"{folder}{slash}{each}") for each in names}
+        # `talk.264` is rather the name of talk.264.mp4 than talk with the extension .264.
+        for cut in (compose, cut_extension):
+            stems = {cut(f"{folder}{slash}{each}") for each in names}
+            keys = [stem.rpartition("/")[2] for stem in stems]
+            if not self._by_stem.keys().isdisjoint(keys):
+                break
         ends = tuple(f"/{stem}" for stem in stems)
-        same_stem = (self._by_stem.get(file_stem(stem), ()) for stem in stems)
+        same_stem = (self._by_stem.get(key, ()) for key in keys)
         beside: list[str] = []
         inside: list[str] = []
         for path in chain.from_iterable(same_stem):
@@ -198,10 +203,15 @@ def read_suffix(path: str) -> str:
     return splitext(path)[1].lower()
 
 
+def compose(path: str) -> str:
+    """Return a path as names are compared: with composed accents, which a disk may decompose (NFD),
+    as macOS does."""
+    return normalize("NFC", path)
+
+
 def cut_extension(path: str) -> str:
-    """Return a path without the extension of a video or image, as names are compared: with composed
-    accents, which a disk may decompose (NFD), as macOS does."""
-    stem, suffix = splitext(normalize("NFC", path))
+    """Return a path as names are compared, without the extension of a video or image."""
+    stem, suffix = splitext(compose(path))
     return stem if suffix.lower() in MEDIA_EXTENSIONS else stem + suffix
 
 

@@ -4,7 +4,6 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +27,7 @@ from alpro.shards.sources.cells import (
 )
 from alpro.shards.sources.form import (
     TABLE,
+    TEMPLATE_COLUMN,
     WORDS,
     Columns,
     Form,
@@ -36,6 +36,7 @@ from alpro.shards.sources.form import (
     read_cell,
     records_in,
     split_in,
+    time_in,
 )
 from alpro.shards.sources.media import Folder, Notes, cut_extension
 from alpro.shards.sources.rows import Items
@@ -52,10 +53,6 @@ NOT_FOUND = {
     "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
     "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
 }
-# A word of a column's name: clip_start, endTime, Begin (s), but not "weekend".
-TIME_NAME = re.compile(
-    r"(?<![A-Za-z])(?:start|begin|end|stop|time|segment|span|ts$)|Start|Begin|End|Stop|START|END"
-)
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -138,16 +135,10 @@ def propose(
         examined = islice(pairs, EXAMINED_ROWS)
         records = [record for _, record in examined if isinstance(record, dict)]
 
-        names: dict[str, None] = {}
-        for record in records:
-            names |= dict.fromkeys(find_columns(record))
-        cells: Cells = {}
-        for name in names:
-            cells[name] = [read_cell(record, name) for record in records]
-
+        cells = read_columns(records)
         columns = propose_columns(cells, folder)
         meanings = Form.model_validate(columns).meanings
-        if path and "$value" in names.keys() - meanings:
+        if path and "$value" in cells.keys() - meanings:
             continue  # These are the cells of a record.
         used = [cells[name] for name in meanings]
         complete = 0
@@ -156,7 +147,10 @@ def propose(
         share = complete / max(1, len(records))
         has_texts = not columns.keys().isdisjoint(("captions", "question"))
         count = sum(map(bool, columns.values()))
-        yield place | columns, [*names], (has_texts, count, share, complete)
+        # A cell beside others of its kind would repeat their texts.
+        is_whole = "$value" not in meanings or columns.get("captions") == "$value"
+        score = has_texts, count, share, is_whole, complete
+        yield place | columns, [*cells], score
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -175,9 +169,23 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
                 yield f"{key}.{path}".rstrip(".")
 
 
+def read_columns(records: list[Record]) -> Cells:
+    """Return the cells of records by their columns."""
+    names: dict[str, None] = {}
+    for record in records:
+        names |= dict.fromkeys(find_columns(record))
+    cells: Cells = {}
+    for name in names:
+        cells[name] = [read_cell(record, name) for record in records]
+    return cells
+
+
 def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
-    """Yield the columns of a record, also those inside of objects and of lists of objects."""
+    """Yield the columns of a record, also those inside of objects and of lists of objects, without
+    those that would be templates."""
     for key, value in record.items():
+        if TEMPLATE_COLUMN.search(key):
+            continue
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):
             yield from find_columns(inner, f"{prefix}{key}.")
@@ -192,17 +200,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     free = [name for name in cells if name not in named]
 
     def find(fits: Callable[[Any], bool]) -> Cells:
-        """Return the free columns of which most cells fit."""
-        columns: Cells = {}
-        for name in free:
-            filled = [cell for cell in cells[name] if read_text(cell).strip()]
-            fitting = 0
-            for cell in filled:
-                with suppress(ValueError):
-                    fitting += fits(cell)
-            if 2 * fitting > len(filled):
-                columns[name] = cells[name]
-        return columns
+        return find_fitting({name: cells[name] for name in free}, fits)
 
     usual = TABLE.bind(cells)
     ids = [*map(read_text, cells.get(usual.id, ()))]
@@ -233,8 +231,26 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     return proposed
 
 
+def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
+    """Return the columns of which most cells fit, without those that are empty."""
+    columns: Cells = {}
+    for name in cells:
+        filled = [cell for cell in cells[name] if read_text(cell).strip()]
+        fitting = 0
+        for cell in filled:
+            with suppress(ValueError):
+                fitting += fits(cell)
+        if 2 * fitting > len(filled):
+            columns[name] = cells[name]
+    return columns
+
+
 def is_split(cell: Any) -> bool:
-    return bool(split_in(read_text(cell)))
+    """Return whether a cell is the name of a split, and no text with such a word."""
+    text = read_text(cell)
+    return bool(split_in(text)) and len(text.split()) <= 1 + text.lower().endswith(
+        "set"
+    )
 
 
 def is_span(cell: Any) -> bool:
@@ -282,22 +298,27 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
                     folders[inside] += 1
         if 2 * folders.total() <= len(texts):
             continue
-        if len(folders) > 1:
+        inside = min(folders)
+        if len(folders) > 1 or "{" in inside:
             return {"file": name, "anywhere": True}
-        (inside,) = folders
         return {"file": f"{inside}{{{name}}}" if inside else name}
     return urls
 
 
 def propose_times(cells: Cells, names: list[str]) -> dict[str, Any]:
-    """Return two columns of times of which the first is always the smaller: adjacent columns of the
-    table, or those with names of times."""
-    adjacent = [pair for pair in pairwise(names) if cells.keys() >= {*pair}]
-    named = pairwise(filter(TIME_NAME.search, cells))
-    for start, end in (*adjacent, *named):
-        starts = map(read_time, cells[start])
-        ends = map(read_time, cells[end])
-        pairs = {*zip(starts, ends, strict=True)}
+    """Return two columns of times: those with names of times, or adjacent columns of the table of
+    which the first is always the smaller."""
+    starts = [name for name in cells if time_in(name) == "start"]
+    ends = [name for name in cells if time_in(name) == "end"]
+    if starts and ends:
+        return {"start": starts[0], "end": ends[0]}
+
+    for start, end in pairwise(names):
+        if not cells.keys() >= {start, end}:
+            continue
+        pairs = {
+            *zip(map(read_time, cells[start]), map(read_time, cells[end]), strict=True)
+        }
         times = [
             (first, last)
             for first, last in pairs
@@ -365,23 +386,30 @@ def is_row_number(name: str, cells: list[str]) -> bool:
 
 
 def hides_meanings(table: Table) -> bool:
-    """Return whether the stored columns of a table may be options, whose names would be answers of
-    their own, or times, without which an item is a whole file."""
+    """Return whether the stored columns of a table may be splits, times, without which an item is a
+    whole file, or options, whose names would be answers of their own."""
     form = table.bound
-    stored: Cells = {}
-    for name in table.columns:
-        if name not in form.meanings:
-            stored[name] = [record.get(name) for record in table.head_records]
-    times = {name: cells for name, cells in stored.items() if TIME_NAME.search(name)}
-    is_told = form.start or form.end or form.span
-    proposed = propose_columns(times, None)
-    has_times = not is_told and not proposed.keys().isdisjoint(("start", "span"))
+    stored = read_columns(table.head_records)
+    for name in form.meanings:
+        stored.pop(name, None)
+
+    def find_times(time: str, fits: Callable[[Any], bool]) -> Cells:
+        columns = {name: stored[name] for name in stored if time_in(name) == time}
+        return find_fitting(columns, fits)
+
+    is_told = form.span or (form.start and form.end)
+    starts = form.start or find_times("start", is_time)
+    has_times = find_times("span", is_span) or (starts and find_times("end", is_time))
+    has_split = not form.split and find_fitting(stored, is_split)
+    if has_split or (has_times and not is_told):
+        return True
+
     if not (form.question and form.answer) or form.options:
-        return has_times
+        return False
     answers = [record.get(form.answer) for record in table.head_records]
     proposed = propose_answer({form.answer: answers} | stored)
     is_text_of_option = proposed == {
         "answer": form.answer,
         "options": proposed.get("options"),
     }
-    return has_times or ("options" in proposed and not is_text_of_option)
+    return "options" in proposed and not is_text_of_option

@@ -32,11 +32,11 @@ from alpro.shards.sources.cells import (
     read_text,
 )
 from alpro.shards.sources.form import (
-    TEMPLATE_COLUMN,
     WORDS,
     Form,
     Record,
     fold,
+    parse_template,
     read_cell,
     split_in,
 )
@@ -109,6 +109,9 @@ class Items:
         root: The folder that names are relative to.
         folder: Its files; None at a URL.
         names_root: The folder that corresponds to `root` in the names.
+
+    Attributes:
+        count: The number of parts that were added.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class Items:
         self._text_count = 0
         self._splits: Counter[str] = Counter()  # that records name
         self._folder_splits: Counter[str] = Counter()
-        self._part_count = 0
+        self.count = 0
         self._parts = sqlite3.connect("")
         self._parts.execute(PARTS)
 
@@ -277,7 +280,7 @@ class Items:
         part = part | {"captions": [], "paragraphs": {}}
         if paragraph:
             # Each row is one, or all rows of a table that have this file.
-            number = self._part_count if paragraph == "row" else -table_number
+            number = self.count if paragraph == "row" else -table_number
             part["paragraphs"][str(number)] = texts
         else:
             part["captions"] = list(dict.fromkeys(texts))
@@ -285,7 +288,7 @@ class Items:
         if part["split"] != TEXTS:
             self._splits[part["split"]] += 1
             self._folder_splits[split_of_path(part["name"])] += 1
-        self._part_count += 1
+        self.count += 1
         place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
         part["id"] = part["id"] or default_id(part)
         values = (part["split"], place, part["id"], to_json(part))
@@ -422,7 +425,7 @@ def read_file_name(record: Record, form: Form) -> str:
     """
     for template in form.file:
         name = template
-        for column in TEMPLATE_COLUMN.findall(template) or [template]:
+        for place, column, digits in parse_template(template):
             cell = read_cell(record, column)
             # Hugging Face's datasets have an object with the path.
             if isinstance(cell, dict):
@@ -433,7 +436,7 @@ def read_file_name(record: Record, form: Form) -> str:
                 form.join and column == form.join.on and isinstance(cell, int)
             ):
                 break
-            name = name.replace(f"{{{column}}}" if "{" in template else column, text)
+            name = name.replace(place, text.zfill(digits))
         else:
             return name
     columns = ", ".join(form.file) or "a column of a usual name"

@@ -37,7 +37,8 @@ from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
-MAX_TABLES = 100  # Tables of a folder that are opened.
+MAX_TABLES = 500  # Tables of a folder that are opened.
+NOT_READ = "tables are not read (`annotations` names the tables of a split)"
 # Tables with the splits that each is read for.
 Tables = list[tuple[Table, list[Origin]]]
 
@@ -95,6 +96,11 @@ class Source:
         self.form = None
         if columns:
             keys = columns.model_dump(exclude_unset=True)
+            if columns.join and not columns.join.list:
+                raise InputError(
+                    "columns.join: set `list`, the place of the other records in the same JSON document; "
+                    "of several tables, write one"
+                )
             self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
         # Columns without a meaning, by their tables.
@@ -175,7 +181,7 @@ class Source:
         has texts. What cannot be read may be settings or logs.
 
         Raises:
-            InputError: For a placeholder, and for a table with the bytes of videos.
+            InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
 
@@ -186,21 +192,32 @@ class Source:
         paths = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
-            is_table = splitext(name)[1] in TABLES or (
-                name.endswith(LINES) and "/" not in name
-            )
+            is_unpacked = name != path.lower() and path[:-3] in folder.files
+            is_table = name.endswith((*TABLES, *LINES)) and not is_unpacked
             if is_table and not NOT_TEXTS.match(path):
                 paths.append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
 
-        def order(path: str) -> tuple[bool, bool]:
-            return is_beside(path), "/" in path
+        def is_stray(path: str) -> bool:
+            return is_beside(path) or ("/" in path and path.endswith(LINES))
 
-        for path in sorted(paths, key=order)[:MAX_TABLES]:
+        def order(path: str) -> tuple[bool, bool]:
+            return is_stray(path), "/" in path
+
+        for number, path in enumerate(sorted(paths, key=order)):
             if "/" in path and has_texts_at_root:
+                if not is_stray(path):
+                    folder.notes.add(NOT_READ, path)
                 continue
+            if number >= MAX_TABLES:
+                if is_stray(path):
+                    break
+                raise InputError(
+                    f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
+                    "those of each split"
+                )
             try:
                 table = Table(folder.path / path, self.form)
                 if table.head and not table.head_records:
@@ -210,6 +227,9 @@ class Source:
                 raise
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
+                continue
+            # The text of one video, or of nothing, is no table, unless it has a published form.
+            if is_stray(path) and table.form in (None, LIST) and path.endswith(LINES):
                 continue
             # The metadata of one video are no table: a.json, a.info.json.
             has_several = not isinstance(table.document, dict)
@@ -243,7 +263,7 @@ class Source:
     def read_tables(self, tables: Tables) -> Rows:
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
-        is_empty = True
+        has_rejects = False
 
         def order(pair: tuple[Table, list[Origin]]) -> tuple[bool, bool]:
             # Answers are read before their questions, and texts before the lists of their files.
@@ -261,8 +281,8 @@ class Source:
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
             for where, record in table.records():
-                is_empty = False
                 if isinstance(record, str):
+                    has_rejects = True
                     yield reject_row(f"{prefix}{where}", record)
                     continue
                 columns.update(record)
@@ -277,10 +297,15 @@ class Source:
                         key = read_text(record[form.join.on])
                         partner = partners.get((origin.split, key), {})
                         joined = partner | record
-                    yield from self.items.add(f"{prefix}{where}", joined, form, origin)
+                    for reject in self.items.add(
+                        f"{prefix}{where}", joined, form, origin
+                    ):
+                        has_rejects = True
+                        yield reject
             self.check_columns(table, columns)
-        if is_empty:
-            raise InputError(f"{tables[0][0].path}: no rows")
+        if not (has_rejects or self.items.count):
+            lines = [f"{tables[0][0].path}: no rows", *self.notes.lines()]
+            raise InputError("; ".join(lines))
         yield from self.items.rows()
 
     def check_columns(self, table: Table, columns: set[str]) -> None:
@@ -301,7 +326,8 @@ class Source:
         if not columns and self.form.records:
             problem = f"columns.records = {self.form.records!r} leads to no record"
             present = [*table.document] if isinstance(table.document, dict) else []
-        for name in sorted(self.form.meanings) if columns else ():
+        named = self.form.meanings | self.form.where.keys()
+        for name in sorted(named) if columns else ():
             if not has_any(columns, [name]):
                 problem = f"no record has the column {name!r} of `columns`"
                 break
@@ -326,9 +352,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         origin = Origin(split, inside if has_media else "", len(tables))
         tables.append((opened.pop(path), [origin]))
     for path in opened if tables else ():
-        folder.notes.add(
-            "tables are not read (`annotations` names the tables of a split)", path
-        )
+        folder.notes.add(NOT_READ, path)
     return tables
 
 

@@ -13,14 +13,21 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import product
 from posixpath import splitext
-from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
 from alpro.shards.sources.form import BESIDE, WORDS, Record
-from alpro.shards.sources.media import Folder, names_others, read_suffix, show
+from alpro.shards.sources.media import (
+    Folder,
+    compose,
+    file_stem,
+    is_image,
+    names_others,
+    read_suffix,
+    show,
+)
 from alpro.shards.sources.rows import Items, Rows, reject_row
 
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
@@ -43,19 +50,45 @@ class Sidecars:
         self._text_folders = sorted(
             names.intersection(text_folders or WORDS["texts"]["folders"])
         )
+        if text_folders and not self._text_folders:
+            raise InputError(
+                f"{folder.path}: columns.texts = {', '.join(text_folders)}: no folder with texts has "
+                "this name"
+            )
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """The paths of the texts of the videos and images that have one."""
-        pairs = ((path, self.find(path)) for path in self.folder.media)
-        return {path: text for path, text in pairs if text}
+        """The paths of the texts of the videos and images that have one.
+
+        A text that fits files of several names is of the one that has exactly its own, or of none;
+        one that fits a video and its picture is of the video.
+        """
+        owners: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.folder.media:
+            text = self.find(path)
+            if text:
+                owners[text].append(path)
+
+        texts = {}
+        for text, paths in owners.items():
+            name = text.rpartition("/")[2]
+            exact = [path for path in paths if name.startswith(f"{file_stem(path)}.")]
+            paths = exact or paths
+            paths = [path for path in paths if not is_image(path)] or paths
+            if len({splitext(path)[0] for path in paths}) > 1:
+                reason = "texts fit several files, and are of none (give each its own, beside it)"
+                self.folder.notes.add(reason, f"{text} ({', '.join(paths[:2])})")
+                continue
+            texts |= dict.fromkeys(paths, text)
+        return texts
 
     def find(self, media: str) -> str | None:
         """Return the path of the text of a video or image, or None."""
         *folders, name = media.split("/")
         paths = [media]
-        # The text folder replaces one of its folders, or is below the last one.
-        for text_folder, index in product(self._text_folders, range(len(folders) + 1)):
+        # The text folder is below its own folder, or replaces the nearest that it can.
+        depths = range(len(folders), -1, -1)
+        for index, text_folder in product(depths, self._text_folders):
             above = folders[:index]
             below = folders[index + 1 :]
             paths.append("/".join([*above, text_folder, *below, name]))
@@ -180,4 +213,4 @@ class Sidecars:
 
 def fold_path(path: str) -> str:
     """Return a path as the names of texts are compared: without case, and accents composed."""
-    return normalize("NFC", path).casefold()
+    return compose(path).lower()

@@ -147,6 +147,74 @@ def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
     }
 
 
+def test_a_split_of_another_name_is_asked_for(tmp_path, capsys):
+    files = {"c.mp4": "x", "x.csv": "video,caption,phase\nc.mp4,a dog,val\n"}
+    data = write_files(tmp_path / "data", files)
+
+    status = execute(["data", "check", str(data)])
+
+    assert status == 2
+    assert 'split = "phase"' in capsys.readouterr().out
+
+
+def test_names_of_columns_that_look_like_templates_are_one_line(read):
+    table = {"x.csv": "{file},{text}\nc.mp4,a dog runs\n"}
+
+    with pytest.raises(InputError, match="columns are not known"):
+        read(table, MEDIA, data="x.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"where": {"language": "en"}}, "language"),
+        ({"where": {"lang": "English"}}, "no rows"),
+        ({"texts": "wrds"}, "wrds"),
+        ({"join": {"on": "lang"}}, "list"),
+    ],
+)
+def test_what_is_told_and_leads_nowhere_is_one_line(columns, says, read):
+    files = {"x.csv": "video,caption,lang\nc.mp4,a dog,en\n"}
+    files["words/c.txt"] = "a dog"
+
+    with one_line(says):
+        read(files, MEDIA, columns=columns)
+
+
+def test_a_text_of_any_extension_is_read_by_a_line_that_is_told(read):
+    line = {"line": r"(?P<file>\S+)\t(?P<caption>.+)"}
+
+    imported = read({"x.tsv": "c.mp4\ta dog\n"}, MEDIA, columns=line)
+
+    assert imported.captions == {"c.mp4": ("a dog",)}
+
+
+def test_digits_of_a_template_are_filled_with_zeros(read):
+    table = {"x.csv": "clip,second,said\nc,7,a dog\n"}
+
+    imported = read(
+        table, "c_007.mp4", columns={"file": "{clip}_{second:03}", "captions": "said"}
+    )
+
+    assert imported.captions == {"c_007.mp4": ("a dog",)}
+
+
+def test_two_records_of_one_key_are_no_partner(read):
+    document = {"films": [{"id": 1, "at": "c.mp4"}, {"id": 1, "at": "7.mp4"}]}
+    document["films"] += [{"id": 2, "at": "clips/a.mp4"}]
+    document["said"] = [{"film": 2, "text": "a cat"}, {"film": 1, "text": "a dog"}]
+    join = {"list": "films", "on": "film", "key": "id"}
+
+    imported = read(
+        {"x.json": document},
+        MEDIA,
+        columns={"records": "said", "join": join, "file": "at"},
+    )
+
+    assert imported.captions == {"clips/a.mp4": ("a cat",)}
+    assert "two entries" in imported.details[0]
+
+
 def test_a_first_row_without_names_of_columns_is_told(read):
     with one_line("x.csv: line 1 is a row (c, ...)"):
         read({"x.csv": "c,a dog runs\n7,a cat sits\n"}, MEDIA)

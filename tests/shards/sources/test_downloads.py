@@ -54,7 +54,7 @@ def downloads(tmp_path) -> Path:
     folder = tmp_path / "webvid"
     folder.mkdir()
     first = folder / "00000.tar"
-    captions = {"000": "the  first\n", "001": "the second", "003": ""}
+    captions = {"000": "\ufeffthe  first\n", "001": "the second", "003": ""}
     samples = [
         members(key, caption, split="train") for key, caption in captions.items()
     ]
@@ -213,6 +213,7 @@ INVALID = [
     (members("0") | {"0.txt": b"caf\xe9"}, "bad row", "0.txt: 'utf-8' codec"),
     (members("0") | {"0.json": b'{"status": '}, "bad row", "0.json: "),
     (members("0", note="a\0"), "bad row", "0.json: a NUL character"),
+    (members("0") | {"0.webm": b"2"}, "bad row", "0.webm: "),
     (members("0", split="fold9"), "bad row", "unknown split"),
     (
         members("0") | {"0.txt": b"x" * (1 << 24) + b"x"},

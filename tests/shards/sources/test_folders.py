@@ -1,6 +1,7 @@
 """Folders of videos as people have them: what is data, what is left out, where the captions are, and
 when they are read again."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -78,6 +79,85 @@ def test_captions_are_those_of_the_texts_if_most_videos_have_one(texts, expected
 
     assert imported.captions["a.mp4"] == expected
     assert ("a.txt" if texts == "a" else "x.csv") in imported.notes
+
+
+# Files, videos, and the text of each video that has one.
+TEXTS = {
+    "one in two folders": (
+        {"captions/a.txt": DOG, "captions/b.txt": CAT},
+        "1/a.mp4 2/a.mp4 1/b.mp4",
+        {"1/b.mp4": CAT},
+    ),
+    "the nearest folder": (
+        {"captions/a.txt": DOG, "2/captions/a.txt": CAT},
+        "2/a.mp4",
+        {"2/a.mp4": CAT},
+    ),
+    "names that differ in case": (
+        {"a.txt": DOG, "b.txt": CAT},
+        "a.mp4 A.mp4 B.mp4",
+        {"a.mp4": DOG, "B.mp4": CAT},
+    ),
+    "letters that are two": (
+        {"ss.txt": DOG, "a.txt": CAT},
+        "ß.mp4 a.mp4",
+        {"a.mp4": CAT},
+    ),
+    "a video and its picture": ({"a.txt": DOG}, "a.mp4 a.jpg", {"a.mp4": DOG}),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_text_is_of_the_nearest_video_of_its_name_or_of_none(case, read):
+    files, media, expected = TEXTS[case]
+
+    captions = read(files, media).captions
+
+    assert {file: texts[0] for file, texts in captions.items() if texts} == expected
+
+
+def test_tables_that_are_not_read_are_noted(read):
+    test = {"test/test.csv": f"video,caption\nb,{CAT}\n"}
+
+    imported = read(
+        {"train.csv": f"video,caption\na,{DOG}\n", **test}, "a.mp4 test/b.mp4"
+    )
+
+    assert imported.captions == {"a.mp4": (DOG,)}
+    assert "1 tables are not read" in imported.notes
+
+
+def test_all_parts_of_a_table_are_read(read):
+    parts = {
+        f"train-{n:05}-of-00120.csv": f"video,caption\na{n},{DOG}\n" for n in range(120)
+    }
+
+    imported = read(parts, " ".join(f"a{n}.mp4" for n in range(120)))
+
+    assert len(imported.rows) == 120
+    with one_line("more than 500 tables"):
+        read({f"{n}/x.csv": "" for n in range(501)}, "a.mp4")
+
+
+def test_a_table_and_its_compressed_copy_are_one(read):
+    table = f"video,caption\na,{DOG}\n"
+
+    imported = read(
+        {"train.csv": table, "train.csv.gz": gzip.compress(table.encode())}, "a.mp4"
+    )
+
+    assert imported.captions == {"a.mp4": (DOG,)}
+
+
+def test_a_published_text_in_a_subfolder_is_a_table_and_others_are_not(read):
+    files = {
+        "annotations/train.txt": "a 0.0 6.9##a person sits.\n",
+        "annotations/notes.txt": "x",
+    }
+
+    assert read(files, "videos/a.mp4").captions == {
+        "videos/a.mp4@0-6.9": ("a person sits.",)
+    }
 
 
 def test_a_table_of_a_folder_names_files_of_that_folder(read):

@@ -10,6 +10,11 @@ NAMES = {
         "clip.2",
         "clip.2.mp4",
     ),
+    "without its extension, with what could be one": (
+        "talk.264.mp4 talk.mp4",
+        "talk.264",
+        "talk.264.mp4",
+    ),
     "another extension": ("a.webm b.mp4", "a.mp4", "a.webm"),
     "a video beside its picture": ("a.mp4 a.jpg", "a", "a.mp4"),
     "of Windows": ("B/a.mp4", "B\\a.mp4", "B/a.mp4"),

@@ -81,6 +81,12 @@ CAPTIONS = {
     "entities": ("Tom &amp; Jerry&#39;s &quot;house&quot;", 'Tom & Jerry\'s "house"'),
     "tags": ("<p>a <b>brown</b> dog<br/>runs</p>", "a brown dog runs"),
     "signs": ("a &lt; b and 5 < 6", "a < b and 5 < 6"),
+    "signs like tags": ("if a<b, c>d and x<y>z", "if a<b, c>d and x<y>z"),
+    "a name like a tag": ("<PERSON> in the <i>garden</i>", "<PERSON> in the garden"),
+    "tags with attributes": (
+        '<p class="x">a <a href="u">dog</a><!-- 2 --></p>',
+        "a dog",
+    ),
     "an object": ({"raw": "a dog", "tokens": ["a", "dog"]}, "a dog"),
     "an object in JSON": (json.dumps({"text": "a dog", "id": 3}), "a dog"),
     "a list of Python": ("['a dog']", "a dog"),
@@ -136,6 +142,18 @@ def test_objects_with_times_are_no_texts_of_the_whole_file(read):
         "a.mp4@2-3": ("a cat",),
     }
     assert "start, end, text" in read({"a.json": texts}, "a.mp4").details[0]
+
+
+@pytest.mark.parametrize(
+    "times", [{"start_time": 1}, {"timestamp": [0, 1.5]}, {"from": "0:01"}]
+)
+def test_objects_with_times_of_other_names_are_no_texts_of_the_whole_file(times, read):
+    texts = [{"text": "a dog", **times}]
+
+    imported = read({"x.json": [{"video": "a.mp4", "captions": texts}]}, "a.mp4")
+
+    assert imported.captions == {}
+    assert "with records = 'COLUMN'" in imported.details[0]
 
 
 def test_a_key_of_an_object_is_named_with_a_dot(read):
