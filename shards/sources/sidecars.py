@@ -69,7 +69,7 @@ class Sidecars:
             if text:
                 owners[text].append(path)
 
-        texts = {}
+        texts: dict[str, str] = {}
         for text, paths in owners.items():
             name = text.rpartition("/")[2]
             exact = [path for path in paths if name.startswith(f"{file_stem(path)}.")]
