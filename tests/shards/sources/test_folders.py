@@ -81,41 +81,6 @@ def test_captions_are_those_of_the_texts_if_most_videos_have_one(texts, expected
     assert ("a.txt" if texts == "a" else "x.csv") in imported.notes
 
 
-# Files, videos, and the text of each video that has one.
-TEXTS = {
-    "one in two folders": (
-        {"captions/a.txt": DOG, "captions/b.txt": CAT},
-        "1/a.mp4 2/a.mp4 1/b.mp4",
-        {"1/b.mp4": CAT},
-    ),
-    "the nearest folder": (
-        {"captions/a.txt": DOG, "2/captions/a.txt": CAT},
-        "2/a.mp4",
-        {"2/a.mp4": CAT},
-    ),
-    "names that differ in case": (
-        {"a.txt": DOG, "b.txt": CAT},
-        "a.mp4 A.mp4 B.mp4",
-        {"a.mp4": DOG, "B.mp4": CAT},
-    ),
-    "letters that are two": (
-        {"ss.txt": DOG, "a.txt": CAT},
-        "ß.mp4 a.mp4",
-        {"a.mp4": CAT},
-    ),
-    "a video and its picture": ({"a.txt": DOG}, "a.mp4 a.jpg", {"a.mp4": DOG}),
-}
-
-
-@pytest.mark.parametrize("case", TEXTS)
-def test_a_text_is_of_the_nearest_video_of_its_name_or_of_none(case, read):
-    files, media, expected = TEXTS[case]
-
-    captions = read(files, media).captions
-
-    assert {file: texts[0] for file, texts in captions.items() if texts} == expected
-
-
 def test_tables_that_are_not_read_are_noted(read):
     test = {"test/test.csv": f"video,caption\nb,{CAT}\n"}
 
