@@ -8,7 +8,7 @@ import tomli_w
 
 from alpro.artifact import Record
 from alpro.names import config_name
-from alpro.stages import CORPUS_STAGES, TRAININGS
+from alpro.stages import STAGES
 
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
@@ -75,32 +75,14 @@ def changed_key(change: str) -> str:
     return change.partition("=")[0].strip()
 
 
-def covers(table: str, key: str) -> bool:
-    """Return whether a key names a table, or a value in it. The whole configuration has no name.
-
-    >>> covers("pretrain.lr", "pretrain.lr"), covers("pretrain", "pretrain.lr"), covers("pre", "pretrain")
-    (True, True, False)
-    """
-    return table in ("", key) or key.startswith(f"{table}.")
-
-
 def concerns(change: str, step: str) -> bool:
-    """Return whether a change sets a value of a step's configuration.
+    """Return whether a change may set a value of a step's configuration: its table is not that of
+    another stage.
 
-    >>> concerns("corpora.clips.size=64", "decode_videos clips"), concerns("model.video={}", "pretrain")
+    >>> concerns("pretrain.lr=1e-4", "pretrain"), concerns("model.video={}", "pretrain")
     (True, True)
     >>> concerns("pretrain.lr=1e-4", "finetune_qa")
     False
     """
-    stage, _, part = step.partition(" ")
-    tables = [stage]
-    if part and stage in CORPUS_STAGES:
-        tables = [f"corpora.{part}"]
-    for table, stages in SHARED.items():
-        if stage in stages:
-            tables.append(table)
-    if stage in TRAININGS:
-        tables.append("max_steps")
-
-    key = changed_key(change)
-    return any(covers(table, key) or covers(key, table) for table in tables)
+    table = changed_key(change).partition(".")[0]
+    return table not in STAGES or table == step.partition(" ")[0]

@@ -49,7 +49,11 @@ def read_values(command: Command) -> Values:
     """Read the file of a command, over its base, and apply the changes."""
     values = read_config(find_config(command.config))
     for change in command.changes:
-        apply_change(values, change)
+        above = read_change(change)
+        try:
+            values = merge(values, above)
+        except InputError as error:
+            raise InputError(f"{change}: {error}") from error
     return values
 
 
@@ -154,37 +158,38 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """Lay a value over another. Tables are merged, so that an empty one changes nothing; other
-    values are replaced.
+    """Lay a value over another. Tables are merged, so that an empty one changes nothing, and a table
+    over a list replaces the values with its indices; other values are replaced.
 
     >>> merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]})
     {'a': {'b': 1, 'c': 3}, 'd': [2]}
-    >>> merge({"a": {"b": 1}}, {"a": {}})
-    {'a': {'b': 1}}
+    >>> merge({"a": {"b": 1}, "c": [1, 2]}, {"a": {}, "c": {"1": 3}})
+    {'a': {'b': 1}, 'c': [1, 3]}
     >>> merge({"manifest": "clips.jsonl"}, {"data": "videos"})
     {'data': 'videos'}
     """
+    if isinstance(below, list) and isinstance(above, dict):
+        items = {str(index): value for index, value in enumerate(below)}
+        if not above.keys() <= items.keys():
+            raise InputError("a list has only the indices of its values, from 0")
+        return [*merge(items, above).values()]
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
 
-    table = dict(below)
+    replaced: set[str] = set()
+    for keys in ALTERNATIVES:
+        if any(above.get(key) for key in keys):
+            replaced |= keys - above.keys()
+    # Existing shards are used unchanged: keys of other data do not apply.
+    kept = {} if above.get("shards") else below
+    table = {key: value for key, value in kept.items() if key not in replaced}
     for key, value in above.items():
-        drop_alternatives(table, key, value)
-        table[key] = merge(table[key], value) if key in table else value
+        table[key] = merge(table.get(key), value)
     return table
 
 
-def drop_alternatives(table: Values, key: str, value: Any) -> None:
-    """Remove the keys that a new value replaces."""
-    for keys in ALTERNATIVES:
-        if key in keys and value:
-            for other in keys - {key}:
-                table.pop(other, None)
-
-
-def apply_change(values: Values, change: str) -> None:
-    """Set the value of KEY=VALUE in nested values. Relative paths are relative to the current
-    folder."""
+def read_change(change: str) -> Values:
+    """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
     key, equals, text = change.partition("=")
     refuse_credentials(key.strip(), text)
     if not equals or not key.strip():
@@ -193,24 +198,10 @@ def apply_change(values: Values, change: str) -> None:
         )
 
     keys = tuple(key.strip().split("."))
-    *parents, last = keys
     value = resolve_paths(parse_value(text, keys), Path.cwd(), keys)
-    table: Any = values
-    try:
-        for parent in parents:
-            # This also replaces a `false`, which leaves out a stage.
-            if isinstance(table, dict) and not isinstance(
-                table.get(parent), dict | list
-            ):
-                table[parent] = {}
-            table = table[int(parent) if isinstance(table, list) else parent]
-        table[int(last) if isinstance(table, list) else last] = value
-    except (ValueError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{change}: a list has only the indices of its values, from 0"
-        ) from error
-    if isinstance(table, dict):
-        drop_alternatives(table, last, value)
+    for name in reversed(keys):
+        value = {name: value}
+    return value
 
 
 def parse_value(text: str, keys: Sequence[str]) -> Any:
