@@ -174,7 +174,7 @@ def up(
     prefect_port: Port = 4200,
     mlflow_port: Port = 5000,
     workspace: Workspace = WORKSPACE,
-) -> int:
+) -> None:
     """Start Prefect, MLflow and workers here.
 
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
@@ -193,7 +193,7 @@ def up(
     # Slow to import.
     from alpro.pipeline.flows import servers
 
-    return servers.up(workspace.resolve(), prefect_port, mlflow_port)
+    servers.up(workspace.resolve(), prefect_port, mlflow_port)
 
 
 def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:

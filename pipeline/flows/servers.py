@@ -1,21 +1,17 @@
 """Prefect's and MLflow's own programs on this machine: a temporary server for a command, and `alpro
-up`, which honcho runs."""
+up`."""
 
 import atexit
 import os
-import shlex
 import signal
 import socket
-import subprocess
-import threading
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from filelock import FileLock
-from honcho import manager, printer
 
 from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
 from alpro.errors import InputError, one_line
@@ -39,7 +35,6 @@ POLL_SECONDS = 0.1
 ANSWER_SECONDS = 60.0  # for a server to answer its first request
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
-EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
 def answers(port: int) -> bool:
@@ -114,26 +109,23 @@ def start_temporary_server() -> Callable[[], None]:
 
 def check_server(url: str) -> None:
     """Raise InputError if no server answers at the address in PREFECT_API_URL."""
-    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.orchestration import get_client
     from prefect.settings import (
-        PREFECT_API_AUTH_STRING,
-        PREFECT_API_KEY,
+        PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_SERVER_EPHEMERAL_ENABLED,
         temporary_settings,
     )
 
-    password = PREFECT_API_AUTH_STRING.value()
-    key = PREFECT_API_KEY.value()
+    # Without an address, Prefect would start a server.
+    settings = {PREFECT_API_URL: url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}
+    settings[PREFECT_CLIENT_MAX_RETRIES] = 0
+    timeout = {"timeout": ANSWER_SECONDS}
     try:
         # Unlike its health check, this request needs the server's password.
         with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-            SyncPrefectClient(
-                url,
-                auth_string=password,
-                api_key=key,
-                httpx_settings={"timeout": ANSWER_SECONDS},
-            ) as client,
+            temporary_settings(settings),
+            get_client(httpx_settings=timeout, sync_client=True) as client,
         ):
             client.api_version()
     except Exception as error:
@@ -158,62 +150,51 @@ def guard(address: str, *more: str) -> dict[str, str]:
     }
 
 
-class Programs(manager.Manager):
-    """honcho's manager, which ends the workers before the servers that their runs report to."""
+class Programs:
+    """The programs of `alpro up`, each with a log. They run until one of them ends, or this process
+    does."""
 
     def __init__(self, logs: Path):
-        super().__init__(printer.Printer(open(logs / "up.log", "a")))
         self.logs = logs
-        self.ended = ""  # the program that ended by itself
-        self.is_ending = False
+        self.running: dict[str, Processes] = {}
 
-    def add(
+    def start(
         self, name: str, words: list[str], environment: Mapping[str, str], grace: float
     ) -> None:
-        """Add the program `python -m WORDS...`, which writes a log and has some seconds to end."""
-        command = shlex.join(supervised(interpreter("-m", *words), grace))
-        log_file = shlex.quote(str(self.logs / f"{name}.log"))
-        self.add_process(
-            name,
-            f"exec {command} >> {log_file} 2>&1",
-            env={**environment, **ISOLATED},
-            cwd=NEUTRAL_FOLDER,
+        """Start the program `python -m WORDS...`, which has some seconds to end."""
+        log_file = open(self.logs / f"{name}.log", "a")
+        self.running[name] = Processes(
+            supervised(interpreter("-m", *words), grace),
+            {**environment, **ISOLATED},
+            on_line=lambda line: print(line, file=log_file, flush=True),
+            folder=NEUTRAL_FOLDER,
         )
 
-    def terminate(self) -> None:
-        """End the workers, then the servers; a second signal meanwhile kills everything."""
-        if not self._all_started():
-            # honcho does not know all process IDs yet. Python's exit would wait for the programs,
-            # which end with this process.
-            os._exit(self.returncode or EXIT_SIGTERM)
-        if self.is_ending:
-            if not self._terminating:
-                self.kill()
-            return
-
-        self.is_ending = True
-        workers = []
-        for name, program in self._processes.items():
-            if "returncode" in program:
-                self.ended = self.ended or name
-            elif name.startswith("worker"):
-                workers.append(program["pid"])
-        for worker in workers:
-            self._procmgr.terminate(worker)
-        while any(map(psutil.pid_exists, workers)):  # their supervisors see to it
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait. Raises StageFailed if a program has ended."""
+        while not condition():
+            for name, program in self.running.items():
+                if not program.is_running():
+                    reason = " | ".join(program.last_lines)
+                    log_file = self.logs / f"{name}.log"
+                    raise StageFailed(f"{name} ended: {reason}; its log is {log_file}")
             time.sleep(POLL_SECONDS)
-        super().terminate()
+
+    def end(self, kind: str = "") -> None:
+        """End the programs whose names begin so, and wait for them."""
+        names = [name for name in self.running if name.startswith(kind)]
+        for name in names:
+            self.running[name].stop()
+        for name in names:
+            self.running.pop(name).wait()
 
 
-def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
+def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     """Run a Prefect server, an MLflow server and the workers until SIGINT or SIGTERM.
 
     Args:
         workspace: an absolute path, of artifacts, reports, logs, and both databases unless the
             environment names others.
-
-    Returns:
-        The exit status: 0 after SIGTERM, 130 after SIGINT.
 
     Raises:
         StageFailed: If one of the programs ended.
@@ -226,63 +207,60 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> int:
     server = get_environment(workspace, prefect, mlflow)
     # Only the servers have the databases' addresses, which may contain passwords.
     worker = {name: value for name, value in server.items() if name not in DATABASES}
-    logs = workspace / "logs"
-    make_folder(logs)
+    programs = Programs(workspace / "logs")
+    make_folder(programs.logs)
     make_folder(workspace / "prefect")
     create_database(workspace / "prefect/prefect.db")
 
-    programs = Programs(logs)
-    address = ["--host", "127.0.0.1", "--port"]
-    start = ["prefect", "server", "start", *address, str(prefect_port)]
-    programs.add("prefect", start, server, SERVER_SECONDS)
-    start = ["mlflow", "server", *address, str(mlflow_port), "--workers", "1"]
-    # Workers write artifacts to the folder; the server would pass every byte on.
-    start += [
-        "--no-serve-artifacts",
-        "--default-artifact-root",
-        (workspace / "mlflow").as_uri(),
-    ]
-    programs.add("mlflow", start, server, SERVER_SECONDS)
+    # SIGTERM is how systemd and Docker stop a server: not a failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        address = ["--host", "127.0.0.1", "--port"]
+        start = ["prefect", "server", "start", *address, str(prefect_port)]
+        programs.start("prefect", start, server, SERVER_SECONDS)
+        start = ["mlflow", "server", *address, str(mlflow_port), "--workers", "1"]
+        # Workers write artifacts to the folder; the server would pass every byte on.
+        start += [
+            "--no-serve-artifacts",
+            "--default-artifact-root",
+            (workspace / "mlflow").as_uri(),
+        ]
+        programs.start("mlflow", start, server, SERVER_SECONDS)
+        programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
-    # The names are the same in each life, and other ones in another workspace.
-    mark = digest(str(workspace))[:8]
-    workers = get_workers()
-    for name, gpus in workers.items():
-        pool = name.partition("-")[0]
-        start = ["alpro.pipeline.flows.worker", pool, f"{name}-{mark}"]
-        start += ["1"] if pool == "gpu" else []
-        programs.add(f"worker-{name}", start, worker | gpus, WORKER_SECONDS)
+        # The names are the same in each life, and other ones in another workspace.
+        mark = digest(str(workspace))[:8]
+        for name, gpus in get_workers().items():
+            pool = name.partition("-")[0]
+            start = ["alpro.pipeline.flows.worker", pool, f"{name}-{mark}"]
+            start += ["1"] if pool == "gpu" else []
+            programs.start(f"worker-{name}", start, worker | gpus, WORKER_SECONDS)
 
-    def announce() -> None:
-        while not (answers(prefect_port) and answers(mlflow_port)):
-            time.sleep(POLL_SECONDS)
         print("Prefect and MLflow answer; registering the deployments", flush=True)
         # It fails until the workers have made their pools.
-        while not deploy(logs / "deploy.log", worker):
-            time.sleep(POLL_SECONDS)
+        programs.wait_until(lambda: deploy(programs, worker))
         print(
             f"Prefect    {prefect}\nMLflow     {mlflow}\n"
-            f"workspace  {workspace}\nlogs       {logs}\nworkers    {', '.join(workers)}\n"
+            f"workspace  {workspace}\nlogs       {programs.logs}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
             f"  export PREFECT_API_URL={prefect}/api\n"
             "  prefect deployment run alpro/alpro -p config=sample --watch\n"
             "Ctrl-C stops everything.",
             flush=True,
         )
+        programs.wait_until(lambda: False)
+    finally:
+        programs.end("worker")  # their runs report to the servers
+        programs.end()
 
-    # Once honcho has forked: a fork would copy the locks of this thread.
-    announcing = threading.Timer(1.0, announce)
-    announcing.daemon = True
-    announcing.start()
-    programs.loop()
-    status = programs.returncode or 0
-    if programs.ended:
-        log_file = logs / f"{programs.ended}.log"
-        raise StageFailed(
-            f"{programs.ended} ended with status {status}; its log is {log_file}"
-        )
-    # SIGTERM is how systemd and Docker stop a server: not a failure.
-    return 0 if status == EXIT_SIGTERM else status
+
+def deploy(programs: Programs, environment: Mapping[str, str]) -> bool:
+    """Register the deployments. Returns whether that succeeded."""
+    # Nobody would see Prefect's questions in the log.
+    words = ["prefect", "--no-prompt", "deploy", "--all"]
+    words += ["--prefect-file", str(DEPLOYMENTS)]
+    programs.start("deploy", words, environment, SERVER_SECONDS)
+    return programs.running.pop("deploy").wait() == 0
 
 
 def get_workers() -> dict[str, dict[str, str]]:
@@ -328,25 +306,3 @@ def get_worker_workspace() -> Path:
             f"ALPRO_WORKSPACE of this worker is not an absolute path but {named!r}"
         )
     return Path(named)
-
-
-def deploy(file: Path, environment: Mapping[str, str]) -> bool:
-    """Register the deployments, with a log. Returns whether that succeeded."""
-    # Nobody would see Prefect's questions in the log.
-    words = [
-        "prefect",
-        "--no-prompt",
-        "deploy",
-        "--all",
-        "--prefect-file",
-        str(DEPLOYMENTS),
-    ]
-    with open(file, "ab") as output:
-        status = subprocess.call(
-            interpreter("-m", *words),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    return status == 0

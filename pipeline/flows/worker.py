@@ -89,7 +89,7 @@ async def end_earlier_runs(pool: str, name: str) -> None:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    # `alpro up` starts MLflow at the same time.
+    # A machine may start MLflow at the same time.
     for _ in range(MLFLOW_TRIES):
         with suppress(InputError):
             end_runs(uri, map(str, unfinished))
@@ -123,10 +123,11 @@ async def end_own_runs(pool: str, name: str) -> None:
 
 
 def main(pool: str, name: str, limit: str = "") -> None:
-    """Run a worker, once Prefect's server answers.
+    """Run a worker.
 
     Raises:
-        InputError: If the environment lacks something, or a worker of this name runs already.
+        InputError: If the environment lacks something, a worker of this name runs already, or
+            Prefect's server does not answer.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -139,14 +140,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
             f"a worker named {name} runs already; give this one another name"
         )
 
-    url = os.environ.get("PREFECT_API_URL", "")
-    while True:
-        try:
-            check_server(url)
-            break
-        except InputError as error:
-            print(f"waiting: {error}", flush=True)
-            time.sleep(3)
+    check_server(os.environ.get("PREFECT_API_URL", ""))
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 

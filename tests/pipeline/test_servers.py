@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import sys
-from unittest.mock import Mock
 
 import httpx
 import prefect
@@ -129,19 +128,6 @@ def test_clients_take_a_socks_proxy():
 
 
 # `alpro up`.
-
-
-def test_ctrl_c_while_programs_start_waits_for_none(tmp_path, monkeypatch):
-    exit_at_once = Mock(side_effect=SystemExit)
-    monkeypatch.setattr(os, "_exit", exit_at_once)
-    programs = servers.Programs(tmp_path)
-    programs.add("worker-cpu", ["module"], {}, grace=1)
-    programs.returncode = 130
-
-    with pytest.raises(SystemExit):
-        programs.terminate()
-
-    exit_at_once.assert_called_once_with(130)
 
 
 @pytest.mark.parametrize(
