@@ -56,11 +56,17 @@ class Digests:
                 f"{self.path}: {error}; if it is damaged, delete it: it is only a cache"
             ) from error
 
-    def of(self, paths: Sequence[Path | str]) -> list[str]:
-        """Return the digest of each file; "missing" if it does not exist or must not be read.
+    def of(self, paths: Sequence[Path | str], ask: bool = True) -> list[str]:
+        """Return the digest of each file, "missing" if it does not exist or must not be read; of a
+        file at a URL its identity, "not fetched" if its store never responded.
 
         New digests are kept batch by batch, so that an interrupted run keeps them. No transaction
-        is open while files are read, so that other pipelines do not wait.
+        is open while files are read, so that other pipelines do not wait. If a store does not
+        respond now, its identity is the last one: a server that is down for a moment does not
+        change a fingerprint.
+
+        Args:
+            ask: ask the stores; otherwise, return the identities of the last time.
 
         Raises:
             InputError: If reading fails otherwise. One error of a disk or a network must not decide a
@@ -72,33 +78,27 @@ class Digests:
             for start in range(0, len(files), BATCH):
                 # Taken before the files are read: one that changes meanwhile is read again next time.
                 batch = files[start : start + BATCH]
-                states = {file: file_state(file) for file in batch}
+                states = {
+                    file: REMOTE if is_url(file) else file_state(file) for file in batch
+                }
                 cached = {
                     file: self._find(db, file, state) for file, state in states.items()
                 }
-                unread = [file for file, value in cached.items() if not value]
+                remote = [file for file in states if is_url(file)]
+                unread = [
+                    file
+                    for file, digest in cached.items()
+                    if not digest and states[file] != REMOTE
+                ]
                 checksums = pool.map(checksum_or_missing, unread)
                 fresh = dict(zip(unread, checksums, strict=True))
+                if ask and remote:
+                    answers = zip(remote, identities(remote), strict=True)
+                    fresh |= {url: one for url, one in answers if one != NOT_FETCHED}
                 self._keep(db, fresh, states)
-                digests += [fresh.get(file) or cached[file] for file in batch]
+                known = cached | fresh
+                digests += [known[file] or NOT_FETCHED for file in batch]
         return digests
-
-    def identities(self, locations: Sequence[str], ask: bool = True) -> list[str]:
-        """Return the identity of each file at a URL; "not fetched" if its store never responded.
-
-        If the store does not respond now, it is the last one: a server that is down for a moment
-        does not change a fingerprint.
-
-        Args:
-            ask: ask the stores; otherwise, return the identities of the last time.
-        """
-        fresh: dict[str, str] = {}
-        if ask:
-            answers = zip(locations, identities(locations), strict=True)
-            fresh = {url: value for url, value in answers if value != NOT_FETCHED}
-        with self._open() as db:
-            self._keep(db, fresh, dict.fromkeys(fresh, REMOTE))
-            return [self._find(db, url, REMOTE) or NOT_FETCHED for url in locations]
 
     def _find(self, db: sqlite3.Connection, file: str, state: State) -> str:
         """Return the cached digest of a file that is still in a state; empty without one."""
@@ -149,17 +149,9 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
     everything = hashlib.sha256(manifest.about["digest"].encode())
     with progress("reading files", manifest.about["rows"], "rows") as advance:
         for batch in manifest.batches(["path"]):
-            paths = batch["path"].to_pylist()
-            local = sorted({path for path in paths if not is_url(path)})
-            remote = sorted(set(paths).difference(local))
-            checksums = digests.of(local)
-            identities = digests.identities(remote, ask)
-            contents = dict(zip(local, checksums, strict=True))
-            contents |= dict(zip(remote, identities, strict=True))
-
             # Hashed in the order of the rows, whose other values are in the manifest's digest.
-            text = "\n".join(contents[path] for path in paths)
-            everything.update(text.encode())
+            contents = digests.of(batch["path"].to_pylist(), ask)
+            everything.update("\n".join(contents).encode())
             advance(len(batch))
     return everything.hexdigest()
 
@@ -168,11 +160,8 @@ def digest_shards(folder: Location, digests: Digests) -> str:
     """Return the digest of existing shards: their locations, which are also in the index, and their
     contents. The identity in the store (size, and ETag, digest or time) represents the contents of
     shards at a URL."""
-    shards = list_shards(folder)
-    names = [str(shard) for shard in shards]
-    local = [shard for shard in shards if isinstance(shard, Path)]
-    contents = digests.of(local) if local else digests.identities(names)
-    return digest(dict(zip(names, contents, strict=True)))
+    names = [str(shard) for shard in list_shards(folder)]
+    return digest(dict(zip(names, digests.of(names), strict=True)))
 
 
 def digest_model(folder: Path, digests: Digests) -> str:

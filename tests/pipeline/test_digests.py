@@ -166,11 +166,7 @@ def test_a_store_that_does_not_respond_changes_no_identity(digests, monkeypatch)
         (["2 etag y", "3 etag z", "not fetched"], ["2 etag y", "3 etag z", "missing"]),
     ):
         monkeypatch.setattr(module, "identities", lambda _, answers=answers: answers)
-        assert (
-            digests.identities(places)
-            == expected
-            == digests.identities(places, ask=False)
-        )
+        assert digests.of(places) == expected == digests.of(places, ask=False)
 
 
 def test_databases_have_the_permissions_of_other_new_files(mlflow_store, tmp_path):
