@@ -29,7 +29,12 @@ from alpro.pipeline.config.command import Command, concerns, data_changes
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
-from alpro.pipeline.flows.tasks import CURRENT_RUN, get_failed_state, step_task
+from alpro.pipeline.flows.tasks import (
+    CURRENT_RUN,
+    PARENT_RUN,
+    get_failed_state,
+    step_task,
+)
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
@@ -115,14 +120,13 @@ def alpro(
         check_plan(plan, deployments)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
         tracker = Tracker.open(uri, workspace, plan.settings.name)
-        # A pipeline may run this flow as one of its stages.
-        parent = tracker.find_pipeline(flow_run.parent_flow_run_id or "")
         return run(
             plan,
             tracker,
             title=get_title(plan),
             deployments=deployments,
-            parent=parent,
+            # A pipeline may run this flow as one of its stages.
+            parent=os.environ.get(PARENT_RUN, ""),
         )
     except EXPECTED as error:
         state = get_failed_state(error)

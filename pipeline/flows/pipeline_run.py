@@ -48,7 +48,7 @@ class PipelineRun:
         remote_deployments: the deployments that run the steps of a stage, by stage.
         mlflow_run: the id of the run in MLflow.
         artifacts_by_name: the artifact of each finished step.
-        cached: names of the steps whose artifacts existed.
+        states: what became of each step that has ended, in a word.
         failures: why a step has no artifact, by its name.
         processes: processes of the stages that run or ran here.
         stopping: set once the run is to stop.
@@ -60,7 +60,7 @@ class PipelineRun:
     tracker: Tracker
     mlflow_run: str
     artifacts_by_name: dict[str, tuple[Path, Record]] = field(default_factory=dict)
-    cached: set[str] = field(default_factory=set)
+    states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
     processes: list[Processes] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -190,8 +190,9 @@ class PipelineRun:
         fingerprints = {
             name: record.fingerprint for name, (_, record) in self.artifacts.items()
         }
+        rest = "unfinished" if error else "unused"
         states = {
-            step.name: self.get_state(step, error is None) for step in self.plan.steps
+            step.name: self.states.get(step.name, rest) for step in self.plan.steps
         }
         values: dict[str, Any] = {
             "state": state,
@@ -229,15 +230,6 @@ class PipelineRun:
         before = [records[steps[name]] for name in common]
         after = [self.artifacts[name][1] for name in common]
         return [describe(one) for one in differences(origin(*before), origin(*after))]
-
-    def get_state(self, step: Step, finished: bool) -> str:
-        """Return what became of a step, in a word."""
-        error = self.failures.get(step.name)
-        if error and not isinstance(error, CancelledError):
-            return "failed"
-        if step.name in self.artifacts_by_name:
-            return "cached" if step.name in self.cached else "built"
-        return "unused" if finished else "unfinished"
 
 
 def is_command_line() -> bool:

@@ -30,7 +30,6 @@ DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI
 SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
-START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 60.0  # for a server to answer its first request
 SERVER_SECONDS = 10.0  # for a server to end
@@ -96,12 +95,7 @@ def start_temporary_server() -> Callable[[], None]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(port):
-            if not server.is_running() or time.monotonic() > deadline:
-                reason = " | ".join(server.last_lines)
-                raise StageFailed(f"Prefect's server did not start: {reason}")
-            time.sleep(POLL_SECONDS)
+        wait_until(lambda: answers(port), {"Prefect's server": server})
         starting.release()
 
     return wait
@@ -150,6 +144,17 @@ def guard(address: str, *more: str) -> dict[str, str]:
     }
 
 
+def wait_until(
+    condition: Callable[[], bool], programs: Mapping[str, Processes]
+) -> None:
+    """Wait. Raises StageFailed if one of the programs has ended."""
+    while not condition():
+        for name, program in programs.items():
+            if not program.is_running():
+                raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
+        time.sleep(POLL_SECONDS)
+
+
 class Programs:
     """The programs of `alpro up`, each with a log. They run until one of them ends, or this process
     does."""
@@ -169,16 +174,6 @@ class Programs:
             on_line=lambda line: print(line, file=log_file, flush=True),
             folder=NEUTRAL_FOLDER,
         )
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait. Raises StageFailed if a program has ended."""
-        while not condition():
-            for name, program in self.running.items():
-                if not program.is_running():
-                    reason = " | ".join(program.last_lines)
-                    log_file = self.logs / f"{name}.log"
-                    raise StageFailed(f"{name} ended: {reason}; its log is {log_file}")
-            time.sleep(POLL_SECONDS)
 
     def end(self, kind: str = "") -> None:
         """End the programs whose names begin so, and wait for them."""
@@ -226,7 +221,9 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             (workspace / "mlflow").as_uri(),
         ]
         programs.start("mlflow", start, server, SERVER_SECONDS)
-        programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
+        wait_until(
+            lambda: answers(prefect_port) and answers(mlflow_port), programs.running
+        )
 
         # The names are the same in each life, and other ones in another workspace.
         mark = digest(str(workspace))[:8]
@@ -238,7 +235,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
 
         print("Prefect and MLflow answer; registering the deployments", flush=True)
         # It fails until the workers have made their pools.
-        programs.wait_until(lambda: deploy(programs, worker))
+        wait_until(lambda: deploy(programs, worker), programs.running)
         print(
             f"Prefect    {prefect}\nMLflow     {mlflow}\n"
             f"workspace  {workspace}\nlogs       {programs.logs}\n"
@@ -248,7 +245,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             "Ctrl-C stops everything.",
             flush=True,
         )
-        programs.wait_until(lambda: False)
+        wait_until(lambda: False, programs.running)
     finally:
         programs.end("worker")  # their runs report to the servers
         programs.end()

@@ -39,6 +39,8 @@ from alpro.stages.execution.interface import Outcome, StageFailed
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 MAX_RETRIES = 10  # for a stage that dies, but each time with more finished work
 RETRY_SECONDS = [1.0, 5.0, 20.0, 60.0]
+# Environment variable of a deployment's run: the run in MLflow of its pipeline.
+PARENT_RUN = "ALPRO_PARENT_RUN"
 # A parameter would be searched for results of other tasks.
 CURRENT_RUN: ContextVar[PipelineRun] = ContextVar("CURRENT_RUN")
 
@@ -75,10 +77,13 @@ def step_task(title: str, position: str, index: int) -> State | None:
     run.failures.pop(step.name, None)  # of an attempt that got further
     try:
         return find_or_build(run, step, position)
-    except EXPECTED as error:
+    except Exception as error:
         run.failures[step.name] = error
         if not isinstance(error, CancelledError):
+            run.states[step.name] = "failed"
             announce(f"failed: {error}")
+        if not isinstance(error, EXPECTED):
+            raise
         return get_failed_state(error)
 
 
@@ -135,9 +140,9 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
         )
 
     run.artifacts_by_name[step.name] = folder, record
+    run.states[step.name] = "cached" if existed else "built"
     if not existed:
         return None
-    run.cached.add(step.name)
     return Completed(name="Cached", message=f"{folder} is of {record.run['at']}")
 
 
@@ -197,6 +202,7 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
         },
         timeout=0,
         flow_run_name=stage_title(step.description),
+        job_variables={"env": {PARENT_RUN: run.mlflow_run}},
     )
     announce(
         f"{position}{step.name}: waits for a worker or runs there, as {name} {submitted.name}"

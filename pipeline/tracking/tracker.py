@@ -10,6 +10,7 @@ warning: `alpro artifacts log` logs an artifact again. MLflow's fluent API has o
 process and stages run side by side, so each call names its run.
 """
 
+import math
 import socket
 import threading
 import time
@@ -39,12 +40,14 @@ from alpro.pipeline.tracking.contents import (
     stage_title,
     status_after,
 )
-from alpro.pipeline.tracking.follower import MetricsFollower
 from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
 from alpro.stages import EVALUATIONS, STAGES
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
+from alpro.stages.training.metrics import read_metrics
 
-FOLLOW_SECONDS = 2.0
+METRICS = "metrics.jsonl"
+# A read of the 50,000 lines of a long training takes half a second.
+FOLLOW_SECONDS = 20.0
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 # Pause after a call without an answer: each may block until its timeout.
 PAUSE_SECONDS = 30.0
@@ -154,14 +157,14 @@ class Tracker:
         with self.run(stage_title(record), params, all_tags, parent) as run:
             is_monitored = run and is_live and STAGES[record.stage] == "training"
             with (
-                self._followed(run, folder) as follower,
+                self._followed(run, folder),
                 self._system_metrics(run) if is_monitored else nullcontext(),
             ):
                 yield run
             result = read_record(folder)
             if result:
                 with self._file_errors():
-                    self._log_result(run, folder, result, max(follower.last_step, 0))
+                    self._log_result(run, folder, result)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
@@ -216,29 +219,14 @@ class Tracker:
         page = f"#/experiments/{self.experiment}/runs/{run}"
         return f"{page}/artifacts/{quote(file)}" if file else page
 
-    def find_pipeline(self, flow_run: str) -> str:
-        """Return the run of the pipeline that a run of Prefect logs to; empty if there is none."""
-        query = f"tags.prefect_flow_run = '{flow_run}'"
-        runs = (
-            self._call("search_runs", self._list_experiments(), query) or ()
-            if flow_run
-            else ()
-        )
-        pipelines = [
-            run for run in runs if mlflow_tags.MLFLOW_PARENT_RUN_ID not in run.data.tags
-        ]
-        return pipelines[0].info.run_id if pipelines else ""
-
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
         query = f"tags.fingerprint = '{fingerprint}'"
         # A training and its evaluation may be in different experiments.
-        experiments = self._list_experiments()
+        listed = self._call("search_experiments") or ()
+        experiments = [one.experiment_id for one in listed]
         models = self._call("search_logged_models", experiments, query, max_results=1)
         return models[0].model_id if models else ""
-
-    def _list_experiments(self) -> list[str]:
-        return [one.experiment_id for one in self._call("search_experiments") or ()]
 
     def log_metrics(
         self,
@@ -259,25 +247,31 @@ class Tracker:
         self._call("log_batch", run, metrics=metrics)
 
     @contextmanager
-    def _followed(self, run: str, folder: Path) -> Iterator[MetricsFollower]:
-        """Log the lines of metrics.jsonl as they are written, from a thread, and the last ones at
-        the end."""
-        follower = MetricsFollower(folder / "metrics.jsonl")
+    def _followed(self, run: str, folder: Path) -> Iterator[None]:
+        """Log the lines of metrics.jsonl while they are written, from a thread, and the last ones
+        at the end."""
         done = threading.Event()
-        unsent: list[Metric] = []  # grows during an outage
+        logged = -1  # the last step
 
         def log_new_lines() -> None:
-            for line in follower.read(final=done.is_set()):
-                step = line.pop("step")
-                milliseconds = int(line.pop("time") * 1000)
-                for key, value in line.items():
-                    unsent.append(
-                        Metric(clean_metric_name(key), value, milliseconds, step)
-                    )
-            is_answered = self._call("log_batch", run, metrics=unsent) is not None
-            # Entries that MLflow refuses are dropped; they would be refused again.
-            if is_answered or not run:
-                unsent.clear()
+            nonlocal logged
+            lines = read_metrics(folder / METRICS)
+            # Training and validation may share a step, so until the end the newest one waits.
+            is_final = done.is_set() or not lines
+            end = math.inf if is_final else lines[-1]["step"]
+            # A training that resumes replaces the file, and writes some steps again.
+            new = [line for line in lines if logged < line["step"] < end]
+            metrics: list[Metric] = []
+            for line in new:
+                step = line["step"]
+                milliseconds = int(line["time"] * 1000)
+                for key in line.keys() - {"step", "time"}:
+                    name = clean_metric_name(key)
+                    metrics.append(Metric(name, line[key], milliseconds, step))
+
+            # Without an answer they are sent again. What MLflow refuses would be refused again.
+            if new and self._call("log_batch", run, metrics=metrics) is not None:
+                logged = new[-1]["step"]
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):
@@ -286,9 +280,8 @@ class Tracker:
         thread = threading.Thread(target=loop, daemon=True)
         thread.start()
         try:
-            yield follower
+            yield
         finally:
-            # Join the thread first: only one thread may read.
             done.set()
             thread.join()
             # A short outage while the stage ran costs no lines and no results.
@@ -305,9 +298,11 @@ class Tracker:
         finally:
             monitor.finish()
 
-    def _log_result(self, run: str, folder: Path, record: Record, step: int) -> None:
+    def _log_result(self, run: str, folder: Path, record: Record) -> None:
         """Log a finished artifact: its numbers, corpora and files, the first rows of its tables;
         and its model, or the scores of the model that it evaluates."""
+        lines = read_metrics(folder / METRICS)
+        step = lines[-1]["step"] if lines else 0
         scores: dict[str, float] = {}
         if record.stage in EVALUATIONS:
             scores = select_headlines(record.metrics)

@@ -67,12 +67,15 @@ def deployed(first, workspace, monkeypatch):
     def start(client, changes, build=True):
         started = []
 
-        def run_deployment(name, parameters, timeout, flow_run_name):
+        def run_deployment(name, parameters, timeout, flow_run_name, job_variables):
             started.append((name, parameters))
             if build:
+                for variable, value in job_variables["env"].items():
+                    monkeypatch.setenv(variable, value)
                 client.read_deployment.return_value.work_pool_name = "gpu"
                 with in_process():
                     flow.alpro(**parameters)
+                monkeypatch.delenv(tasks.PARENT_RUN)
                 client.read_deployment.return_value.work_pool_name = "cpu"
             return SimpleNamespace(id="r", name="blue-fox")
 

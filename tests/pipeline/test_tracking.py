@@ -187,6 +187,33 @@ def test_a_stage_that_is_stopped_or_fails_has_its_last_metrics(tracker, tmp_path
         assert (logged.info.status, logged.data.metrics) == (status, {"loss": 9.0})
 
 
+def test_steps_that_a_resumed_training_writes_again_are_logged_once(
+    client, tracker, tmp_path
+):
+    file = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        write(file, step, loss=step)
+
+    with tracker.stage_run(STAGE, tmp_path) as run:
+        assert client.logged.acquire(timeout=60)
+        file.unlink()
+        for step in (1, 2, 3, 4):
+            write(file, step, loss=step)
+
+    assert [step for _, step, _ in history(tracker, run, "loss")] == [1, 2, 3, 4]
+
+
+def test_a_line_that_a_power_failure_damaged_is_no_error(tracker, tmp_path):
+    write(tmp_path / "metrics.jsonl", 1, loss=1.0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write("\0\0\0\n")
+
+    with tracker.stage_run(STAGE, tmp_path) as run:
+        pass
+
+    assert history(tracker, run, "loss") == [(1.0, 1, 2500)]
+
+
 # Outages.
 
 
