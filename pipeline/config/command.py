@@ -8,7 +8,6 @@ import tomli_w
 
 from alpro.artifact import Record
 from alpro.names import config_name
-from alpro.stages import STAGES
 
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
@@ -76,8 +75,8 @@ def changed_key(change: str) -> str:
 
 
 def concerns(change: str, step: str) -> bool:
-    """Return whether a change may set a value of a step's configuration: its table is not that of
-    another stage.
+    """Return whether a change may set a value of a step's configuration: in the stage's table, or in
+    one of several stages.
 
     >>> concerns("pretrain.lr=1e-4", "pretrain"), concerns("model.video={}", "pretrain")
     (True, True)
@@ -85,4 +84,4 @@ def concerns(change: str, step: str) -> bool:
     False
     """
     table = changed_key(change).partition(".")[0]
-    return table not in STAGES or table == step.partition(" ")[0]
+    return table in ("corpora", "max_steps", *SHARED, step.partition(" ")[0])
