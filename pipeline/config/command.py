@@ -44,8 +44,7 @@ def command_of(record: Record) -> Command | None:
     arguments = record.run.get("arguments")
     if not arguments:
         return None
-    changes = data_changes(arguments.get("data", ""), arguments["changes"])
-    return Command(arguments["config"], changes, record.stage)
+    return Command(arguments["config"], tuple(arguments["changes"]), record.stage)
 
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.runs import Run, Runs
-from alpro.pipeline.tracking.contents import git_commit, run_title, stage_title
+from alpro.pipeline.tracking.contents import git_commit, stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.lifecycle import get_parent
@@ -65,8 +65,7 @@ def start(
     # Prefect's own result lacks the error if the server's answer to its first request is lost.
     result: Future[dict[str, str]] = Future()
 
-    # Prefect's page shows the parameters.
-    def body(config: str, changes: list[str], stage: str) -> Any:
+    def body() -> Any:
         # When a flow starts in the main thread, Prefect replaces the handler of SIGTERM. The
         # command's own goes back, so that the command ends as after Ctrl-C.
         if threading.current_thread() is threading.main_thread():
@@ -84,8 +83,7 @@ def start(
         flow_run_name=lambda: title,
         persist_result=False,
     )
-    command = plan.command
-    state = flow(command.config, [*command.changes], command.stage, return_state=True)
+    state = flow(return_state=True)
     return result.result() if result.done() else state.result()
 
 
@@ -178,16 +176,18 @@ def find_deployments() -> dict[str, str]:
 
 def get_title(plan: Plan) -> str:
     """Return the name of a run: what it varies in its steps, its stage, the configuration and the
-    last step's fingerprint. The user's files and models are the same in all runs."""
+    last step's fingerprint. The user's files and models are the same in all runs.
+
+    Pages cut long names, so it begins with what differs between runs.
+    """
     names = [step.name for step in plan.steps]
-    changes = [
+    title = [
         change
         for change in variations(plan.command)
         if any(concerns(change, name) for name in names)
     ]
-    return run_title(
-        plan.settings.name, plan.steps[-1].fingerprint, changes, plan.command.stage
-    )
+    mark = f"{plan.settings.name} {plan.steps[-1].fingerprint[:6]}"
+    return " · ".join(filter(None, [" ".join(title), plan.command.stage, mark]))
 
 
 def run(

@@ -66,17 +66,6 @@ class PipelineRun:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """The command as an artifact's record has it, with the folder that its paths are relative
-        to."""
-        run = self.log_entry
-        return {
-            "config": run.config,
-            "changes": list(run.changes),
-            "folder": run.folder,
-        }
-
-    @property
     def artifacts(self) -> dict[str, tuple[Path, Record]]:
         """The artifacts with their records by the names of the steps, in the order of the plan."""
         built = self.artifacts_by_name

@@ -176,7 +176,12 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
             run_info = {
                 "commit": run.log_entry.commit,
                 "mlflow_run": mlflow_run,
-                "arguments": run.arguments,
+                "arguments": {
+                    "config": run.log_entry.config,
+                    "changes": list(run.log_entry.changes),
+                    # That relative paths are relative to.
+                    "folder": run.log_entry.folder,
+                },
             }
             return store.make(step, work, run_info)
 

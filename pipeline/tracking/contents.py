@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from functools import cache
 from pathlib import Path
@@ -16,19 +16,6 @@ from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
 
 DIGEST_LENGTH = 8  # characters
-
-
-def run_title(name: str, fingerprint: str, changes: Iterable[str], stage: str) -> str:
-    """Return the name of a pipeline's run.
-
-    Pages cut long names, so it begins with what differs between runs: the changes and the stage.
-    The configuration and the fingerprint of the last step follow.
-
-    >>> run_title("sample", "6e0aa0", ["finetune_qa.lr=4e-4"], "")
-    'finetune_qa.lr=4e-4 · sample 6e0aa0'
-    """
-    mark = f"{name} {fingerprint[:6]}"
-    return " · ".join(filter(None, (" ".join(changes), stage, mark)))
 
 
 def status_after(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
-from mlflow.entities import LifecycleStage, ViewType
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
@@ -119,19 +119,18 @@ def check_store(workspace: Path) -> None:
     if not (workspace / "mlflow.db").is_file():  # The client would create one.
         return
     try:
-        experiments = MlflowClient(uri).search_experiments(view_type=ViewType.ALL)
+        # The first experiment, which cannot be deleted, is made with the store.
+        location = MlflowClient(uri).get_experiment("0").artifact_location
     except Exception as error:
         raise unusable(uri, error) from error
 
-    for experiment in experiments:
-        files = (experiment.artifact_location or "").rpartition("/")[0]
-        is_own = files.startswith("file:") and files.endswith("/mlflow")
-        if is_own and files != (workspace / "mlflow").as_uri():
-            former = Path(unquote(urlsplit(files).path)).parent
-            raise InputError(
-                f"MLflow store {workspace / 'mlflow.db'}: its files are in {former}, where it was "
-                f"made before this workspace was copied or moved; {REFILL}"
-            )
+    files = Path(unquote(urlsplit(location).path)).parent
+    is_own = location.startswith("file:") and files.name == "mlflow"
+    if is_own and files != workspace / "mlflow":
+        raise InputError(
+            f"MLflow store {workspace / 'mlflow.db'}: its files are in {files.parent}, where it was "
+            f"made before this workspace was copied or moved; {REFILL}"
+        )
 
 
 def runs_page(uri: str) -> str:
