@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -112,8 +113,11 @@ def check_server(url: str) -> None:
     )
 
     # Without an address, Prefect would start a server.
-    settings = {PREFECT_API_URL: url, PREFECT_SERVER_EPHEMERAL_ENABLED: False}
-    settings[PREFECT_CLIENT_MAX_RETRIES] = 0
+    settings: dict[Any, Any] = {
+        PREFECT_API_URL: url,
+        PREFECT_SERVER_EPHEMERAL_ENABLED: False,
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+    }
     timeout = {"timeout": ANSWER_SECONDS}
     try:
         # Unlike its health check, this request needs the server's password.
