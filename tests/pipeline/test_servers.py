@@ -187,7 +187,12 @@ LEFT = {
 
 
 @pytest.mark.usefixtures("prefect")
-def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free():
+def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free(
+    mlflow_store, tmp_path, monkeypatch
+):
+    mlflow_store(tmp_path)
+    monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path))
+
     async def leave_and_start():
         async with get_client() as client:
             await client.create_work_pool(WorkPoolCreate(name="pool", type="process"))
