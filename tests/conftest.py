@@ -10,6 +10,7 @@ os.environ.setdefault("ALPRO_LOG_TIMES", "0")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
+import json
 import multiprocessing
 import select
 import shutil
@@ -471,6 +472,16 @@ def served(tmp_path: Path) -> Iterator[Callable[..., tuple[str, ThreadingHTTPSer
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def write_lines(file: Path, rows: Iterable[Any]) -> Path:
+    """Writes a file of JSON Lines, and returns it."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def read_lines(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @contextmanager

@@ -3,13 +3,10 @@ without credentials, and the log: lines of progress with the time left, and none
 
 import errno
 import io
-import json
 import sys
 from importlib.metadata import version
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import alpro.log
 from alpro import errors
@@ -19,7 +16,7 @@ from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_box, check_text, parse_box, region_to_patches
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
-from tests.conftest import one_line
+from tests.conftest import one_line, write_lines
 
 
 def test_a_file_is_replaced_when_it_is_complete_and_a_failure_leaves_nothing(tmp_path):
@@ -57,16 +54,6 @@ def test_a_file_is_replaced_when_it_is_complete_and_a_failure_leaves_nothing(tmp
 )
 def test_an_error_is_one_line_of_bounded_length(message, line):
     assert errors.one_line(OSError(message)) == line
-
-
-@given(message=st.text(), max_length=st.integers(1, 20))
-def test_the_line_of_an_error_has_no_break_is_not_empty_and_not_too_long(
-    message, max_length
-):
-    line = errors.one_line(ValueError(message), max_length)
-
-    assert len(line.splitlines()) == 1
-    assert 1 <= len(line) <= max_length
 
 
 # Regions and texts.
@@ -227,8 +214,7 @@ def test_a_row_with_credentials_is_refused_unless_they_are_in_a_text(column, tmp
         {"path": "a.mp4", "caption": f"{URL} stays"},
         {"path": "b.mp4", "caption": "a"} | column,
     ]
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest = write_lines(tmp_path / "m.jsonl", rows)
 
     with one_line(f"line 2: {next(iter(column))}") as row:
         list(scan_source(manifest)[1])

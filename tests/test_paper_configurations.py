@@ -1,7 +1,6 @@
 """The configurations of the paper, each with its own code on a few clips annotated in that data
 set's form: decode, one step, evaluation; and other people's weights as their beginning."""
 
-import json
 import tomllib
 
 import pyarrow.parquet as pq
@@ -9,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from alpro.files import write_json
+from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
 from alpro.pipeline.cli.main import execute
@@ -22,6 +21,7 @@ from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.execution.interface import Resources
+from tests.conftest import read_lines, write_lines
 from tests.official_checkpoints import one_head, to_official
 from tests.plans import configure
 
@@ -35,9 +35,7 @@ def official(tmp_path_factory, tiny_model, vocabulary):
     answers."""
     folder = tmp_path_factory.mktemp("official")
     tokenizer = vocabulary / "tokenizer.json"
-    config = one_head(
-        tiny_model(len(json.loads(tokenizer.read_text())["model"]["vocab"]))
-    )
+    config = one_head(tiny_model(len(read_json(tokenizer)["model"]["vocab"])))
     torch.manual_seed(0)
     words = {
         "pretrain": ["circle", "square", "star"],
@@ -69,9 +67,7 @@ def pretrained(official):
 
 @pytest.fixture(scope="module")
 def rows(sample):
-    actual = [
-        json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()
-    ]
+    actual = read_lines(sample / "clips.jsonl")
     return [row for row in actual if not row["id"].startswith("broken")]
 
 
@@ -83,7 +79,7 @@ def annotate(folder, rows, describe):
         for row in rows:
             if row["split"] == split:
                 lines += describe(row)
-        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_lines(folder / name, lines)
         changes.append(f"annotations.{split}={folder / name}")
     return changes
 
@@ -285,7 +281,7 @@ def read_items(folders):
     items = {}
     for name, folder in folders.items():
         if name.startswith("evaluate"):
-            for row in json.loads((folder / "results.json").read_text()):
+            for row in read_json(folder / "results.json"):
                 items[full_name(row)] = row["items"]
     return items
 

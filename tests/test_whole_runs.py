@@ -17,7 +17,7 @@ from alpro.stages import TRAININGS
 from alpro.stages.decode_videos import Config
 from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.execution.interface import Resources
-from tests.conftest import ROOT, decode_data
+from tests.conftest import ROOT, decode_data, read_lines, write_lines
 
 CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).resolve()
 
@@ -40,11 +40,6 @@ SHORT |= {
     "model.video.image_size": 64,
     "model.video.depth": 2,
 }
-
-
-def read_lines(file):
-    """Read the rows of a manifest."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -125,8 +120,7 @@ def test_every_original_is_decoded_or_rejected_with_a_true_reason(tmp_path):
     rows = [
         {"path": file, "caption": "a video", "split": "train"} for file in originals
     ]
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = write_lines(folder / "manifest.jsonl", rows)
 
     decode_data(Config(frames=16, size=64), manifest, tmp_path, Resources(workers=2))
 
@@ -157,7 +151,7 @@ def test_every_benchmark_has_figures(tmp_path):
         command = [sys.executable, program, *options, "--json", file]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(file.read_text())
+        return read_json(file)
 
     figures = benchmark("decode", "--runs", "1")
     assert all(

@@ -22,6 +22,7 @@ from alpro.pool import Died
 from alpro.shards.clip import DecodeError
 from alpro.shards.duration import video_seconds
 from alpro.shards.reader import read_index
+from tests.conftest import write_lines
 
 
 @pytest.fixture
@@ -221,16 +222,11 @@ def test_another_folder_is_not_where_a_missing_one_moved(
     assert folders == {own, tmp_path / "other"}
 
 
-def write_rows(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
 def test_rows_of_a_manifest_are_parts_with_captions(update, own, opened):
     rows = [{"path": "0.mp4", "start": 0, "end": 0.3}]
     rows.append({"path": "0.mp4", "start": 0.3, "caption": "a ball"})
 
-    update(write_rows(own / "m.jsonl", rows))
+    update(write_lines(own / "m.jsonl", rows))
 
     first, second = opened().rows()
     assert first["caption"] is None
@@ -247,12 +243,12 @@ def rights(own):
     rows = [
         {"path": f"{n}.mp4", "caption": "a dog", "rights": "free"} for n in range(2)
     ]
-    return write_rows(own / "m.jsonl", rows)
+    return write_lines(own / "m.jsonl", rows)
 
 
 def change_rights(table):
     rows = [{"path": "0.mp4", "caption": "a horse", "rights": "blocked"}]
-    return write_rows(
+    return write_lines(
         table, [*rows, {"path": "1.mp4", "caption": "a dog", "rights": "free"}]
     )
 
@@ -278,9 +274,9 @@ def test_what_a_table_says_anew_is_taken_without_decoding(update, rights, opened
 def test_a_row_that_its_table_no_longer_has_is_removed(update, own, rights, opened):
     """But not those of another table or of the folder, whose files are there."""
     update(rights, columns=["rights"])
-    update(write_rows(own / "more.jsonl", [{"path": "2.mp4"}]))
+    update(write_lines(own / "more.jsonl", [{"path": "2.mp4"}]))
     update(own)
-    write_rows(rights, [{"path": "1.mp4", "caption": "a dog", "rights": "free"}])
+    write_lines(rights, [{"path": "1.mp4", "caption": "a dog", "rights": "free"}])
 
     counts, _ = update(rights)
 
@@ -314,7 +310,7 @@ def test_columns_of_a_manifest_keep_their_types(update, own, opened):
         {"path": "0.mp4", "day": "2024-01-02", "views": 9},
         {"path": "1.mp4", "views": 10},
     ]
-    manifest = write_rows(own / "m.jsonl", [*rows, {"views": 8}])
+    manifest = write_lines(own / "m.jsonl", [*rows, {"views": 8}])
 
     counts, _ = update(manifest, columns=["day", "views"])
 
@@ -327,16 +323,16 @@ def test_columns_of_a_manifest_keep_their_types(update, own, opened):
 
 def test_a_value_that_a_column_cannot_hold_is_refused(update, own, opened):
     update(
-        write_rows(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]),
+        write_lines(own / "m.jsonl", [{"path": "0.mp4", "views": 1.5}]),
         columns=["views"],
     )
-    rows = write_rows(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
+    rows = write_lines(own / "more.jsonl", [{"path": "1.mp4", "views": "many"}])
     with pytest.raises(InputError, match="many"):
         update(rows)
 
 
 def test_a_column_without_values_or_with_a_taken_name_is_refused(update, own):
-    manifest = write_rows(
+    manifest = write_lines(
         own / "m.jsonl", [{"path": "0.mp4", "vector": 1, "tags": ["a"]}]
     )
     columns = "no video .* the columns are split, group, .*tags"

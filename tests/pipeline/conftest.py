@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -95,6 +96,31 @@ def trained(tmp_path_factory, folders) -> Path:
         folder, made[stage] = write_artifact(root, stage, inputs=inputs)
         shutil.copytree(folders[kind], folder, dirs_exist_ok=True)
     return root
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """call(*arguments): runs the command line; its exit status, standard output, and standard
+    error without the first line of `alpro run`."""
+    from alpro.log import warn_once
+    from alpro.pipeline.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        warn_once.cache_clear()  # as in a process of its own
+        monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
+        # A command sets variables for its own process.
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        # Flows here do not need it.
+        no_server = "alpro.pipeline.flows.servers.start_temporary_server"
+        monkeypatch.setattr(no_server, lambda: lambda: None)
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capsys.readouterr()
+        lines = printed.err.splitlines(keepends=True)
+        errors = [line for line in lines if "starting, with the workspace" not in line]
+        return left.value.code, printed.out, "".join(errors)
+
+    return run
 
 
 def wait_for(

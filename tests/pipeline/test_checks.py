@@ -10,7 +10,7 @@ from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Outcome
-from tests.conftest import one_line
+from tests.conftest import one_line, write_lines
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
@@ -124,10 +124,8 @@ def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
 
 
 def manifest(folder, *rows):
-    path = folder / "m.jsonl"
     (folder / "a.mp4").touch()
-    path.write_text("".join(json.dumps({"path": "a.mp4"} | row) + "\n" for row in rows))
-    return path
+    return write_lines(folder / "m.jsonl", [{"path": "a.mp4"} | row for row in rows])
 
 
 def model_folder(folder, config):

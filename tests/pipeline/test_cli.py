@@ -17,39 +17,14 @@ import pytest
 
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.log import warn_once
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.command import Command
 from alpro.stages.execution.interface import StageFailed
+from tests.conftest import write_lines
 from tests.pipeline.conftest import ROOT, TINY, write_artifact
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shards/a.tar")
-
-
-def call(monkeypatch, capsys, *arguments):
-    """Calls the command line; returns its exit status, standard output and standard error without
-    the first line of `alpro run`."""
-    warn_once.cache_clear()  # as in a process of its own
-    monkeypatch.setattr(sys, "argv", ["alpro", *map(str, arguments)])
-    monkeypatch.setattr(
-        os, "environ", os.environ.copy()
-    )  # a command sets variables for its own process
-    # Flows here do not need it.
-    no_server = "alpro.pipeline.flows.servers.start_temporary_server"
-    monkeypatch.setattr(no_server, lambda: lambda: None)
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    printed = capsys.readouterr()
-    lines = printed.err.splitlines(keepends=True)
-    errors = [line for line in lines if "starting, with the workspace" not in line]
-    return left.value.code, printed.out, "".join(errors)
-
-
-def manifest(folder, *rows):
-    path = folder / "manifest.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 ASKED = (
@@ -125,7 +100,7 @@ MISTAKES = {
     [(one, named) for named in MISTAKES for one in MISTAKES[named]],
 )
 def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
-    command, named, hub, tmp_path, monkeypatch, capsys
+    command, named, hub, tmp_path, monkeypatch, call
 ):
     monkeypatch.chdir(tmp_path)
     for file, text in FILES.items():
@@ -136,7 +111,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
 
     with socket.create_server(("127.0.0.1", 0)) as used:
         places = {"tmp": tmp_path, "used": used.getsockname()[1]}
-        status, out, err = call(monkeypatch, capsys, *command.format(**places).split())
+        status, out, err = call(*command.format(**places).split())
 
     notes = ("configuration: ", "no questions in ")
     (line,) = (one for one in err.splitlines() if not one.startswith(notes))
@@ -176,11 +151,11 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     assert str(tmp_path) in line
 
 
-def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, call):
     stage = ("evaluate qa", "--config", TINY, "--workspace", tmp_path)
     options = ("--dry-run", "--set", "pretrain.lr=0.5")
 
-    status, out, err = call(monkeypatch, capsys, "run", *stage, *options)
+    status, out, err = call("run", *stage, *options)
 
     heads, *lines = out.splitlines()
     assert (status, err) == (0, "")
@@ -190,7 +165,7 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, monkeypatch, capsys
 
 
 def test_ui_prints_its_address_and_becomes_mlflows_program(
-    mlflow_store, tmp_path, monkeypatch, capsys
+    mlflow_store, tmp_path, monkeypatch, call
 ):
     """At once, before slow imports, and from a folder with nobody's files."""
     started = []
@@ -198,7 +173,7 @@ def test_ui_prints_its_address_and_becomes_mlflows_program(
     monkeypatch.chdir(tmp_path)
     mlflow_store(tmp_path)
 
-    _, out, _ = call(monkeypatch, capsys, "ui", "--port", 5017, "--workspace", tmp_path)
+    _, out, _ = call("ui", "--port", 5017, "--workspace", tmp_path)
 
     first, address = out.splitlines()
     assert first == "starting MLflow"
@@ -210,15 +185,16 @@ def test_ui_prints_its_address_and_becomes_mlflows_program(
 
 
 def test_own_data_without_a_configuration_is_that_of_own_videos(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, call
 ):
     """A tilde is the home folder, also after a =."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.mp4").write_bytes(b"")
-    manifest(tmp_path, {"path": "a.mp4", "caption": "x", "split": "test"})
+    row = {"path": "a.mp4", "caption": "x", "split": "test"}
+    write_lines(tmp_path / "manifest.jsonl", [row])
     words = ["run", "--dry-run", "--workspace=~/w", "--json", "--data=~/manifest.jsonl"]
 
-    _, out, err = call(monkeypatch, capsys, *words)
+    _, out, err = call(*words)
 
     assert "own_videos" in err
     assert "question answering is skipped" in err
@@ -276,9 +252,9 @@ def test_every_command_has_a_help_that_fits_a_screen(monkeypatch, capsys):
         assert 0 < len(capsys.readouterr().out.splitlines()) <= 60, command
 
 
-def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+def test_the_version_is_that_of_the_package(call):
     printed = f"alpro-pipeline {version('alpro-pipeline')}\n"
-    assert call(monkeypatch, capsys, "--version") == (0, printed, "")
+    assert call("--version") == (0, printed, "")
 
 
 def test_a_command_that_a_message_names_exists():
@@ -342,17 +318,17 @@ def terminated(*arguments):
     ],
 )
 def test_the_exit_status_of_a_run(
-    outcome, status, message, mlflow_store, tmp_path, monkeypatch, capsys
+    outcome, status, message, mlflow_store, tmp_path, monkeypatch, call
 ):
     mlflow_store(tmp_path)
     start = outcome if callable(outcome) else Mock(side_effect=[outcome])
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", start)
     with pytest.raises(ZeroDivisionError) if status is None else nullcontext():
-        code, _, err = call(monkeypatch, capsys, "run", "--workspace", tmp_path)
+        code, _, err = call("run", "--workspace", tmp_path)
         assert (code, err) == (status, message)
 
 
-def test_options_reach_the_flow(tmp_path, monkeypatch, capsys):
+def test_options_reach_the_flow(tmp_path, monkeypatch, call):
     received = []
     start = "alpro.pipeline.flows.flow.start"
     monkeypatch.setattr(start, lambda *arguments: received.append(arguments) or {})
@@ -368,7 +344,7 @@ def test_options_reach_the_flow(tmp_path, monkeypatch, capsys):
     ]
     options += ["--set", "resources.workers=3", "--set", "pretrain.lr=1e-4"]
 
-    status, _, err = call(monkeypatch, capsys, "run", "train_prompter", *options)
+    status, _, err = call("run", "train_prompter", *options)
 
     assert status == 0, err
     ((plan, opened),) = received
@@ -412,13 +388,12 @@ print(settings.server.analytics_enabled, settings.logging.level, settings.home)
     assert done.stdout.splitlines()[-1].endswith(f"CRITICAL {tmp_path}/prefect")
 
 
-def test_data_check_prints_problems_and_ends_with_status_1(
-    tmp_path, monkeypatch, capsys
-):
+def test_data_check_prints_problems_and_ends_with_status_1(tmp_path, call):
     (tmp_path / "a.mp4").write_bytes(b"")
-    data = manifest(tmp_path, {"path": "a.mp4", "caption": "a b c"})
+    row = {"path": "a.mp4", "caption": "a b c"}
+    data = write_lines(tmp_path / "manifest.jsonl", [row])
 
-    status, out, _ = call(monkeypatch, capsys, "data", "check", data)
+    status, out, _ = call("data", "check", data)
 
     assert status == 1
     assert "1 items (1 videos)" in out

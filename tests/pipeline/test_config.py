@@ -14,7 +14,6 @@ from alpro.pipeline.config.load import read_config, variations
 from docs.write_configuration import document
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
-from tests.pipeline.test_cli import call
 from tests.plans import configure
 
 CLIP = "cache_prompts.prompter=a/clip"
@@ -54,12 +53,12 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("name", [TINY, *shipped()])
 def test_a_configuration_that_is_shown_is_the_same_configuration(
-    name, write, tmp_path, monkeypatch, capsys
+    name, write, tmp_path, call
 ):
     changes = [*complete(name, tmp_path), "resources.workers=3"]
     options = [part for change in changes for part in ("--set", change)]
 
-    status, out, err = call(monkeypatch, capsys, "config", "show", name, *options)
+    status, out, err = call("config", "show", name, *options)
 
     assert (status, err) == (0, "")
     shown = configure(write("shown.toml", out))

@@ -8,6 +8,7 @@ import pytest
 
 from alpro import Model
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.inference.find import resolve
 from alpro.inference.index import Index
 from alpro.inference.index_videos import Embedder, add_videos
@@ -16,9 +17,8 @@ from alpro.models.folder import ModelBundle
 from alpro.pool import in_this_process
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.labeled_data import read_labeled
-from tests.conftest import decode_data
+from tests.conftest import decode_data, write_lines
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
-from tests.pipeline.test_cli import call
 from tests.stages.conftest import write_manifest
 
 
@@ -48,10 +48,7 @@ def data(sample, tmp_path):
         {"id": "d", "path": videos[3], "captions": ["a box"]},
         {"id": "e", "path": "bad.mp4", "captions": ["a moon"]},
     ]
-    (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows)
-    )
-    return tmp_path / "data.jsonl"
+    return write_lines(tmp_path / "data.jsonl", rows)
 
 
 # The right videos of the four texts that are decoded.
@@ -59,7 +56,7 @@ RIGHT = [(0, 1), (0,), (2, 3), (3,)]
 
 
 @pytest.fixture
-def scored(monkeypatch, capsys, trained):
+def scored(call, trained):
     """scored(model, data, ...): the parsed output of `alpro eval`."""
 
     def run(*arguments):
@@ -72,7 +69,7 @@ def scored(monkeypatch, capsys, trained):
             "--dtype",
             "float32",
         )
-        status, out, err = call(monkeypatch, capsys, "eval", *arguments, *options)
+        status, out, err = call("eval", *arguments, *options)
         assert status == 0, err
         return json.loads(out)
 
@@ -208,9 +205,7 @@ def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_p
     # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
     assert f"keep {clip}" in found["verdict"]
     assert (tmp_path / "out" / "baseline" / "scores.parquet").is_file()
-    assert (
-        json.loads((tmp_path / "out" / "results.json").read_text()) == found["results"]
-    )
+    assert read_json(tmp_path / "out" / "results.json") == found["results"]
 
 
 def test_a_baseline_sees_the_frames_of_the_model(
@@ -256,13 +251,11 @@ def test_answers_are_scored(scored, data, trained):
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
 
 
-def test_what_is_printed_ends_with_who_won(
-    data, monkeypatch, capsys, trained, clip_folders
-):
+def test_what_is_printed_ends_with_who_won(data, call, trained, clip_folders):
     clip = clip_folders["clip"]
     options = ("--baseline", clip, "--workspace", trained, "--device", "cpu")
 
-    status, out, _ = call(monkeypatch, capsys, "eval", PROMPTER, data, *options)
+    status, out, _ = call("eval", PROMPTER, data, *options)
 
     assert status == 0
     assert "mAP" in out

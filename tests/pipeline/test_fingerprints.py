@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from alpro.files import read_json
 from alpro.pipeline.config.files import shipped
 from tests.plans import plan_of
 
@@ -79,11 +80,11 @@ def fingerprints(name, root):
 
 
 def test_every_shipped_configuration_is_recorded():
-    assert json.loads(RECORDED.read_text()).keys() == set(names())
+    assert read_json(RECORDED).keys() == set(names())
 
 
 def test_the_papers_pretraining_comes_first_in_each_of_its_tasks():
-    recorded = json.loads(RECORDED.read_text())
+    recorded = read_json(RECORDED)
     of_the_paper = [
         name for name in STARTS if DATA.get(name, ())[1:] == ("webvid", "cc3m")
     ]
@@ -95,7 +96,7 @@ def test_the_papers_pretraining_comes_first_in_each_of_its_tasks():
 
 @pytest.mark.parametrize("name", names())
 def test_no_fingerprint_changed(name, tmp_path):
-    recorded = json.loads(RECORDED.read_text())[name]
+    recorded = read_json(RECORDED)[name]
     assert fingerprints(name, tmp_path) == recorded, f"see {Path(__file__).name}"
 
 

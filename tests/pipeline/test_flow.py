@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.flows import servers
@@ -52,7 +53,7 @@ def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first):
 def test_the_models_of_a_run_are_evaluated_and_reported(first, workspace):
     rows = []
     for name in EVALUATED:
-        rows += json.loads((Path(first[name]) / "results.json").read_text())
+        rows += read_json(Path(first[name]) / "results.json")
     report = plan_of(TINY, workspace=workspace).report
 
     assert {row["model"] for row in rows} - {""} == {

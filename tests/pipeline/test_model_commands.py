@@ -11,13 +11,13 @@ from alpro.files import digest, write_json
 from alpro.inference.index import Index, noted_indexes
 from alpro.inference.search import Searcher
 from alpro.pool import in_this_process
+from tests.conftest import write_lines
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
 from tests.pipeline.score_rows import score_row
-from tests.pipeline.test_cli import call
 
 
 @pytest.fixture
-def alpro_model(monkeypatch, capsys, trained):
+def alpro_model(call, trained):
     """alpro_model(command, ...): calls `alpro ...` in the workspace `trained`; its status, output
     and errors."""
 
@@ -29,7 +29,7 @@ def alpro_model(monkeypatch, capsys, trained):
                 options += ["--device", "cpu"]
 
         with in_this_process():
-            return call(monkeypatch, capsys, *command.split(), *arguments, *options)
+            return call(*command.split(), *arguments, *options)
 
     return run
 
@@ -137,9 +137,9 @@ def test_names_with_escape_codes_are_printed_on_one_line(
         {"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"},
         {"path": "bad\x1b[2J.mp4"},
     ]
-    (own / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = write_lines(own / "m.jsonl", rows)
 
-    added = alpro_model("index add", index, own / "m.jsonl", "--model", RETRIEVAL)
+    added = alpro_model("index add", index, manifest, "--model", RETRIEVAL)
     found = alpro_model("search", index, "a ball")
     listed = alpro_model("index ls", index)
     removed = alpro_model("index rm", index, "none\x1b[31m")

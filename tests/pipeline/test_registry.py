@@ -15,7 +15,6 @@ from alpro.files import digest
 from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.store import store_uri
 from alpro.pipeline.tracking.tracker import Tracker
-from tests.pipeline.test_cli import call
 
 TEXTS = ["a red ball moves left", "where does it go?"]
 
@@ -42,7 +41,7 @@ def predict(model, stage, videos):
     "stage", ["finetune_retrieval", pytest.param("finetune_qa", marks=pytest.mark.long)]
 )
 def test_a_registered_model_predicts_what_the_model_does(
-    stage, mlflow_store, trained, sample, monkeypatch, capsys, tmp_path
+    stage, mlflow_store, trained, sample, monkeypatch, call, tmp_path
 ):
     """It is loaded by its alias, without pickle, when the artifact is gone. MLflow has one as a
     logged model."""
@@ -58,14 +57,12 @@ def test_a_registered_model_predicts_what_the_model_does(
 
     arguments = ("--name", "shapes", "--alias", "champion", "--workspace", tmp_path)
     for _ in range(2):  # the same model is the same version
-        status, out, err = call(
-            monkeypatch, capsys, "model", "register", digest(stage)[:6], *arguments
-        )
+        status, out, err = call("model", "register", digest(stage)[:6], *arguments)
         assert (status, err) == (0, "")
         assert "shapes, version 1" in out
         assert "mlflow.pyfunc.load_model('models:/shapes@champion')" in out
 
-    call(monkeypatch, capsys, "artifacts", "gc", "--yes", "--workspace", tmp_path)
+    call("artifacts", "gc", "--yes", "--workspace", tmp_path)
     assert folder.is_dir()  # models of the registry stay
     folder.rename(tmp_path / "gone")
 

@@ -25,7 +25,6 @@ from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import StageFailed
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
-from tests.pipeline.test_cli import call
 
 VARIANTS = {"fast": [], "slow": ["pretrain.lr=1e-5"]}
 # R@1 by learning rate and seed: differences of -10 and -20.
@@ -183,14 +182,14 @@ slow = ["pretrain.lr=1e-5"]
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, capsys):
+def study(tmp_path, call):
     """study(*options): the status and the output of `alpro study` with RATES."""
     file = tmp_path / "rates.toml"
     file.write_text(RATES)
     words = ["study", file, "--config", TINY, "--workspace", tmp_path]
     for change in SMALL:
         words += ["--set", change]
-    return lambda *options: call(monkeypatch, capsys, *words, *options)
+    return lambda *options: call(*words, *options)
 
 
 def test_a_dry_run_lists_what_runs_share_once(study):

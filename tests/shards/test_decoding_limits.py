@@ -1,7 +1,6 @@
 """A bad file never stops a worker, whatever its time, memory and pixels, and a malicious one opens
 no other file."""
 
-import json
 import os
 import random
 import socket
@@ -23,7 +22,7 @@ from alpro.shards.decoding import decode_video
 from alpro.shards.file_type import VIDEO_EXTENSIONS
 from alpro.shards.reader import ShardReader
 from alpro.stages import decode_videos
-from tests.conftest import ROOT, decode_data
+from tests.conftest import ROOT, decode_data, write_lines
 from tests.shards.conftest import Clock, refusal
 from tests.shards.test_decoding import every_way
 from tests.shards.test_decoding_formats import moving
@@ -425,8 +424,7 @@ def mutate(whole, folder, chance, number):
 def test_every_mutated_file_is_a_sample_or_a_reject(count, whole, tmp_path, resources):
     chance = random.Random(7)
     rows = [mutate(whole, tmp_path, chance, number) for number in range(count)]
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = write_lines(tmp_path / "manifest.jsonl", rows)
     config = decode_videos.Config(frames=4, size=32, timeout=10, max_reject_share=1)
 
     decode_data(config, manifest, tmp_path / "out", resources)

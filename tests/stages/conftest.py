@@ -1,7 +1,6 @@
 """Shared by the tests of stages: corpora of small images, the contents of a folder, and power
 failures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import verify
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
-from tests.conftest import decode_data
+from tests.conftest import decode_data, write_lines
 from tests.power_cut import cut_everywhere
 
 
@@ -36,8 +35,7 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
             folder / f"{row['id']}.png"
         )
         row["path"] = f"{row['id']}.png"
-    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "items.jsonl"
+    return write_lines(folder / "items.jsonl", rows)
 
 
 def run_stage(

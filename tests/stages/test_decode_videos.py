@@ -1,7 +1,6 @@
 """decode_videos: every item ends in either a shard or the rejects, for any number of workers and
 restarts."""
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
-from tests.conftest import decode_data
+from tests.conftest import decode_data, read_lines
 from tests.stages.conftest import contents, rejects_of, run_stage, write_manifest
 
 BROKEN = {  # the sample's broken items and their rejects
@@ -33,8 +32,7 @@ CLIPS = {"manifest": "clips.jsonl", "frames": 8, "size": 40, "samples_per_shard"
 
 
 def manifest_rows(sample, corpus):
-    lines = (sample / f"{corpus}.jsonl").read_text().splitlines()
-    return {row["id"]: row for row in map(json.loads, lines)}
+    return {row["id"]: row for row in read_lines(sample / f"{corpus}.jsonl")}
 
 
 def finished_contents(out):

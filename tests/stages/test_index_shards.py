@@ -1,7 +1,6 @@
 """Existing shards as a corpus: indexed without a copy, and read by later stages like those of
 decode_videos."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.shards.reader import ShardReader, read_index
 from alpro.stages import index_shards
 from tests.conftest import in_store
@@ -41,7 +41,7 @@ def index(tmp_path, resources, inline_pool):
 
 
 def statistics_of(artifact):
-    return json.loads((artifact / "statistics.json").read_text())
+    return read_json(artifact / "statistics.json")
 
 
 def read_rejects(artifact):

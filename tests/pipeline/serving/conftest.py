@@ -1,6 +1,5 @@
 """An index of clips, with a random model of each kind, and the server that serves them."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded
 from alpro.pipeline.serving.models import ServedModels
 from alpro.pool import in_this_process
+from tests.conftest import write_lines
 from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL
 
 
@@ -56,10 +56,8 @@ def models(trained, videos, clips, add):
         {"path": "red.png", "kind": "image", "id": "red"},
     ]
     for name, part, columns in (("one", rows, ["day"]), ("two", more, [])):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in part)
-        )
-        add(folder / "index", folder / f"{name}.jsonl", columns=columns)
+        manifest = write_lines(folder / f"{name}.jsonl", part)
+        add(folder / "index", manifest, columns=columns)
     add(folder / "index", clips)
 
     search, ask, prompter = (

@@ -12,6 +12,7 @@ import pytest
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import Columns
 from alpro.shards.sources.manifest import import_source
+from tests.conftest import write_lines
 
 Contents = Mapping[str, Any]
 
@@ -31,7 +32,7 @@ def write_files(folder: Path, files: Contents) -> Path:
         elif isinstance(content, str):
             path.write_text(content, "utf-8")
         elif name.endswith(".jsonl"):
-            path.write_text("".join(f"{json.dumps(record)}\n" for record in content))
+            write_lines(path, content)
         else:
             path.write_text(json.dumps(content))
     return folder

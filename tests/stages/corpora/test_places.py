@@ -11,7 +11,7 @@ from PIL import Image
 from alpro.shards.schema import Member, Row
 from alpro.shards.sources.scan import scan_source
 from alpro.stages import decode_videos
-from tests.conftest import decode_data, in_store
+from tests.conftest import decode_data, in_store, read_lines, write_lines
 from tests.shards.conftest import pack
 from tests.shards.sources.test_downloads import about
 from tests.stages.conftest import rejects_of
@@ -63,9 +63,7 @@ def test_downloads_are_decoded_as_the_same_files_in_a_folder(
             (loose / row.file_name).write_bytes(files[row.file_name])
             line = {"path": row.file_name, "group": row.group or row.name, **row.meta}
             lines.append(line | row.model_dump(include={"id", "captions", "split"}))
-    (loose / "manifest.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines)
-    )
+    write_lines(loose / "manifest.jsonl", lines)
 
     shards, rejected = decoded(downloads, out, resources)
 
@@ -99,9 +97,7 @@ def manifest(sample, tmp_path):
     """Some rendered clips and a manifest of them, in a folder of their own."""
     folder = tmp_path / "data"
     folder.mkdir()
-    rows = [
-        json.loads(line) for line in (sample / "clips.jsonl").read_text().splitlines()
-    ][:3]
+    rows = read_lines(sample / "clips.jsonl")[:3]
     for number, row in enumerate(rows):
         name = f"a b #{number}.mp4"  # as it stands in no URL
         (folder / name).write_bytes((sample / row["path"]).read_bytes())
@@ -109,8 +105,7 @@ def manifest(sample, tmp_path):
     rows.append(
         {"path": "gone.mp4", "id": "gone", "caption": "nothing", "split": "train"}
     )
-    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder / "manifest.jsonl"
+    return write_lines(folder / "manifest.jsonl", rows)
 
 
 def decoded(source, out, resources, **config):
@@ -157,11 +152,9 @@ def test_an_unresponsive_store_and_a_large_file_only_reject_their_own_rows(
         {"id": path, "path": path, "caption": "x", "split": "train"} for path in reasons
     ]
     rows.append({"id": "a", "path": f"{url}/a.png", "caption": "x", "split": "train"})
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = write_lines(tmp_path / "m.jsonl", rows)
 
-    shards, rejected = decoded(
-        tmp_path / "m.jsonl", tmp_path / "out", resources, max_bytes=10_000
-    )
+    shards, rejected = decoded(manifest, tmp_path / "out", resources, max_bytes=10_000)
 
     assert len(shards) == 1
     assert rejected == reasons

@@ -2,7 +2,6 @@
 instead."""
 
 import errno
-import json
 import os
 import sys
 from unittest.mock import Mock
@@ -16,7 +15,7 @@ from alpro.files import read_json
 from alpro.shards.clip import DecodeError
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
-from tests.conftest import decode_data
+from tests.conftest import decode_data, write_lines
 from tests.stages.conftest import rejects_of
 
 WALL = {"captions": ["a wall"], "split": "train"}
@@ -162,8 +161,7 @@ def test_paths_and_times_that_lead_to_no_file_or_frame(
     rows = [{"path": name, "id": name} for name in [*NO_FILES, *FILES]]
     rows += [{"path": "clip.mp4", "id": "stamp", "start": 1.7e18}]
     rows += [{"path": "clip.mp4", "id": "late", "start": 999_999}]
-    manifest = odd_files / "m.jsonl"
-    manifest.write_text("".join(json.dumps(row | WALL) + "\n" for row in rows))
+    manifest = write_lines(odd_files / "m.jsonl", [row | WALL for row in rows])
     out = odd_files.with_name("out")
 
     counts = decode_data(
