@@ -291,15 +291,12 @@ def test_answers_in_a_list_that_may_name_options_are_rejects(read):
     assert read(table, "a.mp4", columns=told).answers == ["a dog"]
 
 
-def test_spans_and_times_of_questions_that_nothing_tells_are_proposed(read):
-    spans = [{"video": "a.mp4", "segment": [1, 2], "caption": "a dog"}]
+def test_times_of_questions_that_nothing_tells_are_proposed(read):
     asked = [
         {"video": "a.mp4", **ASKED, "start_s": number, "end_s": number + 1}
         for number in (1, 2)
     ]
 
-    with pytest.raises(InputError, match='span = "segment"'):
-        read({"x.jsonl": spans}, "a.mp4")
     with pytest.raises(InputError, match='start = "start_s"'):
         read({"x.jsonl": asked}, "a.mp4")
 
@@ -405,16 +402,3 @@ def test_the_option_that_an_answer_names_is_its_text(
 
     assert imported.answers == expected
     assert "none of the" in imported.details[0]
-
-
-@pytest.mark.parametrize(
-    "options", [{"a0": "v", "a1": "w", "a2": "x"}, {"choices": TEXTS}]
-)
-def test_answers_that_may_name_options_need_to_be_told(options, read):
-    table = [
-        {"video": "a.mp4", "question": "what?", "answer": n, **options}
-        for n in (1, 0, 2)
-    ]
-
-    with pytest.raises(InputError, match=r"options = .*\nfirst_option = \"0\""):
-        read({"x.jsonl": table}, "a.mp4")

@@ -47,27 +47,6 @@ def test_texts_without_words_end_an_import(kind, read):
         read({"a.txt": NO_CAPTIONS[kind], "b.txt": NO_CAPTIONS[kind]}, "a.mp4 b.mp4")
 
 
-@pytest.mark.parametrize(
-    "command", [["data", "check"], ["run", "train_tokenizer", "--data"]]
-)
-def test_a_data_set_of_boxes_ends_with_status_2(command, tmp_path, capsys):
-    boxes = {f"labels/{name}.txt": NO_CAPTIONS["boxes of YOLO"] for name in "ab"}
-    data = write_files(
-        tmp_path / "data", {"images/a.jpg": "", "images/b.jpg": "", **boxes}
-    )
-
-    status = execute(
-        [
-            *command,
-            str(data),
-            *(["--workspace", str(tmp_path / "ws")] * (len(command) > 2)),
-        ]
-    )
-
-    assert status == 2
-    assert "texts have no word" in capsys.readouterr().err
-
-
 def test_a_few_texts_without_words_are_counted_and_are_no_captions(read):
     lines = "\n".join(["a dog runs"] * 9 + ["00:01 - 00:02"])
 

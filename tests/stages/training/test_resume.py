@@ -95,6 +95,14 @@ def killed(run_in, tmp_path_factory):
     return whole, broken
 
 
+@pytest.fixture
+def broken(killed, new_run):
+    """A copy of the run that was killed."""
+    run = new_run("broken", run=OFTEN)
+    shutil.copytree(killed[1].out, run.out)
+    return run
+
+
 def damage(path, at):
     """Flips one bit of the byte at a place."""
     content = bytearray(path.read_bytes())
@@ -127,12 +135,9 @@ def damage_step(file):
     ids=["the first bit", "of both", "the last bit", "a value", "missing", "no sums"],
 )
 def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
-    killed, new_run, file, spoil, count
+    killed, broken, file, spoil, count
 ):
     """Without an intact one, training starts again."""
-    whole, before = killed
-    broken = new_run("broken", run=OFTEN)
-    shutil.copytree(before.out, broken.out)
     assert broken.checkpoints == ["step-00000005", "step-00000006"]
     for name in broken.checkpoints[-count:]:
         spoil(broken.out / "checkpoints" / name / file)
@@ -145,29 +150,23 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
 
     broken.start()
 
-    assert_same(whole, broken)
+    assert_same(killed[0], broken)
 
 
-def test_a_checkpoint_of_another_version_is_kept_and_refused(killed, new_run):
-    _, before = killed
-    older = new_run("older", run=OFTEN)
-    shutil.copytree(before.out, older.out)
-    sums = older.out / "checkpoints" / "step-00000006" / "sums.json"
+def test_a_checkpoint_of_another_version_is_kept_and_refused(broken):
+    sums = broken.out / "checkpoints" / "step-00000006" / "sums.json"
     written = json.loads(sums.read_text())
     del written["best.safetensors"]
     sums.write_text(json.dumps(written))
 
     with one_line("another version", "step-00000006"):
-        older.start()
+        broken.start()
 
-    assert older.checkpoints == ["step-00000005", "step-00000006"]
+    assert broken.checkpoints == ["step-00000005", "step-00000006"]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_kept_for_the_next_try(killed, new_run):
+def test_a_checkpoint_that_cannot_be_read_is_kept_for_the_next_try(killed, broken):
     """It may be intact, behind a network that fails for a moment."""
-    whole, before = killed
-    broken = new_run("broken", run=OFTEN)
-    shutil.copytree(before.out, broken.out)
     weights = broken.out / "checkpoints" / "step-00000006" / "model.safetensors"
     aside = weights.rename(broken.out / "aside")
     weights.mkdir()  # Reading it is an error of the system.
@@ -179,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_read_is_kept_for_the_next_try(killed, new_r
     weights.rmdir()
     aside.rename(weights)
     broken.start()
-    assert_same(whole, broken)
+    assert_same(killed[0], broken)
 
 
 def test_what_a_killed_save_left_goes_with_the_next_one(new_run):
