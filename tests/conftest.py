@@ -10,13 +10,14 @@ os.environ.setdefault("ALPRO_LOG_TIMES", "0")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # before Prefect is imported
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
+import gc
 import json
 import multiprocessing
 import select
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import ThreadingHTTPServer
@@ -85,6 +86,18 @@ def pytest_configure() -> None:
             "spacy",
         ):
             import_module(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """The modules of the tests and all that they import are never garbage: to look for it among them
+    took a tenth of the collection and a twentieth of the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
