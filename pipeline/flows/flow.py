@@ -226,7 +226,7 @@ def run(
     if parent:
         run_steps(current)
     else:
-        Runs(plan.workspace).begin(log_entry)
+        Runs(plan.workspace).write(log_entry)
         # A comparison of two runs shows that their code differs.
         params = {
             "commit": describe_commit(log_entry.commit)
@@ -288,12 +288,12 @@ def run_steps(current: PipelineRun) -> None:
             raise
 
     for name, future in futures.items():
+        if name in current.failures or name in current.artifacts_by_name:
+            continue
         future.wait()
-        if future.state.is_pending():  # as Prefect leaves what cannot run
-            announce(f"{name}: skipped, because an input failed")
-        elif not future.state.is_completed():
-            error: Any = future.state.result(raise_on_failure=False)
-            current.failures.setdefault(name, error)
+        if not future.state.is_pending():
+            future.result()  # raises what Prefect itself failed with
+        announce(f"{name}: skipped, because an input failed")
     if current.failures:
         raise next(iter(current.failures.values()))
 

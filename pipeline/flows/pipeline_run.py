@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -183,16 +182,15 @@ class PipelineRun:
         states = {
             step.name: self.states.get(step.name, rest) for step in self.plan.steps
         }
-        values: dict[str, Any] = {
-            "state": state,
-            "reason": one_line(error, max_length=MAX_MESSAGE) if error else "",
-            "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
-            "steps": fingerprints,
-            "states": states,
-        }
-
-        run = replace(self.log_entry, **values)
-        Runs(self.plan.workspace).end(run, **values)
+        run = replace(
+            self.log_entry,
+            state=state,
+            reason=one_line(error, max_length=MAX_MESSAGE) if error else "",
+            seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
+            steps=fingerprints,
+            states=states,
+        )
+        Runs(self.plan.workspace).write(run)
         write_refs(
             self.plan.workspace, run.config, variations(run.command), fingerprints
         )

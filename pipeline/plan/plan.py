@@ -67,12 +67,9 @@ class Plan:
         an MLflow store, and the last run of these steps, if there was one, finished and has its
         report. Empty if anything is left to do."""
         last = Runs(self.workspace).last(self.report.name)
-        was_finished = last is None or (
-            last.state == FINISHED and self.report.is_file()
-        )
-        if not was_finished or not (self.workspace / "mlflow.db").is_file():
+        if last and not (last.state == FINISHED and self.report.is_file()):
             return []
-        if self.steps_to_run:
+        if self.steps_to_run or not (self.workspace / "mlflow.db").is_file():
             return []
         return self.required
 

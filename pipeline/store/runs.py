@@ -56,17 +56,13 @@ class Runs:
     def __init__(self, workspace: Path):
         self.file = workspace / FILE
 
-    def begin(self, run: Run) -> None:
-        """Write that a run begins."""
-        self._append(asdict(run))
-
-    def end(self, run: Run, **values: Any) -> None:
-        """Write how a run ended.
-
-        Args:
-            values: fields that are known now.
-        """
-        self._append({"id": run.id, **values})
+    def write(self, run: Run) -> None:
+        """Write a run as it is now: when it begins, and when it has ended."""
+        text = json.dumps(asdict(run), ensure_ascii=False)
+        # A line begins with its break, so that one which a power failure has cut ends there. A
+        # single write to a file that is open for appending: lines of two commands do not mix.
+        with self.file.open("ab") as file:
+            file.write(f"\n{text}".encode())
 
     def all(self) -> list[Run]:
         """Return the runs in the order in which they began."""
@@ -90,12 +86,6 @@ class Runs:
     def last(self, report: str) -> Run | None:
         """Return the last run of the steps that a page reports."""
         return next((run for run in reversed(self.all()) if run.report == report), None)
-
-    def _append(self, values: Mapping[str, Any]) -> None:
-        # A line begins with its break, so that one which a power failure has cut ends there. A
-        # single write to a file that is open for appending: lines of two commands do not mix.
-        with self.file.open("ab") as file:
-            file.write(f"\n{json.dumps(values, ensure_ascii=False)}".encode())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of runs, without one that a power failure has cut."""

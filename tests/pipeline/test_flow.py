@@ -157,9 +157,7 @@ def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     report = plan_of(TINY, workspace=tmp_path).report
     report.parent.mkdir()
     report.touch()
-    run = Run(config=TINY, report=report.name)
-    Runs(tmp_path).begin(run)
-    Runs(tmp_path).end(run, state=state)
+    Runs(tmp_path).write(Run(config=TINY, report=report.name, state=state))
 
     assert finished_steps() == steps
     report.unlink()

@@ -1,5 +1,6 @@
 """The log of the commands of a workspace."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def runs(tmp_path):
 
 def begin(runs, at, config="tiny", *changes):
     run = Run(at=at, config=config, changes=changes, stage="pretrain")
-    runs.begin(run)
+    runs.write(run)
     return run
 
 
@@ -23,7 +24,9 @@ def test_a_run_is_read_as_it_was_written(runs):
     run = begin(
         runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"'
     )
-    runs.end(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
+    runs.write(
+        replace(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
+    )
 
     (read,) = runs.all()
     assert (read.id, read.at, read.state, read.seconds) == (
@@ -51,7 +54,7 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(run
     )
     other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
     third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
-    runs.end(first, state="finished")  # a run may end after another began
+    runs.write(replace(first, state="finished"))  # a run may end after another began
 
     assert [runs.earlier(run) for run in (first, other)] == [[], []]
     assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
