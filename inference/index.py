@@ -349,7 +349,8 @@ def index_exists(place: str | Path) -> bool:
             f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
             f"{place} VIDEOS --model {model}` makes it anew"
         )
-    return (location / "clips.lance").is_dir()  # to connect would make the folder
+    # To connect would make the folder. A full disk may have left a table without a version.
+    return any((location / "clips.lance/_versions").glob("*.manifest"))
 
 
 def connect(address: str) -> "DBConnection":

@@ -20,6 +20,7 @@ import pyarrow as pa
 from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.index import (
+    LOCK,
     Index,
     IndexSettings,
     check_digest,
@@ -124,7 +125,9 @@ def add_videos(
     )
     if not index_exists(place):
         folder = located(place)
-        if isinstance(folder, Path) and folder.is_dir() and any(folder.iterdir()):
+        # What a creation leaves that a full disk or a kill ended.
+        left = {Path(folder, name) for name in ("clips.lance", LOCK)}
+        if isinstance(folder, Path) and folder.is_dir() and {*folder.iterdir()} - left:
             raise InputError(
                 f"{place}: not empty, and not an index; choose another folder"
             )

@@ -49,7 +49,7 @@ def run(
 
     # Slow to import: meanwhile the temporary server starts.
     from alpro.pipeline.config.load import variations
-    from alpro.pipeline.plan.checks import check_plan
+    from alpro.pipeline.plan.checks import check_plan, fetch_models
     from alpro.pipeline.plan.plan import make_plan
     from alpro.pipeline.reports.terminal import print_results
 
@@ -69,6 +69,7 @@ def run(
         write_refs(root, command.config, variations(command), fingerprints)
         folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
+        fetch_models(plan)
         folders = run_flow(plan, options.tracking_uri, wait)
 
     paths = {name: Path(folder) for name, folder in folders.items()}
@@ -215,6 +216,10 @@ def create_workspace(folder: Path) -> None:
     """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    # A mode does not tell that a disk is full or mounted read-only.
-    TemporaryFile(dir=folder).close()
-    check_locks(home)
+    try:
+        # A mode does not tell that a disk is full or mounted read-only.
+        TemporaryFile(dir=folder).close()
+        check_locks(home)
+    except OSError as error:
+        # Not the name of a file that never was.
+        raise OSError(error.errno, error.strerror, str(folder)) from error

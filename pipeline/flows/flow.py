@@ -35,7 +35,7 @@ from alpro.pipeline.flows.tasks import (
     get_failed_state,
     step_task,
 )
-from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.runs import Run, Runs
@@ -116,6 +116,7 @@ def alpro(
         plan = make_plan(Command(config, data_changes(data, changes), stage), workspace)
         deployments = find_deployments()
         check_plan(plan, deployments)
+        fetch_models(plan, deployments)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
         tracker = Tracker.open(uri, workspace, plan.settings.name)
         return run(

@@ -21,7 +21,7 @@ from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.files import STUDIES, find_config, read_toml
 from alpro.pipeline.config.load import load_config
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
     Rows,
@@ -151,6 +151,7 @@ def run_study(
 
     for member in members:
         check_plan(member.plan)
+        fetch_models(member.plan)
     tracker = Tracker.open(tracking_uri, root, study.name)
 
     scores: Rows = []

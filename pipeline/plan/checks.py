@@ -1,11 +1,12 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.models.pretrained import HubName
 from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -15,7 +16,7 @@ from alpro.shards.sources.manifest import Manifest
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import FILE_OR_NAME, Resources, path_kind
 from alpro.stages.training.config import TrainingConfig
 
 PADDING = 8  # texts are padded to a multiple of it
@@ -41,6 +42,32 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
         check_devices(resources.device, resources.processes)
     check_test_items(plan)
+
+
+def fetch_models(plan: Plan, elsewhere: Collection[str] = ()) -> None:
+    """Download the models of the hub that the steps to run name, unless they are in its cache, so
+    that no step fails after the videos are decoded.
+
+    Args:
+        elsewhere: the stages that run on other machines.
+
+    Raises:
+        InputError: If one cannot be downloaded.
+    """
+    for step in plan.steps_to_run:
+        for name in find_hub_names(step) if step.stage not in elsewhere else ():
+            name.folder()
+
+
+def find_hub_names(step: Step) -> Iterator[HubName]:
+    """Yield the models of the hub that a step names, without those of timm."""
+    for key, field in type(step.config).model_fields.items():
+        value = getattr(step.config, key)
+        if key == "vit" or not value or path_kind(field, value) != FILE_OR_NAME["path"]:
+            continue
+        name = HubName.parse(value, needs_owner=key != "bert")
+        if name:
+            yield name
 
 
 def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:

@@ -23,6 +23,7 @@ ADVICE = {
     "locked": "another process writes to it: end it, or run the command again later",
     "not a database": f"it is damaged: {REFILL}",
     "malformed": f"it is damaged: {REFILL}",
+    "disk I/O error": "the disk or a quota is full, or files have a limit (ulimit -f)",
     "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
 

@@ -32,6 +32,7 @@ from alpro.shards.sources.cells import (
     read_text,
 )
 from alpro.shards.sources.form import (
+    BESIDE,
     WORDS,
     Form,
     Record,
@@ -158,6 +159,17 @@ class Items:
         except sqlite3.OperationalError as error:
             raise disk_error(error) from error
 
+    def add_file(self, where: str, path: str, record: Record) -> Iterator[Reject]:
+        """Add a file of the folder with the record of its text, in which `$reason` says why it is
+        none."""
+        reason = record.get("$reason")
+        if show(path) != path:
+            reason = "the name of the file is not UTF-8; rename it"
+        if reason:
+            yield reject_row(path, reason, show(path))
+        else:
+            yield from self.add(where, {**record, "$file": path}, BESIDE)
+
     def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
         if any(
             read_string(record, column) != value for column, value in form.where.items()
@@ -229,7 +241,9 @@ class Items:
                 f"{text[:20]!r}... of {len(text):,} characters names no file"
             )
         base = str(self.folder.path)
-        name = text.replace("\\", "/")  # as Windows writes it
+        name = text
+        if "\\" in text and not os.path.isfile(f"{base}/{text}"):  # noqa: PTH113 - as in `find`
+            name = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:
             whole = os.path.normpath(self.names_root / name)
             name = whole.removeprefix(f"{self.names_root}/")

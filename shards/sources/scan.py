@@ -414,5 +414,5 @@ def scan_media(folder: Path) -> Rows:
         if path in texts:
             yield texts[path]
         else:
-            yield from items.add(path, {"$file": path}, BESIDE)
+            yield from items.add_file(path, path, {})
     yield from log_notes(items.rows(), source.notes)

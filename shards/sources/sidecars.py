@@ -26,9 +26,8 @@ from alpro.shards.sources.media import (
     is_image,
     names_others,
     read_suffix,
-    show,
 )
-from alpro.shards.sources.rows import Items, Rows, reject_row
+from alpro.shards.sources.rows import Items, Rows
 
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
 NOT_TEXTS = re.compile(
@@ -145,12 +144,7 @@ class Sidecars:
         for path in folder.media:
             text = self.texts.get(path)
             record = self.read(text) if text else {}
-            if show(path) != path:
-                record = {"$reason": "the name of the file is not UTF-8; rename it"}
-            if "$reason" in record:
-                yield reject_row(path, record["$reason"], show(path))
-            else:
-                yield from items.add(text or path, {**record, "$file": path}, BESIDE)
+            yield from items.add_file(text or path, path, record)
             if not text:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)

@@ -352,6 +352,16 @@ def test_a_folder_that_is_no_index_is_refused(update, own, tmp_path):
         update(own)
 
 
+def test_a_creation_that_a_full_disk_ended_is_no_index_and_is_made_again(
+    update, own, tmp_path
+):
+    (tmp_path / "index" / "clips.lance" / "_versions").mkdir(parents=True)
+
+    update(own)
+
+    assert len(Index.open(tmp_path / "index")) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from alpro.pipeline.plan.checks import check_plan
+from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import Outcome
@@ -17,6 +17,19 @@ from tests.plans import plan_of
 
 def check(folder, *changes, stage="", elsewhere=()):
     check_plan(plan_of(TINY, *changes, workspace=folder, stage=stage), elsewhere)
+
+
+def test_models_of_the_hub_are_fetched_before_anything_runs(
+    tmp_path, hub, clip_folders
+):
+    here = f"cache_prompts.prompter={hub(clip_folders['clip'])}"
+    fetch_models(plan_of(TINY, here, workspace=tmp_path))
+
+    nowhere = plan_of(TINY, "cache_prompts.prompter=nobody/clip", workspace=tmp_path)
+    with one_line("nobody/clip", "cannot be downloaded"):
+        fetch_models(nowhere)
+    # Another machine fetches its own.
+    fetch_models(nowhere, elsewhere=["cache_prompts"])
 
 
 DIVIDED = [f"{stage}.batch_size=48" for stage in TRAININGS]

@@ -18,6 +18,7 @@ NAMES = {
     "another extension": ("a.webm b.mp4", "a.mp4", "a.webm"),
     "a video beside its picture": ("a.mp4 a.jpg", "a", "a.mp4"),
     "of Windows": ("B/a.mp4", "B\\a.mp4", "B/a.mp4"),
+    "with a backslash": ("B\\a.mp4", "B\\a.mp4", "B\\a.mp4"),
     "with spaces around": ("a.mp4", " a.mp4 ", "a.mp4"),
     "by a roundabout way": ("a.mp4", "x/../a.mp4", "a.mp4"),
     "decomposed": ("cafe\u0301.mp4", "caf\u00e9", "cafe\u0301.mp4"),
