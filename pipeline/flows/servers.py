@@ -2,13 +2,14 @@
 up`."""
 
 import atexit
+import math
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI
 SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
+DAMAGED = "malformed|not a database"  # what SQLite says of a file
+START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 60.0  # for a server to answer its first request
 SERVER_SECONDS = 10.0  # for a server to end
@@ -38,11 +41,18 @@ WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 
 
 def answers(port: int) -> bool:
-    """Return whether a server of this machine has started: uvicorn opens its port last."""
-    with suppress(OSError):
+    """Return whether a server of this machine has started: uvicorn opens its port last.
+
+    Raises:
+        InputError: If this machine cannot reach itself, as in a sandbox without a network.
+    """
+    try:
         socket.create_connection(("127.0.0.1", port), timeout=10).close()
-        return True
-    return False
+    except (ConnectionError, TimeoutError):
+        return False
+    except OSError as error:
+        raise InputError(f"127.0.0.1: {error.strerror}; a run needs it") from error
+    return True
 
 
 def start_temporary_server() -> Callable[[], None]:
@@ -96,7 +106,8 @@ def start_temporary_server() -> Callable[[], None]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
-        wait_until(lambda: answers(port), {"Prefect's server": server})
+        deadline = time.monotonic() + START_SECONDS
+        wait_until(lambda: answers(port), {"Prefect's server": server}, deadline)
         starting.release()
 
     return wait
@@ -149,13 +160,19 @@ def guard(address: str, *more: str) -> dict[str, str]:
 
 
 def wait_until(
-    condition: Callable[[], bool], programs: Mapping[str, Processes]
+    condition: Callable[[], bool],
+    programs: Mapping[str, Processes],
+    deadline: float = math.inf,
 ) -> None:
-    """Wait. Raises StageFailed if one of the programs has ended."""
+    """Wait. Raises StageFailed if one of the programs has ended, or it is later than a deadline."""
     while not condition():
         for name, program in programs.items():
-            if not program.is_running():
-                raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
+            if program.is_running() and time.monotonic() < deadline:
+                continue
+            reason = " | ".join(program.last_lines)
+            if re.search(DAMAGED, reason):
+                reason += "; move prefect/prefect.db of the workspace away: it is the history of its pages"
+            raise StageFailed(f"{name} ended or does not answer: {reason}")
         time.sleep(POLL_SECONDS)
 
 

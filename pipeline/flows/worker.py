@@ -38,6 +38,7 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
+WAIT_SECONDS = 3.0  # between looks whether the server answers
 MLFLOW_TRIES = 20  # each takes some seconds; then the worker works without it
 CRASHED = "its worker ended while it ran; run it again to continue"
 
@@ -123,11 +124,10 @@ async def end_own_runs(pool: str, name: str) -> None:
 
 
 def main(pool: str, name: str, limit: str = "") -> None:
-    """Run a worker.
+    """Run a worker, once Prefect's server answers.
 
     Raises:
-        InputError: If the environment lacks something, a worker of this name runs already, or
-            Prefect's server does not answer.
+        InputError: If the environment lacks something, or a worker of this name runs already.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -140,7 +140,14 @@ def main(pool: str, name: str, limit: str = "") -> None:
             f"a worker named {name} runs already; give this one another name"
         )
 
-    check_server(os.environ.get("PREFECT_API_URL", ""))
+    url = os.environ.get("PREFECT_API_URL", "")
+    while True:
+        try:
+            check_server(url)
+            break
+        except InputError as error:
+            print(f"waiting: {error}", flush=True)
+            time.sleep(WAIT_SECONDS)
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 

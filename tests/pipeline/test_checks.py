@@ -22,14 +22,14 @@ def check(folder, *changes, stage="", elsewhere=()):
 def test_models_of_the_hub_are_fetched_before_anything_runs(
     tmp_path, hub, clip_folders
 ):
-    here = f"cache_prompts.prompter={hub(clip_folders['clip'])}"
+    here = f"evaluate.baseline={hub(clip_folders['clip'])}"
     fetch_models(plan_of(TINY, here, workspace=tmp_path))
 
-    nowhere = plan_of(TINY, "cache_prompts.prompter=nobody/clip", workspace=tmp_path)
+    nowhere = plan_of(TINY, "evaluate.baseline=nobody/clip", workspace=tmp_path)
     with one_line("nobody/clip", "cannot be downloaded"):
         fetch_models(nowhere)
     # Another machine fetches its own.
-    fetch_models(nowhere, elsewhere=["cache_prompts"])
+    fetch_models(nowhere, elsewhere=["evaluate"])
 
 
 DIVIDED = [f"{stage}.batch_size=48" for stage in TRAININGS]
