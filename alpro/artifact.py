@@ -155,7 +155,9 @@ def read_record(folder: Path) -> Record | None:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        log.warning(f"{path} is corrupt: it counts as missing, and its artifact is built again if a stage needs it")
+        log.warning(
+            f"{path} is corrupt: it counts as missing, and its artifact is built again if a stage needs it"
+        )
         return None
     if values.get("version") != RECORD_VERSION:  # written by an earlier version
         return None
