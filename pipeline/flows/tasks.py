@@ -99,17 +99,15 @@ def get_failed_state(error: BaseException) -> State:
     return Failed(message=message, data=error)
 
 
-class WithoutTraceback(logging.Filter):
-    """Drops the tracebacks of errors that are no bugs from the logs of runs, which have their
+def is_bug(record: logging.LogRecord) -> bool:
+    """Drop the tracebacks of errors that are no bugs from the logs of runs, which have their
     message."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        return not isinstance(error, EXPECTED)
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, EXPECTED)
 
 
 for _name in ("prefect.flow_runs", "prefect.engine"):
-    logging.getLogger(_name).addFilter(WithoutTraceback())
+    logging.getLogger(_name).addFilter(is_bug)
 
 
 def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
