@@ -40,23 +40,13 @@ def find_field(
     return field, annotation
 
 
-def is_text(annotation: Any) -> bool:
-    """Return whether values of a type are texts."""
-    return str in (annotation, *get_args(annotation))
-
-
 def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error of a validation in a line: key, message and value."""
     # A mistyped key comes first: it is also missing.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = error_key(first)
+    key = ".".join(map(str, first["loc"]))
     message = error_message(first, model)
     return f"{key}: {message}" if key else message
-
-
-def error_key(error: ErrorDetails) -> str:
-    """Return the dotted key of an error; empty if it concerns several keys."""
-    return ".".join(str(part) for part in error["loc"])
 
 
 def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -21,7 +21,7 @@ from alpro.pipeline.config.command import (
     Command,
     changed_key,
 )
-from alpro.pipeline.config.fields import error_line, find_field, is_text
+from alpro.pipeline.config.fields import error_line, find_field
 from alpro.pipeline.config.files import find_config, read_toml
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.shards.storage import absolute
@@ -97,8 +97,7 @@ def variations(command: Command) -> list[str]:
         key, _, text = change.partition("=")
         keys = key.strip().split(".")
         value = str(parse_value(text.strip(), keys))
-        field, _ = find_field(PipelineConfig, keys)
-        kind = path_kind(field, value) if field else ""
+        kind = kind_of_path(keys, value)
 
         # A model on the hub is a variant, as any other value.
         is_file = kind in ("file", "root") or (kind and Path(value).exists())
@@ -141,8 +140,7 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     if not isinstance(value, str) or not value:
         return value
 
-    field, _ = find_field(PipelineConfig, keys)
-    kind = path_kind(field, value) if field else ""
+    kind = kind_of_path(keys, value)
     if kind == "root":  # maybe of another machine: links are not resolved
         return os.path.normpath(folder.absolute() / value)
     if not kind:
@@ -152,6 +150,12 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     exists = isinstance(path, Path) and path.exists()
     # A name on the hub looks like a path: only one that exists is one.
     return str(path) if exists or kind != "file or name" else value
+
+
+def kind_of_path(keys: Sequence[str], value: str) -> str:
+    """Return the `path_kind` of a value of a configuration."""
+    field, _ = find_field(PipelineConfig, keys)
+    return path_kind(field, value) if field else ""
 
 
 # Layers.
@@ -213,8 +217,8 @@ def parse_value(text: str, keys: Sequence[str]) -> Any:
 
     # A folder may be called 2024-01-01, 7 or true.
     _, annotation = find_field(PipelineConfig, keys)
-    is_other = not isinstance(value, str | list)
-    return text if is_other and is_text(annotation) else value
+    is_text = str in (annotation, *get_args(annotation))
+    return text if is_text and not isinstance(value, str | list) else value
 
 
 def share_tables(values: Values) -> Values:

@@ -103,11 +103,11 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
     """
     if not uri:
         check_store(workspace)
-    if not uri and not (workspace / "mlflow.db").is_file():  # MLflow would create it
-        raise InputError(
-            f"{name}: no MLflow store in {workspace}; name one with --tracking-uri"
-        )
-    uri = uri or store_uri(workspace)
+        if not (workspace / "mlflow.db").is_file():  # MLflow would create it
+            raise InputError(
+                f"{name}: no MLflow store in {workspace}; name one with --tracking-uri"
+            )
+        uri = store_uri(workspace)
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))
