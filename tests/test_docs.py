@@ -24,9 +24,9 @@ from alpro.shards.schema import Reason
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES
 from alpro.stages.execution.interface import Resources
+from tests.conftest import ROOT
 from tests.plans import configure
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     page.name: page
     for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments):

@@ -3,15 +3,14 @@
 import os
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from alpro.interpreter import interpreter
 from alpro.pipeline.execution.processes import Processes
 from alpro.stages.execution.lifecycle import supervised
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 SHADOWING = (
     "queue",
     "calendar",

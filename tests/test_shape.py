@@ -2,13 +2,12 @@
 learn."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from alpro.pipeline.cli.main import app
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 SOURCES = {".py", ".js", ".css", ".html"}
 FOLDERS = (
     *("alpro", "models", "shards", "stages", "inference", "pipeline"),

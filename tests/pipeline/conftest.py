@@ -17,12 +17,12 @@ import pytest
 
 from alpro.files import digest
 from alpro.pipeline.store.runs import Run, Runs
+from tests.conftest import ROOT
 from tests.plans import plan_of
 
 if TYPE_CHECKING:
     from alpro.artifact import Record
 
-ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests" / "tiny.toml")
 RETRIEVAL, QA, PROMPTER = (
     digest(stage)[:8]

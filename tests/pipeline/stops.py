@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from alpro.interpreter import set_parent_death_signal
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 LOADER = Path(__file__).with_name("with_dataloader_worker")
 # How a run is ended: a role, and the signals that it receives.
 ROLES = ("pipeline", "supervisor", "torchrun", "rank", "DataLoader worker")

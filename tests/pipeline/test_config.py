@@ -12,7 +12,7 @@ from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.config.load import read_config, variations
 from docs.write_configuration import document
-from tests.conftest import one_line
+from tests.conftest import ROOT, one_line
 from tests.pipeline.conftest import TINY
 from tests.plans import configure
 
@@ -76,7 +76,7 @@ def test_a_shipped_configuration_begins_with_its_command(name):
 
 
 def test_the_page_of_the_configuration_is_up_to_date():
-    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    page = ROOT / "docs" / "configuration.md"
     assert page.read_text() == document(), "run: python docs/write_configuration.py"
 
 

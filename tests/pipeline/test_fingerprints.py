@@ -15,9 +15,9 @@ import pytest
 
 from alpro.files import read_json
 from alpro.pipeline.config.files import shipped
+from tests.conftest import ROOT
 from tests.plans import plan_of
 
-ROOT = Path(__file__).parents[2]
 OF_TESTS = "tests/tiny.toml"
 RECORDED = Path(__file__).with_name("fingerprints.json")
 DATA = {

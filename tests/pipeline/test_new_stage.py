@@ -4,16 +4,14 @@ tests/test_examples.py runs it.
 """
 
 import sys
-from pathlib import Path
 from types import ModuleType
 
 from alpro import stages
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.plan import build_steps
+from tests.conftest import ROOT
 from tests.plans import configure
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_of_a_new_stage_is_planned(tmp_path, monkeypatch):

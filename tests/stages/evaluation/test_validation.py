@@ -28,9 +28,7 @@ from alpro.stages.training.objective import (
     PrompterObjective,
     QaObjective,
 )
-
-MEAN = [0.5] * 3
-STD = [0.25] * 3
+from tests.stages.training.conftest import MEAN, STD
 
 
 @pytest.fixture(scope="module")

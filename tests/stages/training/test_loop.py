@@ -24,9 +24,6 @@ from alpro.stages.training.objective import PrompterObjective
 from tests.stages.training.conftest import full_disk, run_of
 from tests.stages.training.part_of_a_batch import WEIGHTS, objective_of, whole_batch
 
-MEAN = [0.5] * 3
-STD = [0.25] * 3
-
 
 def spoiled(*bad):
     """An objective whose loss is not finite in some steps."""
