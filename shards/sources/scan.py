@@ -350,7 +350,16 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         inside = path[: path.rfind("/") + 1]
         has_media = any(media.startswith(inside) for media in folder.media)
         origin = Origin(split, inside if has_media else "", len(tables))
-        tables.append((opened.pop(path), [origin]))
+        table = opened.pop(path)
+        for other, _ in tables:
+            pairs = zip(other.head_records, table.head_records, strict=False)
+            is_beside = str(other.path).startswith(str(folder.path / inside))
+            if is_beside and all(one == two for one, two in pairs):
+                raise InputError(
+                    f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
+                    "name the tables of each split in [corpora.data.annotations]"
+                )
+        tables.append((table, [origin]))
     for path in opened if tables else ():
         folder.notes.add(NOT_READ, path)
     return tables

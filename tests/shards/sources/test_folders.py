@@ -104,6 +104,13 @@ def test_all_parts_of_a_table_are_read(read):
         read({f"{n}/x.csv": "" for n in range(501)}, "a.mp4")
 
 
+def test_a_copy_of_a_table_is_refused(read):
+    table = f"video,caption\na,{DOG}\n"
+
+    with one_line("train (1).csv", "train.csv"):
+        read({"train.csv": table, "train (1).csv": f"{table}b,{CAT}\n"}, "a.mp4 b.mp4")
+
+
 def test_a_table_and_its_compressed_copy_are_one(read):
     table = f"video,caption\na,{DOG}\n"
 
