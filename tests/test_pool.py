@@ -219,7 +219,8 @@ def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
         subprocess.Popen([*dask, "scheduler", *options, "--port", "0"]),
         subprocess.Popen([*dask, "worker", *options, "--nthreads", "1"]),
     ]
-    while not file.exists():
+    # Dask creates the file before it writes it.
+    while not file.exists() or not file.stat().st_size:
         threading.Event().wait(0.05)
 
     scheduler = json.loads(file.read_text())["address"]

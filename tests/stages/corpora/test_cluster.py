@@ -57,7 +57,8 @@ def dask(tmp_path):
 def scheduler(dask, tmp_path):
     file = tmp_path / "scheduler.json"
     dask("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", file)
-    wait_until(file.exists)
+    # Dask creates the file before it writes it.
+    wait_until(lambda: file.exists() and file.stat().st_size)
     return json.loads(file.read_text())["address"]
 
 
