@@ -351,10 +351,11 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         has_media = any(media.startswith(inside) for media in folder.media)
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened.pop(path)
-        for other, _ in tables:
+        for other, (before, *_) in tables:
             pairs = zip(other.head_records, table.head_records, strict=False)
             is_beside = str(other.path).startswith(str(folder.path / inside))
-            if is_beside and all(one == two for one, two in pairs):
+            is_copy = before.split == split and all(one == two for one, two in pairs)
+            if is_beside and is_copy:
                 raise InputError(
                     f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
                     "name the tables of each split in [corpora.data.annotations]"
