@@ -228,8 +228,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     make_folder(workspace / "prefect")
     create_database(workspace / "prefect/prefect.db")
 
-    # SIGTERM is how systemd and Docker stop a server: not a failure.
+    # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the
+    # background has SIGINT ignored.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         address = ["--host", "127.0.0.1", "--port"]
         start = ["prefect", "server", "start", *address, str(prefect_port)]
