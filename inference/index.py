@@ -44,7 +44,7 @@ SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
 ORDER = ("path", "start", "id")  # in which the index is listed
 LOCK = "clips.lock"  # in the folder of an index
-REPEATS = 4  # of a call that was overtaken
+REPEATS = 4  # a call that was overtaken is made again
 # What the engine says if the files of the state that it reads are gone, or if others changed it first.
 OVERTAKEN = "Not found: |[Cc]ommit conflict|concurrent writers"
 
@@ -459,7 +459,7 @@ def record_index(workspace: Path, index: Index) -> None:
     """Note an index and its model in a workspace, so that the model is not removed as unused."""
     try:
         model = find_recorded_model(index, workspace)
-    except InputError:  # of another workspace, which is not there now
+    except InputError:  # the model is in a workspace that is not there now
         return
     record = read_record(model.parent if model.name == "model" else model)
     if not record or not workspace.is_dir():

@@ -74,7 +74,7 @@ def step_task(title: str, position: str, index: int) -> State | None:
     """
     run = CURRENT_RUN.get()
     step = run.plan.steps[index]
-    run.failures.pop(step.name, None)  # of an attempt that got further
+    run.failures.pop(step.name, None)  # an earlier attempt, which got further
     try:
         return find_or_build(run, step, position)
     except Exception as error:

@@ -248,9 +248,8 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
 def is_split(cell: Any) -> bool:
     """Return whether a cell is the name of a split, and no text with such a word."""
     text = read_text(cell)
-    return bool(split_in(text)) and len(text.split()) <= 1 + text.lower().endswith(
-        "set"
-    )
+    most_words = 2 if text.lower().endswith("set") else 1
+    return bool(split_in(text)) and len(text.split()) <= most_words
 
 
 def is_span(cell: Any) -> bool:

@@ -160,8 +160,8 @@ class Items:
             raise disk_error(error) from error
 
     def add_file(self, where: str, path: str, record: Record) -> Iterator[Reject]:
-        """Add a file of the folder with the record of its text, in which `$reason` says why it is
-        none."""
+        """Add a file of the folder with the record of its text. `$reason` in it says why there is no
+        text. Yield the reject of an invalid one."""
         reason = record.get("$reason")
         if show(path) != path:
             reason = "the name of the file is not UTF-8; rename it"

@@ -352,10 +352,9 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened.pop(path)
         for other, (before, *_) in tables:
+            is_same_place = (before.split, before.inside) == (split, origin.inside)
             pairs = zip(other.head_records, table.head_records, strict=False)
-            is_beside = str(other.path).startswith(str(folder.path / inside))
-            is_copy = before.split == split and all(one == two for one, two in pairs)
-            if is_beside and is_copy:
+            if is_same_place and all(one == two for one, two in pairs):
                 raise InputError(
                     f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
                     "name the tables of each split in [corpora.data.annotations]"

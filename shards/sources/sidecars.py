@@ -112,7 +112,7 @@ class Sidecars:
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
-        it is none."""
+        it cannot be read."""
         file = self.folder.path / path
         try:
             placeholder = find_placeholder(read_head(file))

@@ -147,16 +147,6 @@ def test_a_block_reads_the_tables_that_have_its_columns(tmp_path, capsys, read):
     }
 
 
-def test_a_split_of_another_name_is_asked_for(tmp_path, capsys):
-    files = {"c.mp4": "x", "x.csv": "video,caption,phase\nc.mp4,a dog,val\n"}
-    data = write_files(tmp_path / "data", files)
-
-    status = execute(["data", "check", str(data)])
-
-    assert status == 2
-    assert 'split = "phase"' in capsys.readouterr().out
-
-
 def test_names_of_columns_that_look_like_templates_are_one_line(read):
     table = {"x.csv": "{file},{text}\nc.mp4,a dog runs\n"}
 
@@ -235,14 +225,22 @@ def test_a_check_prints_what_the_first_rows_become(data, capsys):
     assert '"captions":["ein Hund"]' in capsys.readouterr().out
 
 
-def test_a_column_of_a_usual_name_may_have_something_else(tmp_path, capsys):
-    files = {"c.mp4": "x", "x.csv": "split,said\nc.mp4,a dog runs\n"}
-    data = write_files(tmp_path / "data", files)
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("split,said\nc.mp4,a dog runs\n", 'file = "split"'),
+        ("video,caption,phase\nc.mp4,a dog,val\n", 'split = "phase"'),
+    ],
+)
+def test_a_column_of_another_meaning_than_its_name_is_asked_for(
+    table, line, tmp_path, capsys
+):
+    data = write_files(tmp_path / "data", {"c.mp4": "x", "x.csv": table})
 
     status = execute(["data", "check", str(data)])
 
     assert status == 2
-    assert 'file = "split"' in capsys.readouterr().out
+    assert line in capsys.readouterr().out
 
 
 def test_a_run_on_a_table_of_unknown_columns_ends_with_the_same_block(
