@@ -235,7 +235,7 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.pipeline.reports.results import tables
+    from alpro.pipeline.reports.results import comparison_table, tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
@@ -262,7 +262,6 @@ def evaluate(
 
         results = score_model(model, loaded, gallery)
         rows, _ = results.write(results_folder, split)
-        runs = {model: rows}
         compared = Comparison([], {})
         baseline_rows: list[dict[str, Any]] = []
         if theirs and results.gallery:
@@ -270,7 +269,6 @@ def evaluate(
             theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
             baseline_results = score_model(baseline, theirs, results.gallery)
             baseline_rows, _ = baseline_results.write(baseline_folder, split)
-            runs = {baseline: baseline_rows, model: rows}
             compared = compare(baseline_folder, results_folder)
 
     sentence = compare_models(baseline, model, compared)
@@ -286,8 +284,10 @@ def evaluate(
         print_json(values)
         return
 
-    for table in tables(runs, compared if other else None):
+    for table in tables(rows):
         print_table(table)
+    if compared.scores:
+        print_table(comparison_table(baseline, model, compared))
     if sentence:
         print(sentence)
 

@@ -31,7 +31,6 @@ from alpro.pipeline.reports.results import (
     read_artifacts,
     row_label,
     rows,
-    signed,
 )
 from alpro.shards.storage import absolute
 from alpro.stages import STAGES
@@ -267,7 +266,7 @@ def make_table(title: str, summaries: Rows) -> Table:
             row["variant"],
             number_text(row["mean"], row["unit"]),
             format_half_width(row["interval"]),
-            "" if difference is None else signed(difference),
+            "" if difference is None else f"{difference:+.1f}",
             format_half_width(row["difference_interval"]),
             " ".join(f"{value:.1f}" for value in row["values"]),
             number_text(row["chance"], row["unit"]),

@@ -110,7 +110,7 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
             f"{record.run.get('commit') or 'unknown'}: {count_text(record)}.\n\n```json\n{settings}\n```"
         )
 
-    score_tables = "\n\n".join(table.markdown() for table in tables({"score": scores}))
+    score_tables = "\n\n".join(table.markdown() for table in tables(scores))
     return CARD.format(
         # The hub calls a license that it does not list "other".
         license_tag=license or "other",

@@ -62,7 +62,6 @@ h1, p, li {{ overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem; border-top: 1px solid #8886; margin-top: 1.6rem; padding-top: .8rem }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
-th[style], td[style] {{ white-space: nowrap }}
 img {{ max-width: 100%; height: auto; background: #fff }}
 img[alt=scores], img[alt=calibration] {{ width: 38rem }}
 </style>
@@ -164,7 +163,7 @@ def describe_run(
     parts |= {
         Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name
     }
-    parts |= {table.title: show_table(table) for table in tables({"score": results})}
+    parts |= {table.title: show_table(table) for table in tables(results)}
     parts["What the controls show"] = show_list(
         f"**{control.label}**: {control.meaning}"
         for control in CONTROLS.values()
@@ -267,7 +266,7 @@ def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
         lines.append([step.name, step.fingerprint[:8], time, counts])
 
     heads = ["stage", "fingerprint", "time", "counts"]
-    return Table("Stages", heads, lines, texts=True)
+    return Table("Stages", heads, lines)
 
 
 def format_duration(seconds: float) -> str:

@@ -9,16 +9,12 @@ from alpro.pipeline.reports.columns import print_columns
 from alpro.pipeline.reports.results import Rows, Table, main_table, read_artifacts, rows
 from alpro.pipeline.reports.verdict import compare_with_start
 
-MAX_WARNINGS = 2  # printed; if there are more, the report has them
-
 
 def print_results(
     folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
 ) -> None:
     """Print the main results of a run, or the numbers of its last stage if nothing was evaluated;
     the warnings of the stages; and where the rest is.
-
-    After an evaluation these are at most 16 lines, and one more if there are few test videos.
     """
     artifacts = read_artifacts(folders.values())
     results = rows(artifacts)
@@ -36,28 +32,19 @@ def print_results(
         return
 
     print_scores(results, artifacts)
-    warnings = [
-        f"{record.name}: {text}" for _, record in artifacts for text in record.warnings
-    ]
-    for line in warnings[:MAX_WARNINGS]:
-        print(f"warning: {line}")
-    if len(warnings) > MAX_WARNINGS:
-        print(f"and {len(warnings) - MAX_WARNINGS} more warnings, in the report")
+    for _, record in artifacts:
+        for text in record.warnings:
+            print(f"warning: {record.name}: {text}")
     if report.is_file():  # A run that finds every artifact writes none.
-        counted = f", {len(results)} scores (--json for JSON)" if results else ""
-        print(f"report{counted}: {report}")
-
-    # `alpro ui` opens this workspace by default.
-    is_default = workspace.name == "workspace" and workspace.parent == Path.cwd()
-    option = "" if is_default else f" --workspace {workspace}"
-    print(f"curves, pictures and comparison: alpro ui{option}")
+        print(f"report, all {len(results)} scores: {report}")
+    print(f"curves, pictures and comparison: alpro ui --workspace {workspace}")
 
 
 def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
     """Print the main scores of a run, or what its last stage counted if it has none."""
     table = main_table(results)
     if table:
-        print_table(table, title=False)
+        print_table(table)
         sentence = compare_with_start(artifacts)
         if sentence:
             print(sentence)
@@ -68,12 +55,8 @@ def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> Non
             print(f"  {key}: {value:g}")
 
 
-def print_table(table: Table, title: bool = True) -> None:
+def print_table(table: Table) -> None:
     """Print a table."""
-    if title:
-        print(table.title)
-    print_columns(table.heads, table.lines, table.numeric)
-    if table.note:
-        print(table.note)
-    if title:
-        print()
+    print(table.title)
+    print_columns(table.heads, table.lines)
+    print(f"{table.note}\n")

@@ -8,6 +8,7 @@ from alpro.artifact import Record, read_results
 from alpro.errors import InputError
 from alpro.pipeline.reports.results import (
     Rows,
+    difference_text,
     main_rows,
     metric_text,
     number_text,
@@ -15,7 +16,7 @@ from alpro.pipeline.reports.results import (
     score_text,
 )
 from alpro.stages.evaluation.comparison import Comparison, compare
-from alpro.stages.evaluation.score_names import DECISIVE, FINE_TUNED, PRETRAINED
+from alpro.stages.evaluation.score_names import DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05
@@ -25,9 +26,6 @@ COMPARED_STEPS = (
     ("evaluate baseline", "evaluate prompter"),
     ("evaluate pretrained", "evaluate retrieval"),
 )
-# Standard errors: the normal quantiles of 1 - 0.05 / 2 and of a power of 0.8, 1.96 + 0.84.
-DETECTABLE_ERRORS = 2.8
-INTERVAL_ERRORS = 3.92  # width of a 95 % interval
 
 
 def headline(results: Rows) -> str:
@@ -78,21 +76,8 @@ def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
         comparison = compare(folders[first], folders[second], (DECISIVE[0],))
     except InputError:
         return ""
-    names = []
-    for step in (first, second):
-        *_, last = read_results(folders[step])
-        names.append(describe_model(last["model"]))
-    sentence = compare_models(names[0], names[1], comparison)
-    return sentence[0].upper() + sentence[1:]
-
-
-def describe_model(name: str) -> str:
-    """Return the name of a model in a sentence.
-
-    >>> describe_model("fine-tuned"), describe_model("clip-vit-base-patch16")
-    ('the fine-tuned model', 'clip-vit-base-patch16')
-    """
-    return f"the {name} model" if name in (PRETRAINED, FINE_TUNED) else name
+    models = [read_results(folders[step])[-1]["model"] for step in (first, second)]
+    return compare_models(models[0], models[1], comparison)
 
 
 def verdict(
@@ -106,59 +91,24 @@ def verdict(
         row: Row of results.json, the score that counts.
         difference: Second minus first, over the same queries.
     """
-    scores = f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, {format_p(difference.p)}"
+    scores = (
+        f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, difference "
+        f"{difference_text(difference)}, p = {difference.p:.2g}"
+    )
     scope = f"on {count_clips(row)} ({scores})"
     if difference.p >= SIGNIFICANT or not difference.difference:
         return (
-            f"No significant difference between {first} and {second} {scope}: keep {first}."
-            f"{describe_power(row, difference)}"
+            f"No significant difference between {first} and {second} {scope}: "
+            f"keep {first}."
         )
 
     # Lower ranks are better.
     is_gain = (difference.difference > 0) == row["higher_is_better"]
-    outcome = "better" if is_gain else "worse"
-    best = second if is_gain else first
-    sentence = f"{second} is {outcome} than {first} {scope}: keep {best}."
-    if difference.low is not None and difference.high is not None:
-        unit = " points" if row["unit"] == "%" else ""
-        sentence += (
-            f" The difference is {difference.difference:+.1f}{unit}, between "
-            f"{difference.low:+.1f} and {difference.high:+.1f}."
-        )
-    return sentence
-
-
-def describe_power(row: Mapping[str, Any], difference: PairedDifference) -> str:
-    """Return the smallest difference that the test clips show with power 0.8; empty for ranks.
-
-    It is 2.8 standard errors of the difference. At least the clips that it changes differ between
-    the models, so that n clips show no less than 2.8^2 / n (Connor, Sample size for testing
-    differences in proportions for the paired-sample design, 1987).
-    """
-    if row["unit"] != "%":
-        return ""
-    videos = row.get("independent_videos", row["items"])
-    points = 100 * DETECTABLE_ERRORS**2 / videos
-    if difference.low is not None and difference.high is not None:
-        error = (difference.high - difference.low) / INTERVAL_ERRORS
-        points = max(points, DETECTABLE_ERRORS * error)
-    if points >= 100:
-        return f" {count_clips(row).capitalize()} cannot show any difference."
-    return f" This test set shows differences of {points:.1f} points or more with power 0.8."
+    if is_gain:
+        return f"{second} is better than {first} {scope}: keep {second}."
+    return f"{second} is worse than {first} {scope}: keep {first}."
 
 
 def count_clips(row: Mapping[str, Any]) -> str:
     """Return the number of test clips of a score."""
     return f"{row.get('videos') or row['items']} test clips"
-
-
-def format_p(p: float) -> str:
-    """Return a p value with two digits, and never as zero.
-
-    >>> format_p(1.0), format_p(0.0213), format_p(0.0005)
-    ('p = 1.0', 'p = 0.021', 'p < 0.001')
-    """
-    if p < 0.001:
-        return "p < 0.001"
-    # The format `.2g` would print 1.0 as 1.
-    return f"p = {p:.1f}" if p > 0.995 else f"p = {p:.2g}"

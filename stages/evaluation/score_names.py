@@ -46,8 +46,6 @@ PRINTED = (
     "entity_crops/acc",
     "entity_crops/ece",
 )
-# Their metrics on that screen, where the full ones would be too wide.
-SHORT_METRICS = {"entity_crops/acc": "labels right", "entity_crops/ece": "ECE ↓"}
 # The scores that a study compares if it names none.
 STUDIED = ("*/similarity/t2v/R1", "*/matching/t2v/R1", "*/qa/acc", "*/entities/acc")
 

@@ -1,7 +1,5 @@
 """Which of two models is better, in a sentence with the names that a person typed."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from alpro.pipeline.reports.terminal import print_scores
 from alpro.pipeline.reports.verdict import compare_with_start, verdict
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
+from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.score_rows import RANK, score_row
 
@@ -25,21 +23,19 @@ CASES = [
     (score_row(), (86.0, 89.5, 3.5, -1.0, 8.0, 0.21)),
     (ROW, (9.1, 72.7, 63.6, 36.4, 90.9, 0.016)),
     (ROW, (72.7, 9.1, -63.6, None, None, 0.0004)),
-    (ROW | {"videos": 5, "independent_videos": 5.0}, (0, 100, 100, 100, 100, 0.06)),
     (RANKS, (9.0, 1.0, -8.0, -9, -7, 0.01)),
 ]
 SENTENCES = """
-No significant difference between clip and mine on 11 test clips (R@1 9.1 and 9.1, p = 1.0): keep clip. \
-This test set shows differences of 71.3 points or more with power 0.8.
-No significant difference between clip and mine on 200 test clips (R@1 86.0 and 89.5, p = 0.21): keep clip. \
-This test set shows differences of 6.4 points or more with power 0.8.
-mine is better than clip on 11 test clips (R@1 9.1 and 72.7, p = 0.016): keep mine. The difference is +63.6 points, \
-between +36.4 and +90.9.
-mine is worse than clip on 11 test clips (R@1 72.7 and 9.1, p < 0.001): keep clip.
-No significant difference between clip and mine on 5 test clips (R@1 0.0 and 100.0, p = 0.06): keep clip. \
-5 test clips cannot show any difference.
-mine is better than clip on 11 test clips (MdR 9.0 and 1.0, p = 0.01): keep mine. The difference is -8.0, \
-between -9.0 and -7.0.
+No significant difference between clip and mine on 11 test clips \
+(R@1 9.1 and 9.1, difference +0.0 [+0.0, +0.0], p = 1): keep clip.
+No significant difference between clip and mine on 200 test clips \
+(R@1 86.0 and 89.5, difference +3.5 [-1.0, +8.0], p = 0.21): keep clip.
+mine is better than clip on 11 test clips \
+(R@1 9.1 and 72.7, difference +63.6 [+36.4, +90.9], p = 0.016): keep mine.
+mine is worse than clip on 11 test clips \
+(R@1 72.7 and 9.1, difference -63.6, p = 0.0004): keep clip.
+mine is better than clip on 11 test clips \
+(MdR 9.0 and 1.0, difference -8.0 [-9.0, -7.0], p = 0.01): keep mine.
 """
 
 
@@ -50,33 +46,11 @@ def test_the_sentence():
     assert sentences == SENTENCES.strip().splitlines()
 
 
-def test_the_difference_that_a_test_set_shows_is_found_in_four_of_five_draws():
-    """200 clips: the second model is right about more of the 15 % on which the two disagree."""
-    rng = np.random.default_rng(0)
-    clips = np.arange(200).astype(str)
-
-    def draw(difference):
-        luck = rng.random(200)
-        better = luck < (0.15 + difference) / 2
-        worse = (luck < 0.15) & ~better
-        return paired_difference(100.0 * worse, 100.0 * better, clips)
-
-    sentence = verdict("a", "b", score_row(), draw(0.0))
-    points = re.findall(r"of ([\d.]+) points", sentence)[0]
-    power = np.mean([draw(float(points) / 100).p < 0.05 for _ in range(50)])
-
-    assert 0.65 < power < 0.95
-
-
 @pytest.mark.parametrize(
-    ("step", "model", "name"),
-    [
-        ("pretrained", "pre-trained", "the pre-trained model"),
-        ("baseline", "clip-b16", "clip-b16"),
-    ],
+    ("step", "model"), [("pretrained", "pre-trained"), ("baseline", "clip-b16")]
 )
 def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_queries(
-    step, model, name, tmp_path, capsys
+    step, model, tmp_path, capsys
 ):
     asked = Queries.of([f"v{n}" for n in range(12)], ["a dog"] * 12)
     tuned = "retrieval" if step == "pretrained" else "prompter"
@@ -94,7 +68,5 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     print_scores(results_of(made), made)
 
     sentence = capsys.readouterr().out.splitlines()[-1]
-    assert sentence.startswith(
-        f"The fine-tuned model is better than {name} on 12 test clips"
-    )
+    assert sentence.startswith(f"fine-tuned is better than {model} on 12 test clips")
     assert compare_with_start(made[1:]) == ""

@@ -76,7 +76,7 @@ def test_items_that_training_has_too_are_left_out(
     assert whole["also_in_training/clips"]["metric"] == "1 of 4"
     titles = ["Overlap with training: left out", "Overlap with training"]
     for rows, title in zip((left, whole), titles, strict=True):
-        *_, last = tables({"score": list(rows.values())})
+        *_, last = tables(list(rows.values()))
         assert last.title == title
 
 
