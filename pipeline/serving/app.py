@@ -2,7 +2,6 @@
 POST is a file."""
 
 import io
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alpro.errors import InputError
 from alpro.inference.clips import load_clip
-from alpro.inference.index import SHOWN_COLUMNS, make_condition
+from alpro.inference.index import SHOWN_COLUMNS
 from alpro.inference.items import get_source
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
 from alpro.inputs import WHOLE, parse_box
 from alpro.log import log
-from alpro.pipeline.serving.models import ServedModels, model_name
+from alpro.pipeline.serving.models import ServedModels
 from alpro.pipeline.serving.requests import RequestQueue
 from alpro.shards.clip import DecodeError
 from alpro.shards.storage import located, suffix
@@ -33,8 +32,6 @@ MAX_RANK = 10_000  # to which results can be paged through
 PREVIEW_PIXELS = 320
 PREVIEW_FRAMES = 8
 PREVIEW_MILLISECONDS = 300  # duration of a frame in a moving preview
-CACHED_PREVIEWS = 1000
-MAX_EXAMPLE = 80  # characters of a query to try
 PRIVATE = {"Cache-Control": "private, max-age=3600"}
 # Types that browsers may play without conversion, depending on the codec.
 PLAYABLE = {
@@ -76,12 +73,6 @@ class SearchQuery(ClipQuery):
         max_length=MAX_TEXT,
         description="words that must be in the caption, the file name or the id",
     )
-    rerank: int | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_RESULTS,
-        description="number of the best clips to rank by matching",
-    )
 
 
 class Question(ClipQuery):
@@ -101,7 +92,7 @@ def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
 
     Args:
         models: What is served.
-        rerank: Clips that a search matches, unless the request says how many.
+        rerank: Clips that a search matches.
     """
     app = FastAPI(
         title="ALPRO",
@@ -163,8 +154,8 @@ def _add_searches(
         page = query.model_dump(include={"k", "offset", "where", "words"})
 
         if query.text:
-            page["rerank"] = rerank if query.rerank is None else query.rerank
-            return queue.compute(searcher.search, query.text, **page).json()
+            hits = queue.compute(searcher.search, query.text, rerank=rerank, **page)
+            return hits.json()
         if query.clip:
             models.item(query.clip)  # 404 if there is none
             embedding = searcher.index.embedding(query.clip)
@@ -206,11 +197,6 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
 
 
 def _add_clips(app: FastAPI, models: ServedModels) -> None:
-    @lru_cache(maxsize=CACHED_PREVIEWS)
-    def preview(key: str, identity: str, frames: int) -> bytes:
-        # `identity` is only part of the cache's key: a changed file has a new preview.
-        return render_preview(models.current_item(key), frames)
-
     @app.get("/api/clip/{key}")
     def clip_file(
         key: str, view: Literal["file", "still", "moving"] = "file"
@@ -219,9 +205,7 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         eight frames that move."""
         item = models.current_item(key)
         if view != "file":
-            picture = preview(
-                key, item["identity"], PREVIEW_FRAMES if view == "moving" else 1
-            )
+            picture = render_preview(item, PREVIEW_FRAMES if view == "moving" else 1)
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])
@@ -261,7 +245,6 @@ def render_preview(item: dict[str, Any], frames: int) -> bytes:
 
 
 def _add_health(app: FastAPI, models: ServedModels) -> None:
-    example_texts = examples(models)
     searcher = models.search
     offers = {"search": searcher, "ask": models.ask, "entities": models.entities}
 
@@ -273,26 +256,15 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
             searcher.check_index()
             about["clips"] = len(searcher.index)
             about["index"] = Path(searcher.index.place).name
-            about["model"] = model_name(searcher.index.settings.model)
+            about["model"] = searcher.index.settings.model
             about["columns"] = [*SHOWN_COLUMNS, *searcher.index.columns]
         return about | {
             "status": "ok",
             "version": app.version,
             "entities": models.entities.entities_note if models.entities else "",
             "offers": [name for name, model in offers.items() if model],
-            "examples": example_texts,
         }
 
 
 def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"text": text, "probability": probability} for text, probability in ranked]
-
-
-def examples(models: ServedModels) -> list[str]:
-    """Return up to three texts to try: short captions of the index."""
-    if not models.search:
-        return []
-    short = make_condition(f"length(caption) BETWEEN 1 AND {MAX_EXAMPLE}")
-    # Clips of one video may share its caption.
-    captions = [item["caption"] for item in models.search.index.rows(short, 50)]
-    return list(dict.fromkeys(captions))[:3]

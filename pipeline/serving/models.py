@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import HTTPException
 from torch import Tensor
 
-from alpro.artifact import read_record
 from alpro.inference.clips import Source
 from alpro.inference.index import quoted
 from alpro.inference.items import Item, get_source
@@ -82,11 +81,3 @@ class ServedModels:
         # The file has no name that would say what it is.
         upload = Row(id="upload", path=file, kind=content_kind(read_head(file)))
         return upload, model.frames(upload, UPLOAD_LIMITS)
-
-
-def model_name(folder: str) -> str:
-    """Return the name of a model for people: its stage and fingerprint, or its folder."""
-    record = read_record(Path(folder))
-    if record:
-        return f"{record.name} {record.fingerprint[:8]}"
-    return Path(folder).name

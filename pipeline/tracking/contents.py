@@ -43,42 +43,29 @@ def stage_title(record: Record) -> str:
 
 
 def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
-    """Return the corpora that a stage reads, or is, as data sets of MLflow.
+    """Return the corpora that a stage reads as data sets of MLflow: their counts are the profile.
 
     Args:
         folder: Folder of the stage's artifact, in the store that has its inputs too.
         record: Record of the artifact, or what is known before it runs.
     """
-    corpora = {
-        name: source.folder(folder.parents[1])
-        for name, source in record.inputs.items()
-        if source.stage in CORPUS_STAGES
-    }
-    if record.stage in CORPUS_STAGES:
-        corpora[record.name.partition(" ")[2] or record.name] = folder
-
-    records = {name: read_record(path) for name, path in corpora.items()}
-    return [
-        describe_corpus(name, corpora[name], corpus)
-        for name, corpus in records.items()
-        if corpus
-    ]
-
-
-def describe_corpus(name: str, folder: Path, record: Record) -> DatasetInput:
-    """Describe a corpus: its counts are the profile."""
-    dataset = Dataset(
-        name,
-        record.fingerprint[:DIGEST_LENGTH],
-        source_type="local",
-        source=json.dumps({"uri": str(folder)}),
-        profile=json.dumps(
-            {key: count for key, count in record.counts.items() if count}
-        ),
-    )
-    return DatasetInput(
-        dataset, [InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")]
-    )
+    described = []
+    for name, source in record.inputs.items():
+        place = source.folder(folder.parents[1])
+        corpus = read_record(place) if source.stage in CORPUS_STAGES else None
+        if corpus is None:
+            continue
+        counts = {key: count for key, count in corpus.counts.items() if count}
+        dataset = Dataset(
+            name,
+            corpus.fingerprint[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": str(place)}),
+            profile=json.dumps(counts),
+        )
+        tag = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")
+        described.append(DatasetInput(dataset, [tag]))
+    return described
 
 
 @cache

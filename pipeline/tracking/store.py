@@ -18,14 +18,6 @@ from alpro.locks import acquire
 REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
 )
-# What to do, by a part of an error's text.
-ADVICE = {
-    "locked": "another process writes to it: end it, or run the command again later",
-    "not a database": f"it is damaged: {REFILL}",
-    "malformed": f"it is damaged: {REFILL}",
-    "disk I/O error": "the disk or a quota is full, or files have a limit (ulimit -f)",
-    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-}
 
 
 def store_uri(workspace: Path) -> str:
@@ -60,30 +52,25 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         if database:
             create_store(database, workspace / "mlflow")
         client = MlflowClient(uri)
+        # A server chooses the place of its files.
+        files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
+        try:
+            client.create_experiment(name, files)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # A server chooses the place of its files.
-            files = (
-                (workspace / "mlflow" / name).resolve().as_uri() if database else None
-            )
-            try:
-                return client, client.create_experiment(name, files)
-            except MlflowException:  # another run has created it meanwhile
-                experiment = client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
+        assert experiment is not None
     except Exception as error:
         # Any error of MLflow, SQLAlchemy, alembic or the network.
         raise unusable(uri, error) from error
 
-    identity = experiment.experiment_id
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         raise InputError(
-            f"MLflow store {uri}: the experiment {name!r} was deleted; restore it "
-            f"(MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {identity}), or choose "
+            f"MLflow store {uri}: the experiment {name!r} was deleted; restore it, or choose "
             "another name: --set name=OTHER"
         )
-    return client, identity
+    return client, experiment.experiment_id
 
 
 def create_store(database: Path, files: Path) -> None:
@@ -177,7 +164,5 @@ def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
     # The first line is the reason; SQLAlchemy appends the query.
     reason = str(error).partition("\n")[0][:MAX_REASON]
-    for part, advice in ADVICE.items():
-        if part in reason:
-            reason += f"; {advice}"
-    return InputError(f"MLflow store {uri}: {reason}")
+    remedy = f"; if it is damaged, {REFILL}" if uri.startswith("sqlite:") else ""
+    return InputError(f"MLflow store {uri}: {reason}{remedy}")

@@ -10,7 +10,6 @@ warning: `alpro artifacts log` logs an artifact again. MLflow's fluent API has o
 process and stages run side by side, so each call names its run.
 """
 
-import math
 import socket
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -188,19 +187,14 @@ class Tracker:
             figures: Figures of matplotlib by their names.
             description: Markdown, at most MAX_DESCRIPTION characters.
         """
-        scores = dict[str, float]()
-        training = dict[str, float]()
+        reached = dict[str, float]()
         for folder, record in artifacts:
             with self._file_errors():
                 self._call("log_inputs", run, datasets=describe_corpora(folder, record))
-            if record.stage in EVALUATIONS:
-                scores |= record.metrics
-            else:
-                prefix = f"training/{record.stage}"
-                training |= {
-                    f"{prefix}/{key}": value for key, value in record.metrics.items()
-                }
-        self.log_metrics(run, select_headlines(scores) | scores | training)
+            prefix = "" if record.stage in EVALUATIONS else f"training/{record.stage}/"
+            for key, value in record.metrics.items():
+                reached[prefix + key] = value
+        self.log_metrics(run, select_headlines(reached) | reached)
 
         for file in files:
             self._call("log_artifact", run, str(file))
@@ -251,27 +245,24 @@ class Tracker:
         """Log the lines of metrics.jsonl while they are written, from a thread, and the last ones
         at the end."""
         done = threading.Event()
-        logged = -1  # the last step
+        logged = 0  # lines
 
         def log_new_lines() -> None:
             nonlocal logged
+            # A training that resumes writes the same lines again.
             lines = read_metrics(folder / METRICS)
-            # Training and validation may share a step, so until the end the newest one waits.
-            is_final = done.is_set() or not lines
-            end = math.inf if is_final else lines[-1]["step"]
-            # A training that resumes replaces the file, and writes some steps again.
-            new = [line for line in lines if logged < line["step"] < end]
+            new = lines[logged:]
             metrics: list[Metric] = []
             for line in new:
-                step = line["step"]
                 milliseconds = int(line["time"] * 1000)
                 for key in line.keys() - {"step", "time"}:
                     name = clean_metric_name(key)
-                    metrics.append(Metric(name, line[key], milliseconds, step))
+                    metric = Metric(name, line[key], milliseconds, line["step"])
+                    metrics.append(metric)
 
             # Without an answer they are sent again. What MLflow refuses would be refused again.
             if new and self._call("log_batch", run, metrics=metrics) is not None:
-                logged = new[-1]["step"]
+                logged = len(lines)
 
         def loop() -> None:
             while not done.wait(FOLLOW_SECONDS):
@@ -312,13 +303,6 @@ class Tracker:
         # MLflow's pages begin with the metrics that are logged first.
         self.log_metrics(run, {**scores, **record.metrics}, step)
 
-        # Counts are tags: of a metric, MLflow would draw a chart with one dot.
-        tags = [
-            RunTag(f"counts.{name}", str(count))
-            for name, count in record.counts.items()
-        ]
-        tags.append(RunTag("seconds", str(record.run.get("seconds", 0))))
-        self._call("log_batch", run, tags=tags)
         self._call("log_inputs", run, datasets=describe_corpora(folder, record))
 
         for file in chain.from_iterable(map(folder.glob, FILES)):

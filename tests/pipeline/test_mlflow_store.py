@@ -5,7 +5,6 @@ import shutil
 from unittest.mock import Mock
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from alpro.errors import InputError
 from alpro.pipeline.tracking.store import check_store, runs_page, store_uri
@@ -52,18 +51,9 @@ def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
 
 
-def test_two_runs_may_create_an_experiment_at_once(mlflow_store, tmp_path, monkeypatch):
-    """The second looked for it before the first created it."""
+def test_two_runs_share_an_experiment(mlflow_store, tmp_path):
     mlflow_store(tmp_path)
-    first = Tracker.open("", tmp_path, "x")
-    look = MlflowClient.get_experiment_by_name
-    answers = [lambda *_: None, look]
-    monkeypatch.setattr(
-        MlflowClient, "get_experiment_by_name", lambda *args: answers.pop(0)(*args)
-    )
-
-    second = Tracker.open("", tmp_path, "x")
-
+    first, second = (Tracker.open("", tmp_path, "x") for _ in range(2))
     assert second.experiment == first.experiment
 
 

@@ -179,7 +179,6 @@ async function render() {
   for (const name of ["text", "words", "where"]) search.elements[name].value = query.get(name) ?? "";
   search.elements.k.value = query.get("k") ?? 12;
   document.title = query.get("text") || "Video search";
-  $("#examples").hidden = query.has("text") || query.has("clip") || Boolean(upload);
 
   // Before the search is awaited: whoever opens the uploaded file meanwhile keeps it open.
   if (open === null) hideClip();
@@ -264,12 +263,12 @@ $("#upload").onchange = async ({ target }) => {
 };
 addEventListener("popstate", render);
 
-const about = await api("health").catch((error) => (say(error.message, true), { offers: [], examples: [], columns: [] }));
+const about = await api("health").catch((error) => (say(error.message, true), { offers: [], columns: [] }));
 offers = about.offers;
 setOffers(offers);
 search.hidden = !offers.includes("search");
 if (search.hidden) $("header").append($("#upload").parentElement); // questions about files alone
-$("#what").textContent = [about.index, about.model].filter(Boolean).join(" · ");
+$("#what").textContent = about.index;
+$("#what").title = about.model;
 $("#columns").textContent = about.columns.join(", ");
-if (about.examples.length) $("#examples").append("Try ", ...about.examples.map((text) => link(text, { text })));
 render();

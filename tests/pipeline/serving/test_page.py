@@ -67,8 +67,9 @@ def open_next(page, key="ArrowRight"):
     )
 
 
-def test_an_example_is_a_search_with_pages(page):
-    page.click("#examples a >> nth=0")
+def test_a_search_has_pages(page):
+    page.fill("#search [name=text]", "a red ball")
+    page.keyboard.press("Enter")
     page.wait_for_selector("meter")
     page.click("#pages >> text=Next")
     page.wait_for_selector("#about:text-matches('^13 to')")
