@@ -58,8 +58,6 @@ def list_artifacts(*, workspace: Workspace = WORKSPACE) -> None:
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
-    from alpro.pipeline.plan.difference import describe_commit
-
     folder, record = find_artifact(artifact, workspace)
     built_from = read_store(workspace).lineage(record)
     run = record.run
@@ -67,7 +65,7 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     command = command_of(record)
     if command:
         print(shlex.join(["alpro", *command.words]))
-        commit = describe_commit(run.get("commit") or "unknown")
+        commit = run.get("commit") or "unknown"
         print(
             f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}"
         )
@@ -279,12 +277,11 @@ def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
 def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
     """Print a line for each artifact; at the end the number and the size of all."""
     from alpro.pipeline.reports.columns import print_rows
-    from alpro.pipeline.store.checksums import measure_folder
 
     lines = []
     total = 0
-    for folder, record in artifacts:
-        size = measure_folder(folder)
+    for _, record in artifacts:
+        size = sum(file["size"] for file in record.contents.values())
         total += size
         lines.append(
             {

@@ -36,7 +36,6 @@ from alpro.pipeline.flows.tasks import (
     step_task,
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
-from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.runs import Run, Runs
 from alpro.pipeline.tracking.contents import git_commit, stage_title
@@ -229,9 +228,7 @@ def run(
     else:
         Runs(plan.workspace).write(log_entry)
         # A comparison of two runs shows that their code differs.
-        params = {
-            "commit": describe_commit(log_entry.commit)
-        } | plan.settings.as_written()
+        params = {"commit": log_entry.commit} | plan.settings.as_written()
         all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
         with tracker.run(title, params, all_tags) as current.mlflow_run:
             run_with_report(current)

@@ -6,7 +6,7 @@ All rows are imported. Only a few items are decoded; no other media are read.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import KINDS, SPLITS, Row
 from alpro.shards.sources.plan import DecodePlan
-from alpro.shards.sources.rows import NO_FILE
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
@@ -61,19 +60,15 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         kinds = Counter(KINDS[code] for code in codes)
         splits = plan.splits()
         silent = kinds.total() - sum(split["items"] for split in splits.values())
-        invalid, missing = sort_rejects(plan)
 
         problems = []
         items = kinds.total() + about["rejects"]
-        unusable = len(invalid) + len(missing) + silent
+        unusable = about["rejects"] + silent
         if unusable > corpus.max_reject_share * items:
-            line = (
+            problems.append(
                 f"{unusable} of {items} items have no file, no text or an invalid row, more than "
                 f"max_reject_share = {corpus.max_reject_share:g} allows"
             )
-            # What the files are called, if the names of the table are not quite theirs.
-            hints = [note for note in about["notes"] if NO_FILE in note]
-            problems.append("; ".join([line, *hints]))
         if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
             problems.append(
                 f"{len(failures)} of {len(decoded)} items cannot be decoded"
@@ -86,11 +81,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             if not splits["train"]["items"]:
                 problems.append("no item of the split train has a text")
 
-        findings = [
-            f"splits: {describe_split_source(plan)}",
-            *list_items(invalid, "invalid rows or failed downloads"),
-            *list_items(missing, "missing files"),
-        ]
+        findings = [f"splits: {describe_split_source(plan)}", *list_rejects(plan)]
         if silent:
             findings.append(f"{silent:,} items without a text")
         findings += find_leaks(plan)
@@ -108,14 +99,15 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         return DataReport(about["form"], items, kinds, splits, problems, findings)
 
 
-def sort_rejects(plan: DecodePlan) -> tuple[list[str], list[str]]:
-    """Return a line for each reject of the import: of invalid rows, and of missing files."""
-    invalid: list[str] = []
-    missing: list[str] = []
+def list_rejects(plan: DecodePlan) -> Iterator[str]:
+    """Yield how many rows the import rejected for each reason, with a few of them."""
+    rejects: dict[str, list[str]] = {}
     for reject in plan.rejects():
-        rejects = missing if reject.reason == "missing" else invalid
-        rejects.append(f"{reject.id}: {reject.detail}".rstrip(": "))
-    return invalid, missing
+        text = f"{reject.id}: {reject.detail}".rstrip(": ")
+        rejects.setdefault(reject.reason, []).append(text)
+
+    for reason, texts in rejects.items():
+        yield f"{len(texts):,} rejected, {reason}: {', '.join(texts[:MAX_EXAMPLES])}"
 
 
 def find_leaks(plan: DecodePlan) -> Iterator[str]:
@@ -162,10 +154,3 @@ def describe_split_source(plan: DecodePlan) -> str:
     if plan.named_splits:
         return "named"
     return "generated" if plan.generated_splits else "none"
-
-
-def list_items(items: Sequence[str], kind: str) -> Iterator[str]:
-    """Yield the number of items of a kind, and a few of them."""
-    if items:
-        examples = ", ".join(items[:MAX_EXAMPLES])
-        yield f"{len(items):,} {kind}, such as {examples}"

@@ -124,21 +124,9 @@ def check_test_items(plan: Plan) -> None:
 def check_manifest(
     settings: PipelineConfig, config: EvaluationConfig, name: str, manifest: Manifest
 ) -> None:
-    """Raise InputError if a corpus, once decoded, would have no item to evaluate, or only one
-    answer to learn."""
+    """Raise InputError if a corpus, once decoded, would have no item to evaluate."""
     plan = make_plan(settings.corpora[name].decoding, manifest)
     check_texts(plan)
-    answering = settings.finetune_qa
-    if answering and set(answering.corpora) == {name} and not answering.answers_file:
-        # Rows without a split are for training.
-        named = manifest.about["splits"].items()
-        answers = sum(split["answers"] for key, split in named if key in ("", "train"))
-        if answers == 1:
-            raise InputError(
-                f"{name}: all training questions have the same answer, and question answering needs "
-                "at least 2; leave it out with finetune_qa=false"
-            )
-
     counts = plan.splits()[config.split]
     reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
     for column, task in TASKS.items():

@@ -12,7 +12,6 @@ from alpro.stages import CORPUS_STAGES, STAGES
 Kind = Literal["configuration", "data", "code", "version"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MISSING = "-"  # value of a run that lacks a name
-MAX_LENGTH = 80  # characters of a value in a line
 
 Key = tuple[Kind, str]  # with the name of a value
 Origin = Mapping[Key, str]
@@ -145,19 +144,7 @@ def describe(difference: Difference) -> str:
     if difference.kind == "data":  # digests say nothing to a reader
         return f"{difference.name} differs"
     old, new = difference.values
-    old = old[:MAX_LENGTH]
-    new = new[:MAX_LENGTH]
     return f"{difference.name} = {new} (previous run: {old})"
-
-
-def describe_commit(commit: str) -> str:
-    """Return the commit of a record, whose "+" stands for files that differ from it.
-
-    >>> describe_commit("0123abc+")
-    '0123abc, with uncommitted changes'
-    """
-    changed = ", with uncommitted changes" if commit.endswith("+") else ""
-    return commit.removesuffix("+") + changed
 
 
 def setting_name(record: Record, key: str) -> str:

@@ -220,10 +220,8 @@ def needed(steps: list[Step], stage: str) -> list[Step]:
     in order."""
     wanted = {step.fingerprint for step in steps if stage in (step.stage, step.name)}
     if not wanted:
-        names: dict[str, None] = {}
-        for step in steps:
-            names |= dict.fromkeys([step.stage, step.name])
-        hint = suggest(stage, [*names], "this configuration has")
+        names = [step.name for step in steps]
+        hint = suggest(stage, names, "this configuration has")
         raise InputError(f"no stage {stage!r}; {hint}")
 
     # Walk from the end, because inputs come before their users.

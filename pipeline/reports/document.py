@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from alpro.artifact import Record
 from alpro.files import read_json
-from alpro.pipeline.plan.difference import describe_commit
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
     CONTROL,
@@ -176,7 +175,12 @@ def describe_run(
         )
     parts["Rejected"] = show_table(count_rejects(artifacts))
     parts["Stages"] = show_table(list_stages(run, steps, artifacts))
-    parts["Run"] = describe_command(run)
+    start = run.at[:19].replace("T", " ")
+    words = " ".join(["alpro", *run.command.words])
+    parts["Run"] = (
+        f"Started {start} UTC, took {format_duration(run.seconds)}. `{words}`, commit "
+        f"{run.commit}."
+    )
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
     return Document(
@@ -197,28 +201,13 @@ def summarize(
     state = f"**{run.state.capitalize()}**"
     reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    codes = [format_code(change) for change in changes]
+    codes = [f"`{change}`" for change in changes]
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
         f"Changed: {', '.join(codes)}." if codes else "No value was changed.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
-
-
-def describe_command(run: Run) -> str:
-    """Return when a run started, how long it took, and what it was called with."""
-    start = run.at[:19].replace("T", " ")
-    words = format_code(" ".join(["alpro", *run.command.words]))
-    return (
-        f"Started {start} UTC, took {format_duration(run.seconds)}. {words}, commit "
-        f"{describe_commit(run.commit)}."
-    )
-
-
-def format_code(text: str) -> str:
-    """Return a text as code in Markdown."""
-    return escape(text) if "`" in text else f"`{text}`"
 
 
 def show_table(table: Table | None) -> str:

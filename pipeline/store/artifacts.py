@@ -14,12 +14,11 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from huggingface_hub import constants
 
 from alpro.artifact import (
     RECORD,
@@ -34,7 +33,7 @@ from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.ffmpeg_copy import ffmpeg_version
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, path_kind
+from alpro.stages.execution.interface import Outcome
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
@@ -205,7 +204,7 @@ def write_record(
         warnings=outcome.warnings,
         precision=outcome.precision,
         contents=describe_contents(folder, outcome.sha256),
-        versions=versions() | hub_commits(description),
+        versions=versions(),
         run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
     )
 
@@ -233,26 +232,3 @@ def versions() -> dict[str, str]:
     with suppress(InputError):
         installed["ffmpeg"] = ffmpeg_version()
     return installed
-
-
-def hub_commits(description: Record) -> dict[str, str]:
-    """Return the commits of the hub's models that a stage names without a revision, as the hub's
-    cache has them, by STAGE.KEY."""
-    commits: dict[str, str] = {}
-    fields = import_module(f"alpro.stages.{description.stage}").Config.model_fields
-    for key, field_info in fields.items():
-        setting = f"{description.stage}.{key}"
-        model = description.config.get(key) or ""
-        is_model = path_kind(field_info, model) == FILE_OR_NAME["path"]
-        if not model or not is_model or setting in description.files:
-            continue
-
-        # A timm model is named without its organisation.
-        for name in (model, f"timm/{model}"):
-            repository = f"models--{name.replace('/', '--')}"
-            # The commit that a name without a revision stands for.
-            head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
-            if head.is_file():
-                commits[setting] = head.read_text()
-
-    return commits

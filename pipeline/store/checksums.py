@@ -98,11 +98,3 @@ def unreadable_records(root: Path) -> Iterator[Problem]:
             if isinstance(read_json(path), dict):
                 continue
         yield "damaged", path
-
-
-def measure_folder(folder: Path) -> int:
-    """Return the bytes of a folder, also of files that other folders share."""
-    files = [
-        path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()
-    ]
-    return sum(path.stat().st_size for path in files)

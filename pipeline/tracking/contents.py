@@ -70,7 +70,7 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
 
 @cache
 def git_commit() -> str:
-    """Return the commit of this code, with + if files differ from it; "unknown" outside a
+    """Return the commit of this code, with -dirty if files differ from it; "unknown" outside a
     checkout."""
     # alpro/pipeline is a link, which git does not follow.
     file = Path(__file__).resolve()
@@ -84,7 +84,7 @@ def git_commit() -> str:
     try:
         # This fails if the package is installed inside another repository.
         git("ls-files", "--error-unmatch", str(file))
-        return git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

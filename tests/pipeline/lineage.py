@@ -1,5 +1,6 @@
 """A workspace with two corpora and two results of each stage, the newer of which needs one corpus."""
 
+from hashlib import sha256
 from pathlib import Path
 
 from alpro.artifact import Source, artifacts
@@ -25,17 +26,24 @@ GRAPH = {
 def add_artifacts(workspace: Path) -> None:
     """Write the artifacts; each is newer than the one before, and larger."""
     for day, (mark, (name, inputs)) in enumerate(GRAPH.items(), 1):
+        data = bytes(day * 100_000)
+        file = {"size": len(data), "sha256": sha256(data).hexdigest()}
         more = {
             "name": name,
+            "contents": {"data": file},
             "fingerprint": mark * 64,
             "inputs": {source: Source(source, source * 64) for source in inputs},
             "counts": {"rows": 3},
             "config": {"seed": 7, "lr": 0.1234567891},
         }
-        run = {"at": f"2026-01-0{day}T00:00:00", "seconds": 1.0, "commit": "abc123+"}
+        run = {
+            "at": f"2026-01-0{day}T00:00:00",
+            "seconds": 1.0,
+            "commit": "abc123-dirty",
+        }
         run |= {"arguments": COMMAND}
         folder, _ = write_artifact(workspace, name.split()[0], run=run, **more)
-        (folder / "data").write_bytes(bytes(day * 100_000))
+        (folder / "data").write_bytes(data)
 
 
 def folder_of(workspace: Path, mark: str) -> Path:
