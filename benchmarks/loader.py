@@ -27,7 +27,6 @@ import torch
 from decode import render
 
 from alpro.models.word_pieces import train_tokenizer
-from alpro.shards import reader as shard_reader
 from alpro.shards.decoding import decode_video
 from alpro.shards.sources.manifest import import_source
 from alpro.stages import decode_videos
@@ -70,7 +69,6 @@ def main() -> None:
             corpus,
             Resources(),
         )
-        shard_reader.MAX_KEPT_BYTES = 0  # every frame is decoded, as in a large corpus
         methods: dict[str, Callable[[int], float]] = {
             "decode_video": partial(decoding, files),
             "loader": partial(loading, dataset(corpus, "none")),

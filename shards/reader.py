@@ -10,8 +10,8 @@ import json
 import os
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,11 @@ from alpro.errors import InputError, one_line
 from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, local_copy, read_range
 
-JSON_SPAN_COLUMNS = ("json_offset", "json_size", "json_crc32")
-FRAME_SPAN_COLUMNS = ("frame_offsets", "frame_sizes", "frame_crc32s")
 # Columns that a reader holds in memory.
 MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]
+MEMORY_COLUMNS += ["json_offset", "json_size", "json_crc32"]
+MEMORY_COLUMNS += ["frame_offsets", "frame_sizes", "frame_crc32s"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
-# Headers and members of other samples that one request may fetch, beyond twice a sample's size.
-MAX_GAP_BYTES = 65536
-MAX_KEPT_SAMPLES = 2**13  # a reader caches samples of a local corpus up to this number
-MAX_KEPT_BYTES = 2**28  # and their decoded frames up to these bytes
 
 
 class Unreadable(InputError):
@@ -57,9 +53,6 @@ class Sample:
     shard: Location
     spans: list[Span]  # one for the JPEG of each frame
     fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
-    # Decoded frames.
-    kept: dict[int, np.ndarray] = field(default_factory=dict, compare=False)
-    max_kept_bytes: int = 0  # a larger decoded frame is decoded again each time
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -69,34 +62,21 @@ class Sample:
         Unreadable."""
         if chosen is None:
             chosen = list(range(len(self)))
-        # A frame that is chosen several times is decoded once.
-        decoded = {i: self._frame(i) for i in set(chosen)}
-        shapes = {frame.shape for frame in decoded.values()}
-        if len(shapes) > 1:
-            sizes = sorted(f"{width} x {height}" for height, width, _ in shapes)
+        frames = [self._frame(i) for i in chosen]
+        if len({frame.shape for frame in frames}) > 1:
             raise Unreadable(
-                f"{self.shard}: {self.metadata['id']}: its frames have different sizes: "
-                f"{' and '.join(sizes)}"
+                f"{self.shard}: {self.metadata['id']}: its frames have different sizes"
             )
-        return np.stack([decoded[i] for i in chosen])
+        return np.stack(frames)
 
     def _frame(self, frame_index: int) -> np.ndarray:
-        frame = self.kept.get(frame_index)
-        if frame is not None:
-            return frame
-
         try:
             data = _read(self.shard, self.spans[frame_index], self.fetched)
-            frame = decode_jpeg(data)
+            return decode_jpeg(data)
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
             raise Unreadable(
                 f"{self.shard}: {self.metadata['id']}, frame {frame_index}: {_reason(error)}"
             ) from error
-
-        # Training draws the frames of a small corpus again and again.
-        if frame.nbytes <= self.max_kept_bytes:
-            self.kept[frame_index] = frame
-        return frame
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -105,12 +85,9 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     simplejpeg gives the pixels of Pillow in 0.3 to 0.6 of the time, except for CMYK, and refuses a
     few files that Pillow reads.
     """
-    try:
-        colorspace = simplejpeg.decode_jpeg_header(data)[2]
-        if colorspace in ("YCbCr", "Gray"):
+    with suppress(ValueError):  # Pillow may read it
+        if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
             return simplejpeg.decode_jpeg(data)
-    except ValueError:  # Pillow may read it
-        pass
 
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     return np.asarray(image.convert("RGB"))
@@ -120,7 +97,7 @@ class ShardReader:
     """The samples 0..N-1 of a decoded corpus (a folder with index.parquet and shards), filtered.
 
     The folder, and the shards in the index, may be paths or URLs. Memory holds only where each
-    sample is: tens of bytes, and 24 per frame. Texts and frames stay in the shards.
+    sample is: about a hundred bytes, and 24 per frame. Texts and frames stay in the shards.
     """
 
     def __init__(
@@ -134,41 +111,9 @@ class ShardReader:
         self.folder = folder
         filters = {"split": split, "kind": kind}
         values = {name: value for name, value in filters.items() if value is not None}
-
-        json_spans = [np.empty((0, 3), np.int64)]
-        frame_spans = [np.empty((0, 3), np.int64)]
-        frame_counts = [np.zeros(1, np.int64)]
-        # The empty table makes `concat_tables` work without a selected row.
-        fields = [INDEX.field(name) for name in MEMORY_COLUMNS]
-        schema = pa.schema([*fields, ("row", pa.int64())])
-        tables = [schema.empty_table()]
-
-        for table in _selected(folder, values, exclude):
-            json_spans.append(
-                np.stack([table[name] for name in JSON_SPAN_COLUMNS], axis=1)
-            )
-            columns = [table[name].combine_chunks() for name in FRAME_SPAN_COLUMNS]
-            frame_spans.append(
-                np.stack([column.flatten() for column in columns], axis=1)
-            )
-            frame_counts.append(columns[0].value_lengths().to_numpy())
-            tables.append(table.drop_columns([*JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]))
-
-        self.table = pa.concat_tables(tables).combine_chunks()
-        self._ids = self.column("id")
-
-        # Each name once: thousands of samples may share a shard.
-        shards = self.column("shard").dictionary_encode()
-        self._shards = [join(folder, name) for name in shards.dictionary.to_pylist()]
-        # Shard of each sample.
-        self._shard_index = shards.indices.to_numpy(zero_copy_only=False)
-        self.table = self.table.drop_columns(["shard"])
-
-        self._json_spans = np.concatenate(json_spans)
-        self._frame_spans = np.concatenate(frame_spans)
-        # The frames of sample i are first_frame[i] to first_frame[i + 1].
-        self._first_frame = np.cumsum(np.concatenate(frame_counts))
-        self._kept: dict[int, Sample] = {}
+        self.table = pa.concat_tables(_selected(folder, values, exclude))
+        # In one chunk, a row is found in constant time.
+        self.table = self.table.combine_chunks()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -187,47 +132,28 @@ class ShardReader:
 
     def frame_count(self, sample_index: int) -> int:
         """Return the number of frames of sample 0..N-1, without reading it."""
-        first = self._first_frame[sample_index]
-        end = self._first_frame[sample_index + 1]
-        return int(end - first)
+        return len(self.table["frame_offsets"][sample_index])
 
     def __getitem__(self, sample_index: int) -> Sample:
         """Return sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
         replaced."""
-        kept = self._kept.get(sample_index)
-        if kept is not None:
-            return kept
-
-        shard = self._shards[self._shard_index[sample_index]]
-        sample_id = self._ids[sample_index].as_py()
-        json_span: Span = tuple(self._json_spans[sample_index].tolist())
-        first, end = self._first_frame[sample_index : sample_index + 2]
-        frame_spans = self._frame_spans[first:end].tolist()
+        (row,) = self.table.slice(sample_index, 1).to_pylist()
+        shard = join(self.folder, row["shard"])
+        json_span = (row["json_offset"], row["json_size"], row["json_crc32"])
+        frame_spans = _frame_spans(row)
         try:
             fetched = None
             if not isinstance(shard, Path):
                 fetched = _fetch(shard, [json_span, *frame_spans])
             metadata = json.loads(_read(shard, json_span, fetched))
-            stored_id = metadata["id"]
-            if stored_id != sample_id:
+            if metadata["id"] != row["id"]:
                 raise ValueError(
-                    f"the shard has {stored_id} in its place: the index belongs to another shard"
+                    f"the shard has {metadata['id']} in its place: the index belongs to another "
+                    "shard"
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unreadable(f"{shard}: {sample_id}: {_reason(error)}") from error
-
-        frame_count = max(1, len(self._frame_spans))
-        sample = Sample(
-            metadata,
-            shard,
-            frame_spans,
-            fetched,
-            max_kept_bytes=MAX_KEPT_BYTES // frame_count,
-        )
-        # A sample with fetched bytes would keep all of its frames in memory.
-        if not fetched and len(self) <= MAX_KEPT_SAMPLES:
-            self._kept[sample_index] = sample
-        return sample
+            raise Unreadable(f"{shard}: {row['id']}: {_reason(error)}") from error
+        return Sample(metadata, shard, frame_spans, fetched)
 
 
 def _selected(
@@ -237,32 +163,35 @@ def _selected(
 ) -> Iterator[pa.Table]:
     """Yield the index in batches, with row numbers: the rows that have these values and no excluded
     id."""
-    columns = [*MEMORY_COLUMNS, *JSON_SPAN_COLUMNS, *FRAME_SPAN_COLUMNS]
-    schema = pa.schema([INDEX.field(name) for name in columns])
+    schema = pa.schema([INDEX.field(name) for name in MEMORY_COLUMNS])
+    # `concat_tables` needs a table without a selected row.
+    yield schema.append(pa.field("row", pa.int64())).empty_table()
+
     excluded = pa.array(sorted(exclude), pa.string())
     first_row = 0
-    for batch in index_batches(folder, columns):
+    for batch in index_batches(folder, MEMORY_COLUMNS):
         # Other tools write the same values with other types.
-        table = pa.Table.from_batches([batch]).select(columns).cast(schema)
+        table = pa.Table.from_batches([batch]).select(MEMORY_COLUMNS).cast(schema)
         rows = np.arange(first_row, first_row + table.num_rows)
         table = table.append_column("row", pa.array(rows))
         first_row += table.num_rows
 
         for column, value in values.items():
             table = table.filter(pc.equal(table[column], value))
-        if exclude:
-            is_excluded = pc.is_in(table["id"], excluded)
-            table = table.filter(pc.invert(is_excluded))
-        yield table
+        is_excluded = pc.is_in(table["id"], excluded)
+        yield table.filter(pc.invert(is_excluded))
+
+
+def _frame_spans(row: dict[str, Any]) -> list[Span]:
+    """Return the spans of the frames in an index row. An index for search has no checksums."""
+    sizes = row["frame_sizes"]
+    checksums = row.get("frame_crc32s") or [None] * len(sizes)
+    return list(zip(row["frame_offsets"], sizes, checksums, strict=True))
 
 
 def sample_from_row(row: dict[str, Any], shard: Location) -> Sample:
     """Return the sample of an index row, with the row as its metadata."""
-    sizes = row["frame_sizes"]
-    # An index for search has none.
-    checksums = row.get("frame_crc32s") or [None] * len(sizes)
-    spans = zip(row["frame_offsets"], sizes, checksums, strict=True)
-    return Sample(row, shard, list(spans))
+    return Sample(row, shard, _frame_spans(row))
 
 
 def read_index(folder: Location, columns: list[str] | None = None) -> pa.Table:
@@ -324,14 +253,10 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
     return data
 
 
-def _fetch(shard: str, spans: list[Span]) -> Fetched | None:
-    """Read all members of a sample in one request; None if they lie too far apart, as in shards of
-    other tools."""
+def _fetch(shard: str, spans: list[Span]) -> Fetched:
+    """Read all members of a sample in one request."""
     start = min(offset for offset, _, _ in spans)
     end = max(offset + size for offset, size, _ in spans)
-    needed = sum(size for _, size, _ in spans)
-    if end - start > 2 * needed + MAX_GAP_BYTES:
-        return None
     return start, read_range(shard, start, end - start)
 
 
