@@ -100,8 +100,8 @@ def draw_sample(artifacts: Path) -> None:
         "Clips of the sample with captions and questions": sheet(
             sample_strips(ShardReader(clips, "train"), 2), 2
         ),
-        "The prompter's pseudo-labels on crops (Figure 3 of the paper): green if the crop shows "
-        "the entity": Image.open(
+        "The prompter's pseudo-labels on crops (Figure 3 of the paper), and whether the "
+        "crop shows them": Image.open(
             find_newest(artifacts, "pretrain/*/pictures/pseudo_labels.png")
         ),
         "The four best test clips for the texts with the best ranks (left) and the worst "

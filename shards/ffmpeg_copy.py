@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from alpro.errors import InputError
@@ -118,20 +117,6 @@ def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
     return DecodeError("unreadable", message or "no frame could be decoded")
 
 
-@lru_cache(maxsize=1)
-def ffmpeg_version() -> str:
-    """Return the version that the ffmpeg binary reports. Raises InputError if it does not run."""
-    command = [ffmpeg_binary(), "-version"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InputError(f"{command[0]}: does not run: {error}") from error
-    return done.stdout.removeprefix("ffmpeg version ").partition(" Copyright")[0]
-
-
-@lru_cache(maxsize=1)
 def ffmpeg_binary() -> str:
     """Return the ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError without
     either."""

@@ -24,8 +24,7 @@ class Placeholder(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        article = "an" if self.kind[0] in "HX" else "a"
-        return f"{article} {self.kind}: {self.remedy}"
+        return f"{self.kind}: {self.remedy}"
 
 
 PLACEHOLDERS = [Placeholder(**values) for values in TYPES["placeholder"]]

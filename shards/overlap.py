@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from alpro.log import progress
 from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS
@@ -100,16 +99,9 @@ def hash_frames(
     # Kept in the order of the index, so that shards are read from front to back.
     chosen = np.sort(np.concatenate([held_out, training])).tolist()
 
-    hashes = {}
-    with (
-        progress("hashing frames", len(chosen), "samples") as advance,
-        ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads,
-    ):
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
         values = threads.map(partial(hash_sample, reader), chosen)
-        for sample_index, value in zip(chosen, values, strict=True):
-            hashes[sample_index] = value
-            advance()
-    return hashes
+        return dict(zip(chosen, values, strict=True))
 
 
 def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:

@@ -11,15 +11,14 @@ from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.sampling import segment_starts
 
 TILE = 176  # pixels of a frame in a picture
-MAX_CHARACTERS = 1000  # maximum length of a text in a picture
+GAP = 4  # pixels between tiles
+MAX_CHARACTERS = 1000  # wrapping 400,000 characters takes 18 s
 MAX_LINES = 8
 LINE_HEIGHT = 17  # pixels
 INK = (25, 25, 28)
 PAPER = (255, 255, 255)
-FAINT = (120, 120, 128)
 GREEN = (30, 150, 70)
 RED = (205, 50, 45)
-AMBER = (235, 160, 20)
 
 
 def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -35,39 +34,25 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
     return image
 
 
-def strip(
-    tiles: Sequence[Image.Image],
-    lines: Sequence[tuple[str, tuple[int, int, int]]],
-    width: int,
-) -> Image.Image:
-    """Draw tiles side by side, with colored lines of text below, wrapped at `width` pixels."""
-    wrapped = []
-    characters_per_line = max(20, width // 7)  # a character takes about 7 pixels
-    for text, color in lines:
-        # Truncated before it is wrapped, which takes 18 s for 400,000 characters.
-        beginning = text[:MAX_CHARACTERS]
-        shown = textwrap.wrap(beginning, characters_per_line) or [""]
-        wrapped += [(line, color) for line in shown[:MAX_LINES]]
-        is_cut = len(text) > MAX_CHARACTERS or len(shown) > MAX_LINES
-        if is_cut:
-            wrapped.append(("...", FAINT))
+def strip(tiles: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
+    """Draw tiles side by side, with wrapped texts below."""
+    width = len(tiles) * (TILE + GAP)
+    lines = []
+    for text in texts:
+        lines += textwrap.wrap(
+            text[:MAX_CHARACTERS],
+            width // 7,  # a character takes about 7 pixels
+            max_lines=MAX_LINES,
+            placeholder=" ...",
+        )
 
-    text_height = LINE_HEIGHT * len(wrapped)
-    height = TILE + 8 + text_height + 12
+    height = TILE + LINE_HEIGHT * len(lines) + 20
     image = Image.new("RGB", (width, height), PAPER)
     for i, picture in enumerate(tiles):
-        left = i * (TILE + 4)
-        image.paste(picture, (left, 0))
-
+        image.paste(picture, (i * (TILE + GAP), 0))
     draw = ImageDraw.Draw(image)
-    for i, (text, color) in enumerate(wrapped):
-        top = TILE + 6 + LINE_HEIGHT * i
-        draw.text(
-            xy=(2, top),
-            text=text,
-            fill=color,
-            font=font(),
-        )
+    for i, line in enumerate(lines):
+        draw.text((2, TILE + 6 + LINE_HEIGHT * i), line, INK, font())
     return image
 
 
@@ -75,21 +60,18 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Stack strips in columns."""
     width = max(row.width for row in rows) + 12
     rows_per_column = -(-len(rows) // columns)  # rounded up
-    stacks = []
-    heights = []
-    for i in range(columns):
-        first = i * rows_per_column
-        stack = rows[first : first + rows_per_column]
-        stacks.append(stack)
-        heights.append(sum(row.height for row in stack))
-
-    image = Image.new("RGB", (width * columns, max(heights)), PAPER)
-    for i, stack in enumerate(stacks):
-        y = 0
-        for row in stack:
-            image.paste(row, (i * width, y))
-            y += row.height
-    return image
+    # Too high: the empty rest is cut off below.
+    height = sum(row.height for row in rows)
+    image = Image.new("RGB", (width * columns, height), PAPER)
+    y = bottom = 0
+    for i, row in enumerate(rows):
+        column, row_in_column = divmod(i, rows_per_column)
+        if row_in_column == 0:
+            y = 0
+        image.paste(row, (column * width, y))
+        y += row.height
+        bottom = max(bottom, y)
+    return image.crop((0, 0, width * columns, bottom))
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
@@ -110,10 +92,7 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
         for question in metadata["questions"][:2]:
             texts.append(f"{question['question']} {question['answer']}")
 
-        lines = [(text, INK) for text in texts]
-        tiles = [tile(frame) for frame in frames]
-        width = len(frames) * (TILE + 4)
-        rows.append(strip(tiles, lines, width))
+        rows.append(strip([tile(frame) for frame in frames], texts))
     return rows
 
 
@@ -122,8 +101,8 @@ def draw_entities(
     box: Sequence[float],
     entities: Sequence[tuple[str, float]],
     caption: str,
-    kept: bool | None = None,
-    shown: Collection[str] | None = None,
+    kept: bool,
+    shown: Collection[str] | None,
 ) -> Image.Image:
     """Draw a crop with its entities, as in Figure 3: the frame outside of it is darkened.
 
@@ -131,43 +110,25 @@ def draw_entities(
         frame: (H, W, 3) uint8.
         box: Left, top, width and height of the crop, as fractions of the frame.
         entities: With their probabilities, best first.
-        kept: Whether the pseudo-label passed the threshold. None: not applicable.
-        shown: The entities of the crop, which are drawn in green and the others in red. None:
-            unknown.
+        kept: Whether the pseudo-label passed the threshold.
+        shown: The entities that the crop shows, if this is known.
     """
-    image = crop_tile(frame, box)
-    lines = []
+    texts = []
     for name, probability in entities:
-        color = INK
-        if shown is not None:
-            color = GREEN if name in shown else RED
-        lines.append((f"{name} ({probability:.2f})", color))
-    if kept:
-        lines.append(("kept", INK))
-    elif kept is not None:
-        lines.append(("dropped: below the threshold", FAINT))
-    lines.append((caption, FAINT))
-    return strip([image], lines, TILE + 4)
+        mark = " (shown)" if shown and name in shown else ""
+        texts.append(f"{probability:.2f} {name}{mark}")
+    texts.append("kept" if kept else "dropped: below the threshold")
+    texts.append(caption)
 
-
-def crop_tile(frame: np.ndarray, box: Sequence[float]) -> Image.Image:
-    """Draw a frame (H, W, 3) uint8 that is darkened outside of a box (left, top, width, height as
-    fractions)."""
+    rows, columns = frame.shape[:2]
     left, top, width, height = box
-    x0 = round(TILE * left)
-    y0 = round(TILE * top)
-    x1 = round(TILE * (left + width))
-    y1 = round(TILE * (top + height))
-
-    image = tile(frame)
-    dark = image.point(lambda value: int(0.35 * value))
-    inside = image.crop((x0, y0, x1, y1))
-    dark.paste(inside, (x0, y0))
-
-    # Pillow's rectangles include their last pixel.
-    outline = [x0, y0, x1 - 1, y1 - 1]
-    ImageDraw.Draw(dark).rectangle(outline, outline=AMBER, width=2)
-    return dark
+    inside = np.s_[
+        round(rows * top) : round(rows * (top + height)),
+        round(columns * left) : round(columns * (left + width)),
+    ]
+    darkened = (0.35 * frame).astype(np.uint8)
+    darkened[inside] = frame[inside]
+    return strip([tile(darkened)], texts)
 
 
 def retrieval_picture(
@@ -180,6 +141,5 @@ def retrieval_picture(
             tile(frame, GREEN if correct else RED) for frame, _, correct in results
         ]
         labels = "  |  ".join(label for _, label, _ in results)
-        lines = [(f'"{text}"', INK), (note, FAINT), (labels, FAINT)]
-        rows.append(strip(tiles, lines, len(tiles) * (TILE + 4)))
+        rows.append(strip(tiles, [f'"{text}"', note, labels]))
     return sheet(rows, columns=2 if len(rows) > 3 else 1)

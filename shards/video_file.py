@@ -21,12 +21,6 @@ DISCONTINUOUS = 0x200
 SCALING = ("BICUBIC", "ACCURATE_RND")
 # At the end of a complete file: a container may round its duration.
 MAX_MISSING_SECONDS = 1.0
-# The clocks of joined recordings restart, and the packets around the joint look corrupt.
-REMUX = "ffmpeg -i FILE -c copy NEW.mkv"
-HINTS = {
-    "mpegts": f"; if it was joined from recordings, remux it: {REMUX}",
-    "ogg": "; if it is a chain of Ogg files, split it",
-}
 
 
 def import_av() -> Any:
@@ -50,7 +44,6 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
     limits = request.limits
     max_pixels = {"max_pixels": str(limits.max_pixels)}
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-    hint = ""
     try:
         with av.open(
             str(request.path),
@@ -58,7 +51,6 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
             timeout=request.seconds_left(),  # for opening, and for each read
             metadata_errors="ignore",  # such as a title in Latin-1
         ) as container:
-            hint = HINTS.get(container.format.name, "")
             stream = _find_video_stream(container)
             codec = stream.codec_context
             limits.check_size(codec.width, codec.height)
@@ -68,19 +60,13 @@ def open_video(request: ClipRequest) -> Iterator[tuple[Any, Any]]:
             codec.flags |= av.codec.context.Flags.unaligned
             codec.thread_count = 1  # a pool has a worker per core
             codec.thread_type = "NONE"
-            codec.options = (
-                # The codec checks it as well: the size may change within the video.
-                max_pixels
-            )
+            # The codec checks it as well: the size may change within the video.
+            codec.options = max_pixels
             yield container, stream
     except av.error.ExitError:  # FFmpeg's error for the timeout of av.open
         raise limits.too_slow() from None
     except (av.FFmpegError, ValueError, EOFError) as error:
-        raise DecodeError("unreadable", error_text(error) + hint) from error
-    except DecodeError as error:
-        if error.reason != "unreadable" or not hint:
-            raise
-        raise DecodeError(error.reason, error.detail + hint) from error
+        raise DecodeError("unreadable", error_text(error)) from error
 
 
 def _find_video_stream(container: Any) -> Any:
@@ -124,9 +110,10 @@ def check_complete(
             packet_end = (time + (packet.duration or 0)) * packet.time_base
             end = max(end, float(packet_end))
     if stated > end + MAX_MISSING_SECONDS:
-        detail = f"truncated: it ends after {end:.1f} of {stated:.1f} s"
         raise DecodeError(
-            "unreadable", f"{detail}; if it is complete, remux it: {REMUX}"
+            "unreadable",
+            f"truncated: it ends after {end:.1f} of {stated:.1f} s; if it is complete, remux it: "
+            "ffmpeg -i FILE -c copy NEW.mkv",
         )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tarfile import RECORDSIZE
 from typing import Any, BinaryIO
 
@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from alpro.errors import InputError
 from alpro.files import publish, temporary_name
 from alpro.shards.clip import Clip, DecodeError
-from alpro.shards.file_type import VIDEO_EXTENSIONS
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, samples_in
 
@@ -160,35 +159,26 @@ def index_shard(shard: Path) -> pa.Table:
 def _index_row(
     shard: Path, key: str, sample: dict[str, list[TarMember]], file: BinaryIO
 ) -> dict[str, Any]:
-    metadata_member: TarMember | None = None
     frames: dict[int, TarMember] = {}
-    for extension, members in sample.items():
-        for member in members:
-            frame = FRAME.fullmatch(extension)
-            if (
-                not member.is_file
-                or not key
-                or "/" in key
-                or not (frame or extension == "json")
-            ):
-                raise InputError(
-                    f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg"
-                    f"{_hint(member)}"
-                )
+    for extension, (member, *duplicates) in sample.items():
+        frame = FRAME.fullmatch(extension)
+        is_known = member.is_file and (frame or extension == "json")
+        if not is_known or not key or "/" in key:
+            raise InputError(
+                f"{shard}: member {member.name!r} is neither <key>.json nor <key>.<nn>.jpg, with a "
+                "key without a dot; for downloaded videos, set `data` instead of `shards`"
+            )
+        # Either of the two may be right.
+        if duplicates or (frame and int(frame[1]) in frames):
+            raise InputError(
+                f"{shard}: duplicate member {member.name!r}; keys must be unique"
+            )
+        if frame:
+            frames[int(frame[1])] = member
 
-            is_duplicate = frame and int(frame[1]) in frames
-            if is_duplicate or (not frame and metadata_member):
-                # Either of the two may be right.
-                raise InputError(
-                    f"{shard}: duplicate member {member.name!r}; keys must be unique"
-                )
-            if frame:
-                frames[int(frame[1])] = member
-            else:
-                metadata_member = member
-
-    if not metadata_member or not frames:
+    if "json" not in sample or not frames:
         raise InputError(f"{shard}: sample {key} has no json or no frames")
+    (metadata_member,) = sample["json"]
     metadata = _read_metadata(shard, key, metadata_member, file)
 
     # Zeros at the end of a tar look like its end.
@@ -226,14 +216,3 @@ def _read_metadata(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{shard}: sample {key}: {where}: {first['msg']}") from error
-
-
-def _hint(member: TarMember) -> str:
-    """Return what to do about a member that is not part of a decoded sample."""
-    if not member.is_file:
-        return "; it is not a regular file"
-    if re.search(r"\.(json|[0-9]{1,6}\.jpg)$", member.name):
-        return "; a key has no folder and no dot: rename the members"
-    if PurePosixPath(member.name).suffix.lower() in {*VIDEO_EXTENSIONS, ".jpg", ".txt"}:
-        return "; for shards of video2dataset or img2dataset, set `data` instead of `shards`"
-    return ""

@@ -31,13 +31,12 @@ from alpro.locks import acquire
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
-from alpro.shards.ffmpeg_copy import ffmpeg_version
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
-PACKAGES += ["av", "spacy", "numpy", "pillow", "pyarrow"]
+PACKAGES += ["av", "imageio-ffmpeg", "spacy", "numpy", "pillow", "pyarrow"]
 
 
 class Store:
@@ -222,13 +221,9 @@ def write_record(
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the installed packages that affect results, and of ffmpeg."""
+    """Versions of Python and of the installed packages that affect results."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-
-    # Optional: PyAV has its own libraries; the binary decodes the files that they cannot.
-    with suppress(InputError):
-        installed["ffmpeg"] = ffmpeg_version()
     return installed

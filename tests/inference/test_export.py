@@ -287,7 +287,7 @@ def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):
     processor = make_processor(Model.load(folders["retrieval"], device="cpu"))
     (tmp_path / "a.mp4").write_text("<!DOCTYPE html>")
 
-    with pytest.raises(ValueError, match=r"a\.mp4: unreadable: an HTML page"):
+    with pytest.raises(ValueError, match=r"a\.mp4: unreadable: HTML page"):
         processor(videos=tmp_path / "a.mp4")
     with pytest.raises(ValueError, match=r"b\.png: missing"):
         processor(images=tmp_path / "b.png")

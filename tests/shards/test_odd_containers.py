@@ -231,17 +231,17 @@ def test_a_clock_that_restarts_goes_on_after_the_joint(
     assert decode_video(path, 6, 32, 0.0, 3.0).duration == pytest.approx(3.0)
 
 
-def test_a_joint_that_looks_corrupt_is_rejected_with_what_helps(write_film, tmp_path):
+def test_a_joint_that_looks_corrupt_is_rejected(write_film, tmp_path):
     path = tmp_path / "joined.ts"
     recording = write_film("a.ts", *X264).read_bytes()
     path.write_bytes(recording[: -5 * 188] + recording)
-    with pytest.raises(DecodeError, match="remux it: ffmpeg -i FILE -c copy"):
+    with pytest.raises(DecodeError, match="corrupt"):
         decode_video(path, 4, 32)
 
     path = tmp_path / "chain.ogv"
     one = write_film("a.ogv", "-c:v", "libtheora", "-q:v", "9").read_bytes()
     path.write_bytes(2 * one)
-    with pytest.raises(DecodeError, match="chain of Ogg"):
+    with pytest.raises(DecodeError, match="unreadable"):
         decode_video(path, 4, 32)
 
 

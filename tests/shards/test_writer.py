@@ -163,7 +163,7 @@ MEMBERS = [
     *(((*SAMPLE, ("1.00.jpg", special(kind))), NEITHER) for kind in LINKS),
     ((*SAMPLE, ("0.mp4", b"1")), "set `data` instead of `shards`"),  # raw downloads
     *(
-        ((*SAMPLE, (name, b"1")), "no folder and no dot")
+        ((*SAMPLE, (name, b"1")), "with a key without a dot")
         for name in ("a/0.00.jpg", "a.1.00.jpg")
     ),
     *(((*SAMPLE, (name, JSON)), "duplicate member") for name in ("0.json", "0.0.jpg")),
