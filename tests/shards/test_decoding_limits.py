@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alpro.shards import clip, ffmpeg_copy, seeking
+from alpro.shards import clip, seeking
 from alpro.shards.clip import DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_video
 from alpro.shards.file_type import VIDEO_EXTENSIONS
@@ -81,10 +81,8 @@ def write_ffmpeg(tmp_path, monkeypatch):
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-        ffmpeg_copy.ffmpeg_binary.cache_clear()
 
-    yield write
-    ffmpeg_copy.ffmpeg_binary.cache_clear()
+    return write
 
 
 def test_a_hanging_ffmpeg_is_killed_with_its_children(
