@@ -46,22 +46,18 @@ def overlap(
         frames[i] = value in training_hashes
         compared[i] = bool(value)
 
-    columns = {
-        "items": splits != "",
-        "captions": captions,
-        "compared": compared,
-        "frames": frames,
-    }
     counts = {}
     for split in SPLITS[1:]:
         in_split = splits == split
         counts[split] = {
-            name: int(column[in_split].sum()) for name, column in columns.items()
+            "items": int(in_split.sum()),
+            "captions": int(captions[in_split].sum()),
+            "compared": int(compared[in_split].sum()),
+            "frames": int(frames[in_split].sum()),
         }
 
-    table = index.drop_columns("captions")
-    table = table.append_column("captions", pa.array(captions))
-    table = table.append_column("frames", pa.array(frames))
+    columns = {"id": index["id"], "split": index["split"]}
+    table = pa.table(columns | {"captions": captions, "frames": frames})
     is_copy = (captions | frames) & ~in_training
     return table.filter(pa.array(is_copy)), counts
 
@@ -89,9 +85,7 @@ def hash_frames(
     half of `max_samples`, and of training samples."""
     held_out = np.flatnonzero(~in_training)
     training = np.flatnonzero(in_training)
-    # If there are few training samples, the others are compared in their place.
-    max_held_out = max(max_samples // 2, max_samples - len(training))
-    held_out_count = min(len(held_out), max_held_out)
+    held_out_count = min(len(held_out), max_samples // 2)
     training_count = min(len(training), max_samples - held_out_count)
     held_out = held_out[segment_starts(len(held_out), held_out_count)]
     training = training[segment_starts(len(training), training_count)]

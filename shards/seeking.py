@@ -62,27 +62,21 @@ class _Timeline:
     origin: int
 
 
-def _check_seekable(container: Any, codec: Any) -> None:
-    """Raise DecodeError if a seek in this container or codec does not lead to a frame."""
-    if container.format.name == "mpeg":
-        raise DecodeError(
-            "unreadable", "a seek in a program stream may lead to another frame"
-        )
-    if container.format.flags & NO_TIMESTAMPS:
-        raise DecodeError("unreadable", "a bare stream has no times")
-    if container.format.name == "avi" and codec.has_b_frames:
-        raise DecodeError("unreadable", "AVI only states when frames are decoded")
+def _is_seekable(container: Any, codec: Any) -> bool:
+    """Return whether a seek in this container and codec leads to a frame."""
+    name = container.format.name
+    # A program stream may lead to another frame. A bare stream has no times. AVI only states when
+    # frames are decoded.
+    if (
+        name == "mpeg"
+        or container.format.flags & NO_TIMESTAMPS
+        or (name == "avi" and codec.has_b_frames)
+    ):
+        return False
     # MOV and AVI give the palette with the first packet that is read, and not again after a seek:
-    # frames would be black.
-    if codec.pix_fmt == "pal8":
-        raise DecodeError("unreadable", "a palette, which a seek loses")
-    # Other frames than the key frame are garbage after a seek, and not marked as corrupt.
-    if codec.name == "dirac":
-        raise DecodeError("unreadable", "Dirac cannot be decoded from a key frame on")
-
-
-def _is_mp4(container: Any) -> bool:
-    return bool(container.format.name.startswith("mov,"))
+    # frames would be black. Of Dirac, other frames than the key frame are garbage after a seek, and
+    # not marked as corrupt.
+    return codec.pix_fmt != "pal8" and codec.name != "dirac"
 
 
 def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeline:
@@ -94,7 +88,8 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         DecodeError: If frames are corrupt, missing or without a unique time of presentation.
     """
     codec = stream.codec_context
-    _check_seekable(container, codec)
+    if not _is_seekable(container, codec):
+        raise DecodeError("unreadable", "a seek may not lead to a frame")
     second = float(1 / stream.time_base)
     start = request.start or 0.0
     is_far = start > FAR_SECONDS
@@ -148,7 +143,8 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     else:
         check_complete(container, stream, max(times, default=origin) / second, request)
 
-    if codec.has_b_frames and not has_offsets and _is_mp4(container):
+    is_mp4 = container.format.name.startswith("mov,")
+    if is_mp4 and codec.has_b_frames and not has_offsets:
         raise DecodeError(
             "unreadable", "no composition offsets: only times of decoding"
         )

@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from http import HTTPStatus
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -297,11 +295,7 @@ def _line(error: BaseException) -> str:
     answer over HTTP, only the status: its reason is a text of the server."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
-        phrase = "unknown status"
-        if status in set(HTTPStatus):
-            phrase = HTTPStatus(status).phrase
-        return f"HTTP status {status} ({phrase})"
-
+        return f"HTTP status {status}"
     return redact(one_line(error, max_length=MAX_MESSAGE))
 
 
@@ -348,12 +342,14 @@ def listing(folder: Location, ending: str) -> list[Location]:
     )
     names = []
     for entry in entries:
-        if entry["type"] == "file":
-            # Stores return names in different forms (over HTTP, URLs); the part after the last
-            # slash is the file name.
-            name = entry["name"].rpartition("/")[2]
-            names.append(unquote(name) if "://" in entry["name"] else name)
-    return [join(folder, name) for name in sorted(names) if name.endswith(ending)]
+        # Stores return names in different forms (over HTTP, URLs); the part after the last slash is
+        # the file name.
+        name = entry["name"].rpartition("/")[2]
+        if "://" in entry["name"]:
+            name = unquote(name)
+        if entry["type"] == "file" and name.endswith(ending):
+            names.append(name)
+    return [join(folder, name) for name in sorted(names)]
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
@@ -415,7 +411,15 @@ def local_copy(
         yield location
         return
 
-    limit = _SizeLimit(max_bytes)
+    def check_size(size: float | None, fetched: int = 0) -> None:
+        if max(size or 0, fetched) > max_bytes:
+            raise TooLarge(f"larger than {max_bytes} bytes")
+
+    def fetch(system: fsspec.AbstractFileSystem, name: str) -> None:
+        callback = Callback(hooks={"limit": check_size})
+        # fsspec annotates the type of its default, a callback that does nothing.
+        system.get_file(name, str(copy), callback=callback)  # pyright: ignore[reportArgumentType]
+
     extension = suffix(Path(member.name) if member else location)
     handle, name = tempfile.mkstemp(suffix=extension, prefix=".fetched.", dir=folder)
     # Stores write the copy by its name.
@@ -423,11 +427,11 @@ def local_copy(
     copy = Path(name)
     try:
         if member:
-            limit.set_size(member.size)
+            check_size(member.size)
             _unpack(member, location, copy)
         else:
-            call_store(location, partial(_fetch_file, copy=copy, limit=limit))
-            limit.set_size(copy.stat().st_size)  # not every store reports progress
+            call_store(location, fetch)
+            check_size(copy.stat().st_size)  # not every store reports progress
         yield copy
     finally:
         copy.unlink(missing_ok=True)
@@ -437,37 +441,6 @@ def _unpack(member: Member, tar: Location, copy: Path) -> None:
     with open(copy, "wb") as out:
         for start in range(0, member.size, CHUNK_BYTES):
             size = min(CHUNK_BYTES, member.size - start)
-            data = read_range(tar, member.offset + start, size)
-            if len(data) != size:
-                raise EOFError(f"{tar} ends inside {member.name}")
-            out.write(data)
-
-
-def _fetch_file(
-    system: fsspec.AbstractFileSystem,
-    name: str,
-    copy: Path,
-    limit: "_SizeLimit",
-) -> None:
-    # fsspec annotates the type of its default, a callback that does nothing.
-    system.get_file(name, str(copy), callback=limit)  # pyright: ignore[reportArgumentType]
-
-
-class _SizeLimit(Callback):
-    """Stops a transfer of more than `max_bytes`."""
-
-    def __init__(self, max_bytes: float):
-        super().__init__()
-        self.max_bytes = max_bytes
-
-    def set_size(self, size: int | None) -> None:
-        super().set_size(size)
-        self._check(size or 0)
-
-    def relative_update(self, inc: int = 1) -> None:
-        super().relative_update(inc)
-        self._check(self.value)
-
-    def _check(self, size: int) -> None:
-        if size > self.max_bytes:
-            raise TooLarge(f"larger than {self.max_bytes} bytes")
+            out.write(read_range(tar, member.offset + start, size))
+    if copy.stat().st_size != member.size:
+        raise EOFError(f"{tar} ends inside {member.name}")

@@ -6,7 +6,6 @@ archive.
 """
 
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import SEEK_END
@@ -16,7 +15,6 @@ from typing import BinaryIO
 BLOCK = tarfile.BLOCKSIZE
 GZIP = b"\x1f\x8b"  # the first bytes of a file that is compressed with gzip
 MAX_NAME = 4096  # characters
-CHUNK_BYTES = 1 << 22  # bytes of a member that are in memory at a time
 
 
 class DamagedTar(ValueError):
@@ -41,26 +39,11 @@ class TarMember:
 
     def read(self, file: BinaryIO) -> bytes:
         """Return the data from the open tar. Raises DamagedTar if the tar has become shorter."""
-        return b"".join(self.chunks(file))
-
-    def crc32(self, file: BinaryIO) -> int:
-        """Return the CRC-32 of the data, which need not fit into memory. Raises as `read`."""
-        value = 0
-        for data in self.chunks(file):
-            value = zlib.crc32(data, value)
-        return value
-
-    def chunks(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield the data in parts. Raises as `read`."""
         file.seek(self.offset)
-        for start in range(0, self.size, CHUNK_BYTES):
-            size = min(CHUNK_BYTES, self.size - start)
-            data = file.read(size)
-            if len(data) != size:
-                raise DamagedTar(
-                    self.offset + start, f"the file ends inside {self.name!r}"
-                )
-            yield data
+        data = file.read(self.size)
+        if len(data) != self.size:
+            raise DamagedTar(self.offset, f"the file ends inside {self.name!r}")
+        return data
 
 
 def tar_members(file: BinaryIO) -> Iterator[TarMember]:

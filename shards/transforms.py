@@ -16,6 +16,8 @@ from PIL import Image, ImageEnhance
 
 # Attempts before the fallback to the largest central crop, as in torchvision.
 MAX_CROP_ATTEMPTS = 10
+CROP_SCALE = (0.2, 1.0)  # fraction of the area
+CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
@@ -47,20 +49,16 @@ def random_crop(
 
 
 def random_resized_crop(
-    frame: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    frame: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Crop a frame (H, W, 3) to a random fraction (`scale`) of its area with a random aspect ratio,
-    and resize it to (size, size, 3).
+    """Crop a frame (H, W, 3) to a random fraction (CROP_SCALE) of its area with a random aspect
+    ratio, and resize it to (size, size, 3).
 
     As in torchvision: a crop that does not fit is drawn again, and after ten failures the largest
     central crop within the bounds of the aspect ratio is used. Bicubic.
     """
     frame_height, frame_width = frame.shape[:2]
-    left, top, width, height = crop_box(frame_width, frame_height, rng, scale, ratio)
+    left, top, width, height = crop_box(frame_width, frame_height, rng)
     cropped = frame[top : top + height, left : left + width]
     return _resize(cropped, size)
 
@@ -69,11 +67,10 @@ def crop_box(
     width: int,
     height: int,
     rng: np.random.Generator,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: tuple[float, float] = CROP_SCALE,
 ) -> tuple[int, int, int, int]:
     """Draw the crop of `random_resized_crop`: left, top, width, height in pixels."""
-    min_ratio, max_ratio = ratio
+    min_ratio, max_ratio = CROP_RATIO
     for _ in range(MAX_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
         # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
@@ -146,25 +143,13 @@ def apply(
     return np.asarray(picture)
 
 
-def affine(picture: Picture, *matrix: float) -> Picture:
+def affine(
+    picture: Picture,
+    *matrix: float,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Picture:
     return picture.transform(
-        picture.size,
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling.BILINEAR,
-        fillcolor=FILL,
-    )
-
-
-def translate(picture: Picture, right: float, down: float) -> Picture:
-    """Translate by whole pixels: without interpolation, which takes eight times as long."""
-    matrix = (1, 0, -round(right), 0, 1, -round(down))
-    return picture.transform(
-        picture.size,
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling.NEAREST,
-        fillcolor=FILL,
+        picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=FILL
     )
 
 
@@ -194,11 +179,14 @@ def shear_y(picture: Picture, strength: float) -> Picture:
 
 
 def translate_x(picture: Picture, strength: float) -> Picture:
-    return translate(picture, -10 * strength, 0)
+    # Whole pixels need no interpolation, which takes eight times as long.
+    right = round(10 * strength)
+    return affine(picture, 1, 0, right, 0, 1, 0, resample=Image.Resampling.NEAREST)
 
 
 def translate_y(picture: Picture, strength: float) -> Picture:
-    return translate(picture, 0, -10 * strength)
+    down = round(10 * strength)
+    return affine(picture, 1, 0, 0, 0, 1, down, resample=Image.Resampling.NEAREST)
 
 
 def rotate(picture: Picture, strength: float) -> Picture:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from tarfile import RECORDSIZE
@@ -195,10 +196,10 @@ def _index_row(
         "shard": shard.name,
         "json_offset": metadata_member.offset,
         "json_size": metadata_member.size,
-        "json_crc32": metadata_member.crc32(file),
+        "json_crc32": zlib.crc32(metadata_member.read(file)),
         "frame_offsets": [member.offset for member in frame_members],
         "frame_sizes": [member.size for member in frame_members],
-        "frame_crc32s": [member.crc32(file) for member in frame_members],
+        "frame_crc32s": [zlib.crc32(member.read(file)) for member in frame_members],
     }
 
 

@@ -33,13 +33,8 @@ def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     return clip
 
 
-def paste(
-    picture: np.ndarray, thing: Thing, time: float, drawn: np.ndarray | None = None
-) -> None:
-    """Draws a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place.
-
-    drawn: a sprite to draw in place of the one of its kind and color.
-    """
+def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
+    """Draw a thing at a time of the clip, 0 to 1, onto a picture (S, S, 3) float32, in place."""
     size = len(picture)
     x, y, radius, angle = thing.pose(time)
 
@@ -65,9 +60,7 @@ def paste(
     offset_x = SPRITE / 2 - cos * center_x - sin * center_y
     offset_y = SPRITE / 2 + sin * center_x - cos * center_y
 
-    if drawn is None:
-        drawn = sprite(thing.kind, thing.color)
-    image = Image.fromarray(drawn).transform(
+    image = Image.fromarray(sprite(thing.kind, thing.color)).transform(
         size=(right - left, bottom - top),
         method=Image.Transform.AFFINE,
         data=(cos, sin, offset_x, -sin, cos, offset_y),
@@ -98,17 +91,12 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def sprite(kind: str, color: str) -> np.ndarray:
     """Draw a thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
-    return draw_shape(kind, COLORS[color])
-
-
-def draw_shape(kind: str, color: tuple[int, int, int]) -> np.ndarray:
-    """Draw a thing in any color (RGB), as `sprite`."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(image), side)
+    fills = MARKS | {"thing": COLORS[color]}
     for shape, fill, *coordinates in WORDS["drawings"][kind]:
-        draw = getattr(pen, shape)
-        draw(MARKS.get(fill, color), *coordinates)
+        getattr(pen, shape)(fills[fill], *coordinates)
 
     # Premultiplied before it is averaged: otherwise the edge would take on transparent black.
     rgba = np.asarray(image, np.float32)
@@ -156,21 +144,3 @@ class _Pen:
     def polygon(self, fill: Color, *points: tuple[float, float]) -> None:
         corners = [self.at(x, y) for x, y in points]
         self.draw.polygon(corners, fill=fill)
-
-    def discs(self, fill: Color, count: int, distance: float, radius: float) -> None:
-        """Draw discs around the center, the first on the right."""
-        for angle in np.arange(count) * 2 * np.pi / count:
-            x = distance * np.cos(angle)
-            y = distance * np.sin(angle)
-            self.disc(fill, x, y, radius)
-
-    def star(self, fill: Color) -> None:
-        """Draw the five tips of a star and the corners between them, from the top."""
-        points = []
-        for corner in np.arange(10):
-            angle = corner * np.pi / 5 - np.pi / 2
-            radius = 0.45 if corner % 2 else 1.0
-            x = radius * np.cos(angle)
-            y = radius * np.sin(angle)
-            points.append((x, y))
-        self.polygon(fill, *points)

@@ -127,10 +127,7 @@ def draw_scene(
     wide: a single thing is anywhere in the frame and its size varies more (for still images). main:
     kind and color of the main thing; None: random.
     """
-    main_kind = None
-    main_color = None
-    if main:
-        main_kind, main_color = main
+    main_kind, main_color = main or (None, None)
     kinds = draw_names(rng, THING_KINDS, count, main_kind)
     colors = draw_names(rng, tuple(COLORS), count, main_color)
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
