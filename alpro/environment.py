@@ -62,14 +62,15 @@ def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
     's3.corp.example,127.0.0.1,localhost'
     """
     # Programs differ in which of the two forms they read, so both get the hosts of both.
-    listed = ",".join(environment.get(name, "") for name in ("NO_PROXY", "no_proxy"))
-    hosts = [host.strip() for host in listed.split(",") if host.strip()]
-    value = ",".join(dict.fromkeys([*hosts, *LOCAL]))
-    if "*" in hosts:
-        value = "*"  # it means all hosts only if it stands alone
+    hosts: dict[str, None] = {}
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts |= dict.fromkeys(environment.get(name, "").split(","))
+    hosts |= dict.fromkeys(LOCAL)
+    hosts.pop("", None)
 
-    environment["NO_PROXY"] = value
-    environment["no_proxy"] = value
+    # `*` means all hosts only if it stands alone.
+    value = "*" if "*" in hosts else ",".join(hosts)
+    environment |= {"NO_PROXY": value, "no_proxy": value}
 
 
 def unset_ranks(environment: MutableMapping[str, str]) -> None:

@@ -93,53 +93,38 @@ def progress(
         yield lambda n=1, note="": None
         return
 
-    # `advance` draws it after QUIET_SECONDS.
-    bar = None
-    task = None
-    if os.environ.get(PLAIN) != "1" and sys.stderr.isatty():
-        bar = make_bar(unit)
-        task = bar.add_task(what, total=total, completed=done, note="")
-    began = last_line = time.monotonic()
-    count = done
-    last_note = ""
-
-    def show(now: float) -> None:
-        nonlocal last_line
-        last_line = now
-        of_total = "" if total is None else f" of {total}"
-        details = [f"{count}{of_total} {unit}", f"{now - began:.0f} s"]
-        # The units of an earlier run say nothing about the speed of this one.
-        if total is not None and count > done:
-            remaining = max(0, total - count)
-            seconds_left = (now - began) * remaining / (count - done)
-            details.append(f"{timedelta(seconds=round(seconds_left))} left")
-
-        if last_note:
-            details.append(last_note)
-        log.info(f"{what}: {', '.join(details)}")
+    bar = make_bar(unit)
+    bar.add_task(what, total=total, completed=done, note="")
+    task = bar.tasks[0]
+    has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
+    next_line = time.monotonic() + (QUIET_SECONDS if has_bar else LINE_SECONDS)
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal count, last_note
-        count += n
-        last_note = note or last_note
-
+        nonlocal next_line
+        bar.update(task.id, advance=n, note=note or task.fields["note"])
         now = time.monotonic()
-        if bar:
-            bar.update(task, advance=n, note=last_note)
-            if now - began > QUIET_SECONDS and not bar.live.is_started:
-                bar.start()
-        elif now - began > QUIET_SECONDS and now - last_line > LINE_SECONDS:
-            show(now)
+        if now < next_line:
+            return
+        if has_bar:
+            bar.start()
+            return
+
+        next_line = now + LINE_SECONDS
+        of_total = "" if total is None else f" of {total}"
+        details = [f"{task.completed:.0f}{of_total} {unit}", f"{task.elapsed:.0f} s"]
+        if task.time_remaining is not None:
+            details.append(f"{timedelta(seconds=task.time_remaining)} left")
+        log.info(f"{what}: {', '.join(filter(None, [*details, task.fields['note']]))}")
 
     try:
         yield advance
     finally:
-        if bar:
+        if has_bar:
             bar.stop()
 
 
 def make_bar(unit: str) -> Any:
-    """Return a progress bar whose note alone becomes shorter on a narrow terminal."""
+    """Return a progress bar, which also computes the time left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -148,19 +133,15 @@ def make_bar(unit: str) -> Any:
         TextColumn,
         TimeRemainingColumn,
     )
-    from rich.table import Column
 
-    # With a ratio, a column has the width that the others leave.
-    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(BAR_WIDTH),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", table_column=note),
+        TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
-        expand=True,
         transient=True,
         speed_estimate_period=SPEED_SECONDS,
     )

@@ -19,7 +19,7 @@ from alpro.pipeline.cli.options import (
     Yes,
     print_json,
 )
-from alpro.pipeline.config.command import command_of, concerns
+from alpro.pipeline.config.command import command_of
 from alpro.stages import EVALUATIONS
 
 if TYPE_CHECKING:
@@ -29,48 +29,30 @@ group = App(name="artifacts", help="List, show, verify, compare and remove artif
 
 
 def read_store(workspace: Path) -> "Snapshot":
+    """Return the artifacts of a workspace. Raises InputError if it has no store: another one was
+    probably meant."""
     from alpro.pipeline.store.snapshot import Snapshot
 
-    return Snapshot(workspace / "artifacts")
-
-
-def check_exists(snapshot: "Snapshot") -> None:
-    """Raise InputError if a workspace has no store: another one was probably meant."""
-    if not snapshot.root.is_dir():
-        raise InputError(
-            f"{snapshot.root}: no artifacts; --workspace names the folder that has them"
-        )
+    root = workspace / "artifacts"
+    if not root.is_dir():
+        raise InputError(f"{root}: no artifacts; --workspace names the folder of a run")
+    return Snapshot(root)
 
 
 @group.command(name="ls")
 def list_artifacts(*, workspace: Workspace = WORKSPACE) -> None:
-    """List the artifacts, oldest first.
-
-    A line ends with the configuration, and with the changes of the artifact's own stage.
-    """
-    artifacts = read_store(workspace).artifacts
-    if not artifacts:
-        print(f"no artifacts in {workspace / 'artifacts'}; `alpro run` creates them")
-    else:
-        print_artifacts(artifacts)
+    """List the artifacts, oldest first, with their scores and the run that built each."""
+    print_artifacts(read_store(workspace).artifacts)
 
 
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
-    built_from = read_store(workspace).lineage(record)
-    run = record.run
-
     command = command_of(record)
     if command:
         print(shlex.join(["alpro", *command.words]))
-        commit = run.get("commit") or "unknown"
-        print(
-            f"  in the folder {run['arguments'].get('folder', '')}, at commit {commit}"
-        )
-
-    print_artifacts(built_from)
+    print_artifacts(read_store(workspace).lineage(record))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
     print_json({"folder": str(folder), **shown})
 
@@ -85,26 +67,17 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
     snapshot = read_store(workspace)
-    chosen = [
-        find_artifact(name, workspace) for name in artifacts
-    ] or snapshot.artifacts
-    if not chosen:
-        check_exists(snapshot)
+    named = [find_artifact(name, workspace) for name in artifacts]
     # Records that cannot be read count as unfinished, so the snapshot lacks them.
-    unreadable = [] if artifacts else unreadable_records(snapshot.root)
+    unreadable = [] if named else unreadable_records(snapshot.root)
+    chosen = named or snapshot.artifacts
     problems = [*unreadable, *verify(chosen)]
+
     print_rows([{"problem": kind, "file": str(file)} for kind, file in problems])
-
-    files = sum(len(record.contents) for _, record in chosen)
-    found = f"{len(problems)} problems" if problems else "as recorded"
-    print(f"{len(chosen)} artifacts, {files} files: {found}")
-    if not problems:
-        return 0
-
-    print(
-        "`alpro artifacts rm` removes an artifact; the next run that needs it builds it again"
-    )
-    return 1
+    print(f"{len(chosen)} artifacts: {len(problems)} problems")
+    if problems:
+        print("`alpro artifacts rm` removes one; the next run that needs it builds it")
+    return int(bool(problems))
 
 
 @group.command(name="rm")
@@ -151,15 +124,13 @@ def collect_garbage(
     Args:
         yes: Remove them.
     """
-    from alpro.inference.index import INDEXES, note_indexes_beside, noted_indexes
+    from alpro.inference.index import note_indexes_beside, noted_indexes
     from alpro.pipeline.store.artifacts import Store
     from alpro.shards.sources.manifest import find_outdated
-    from alpro.shards.storage import is_url
     from alpro.stages.corpora.units import find_unused
 
     snapshot = read_store(workspace)
     store = Store(snapshot.root)
-    check_exists(snapshot)
     used = referenced_fingerprints(workspace)
     if not used:  # such as artifacts that were copied here
         raise InputError(
@@ -168,13 +139,7 @@ def collect_garbage(
     # The model of an index embeds the text of each search. An index that is not there now may be on
     # a disk that is not mounted.
     note_indexes_beside(workspace)
-    for fingerprint, place in noted_indexes(workspace):
-        used.add(fingerprint)
-        if not is_url(place) and not Path(place).is_dir():
-            print(
-                f"no index at {place} now; its model {fingerprint[:8]} stays, unless you delete the "
-                f"line in {workspace / INDEXES}"
-            )
+    used.update(fingerprint for fingerprint, _ in noted_indexes(workspace))
     database = workspace.resolve() / "mlflow.db"
     # MLflow would create a store that is not there.
     if tracking_uri or database.is_file():
@@ -189,9 +154,6 @@ def collect_garbage(
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
     manifests = find_outdated(workspace / "manifests")
-    if not folders and not units and not manifests:
-        print("nothing to remove")
-        return
 
     print_artifacts(chosen)
     print(
@@ -251,9 +213,7 @@ def compare_artifacts(
     names = [name for name in (first, second) if name]
     chosen = [find_artifact(name, workspace) for name in names] or last_two(snapshot)
     if len({record.fingerprint for _, record in chosen}) < 2:
-        raise InputError(
-            f"{' '.join(names)}: name two different evaluations, or none for the last two"
-        )
+        raise InputError("name two different evaluations, or none for the last two")
 
     compared, sentence = compare_runs(snapshot, chosen[0], chosen[1])
     for table in compared:
@@ -283,29 +243,20 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
     for _, record in artifacts:
         size = sum(file["size"] for file in record.contents.values())
         total += size
-        lines.append(
-            {
-                "artifact": record.fingerprint[:8],
-                "name": record.name,
-                "built": record.run["at"][:16].replace("T", " "),
-                "s": round(record.run["seconds"]),
-                "MB": f"{size / 1e6:,.1f}",
-                "score": headline(record),
-                "config": own_changes(record),
-            }
-        )
+        command = command_of(record)
+        line = {
+            "artifact": record.fingerprint[:8],
+            "name": record.name,
+            "built": record.run["at"][:16],
+            "s": round(record.run["seconds"]),
+            "MB": f"{size / 1e6:,.1f}",
+            "score": headline(record),
+            "run": " ".join([command.config_name, *command.changes] if command else []),
+        }
+        lines.append(line)
 
     print_rows(lines)
     print(f"{len(artifacts)} artifacts, {total / 1e6:,.1f} MB")
-
-
-def own_changes(record: Record) -> str:
-    """Return the configuration of the run that built an artifact, with the changes of its stage."""
-    command = command_of(record)
-    if not command:
-        return ""
-    changes = [change for change in command.changes if concerns(change, record.name)]
-    return " ".join([command.config_name, *changes])
 
 
 def headline(record: Record) -> str:
@@ -317,6 +268,5 @@ def headline(record: Record) -> str:
     for ending in (*DECISIVE, *VALIDATION_SCORES):
         for name, value in record.metrics.items():
             if name.endswith(ending):
-                metric = "R@1" if name.endswith("/R1") else ending.split("/")[-2]
-                return f"{metric} {value:.1f}"
+                return f"{name.rpartition('/')[2]} {value:.1f}"
     return ""

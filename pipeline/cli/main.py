@@ -12,13 +12,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from types import FrameType
 
-from cyclopts import (
-    App,
-    CycloptsError,
-    Parameter,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import App, CycloptsError, Parameter
 
 from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
@@ -28,11 +22,6 @@ from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
-CHANGED_BY_SET = (
-    " A value of the configuration is changed with --set, such as --set pretrain.lr=1e-4 or --set "
-    "finetune_qa.phases.0.epochs=3; alpro config show CONFIG prints all."
-)
-
 
 app = App(
     name="alpro",
@@ -116,13 +105,8 @@ def execute(arguments: Sequence[str]) -> int:
         return status
     except CycloptsError as error:
         words = " ".join(["alpro", *(error.command_chain or ())])
-        hint = ""
-        if isinstance(error, UnknownOptionError) and words in (
-            "alpro run",
-            "alpro study",
-        ):
-            hint = CHANGED_BY_SET
-        return fail(f"error: {usage_line(error)}{hint} ({words} --help)")
+        line = one_line(error, max_length=MAX_MESSAGE)
+        return fail(f"error: {line} ({words} --help)")
     except InputError as error:
         return fail(f"error: {error}")
     except BrokenPipeError:
@@ -145,29 +129,16 @@ def execute(arguments: Sequence[str]) -> int:
         )
 
 
-def usage_line(error: CycloptsError) -> str:
-    """Return what is wrong with the arguments of a command."""
-    if isinstance(error, UnusedCliTokensError):
-        return f"unexpected arguments: {' '.join(error.unused_tokens or ())}"
-    return one_line(error, max_length=MAX_MESSAGE)
-
-
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise InputError for a URL with credentials, before anything stores or repeats it, and for an
     empty value, such as an unset variable: it would stand for the default."""
     option = "argument"
     for argument in arguments:
-        name, equals, value = argument.partition("=")
-        is_assigned = bool(argument.startswith("-") and equals)
-        if not (value if is_assigned else argument):
-            raise InputError(
-                f"{name or option}: the value is empty; leave it out, or set it"
-            )
-        if is_assigned:
-            refuse_credentials(name, value)
+        if argument.startswith("-"):
+            option = argument.partition("=")[0]
+        if argument in ("", f"{option}="):
+            raise InputError(f"{option}: the value is empty; leave it out, or set it")
         refuse_credentials(option, argument)
-        # The next argument is the value of this option.
-        option = argument if argument.startswith("-") and not equals else "argument"
 
 
 def fail(message: str, status: int = EXIT_INPUT_ERROR) -> int:

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 
 from alpro.errors import InputError
 from alpro.files import expand_home
-from alpro.names import find_artifact, matching_artifacts, similar_name
+from alpro.names import find_artifact, matching_artifacts
 from alpro.stages import STAGES
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def find_pretrained(name: str, workspace: Path) -> str:
 
 
 def check_built(name: str, workspace: Path) -> None:
-    """Raise InputError if a CONFIG/STAGE stands for nothing yet. It would be looked up on the hub,
-    where names are OWNER/MODEL."""
+    """Raise InputError if a CONFIG/STAGE stands for nothing. It would be looked up on the hub, where
+    names are OWNER/MODEL."""
     config, _, stage = name.partition("/")
     if stage not in STAGES or Path(name).exists():
         return
-    if not matching_artifacts(name, workspace) and not similar_name(name, workspace):
+    if not matching_artifacts(name, workspace):
         raise InputError(
             f"{name}: not built in {workspace}; `alpro run {stage} --config {config}` builds it"
         )
@@ -113,14 +113,8 @@ def check_exists(option: str, location: str) -> None:
     """Raise InputError if a location on this machine is no file and no folder: a pipe would be read
     for ever."""
     path = expand_home(location)
-    if "://" in location or path.is_file() or path.is_dir():
-        return
-    what = (
-        "neither a file nor a folder"
-        if os.path.lexists(path)
-        else "no such file or folder"
-    )
-    raise InputError(f"{option} {location}: {what}")
+    if "://" not in location and not path.is_file() and not path.is_dir():
+        raise InputError(f"{option} {location}: no such file or folder")
 
 
 @Parameter(name="*")

@@ -1,5 +1,4 @@
-"""A command: a configuration, changes of its values, and the last stage to run; and which tables of
-a configuration a stage has."""
+"""A command: a configuration, changes of its values, and the last stage to run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +48,8 @@ def command_of(record: Record) -> Command | None:
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the change of `--data`, followed by the changes of `--set`."""
-    return (
-        (text_change("corpora.data.data", data), *changes) if data else tuple(changes)
-    )
+    replaced = [text_change("corpora.data.data", data)] if data else []
+    return (*replaced, *changes)
 
 
 def text_change(key: str, text: str) -> str:
@@ -62,25 +60,3 @@ def text_change(key: str, text: str) -> str:
     """
     value = tomli_w.dumps({"value": text}).removeprefix("value = ").rstrip("\n")
     return f"{key}={value}"
-
-
-def changed_key(change: str) -> str:
-    """Return the key of a change.
-
-    >>> changed_key("pretrain.lr = 1e-4")
-    'pretrain.lr'
-    """
-    return change.partition("=")[0].strip()
-
-
-def concerns(change: str, step: str) -> bool:
-    """Return whether a change may set a value of a step's configuration: in the stage's table, or in
-    one of several stages.
-
-    >>> concerns("pretrain.lr=1e-4", "pretrain"), concerns("model.video={}", "pretrain")
-    (True, True)
-    >>> concerns("pretrain.lr=1e-4", "finetune_qa")
-    False
-    """
-    table = changed_key(change).partition(".")[0]
-    return table in ("corpora", "max_steps", *SHARED, step.partition(" ")[0])

@@ -9,8 +9,6 @@ from pydantic_core import ErrorDetails
 
 from alpro.pipeline.config.files import suggest
 
-ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
-
 
 def find_field(
     model: type[BaseModel], keys: Sequence[str]
@@ -53,7 +51,7 @@ def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         *parents, key = map(str, error["loc"])
         names = list_keys(model, parents)
-        return f"unknown key; {suggest(ALIASES.get(key, key), names, 'the keys are')}"
+        return f"unknown key; {suggest(key, names, 'the keys are')}"
 
     message = error["msg"].removeprefix("Value error, ")
     # A whole table would be too long for the line.

@@ -19,7 +19,6 @@ from alpro.pipeline.config.command import (
     SHARED,
     TEXT_STAGES,
     Command,
-    changed_key,
 )
 from alpro.pipeline.config.fields import error_line, find_field
 from alpro.pipeline.config.files import find_config, read_toml
@@ -70,17 +69,14 @@ def validate(values: Values, command: Command) -> PipelineConfig:
 
 
 def check_corpora(settings: PipelineConfig, command: Command) -> None:
-    """Check that a change names no corpus that nothing reads, as `--data` does where the corpora
-    have other names, and that every corpus that a stage reads has data."""
+    """Check that a change adds no corpus that nothing reads, as `--data` does where the corpora have
+    other names, and that every corpus that a stage reads has data."""
     used = settings.used_corpora
-    for change in command.changes:
-        table, *names = changed_key(change).split(".")
-        if table == "corpora" and names and names[0] not in used:
-            # A file may have a corpus in reserve.
-            defined = read_config(find_config(command.config)).get("corpora", {})
-            if names[0] not in defined:
-                options = " or ".join(f"corpora.{name}.data" for name in defined)
-                raise InputError(f"{change}: no stage reads this corpus; set {options}")
+    # A file may have a corpus in reserve.
+    defined = read_config(find_config(command.config)).get("corpora", {})
+    for name in settings.corpora.keys() - used.keys() - defined.keys():
+        options = " or ".join(f"corpora.{name}.data" for name in defined)
+        raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
 
     for name in used:
         corpus = settings.corpora[name]

@@ -25,7 +25,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from alpro.environment import prepare
 from alpro.errors import one_line
 from alpro.interpreter import set_parent_death_signal
-from alpro.pipeline.config.command import Command, concerns, data_changes
+from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -175,19 +175,14 @@ def find_deployments() -> dict[str, str]:
 
 
 def get_title(plan: Plan) -> str:
-    """Return the name of a run: what it varies in its steps, its stage, the configuration and the
-    last step's fingerprint. The user's files and models are the same in all runs.
+    """Return the name of a run: what it varies, its stage, the configuration and the last step's
+    fingerprint. The user's files and models are the same in all runs.
 
     Pages cut long names, so it begins with what differs between runs.
     """
-    names = [step.name for step in plan.steps]
-    title = [
-        change
-        for change in variations(plan.command)
-        if any(concerns(change, name) for name in names)
-    ]
+    changes = " ".join(variations(plan.command))
     mark = f"{plan.settings.name} {plan.steps[-1].fingerprint[:6]}"
-    return " · ".join(filter(None, [" ".join(title), plan.command.stage, mark]))
+    return " · ".join(filter(None, [changes, plan.command.stage, mark]))
 
 
 def run(

@@ -47,7 +47,7 @@ MISTAKES = {
     '"add"': ["index ad"],
     "import-checkpoint": ["import-checkpoint"],
     "--config": ["run --confg sample"],
-    "phases.0.epochs=": ["run --epochs 3"],
+    "--epochs": ["run --epochs 3"],
     "--zzz": ["artifacts gc --zzz"],
     "VIDEO": ["model ask m"],
     "--port": ["ui --port", "ui --port 80000"],
