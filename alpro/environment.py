@@ -70,7 +70,7 @@ def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
 
     # `*` means all hosts only if it stands alone.
     value = "*" if "*" in hosts else ",".join(hosts)
-    environment |= {"NO_PROXY": value, "no_proxy": value}
+    environment.update(NO_PROXY=value, no_proxy=value)
 
 
 def unset_ranks(environment: MutableMapping[str, str]) -> None:

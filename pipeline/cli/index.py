@@ -35,8 +35,6 @@ Rerank = Annotated[
         validator=Number(gte=0),
     ),
 ]
-SHOWN_CAPTION = 60  # characters of a caption in a table
-MAX_REPORTED = 20  # rejected files that are printed; `alpro index ls` lists all of them
 
 
 @group.command(name="add")
@@ -80,7 +78,6 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     if not name:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
-    rejected: list[str] = []
     try:
         counts = add_videos(
             index,
@@ -89,14 +86,12 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             window,
             stride,
             columns=[column.strip() for column in columns.split(",") if column.strip()],
-            report=rejected.append,
+            report=lambda line: print(f"rejected: {printable(line)}", file=sys.stderr),
         )
     finally:
         # `alpro artifacts gc` keeps the models of these indexes, also if a run has failed.
         if index_exists(index):
             record_index(models.workspace, Index.open(index))
-    for line in rejected[:MAX_REPORTED]:
-        print(f"rejected: {printable(line)}", file=sys.stderr)
     if not index_exists(index):
         raise InputError(
             f"{index}: none of the videos could be decoded, so there is no index"
@@ -202,27 +197,17 @@ def print_hits(result: "SearchResult") -> None:
         print(f"note: {printable(result.note)}", file=sys.stderr)
     rows = []
     for rank, hit in enumerate(result.hits, 1):
-        note = f" ({hit.note})" if hit.note else ""
         row = {
             "rank": rank,
             "similarity": f"{hit.similarity:.3f}",
             "match": "" if hit.match is None else f"{hit.match:.3f}",
-            "video": printable(hit.location + note),
-            "caption": printable(shorten(hit.caption or "")),
+            "video": printable(hit.location),
+            "note": hit.note,
+            "caption": printable(hit.caption or ""),
         }
         rows.append(row)
     print_rows(rows)
     print(printable(result.summary))
-
-
-def shorten(text: str) -> str:
-    """Return a text of at most SHOWN_CAPTION characters."""
-    one_line = " ".join(text.split())
-    return (
-        one_line
-        if len(one_line) <= SHOWN_CAPTION
-        else f"{one_line[: SHOWN_CAPTION - 1]}…"
-    )
 
 
 def open_index(place: str) -> "Index":

@@ -1,6 +1,5 @@
 """`alpro model ...` and `alpro eval`: what a person does with a model."""
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from alpro.errors import InputError
+from alpro.files import expand_home
 from alpro.inputs import parse_box
 from alpro.log import log
 from alpro.names import find_artifact
@@ -70,10 +70,9 @@ def import_model(
     """
     from alpro.models.official import import_checkpoint
 
-    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a hub name is no path)
-
+    name = str(expand_home(tokenizer))
     models = import_checkpoint(
-        file, out, task, tokenizer, words, max_text_tokens=max_text_tokens
+        file, out, task, name, words, max_text_tokens=max_text_tokens
     )
     for imported in models:
         print(f"{out}: imported a {imported.bundle.task} model")
@@ -241,50 +240,45 @@ def evaluate(
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import read_labeled
 
-    found = models.find(model)
-    other = models.find(baseline) if baseline else None
-    folders = [one.model for one in (found, other) if one]
+    found = {name: models.find(name) for name in (model, baseline) if name}
+    folders = [one.model for one in found.values()]
     labeled = read_labeled(models.videos(data), split, folders)
-
-    loaded = models.load(found)
-    theirs = models.load(other) if other else None
     log.info(f"{len(labeled.labels):,} videos ({labeled.description})")
-    answers = bool(loaded.folder.answers)
-    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
 
+    rows: dict[str, list[dict[str, Any]]] = {}
+    gallery: Gallery | None = None
+    frames = 0
+    compared = Comparison([], {})
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.
-        results_folder = out or Path(temporary)
-        baseline_folder = results_folder / "baseline"
-        (baseline_folder if other else results_folder).mkdir(
-            parents=True, exist_ok=True
-        )
-
-        results = score_model(model, loaded, gallery)
-        rows, _ = results.write(results_folder, split)
-        compared = Comparison([], {})
-        baseline_rows: list[dict[str, Any]] = []
-        if theirs and results.gallery:
-            # Both see the same frames, and only the videos that the first model could decode.
-            theirs.folder.model.set_frames(loaded.folder.model.config.video.frames)
-            baseline_results = score_model(baseline, theirs, results.gallery)
-            baseline_rows, _ = baseline_results.write(baseline_folder, split)
-            compared = compare(baseline_folder, results_folder)
+        root = out or Path(temporary)
+        places = {model: root, baseline: root / "baseline"}
+        for name in found:
+            loaded = models.load(found[name])
+            # The baseline sees the same frames, and only the videos that the first model could
+            # decode.
+            frames = frames or loaded.folder.model.config.video.frames
+            loaded.folder.model.set_frames(frames)
+            if gallery is None:
+                answers = bool(loaded.folder.answers)
+                gallery = (
+                    labeled.question_gallery() if answers else labeled.caption_gallery()
+                )
+            results = score_model(name, loaded, gallery)
+            gallery = results.gallery
+            places[name].mkdir(parents=True, exist_ok=True)
+            rows[name], _ = results.write(places[name], split)
+        if baseline:
+            compared = compare(places[baseline], places[model])
 
     sentence = compare_models(baseline, model, compared)
     if json:
-        values = {
-            "results": rows,
-            "baseline": baseline_rows,
-            "differences": {
-                row["name"]: change._asdict() for row, change in compared.scores
-            },
-            "verdict": sentence,
-        }
-        print_json(values)
+        differences = {row["name"]: one._asdict() for row, one in compared.scores}
+        values = {"results": rows[model], "baseline": rows.get(baseline, [])}
+        print_json(values | {"differences": differences, "verdict": sentence})
         return
 
-    for table in tables(rows):
+    for table in tables(rows[model]):
         print_table(table)
     if compared.scores:
         print_table(comparison_table(baseline, model, compared))
@@ -329,12 +323,11 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     for line in results.warnings:
         log.warning(line)
 
-    # No score counts the others: the results say how many there are.
+    # No score counts the others.
     videos = len(gallery.ids)
     if decoded < videos:
-        results.add_share(
-            "decoded/data", "decoded", "videos of the data", decoded, videos
-        )
+        name = "decoded/data"
+        results.add_share(name, "decoded", "videos of the data", decoded, videos)
     if not results.scores:
         raise InputError(
             f"no labels that this {model.folder.task} model could be scored on"

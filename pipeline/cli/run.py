@@ -39,9 +39,8 @@ def run(
         config = "own_videos" if source.data else "sample"
         if source.data:
             log.info(
-                "configuration: own_videos, small models from random weights for a first look, not "
-                "for results; --config finetune_clip takes a pre-trained CLIP, --config from_weights "
-                "an ALPRO"
+                "configuration: own_videos, small models for a first look, not for results; --config "
+                "finetune_clip trains a CLIP"
             )
     command = source.command(config, options.workspace, stage)
     find_config(config)  # a mistyped name creates no workspace, and starts no server
@@ -172,19 +171,10 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
 
 
 def print_plan(plan: "Plan", json: bool) -> None:
-    from alpro.pipeline.reports.columns import print_rows
-
-    rows = plan_rows(plan)
-    if json:
-        print_json(rows)
-        return
-    print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
-
-
-def plan_rows(plan: "Plan") -> list[dict[str, str]]:
-    """Return for each step whether its artifact exists, and if not, why it has to be built."""
+    """Print for each step whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.config.command import command_of
     from alpro.pipeline.plan.difference import explain
+    from alpro.pipeline.reports.columns import print_rows
 
     earlier = []
     for _, record in plan.snapshot.artifacts:
@@ -194,22 +184,19 @@ def plan_rows(plan: "Plan") -> list[dict[str, str]]:
 
     rows = []
     for step in plan.steps:
-        state = "cached"
-        reason = ""
+        row = {"state": "cached", "name": step.name, "fingerprint": step.fingerprint}
+        row["reason"] = ""
         if step not in plan.required:
-            state = "not needed"
+            row["state"] = "not needed"
         elif not plan.snapshot.find(step):
-            state = "to run"
-            reason = explain(step.description, earlier)
-        rows.append(
-            {
-                "state": state,
-                "name": step.name,
-                "fingerprint": step.fingerprint,
-                "reason": reason,
-            }
-        )
-    return rows
+            row["state"] = "to run"
+            row["reason"] = explain(step.description, earlier)
+        rows.append(row)
+
+    if json:
+        print_json(rows)
+    else:
+        print_rows(rows)
 
 
 def create_workspace(folder: Path) -> None:

@@ -11,11 +11,7 @@ from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.interpreter import interpreter
-from alpro.pipeline.cli.index import (
-    IndexPlace,
-    Rerank,
-    open_index,
-)
+from alpro.pipeline.cli.index import IndexPlace, Rerank, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     File,
@@ -87,13 +83,7 @@ def check_public_name(name: str, token: str) -> None:
         raise InputError(f"--public-name {name}: {NEEDS_TOKEN}")
 
 
-def check_port(option: str, port: int) -> None:
-    """Raise InputError if a server could not listen on a port of this machine."""
-    # Bound only for a moment: the server binds it again.
-    open_port(option, port, "127.0.0.1").close()
-
-
-def open_port(option: str, port: int, host: str) -> socket.socket:
+def open_port(option: str, port: int, host: str = "127.0.0.1") -> socket.socket:
     """Listen on a port of an address. Raise InputError if that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -180,8 +170,9 @@ def up(
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
     registers the deployments, and prints the addresses. Ctrl-C stops all of it.
     """
-    check_port("--prefect-port", prefect_port)
-    check_port("--mlflow-port", mlflow_port)
+    # Bound only for a moment: the servers bind them again.
+    open_port("--prefect-port", prefect_port).close()
+    open_port("--mlflow-port", mlflow_port).close()
 
     from alpro.pipeline.cli.run import create_workspace
 
@@ -205,23 +196,21 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     database = root / "mlflow.db"
     if not database.is_file():
         raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
-    check_port("--port", port)
-    print("starting MLflow", flush=True)
+    open_port("--port", port).close()
 
-    # Slow to import: the line above comes at once.
-    from alpro.pipeline.tracking.store import check_store, runs_page
+    # Slow to import.
+    from alpro.pipeline.tracking.store import check_store
 
     check_store(root)
-    page = runs_page(f"sqlite:///{database}")
-    print(f"MLflow at http://127.0.0.1:{port}{page} (Ctrl-C stops it)", flush=True)
+    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # uvicorn would import from the current folder.
         "UVICORN_APP_DIR": NEUTRAL_FOLDER,
     }
-    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{database}"]
-    command = interpreter("-m", "mlflow", "ui", *store, *address)
+    store = f"sqlite:///{database}"
+    command = interpreter("-m", "mlflow", "ui", "--backend-store-uri", store)
+    command += ["--port", str(port), "--workers", "1"]
     os.chdir(NEUTRAL_FOLDER)
     os.execv(command[0], command)

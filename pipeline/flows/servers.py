@@ -4,7 +4,6 @@ up`."""
 import atexit
 import math
 import os
-import re
 import signal
 import socket
 import sys
@@ -32,7 +31,6 @@ DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI
 SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
-DAMAGED = "malformed|not a database"  # what SQLite says of a file
 START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 60.0  # for a server to answer its first request
@@ -41,17 +39,11 @@ WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 
 
 def answers(port: int) -> bool:
-    """Return whether a server of this machine has started: uvicorn opens its port last.
-
-    Raises:
-        InputError: If this machine cannot reach itself, as in a sandbox without a network.
-    """
+    """Return whether a server of this machine has started: uvicorn opens its port last."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=10).close()
-    except (ConnectionError, TimeoutError):
+    except OSError:
         return False
-    except OSError as error:
-        raise InputError(f"127.0.0.1: {error.strerror}; a run needs it") from error
     return True
 
 
@@ -75,15 +67,16 @@ def start_temporary_server() -> Callable[[], None]:
     address = f"http://127.0.0.1:{port}"
 
     # Two would create the database at once.
-    starting = FileLock(Path(os.environ["PREFECT_HOME"]) / "starting.lock")
+    home = Path(os.environ["PREFECT_HOME"]).absolute()
+    starting = FileLock(home / "starting.lock")
     acquire(starting)
-    create_database(Path(os.environ["PREFECT_HOME"], "prefect.db"))
+    create_database(home / "prefect.db")
 
     for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
         del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
-        "PREFECT_HOME": os.path.abspath(os.environ["PREFECT_HOME"]),  # noqa: PTH100 - a text
+        "PREFECT_HOME": str(home),
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
@@ -96,12 +89,9 @@ def start_temporary_server() -> Callable[[], None]:
         on_line=log.debug,
         folder=NEUTRAL_FOLDER,
     )
-
-    def end() -> None:
-        server.stop()
-        server.wait()
-
-    atexit.register(end)
+    # Called in reverse order.
+    atexit.register(server.wait)
+    atexit.register(server.stop)
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
@@ -141,11 +131,9 @@ def check_server(url: str) -> None:
         # Messages do not repeat the password that an address may have.
         place = url.rpartition("@")[2]
         reason = one_line(error).partition(" for url ")[0]
-        remedy = "start one with `alpro up`, or unset the variable: a command then has a server of its own"
-        if "401" in reason:
-            remedy = "set PREFECT_API_AUTH_STRING"
         raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); {remedy}"
+            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
+            "`alpro up`, set PREFECT_API_AUTH_STRING if it has a password, or unset the variable"
         ) from None
 
 
@@ -167,12 +155,9 @@ def wait_until(
     """Wait. Raises StageFailed if one of the programs has ended, or it is later than a deadline."""
     while not condition():
         for name, program in programs.items():
-            if program.is_running() and time.monotonic() < deadline:
-                continue
-            reason = " | ".join(program.last_lines)
-            if re.search(DAMAGED, reason):
-                reason += "; move prefect/prefect.db of the workspace away: it is the history of its pages"
-            raise StageFailed(f"{name} ended or does not answer: {reason}")
+            if not program.is_running() or time.monotonic() > deadline:
+                reason = " | ".join(program.last_lines)
+                raise StageFailed(f"{name} ended or does not answer: {reason}")
         time.sleep(POLL_SECONDS)
 
 

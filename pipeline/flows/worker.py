@@ -38,8 +38,6 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
-WAIT_SECONDS = 3.0  # between looks whether the server answers
-MLFLOW_TRIES = 20  # each takes some seconds; then the worker works without it
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -90,21 +88,11 @@ async def end_earlier_runs(pool: str, name: str) -> None:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    # A machine may start MLflow at the same time.
-    for _ in range(MLFLOW_TRIES):
-        with suppress(InputError):
-            end_runs(uri, map(str, unfinished))
-            break
-        await asyncio.sleep(POLL_SECONDS)
-
+    end_runs(uri, map(str, unfinished))
     async with get_client() as client:
         for run in unfinished:
             # Forced, because nothing else leads out of Cancelling.
             await client.set_flow_run_state(run, Crashed(message=CRASHED), force=True)
-    print(
-        f"{len(unfinished)} runs of an earlier life of this worker are Crashed",
-        flush=True,
-    )
 
 
 async def end_own_runs(pool: str, name: str) -> None:
@@ -124,10 +112,11 @@ async def end_own_runs(pool: str, name: str) -> None:
 
 
 def main(pool: str, name: str, limit: str = "") -> None:
-    """Run a worker, once Prefect's server answers.
+    """Run a worker.
 
     Raises:
-        InputError: If the environment lacks something, or a worker of this name runs already.
+        InputError: If the environment lacks something, a worker of this name runs already, or a
+            server does not answer: systemd starts it again.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -140,14 +129,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
             f"a worker named {name} runs already; give this one another name"
         )
 
-    url = os.environ.get("PREFECT_API_URL", "")
-    while True:
-        try:
-            check_server(url)
-            break
-        except InputError as error:
-            print(f"waiting: {error}", flush=True)
-            time.sleep(WAIT_SECONDS)
+    check_server(os.environ.get("PREFECT_API_URL", ""))
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 

@@ -121,24 +121,6 @@ def check_store(workspace: Path) -> None:
         )
 
 
-def runs_page(uri: str) -> str:
-    """Return the path, in MLflow's server, of the page that lists the newest run.
-
-    Raises:
-        InputError: If the store cannot be read.
-    """
-    try:
-        client = MlflowClient(uri)
-        newest = client.search_runs(
-            list_experiments(client),
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-    except Exception as error:
-        raise unusable(uri, error) from error
-    return f"/#/experiments/{newest[0].info.experiment_id}/runs" if newest else ""
-
-
 def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
     """End what runs of Prefect that were killed left running, as KILLED.
 

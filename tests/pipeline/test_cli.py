@@ -167,7 +167,7 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, call):
 def test_ui_prints_its_address_and_becomes_mlflows_program(
     mlflow_store, tmp_path, monkeypatch, call
 ):
-    """At once, before slow imports, and from a folder with nobody's files."""
+    """From a folder with nobody's files."""
     started = []
     monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
     monkeypatch.chdir(tmp_path)
@@ -175,9 +175,7 @@ def test_ui_prints_its_address_and_becomes_mlflows_program(
 
     _, out, _ = call("ui", "--port", 5017, "--workspace", tmp_path)
 
-    first, address = out.splitlines()
-    assert first == "starting MLflow"
-    assert address.startswith("MLflow at http://127.0.0.1:5017")
+    assert out.startswith("MLflow at http://127.0.0.1:5017")
     (command,) = started
     assert command[1:5] == ["-P", "-m", "mlflow", "ui"]
     assert f"sqlite:///{tmp_path / 'mlflow.db'}" in command

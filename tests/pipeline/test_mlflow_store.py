@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from alpro.errors import InputError
-from alpro.pipeline.tracking.store import check_store, runs_page, store_uri
+from alpro.pipeline.tracking.store import check_store, store_uri
 from alpro.pipeline.tracking.tracker import Tracker
 from tests.conftest import one_line
 from tests.pipeline.conftest import write_artifact
@@ -82,17 +82,3 @@ def test_a_deleted_experiment_is_one_line_that_says_how_to_restore_it(original):
         Tracker.open("", original, "sample")
 
     Tracker.open("", original, "other")
-
-
-def test_the_page_of_runs_is_of_the_experiment_with_the_newest_run(
-    original, mlflow_store, tmp_path
-):
-    newer = Tracker.open("", original, "newer")
-    assert runs_page(store_uri(original)) == "/#/experiments/1/runs"
-
-    with newer.run("one", {}, {}):
-        pass
-
-    assert runs_page(store_uri(original)) == f"/#/experiments/{newer.experiment}/runs"
-    mlflow_store(tmp_path)
-    assert runs_page(store_uri(tmp_path)) == ""

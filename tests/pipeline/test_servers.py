@@ -46,7 +46,7 @@ def own_server(tmp_path, monkeypatch):
         return servers.start_temporary_server()
 
     yield start
-    for end in ends:
+    for end in reversed(ends):
         end()
 
 
