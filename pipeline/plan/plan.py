@@ -202,17 +202,15 @@ def without_questions(
     silent = {
         name for name, manifest in manifests.items() if not manifest.has_questions
     }
-    changed: dict[str, object] = {}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):
-        changed["finetune_qa"] = None
-        sources = [settings.corpora[name].data for name in answering.corpora]
-        names = ", ".join(sources)
+        names = ", ".join(settings.corpora[name].data for name in answering.corpora)
         warn_once(f"no questions in {names}: question answering is skipped")
+        settings = settings.model_copy(update={"finetune_qa": None})
     if settings.evaluate.qa in silent:
-        evaluation = settings.evaluate
-        changed["evaluate"] = evaluation.model_copy(update={"qa": ""})
-    return settings.model_copy(update=changed) if changed else settings
+        evaluation = settings.evaluate.model_copy(update={"qa": ""})
+        settings = settings.model_copy(update={"evaluate": evaluation})
+    return settings
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:

@@ -13,26 +13,13 @@ NOT_EVALUATED = "Not recorded: no evaluation of this model is known."
 NO_LICENSE = "No license of the weights was stated at export."
 CLOSED_LIST = "Answers come from a closed list of {answers:,}: it gives no other, and always one of them.\n"
 SIMILARITY = "print(model(**inputs).similarity)  # (texts, videos)"
-MATCH = f"{SIMILARITY}\nprint(model.match(**inputs))  # probabilities"
 ANSWER = "probabilities = model.answer(**inputs)[0]\nprint(model.config.answers[probabilities.argmax()])"
-# Each task's description, example text, and example call.
+# The description of the model of each task.
 TASKS = {
-    "prompter": (
-        "a prompter: a video and a text encoder, trained with contrast (VTC)",
-        '"a dog runs"',
-        SIMILARITY,
-    ),
-    "pretrain": ("a pre-trained video-language model", '"a dog runs"', MATCH),
-    "retrieval": (
-        "a video-language model, fine-tuned for text-video retrieval",
-        '"a dog runs"',
-        MATCH,
-    ),
-    "qa": (
-        "a video-language model, fine-tuned to answer questions with {answers:,} answers",
-        '"what color is the ball?"',
-        ANSWER,
-    ),
+    "prompter": "a prompter: a video and a text encoder, trained with contrast (VTC)",
+    "pretrain": "a pre-trained video-language model",
+    "retrieval": "a video-language model, fine-tuned for text-video retrieval",
+    "qa": "a video-language model, fine-tuned to answer questions",
 }
 CARD = """---
 library_name: transformers
@@ -95,7 +82,6 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     """
     record = read_record(artifact)
     answers = len(model.answers)
-    what, text, call = TASKS[model.task]
     tag = "visual-question-answering" if model.task == "qa" else "feature-extraction"
 
     split = ""
@@ -116,12 +102,12 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
         license_tag=license or "other",
         tag=tag,
         name=name,
-        what=what.format(answers=answers),
+        what=TASKS[model.task],
         parameters=sum(p.numel() for p in model.model.parameters()),
         video=model.model.config.video,
         tokens=model.preprocessing.max_text_tokens,
-        text=text,
-        call=call,
+        text='"what color is the ball?"' if answers else '"a dog runs"',
+        call=ANSWER if answers else SIMILARITY,
         training=training,
         evaluation=f"On the {split} split.\n\n{score_tables}"
         if scores
@@ -133,16 +119,10 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
 
 def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
     """Return the split and the scores of the newest evaluation of a model; empty without one."""
-    split = ""
-    scores: Rows = []
-    # The snapshot is sorted by age, so the newest evaluation comes last.
-    for folder, evaluation in store.artifacts:
+    for folder, evaluation in reversed(store.artifacts):
         model = evaluation.inputs.get("model")
-        if (
-            evaluation.stage in EVALUATIONS
-            and model
-            and model.fingerprint == record.fingerprint
-        ):
-            split = evaluation.config["split"]
+        is_of_model = model and model.fingerprint == record.fingerprint
+        if evaluation.stage in EVALUATIONS and is_of_model:
             scores = [row for row in read_results(folder) if row["model"]]
-    return split, scores
+            return evaluation.config["split"], scores
+    return "", []

@@ -67,11 +67,10 @@ def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
     one it should beat: the baseline, or else the pre-trained model. Empty for a run without both,
     or if they have different queries."""
     folders = {record.name: folder for folder, record in artifacts}
-    for first, second in COMPARED_STEPS:
-        if first in folders and second in folders:
-            break
-    else:
+    pairs = [steps for steps in COMPARED_STEPS if folders.keys() >= {*steps}]
+    if not pairs:
         return ""
+    first, second = pairs[0]
     try:
         comparison = compare(folders[first], folders[second], (DECISIVE[0],))
     except InputError:

@@ -13,7 +13,6 @@ from alpro.artifact import (
     THREADS,
     Record,
     digest_record,
-    try_checksum,
 )
 from alpro.files import checksum, read_json
 from alpro.log import progress
@@ -67,27 +66,22 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
 def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
     """Compare the files of artifacts with their records. Files that are as recorded yield
     nothing."""
-    total = sum(len(record.contents) for _, record in artifacts)
-    with (
-        progress("verifying", total, "files") as advance,
-        ThreadPoolExecutor(THREADS) as threads,
-    ):
+    with progress("verifying", len(artifacts), "artifacts") as advance:
         for folder, record in artifacts:
             is_own = record.values.get(RECORD_DIGEST) == digest_record(record.values)
             if not is_own or folder.name != record.fingerprint[:16]:
                 yield "damaged", folder / RECORD
 
             recorded = record.contents
-            # Includes the files that only one of the two has.
-            names = sorted(recorded.keys() | list_files(folder).keys())
-            paths = [folder / name for name in names]
-            checksums = threads.map(try_checksum, paths)
-            for name, path, sha256 in zip(names, paths, checksums, strict=True):
-                advance(1)
+            found = describe_contents(folder, {})
+            for name in sorted(recorded.keys() | found.keys()):
                 if name not in recorded:
-                    yield "extra", path
-                elif sha256 != recorded[name]["sha256"]:
-                    yield ("damaged" if sha256 else "missing"), path
+                    yield "extra", folder / name
+                elif name not in found:
+                    yield "missing", folder / name
+                elif found[name]["sha256"] != recorded[name]["sha256"]:
+                    yield "damaged", folder / name
+            advance(1)
 
 
 def unreadable_records(root: Path) -> Iterator[Problem]:

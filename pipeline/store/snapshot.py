@@ -64,13 +64,10 @@ class Snapshot:
         return reached
 
     def lineage(self, record: Record) -> list[Artifact]:
-        """Return all that an artifact was built from and that was not removed since, oldest first,
-        and at the end the artifact."""
+        """Return an artifact, and all that it was built from and that was not removed since, oldest
+        first."""
         reached = self.ancestors([record.fingerprint])
-        built_from = [one for one in self.artifacts if one[1].fingerprint in reached]
-        return sorted(
-            built_from, key=lambda one: one[1].fingerprint == record.fingerprint
-        )
+        return [one for one in self.artifacts if one[1].fingerprint in reached]
 
     def dependents(self, fingerprints: set[str]) -> list[Artifact]:
         """Return the artifacts that were built from others, without these."""

@@ -159,14 +159,13 @@ class ServedModel:
                 with a warning.
         """
         pairs = zip(inputs["video"], inputs["text"], strict=True)
-        score = self._answer if self.model.folder.answers else self._match
-        return pd.DataFrame([score(video, text) for video, text in pairs])
+        return pd.DataFrame([self._score(video, text) for video, text in pairs])
 
-    def _answer(self, video: str, question: str) -> dict[str, Any]:
-        ((answer, probability),) = self.model.ask(video, question, top_k=1)
-        return {"answer": answer, "probability": probability}
+    def _score(self, video: str, text: str) -> dict[str, Any]:
+        if self.model.folder.answers:
+            ((answer, probability),) = self.model.ask(video, text, top_k=1)
+            return {"answer": answer, "probability": probability}
 
-    def _match(self, video: str, text: str) -> dict[str, float]:
         scores = {"similarity": self.model.similarity([text], [video]).item()}
         if self.model.can_match:
             scores["match"] = self.model.match([text], [video]).item()

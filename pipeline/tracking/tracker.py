@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -53,7 +52,7 @@ PAUSE_SECONDS = 30.0
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
-FILES = ("artifact.json", "results.json", "pictures/*.png")
+FILES = ("artifact.json", "results.json")
 TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")  # Parquet files
 MAX_TABLE_ROWS = 500
 Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
@@ -133,7 +132,6 @@ class Tracker:
         folder: Path,
         parent: str = "",
         tags: Mapping[str, str] | None = None,
-        is_live: bool = True,
     ) -> Iterator[str]:
         """Open the run of a stage for the time of the body.
 
@@ -141,23 +139,20 @@ class Tracker:
         finished one in `folder`.
 
         Args:
-            record: Record of the artifact, or what is known before the stage runs.
-            is_live: Whether the stage runs now: if it trains, the load of the machine is logged.
+            record: Record of the artifact, or what is known before the stage runs. If it trains
+                then, the load of the machine is logged.
         """
-        all_tags = {
-            "stage": record.stage,
-            "fingerprint": record.fingerprint,
-            **(tags or {}),
-        }
+        all_tags = {"stage": record.stage, "fingerprint": record.fingerprint}
+        all_tags |= tags or {}
         # An artifact that is logged again keeps the commit that built it.
         if "commit" in record.run:
             all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
         params = {record.stage: record.config}
+        trains_now = STAGES[record.stage] == "training" and not record.run
         with self.run(stage_title(record), params, all_tags, parent) as run:
-            is_monitored = run and is_live and STAGES[record.stage] == "training"
             with (
                 self._followed(run, folder),
-                self._system_metrics(run) if is_monitored else nullcontext(),
+                self._system_metrics(run) if run and trains_now else nullcontext(),
             ):
                 yield run
             result = read_record(folder)
@@ -167,7 +162,7 @@ class Tracker:
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
-        with self.stage_run(record, folder, is_live=False) as run:
+        with self.stage_run(record, folder) as run:
             return run
 
     def log_pipeline(
@@ -189,8 +184,7 @@ class Tracker:
         """
         reached = dict[str, float]()
         for folder, record in artifacts:
-            with self._file_errors():
-                self._call("log_inputs", run, datasets=describe_corpora(folder, record))
+            self._call("log_inputs", run, datasets=describe_corpora(folder, record))
             prefix = "" if record.stage in EVALUATIONS else f"training/{record.stage}/"
             for key, value in record.metrics.items():
                 reached[prefix + key] = value
@@ -305,11 +299,11 @@ class Tracker:
 
         self._call("log_inputs", run, datasets=describe_corpora(folder, record))
 
-        for file in chain.from_iterable(map(folder.glob, FILES)):
-            is_picture = file.suffix == ".png"
-            self._call(
-                "log_artifact", run, str(file), "pictures" if is_picture else None
-            )
+        for name in FILES:
+            if (folder / name).is_file():
+                self._call("log_artifact", run, str(folder / name))
+        if (folder / "pictures").is_dir():
+            self._call("log_artifacts", run, str(folder / "pictures"), "pictures")
         for name in TABLES:
             file = folder / f"{name}.parquet"
             if file.is_file():

@@ -363,7 +363,7 @@ def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(
     tracker.log_artifact(folder, record)  # a training of an earlier day
     monitor.assert_not_called()
 
-    with tracker.stage_run(record, folder) as run:
+    with tracker.stage_run(replace(record, run={}), folder) as run:
         monitor.assert_called_once_with(
             run, module.SYSTEM_SECONDS, tracking_uri=tracker.uri
         )
