@@ -82,10 +82,9 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
         limit = given or step_model.text.max_length
         tokens = getattr(step.config, "max_text_tokens", 0)
         if pad_length(tokens) > limit:
-            longest = limit // PADDING * PADDING
             raise InputError(
-                f"{step.stage}.max_text_tokens = {tokens}: texts are longer than the text encoder "
-                f"takes; set it to {longest}"
+                f"{step.stage}.max_text_tokens = {tokens}: the text encoder takes {limit}, and "
+                f"texts are padded to a multiple of {PADDING}"
             )
 
 

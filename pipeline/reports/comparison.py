@@ -24,20 +24,13 @@ def compare_runs(
     folders = [folder for folder, _ in (first, second)]
     names = [folder.name[:8] for folder in folders]
     comparison = compare(folders[0], folders[1])
-    shown = [
-        difference_table(snapshot, first, second),
-        comparison_table(names[0], names[1], comparison),
-    ]
-    return shown, compare_models(names[0], names[1], comparison)
 
-
-def difference_table(snapshot: Snapshot, *artifacts: tuple[Path, Record]) -> Table:
-    """Return what differs between artifacts and all that they were built from."""
     origins = []
-    for _, record in artifacts:
+    for _, record in (first, second):
         built_from = [ancestor for _, ancestor in snapshot.lineage(record)]
         origins.append(origin(*built_from))
-
-    names = [folder.name[:8] for folder, _ in artifacts]
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
-    return Table("What differs", ["", "", *names], lines)
+    different = Table("What differs", ["", "", *names], lines)
+
+    scores = comparison_table(names[0], names[1], comparison)
+    return [different, scores], compare_models(names[0], names[1], comparison)

@@ -67,7 +67,6 @@ img[alt=scores], img[alt=calibration] {{ width: 38rem }}
 </head>
 <body>
 <h1>{title}</h1>
-{head}
 {body}</body>
 </html>
 """
@@ -98,12 +97,8 @@ class Document:
 
     def page(self, links: Mapping[str, str]) -> str:
         """Return the text as an HTML page that needs no other file."""
-        body = "\n\n".join(self.sections)
-        return PAGE.format(
-            title=html.escape(self.title),
-            head=self._render(join_links(links) + self.head),
-            body=self._render(body),
-        )
+        text = "\n\n".join([join_links(links) + self.head, *self.sections])
+        return PAGE.format(title=html.escape(self.title), body=self._render(text))
 
     def _render(self, text: str) -> str:
         """Return Markdown as HTML, with the pictures inside."""
@@ -153,7 +148,8 @@ def describe_run(
     }
     figures_by_name = {name: figure for name, figure in figures.items() if figure}
 
-    parts = {"Results": show_table(main_table(results))}
+    main = main_table(results)
+    parts = {"Results": main.markdown() if main else ""}
     parts["Warnings"] = show_list(
         f"{record.name}: {escape(text)}"
         for _, record in artifacts
@@ -162,7 +158,7 @@ def describe_run(
     parts |= {
         Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name
     }
-    parts |= {table.title: show_table(table) for table in tables(results)}
+    parts |= {table.title: table.markdown() for table in tables(results)}
     parts["What the controls show"] = show_list(
         f"**{control.label}**: {control.meaning}"
         for control in CONTROLS.values()
@@ -173,8 +169,8 @@ def describe_run(
         parts[record.name] = "\n\n".join(
             show_picture(quote(str(path))) for path in pictures
         )
-    parts["Rejected"] = show_table(count_rejects(artifacts))
-    parts["Stages"] = show_table(list_stages(run, steps, artifacts))
+    parts["Rejected"] = show_rejects(artifacts)
+    parts["Stages"] = show_stages(run, steps, artifacts)
     start = run.at[:19].replace("T", " ")
     words = " ".join(["alpro", *run.command.words])
     parts["Run"] = (
@@ -210,39 +206,30 @@ def summarize(
     return "\n\n".join(filter(None, paragraphs))
 
 
-def show_table(table: Table | None) -> str:
-    """Return a table in Markdown; nothing without lines."""
-    return table.markdown() if table and table.lines else ""
-
-
 def show_list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
 def show_picture(address: str) -> str:
     """Return a picture with its caption, by its name `KIND.png` or `KIND-step-STEP.png`."""
-    stem = unquote(address.rpartition("/")[2].removesuffix(".png"))
-    kind, _, step = stem.partition("-step-")
-    caption = CAPTIONS.get(kind, escape(kind))
-    if step.isdigit():
-        caption = f"Step {int(step)}. {caption}"
-    return f"{caption}\n\n![{escape(kind)}]({address})"
+    name = unquote(address.rpartition("/")[2].removesuffix(".png"))
+    kind = name.partition("-step-")[0]
+    caption = CAPTIONS.get(kind, "")
+    return f"{escape(name)}: {caption}\n\n![{escape(kind)}]({address})"
 
 
-def count_rejects(artifacts: Artifacts) -> Table:
+def show_rejects(artifacts: Artifacts) -> str:
     """Return the rejected items of each corpus by reason, the most frequent first."""
-    lines = []
+    items = []
     for folder, record in artifacts:
         file = folder / "statistics.json"
-        if file.is_file():
-            reasons = read_json(file).get("reasons", {})
-            lines += [
-                [record.name, reason, str(count)] for reason, count in reasons.items()
-            ]
-    return Table("Rejected", ["", "reason", "items"], lines)
+        reasons = read_json(file).get("reasons", {}) if file.is_file() else {}
+        for reason, count in reasons.items():
+            items.append(f"{record.name}: {escape(reason)} {count}")
+    return show_list(items)
 
 
-def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
+def show_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> str:
     """Return the steps of a run: how long each took, and what it counted."""
     records = {record.name: record for _, record in artifacts}
     lines = []
@@ -255,7 +242,7 @@ def list_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> Table:
         lines.append([step.name, step.fingerprint[:8], time, counts])
 
     heads = ["stage", "fingerprint", "time", "counts"]
-    return Table("Stages", heads, lines)
+    return Table("Stages", heads, lines).markdown()
 
 
 def format_duration(seconds: float) -> str:

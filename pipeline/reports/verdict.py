@@ -1,6 +1,6 @@
 """The score of a run that counts, and which of two models is better, each in a sentence."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,9 @@ def headline(results: Rows) -> str:
     return f"{score} on {count_clips(row)}, {chance}"
 
 
-def decisive(names: Iterable[str]) -> str:
+def decisive(names: Collection[str]) -> str:
     """Return the name of the score that counts among names of scores; empty without one."""
-    present = list(names)
-    return next((name for name in (*DECISIVE, *present) if name in present), "")
+    return next((name for name in DECISIVE if name in names), "")
 
 
 def compare_models(first: str, second: str, comparison: Comparison) -> str:

@@ -6,6 +6,7 @@ first.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,5 @@ class Runs:
         if not self.file.is_file():
             return
         for text in self.file.read_text("utf-8", "replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "id" in line:
-                yield line
+            with suppress(ValueError):
+                yield json.loads(text)

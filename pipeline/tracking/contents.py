@@ -55,13 +55,12 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
         corpus = read_record(place) if source.stage in CORPUS_STAGES else None
         if corpus is None:
             continue
-        counts = {key: count for key, count in corpus.counts.items() if count}
         dataset = Dataset(
             name,
             corpus.fingerprint[:DIGEST_LENGTH],
             source_type="local",
             source=json.dumps({"uri": str(place)}),
-            profile=json.dumps(counts),
+            profile=json.dumps(corpus.counts),
         )
         tag = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")
         described.append(DatasetInput(dataset, [tag]))

@@ -21,15 +21,7 @@ REFILL = (
 
 
 def store_uri(workspace: Path) -> str:
-    """Return the address of the store of a workspace, an absolute path.
-
-    Raises:
-        InputError: If the path has a question mark, which begins the options of an address.
-    """
-    if "?" in str(workspace):
-        raise InputError(
-            f"{workspace}: a workspace's path has no '?'; choose another folder"
-        )
+    """Return the address of the store of a workspace, an absolute path."""
     return f"sqlite:///{workspace / 'mlflow.db'}"
 
 

@@ -10,7 +10,6 @@ warning: `alpro artifacts log` logs an artifact again. MLflow's fluent API has o
 process and stages run side by side, so each call names its run.
 """
 
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,10 +97,7 @@ class Tracker:
 
         Yields its id. The run ends as the body does: FINISHED, FAILED or KILLED.
         """
-        all_tags = {
-            "host": socket.gethostname(),
-            mlflow_tags.MLFLOW_GIT_COMMIT: git_commit(),
-        }
+        all_tags = {mlflow_tags.MLFLOW_GIT_COMMIT: git_commit()}
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
         all_tags = resolve_tags(all_tags | dict(tags))

@@ -110,7 +110,7 @@ def test_stages_without_a_model_or_on_another_machine_need_no_device_here(tmp_pa
         (["evaluate.max_text_tokens=33"], "evaluate.max_text_tokens = 33"),
         (
             ["train_prompter.model.text.max_length=8", "pretrain.start=scratch"],
-            "set it to 8",
+            "the text encoder takes 8",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
         "from_weights", f"pretrained={model}", workspace=tmp_path / "w", data=data
     )
 
-    with one_line("finetune_retrieval.max_text_tokens", "set it to 32"):
+    with one_line("finetune_retrieval.max_text_tokens", "the text encoder takes 36"):
         check_plan(plan)
 
 

@@ -121,9 +121,9 @@ def test_scores_are_tables(artifacts):
 
 
 def test_rejects_are_counted_by_reason(artifacts):
-    assert cells(document_of(artifacts), "Rejected") == [
-        ["render_sample", "unreadable", "7"],
-        ["render_sample", "no &lt;text&gt;", "3"],
+    assert section(document_of(artifacts), "Rejected").splitlines() == [
+        "- render_sample: unreadable 7",
+        "- render_sample: no &lt;text&gt; 3",
     ]
 
 
