@@ -4,8 +4,8 @@ Every item ends either in a shard or in rejects.parquet.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from alpro.credentials import redact
 from alpro.errors import InputError
-from alpro.files import digest, file_state, read_json
+from alpro.files import digest
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
@@ -30,7 +30,6 @@ from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics
 from alpro.stages.corpora.units import (
-    RECORD,
     SHARD,
     Unit,
     Units,
@@ -45,11 +44,13 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
+from alpro.stages.execution.workers import run_tasks
 
 VERSION = 17  # a file that was cut off is a reject
 # Time beyond the limit of an item, which decoders respect, on a busy machine.
 BUSY_SECONDS = 30
-MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
+# Of items that end the process that decodes them: the ffmpeg binary has a process of its own.
+DECODERS: tuple[Decoder, ...] = ("auto", "ffmpeg")
 
 
 class Config(StageConfig, frozen=True):
@@ -153,7 +154,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     units: dict[str, Unit] = {}
     work = partial(decode_unit, config=config, store=store)
-    retry = partial(decode_apart, config=config, store=store, resources=resources)
+    retry = partial(
+        decode_again, config=config, store=store, out=out, resources=resources
+    )
     with progress("decoding", len(plan.row_indices), "items") as advance:
         for task, unit in finish_units(plan.units(), work, out, resources, retry):
             units[unit.name] = unit
@@ -199,13 +202,18 @@ def check_texts(plan: DecodePlan) -> None:
     raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
+# How to decode the items whose processes died, by their ids. `Died`: not at all.
+Outcomes = Mapping[str, Decoder | Died]
+
+
 def decode_unit(
-    task: DecodeUnit, config: Config, store: Units, decoder: Decoder = "auto"
+    task: DecodeUnit, config: Config, store: Units, outcomes: Outcomes | None = None
 ) -> Unit:
     """Find a unit, or decode it."""
-    get_key = partial(unit_key, task, config)
     return store.find_or_make(
-        task.name, get_key, partial(write_unit, task, config, decoder)
+        task.name,
+        partial(unit_key, task, config),
+        partial(write_unit, task, config, outcomes or {}),
     )
 
 
@@ -223,135 +231,95 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
 
 
 def write_unit(
-    task: DecodeUnit, config: Config, decoder: Decoder, folder: Path
+    task: DecodeUnit, config: Config, outcomes: Outcomes, folder: Path
 ) -> dict[str, Any]:
     """Decode the items of a unit into its folder. Return its record.
 
     A decoder may crash or hang, which ends this process.
     """
-    rejects: list[Reject] = []
-    sums = np.zeros((3, 3))
-    with ShardWriter(folder / SHARD) as writer:
+    rejects: list[dict[str, Any]] = []
+    everything = np.zeros((3, 3))
+    shard = folder / SHARD
+    with ShardWriter(shard) as writer:
         for row in task.rows:
             try:
-                if not row.captions and not row.questions:
-                    raise DecodeError("no text")
-                with (
-                    fetched(row, config.max_bytes, folder) as path,
-                    # The limit excludes the download, which has its own.
-                    exit_after(config.timeout + BUSY_SECONDS),
-                ):
-                    clip = decode(row, path, config, decoder)
+                decoder = outcomes.get(row.id, "auto")
+                if isinstance(decoder, Died):
+                    raise death_error(decoder, config)
+                clip = decode_item(row, config, decoder, folder)
                 # Raises DecodeError, too: texts may be longer than readers take.
                 writer.write(row, clip)
             except DecodeError as error:
-                rejects.append(make_reject(row, error))
+                reject = Reject(
+                    id=row.id,
+                    path=row.file_name,
+                    reason=error.reason,
+                    detail=error.detail,
+                )
+                rejects.append(reject.model_dump())
                 continue
             # Only written samples count: training sees no reject.
-            sums += pixel_sums(clip.frames)
-    return write_tables(task, folder, rejects, sums)
+            everything += pixel_sums(clip.frames)
 
-
-def make_reject(row: Row, error: DecodeError) -> Reject:
-    return Reject(
-        id=row.id, path=row.file_name, reason=error.reason, detail=error.detail
-    )
-
-
-def write_tables(
-    task: DecodeUnit, folder: Path, rejects: list[Reject], sums: np.ndarray
-) -> dict[str, Any]:
-    """Write the index and the rejects of a unit beside its shard. Return its record.
-
-    Args:
-        sums: `pixel_sums` of its samples.
-    """
     index = INDEX.empty_table()
-    shard = folder / SHARD
     if shard.is_file():  # at least one item was decoded
         # Read from the tar itself, as `index_shards` reads tars of other programs.
         index = index_shard(shard)
-    rows = [reject.model_dump() for reject in rejects]
-
     pq.write_table(index, folder / "index.parquet")
     pq.write_table(
-        pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet"
+        pa.Table.from_pylist(rejects, schema=REJECTS), folder / "rejects.parquet"
     )
     return {
         "samples": index.num_rows,
-        "training": (sums * (task.rows[0].split == "train")).tolist(),
-        "everything": sums.tolist(),
-        "transient": any(reject.reason in TRANSIENT_REASONS for reject in rejects),
+        "training": (everything * (task.rows[0].split == "train")).tolist(),
+        "everything": everything.tolist(),
+        "transient": any(reject["reason"] in TRANSIENT_REASONS for reject in rejects),
     }
 
 
-def decode_apart(
+def decode_item(row: Row, config: Config, decoder: Decoder, folder: Path) -> Clip:
+    """Fetch and decode an item. This process ends if the decoder hangs."""
+    if not row.captions and not row.questions:
+        raise DecodeError("no text")
+    with (
+        fetched(row, config.max_bytes, folder) as path,
+        # The limit excludes the download, which has its own.
+        exit_after(config.timeout + BUSY_SECONDS),
+    ):
+        return decode(row, path, config, decoder)
+
+
+def try_item(row: Row, config: Config, decoder: Decoder, folder: Path) -> None:
+    """Find out whether an item ends the process that decodes it."""
+    with suppress(DecodeError):
+        decode_item(row, config, decoder, folder)
+
+
+def decode_again(
     died: list[tuple[DecodeUnit, Died]],
     config: Config,
     store: Units,
+    out: Path,
     resources: Resources,
 ) -> Iterator[tuple[DecodeUnit, Unit]]:
-    """Decode units whose processes died, each item in a unit of its own, and join them.
+    """Decode units whose processes died, without the items that end their processes.
 
-    An item that ends its process again is decoded with the ffmpeg binary, which has a process of
-    its own. If its process ends once more, it is a reject.
-
-    Raises:
-        InputError: If many items end their processes, and no other item is decoded.
+    To find these, each item is decoded in a task of its own. An item that ends its process is decoded
+    with the ffmpeg binary. If its process ends once more, it is a reject.
     """
-    outcomes: dict[str, Unit | Died] = {}  # by the ids of the items
-    singles = [single for task, _ in died for single in task.split()]
-    decoders: tuple[Decoder, ...] = ("auto", "ffmpeg")
-    for decoder in decoders:
-        work = partial(decode_unit, config=config, store=store, decoder=decoder)
-        deaths: list[DecodeUnit] = []
-        results = each(singles, work, resources.worker_count, resources.scheduler)
-        for single, unit in results:
-            outcomes[single.name] = unit
-            if not isinstance(unit, Died):
-                continue
-            deaths.append(single)
-            if len(outcomes) == len(deaths) > MAX_DEATHS:
-                raise InputError(
-                    f"{len(deaths)} items in succession end the processes that decode them "
-                    f"({unit.reason}); if memory is short, lower resources.workers"
-                )
-        singles = deaths
+    outcomes: dict[str, Decoder | Died] = {}
+    suspects = [row for task, _ in died for row in task.rows]
+    for decoder in DECODERS:
+        work = partial(try_item, config=config, decoder=decoder, folder=out / "parts")
+        results = each(suspects, work, resources.worker_count, resources.scheduler)
+        suspects = []
+        for row, result in results:
+            outcomes[row.id] = result if isinstance(result, Died) else decoder
+            if isinstance(result, Died):
+                suspects.append(row)
 
-    for task, _ in died:
-        items = {row.id: outcomes[row.id] for row in task.rows}
-        key = unit_key(task, config)
-        # The unit of a single item is this unit already.
-        if store.find(key) is None:
-            store.make(key, partial(join_units, task, items, config, store))
-        yield task, Unit(task.name, key, made=True)
-
-
-def join_units(
-    task: DecodeUnit,
-    items: dict[str, Unit | Died],
-    config: Config,
-    store: Units,
-    folder: Path,
-) -> dict[str, Any]:
-    """Write a unit from the units of its items, as if it had been decoded at once."""
-    rejects: list[Reject] = []
-    sums = np.zeros((3, 3))
-    with ShardWriter(folder / SHARD) as writer:
-        for row in task.rows:
-            unit = items[row.id]
-            if isinstance(unit, Died):
-                rejects.append(make_reject(row, death_error(unit, config)))
-                continue
-
-            part = store.folder(unit.key)
-            record = read_json(part / RECORD)
-            if SHARD in record["files"]:
-                writer.append(part / SHARD)
-            sums += record["everything"]
-            for values in pq.read_table(part / "rejects.parquet").to_pylist():
-                rejects.append(Reject(**values))
-    return write_tables(task, folder, rejects, sums)
+    work_again = partial(decode_unit, config=config, store=store, outcomes=outcomes)
+    yield from run_tasks([task for task, _ in died], work_again, resources)
 
 
 def death_error(death: Died, config: Config) -> DecodeError:
@@ -407,27 +375,25 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
     Raises:
         DecodeError: If the file cannot be fetched.
     """
-    with ExitStack() as stack:
-        try:
-            copy = local_copy(row.path, max_bytes, folder, row.member)
-            path = stack.enter_context(copy)
+    try:
+        # The body raises no OSError without a number, see `decode`.
+        with local_copy(row.path, max_bytes, folder, row.member) as path:
             # `local_copy` limits what it fetches; a local file is used where it is.
-            state = file_state(path) if isinstance(row.path, Path) else None
-            if state and state[0] > max_bytes:
-                raise TooLarge(f"{state[0]} bytes")
-        except FileNotFoundError:
-            raise DecodeError("missing") from None
-        except TooLarge as error:
-            raise DecodeError("too large", str(error)) from None
-        except EOFError as error:
-            raise DecodeError("unreadable", str(error)) from None
-        except OSError as error:
-            if error.errno is not None:  # local, such as a full disk
-                raise
-            # A server may repeat a password or a signature in its reason.
-            raise DecodeError("not fetched", redact(str(error))) from None
-        # Outside of `try`: an OSError of the body is no failed transfer.
-        yield path
+            size = path.stat().st_size
+            if size > max_bytes:
+                raise TooLarge(f"{size} bytes")
+            yield path
+    except FileNotFoundError:
+        raise DecodeError("missing") from None
+    except TooLarge as error:
+        raise DecodeError("too large", str(error)) from None
+    except EOFError as error:
+        raise DecodeError("unreadable", str(error)) from None
+    except OSError as error:
+        if error.errno is not None:  # local, such as a full disk
+            raise
+        # A server may repeat a password or a signature in its reason.
+        raise DecodeError("not fetched", redact(str(error))) from None
 
 
 def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> Outcome:

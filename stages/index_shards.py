@@ -2,19 +2,18 @@
 
 The output equals decode_videos', but the index column `shard` has full paths or URLs. A shard is
 one unit of work. A shard that is damaged or has members that are not samples stops the stage:
-without it, hundreds of samples would be missing. A sample whose frames cannot be read is a reject;
-so is a sample that is lost or has changed since the index.parquet beside the shards was written, if
-there is one. One frame of each sample is decoded for validation, its size, and the mean and
+without it, hundreds of samples would be missing. So does a sample that is lost or has changed since
+the index.parquet beside the shards was written, if there is one. A sample whose frames cannot be
+read is a reject. One frame of each sample is decoded for validation, its size, and the mean and
 standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one
 request instead of about twenty per sample.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +60,7 @@ from alpro.stages.execution.interface import (
 )
 
 VERSION = 4
+COMPARED_COLUMNS = ["id", "json_crc32", "frame_crc32s"]
 
 
 class Config(StageConfig, frozen=True):
@@ -76,13 +76,6 @@ class Config(StageConfig, frozen=True):
         description="maximum fraction of rejected samples",
         json_schema_extra=NO_EFFECT,
     )
-
-
-class EarlierIndex(NamedTuple):
-    """The index.parquet beside the shards: where it is, and a local copy."""
-
-    location: Location
-    path: Path
 
 
 def list_shards(folder: Location) -> list[Location]:
@@ -121,11 +114,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     store = open_units(out)
 
     units: dict[str, Unit] = {}
-    with (
-        open_earlier_index(inputs.shards, out / "parts") as earlier,
-        progress("indexing", len(shards), "shards") as advance,
-    ):
-        work = partial(index_unit, config=config, store=store, earlier=earlier)
+    work = partial(index_unit, config=config, store=store)
+    with progress("indexing", len(shards), "shards") as advance:
         for _, unit in finish_units(shards, work, out, resources):
             units[unit.name] = unit
             advance()
@@ -134,6 +124,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     # Across shards: a worker sees its own alone.
     check_ids(out)
     check_sizes(shards, records)
+    check_unchanged(config, inputs.shards, out)
     outcome = write_outcome(records, out)
 
     # At a URL, the frames of each sample take a request.
@@ -143,68 +134,17 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     return outcome
 
 
-@contextmanager
-def open_earlier_index(
-    folder: Location, temporary: Path
-) -> Iterator[EarlierIndex | None]:
-    """Yield the index.parquet beside the shards, copied once if it is at a URL. None if there is
-    none, or one of another format.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    location = join(folder, "index.parquet")
-    with ExitStack() as stack:
-        earlier = None
-        try:
-            path = stack.enter_context(local_copy(location, folder=temporary))
-            if set(INDEX.names) <= set(pq.read_schema(path).names):
-                earlier = EarlierIndex(location, path)
-        except FileNotFoundError:
-            pass
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable_index(location, error) from error
-        yield earlier
-
-
-def index_unit(
-    shard: Location, config: Config, store: Units, earlier: EarlierIndex | None
-) -> Unit:
+def index_unit(shard: Location, config: Config, store: Units) -> Unit:
     """Find the unit of a shard, or index the shard."""
-    rows = INDEX.empty_table()
-    if earlier:
-        rows = read_earlier_rows(shard, earlier)
 
     def get_key() -> str:
         (file,) = identities([shard])
-        values = [VERSION, config.kinds, str(shard), file, rows.to_pylist()]
-        return digest(values)
+        return digest([VERSION, config.kinds, str(shard), file])
 
-    return store.find_or_make(
-        str(shard), get_key, partial(write_unit, shard, config, rows)
-    )
+    return store.find_or_make(str(shard), get_key, partial(write_unit, shard, config))
 
 
-def read_earlier_rows(shard: Location, earlier: EarlierIndex) -> pa.Table:
-    """Return the rows of a shard in the earlier index."""
-    name = PurePosixPath(str(shard)).name
-    try:
-        return pq.read_table(
-            earlier.path, filters=[("shard", "==", name)], schema=INDEX
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable_index(earlier.location, error) from error
-
-
-def unreadable_index(location: Location, error: Exception) -> InputError:
-    return InputError(
-        f"{location}: cannot be read: {one_line(error)}; remove it to index the shards without it"
-    )
-
-
-def write_unit(
-    shard: Location, config: Config, earlier: pa.Table, folder: Path
-) -> dict[str, Any]:
+def write_unit(shard: Location, config: Config, folder: Path) -> dict[str, Any]:
     """Index one shard, decode a frame of each sample, and write the tables of the unit. Return its
     record."""
     try:
@@ -216,11 +156,13 @@ def write_unit(
                     str(error).replace(str(path), str(shard), 1)
                 ) from error
 
-            # Removed from both: a sample of the other kind is not lost.
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
-                earlier = earlier.filter(pc.equal(earlier["kind"], config.kinds))
-            checked = check_frames(index, earlier, path, shard)
+            # The index names the shard where it is, and not the copy that is read.
+            names = pa.array([str(shard)] * index.num_rows, pa.string())
+            column = index.column_names.index("shard")
+            index = index.set_column(column, "shard", names)
+            return check_frames(index, path, folder)
     except OSError as error:
         # The shard is not to blame.
         if error.errno in DISK_FULL:
@@ -229,63 +171,40 @@ def write_unit(
             f"{shard}: not a readable shard: {error.strerror or error}"
         ) from error
 
-    # The index names the shard where it is, and not the copy that was read.
-    names = pa.array([str(shard)] * checked.samples.num_rows, pa.string())
-    column = checked.samples.column_names.index("shard")
-    samples = checked.samples.set_column(column, "shard", names)
-    rejects = pa.Table.from_pylist(checked.rejects, schema=REJECTS)
-    pq.write_table(samples, folder / "index.parquet")
-    pq.write_table(rejects, folder / "rejects.parquet")
-    return checked.record
 
-
-class CheckedSamples(NamedTuple):
-    """The checked samples of a shard.
-
-    samples: rows of the samples whose middle frame can be read. rejects: rows of the others.
-    record: the record of the unit, with the pixel sums (3, 3) of the training frames and of all
-    frames, the frame sizes of the videos, and for each split the numbers of items, captions and
-    questions in the shard, including corrupt samples.
-    """
-
-    samples: pa.Table
-    rejects: list[dict[str, str]]
-    record: dict[str, Any]
-
-
-def check_frames(
-    index: pa.Table, earlier: pa.Table, path: Path, shard: Location
-) -> CheckedSamples:
-    """Decode the middle frame of each sample of a shard.
+def check_frames(index: pa.Table, path: Path, folder: Path) -> dict[str, Any]:
+    """Decode the middle frame of each sample of a shard, and write the tables of the unit.
 
     Args:
-        index: The rows of the shard as it is now.
-        earlier: Its rows in the index beside it. A sample that the shard no longer has, or has with
-            other checksums, is a reject.
-        path: The local copy of the shard.
-    """
-    current = {row["key"]: row for row in index.to_pylist()}
-    # Same order as in the earlier index: as in the shard, then the lost ones.
-    rows = {**current, **{row["key"]: row for row in earlier.to_pylist()}}
+        index: The rows of the shard.
+        path: Its local copy.
 
-    readable: list[str] = []
+    Returns:
+        The record of the unit: the pixel sums (3, 3) of the training frames and of all frames, the
+        frame sizes of the videos, and for each split the numbers of items, captions and questions
+        in the shard, including unreadable samples.
+    """
+    readable: list[bool] = []
     rejects: list[dict[str, str]] = []
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
     sizes: set[str] = set()
-    for key, row in rows.items():
+    for row in index.to_pylist():
         try:
-            frame = middle_frame(row, current.get(key), path)
+            # One frame stands for all: decoding each would take as many times as long.
+            sample = sample_from_row(row, path)
+            (frame,) = sample.frames([len(sample) // 2])
         except Unreadable as error:
             # The reject has the id in a column of its own.
             detail = str(error).rpartition(f"{row['id']}, ")[2]
             reject = Reject(
-                id=row["id"], path=str(shard), reason="unreadable", detail=detail
+                id=row["id"], path=row["shard"], reason="unreadable", detail=detail
             )
             rejects.append(reject.model_dump())
+            readable.append(False)
             continue
 
-        readable.append(key)
+        readable.append(True)
         if row["kind"] == "video":
             sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
         sums = pixel_sums(frame)
@@ -293,52 +212,30 @@ def check_frames(
         if row["split"] == "train":
             training += sums
 
-    record = {
+    samples = index.filter(pa.array(readable, pa.bool_()))
+    pq.write_table(samples, folder / "index.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rejects, schema=REJECTS), folder / "rejects.parquet"
+    )
+    return {
         "training": training.tolist(),
         "everything": everything.tolist(),
         "sizes": sorted(sizes),
         # Rejects count as well: statistics compare what is there with what should be.
-        "expected": count_texts(pa.Table.from_pylist([*rows.values()], schema=INDEX)),
+        "expected": count_texts(index),
     }
-    samples = index.filter(pc.is_in(index["key"], pa.array(readable, pa.string())))
-    return CheckedSamples(samples, rejects, record)
-
-
-def middle_frame(
-    row: dict[str, Any], current: dict[str, Any] | None, path: Path
-) -> np.ndarray:
-    """Decode the middle frame (H, W, 3) uint8 of a sample in the shard `path`.
-
-    Args:
-        row: The row in the earlier index, if there is one.
-        current: The row of the shard as it is now. None if the sample is lost.
-
-    Raises:
-        Unreadable: If the sample is lost, has changed or cannot be decoded.
-    """
-    if current is None:
-        raise Unreadable(f"{row['id']}, lost since index.parquet was written")
-    if any(current[name] != row[name] for name in ("json_crc32", "frame_crc32s")):
-        raise Unreadable(f"{row['id']}, changed since index.parquet was written")
-
-    # One frame stands for all: decoding each would take as many times as long.
-    sample = sample_from_row(current, path)
-    (frame,) = sample.frames([len(sample) // 2])
-    return frame
 
 
 def check_ids(out: Path) -> None:
     """Raise InputError if two samples have the same id."""
-    ids = pq.read_table(out / "index.parquet", columns=["id"])["id"]
-    counts = pc.value_counts(ids)
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        sample_id = repeated[0].as_py()
-        filters = [("id", "==", sample_id)]
-        rows = pq.read_table(out / "index.parquet", columns=["shard"], filters=filters)
-        first, second, *_ = rows["shard"].to_pylist()
+    table = pq.read_table(out / "index.parquet", columns=["id", "shard"])
+    # Threads would change the order of the shards.
+    by_id = table.group_by("id", use_threads=False)
+    shards = by_id.aggregate([("shard", "list"), ("shard", "count")])
+    for row in shards.filter(pc.greater(shards["shard_count"], 1)).to_pylist():
+        first, second, *_ = row["shard_list"]
         raise InputError(
-            f"{second}: id {sample_id!r} is also in {first}; ids must be unique"
+            f"{second}: id {row['id']!r} is also in {first}; ids must be unique"
         )
 
 
@@ -359,6 +256,48 @@ def check_sizes(
             f"{other_shard}: video frames of {other_size}, but {size} in {shard}; a corpus needs "
             "one frame size: put the others in another corpus"
         )
+
+
+def check_unchanged(config: Config, folder: Location, out: Path) -> None:
+    """Compare the samples with the index.parquet beside the shards, if there is one.
+
+    Raises:
+        InputError: If samples are lost or have changed since it was written.
+    """
+    location = join(folder, "index.parquet")
+    kinds = None if config.kinds == "all" else [("kind", "==", config.kinds)]
+    try:
+        with local_copy(location, folder=out / "parts") as path:
+            # Another program's may have this name as well.
+            if not set(INDEX.names) <= set(pq.read_schema(path).names):
+                return
+            earlier = pq.read_table(path, columns=COMPARED_COLUMNS, filters=kinds)
+    except FileNotFoundError:
+        return
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{location}: cannot be read: {one_line(error)}; remove it to index the shards without it"
+        ) from error
+
+    current = pq.read_table(out / "index.parquet", columns=COMPARED_COLUMNS)
+    is_same = pc.is_in(join_checksums(earlier), join_checksums(current))
+    lost = earlier["id"].filter(pc.invert(is_same))
+    if len(lost):
+        raise InputError(
+            f"{location}: {len(lost)} of {len(earlier)} samples are lost or have changed since it was "
+            f"written, such as {lost[0]}; remove it to index the shards as they are"
+        )
+
+
+def join_checksums(rows: pa.Table) -> pa.ChunkedArray:
+    """Return a string for each sample with its id and its checksums."""
+    frames = rows["frame_crc32s"].cast(pa.list_(pa.string()))
+    return pc.binary_join_element_wise(
+        rows["id"],
+        rows["json_crc32"].cast(pa.string()),
+        pc.binary_join(frames, " "),
+        " ",
+    )
 
 
 def write_outcome(records: Sequence[Mapping[str, Any]], out: Path) -> Outcome:

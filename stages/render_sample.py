@@ -2,7 +2,6 @@
 splits."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +72,7 @@ class Config(StageConfig, frozen=True):
         if unseen > available:
             raise ValueError(
                 f"validation and test need {unseen} combinations that training has not, and "
-                f"{available} are available; "
-                "lower `validation` or `test`"
+                f"{available} are available; lower `validation` or `test`"
             )
         return self
 
@@ -85,7 +83,15 @@ UNSEEN = 0.5
 CAPTIONS = 5  # captions of a training clip
 X264 = {"qp": "20", "preset": "ultrafast", "bf": "0"}
 X264 |= {"x264-params": "mbtree=0:weightp=0:scenecut=0:rc-lookahead=0"}
-CORPORA = ("lessons", "clips", "stills")
+CAPTION_FUNCTIONS = {
+    "lessons": grammar.lesson_caption,
+    "clips": grammar.caption,
+    "stills": grammar.still_caption,
+}
+CORPORA = tuple(CAPTION_FUNCTIONS)
+# The standard's matrix times 2**16: luma 16 to 235, chroma 16 to 240.
+LUMA = np.array([16829, 33039, 6416], np.int32)
+CHROMA = np.array([[-9714, -19070, 28784], [28784, -24103, -4681]], np.int32)
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,7 @@ def lessons(config: Config) -> list[Item]:
     items = []
     for i in range(config.lessons):
         scene = training_scene(rng, 1, str(rng.choice(list(DIRECTIONS))))
-        name = f"lesson-{i:05d}"
-        items += with_reversed("lessons", name, scene, grammar.lesson_caption, rng)
+        items += with_reversed("lessons", f"lesson-{i:05d}", scene, rng)
     return items
 
 
@@ -152,7 +157,7 @@ def clips(config: Config) -> list[Item]:
     items = []
     for i in range(config.clips):
         scene = training_scene(rng, draw_count(rng))
-        items += with_reversed("clips", f"train-{i:05d}", scene, grammar.caption, rng)
+        items += with_reversed("clips", f"train-{i:05d}", scene, rng)
 
     # Use a separate seed, so that more training clips leave these unchanged.
     rng = np.random.default_rng([config.seed, 3])
@@ -160,9 +165,7 @@ def clips(config: Config) -> list[Item]:
     for split, scenes_of_split in zip(("validation", "test"), scenes, strict=True):
         for i, scene in enumerate(scenes_of_split):
             name = f"{split}-{i:05d}"
-            items.append(
-                item("clips", name, name, scene, split, 1, grammar.full_caption, rng)
-            )
+            items.append(item("clips", name, name, scene, rng, split))
     return items
 
 
@@ -174,66 +177,37 @@ def stills(config: Config) -> list[Item]:
         count = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
         scene = training_scene(rng, count, "still", wide=True)
         name = f"still-{i:05d}"
-        items.append(
-            item(
-                "stills",
-                name,
-                name,
-                scene,
-                "train",
-                CAPTIONS,
-                grammar.still_caption,
-                rng,
-            )
-        )
+        items.append(item("stills", name, name, scene, rng))
     return items
-
-
-CaptionFunction = Callable[[Scene, np.random.Generator], str]
 
 
 def with_reversed(
-    corpus: str,
-    name: str,
-    scene: Scene,
-    caption: CaptionFunction,
-    rng: np.random.Generator,
+    corpus: str, name: str, scene: Scene, rng: np.random.Generator
 ) -> list[Item]:
     """Return the scene and, if it differs, the reversed scene in the same group."""
-    items = [item(corpus, name, name, scene, "train", CAPTIONS, caption, rng)]
+    items = [item(corpus, name, name, scene, rng)]
     if scene.main.motion in REVERSED:
-        items.append(
-            item(
-                corpus,
-                f"{name}-back",
-                name,
-                scene.reverse(),
-                "train",
-                CAPTIONS,
-                caption,
-                rng,
-            )
-        )
+        items.append(item(corpus, f"{name}-back", name, scene.reverse(), rng))
     return items
 
 
-def item(  # noqa: PLR0913 - each is a column of the row
+def item(
     corpus: str,
     name: str,
     group: str,
     scene: Scene,
-    split: str,
-    captions: int,
-    caption: CaptionFunction,
     rng: np.random.Generator,
+    split: str = "train",
 ) -> Item:
-    """Return an item with up to `captions` different captions. Items of `clips` also
-    have questions."""
+    """Return an item. Items for training have several captions, and items of `clips` questions."""
     is_image = corpus == "stills"
     path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
 
     # Captions are drawn before questions, because both use `rng`.
-    drawn = [caption(scene, rng) for _ in range(captions)]
+    if split == "train":
+        drawn = [CAPTION_FUNCTIONS[corpus](scene, rng) for _ in range(CAPTIONS)]
+    else:
+        drawn = [grammar.full_caption(scene, rng)]
     questions = grammar.questions(scene, rng) if corpus == "clips" else []
     things = []
     for thing in scene.things:
@@ -314,27 +288,15 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
     """Convert RGB (H, W, 3) uint8 to planar YUV 4:2:0 (H * 3/2, W) uint8: BT.601, limited range,
     chroma averaged."""
     height, width = pixels.shape[:2]
-    rgb = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.int32)
-
-    # The standard's matrix times 2**16: luma 16 to 235, chroma 16 to 240.
-    red, green, blue = rgb
-    luma = (16829 * red + 33039 * green + 6416 * blue + (16 << 16) + (1 << 15)) >> 16
+    rgb = pixels.astype(np.int32)
+    luma = (rgb @ LUMA + (16 << 16) + (1 << 15)) >> 16
 
     # Chroma has half of the resolution: the sums of four pixels, hence 2**18.
-    upper = rgb[:, 0::2, 0::2] + rgb[:, 0::2, 1::2]
-    lower = rgb[:, 1::2, 0::2] + rgb[:, 1::2, 1::2]
-    red, green, blue = upper + lower
-    blue_difference = (
-        -9714 * red - 19070 * green + 28784 * blue + (128 << 18) + (1 << 17)
-    ) >> 18
-    red_difference = (
-        28784 * red - 24103 * green - 4681 * blue + (128 << 18) + (1 << 17)
-    ) >> 18
+    sums = rgb.reshape(height // 2, 2, width // 2, 2, 3).sum((1, 3), np.int32)
+    chroma = (CHROMA @ sums.reshape(-1, 3).T + (128 << 18) + (1 << 17)) >> 18
 
-    planes = []
-    for plane in (luma, blue_difference, red_difference):
-        planes.append(plane.astype(np.uint8).ravel())
-    return np.concatenate(planes).reshape(height * 3 // 2, width)
+    planes = np.concatenate([luma.ravel(), chroma.ravel()])
+    return planes.astype(np.uint8).reshape(height * 3 // 2, width)
 
 
 def write_broken_items(out: Path) -> list[dict[str, Any]]:
@@ -355,13 +317,6 @@ def write_broken_items(out: Path) -> list[dict[str, Any]]:
     for name in (*files, "broken-missing.mp4"):
         # A valid file without captions is also rejected.
         captions = [] if name == "broken-silent.mp4" else ["a red star moves left"]
-        rows.append(
-            {
-                "id": name.removesuffix(".mp4"),
-                "path": f"videos/{name}",
-                "kind": "video",
-                "captions": captions,
-                "split": "train",
-            }
-        )
+        row = {"id": Path(name).stem, "path": f"videos/{name}", "kind": "video"}
+        rows.append(row | {"captions": captions, "split": "train"})
     return rows

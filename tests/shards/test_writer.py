@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,7 @@ from alpro.shards.sources.downloads import scan_downloads
 from alpro.shards.sources.scan import Source
 from alpro.shards.tar import BLOCK, DamagedTar, tar_members
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.index_shards import check_frames
+from alpro.stages.index_shards import join_checksums
 from tests.conftest import one_line
 from tests.shards.conftest import damaged, headers_of, pack
 
@@ -271,7 +272,7 @@ def test_a_sample_of_a_damaged_shard_is_as_it_was_written_or_an_error(corpus):
     assert results["lost"] > 100
 
 
-def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_error(
+def test_a_damaged_shard_has_all_samples_of_its_index_or_raises_an_error(
     corpus,
 ):
     content = (corpus / "a.tar").read_bytes()
@@ -291,19 +292,18 @@ def test_a_damaged_shard_has_all_samples_of_its_index_or_rejects_or_raises_an_er
             results["refused"] += 1
             continue
         assert index.num_rows == 4 or changed not in ended  # also without an index
-        good, rejects, _ = check_frames(
-            index, known, corpus / "a.tar", corpus / "a.tar"
-        )
-        ids = good["id"].to_pylist() + [reject["id"] for reject in rejects]
-        assert sorted(ids) == ["v0", "v1", "v2", "v3"]
+        same = pc.is_in(join_checksums(known), join_checksums(index))
+        if not pc.all(same).as_py():
+            results["changed"] += 1
+            continue
+
         # What is accepted has the bytes of the first index.
-        for row in good.to_pylist():
-            assert row == rows[row["id"]]
-        results["rejected" if rejects else "whole"] += 1
+        assert {row["id"]: row for row in index.to_pylist()} == rows
+        results["whole"] += 1
 
     assert results["refused"] > 200
     assert results["whole"] > 0
-    assert results["rejected"] > 5
+    assert results["changed"] > 5
 
 
 TAR = pack(("a.json", b"{}"), ("b.json", b"[]"))
