@@ -107,8 +107,9 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """Write entities.parquet and left_out.parquet."""
     captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
+    left_out: LeftOut = []
     if config.entities_file:
-        entities, left_out = first_entities(config)
+        entities = first_entities(config)
     else:
         nouns = list_nouns(count_words(captions, config.tagger, out, resources))
         entities, left_out = select_words(nouns, config)
@@ -119,12 +120,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     check_enough(entities, config, out)
 
     # Fewer than M are no error: PEM has fewer classes then.
-    warnings = []
-    if len(entities) < config.entities:
-        warnings.append(
-            f"{len(entities)} entities: no more nouns of the captions qualify, of "
-            f"{config.entities} that are asked for"
-        )
     counts = {
         "captions": captions.total(),
         "distinct_captions": len(captions),
@@ -133,7 +128,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         "left_out": len(left_out),
         "samples_without_caption": without,
     }
-    return Outcome(counts, warnings=warnings)
+    return Outcome(counts)
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
@@ -156,8 +151,8 @@ Chosen = list[tuple[str, int | None]]  # entities and their counts
 LeftOut = list[tuple[str, int | None, str]]  # nouns, their counts and the reasons
 
 
-def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
-    """Read the first M words of `entities_file`, and the others.
+def first_entities(config: Config) -> Chosen:
+    """Read the first M words of `entities_file`.
 
     Raises:
         InputError: If there are fewer than M.
@@ -169,10 +164,7 @@ def first_entities(config: Config) -> tuple[Chosen, LeftOut]:
             f"{len(words)} words; lower `entities`"
         )
 
-    reason = f"below the first {config.entities}"
-    chosen: Chosen = [(word, None) for word in words[: config.entities]]
-    left_out: LeftOut = [(word, None, reason) for word in words[config.entities :]]
-    return chosen, left_out
+    return [(word, None) for word in words[: config.entities]]
 
 
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:

@@ -13,7 +13,6 @@ from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.inference.encoding import load_model, load_prompter
 from alpro.inference.prompts import read_entities, read_prompts
-from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
@@ -219,12 +218,6 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
             "the tokenizer.json in its folder"
         )
 
-    start_normalization = (start.preprocessing.mean, start.preprocessing.std)
-    if start_normalization != (target.preprocessing.mean, target.preprocessing.std):
-        log.warning(
-            "pretrain.start: this model was trained with another normalization of the pixels"
-        )
-
     # The rows of the PEM head's last layer belong to the entities, and are not used for others.
     excluded = () if start.entities == target.entities else ("pem_head.2",)
     try:
@@ -241,17 +234,13 @@ def draw_pseudo_labels(
     file: Path,
     count: int = 12,
 ) -> None:
-    """Draw the pseudo-labels of crops in the first batch of videos, or of images if there are no
-    videos. The frozen prompter gives the same labels throughout training.
+    """Draw the pseudo-labels of crops in the first batch. The frozen prompter gives the same labels
+    throughout training.
 
     Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    # A batch has samples of one kind.
-    kinds = [data.sources[source].kind for source in data.step_sources]
-    step = kinds.index("video") if "video" in kinds else 0
-    source = data.sources[data.step_sources[step]]
-
-    batch = objective.with_pseudo_labels(data[step].to(objective.mean.device))
+    source = data.sources[data.step_sources[0]]
+    batch = objective.with_pseudo_labels(data[0].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
     # One host-device sync instead of one for each picture.
@@ -261,18 +250,15 @@ def draw_pseudo_labels(
     middle = batch.frames.shape[1] // 2
     pictures = []
     for i in range(min(count, len(labels))):
-        # `topk` refuses more than there are.
-        top = labels[i].topk(min(3, len(entities)))
-        probabilities = top.values.tolist()
-        names = [entities[index] for index in top.indices.tolist()]
+        top = labels[i].argsort(descending=True)[:3].tolist()
         box = batch.boxes[i].tolist()
         metadata = source.reader[int(batch.video[i]) - source.first_video].metadata
         picture = draw_entities(
             batch.frames[i, middle].permute(1, 2, 0).cpu().numpy(),
             [side / grid for side in box],
-            list(zip(names, probabilities, strict=True)),
+            [(entities[index], float(labels[i, index])) for index in top],
             data.words.tokenizer.decode(batch.text[i].tolist()),
-            bool(top.values[0] >= objective.threshold),
+            bool(labels[i].max() >= objective.threshold),
             entities_in_crop(metadata, true_entities(metadata, entities), box, grid),
         )
         pictures.append(picture)

@@ -15,11 +15,9 @@ from tokenizers import Tokenizer
 
 from alpro.artifact import require
 from alpro.errors import InputError
-from alpro.log import log
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
 from alpro.models.folder import ModelBundle
-from alpro.models.ranks import rank
 from alpro.stages.evaluation.validation import (
     BY_SIMILARITY,
     PICTURE,
@@ -121,25 +119,21 @@ class Config(EncoderConfig, frozen=True):
         return self.new_lr / self.lr if self.new_lr else 1.0
 
     @model_validator(mode="after")
-    def _only_of_towers(self) -> "Config":
-        if not self.clip and (
-            self.new_lr or self.trained_layers >= 0 or self.interpolate
-        ):
-            raise ValueError(
-                "new_lr, trained_layers and interpolate are for the towers of `clip`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _both_towers(self) -> "Config":
+    def _match_clip(self) -> "Config":
         if self.clip and (self.vit or self.bert):
             raise ValueError("clip has both towers; remove vit and bert")
         if self.clip and self.optimizer == "muon":
             raise ValueError(
                 "optimizer = muon is not for the towers of `clip`; set it to adamw"
             )
-        if not self.clip:
-            self.crops.check(self.model.video.grid)
+        if self.clip:
+            return self
+
+        if self.new_lr or self.trained_layers >= 0 or self.interpolate:
+            raise ValueError(
+                "new_lr, trained_layers and interpolate are for the towers of `clip`"
+            )
+        self.crops.check(self.model.video.grid)
         return self
 
 
@@ -188,20 +182,19 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             asked=BY_SIMILARITY,
             picture=out / PICTURE,
         )
-        if config.interpolate and validate is None and rank() == 0:
-            log.warning(
-                "warning: interpolate = true chooses weights on validation, and no corpus has a "
-                "validation split: the last weights are kept"
+        if config.interpolate and validate is None:
+            raise InputError(
+                "train_prompter.interpolate = true chooses weights on validation, and no corpus has "
+                "a validation split"
             )
 
         # The paper's prompter has the last weights. A short training may make a CLIP worse.
-        if not config.clip or validate is None:
-            return Training(bundle, objective, validate)
+        selects = config.clip and validate is not None
         return Training(
             bundle,
             objective,
             validate,
-            select=SELECTED,
+            select=SELECTED if selects else "",
             interpolates=config.interpolate,
         )
 

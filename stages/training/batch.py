@@ -122,7 +122,6 @@ def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -
 
 def mask_words(
     ids: np.ndarray,
-    special: np.ndarray,
     mask_id: int,
     vocab_size: int,
     probability: float,
@@ -132,14 +131,14 @@ def mask_words(
     10 % are unchanged.
 
     Args:
-        ids: Token ids (L,).
-        special: Booleans (L,); these tokens are never selected.
+        ids: Token ids (L,). The first and the last one, [CLS] and [SEP], are never selected.
         probability: Of a token to be selected.
 
     Returns:
         The masked ids (L,) and the labels (L,), -100 for tokens that are not selected.
     """
-    selected = (rng.random(ids.shape) < probability) & ~special
+    selected = rng.random(ids.shape) < probability
+    selected[[0, -1]] = False
     action = rng.random(ids.shape)
     random_ids = rng.integers(0, vocab_size, ids.shape)
 

@@ -1,7 +1,6 @@
 """Checkpoints with bit-exact resume: safetensors and JSON in a temporary folder that is renamed."""
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from alpro.errors import InputError
 from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 from alpro.models.folder import write_tensors
 
 KEPT_CHECKPOINTS = 2
-FILES = {
-    "model.safetensors",
-    "optimizer.safetensors",
-    "best.safetensors",
-    "state.json",
-}
 
 
 class Checkpoints:
@@ -61,16 +53,12 @@ class Checkpoints:
 
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
         tensors = optimizer_tensors(optimizer) | states
-        try:
-            write_tensors(trainable(model), temporary / "model.safetensors")
-            write_tensors(tensors, temporary / "optimizer.safetensors")
-            write_tensors(best, temporary / "best.safetensors")
-            (temporary / "state.json").write_text(json.dumps(state))
-            sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-            (temporary / "sums.json").write_text(json.dumps(sums))
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        write_tensors(trainable(model), temporary / "model.safetensors")
+        write_tensors(tensors, temporary / "optimizer.safetensors")
+        write_tensors(best, temporary / "best.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state))
+        sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / "sums.json").write_text(json.dumps(sums))
 
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -82,10 +70,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """List the checkpoint folders, newest first."""
-        folders = [
-            p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name)
-        ]
-        return sorted(folders, reverse=True)
+        return sorted(self.folder.glob("step-*"), reverse=True)
 
     def restore(
         self,
@@ -103,23 +88,17 @@ class Checkpoints:
 
         Raises:
             OSError: If one cannot be read. Nothing is deleted: it may be intact.
-            InputError: If another version wrote one.
         """
-        corrupt: list[Path] = []
-        newest = None
-        for folder in self.all():
-            wrong = corrupt_files(folder)
+        for newest in self.all():
+            wrong = corrupt_files(newest)
             if not wrong:
-                newest = folder
                 break
-            log.warning(f"{folder}: corrupt ({wrong}), and not used")
-            corrupt.append(folder)
-
-        if rank == 0:
-            for folder in corrupt:
-                shutil.rmtree(folder, ignore_errors=True)
-        if newest is None:
+            log.warning(f"{newest}: corrupt ({wrong}), and not used")
+            if rank == 0:
+                shutil.rmtree(newest, ignore_errors=True)
+        else:
             return {}, {}
+
         log.debug(f"restoring {newest}")
         # `strict=False`, because the file has no frozen weights.
         weights = load_file(newest / "model.safetensors")
@@ -192,7 +171,6 @@ def corrupt_files(folder: Path) -> str:
 
     Raises:
         OSError: If they cannot be read.
-        InputError: If another version wrote it: it is intact, and not to be deleted.
     """
     try:
         sums = json.loads((folder / "sums.json").read_text())
@@ -201,10 +179,4 @@ def corrupt_files(folder: Path) -> str:
         ]
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
-
-    if sums.keys() != FILES:
-        raise InputError(
-            f"{folder}: another version of alpro-pipeline wrote this checkpoint; finish the training "
-            f"with it, or delete {folder.parent} to begin anew"
-        )
     return ", ".join(wrong)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ class Phase(StageConfig, frozen=True):
     corpora: tuple[str, ...] = Field(
         min_length=1, description="names of decoded corpora"
     )
-    weights: tuple[float, ...] = Field(
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(),
         description="relative number of steps per corpus; empty: by number of examples",
     )
@@ -42,10 +42,6 @@ class Phase(StageConfig, frozen=True):
         if self.weights and len(self.weights) != len(self.corpora):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.corpora)} corpora"
-            )
-        if any(weight <= 0 for weight in self.weights):
-            raise ValueError(
-                "weights must be above 0; remove a corpus from `corpora` to skip it"
             )
         return self
 
@@ -208,10 +204,9 @@ class TrainingConfig(StageConfig, frozen=True):
         """
         parts = ranks * self.accumulation_steps
         if self.batch_size % parts:
-            nearest = max(1, round(self.batch_size / parts)) * parts
             raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of {ranks} processes x "
-                f"{self.accumulation_steps} accumulation_steps; set it to {nearest}, or change these"
+                f"batch_size {self.batch_size} is not a multiple of {parts} = {ranks} processes x "
+                f"{self.accumulation_steps} accumulation_steps"
             )
 
 

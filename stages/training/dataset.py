@@ -27,7 +27,6 @@ from alpro.shards.sampling import (
     frames_at_random,
     frames_in_halves,
     grouped_order,
-    segment_starts,
 )
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
 from alpro.stages.execution.interface import Resources
@@ -36,7 +35,8 @@ from alpro.stages.training.config import Phase, TrainingConfig
 
 # An epoch has one example per sample, caption or question; see `CorpusExamples`.
 Granularity = Literal["sample", "caption", "question"]
-# Samples of a source whose texts are tokenized before training, to count those that are truncated.
+# First samples of a source whose texts are tokenized before training, to count those that are
+# truncated.
 MAX_MEASURED = 5000
 MAX_ATTEMPTS = 20  # consecutive samples that are tried if one cannot be read
 # DataLoader workers of a training process, which prefetch two batches each.
@@ -203,22 +203,16 @@ class TrainingDataset(Dataset[Batch]):
         limit = self.config.max_text_tokens
         column = "questions" if self.spec.granularity == "question" else "captions"
         for source in self.sources:
-            # Evenly spaced samples, if the corpus is large.
-            samples = len(source.reader)
-            measured = segment_starts(samples, min(samples, MAX_MEASURED))
-            texts: list[str] = []
-            for values in source.reader.column(column).take(measured).to_pylist():
-                texts += [
-                    text["question"] if column == "questions" else text
-                    for text in values
-                ]
+            texts = pc.list_flatten(source.reader.column(column).slice(0, MAX_MEASURED))
+            if column == "questions":
+                texts = pc.struct_field(texts, "question")
 
             # One token above the limit shows that a text is longer.
-            lengths = [len(ids) for ids in self.words.ids(texts, limit + 1)]
-            truncated = sum(length > limit for length in lengths)
+            tokens = self.words.ids(texts.to_pylist(), limit + 1)
+            truncated = sum(len(ids) > limit for ids in tokens)
             if truncated:
                 yield (
-                    f"{source.name}: {truncated} of {len(texts)} {column} have more than "
+                    f"{source.name}: {truncated} of {len(tokens)} {column} have more than "
                     f"max_text_tokens = {limit} tokens and are truncated"
                 )
 
@@ -307,19 +301,21 @@ class TrainingDataset(Dataset[Batch]):
         """
         samples = source.examples[:, 0]
         errors: list[str] = []
-        while len(errors) < MAX_ATTEMPTS:
+        for _ in range(MAX_ATTEMPTS):
             try:
-                return self.example(source, epoch, example)
+                item = self.example(source, epoch, example)
+                # Only the first error is of an example of this step.
+                unreadable += errors[:1]
+                return item
             except Unreadable as error:
-                if not errors:
-                    unreadable.append(str(error))
                 errors.append(str(error))
 
             # Adjacent examples can be captions of the same sample, which is skipped as a whole.
-            offsets = np.flatnonzero(np.roll(samples, -example) != samples[example])
-            if not len(offsets):
+            others = np.flatnonzero(samples != samples[example])
+            if not len(others):
                 break
-            example = (example + int(offsets[0])) % len(source)
+            # The next one, or after the last the first.
+            example = int(others[np.searchsorted(others, example) % len(others)])
         raise InputError(
             f"{len(errors)} consecutive samples cannot be read, the last: {errors[-1]}; check the "
             "shards"
@@ -361,11 +357,8 @@ class TrainingDataset(Dataset[Batch]):
         item["ids"] = ids
         grid = self.spec.grid
         if self.spec.mlm_probability is not None:
-            special = np.zeros(len(ids), bool)
-            special[[0, -1]] = True  # [CLS] and [SEP]
             item["masked"], item["labels"] = mask_words(
                 ids,
-                special,
                 mask_id=self.words.mask_id,
                 vocab_size=self.words.size,
                 probability=self.spec.mlm_probability,

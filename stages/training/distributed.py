@@ -1,13 +1,11 @@
 """The process group of a training or evaluation in several processes. Its collectives are in
 models/ranks.py."""
 
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,11 +52,8 @@ def init_distributed(resources: Resources) -> Iterator[World]:
 def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     """Wrap a module so that its gradients are averaged over the ranks. Its buffers are constants
     and are not synchronized."""
-    # PyTorch 2.13 renamed this option.
-    parameters = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers"
-    if buffers not in parameters:
-        buffers = "broadcast_buffers"
     # Gradients are views of the reduced buckets, which saves a copy of them.
-    options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(module, **options)
+    wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # Set here, because PyTorch 2.13 renamed the argument.
+    wrapped.broadcast_buffers = False
+    return wrapped

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alpro.log import log
-from alpro.models.ranks import broadcast, rank
+from alpro.models.ranks import broadcast
 from alpro.stages.training.checkpoint import trainable
 
 # 0: the weights before fine-tuning, 1: those after it.
@@ -54,12 +53,4 @@ def interpolate_(
     rows = {
         f"{metric}/interpolated/{share:g}": results[share][metric] for share in SHARES
     }
-    if rank() == 0:
-        scores = ", ".join(
-            f"{share:g}: {results[share][metric]:.2f}" for share in SHARES
-        )
-        meaning = "" if best else ", the unchanged model, because training did not help"
-        log.info(
-            f"{metric} by share of the fine-tuned weights: {scores}; kept {best:g}{meaning}"
-        )
     return results[best] | rows | {"interpolation_share": best}

@@ -1,8 +1,7 @@
 """The training loop of all stages, which differ in objective, data and validation."""
 
-import resource
+import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,10 +34,7 @@ from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
 SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
-MAX_LOGGED = 20  # unreadable examples that are logged one by one
 MIN_UNREADABLE = 10  # fewer unreadable examples never stop a training
-# Minimum time between checkpoints, as a multiple of the time to write one.
-MIN_SAVE_INTERVAL_RATIO = 20
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 
 Validate = Callable[[], dict[str, float]]
@@ -65,7 +61,6 @@ class Clock:
 
     def __init__(self) -> None:
         self.last_step = self.last_save = time.monotonic()
-        self.saving = 0.0  # seconds to write the last checkpoint
         self.start_window()
 
     def start_window(self) -> None:
@@ -80,16 +75,6 @@ class Clock:
     def seconds(self) -> float:
         """Return the seconds since the start of the window."""
         return max(time.monotonic() - self.started, 1e-9)
-
-
-def memory_gib(device: torch.device) -> float:
-    """Return the peak memory of the GPU or of this process in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-
-    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, and Linux KiB.
-    return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Run:
@@ -122,8 +107,6 @@ class Run:
             getattr(objective.model, name).requires_grad_(False)
         compiled = are_layers_compiled(objective, resources, world)
         configure_layers(objective, compiled, resources.checkpoint_activations)
-        if world.device.type == "cuda":
-            objective.cast_frozen_(self.dtype)
 
         if world.rank:  # ranks need different random numbers for dropout
             torch.manual_seed(config.seed + world.rank)
@@ -196,7 +179,7 @@ class Run:
             batches = self.data.loader(first_step, self.resources, world.device)
             for step, batch in enumerate(batches, first_step + 1):
                 clock.batch_loaded()
-                self.log_unreadable(batch)
+                self.unreadable += batch.unreadable
                 self.update(batch.to(world.device))
                 self.state.step = step
 
@@ -235,11 +218,8 @@ class Run:
         Returns:
             The pace of the slowest rank.
         """
-        interval = max(
-            self.resources.checkpoint_interval, MIN_SAVE_INTERVAL_RATIO * clock.saving
-        )
-        started = time.monotonic()
-        save_due = started - clock.last_save > interval
+        since_save = time.monotonic() - clock.last_save
+        save_due = since_save > self.resources.checkpoint_interval
         # Every rank looks, because NFS may show a new file to other nodes a minute later.
         stop_requested = signalled or (self.out / STOP_FILE).exists()
         device = self.world.device
@@ -248,7 +228,6 @@ class Run:
         if stop or save:
             self.save()
             clock.last_save = time.monotonic()
-            clock.saving = clock.last_save - started
         if stop:
             if self.world.main:
                 log.info(f"stopped after step {self.state.step}")
@@ -318,20 +297,17 @@ class Run:
         steps = len(self.data)
         return step * times // steps > (step - 1) * times // steps
 
-    def log_unreadable(self, batch: Batch) -> None:
-        """Log unreadable examples, up to MAX_LOGGED."""
-        remaining = max(0, MAX_LOGGED - self.state.unreadable - len(self.unreadable))
-        for error in batch.unreadable[:remaining]:
-            log.warning(f"step {self.state.step}: {error}; replaced by another example")
-        self.unreadable += batch.unreadable
-
     def count_unreadable(self) -> None:
-        """Sum the unreadable examples over all ranks.
+        """Sum the unreadable examples over all ranks, and log the last one of this rank.
 
         Raises:
             InputError: On all ranks, if there are too many.
         """
-        last = f"; the last: {self.unreadable[-1]}" if self.unreadable else ""
+        if self.unreadable:
+            log.warning(
+                f"step {self.state.step}: {len(self.unreadable)} examples cannot be read and are "
+                f"replaced, the last: {self.unreadable[-1]}"
+            )
         new = torch.tensor(len(self.unreadable), device=self.world.device)
         self.unreadable = []
         self.state.unreadable += int(all_reduce_sum(new))
@@ -341,7 +317,7 @@ class Run:
         if self.state.unreadable >= MIN_UNREADABLE and self.state.unreadable > allowed:
             raise InputError(
                 f"{self.state.unreadable} of {seen} examples cannot be read, more than "
-                f"max_unreadable_share = {self.config.max_unreadable_share:g} allows{last}; "
+                f"max_unreadable_share = {self.config.max_unreadable_share:g} allows; "
                 "delete the corpus's folder and run again to rebuild it"
             )
 
@@ -361,17 +337,17 @@ class Run:
             "train/unreadable": self.state.unreadable,
             "train/data_wait": clock.waited / seconds,
             "train/samples_per_second": self.config.batch_size * clock.steps / seconds,
-            "train/memory_gib": memory_gib(self.world.device),
         }
+        if self.world.device.type == "cuda":
+            values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         clock.start_window()
         self.file.write(self.state.step, values)
 
-        has_loss = "train/loss" in values
-        loss = f"loss {values['train/loss']:.3f}" if has_loss else "no finite step"
+        # Without a finite step there is no mean.
         return (
-            f"{loss}, {values['train/samples_per_second']:.3g} samples/s, "
-            f"waiting for data {values['train/data_wait']:.0%}, "
-            f"{values['train/memory_gib']:.3g} GiB at most"
+            f"loss {values.get('train/loss', math.nan):.3f}, "
+            f"{values['train/samples_per_second']:.3g} samples/s, "
+            f"waiting for data {values['train/data_wait']:.0%}"
         )
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:
@@ -429,11 +405,8 @@ class Run:
                 best=self.best,
             )
         except OSError as error:
-            written = self.checkpoints.all()
-            last = int(written[0].name.split("-")[1]) if written else 0
             log.warning(
-                f"no checkpoint written after step {self.state.step}: {error.strerror or error}; "
-                f"a restart resumes from step {last}"
+                f"no checkpoint written after step {self.state.step}: {error}; the last one is kept"
             )
 
 

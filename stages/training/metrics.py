@@ -1,7 +1,6 @@
 """Metrics of a training as JSON lines, from which MLflow and the report are made."""
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,17 +28,11 @@ class MetricsFile:
         if not self.active:
             return
 
-        line = (
-            json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n"
-        )
-        size = self.path.stat().st_size if self.path.exists() else 0
+        line = {"step": step, "time": round(time.time(), 3), **values}
         try:
             with open(self.path, "a") as file:
-                file.write(line)
+                file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk may have space again later
-            # Otherwise the next line would continue the one that was written in part.
-            with suppress(OSError):
-                os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
     def sync(self) -> None:
@@ -59,11 +52,13 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines of a metrics file, up to the first unreadable one. A missing file has
-    no lines."""
+    """Read the lines of a metrics file, without those that were not written as a whole. A missing
+    file has no lines."""
     lines: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError, ValueError), open(path) as file:
-        lines += (json.loads(line) for line in file if line.endswith("\n"))
+    with suppress(FileNotFoundError), open(path) as file:
+        for line in file:
+            with suppress(ValueError):
+                lines.append(json.loads(line))
     return lines
 
 
@@ -95,15 +90,10 @@ class Mean:
 
     def read(self) -> dict[str, float]:
         """Return the means over all ranks since the last read; empty if no step was counted."""
-        if self.sums is None:
-            return {}
-        *sums, count = all_reduce_sum(self.sums).tolist()
+        sums = self.state()
         self.sums = None
-        if not count:
-            return {}
-        return {
-            name: value / count for name, value in zip(self.names, sums, strict=True)
-        }
+        count = sums.pop("", 0)
+        return {name: value / count for name, value in sums.items()} if count else {}
 
     def state(self) -> dict[str, float]:
         """Return the sums over all ranks by name, and the number of steps under "", for a checkpoint.
@@ -125,7 +115,7 @@ class Mean:
 class Skipped:
     """Counter of the steps that were skipped because a loss or the gradient was not finite.
 
-    The flags stay on the device until `read`, which copies all of them at once.
+    The flags stay on the device until `read`.
     """
 
     def __init__(self, in_row: int):
@@ -146,20 +136,16 @@ class Skipped:
         Raises:
             InputError: If `limit` consecutive steps were skipped.
         """
-        if not self.pending:
-            return 0
-
-        pending = self.pending
-        self.pending = []
-        rows = torch.stack([wrong for _, _, wrong in pending]).tolist()
-        for (step, names, _), wrong in zip(pending, rows, strict=True):
-            self.in_row = self.in_row + 1 if any(wrong) else 0
+        skipped = 0
+        for step, names, wrong in self.pending:
+            ranks = dict(zip(names, wrong.tolist(), strict=True))
+            quantities = [name for name in names if ranks[name]]
+            skipped += bool(quantities)
+            self.in_row = self.in_row + 1 if quantities else 0
             if self.in_row >= limit:
-                quantities = [
-                    name for name, ranks in zip(names, wrong, strict=True) if ranks
-                ]
                 raise InputError(
                     f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last "
                     f"being step {step}; lower lr or max_grad_norm"
                 )
-        return sum(any(wrong) for wrong in rows)
+        self.pending = []
+        return skipped

@@ -133,10 +133,6 @@ class Objective(NormalizedModel):
         """Return the batch with pseudo-labels, if the objective uses any."""
         return batch
 
-    def cast_frozen_(self, dtype: torch.dtype) -> None:
-        """Cast the matrices of a frozen model to the compute dtype. Autocast does not cache weights
-        that are not trained, and would cast them in every pass."""
-
     def shares_texts(self, pairs: int) -> bool:
         """Return whether ranks with this many pairs exchange texts, which must then be padded to one
         length."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from alpro.models.attention import Attention
 from alpro.models.precision import WIDE, compute_dtype
-from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
 from alpro.stages.training.config import TrainingConfig
@@ -22,8 +21,8 @@ NO_DECAY = {
     "position_embeddings",
     "temperature",
     "token_type_embeddings",
+    "position_embedding",  # a CLIP's name of it
 }
-NO_DECAY |= {"position_embedding"}  # a CLIP's name of it
 NEW_MODULES = {"temporal"}  # modules that are added to a CLIP
 BETAS = (0.9, 0.98)
 EPS = 1e-6
@@ -39,8 +38,7 @@ class Muon(torch.optim.AdamW):
 
     The step is scaled to the RMS of AdamW's, 0.2, so both share learning rate and weight decay (Liu
     et al., Muon is Scalable for LLM Training, 2025). `qkv` of the group has the number of matrices
-    that each matrix stacks. Ranks divide the matrices among themselves, which does not change the
-    results.
+    that each matrix stacks.
 
     torch.optim.Muon lacks `found_inf`, which skips a step without a host-device sync, and stacked
     matrices, and it orthogonalizes one matrix at a time.
@@ -59,18 +57,10 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups.append(group)
 
-        # The updates are views of one tensor, so that one collective reduces all of them.
-        matrices = group["params"]
+        # Matrices of one shape are orthogonalized in one batch: pairs of matrix and direction.
         finite = 1.0 - getattr(self, "found_inf", torch.zeros(()))
-        sizes = [matrix.numel() for matrix in matrices]
-        merged = matrices[0].new_zeros(sum(sizes))
-        updates = merged.split(sizes)
-
-        # Matrices of one shape are orthogonalized in one batch: pairs of update and direction.
         by_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor]]](list)
-        for index, (matrix, stacked) in enumerate(
-            zip(matrices, group["qkv"], strict=True)
-        ):
+        for matrix, stacked in zip(group["params"], group["qkv"], strict=True):
             momentum = self.state[matrix].setdefault(
                 "momentum", torch.zeros_like(matrix)
             )
@@ -78,23 +68,18 @@ class Muon(torch.optim.AdamW):
             # A skipped step does not change the momentum. Multiplying by 0 would keep NaN.
             gradient = torch.where(finite > 0, gradient, momentum)
             momentum.lerp_(gradient, 1 - MOMENTUM)
-            if belongs_to_this_rank(index):
-                direction = gradient.lerp(momentum, MOMENTUM).view(
-                    stacked, -1, matrix.shape[1]
-                )
-                by_shape[direction.shape[1:]].append((updates[index], direction))
+            direction = gradient.lerp(momentum, MOMENTUM)
+            direction = direction.view(stacked, -1, matrix.shape[1])
+            by_shape[direction.shape[1:]].append((matrix, direction))
 
+        decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
         for pairs in by_shape.values():
             directions = [direction for _, direction in pairs]
             results = orthogonalize(torch.cat(directions), group["dtype"])
             split = results.split([len(direction) for direction in directions])
-            for (update, _), result in zip(pairs, split, strict=True):
-                torch.mul(result.reshape(-1), finite, out=update)
-        all_reduce_(merged)
-
-        decay = torch.where(finite > 0, 1 - group["lr"] * group["weight_decay"], 1.0)
-        for matrix, update in zip(matrices, updates, strict=True):
-            matrix.mul_(decay).add_(update.view_as(matrix), alpha=-group["lr"])
+            for (matrix, _), result in zip(pairs, split, strict=True):
+                update = result.reshape(matrix.shape) * finite
+                matrix.mul_(decay).add_(update, alpha=-group["lr"])
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -134,13 +119,13 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
             stacked |= {
                 id(weight): 1 for weight in module.parameters() if weight.ndim == 2
             }
-    for module in model.modules():
+        # Attention comes after the layer that has it.
         if isinstance(module, Attention):
             stacked[id(module.qkv.weight)] = 3
 
     muon = config.optimizer == "muon"
     matrices: list[nn.Parameter] = []
-    # Keys are (is_new, is_decayed).
+    # Keys are (is_new, is_undecayed).
     decays = defaultdict[tuple[bool, bool], list[nn.Parameter]](list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -152,19 +137,17 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
         names = set(name.split("."))
         is_new = config.new_lr_scale != 1 and bool(names & NEW_MODULES)
-        is_decayed = parameter.ndim >= 2 and not names & NO_DECAY
-        decays[is_new, is_decayed].append(parameter)
+        is_undecayed = parameter.ndim < 2 or bool(names & NO_DECAY)
+        decays[is_new, is_undecayed].append(parameter)
 
     groups: list[dict[str, Any]] = []
-    for is_new in (False, True):
-        for is_decayed in (True, False):
-            if parameters := decays[is_new, is_decayed]:
-                group = {
-                    "params": parameters,
-                    "weight_decay": config.weight_decay if is_decayed else 0.0,
-                    "lr_scale": config.new_lr_scale if is_new else 1.0,
-                }
-                groups.append(group)
+    for is_new, is_undecayed in sorted(decays):
+        group = {
+            "params": decays[is_new, is_undecayed],
+            "weight_decay": 0.0 if is_undecayed else config.weight_decay,
+            "lr_scale": config.new_lr_scale if is_new else 1.0,
+        }
+        groups.append(group)
 
     # Only the fused AdamW reads `found_inf`; see `step_if`.
     settings: dict[str, Any] = {

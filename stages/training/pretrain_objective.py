@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpro.models.alpro import Alpro, crop
 from alpro.models.frames import NormalizedModel, scale_frames
@@ -96,18 +96,6 @@ class PretrainObjective(MatchingObjective):
         if self.prompter:
             self.prompter.eval()  # pseudo-labels are computed without dropout
         return self
-
-    def cast_frozen_(self, dtype: torch.dtype) -> None:
-        if self.prompter is None:
-            return
-
-        teacher = self.prompter.model
-        # The projections stay in float32, in which embeddings are compared
-        # (`DualEncoder.probabilities`).
-        projections = {teacher.video_proj, teacher.text_proj}
-        for module in teacher.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and module not in projections:
-                module.to(dtype)
 
     @property
     def examples(self) -> Examples:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,10 +25,7 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.layers import are_layers_compiled, training_precision
-from alpro.stages.training.loop import (
-    Run,
-    Validate,
-)
+from alpro.stages.training.loop import Run, Validate
 from alpro.stages.training.objective import Objective
 
 # Mean and standard deviation of each channel of pixels in [0, 1].
@@ -115,11 +112,7 @@ def train(
 
         warnings: list[str] = []
         if world.main:
-            size = sum(parameter.numel() for parameter in bundle.model.parameters())
-            log.info(
-                f"{size / 1e6:.3g} M parameters, matrix products in {dtype_name(dtype)} on "
-                f"{world.device.type}"
-            )
+            log.info(f"training in {dtype_name(dtype)} on {world.device.type}")
             warnings += data.find_truncated_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
@@ -214,22 +207,18 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
     Raises:
         InputError: If a corpus has no statistics.
     """
-    values: dict[str, Any] = {"max_text_tokens": config.max_text_tokens}
     if config.normalization == "clip":
-        return Preprocessing(**values)
+        return Preprocessing()
     if config.normalization in CONSTANTS:
         mean, std = CONSTANTS[config.normalization]
-        return Preprocessing(mean=mean, std=std, **values)
+        return Preprocessing(mean=mean, std=std)
 
-    files = [
-        require(corpora[name], "statistics.json") for name in sorted(config.corpora)
-    ]
-    statistics = [read_json(file) for file in files]
-
-    def average(key: str) -> Any:
-        return np.mean([values[key] for values in statistics], axis=0).round(5).tolist()
-
-    return Preprocessing(mean=average("mean"), std=average("std"), **values)
+    statistics = []
+    for name in sorted(config.corpora):
+        values = read_json(require(corpora[name], "statistics.json"))
+        statistics.append([values["mean"], values["std"]])
+    mean, std = np.mean(statistics, axis=0).round(5).tolist()
+    return Preprocessing(mean=mean, std=std)
 
 
 def advance_generator(loaded: ModelBundle) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
-from alpro.stages.training import dataset, loop
+from alpro.stages.training import dataset
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from alpro.stages.training.distributed import World
@@ -246,13 +246,7 @@ def run_in(training, clips, stills, tokenizer, tiny_model):
     return make
 
 
-def save_without_interval(patch: pytest.MonkeyPatch) -> None:
-    """Runs so short have no time between checkpoints."""
-    patch.setattr(loop, "MIN_SAVE_INTERVAL_RATIO", 0)
-
-
 @pytest.fixture
-def new_run(tmp_path, run_in, monkeypatch):
+def new_run(tmp_path, run_in):
     """new_run(name, ...): as run_in, in a folder of this test."""
-    save_without_interval(monkeypatch)
     return lambda name, *args, **changes: run_in(tmp_path / name, *args, **changes)

@@ -236,7 +236,7 @@ def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_pr
     ):
         config(8).check_division(2)
     with pytest.raises(
-        InputError, match="48 is not a multiple of 5 processes x 2 accumulation"
+        InputError, match="48 is not a multiple of 10 = 5 processes x 2 accumulation"
     ):
         config(8).check_division(5)
     with pytest.raises(ValidationError, match="negative_pool_size 16 does not divide"):

@@ -11,13 +11,12 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from alpro.models import alpro, attention, precision
-from alpro.models.frames import NormalizedModel
 from alpro.models.temporal_attention import TemporalAttention
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
@@ -153,7 +152,6 @@ def test_a_step_stays_on_its_device(name, contrast, parts, training, tmp_path, p
     objective = objective_called(name).to(META)
     config = training(accumulation_steps=parts, contrast=contrast)
     run = run_of(objective, config, tmp_path, World(0, 1, META))
-    objective.cast_frozen_(run.dtype)
     batch = batch_for(name).to(META)
     streams = set()
     for layer in objective.modules():
@@ -195,31 +193,3 @@ def test_a_step_on_a_gpu_does_not_synchronize(name, training, tmp_path, monkeypa
         torch.cuda.set_sync_debug_mode("default")
 
     assert run.skipped.read(limit=5) == 0
-
-
-@pytest.mark.parametrize("kind", ["ALPRO", "CLIP"])
-def test_a_teacher_that_is_cast_once_has_the_same_labels(kind):
-    """As when autocast casts its matrices in every pass."""
-    objective = objective_of("pretrain")
-    if kind == "CLIP":
-        teacher = NormalizedModel(towers(), *NORM)
-        objective.prompter = teacher.requires_grad_(False).eval()
-        objective.video_prompts = torch.randn(6, 16)
-    batch = whole_batch()
-    teacher = objective.prompter.model
-    exact = {teacher, teacher.video_proj, teacher.text_proj}
-    layers = {
-        layer for layer in teacher.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
-    matrices = layers - exact
-
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = objective.pseudo_labels(batch.frames, batch.boxes, "video")
-        objective.cast_frozen_(torch.bfloat16)
-        labels = objective.pseudo_labels(batch.frames, batch.boxes, "video")
-
-    assert matrices
-    assert all(module.weight.dtype == torch.bfloat16 for module in matrices)
-    assert all(weight.dtype == torch.float32 for weight in objective.model.parameters())
-    assert labels.std(dim=0).max() > 0
-    torch.testing.assert_close(labels, expected)

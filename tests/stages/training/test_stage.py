@@ -232,15 +232,14 @@ def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path
         {"corpora": ["dark"], "steps": 1},
         {"corpora": ["dark", "bright"], "steps": 1},
     ]
-    paper = Config(phases=phases, max_text_tokens=17)
+    paper = Config(phases=phases)
     own = paper.model_copy(update={"normalization": "corpus"})
 
     measured = measure_preprocessing(own, corpora)
 
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
-    assert measured.max_text_tokens == 17
-    assert measure_preprocessing(paper, {}) == Preprocessing(max_text_tokens=17)
+    assert measure_preprocessing(paper, {}) == Preprocessing()
     (tmp_path / "bright" / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(own, corpora)
