@@ -113,29 +113,33 @@ def list_rejects(plan: DecodePlan) -> Iterator[str]:
 def find_leaks(plan: DecodePlan) -> Iterator[str]:
     """Yield how many items of each other split have a caption of a training item, which makes a
     score too good, and how many of their answers training lacks: a model cannot give them."""
-    # Hashes, a set for each item: the texts of millions of items would not fit in memory.
-    captions: dict[str, list[set[int]]] = {split: [] for split in SPLITS}
-    answers = {split: Counter[str]() for split in SPLITS}
-    for table in plan.tables(plan.row_indices):
-        columns = (
-            table[name].to_pylist() for name in ("split", "captions", "questions")
-        )
-        for split, texts, asked in zip(*columns, strict=True):
-            captions[split].append({*map(hash, texts)})
-            answers[split].update(one["answer"] for one in asked)
+    # Hashes: the texts of millions of items would not fit in memory.
+    captions: set[int] = set()
+    answers: set[str] = set()
+    for texts, given in texts_of(plan, "train"):
+        captions.update(texts)
+        answers.update(given)
 
-    in_training = set[int]().union(*captions["train"])
     for split in ("validation", "test"):
-        items = captions[split]
-        seen = sum(not in_training.isdisjoint(texts) for texts in items)
+        items = seen = asked = unknown = 0
+        for texts, given in texts_of(plan, split):
+            items += 1
+            seen += not captions.isdisjoint(texts)
+            asked += len(given)
+            unknown += sum(answer not in answers for answer in given)
         if seen:
-            yield f"{seen} of {len(items)} {split} items have a caption of a training item"
-        unknown = answers[split] - Counter(
-            dict.fromkeys(answers["train"], answers[split].total())
-        )
+            yield f"{seen} of {items} {split} items have a caption of a training item"
         if unknown:
-            total = answers[split].total()
-            yield f"{unknown.total()} of {total} {split} answers are none of the training answers"
+            yield f"{unknown} of {asked} {split} answers are none of the training answers"
+
+
+def texts_of(plan: DecodePlan, split: str) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield the hashes of the captions, and the answers, of each item of a split."""
+    is_split = plan.columns["split"][plan.row_indices] == SPLITS.index(split)
+    for table in plan.tables(plan.row_indices[is_split]):
+        for item in table.select(["captions", "questions"]).to_pylist():
+            answers = [one["answer"] for one in item["questions"]]
+            yield [hash(text) for text in item["captions"]], answers
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:

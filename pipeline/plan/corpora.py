@@ -1,6 +1,6 @@
 """Steps that make corpora: of the rendered sample, of the user's files, or of existing shards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from alpro.pipeline.plan.digests import Digests, digest_manifest, digest_shards
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import Location, located
+from alpro.stages.execution.interface import StageConfig
 from alpro.stages.index_shards import Config as IndexConfig
 
 
@@ -26,87 +27,55 @@ def corpus_steps(
     """
     steps = {}
     for name, corpus in corpora.items():
-        if corpus.manifest and sample:
-            inputs = {"sample": sample}
-            steps[name] = Step(
-                "decode_videos", f"decode_videos {name}", corpus.decoding, inputs
+        stage = "decode_videos"
+        config: StageConfig = corpus.decoding
+        if corpus.shards:
+            stage = "index_shards"
+            config = IndexConfig(
+                kinds=corpus.kinds, max_reject_share=corpus.max_reject_share
             )
-        elif corpus.shards:
-            steps[name] = index_step(name, corpus, digests)
-        elif corpus.data:
-            steps[name] = decode_step(name, corpus, digests)
+        step = Step(stage, f"{stage} {name}", config)
+        if corpus.manifest and sample:
+            steps[name] = replace(step, inputs={"sample": sample})
+        elif corpus.shards or corpus.data:
+            try:
+                steps[name] = with_files(step, corpus, digests)
+            except InputError as error:
+                # The proposed block names this corpus.
+                block = f"[corpora.{name}.columns]"
+                reason = str(error).replace("[corpora.data.columns]", block)
+                steps[name] = replace(step, unreadable=reason)
     return steps
 
 
-def index_step(name: str, corpus: Corpus, digests: Digests) -> Step:
-    """Return the step that indexes existing shards."""
-    shards = located(corpus.shards)
-    config = IndexConfig(kinds=corpus.kinds, max_reject_share=corpus.max_reject_share)
-    step = Step(
-        "index_shards", f"index_shards {name}", config, given={"shards": shards}
-    )
+def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
+    """Return the step that indexes existing shards, or that decodes the user's files, with their
+    digest. Tables are imported here, once; the stage reads the manifest.
 
-    def read_digest(ask: bool) -> str:
-        return digest_shards(shards, digests)
-
-    return with_digest(step, "shards", read_digest, is_local=isinstance(shards, Path))
-
-
-def decode_step(name: str, corpus: Corpus, digests: Digests) -> Step:
-    """Return the step that decodes the user's files. They are imported here, once; the stage reads
-    the manifest."""
-    data = located(corpus.data)
-    sources: dict[str, Location] = {"data": data}
-    for split, files in corpus.annotation_files.items():
-        for number, file in enumerate(files, 1):
-            sources[split if number == 1 else f"{split}.{number}"] = file
-    if corpus.root:
-        sources["root"] = Path(corpus.root)
-    step = Step(
-        "decode_videos", f"decode_videos {name}", corpus.decoding, imported_from=sources
-    )
-
-    try:
-        manifest = import_corpus(corpus, digests.manifests)
-    except InputError as error:
-        # The proposed block names this corpus.
-        block = f"[corpora.{name}.columns]"
-        return replace(
-            step, unreadable=str(error).replace("[corpora.data.columns]", block)
-        )
-
-    def read_digest(ask: bool) -> str:
-        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask)
-
-    is_local = all(isinstance(path, Path) for path in sources.values())
-    step = replace(step, given={"manifest": manifest.folder})
-    return with_digest(step, "data", read_digest, is_local)
-
-
-def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
-    """Import the user's files, or find what an earlier import of them left in a folder."""
-    root = Path(corpus.root) if corpus.root else None
-    return import_source(
-        located(corpus.data), folder, corpus.annotation_files, root, corpus.columns
-    )
-
-
-def with_digest(
-    step: Step, key: str, read_digest: Callable[[bool], str], is_local: bool
-) -> Step:
-    """Return a step with the digest of its files; its `unreadable` says why they cannot be read.
-
-    Its `recheck` reads them again; None for files at a URL, since a store may describe the same
+    Its `recheck` reads the files again; None for files at a URL, since a store may describe the same
     file differently each time.
 
-    Args:
-        read_digest: Takes whether to ask the stores of files at URLs, or to use their last answers.
-        is_local: Whether none of the files is at a URL.
+    Raises:
+        InputError: If the files cannot be read.
     """
-    try:
-        digest = read_digest(True)
-    except InputError as error:
-        return replace(step, unreadable=str(error))
+    if corpus.shards:
+        key = "shards"
+        files = {"shards": located(corpus.shards)}
+        step = replace(step, given=files)
+    else:
+        key = "data"
+        files = list_sources(corpus)
+        manifest = import_corpus(corpus, digests.manifests)
+        given = {"manifest": manifest.folder}
+        step = replace(step, given=given, imported_from=files)
+
+    def read_digest(ask: bool) -> str:
+        """ask: Ask the stores of files at URLs; otherwise, their last answers count."""
+        if corpus.shards:
+            return digest_shards(files["shards"], digests)
+        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask)
+
+    digest = read_digest(True)
 
     def is_unchanged() -> bool:
         try:
@@ -114,6 +83,25 @@ def with_digest(
         except InputError:  # they cannot be read any more
             return False
 
-    return replace(
-        step, digests={key: digest}, recheck=is_unchanged if is_local else None
+    is_local = all(isinstance(path, Path) for path in files.values())
+    recheck = is_unchanged if is_local else None
+    return replace(step, digests={key: digest}, recheck=recheck)
+
+
+def list_sources(corpus: Corpus) -> dict[str, Location]:
+    """Return the user's files that a manifest is imported from."""
+    sources: dict[str, Location] = {"data": located(corpus.data)}
+    for split, files in corpus.annotation_files.items():
+        for number, file in enumerate(files, 1):
+            sources[split if number == 1 else f"{split}.{number}"] = file
+    if corpus.root:
+        sources["root"] = Path(corpus.root)
+    return sources
+
+
+def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
+    """Import the user's files, or find what an earlier import of them left in a folder."""
+    root = Path(corpus.root) if corpus.root else None
+    return import_source(
+        located(corpus.data), folder, corpus.annotation_files, root, corpus.columns
     )

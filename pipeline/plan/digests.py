@@ -166,12 +166,10 @@ def digest_shards(folder: Location, digests: Digests) -> str:
 
 def digest_model(folder: Path, digests: Digests) -> str:
     """Return the digest of a model folder. Raises InputError if it is not a model folder."""
-    files: dict[str, Path] = {}
-    for name in (*REQUIRED, "entities.json", "answers.json"):
-        file = folder / name
-        if file.is_file():
-            files[name] = file
-        elif name in REQUIRED:
+    names = (*REQUIRED, "entities.json", "answers.json")
+    files = {name: folder / name for name in names if (folder / name).is_file()}
+    for name in REQUIRED:
+        if name not in files:
             raise InputError(
                 f"pretrained = {str(folder)!r}: {name} is missing; this is not a model folder"
             )

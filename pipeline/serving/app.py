@@ -251,16 +251,14 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
     @app.get("/api/health")
     def health() -> dict[str, Any]:
         """Return what this server does; it waits for no model."""
-        about: dict[str, Any] = {"clips": 0, "index": "", "model": "", "columns": []}
+        about: dict[str, Any] = {"clips": 0, "index": "", "columns": []}
         if searcher:
             searcher.check_index()
             about["clips"] = len(searcher.index)
             about["index"] = Path(searcher.index.place).name
-            about["model"] = searcher.index.settings.model
             about["columns"] = [*SHOWN_COLUMNS, *searcher.index.columns]
         return about | {
             "status": "ok",
-            "version": app.version,
             "entities": models.entities.entities_note if models.entities else "",
             "offers": [name for name, model in offers.items() if model],
         }

@@ -13,7 +13,7 @@ from alpro.artifact import Record, compute_fingerprint
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.checks import check_plan
-from alpro.pipeline.plan.corpora import decode_step, index_step
+from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.step import Step
@@ -300,6 +300,10 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(
 # Corpora.
 
 
+def step_of(corpus, digests):
+    return corpus_steps({"films": corpus}, None, digests)["films"]
+
+
 @pytest.mark.parametrize("place", ["folder", "url"])
 def test_changed_shards_are_another_corpus(place, digests, tmp_path, memory):
     corpus = Corpus(shards=str(tmp_path if place == "folder" else memory))
@@ -307,9 +311,7 @@ def test_changed_shards_are_another_corpus(place, digests, tmp_path, memory):
     for content in (b"one", b"two, and more"):
         (tmp_path / "a.tar").write_bytes(content)
         fsspec.filesystem("memory").pipe_file("/bucket/corpus/a.tar", content)
-        fingerprints += [
-            index_step("clips", corpus, digests).fingerprint for _ in range(2)
-        ]
+        fingerprints += [step_of(corpus, digests).fingerprint for _ in range(2)]
 
     first, again, other, _ = fingerprints
     assert first == again != other
@@ -318,7 +320,7 @@ def test_changed_shards_are_another_corpus(place, digests, tmp_path, memory):
 def test_shards_are_indexed_as_their_corpus_says(digests, tmp_path):
     (tmp_path / "a.tar").write_bytes(b"one")
     corpus = Corpus(shards=str(tmp_path), kinds="image", max_reject_share=0.25)
-    config = index_step("films", corpus, digests).config
+    config = step_of(corpus, digests).config
     assert (config.kinds, config.max_reject_share) == ("image", 0.25)
 
 
@@ -345,11 +347,11 @@ def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corp
         (video, "two"),
         (texts, '{"video": "/old/sub/a.mp4", "caption": "y"}'),
     ):
-        before = decode_step("films", corpus, digests)
+        before = step_of(corpus, digests)
         assert (before.unreadable, before.recheck()) == ("", True)
         write(file, content)
         assert not before.recheck()
-        assert decode_step("films", corpus, digests).fingerprint != before.fingerprint
+        assert step_of(corpus, digests).fingerprint != before.fingerprint
 
 
 def test_a_file_at_a_url_decides_a_corpus(digests, memory):
@@ -358,6 +360,6 @@ def test_a_file_at_a_url_decides_a_corpus(digests, memory):
     fingerprints = set()
     for content in (b"one", b"two"):  # of the same manifest
         files.pipe_file("/bucket/corpus/a.mp4", content)
-        step = decode_step("films", Corpus(data=f"{memory}/m.jsonl"), digests)
+        step = step_of(Corpus(data=f"{memory}/m.jsonl"), digests)
         fingerprints.add(step.fingerprint)
     assert len(fingerprints) == 2

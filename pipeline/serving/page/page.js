@@ -269,6 +269,5 @@ setOffers(offers);
 search.hidden = !offers.includes("search");
 if (search.hidden) $("header").append($("#upload").parentElement); // questions about files alone
 $("#what").textContent = about.index;
-$("#what").title = about.model;
 $("#columns").textContent = about.columns.join(", ");
 render();
