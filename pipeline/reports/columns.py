@@ -11,14 +11,12 @@ UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or truncate
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of equal keys below these as heads, without the columns that have no value."""
-    if not rows:
-        return
-    keys = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
-    lines = [
-        ["" if row[key] is None else str(row[key]) for key in keys] for row in rows
-    ]
-    print_columns(keys, lines)
+    """Print rows of equal keys below these as heads."""
+    if rows:
+        lines = []
+        for row in rows:
+            lines.append(["" if one is None else str(one) for one in row.values()])
+        print_columns([*rows[0]], lines)
 
 
 def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 
-# Files of an evaluation that have probabilities, with their labels.
-PROBABILITIES = {"qa.parquet": "answers", "entity_crops.parquet": "entities of crops"}
+# Files of an evaluation that have probabilities.
+PROBABILITIES = ("qa.parquet", "entity_crops.parquet")
 WIDTH = 6  # inches: legible on a phone
 
 
@@ -55,15 +55,11 @@ def draw_calibration(folders: Iterable[Path]) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots()
     for folder in folders:
-        for name, label in PROBABILITIES.items():
-            file = folder / name
-            if not file.is_file():
-                continue
+        for file in filter(Path.is_file, map(folder.joinpath, PROBABILITIES)):
             table = pq.read_table(file, columns=["probability", "right"])
-            columns = map(np.asarray, table.columns)
-            bins = calibration(*columns)
+            bins = calibration(*map(np.asarray, table.columns))
             _, probabilities, accuracies = zip(*bins, strict=True)
-            axes.plot(probabilities, accuracies, "o-", label=label)
+            axes.plot(probabilities, accuracies, "o-", label=file.stem)
 
     if not axes.lines:
         return None

@@ -22,10 +22,12 @@ def print_results(
         # Print nothing else: a program reads the output.
         described = {}
         for folder, record in artifacts:
-            shown = {
-                key: record.values[key] for key in ("fingerprint", "counts", "metrics")
+            described[record.name] = {
+                "folder": str(folder),
+                "fingerprint": record.fingerprint,
+                "counts": record.counts,
+                "metrics": record.metrics,
             }
-            described[record.name] = {"folder": str(folder), **shown}
         file = str(report) if report.is_file() else ""
         values = {"results": results, "artifacts": described, "report": file}
         print(json.dumps(values, indent=1, ensure_ascii=False))

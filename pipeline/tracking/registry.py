@@ -42,25 +42,22 @@ def register(
     if not (folder / "model" / "config.json").is_file():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
-    uri = uri or store_uri(workspace)
+    tracker = Tracker.open(uri, workspace, EXPERIMENT)
+    client = tracker.client
     query = f"name = '{name}' and tags.fingerprint = '{record.fingerprint}'"
     try:
-        client = MlflowClient(uri)
         versions = client.search_model_versions(query)
         if versions:
             version = str(versions[0].version)
         else:
-            tracker = Tracker.open(uri, workspace, EXPERIMENT)
             version = copy_model(tracker, folder, record, name)
             client.set_model_version_tag(
                 name, version, "fingerprint", record.fingerprint
             )
         if alias:
             client.set_registered_model_alias(name, alias, version)
-    except InputError:  # The message says what to do.
-        raise
     except Exception as error:
-        raise unusable(uri, error) from error
+        raise unusable(tracker.uri, error) from error
     return version
 
 
