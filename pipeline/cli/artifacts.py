@@ -189,7 +189,7 @@ def log_artifacts(
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         # A tracker only warns, so that a run goes on without MLflow.
-        if not run or tracker.warnings:
+        if not run or tracker.has_failed:
             raise InputError(f"MLflow store {tracker.uri}: {record.name} is not logged")
         print(
             f"{record.name} {record.fingerprint[:16]}: run {run} in the experiment {experiment}"

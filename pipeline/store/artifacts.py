@@ -71,23 +71,19 @@ class Store:
         announces that it waits, and reads the artifact of the first.
 
         Raises:
-            InputError: If the store's folder is not writable.
             CancelledError: `stopping` was set while it waited.
         """
         stopping = stopping or threading.Event()
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
-        try:
-            make_folder(folder.parent)
-            while not acquire(lock, blocking=False):
-                if announce:
-                    announce(f"{step.name}: waiting for another run to build it")
-                # Once, however long it waits.
-                announce = None
-                if stopping.wait(LOCK_SECONDS):
-                    raise CancelledError(f"{step.name} was stopped")
-        except OSError as error:
-            raise InputError(f"{folder.parent}: {error.strerror}") from error
+        make_folder(folder.parent)
+        while not acquire(lock, blocking=False):
+            if announce:
+                announce(f"{step.name}: waiting for another run to build it")
+            # Once, however long it waits.
+            announce = None
+            if stopping.wait(LOCK_SECONDS):
+                raise CancelledError(f"{step.name} was stopped")
 
         try:
             yield lock
@@ -136,7 +132,7 @@ class Store:
         Raises:
             InputError: Before a folder is removed: one is outside of the store, or a stage is being
                 built. It reads artifacts that only its own record, which is written last, will
-                name. Also if the store cannot be written.
+                name.
         """
         folders = list(folders)
         for folder in folders:
@@ -147,30 +143,19 @@ class Store:
         self.check_idle()
 
         for folder in folders:
-            try:
-                # A run that needs the artifact now waits, and builds it again.
-                with FileLock(folder.with_suffix(".lock")):
-                    # Delete the record first, so that no record describes an incomplete folder.
-                    (folder / RECORD).unlink(missing_ok=True)
-                    # The sync keeps this order after a power failure.
-                    sync(folder)
-                    shutil.rmtree(folder)
-            except OSError as error:
-                raise InputError(
-                    f"{folder}: cannot be removed: {error.strerror}"
-                ) from error
+            # A run that needs the artifact now waits, and builds it again.
+            with FileLock(folder.with_suffix(".lock")):
+                # Delete the record first, so that no record describes an incomplete folder.
+                (folder / RECORD).unlink(missing_ok=True)
+                # The sync keeps this order after a power failure.
+                sync(folder)
+                shutil.rmtree(folder)
 
     def check_idle(self) -> None:
         """Raise InputError if a stage is being built."""
         for path in self.root.glob("*/*.lock"):
             lock = FileLock(path)
-            try:
-                is_free = acquire(lock, blocking=False)
-            except OSError as error:
-                raise InputError(
-                    f"{path}: cannot be locked: {error.strerror}"
-                ) from error
-            if not is_free:
+            if not acquire(lock, blocking=False):
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is "
                     "done"

@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import pandas as pd
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
-from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
@@ -46,8 +45,6 @@ METRICS = "metrics.jsonl"
 # A read of the 50,000 lines of a long training takes half a second.
 FOLLOW_SECONDS = 20.0
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
-# Pause after a call without an answer: each may block until its timeout.
-PAUSE_SECONDS = 30.0
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
@@ -65,9 +62,8 @@ class Tracker:
         self.client = client
         self.experiment = experiment
         self.uri = uri
-        self.warnings = set[str]()  # each is printed once
-        self.paused_until = 0.0
-        self.lock = threading.RLock()  # stages log side by side
+        self.has_failed = False  # told once
+        self.lock = threading.Lock()  # stages log side by side
 
     @classmethod
     def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":
@@ -117,8 +113,6 @@ class Tracker:
             status = status_after(error)
             raise
         finally:
-            # Tried even during an outage: the run would stay RUNNING.
-            self._end_pause(run)
             self._call("set_terminated", run, status)
 
     @contextmanager
@@ -153,8 +147,7 @@ class Tracker:
                 yield run
             result = read_record(folder)
             if result:
-                with self._file_errors():
-                    self._log_result(run, folder, result)
+                self._log_result(run, folder, result)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
@@ -250,8 +243,8 @@ class Tracker:
                     metric = Metric(name, line[key], milliseconds, line["step"])
                     metrics.append(metric)
 
-            # Without an answer they are sent again. What MLflow refuses would be refused again.
-            if new and self._call("log_batch", run, metrics=metrics) is not None:
+            # Without an answer they are sent again.
+            if new and self._call("log_batch", run, metrics=metrics):
                 logged = len(lines)
 
         def loop() -> None:
@@ -265,8 +258,6 @@ class Tracker:
         finally:
             done.set()
             thread.join()
-            # A short outage while the stage ran costs no lines and no results.
-            self._end_pause(run)
             log_new_lines()
 
     @contextmanager
@@ -343,53 +334,23 @@ class Tracker:
             self.log_metrics(run, scores, step, model)
 
     def _call(self, method: str, *args: Any, **values: Any) -> Any:
-        """Call a method of the client, unless MLflow did not answer a moment ago, or the run of the
-        first argument does not exist.
+        """Call a method of the client, unless the run of the first argument does not exist.
 
         Returns:
-            What the method returns, or True. None if it was not called or not answered; False if
-            MLflow refused the call, which it would do again.
+            What the method returns, or True. None if it was not called, or failed.
         """
-        with self.lock:
-            if args[:1] == ("",) or time.monotonic() < self.paused_until:
-                return None
-            try:
-                answer = getattr(self.client, method)(*args, **values)
-            except Exception as error:
-                # MLflow, requests and SQLAlchemy raise their own.
-                status = (
-                    error.get_http_status_code()
-                    if isinstance(error, MlflowException)
-                    else 0
-                )
-                # The store works, only this call is wrong.
-                is_refused = status in (400, 404)
-                if not is_refused:
-                    self.paused_until = time.monotonic() + PAUSE_SECONDS
-                # During an outage every call fails, which is one warning.
-                self._warn_once(
-                    one_line(error), one_line(error) if is_refused else "outage"
-                )
-                return False if is_refused else None
-            return True if answer is None else answer
-
-    def _end_pause(self, run: str) -> None:
-        """Let the next call of a run be tried, whatever happened to earlier ones."""
-        if run:
-            self.paused_until = 0.0
-
-    @contextmanager
-    def _file_errors(self) -> Iterator[None]:
-        """Warn about a file that cannot be read, in place of failing a stage that is finished."""
+        if args[:1] == ("",):
+            return None
         try:
-            yield
-        except (OSError, ValueError) as error:
-            self._warn_once(one_line(error), one_line(error))
-
-    def _warn_once(self, reason: str, kind: str) -> None:
-        if kind not in self.warnings:
-            self.warnings.add(kind)
-            log.warning(
-                f"warning: MLflow store {self.uri} misses entries: {reason}; "
-                "`alpro artifacts log ARTIFACT` logs a finished stage again"
-            )
+            with self.lock:
+                answer = getattr(self.client, method)(*args, **values)
+        except Exception as error:
+            # MLflow, requests and SQLAlchemy raise their own.
+            if not self.has_failed:
+                log.warning(
+                    f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; "
+                    "`alpro artifacts log ARTIFACT` logs a finished stage again"
+                )
+            self.has_failed = True
+            return None
+        return True if answer is None else answer

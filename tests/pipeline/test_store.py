@@ -181,16 +181,6 @@ def test_a_run_that_is_stopped_does_not_wait(store):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_an_input_error(store):
-    store.root.mkdir()
-    (store.root / "render_sample").write_text("not a folder")
-    with (
-        pytest.raises(InputError, match=f"{store.root}/render_sample"),
-        store.lock(sample_step()),
-    ):
-        pass
-
-
 def test_a_file_that_an_artifact_lacks_is_an_input_error(tmp_path):
     (tmp_path / "a").touch()
     assert require(tmp_path, "a") == tmp_path / "a"
