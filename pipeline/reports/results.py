@@ -106,19 +106,17 @@ def tables(results: Rows) -> list[Table]:
 
 
 def score_table(title: str, scores: Rows) -> Table:
-    """Return a table of scores beside their intervals, chance levels and numbers of items."""
+    """Return a table of scores beside their intervals, chance levels, numbers of items and
+    protocols."""
     lines = []
     for row in scores:
         label = [row_label(row), metric_text(row)]
-        lines.append([*label, score_text(row), chance_text(row), str(row["items"])])
+        numbers = [score_text(row), chance_text(row), str(row["items"])]
+        lines.append([*label, *numbers, row["protocol"]])
 
     baseline = scores[0]["baseline"] or "chance"
-    protocols = [
-        f"{row_label(row)}: {row['protocol']}." for row in scores if row["protocol"]
-    ]
-    notes = [warn_of_few_videos(scores), *dict.fromkeys(protocols)]
-    heads = ["", "", "score [95 %]", baseline, "items"]
-    return Table(title, heads, lines, "\n".join(filter(None, notes)))
+    heads = ["", "", "score [95 %]", baseline, "items", "protocol"]
+    return Table(title, heads, lines, warn_of_few_videos(scores))
 
 
 def comparison_table(first: str, second: str, comparison: Comparison) -> Table:

@@ -76,13 +76,12 @@ class Runs:
     def earlier(self, run: Run) -> list[Run]:
         """Return the runs of the same configuration that began before another one, the last one
         first."""
-        runs: list[Run] = []
-        for one in self.all():
-            if one.id == run.id:
-                break
-            if one.command.config_name == run.command.config_name:
-                runs.insert(0, one)
-        return runs
+        name = run.command.config_name
+        return [
+            one
+            for one in reversed(self.all())
+            if one.at < run.at and one.command.config_name == name
+        ]
 
     def last(self, report: str) -> Run | None:
         """Return the last run of the steps that a page reports."""

@@ -121,17 +121,13 @@ def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
     """
     client = MlflowClient(uri)
     try:
-        experiments = list_experiments(client)
+        experiments = [one.experiment_id for one in client.search_experiments()]
         for flow_run in flow_runs:
             query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
             for run in client.search_runs(experiments, query):
                 client.set_terminated(run.info.run_id, "KILLED")
     except Exception as error:
         raise unusable(uri, error) from error
-
-
-def list_experiments(client: MlflowClient) -> list[str]:
-    return [experiment.experiment_id for experiment in client.search_experiments()]
 
 
 def unusable(uri: str, error: Exception) -> InputError:

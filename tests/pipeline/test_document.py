@@ -117,7 +117,7 @@ def test_scores_are_tables(artifacts):
     document = document_of(artifacts)
     row = ["question answering", "&lt;all&gt; questions", "60.0 [45.0, 75.0]", "25.0 %"]
     for title in ("Results", "Question answering"):
-        assert cells(document, title)[0] == [*row, "500"]
+        assert cells(document, title)[0] == [*row, "500", ""]
 
 
 def test_rejects_are_counted_by_reason(artifacts):

@@ -46,11 +46,11 @@ def test_every_number_is_in_its_column(rows):
     }
     lines = [line for table in shown.values() for line in table.lines]
     assert lines == [
-        ["by similarity", "t2v R@1", "60.0 %", "0.5 %", "500"],
-        ["by similarity", "t2v MdR ↓", "14.2", "100.5", "500"],
-        ["question answering", "all questions", "1.2 %", "2.8 %", "500"],
-        ["question answering", "what", "3.2 %", "2.8 %", "500"],
-        ["clips", "190 of 200", "60.0 %", "-", "200"],
+        ["by similarity", "t2v R@1", "60.0 %", "0.5 %", "500", ""],
+        ["by similarity", "t2v MdR ↓", "14.2", "100.5", "500", ""],
+        ["question answering", "all questions", "1.2 %", "2.8 %", "500", ""],
+        ["question answering", "what", "3.2 %", "2.8 %", "500", ""],
+        ["clips", "190 of 200", "60.0 %", "-", "200", ""],
     ]
 
 
