@@ -7,19 +7,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice, pairwise
-from operator import contains
+from functools import partial
+from itertools import islice, pairwise, product
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import (
-    LETTERS,
     SEVERAL,
     UNSPACED,
-    fold_answer,
     has_words,
+    read_answer,
     read_captions,
     read_seconds,
     read_spans,
@@ -38,7 +37,7 @@ from alpro.shards.sources.form import (
     split_in,
     time_in,
 )
-from alpro.shards.sources.media import Folder, Notes, cut_extension
+from alpro.shards.sources.media import Folder, Notes
 from alpro.shards.sources.rows import Items
 from alpro.shards.sources.tables import Table
 from alpro.shards.storage import is_url
@@ -78,10 +77,11 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         examined = islice(table.records(), EXAMINED_ROWS)
         document = [record for _, record in examined if isinstance(record, dict)]
     is_nested = table.extension in (".json", ".jsonl", ".ndjson")
-    proposals = propose(document, is_nested, items.folder)
-    columns, names, score = max(proposals, key=lambda proposal: proposal[2])
-    check_header(table, columns, items.folder)
-    lines = []
+    places = [*dict.fromkeys(find_lists(document))] if is_nested else [""]
+    proposals = (propose(document, place, items.folder) for place in places)
+    score, columns, names = max(proposals, key=lambda proposal: proposal[0])
+
+    lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
         unit = "  # in seconds" if key in ("end", "span") else ""
         lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}{unit}")
@@ -90,67 +90,47 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
             lines.append(line)
 
     form = Form.model_validate(columns | {"usual": True})
-    records = records_in(document, form)
     preview = Items(items.root, Notes(), items.folder, None)
     rows: list[Row | Reject] = []
-    for where, record in islice(records, SHOWN_ROWS):
+    for where, record in islice(records_in(document, form), SHOWN_ROWS):
         if isinstance(record, dict):
             rows += preview.add(where, record, form)
     rows += preview.rows()
-    shown_rows = []
-    for row in rows:
-        text = row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True)
-        shown_rows.append(text)
-
-    block = "\n".join(["[corpora.data.columns]", *lines])
-    shown = ", ".join(names[:MAX_SHOWN_COLUMNS])
+    block = "\n".join(lines)
     return UnknownColumns(
-        f"{table.path}: the columns are not known ({shown}); correct these lines, and put them into the "
-        f"configuration:\n\n{block}",
+        f"{table.path}: the columns are not known ({', '.join(names[:MAX_SHOWN_COLUMNS])}); correct "
+        f"these lines, and put them into the configuration:\n\n{block}",
         score=score,
-        rows=shown_rows,
+        rows=[
+            row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True)
+            for row in rows
+        ],
     )
 
 
-def check_header(table: Table, columns: Record, folder: Folder | None) -> None:
-    """Raise InputError if the name of the column of files is itself a file: it is in the first row."""
-    for name in Form.model_validate(columns).file_columns:
-        is_name = table.document or fold(name) in WORDS["usual"]["file"]
-        if folder and not is_name and folder.find(name, anywhere=True):
-            raise InputError(
-                f"{table.path}: line 1 is a row ({name}, ...); write the names of the columns above it, "
-                "such as path,caption"
-            )
-
-
 def propose(
-    document: Any, is_nested: bool, folder: Folder | None
-) -> Iterator[tuple[dict[str, Any], list[str], tuple[float, ...]]]:
-    """Yield the proposed columns, the columns that there are, and a score, for each place that may
-    have the records of a document: how many columns are proposed, and which records have them
-    all."""
-    for path in dict.fromkeys(find_lists(document)) if is_nested else [""]:
-        place = {"records": path} if path else {}
-        pairs = records_in(document, Columns.model_validate(place))
-        examined = islice(pairs, EXAMINED_ROWS)
-        records = [record for _, record in examined if isinstance(record, dict)]
+    document: Any, place: str, folder: Folder | None
+) -> tuple[tuple[float, ...], Record, list[str]]:
+    """Return the proposed columns of the records at a place of a document, with a score and the
+    columns that there are: how many columns are proposed, and how many records have them all."""
+    columns: Record = {"records": place} if place else {}
+    pairs = records_in(document, Columns.model_validate(columns))
+    examined = islice(pairs, EXAMINED_ROWS)
+    cells = read_columns([each for _, each in examined if isinstance(each, dict)])
+    columns |= propose_columns(cells, folder)
 
-        cells = read_columns(records)
-        columns = propose_columns(cells, folder)
-        meanings = Form.model_validate(columns).meanings
-        if path and "$value" in cells.keys() - meanings:
-            continue  # These are the cells of a record.
-        used = [cells[name] for name in meanings]
-        complete = 0
-        for row in zip(*used, strict=True):
-            complete += all(map(read_text, row))
-        share = complete / max(1, len(records))
-        has_texts = not columns.keys().isdisjoint(("captions", "question"))
-        count = sum(map(bool, columns.values()))
-        # A cell beside others of its kind would repeat their texts.
-        is_whole = "$value" not in meanings or columns.get("captions") == "$value"
-        score = has_texts, count, share, is_whole, complete
-        yield place | columns, [*cells], score
+    meanings = Form.model_validate(columns).meanings
+    used = [map(read_text, cells[name]) for name in meanings]
+    complete = [all(row) for row in zip(*used, strict=True)]
+    # Beside a single cell of a record, its others have no meaning.
+    is_cell = bool(place) and "$value" in cells.keys() - meanings
+    has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
+    count = sum(map(bool, columns.values())) - bool(place)
+    share = sum(complete) / max(1, len(complete))
+    # A cell beside others of its kind would repeat their texts.
+    is_whole = "$value" not in meanings or columns.get("captions") == "$value"
+    score = has_texts, count, share, is_whole, sum(complete)
+    return score, columns, [*cells]
 
 
 def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
@@ -197,35 +177,32 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the columns by their keys, as far as their contents tell."""
     proposed = propose_file(cells, folder)
     named = Form.model_validate(proposed).meanings
-    free = [name for name in cells if name not in named]
-
-    def find(fits: Callable[[Any], bool]) -> Cells:
-        return find_fitting({name: cells[name] for name in free}, fits)
-
+    free = {name: cells[name] for name in cells if name not in named}
     usual = TABLE.bind(cells)
     ids = [*map(read_text, cells.get(usual.id, ()))]
     if len({*ids}) < len(ids):
         # A number within each file is no id.
         proposed["id"] = ""
+
     tests = {"split": is_split, "span": is_span, "question": is_question}
     for key, fits in tests.items():
-        usual_name = getattr(usual, key)
-        names = [usual_name] if usual_name in free else [*find(fits)]
-        if names:
-            proposed[key] = names[0]
-            free.remove(names[0])
+        name = getattr(usual, key)
+        if name not in free:
+            name = find_first(free, fits)
+        if name:
+            proposed[key] = name
+            free.pop(name)
     if "span" not in proposed:
-        proposed |= propose_times(find(is_time), [*cells])
+        proposed |= propose_times(free)
 
     if "question" in proposed:
         # Answers follow their questions.
         names = [*cells]
         position = names.index(proposed["question"])
-        free.sort(key=lambda name: names.index(name) < position)
-        answers = {name: cells[name] for name in free}
-        return proposed | propose_answer(answers)
+        order = sorted(free, key=lambda name: names.index(name) < position)
+        return proposed | propose_answer({name: free[name] for name in order})
 
-    texts = [*find(is_caption)]
+    texts = [*find_fitting(free, is_caption)]
     if texts:
         proposed["captions"] = texts[0] if len(texts) == 1 else texts
     return proposed
@@ -243,6 +220,11 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
         if 2 * fitting > len(filled):
             columns[name] = cells[name]
     return columns
+
+
+def find_first(cells: Cells, fits: Callable[[Any], bool]) -> str:
+    """Return the first column of which most cells fit, or an empty name."""
+    return next(iter(find_fitting(cells, fits)), "")
 
 
 def is_split(cell: Any) -> bool:
@@ -278,137 +260,84 @@ def is_long(text: str) -> bool:
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
-    """Return the column whose cells name files, with the folder that they lack, or are URLs."""
-    urls: dict[str, Any] = {}
-    for name in cells:
+    """Return the column whose cells name files, or files in subfolders, or are URLs."""
+
+    def names_file(cell: Any, anywhere: bool) -> bool:
         # As Windows writes a path.
-        texts = [read_text(cell).strip().replace("\\", "/") for cell in cells[name]]
-        if all(map(is_url, texts)):
-            urls = urls or {"file": name}
-        if folder is None:
-            continue
-        folders: Counter[str] = Counter()
-        for text in filter(None, texts):
-            with suppress(ValueError):
-                path = folder.find(text, anywhere=True)
-                if path:
-                    name_end = cut_extension(text)
-                    inside = cut_extension(path).removesuffix(name_end)
-                    folders[inside] += 1
-        if 2 * folders.total() <= len(texts):
-            continue
-        inside = min(folders)
-        if len(folders) > 1 or "{" in inside:
-            return {"file": name, "anywhere": True}
-        return {"file": f"{inside}{{{name}}}" if inside else name}
-    return urls
+        name = read_text(cell).strip().replace("\\", "/")
+        return folder is not None and folder.find(name, anywhere=anywhere) is not None
+
+    for anywhere in (False, True):
+        name = find_first(cells, partial(names_file, anywhere=anywhere))
+        if name:
+            return {"file": name, "anywhere": True} if anywhere else {"file": name}
+    url = find_first(cells, is_url)
+    return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells, names: list[str]) -> dict[str, Any]:
-    """Return two columns of times: those with names of times, or adjacent columns of the table of
-    which the first is always the smaller."""
-    starts = [name for name in cells if time_in(name) == "start"]
-    ends = [name for name in cells if time_in(name) == "end"]
-    if starts and ends:
-        return {"start": starts[0], "end": ends[0]}
-
-    for start, end in pairwise(names):
-        if not cells.keys() >= {start, end}:
-            continue
-        pairs = {
-            *zip(map(read_time, cells[start]), map(read_time, cells[end]), strict=True)
-        }
-        times = [
-            (first, last)
-            for first, last in pairs
-            if first is not None and last is not None
-        ]
-        # The width and the height of files are also two numbers.
-        if len(times) > 1 and all(first < last for first, last in times):
-            return {"start": start, "end": end}
+def propose_times(cells: Cells) -> dict[str, Any]:
+    """Return two columns of times: those with names of times, or adjacent ones of which the first is
+    the smaller."""
+    times = find_fitting(cells, is_time)
+    starts = [name for name in times if time_in(name) == "start"]
+    ends = [name for name in times if time_in(name) == "end"]
+    for start, end in [*product(starts, ends), *pairwise(cells)]:
+        if times.keys() >= {start, end}:
+            spans = [*map(list, zip(times[start], times[end], strict=True))]
+            # The width and the height of files are also two numbers.
+            is_told = start in starts and end in ends
+            if is_told or (spans[1:] and find_fitting({start: spans}, is_span)):
+                return {"start": start, "end": end}
     return {}
-
-
-def read_time(cell: Any) -> float | None:
-    """Return a time in seconds, or None of a cell that has none."""
-    with suppress(ValueError):
-        return read_seconds(cell)
-    return None
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
-    """Return the column of the answers, and those of the options if each answer is one of them, or
-    is the name of one."""
-    columns = {
-        name: [read_text(cell).strip() for cell in cells[name]] for name in cells
-    }
-    texts = []
-    for name, column in columns.items():
-        if 2 * sum(map(has_words, column)) > len(column):
-            texts.append(name)
+    """Return the column of the answers, and those of the options if each answer names one."""
+    texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
     # The names of options differ in their last character, or one column has the list of all.
     stems = Counter(name[:-1] for name in texts)
     options = [name for name in texts if stems[name[:-1]] == max(stems.values()) > 1]
-    lists = [name for name in texts if columns[name][0].startswith(SEVERAL)]
-    is_list = not options
+    lists = [name for name in texts if read_text(texts[name][0]).startswith(SEVERAL)]
     options = options or lists[:1]
     # Columns that are named as answers are, first.
-    others = [name for name in columns if name not in options]
+    others = [name for name in cells if name not in options]
     others.sort(key=lambda name: fold(name) not in WORDS["usual"]["answer"])
 
-    rows = [*zip(*(columns[name] for name in options), strict=True)]
-    last = 9 if is_list else len(options)
-    names = {*LETTERS.casefold(), *map(str, range(last + 1))}
-    for name in others if options else ():
-        answers = [*filter(None, columns[name])]
-        if not is_list and all(map(contains, rows, columns[name])):
-            return {"answer": name, "options": options}
-        are_names = names.issuperset(map(fold_answer, answers))
-        if answers and are_names and not is_row_number(name, answers):
-            first = "1" if answers[0].isdecimal() else "A"
-            if "0" in answers or options[0].endswith("0"):
-                first = "0"
-            return {"answer": name, "options": options, "first_option": first}
-    answers = [name for name in others if any(map(has_words, columns[name]))]
-    for name in (*answers, *lists):
-        return {"answer": name}
+    rows = [
+        dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
+    ]
+    zero_first = bool(options) and options[0].endswith("0")
+    firsts = ("", "A", "0", "1") if zero_first else ("", "A", "1", "0")
+    for name, first in product(others, firsts) if options else ():
+        columns: dict[str, Any] = {"answer": name, "options": options}
+        if first:
+            columns["first_option"] = first
+        form = Form.model_validate(columns)
+        with suppress(ValueError):
+            # An answer that names no option is an error.
+            answers = [read_answer(row, form) for row in rows]
+            if any(answers):
+                return columns
+    for name in [*others, *lists]:
+        if any(map(has_words, map(read_text, cells[name]))):
+            return {"answer": name}
     return {}
 
 
-def is_row_number(name: str, cells: list[str]) -> bool:
-    """Return whether the cells of a column, unless it is named as answers are, count the rows."""
-    if fold(name) in WORDS["usual"]["answer"]:
-        return False
-    return cells in (
-        [str(row + first) for row in range(len(cells))] for first in (0, 1)
-    )
-
-
 def hides_meanings(table: Table) -> bool:
-    """Return whether the stored columns of a table may be splits, times, without which an item is a
-    whole file, or options, whose names would be answers of their own."""
+    """Return whether columns of a table that are only stored may be splits, times, without which an
+    item is a whole file, or options, whose names would be answers of their own."""
     form = table.bound
-    stored = read_columns(table.head_records)
-    for name in form.meanings:
-        stored.pop(name, None)
-
-    def find_times(time: str, fits: Callable[[Any], bool]) -> Cells:
-        columns = {name: stored[name] for name in stored if time_in(name) == time}
-        return find_fitting(columns, fits)
-
+    cells = read_columns(table.head_records)
+    for name in form.meanings - {form.question, form.answer, form.start}:
+        cells.pop(name, None)
+    proposed = propose_columns(cells, None)
     is_told = form.span or (form.start and form.end)
-    starts = form.start or find_times("start", is_time)
-    has_times = find_times("span", is_span) or (starts and find_times("end", is_time))
-    has_split = not form.split and find_fitting(stored, is_split)
-    if has_split or (has_times and not is_told):
+    time = proposed.get("span") or proposed.get("end", "")
+    if (not form.split and "split" in proposed) or (time_in(time) and not is_told):
         return True
-
-    if not (form.question and form.answer) or form.options:
-        return False
-    answers = [record.get(form.answer) for record in table.head_records]
-    proposed = propose_answer({form.answer: answers} | stored)
-    is_text_of_option = proposed == {
-        "answer": form.answer,
-        "options": proposed.get("options"),
-    }
-    return "options" in proposed and not is_text_of_option
+    is_asked = form.question and form.answer and not form.options
+    is_text_of_option = (
+        proposed.get("answer") == form.answer and "first_option" not in proposed
+    )
+    return bool(is_asked) and "options" in proposed and not is_text_of_option
