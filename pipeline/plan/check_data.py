@@ -86,11 +86,6 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             findings.append(f"{silent:,} items without a text")
         findings += find_leaks(plan)
         findings += [f"note: {note}" for note in about["notes"]]
-        for table, names in about["stored"].items():
-            listed = ", ".join(names)
-            findings.append(
-                f"{table}: only stored, unless `columns` names them: {listed}"
-            )
         hint = plan.group_hint()
         if hint:
             findings.append(f"hint: {hint}")

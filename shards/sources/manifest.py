@@ -58,9 +58,8 @@ class Manifest:
 
         `source` and `form`; `rows` and `rejects`, how many there are, and the `digest` of both;
         `splits`, the numbers of items with a text, captions, questions and different answers by the
-        splits that the rows name ("" for none); `notes` on what is left out; `stored`, the
-        columns of each table that have no meaning; `names`, the digest of the files' names if a row
-        depends on them.
+        splits that the rows name ("" for none); `notes` on what is left out; `names`, the digest of
+        the files' names if a row depends on them.
         """
         return read_json(self.folder / "about.json")
 
@@ -124,7 +123,6 @@ def import_source(
             "source": str(data),
             "form": form,
             "notes": source.notes.lines(),
-            "stored": source.stored,
             "names": names,
         }
         target = cache / f"{name}-{names[:16]}"

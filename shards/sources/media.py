@@ -7,18 +7,17 @@ only file of that name in a subfolder. No file is found under another word.
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from posixpath import splitext
-from typing import Any
 from unicodedata import normalize
 
 from alpro.errors import InputError
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS
-from alpro.shards.sources.form import TABLE, WORDS
+from alpro.shards.sources.form import WORDS
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 WORKSPACE = {*WORDS["workspace"]["names"]}
@@ -136,39 +135,28 @@ class Folder:
         for cut in (compose, cut_extension):
             stems = {cut(f"{folder}{slash}{each}") for each in names}
             keys = [stem.rpartition("/")[2] for stem in stems]
-            if not self._by_stem.keys().isdisjoint(keys):
+            same_stem = [
+                *chain.from_iterable(self._by_stem.get(key, ()) for key in keys)
+            ]
+            if same_stem:
                 break
-        ends = tuple(f"/{stem}" for stem in stems)
-        same_stem = (self._by_stem.get(key, ()) for key in keys)
-        beside: list[str] = []
-        inside: list[str] = []
-        for path in chain.from_iterable(same_stem):
-            is_other_kind = is_image(path) != is_image(name)
-            if is_other_kind and read_suffix(name) in MEDIA_EXTENSIONS:
-                continue
+        if read_suffix(name) in MEDIA_EXTENSIONS:
+            same_stem = [path for path in same_stem if is_image(path) == is_image(name)]
 
-            stem = cut_extension(path)
-            if stem in stems:
-                beside.append(path)
-            elif anywhere and stem.endswith(ends):
-                inside.append(path)
-
-        for paths in (beside, inside):
-            # A name with its extension means that file; one without it the video rather than its
-            # picture.
-            same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
-            paths = same or [path for path in paths if not is_image(path)] or paths
-            if len(paths) > 1:
-                raise ValueError(
-                    f"the name {name!r} could mean {paths[0]} or {paths[1]}"
-                )
-            if paths and not beside:
-                self.notes.add(
-                    "names were found in a subfolder", f"{name} ({paths[0]})"
-                )
-            if paths:
-                return paths[0]
-        return None
+        paths = [path for path in same_stem if cut_extension(path) in stems]
+        is_inside = anywhere and not paths
+        if is_inside:
+            ends = tuple(f"/{stem}" for stem in stems)
+            paths = [path for path in same_stem if cut_extension(path).endswith(ends)]
+        # A name with its extension means that file; one without it the video rather than its
+        # picture.
+        same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
+        paths = same or [path for path in paths if not is_image(path)] or paths
+        if len(paths) > 1:
+            raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
+        if paths and is_inside:
+            self.notes.add("names were found in a subfolder", f"{name} ({paths[0]})")
+        return paths[0] if paths else None
 
     def similar(self, name: str) -> list[str]:
         """Return a few files of a similar name: in another folder or case, with other leading zeros,
@@ -217,17 +205,6 @@ def cut_extension(path: str) -> str:
 
 def file_stem(path: str) -> str:
     return cut_extension(path).rpartition("/")[2]
-
-
-def names_others(records: Iterable[Any], path: str) -> bool:
-    """Return whether records name files other than that which a file beside it belongs to by its
-    name, as of a table train.csv beside train.mp4."""
-    file = path.rpartition("/")[2]
-    for record in filter(lambda record: isinstance(record, dict), records):
-        for column in TABLE.bind(record).file:
-            if not file.startswith(f"{file_stem(str(record[column]))}."):
-                return True
-    return False
 
 
 def is_image(path: str) -> bool:

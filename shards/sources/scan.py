@@ -1,11 +1,9 @@
 """What a source is: a table, the tables of a folder, texts beside videos, or shards of a download,
 and its rows."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from posixpath import splitext
-from typing import Any
 
 from alpro.errors import InputError
 from alpro.log import log, printable
@@ -22,7 +20,7 @@ from alpro.shards.sources.form import (
     has_any,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, names_others, read_suffix
+from alpro.shards.sources.media import Folder, Notes
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
@@ -32,15 +30,14 @@ from alpro.shards.sources.rows import (
     reject_row,
     split_of_path,
 )
-from alpro.shards.sources.sidecars import NOT_TEXTS, TEXT_SUFFIXES, Sidecars
+from alpro.shards.sources.sidecars import NOT_TEXTS, Sidecars
 from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
-# Tables with the splits that each is read for.
-Tables = list[tuple[Table, list[Origin]]]
+Tables = list[tuple[Table, Origin]]
 
 
 def scan_source(data: Location, require_texts: bool = True) -> tuple[str, Rows]:
@@ -103,8 +100,6 @@ class Source:
                 )
             self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
-        # Columns without a meaning, by their tables.
-        self.stored: dict[str, list[str]] = {}
         self.folder = None
         if isinstance(data, Path):
             self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
@@ -130,50 +125,43 @@ class Source:
             return self.scan_folder(self.folder)
         if suffix(self.data) in MEDIA_EXTENSIONS:
             raise InputError(f"{self.data}: a single file; name its folder")
-        return self.scan_tables([(Table(self.data, self.form), [Origin()])])
+        return self.scan_tables([(Table(self.data, self.form), Origin())])
 
     def open_annotations(self) -> Tables:
         if not self.is_folder:
             raise InputError(f"{self.data}: no such folder of videos")
-        origins: defaultdict[Path, list[Origin]] = defaultdict(list)
+        tables: Tables = []
         for split, files in self.annotations.items():
             for file in files:
-                origins[file].append(
-                    Origin(split, "", len(origins), selects=split != TEXTS)
-                )
-        return [(Table(file, self.form), each) for file, each in origins.items()]
+                origin = Origin(split, "", len(tables), selects=split != TEXTS)
+                tables.append((Table(file, self.form), origin))
+        return tables
 
     def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
-        sidecars = None
-        is_table_named = self.form is not None and not self.form.texts
-        has_files_of_texts = any(
-            read_suffix(path) in TEXT_SUFFIXES for path in folder.others
-        )
-        if has_files_of_texts and not is_table_named:
-            sidecars = Sidecars(folder, self.form.texts if self.form else ())
-        texts = sidecars.texts if sidecars else {}
-        has_most = 2 * len(texts) > len(folder.media)
-        is_told = self.form is not None and self.form.texts
-        # A table tells more than a stray text beside one of the videos.
-        if not texts or not (has_most or is_told):
-            opened = self.open_tables(folder)
-            tables = choose_tables(folder, opened)
-            if self.form and not tables:
-                # None has the columns of the user.
-                tables = [(table, [Origin()]) for table in opened.values()]
-            shows_texts = any(table.shows_texts for table, _ in tables)
-            if tables and (shows_texts or not texts):
-                for text in texts.values():
-                    reason = "texts beside videos are not read, as a table has captions"
-                    folder.notes.add(f"{reason} (`texts` in `columns`)", text)
-                return self.scan_tables(tables)
-            # Not the lines of a text without its video.
-            unknown = [table for table in opened.values() if table.form is not LIST]
-            errors = [unknown_columns(table, self.items) for table in unknown]
-            error = max(errors, key=lambda error: error.score, default=None)
-            if error and not texts and (error.score[0] or not folder.media):
-                raise error
-        sidecars = sidecars or Sidecars(folder, ())
+        """Scan the texts beside the videos if most videos have one, otherwise a table."""
+        text_folders = self.form.texts if self.form else ()
+        sidecars = Sidecars(folder, text_folders)
+        texts = {} if self.form and not text_folders else sidecars.texts
+        if text_folders or 2 * len(texts) > len(folder.media):
+            return BESIDE.title, sidecars.scan(self.items)
+
+        opened = self.open_tables(folder)
+        tables = choose_tables(folder, opened)
+        if self.form and not tables:
+            # None has the columns of the user.
+            tables = [(table, Origin()) for table in opened.values()]
+        if tables:
+            for text in texts.values():
+                reason = "texts beside videos are not read, as a table has captions"
+                folder.notes.add(f"{reason} (`texts` in `columns`)", text)
+            return self.scan_tables(tables)
+
+        # Not the lines of a text without its video.
+        unknown = [table for table in opened.values() if table.form is not LIST]
+        errors = [unknown_columns(table, self.items) for table in unknown]
+        error = max(errors, key=lambda error: error.score, default=None)
+        if error and not texts and (error.score[0] or not folder.media):
+            raise error
         return BESIDE.title, sidecars.scan(self.items)
 
     def open_tables(self, folder: Folder) -> dict[str, Table]:
@@ -184,35 +172,30 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
-
-        def is_beside(path: str) -> bool:
-            stem = splitext(path)[0]
-            return stem in stems or splitext(stem)[0] in stems
-
+        stray_tables = []
         paths = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
-            is_unpacked = name != path.lower() and path[:-3] in folder.files
-            is_table = name.endswith((*TABLES, *LINES)) and not is_unpacked
-            if is_table and not NOT_TEXTS.match(path):
-                paths.append(path)
+            if not name.endswith((*TABLES, *LINES)) or NOT_TEXTS.match(path):
+                continue
+            # Of one video: a.json, a.info.json; or a text of nothing.
+            stem = splitext(path)[0]
+            is_beside = stem in stems or splitext(stem)[0] in stems
+            is_stray = is_beside or ("/" in path and path.endswith(LINES))
+            (stray_tables if is_stray else paths).append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
-
-        def is_stray(path: str) -> bool:
-            return is_beside(path) or ("/" in path and path.endswith(LINES))
-
-        def order(path: str) -> tuple[bool, bool]:
-            return is_stray(path), "/" in path
-
-        for number, path in enumerate(sorted(paths, key=order)):
+        for number, path in enumerate(
+            sorted(paths, key=lambda path: "/" in path) + stray_tables
+        ):
+            is_stray = number >= len(paths)
             if "/" in path and has_texts_at_root:
-                if not is_stray(path):
+                if not is_stray:
                     folder.notes.add(NOT_READ, path)
                 continue
             if number >= MAX_TABLES:
-                if is_stray(path):
+                if is_stray:
                     break
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
@@ -228,20 +211,16 @@ class Source:
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
-            # The text of one video, or of nothing, is no table, unless it has a published form.
-            if is_stray(path) and table.form in (None, LIST) and path.endswith(LINES):
-                continue
-            # The metadata of one video are no table: a.json, a.info.json.
-            has_several = not isinstance(table.document, dict)
-            has_several &= names_others(table.head_records, path)
-            if has_several or not is_beside(path):
+            # What describes one video is no table, unless it has a published form.
+            is_text = path.endswith(LINES) and table.form in (None, LIST)
+            if not is_stray or not (is_text or isinstance(table.document, dict)):
                 tables[path] = table
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
         """Return what tables are, and their rows. Raises InputError if columns are not known."""
-        has_texts = any(origin.split == TEXTS for _, (origin, *_) in tables)
+        has_texts = any(origin.split == TEXTS for _, origin in tables)
         for table, _ in tables:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
@@ -251,30 +230,26 @@ class Source:
                 is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
-            has_named = table.columns and (
-                not self.form or self.form.meanings <= {*table.columns}
-            )
-            if is_unknown and has_named:
+            has_named = not self.form or self.form.meanings <= {*table.columns}
+            if is_unknown and table.columns and has_named:
                 raise unknown_columns(table, self.items)
         titles = dict.fromkeys(table.bound.title for table, _ in tables)
-        names = ", ".join(table.name for table, _ in tables)
-        return f"{', '.join(titles)} ({names})", self.read_tables(tables)
+        names = dict.fromkeys(table.name for table, _ in tables)
+        return f"{', '.join(titles)} ({', '.join(names)})", self.read_tables(tables)
 
     def read_tables(self, tables: Tables) -> Rows:
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
-        has_rejects = False
+        naming: Record = {}  # how the table of the texts names their files
+        is_empty = True
 
-        def order(pair: tuple[Table, list[Origin]]) -> tuple[bool, bool]:
-            # Answers are read before their questions, and texts before the lists of their files.
-            table, origins = pair
-            return not table.is_partner, origins[0].split != TEXTS
-
-        naming: dict[str, Any] = {}  # how the table of the texts names their files
-        for table, origins in sorted(tables, key=order):
+        # Answers are read before their questions, and texts before the lists of their files.
+        for table, origin in sorted(
+            tables, key=lambda pair: (not pair[0].is_partner, pair[1].split != TEXTS)
+        ):
             form = table.form or table.bound
-            if origins[0].split == TEXTS:
-                naming = {"prefixes": form.prefixes, "anywhere": form.anywhere}
+            if origin.split == TEXTS:
+                naming = form.model_dump(include={"prefixes", "anywhere"})
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
                 form = Form.model_validate(form.model_dump(exclude_unset=True) | naming)
@@ -282,59 +257,42 @@ class Source:
             columns: set[str] = set()
             for where, record in table.records():
                 if isinstance(record, str):
-                    has_rejects = True
+                    is_empty = False
                     yield reject_row(f"{prefix}{where}", record)
                     continue
                 columns.update(record)
-                for origin in origins:
-                    if table.is_partner:
-                        key = read_text(record[form.id])
-                        partners[origin.split, key] = record
-                        continue
-
-                    joined = record
-                    if form.join and not form.join.list:
-                        key = read_text(record[form.join.on])
-                        partner = partners.get((origin.split, key), {})
-                        joined = partner | record
-                    for reject in self.items.add(
-                        f"{prefix}{where}", joined, form, origin
-                    ):
-                        has_rejects = True
-                        yield reject
-            self.check_columns(table, columns)
-        if not (has_rejects or self.items.count):
+                if table.is_partner:
+                    partners[origin.split, read_text(record[form.id])] = record
+                    continue
+                if form.join and not form.join.list:
+                    key = read_text(record[form.join.on])
+                    record = partners.get((origin.split, key), {}) | record
+                for reject in self.items.add(f"{prefix}{where}", record, form, origin):
+                    is_empty = False
+                    yield reject
+            if self.form:
+                check_columns(table, columns, self.form)
+        if is_empty and not self.items.count:
             lines = [f"{tables[0][0].path}: no rows", *self.notes.lines()]
             raise InputError("; ".join(lines))
         yield from self.items.rows()
 
-    def check_columns(self, table: Table, columns: set[str]) -> None:
-        """List the columns of a table that have no meaning.
 
-        Raises:
-            InputError: If no record has a column that the user has named.
-        """
-        used = {name.split(".")[0] for name in table.bound.meanings}
-        stored = columns - table.bound.meanings - used
-        if table.bound.usual and stored:
-            self.stored[table.name] = sorted(stored)
-        if self.form is None:
-            return
-
-        problem = ""
-        present = sorted(columns)
-        if not columns and self.form.records:
-            problem = f"columns.records = {self.form.records!r} leads to no record"
-            present = [*table.document] if isinstance(table.document, dict) else []
-        named = self.form.meanings | self.form.where.keys()
-        for name in sorted(named) if columns else ():
-            if not has_any(columns, [name]):
-                problem = f"no record has the column {name!r} of `columns`"
-                break
-        if problem:
-            raise InputError(
-                f"{table.path}: {problem}; there are {', '.join(present[:20])}"
-            )
+def check_columns(table: Table, columns: set[str], form: Form) -> None:
+    """Raise InputError if no record of a table has a column that the user has named."""
+    named = form.meanings | form.where.keys()
+    missing = [name for name in sorted(named) if not has_any(columns, [name])]
+    problem = ""
+    present = sorted(columns)
+    if not columns and form.records:
+        problem = f"columns.records = {form.records!r} leads to no record"
+        present = [*table.document] if isinstance(table.document, dict) else []
+    elif columns and missing:
+        problem = f"no record has the column {missing[0]!r} of `columns`"
+    if problem:
+        raise InputError(
+            f"{table.path}: {problem}; there are {', '.join(present[:20])}"
+        )
 
 
 def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
@@ -351,7 +309,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         has_media = any(media.startswith(inside) for media in folder.media)
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened.pop(path)
-        for other, (before, *_) in tables:
+        for other, before in tables:
             is_same_place = (before.split, before.inside) == (split, origin.inside)
             pairs = zip(other.head_records, table.head_records, strict=False)
             if is_same_place and all(one == two for one, two in pairs):
@@ -359,7 +317,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
                     f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
                     "name the tables of each split in [corpora.data.annotations]"
                 )
-        tables.append((table, [origin]))
+        tables.append((table, origin))
     for path in opened if tables else ():
         folder.notes.add(NOT_READ, path)
     return tables

@@ -18,13 +18,12 @@ from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.shards.file_type import find_placeholder, read_head
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
-from alpro.shards.sources.form import BESIDE, WORDS, Record
+from alpro.shards.sources.form import BESIDE, TABLE, WORDS, Record
 from alpro.shards.sources.media import (
     Folder,
     compose,
     file_stem,
     is_image,
-    names_others,
     read_suffix,
 )
 from alpro.shards.sources.rows import Items, Rows
@@ -63,7 +62,7 @@ class Sidecars:
         one that fits a video and its picture is of the video.
         """
         owners: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.folder.media:
+        for path in self.folder.media if self._by_key else ():
             text = self.find(path)
             if text:
                 owners[text].append(path)
@@ -105,10 +104,8 @@ class Sidecars:
 
     def has_texts(self, path: str) -> bool:
         """Return whether a text has captions: of an object, that it has a column of them."""
-        return (
-            read_suffix(path) != ".json"
-            or BESIDE.bind(self.read(path)).text_columns != []
-        )
+        is_json = read_suffix(path) == ".json"
+        return not is_json or bool(BESIDE.bind(self.read(path)).text_columns)
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
@@ -124,13 +121,15 @@ class Sidecars:
             if file.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
             text = read_text(file)
-            value = (
-                json.loads(text) if read_suffix(path) == ".json" else text.split("\n")
-            )
+            if read_suffix(path) != ".json":
+                return {"captions": text.split("\n")}
+            value = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
-        if isinstance(value, list) and names_others(value, path):
-            return {}  # train.json is no text of train.mp4.
+        listed = value if isinstance(value, list) else []
+        objects = [each for each in listed if isinstance(each, dict)]
+        if any(TABLE.bind(each).file for each in objects):
+            return {}  # A table: train.json is no text of train.mp4.
         return value if isinstance(value, dict) else {"captions": value}
 
     def scan(self, items: Items) -> Rows:
@@ -174,35 +173,26 @@ class Sidecars:
         for path in self.folder.others:
             stem, suffix = splitext(path)
             is_text = suffix.lower() in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
-            if not is_text or path in used or fold_path(stem) in stems:
-                continue
-            if path.rpartition("/")[0] not in folders:
-                continue
-
-            texts = self.read(path).get("captions")
-            is_table = isinstance(texts, list) and any(
-                isinstance(each, dict) for each in texts
-            )
-            if not is_table and self.has_texts(path):
+            is_alone = path not in used and fold_path(stem) not in stems
+            is_among_texts = path.rpartition("/")[0] in folders
+            if is_text and is_alone and is_among_texts and self.has_texts(path):
                 yield path
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""
         used = {*self.texts.values()}
+        remedies: dict[str, str] = {}
+        for remedy, suffixes in WORDS["not_read"].items():
+            remedies |= dict.fromkeys(suffixes, remedy)
         for path in self.folder.others:
             suffix = read_suffix(path)
-            for remedy, suffixes in WORDS["not_read"].items():
-                if (
-                    suffix in suffixes
-                    and path not in used
-                    and not NOT_TEXTS.match(path)
-                ):
-                    placeholder = find_placeholder(read_head(self.folder.path / path))
-                    if placeholder:
-                        remedy = f"{placeholder.kind}s: {placeholder.remedy}"
-                    self.folder.notes.add(
-                        f"{suffix} files are not read ({remedy})", path
-                    )
+            if suffix not in remedies or path in used or NOT_TEXTS.match(path):
+                continue
+            placeholder = find_placeholder(read_head(self.folder.path / path))
+            remedy = remedies[suffix]
+            if placeholder:
+                remedy = f"{placeholder.kind}s: {placeholder.remedy}"
+            self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
 
 
 def fold_path(path: str) -> str:

@@ -37,7 +37,6 @@ from alpro.shards.sources.form import (
     Record,
     find_form,
     has_any,
-    read_cell,
     records_in,
     walk,
 )
@@ -102,12 +101,6 @@ class Table:
             self.columns, self.bound.text_columns
         )
         self.has_files = has_any(self.columns, self.bound.file_columns)
-        # Whether there is a text in one of the first records.
-        self.shows_texts = any(
-            read_cell(record, column)
-            for record in self.head_records
-            for column in self.bound.text_columns
-        )
         split = self.bound.split
         self.names_splits = any(
             split and record.get(split) for record in self.head_records

@@ -279,7 +279,6 @@ def test_times_that_are_told_or_left_out_are_read_as_told(read):
 
     assert parts.captions == {"a.mp4@1.5-2": ("a dog",), "a.mp4@2-3.5": ("a cat",)}
     assert whole.captions == {"a.mp4": ("a dog", "a cat")}
-    assert whole.about["stored"] == {"x.csv": ["end_time", "start_time"]}
 
 
 def test_answers_in_a_list_that_may_name_options_are_rejects(read):
