@@ -8,7 +8,7 @@ it, so the other shards are reused.
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -131,14 +131,16 @@ class DecodePlan:
         # Consecutive units are in the same row groups.
         self._row_group = lru_cache(maxsize=4)(file.read_row_group)
 
-    def _check_pattern(self, pattern: re.Pattern[str], name: str) -> None:
-        first = next(self._names_without_group(), None)
-        is_found = any(map(pattern.search, self._names_without_group()))
-        if first is not None and not is_found:
+    def _check_pattern(self, pattern: re.Pattern[str], key: str) -> None:
+        name = ""
+        for name in self._names_without_group():
+            if pattern.search(name):
+                return
+        if name:
             # Every file would be its own group.
             raise InputError(
-                f"{self.manifest.about['source']}: group_pattern = {name!r} matches no file's path, "
-                f"such as {first!r}"
+                f"{self.manifest.about['source']}: group_pattern = {key!r} matches no file's path, "
+                f"such as {name!r}"
             )
 
     def _read_columns(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -166,17 +168,15 @@ class DecodePlan:
 
     def _groups(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
         """Return the group of each row of a batch with the columns `group` and `name`."""
-        groups = []
-        pairs = zip(batch["group"].to_pylist(), batch["name"].to_pylist(), strict=True)
-        for group, name in pairs:
+        groups = batch["group"].to_pylist()
+        for index, name in enumerate(batch["name"].to_pylist()):
             match = None
-            if self.pattern and not group:
+            if self.pattern and not groups[index]:
                 match = self.pattern.search(name)
-            found = ""
             if match:
-                found = match[1] if match.re.groups else ""
-                found = found or match[0]
-            groups.append(group or found or name)
+                # What the first parentheses match, or all of it.
+                groups[index] = match[1 if match.lastindex else 0] or match[0]
+            groups[index] = groups[index] or name
         return groups
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -189,10 +189,8 @@ class DecodePlan:
         divisor = max(2, max_rows // 4)
         is_possible_end = self.columns["cut"] % divisor == 0
         for split, kind in product(SPLITS, KINDS):
-            split_code = SPLITS.index(split)
-            kind_code = KINDS.index(kind)
-            is_split = self.columns["split"] == split_code
-            is_kind = self.columns["kind"] == kind_code
+            is_split = self.columns["split"] == SPLITS.index(split)
+            is_kind = self.columns["kind"] == KINDS.index(kind)
             rows = np.flatnonzero(self.is_planned & is_split & is_kind)
             possible_ends = np.flatnonzero(is_possible_end[rows]) + 1
 
@@ -224,10 +222,9 @@ class DecodePlan:
             table = row_group.take(in_row_group)
 
             split_codes = pa.array(self.columns["split"][in_group])
-            groups = self._groups(table)
             columns = {
                 "split": pa.array(SPLITS).take(split_codes),
-                "group": pa.array(groups, pa.string()),
+                "group": pa.array(self._groups(table), pa.string()),
             }
             for name, values in columns.items():
                 position = table.schema.get_field_index(name)
@@ -258,70 +255,61 @@ class DecodePlan:
         is_planned = pc.field("kind").isin(self.kinds)
         missing = self.manifest.rejects().filter(is_missing & is_planned)
         missing = missing.rename_columns({"path": "name"})
-        columns = {name: missing[name].to_numpy() for name in TEXT_COUNTS}
-        counts = count_by_split(columns | {"split": self._assign_splits(missing)})
-        for split, planned in self._counts.items():
-            for name, count in planned.items():
-                counts[split][name] += count
-        return counts
-
-    @cached_property
-    def _counts(self) -> dict[str, dict[str, int]]:
-        planned = {
-            name: numbers[self.is_planned] for name, numbers in self.columns.items()
-        }
-        return count_by_split(planned)
+        columns = {"split": self._assign_splits(missing)}
+        for name in TEXT_COUNTS:
+            columns[name] = missing[name].to_numpy()
+        for name in columns:
+            planned = self.columns[name][self.is_planned]
+            columns[name] = np.concatenate([planned, columns[name]])
+        return count_by_split(columns)
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
-        count = min(count, planned)
-        places = np.arange(count) * planned // max(1, count)
+        places = np.linspace(0, planned, min(count, planned), endpoint=False, dtype=int)
         return list(self.rows(self.row_indices[places]))
 
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of
         `captions` and of `questions`, and `why_empty`, if it has no items."""
+        planned = {
+            name: numbers[self.is_planned] for name, numbers in self.columns.items()
+        }
+        counts = count_by_split(planned)
+        items = {split: counted["items"] for split, counted in counts.items()}
+        named = [f"{split} ({count})" for split, count in items.items() if count]
         splits: dict[str, dict[str, Any]] = {}
-        for split, counts in self._counts.items():
-            reason = "" if counts["items"] else self._why_empty(split)
-            splits[split] = counts | {"why_empty": reason}
+        for split, counted in counts.items():
+            reason = ""
+            if not items[split] and self.named_splits:
+                listed = ", ".join(named) or "-"
+                reason = f"the rows with a text name the splits {listed}"
+            elif not items[split]:
+                reason = (
+                    f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
+                    f"{sum(items.values())} items with a text fell into it; name the splits in a "
+                    f"column `split`, or change `seed` or `{split}`"
+                )
+            splits[split] = counted | {"why_empty": reason}
         return splits
-
-    def _why_empty(self, split: str) -> str:
-        items = {name: counts["items"] for name, counts in self._counts.items()}
-        if self.named_splits:
-            named = [f"{name} ({count})" for name, count in items.items() if count]
-            listed = ", ".join(named) or "-"
-            return f"the rows with a text name the splits {listed}"
-        share = self.shares[split]
-        item_count = sum(items.values())
-        return (
-            f"no row names one, and with {split} = {share:g}, none of the {item_count} items with a "
-            f"text fell into it; name the splits in a column `split`, or change `seed` or `{split}`"
-        )
 
     def group_hint(self) -> str:
         """Return a hint if splits are generated and files may be parts of the same recordings,
         judging by their names; otherwise an empty string."""
         if not self.generated_splits or self.pattern:
             return ""
-        names = list(dict.fromkeys(self._names_without_group()))
+        names = {*self._names_without_group()}
         for key, pattern in GROUPINGS.items():
-            searched = map(pattern.search, names)
-            matches = filter(None, searched)
-            files: defaultdict[str, list[str]] = defaultdict(list)
-            for match in matches:
-                files[match[1]].append(match.string)
-            largest = max(map(len, files.values()), default=0)
-            recordings = [parts for parts in files.values() if len(parts) > 1]
+            matches = filter(None, map(pattern.search, names))
+            counts = Counter(match[1] for match in matches)
+            recordings = {name: count for name, count in counts.items() if count > 1}
+            largest = max(recordings.values(), default=0)
             # Many groups of few files are recordings; a few of many files are collections.
-            if recordings and largest <= len(recordings) and 2 * largest < len(names):
-                file_count = sum(map(len, recordings))
-                first, second, *_ = recordings[0]
+            if 0 < largest <= len(recordings) and 2 * largest < len(names):
                 return (
-                    f"{file_count} files may be parts of {len(recordings)} recordings, such as {first} "
-                    f"and {second}; group_pattern = {key!r} keeps the files of a recording in one split"
+                    f"{sum(recordings.values())} files may be parts of {len(recordings)} recordings, "
+                    f"such as {min(recordings)}; group_pattern = {key!r} keeps the files of a recording "
+                    "in one split"
                 )
         return ""
 
@@ -338,12 +326,13 @@ def count_by_split(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
         columns: The split of each item, as its index in SPLITS, and the columns TEXT_COUNTS.
     """
     has_text = columns["captions"] + columns["questions"] > 0
+    counted = {"items": has_text} | {name: columns[name] for name in TEXT_COUNTS}
     counts: dict[str, dict[str, int]] = {}
     for code, split in enumerate(SPLITS):
         in_split = columns["split"] == code
-        counts[split] = {"items": int(has_text[in_split].sum())}
-        for name in TEXT_COUNTS:
-            counts[split][name] = int(columns[name][in_split].sum())
+        counts[split] = {
+            name: int(values[in_split].sum()) for name, values in counted.items()
+        }
     return counts
 
 
@@ -355,10 +344,8 @@ def draw_splits(
     A group's seeded hash alone decides, so that no other row moves when rows are added, removed or
     renamed. The shares are met only on average.
     """
-    hashes = bytearray()
-    for group in groups:
-        digest = hashlib.sha256((seed + group).encode()).digest()
-        hashes += digest[:8]
+    digests = [hashlib.sha256((seed + group).encode()).digest() for group in groups]
+    hashes = b"".join(digest[:8] for digest in digests)
     fractions = np.frombuffer(hashes, ">u8") / 2.0**64
     codes = np.full(len(groups), SPLITS.index("train"), np.int8)
     codes[fractions < test + validation] = SPLITS.index("validation")

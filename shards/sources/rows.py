@@ -10,7 +10,7 @@ import re
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -80,6 +80,7 @@ NO_FILE = (
 )
 WORDLESS = "texts have no word (boxes, codes) or are subtitles, and are no captions"
 
+TEXT_KEYS = ("captions", "paragraphs", "questions")
 Rows = Iterator[Row | Reject]
 Part = dict[str, Any]  # The fields of a row, and `where` and `paragraphs`.
 
@@ -156,8 +157,6 @@ class Items:
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        except sqlite3.OperationalError as error:
-            raise disk_error(error) from error
 
     def add_file(self, where: str, path: str, record: Record) -> Iterator[Reject]:
         """Add a file of the folder with the record of its text. `$reason` in it says why there is no
@@ -188,77 +187,67 @@ class Items:
             )
             return
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
-
         part["id"] = read_string(record, form.id)
         part["group"] = read_string(record, form.group)
         part["meta"] = {
             key: cell
             for key, cell in record.items()
-            if key not in form.meanings and cell is not None and cell != ""
+            if key not in form.meanings and cell not in (None, "")
         }
-        refuse_credentials("id", part["id"])
-        refuse_credentials("group", part["group"])
-        for key, cell in part["meta"].items():
+        for key, cell in {
+            **part["meta"],
+            "id": part["id"],
+            "group": part["group"],
+        }.items():
             refuse_credentials(key, cell)
-        part["questions"] = []
-        if form.question or form.questions:
-            part["questions"] += [
-                asked.model_dump() for asked in read_questions(record, form)
-            ]
+        part["questions"] = [each.model_dump() for each in read_questions(record, form)]
         times = read_parts(record, form)
 
         if "path" not in part:
-            name, part["path"] = self._find(record, form, origin)
-            if not part["path"]:
-                if part["split"] == TEXTS:
-                    return
-                assert self.folder is not None
-                part["path"] = f"{self.folder.path}/{name}"
-                part["missing"] = True
-            part["name"] = name
-            part["kind"] = read_string(record, form.kind).lower() or find_kind(
-                part["path"]
-            )
+            part |= self._find(record, form, origin)
+            if "missing" in part and part["split"] == TEXTS:
+                return
+            kind = read_string(record, form.kind).lower()
+            part["kind"] = kind or find_kind(part["path"])
             if part["kind"] not in KINDS:
                 raise ValueError(
-                    f'kind: {part["kind"]!r}; use video or image, or set `kind = ""` in `columns`'
+                    f'kind: {kind!r}; use video or image, or set `kind = ""` in `columns`'
                 )
         for (start, end), cells in times:
             part |= {"start": start, "end": end}
             self._write(part, cells, form.paragraph, origin.number)
 
-    def _find(self, record: Record, form: Form, origin: Origin) -> tuple[str, str]:
-        """Return the name of a record's file, relative to the data, and its path, which is empty if
-        the file is missing; of a URL, both are the URL."""
+    def _find(self, record: Record, form: Form, origin: Origin) -> Part:
+        """Return the name of a record's file, relative to the data, and its path, with `missing` if
+        there is no such file; of a URL, both are the URL."""
         text = read_file_name(record, form)
         if self.folder is None or is_url(text):
             location = str(resolve(self.root, text))
             if self.folder is None or is_url(location):
-                return location, location
+                return {"name": location, "path": location}
 
         if len(text) > MAX_NAME_LENGTH:
             raise ValueError(
                 f"{text[:20]!r}... of {len(text):,} characters names no file"
             )
-        base = str(self.folder.path)
-        name = text
-        if "\\" in text and not os.path.isfile(f"{base}/{text}"):  # noqa: PTH113 - as in `find`
-            name = text.replace("\\", "/")  # as Windows writes it
+        base = f"{self.folder.path}/"
+        if "\\" in text and not os.path.isfile(f"{base}{text}"):  # noqa: PTH113 - as in `find`
+            text = text.replace("\\", "/")  # as Windows writes it
         if self.names_root:
-            whole = os.path.normpath(self.names_root / name)
-            name = whole.removeprefix(f"{self.names_root}/")
-        whole = str(resolve(self.root, os.path.join(origin.inside, name)))  # noqa: PTH118 - much faster
-        name = whole.removeprefix(f"{base}/")
-        if name == whole:
+            whole = os.path.normpath(self.names_root / text)
+            text = whole.removeprefix(f"{self.names_root}/")
+        path = str(resolve(self.root, os.path.join(origin.inside, text)))  # noqa: PTH118 - much faster
+        name = path.removeprefix(base)
+        if name == path:
             raise ValueError(f"{text!r} names no file")
         found = self.folder.find(name, form.prefixes, form.anywhere)
         if found:
-            return found, f"{base}/{found}"
+            return {"name": found, "path": f"{base}{found}"}
         url = read_string(record, form.url)
         if url and not self.folder.media:
             url = str(resolve(self.root, url))
-            return url, url
-        return name, ""
+            return {"name": url, "path": url}
+        return {"name": name, "path": path, "missing": True}
 
     def _reject_missing(self, item: Part) -> MissingItem:
         assert self.folder is not None
@@ -306,7 +295,14 @@ class Items:
         place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
         part["id"] = part["id"] or default_id(part)
         values = (part["split"], place, part["id"], to_json(part))
-        self._parts.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
+        self._execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._parts.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            # The disk of its temporary file is full.
+            raise OSError(errno.ENOSPC, str(error), tempfile.gettempdir()) from error
 
     def rows(self) -> Rows:
         """Yield a row for each item, in the order of their first records.
@@ -320,36 +316,23 @@ class Items:
                 f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}; write captions in "
                 "their place, or a table with the columns video, start, end and caption"
             )
-        try:
-            yield from self._join_parts()
-        except sqlite3.OperationalError as error:
-            raise disk_error(error) from error
-
-    def _join_parts(self) -> Rows:
         # Whether no record names a split, and files are in folders of training and of another.
         folders = self._folder_splits.keys() - {""}
         names_no_split = self._splits.keys() <= {""}
         has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
-        self._parts.execute(INDEX_OF_TEXTS)
-        in_several_splits = {
-            value for (value,) in self._parts.execute(OF_SEVERAL_SPLITS)
-        }
-        repeated_ids = {
-            row_id for (row_id,) in self._parts.execute(IDS_OF_SEVERAL_ITEMS)
-        }
+        self._execute(INDEX_OF_TEXTS)
+        in_several_splits = {value for (value,) in self._execute(OF_SEVERAL_SPLITS)}
+        repeated_ids = {row_id for (row_id,) in self._execute(IDS_OF_SEVERAL_ITEMS)}
         used_ids: dict[str, str] = {}
         for (_, place), parts in groupby(
-            self._parts.execute(ITEMS), lambda values: values[:2]
+            self._execute(ITEMS), lambda values: values[:2]
         ):
             item = join_parts(part for _, _, part in parts)
-            if not (item["captions"] or item["paragraphs"] or item["questions"]):
-                texts = [
-                    part for (part,) in self._parts.execute(TEXTS_OF_PLACE, (place,))
-                ]
+            if not any(item[key] for key in TEXT_KEYS):
+                texts = [part for (part,) in self._execute(TEXTS_OF_PLACE, (place,))]
                 joined = join_parts(iter(texts)) if texts else item
-                for key in ("captions", "paragraphs", "questions"):
-                    item[key] = joined[key]
+                item |= {key: joined[key] for key in TEXT_KEYS}
             if item["id"] in repeated_ids:
                 # Numbers may begin again in each split. A default id is the file's.
                 key = place if item["id"] == default_id(item) else item["id"]
@@ -368,11 +351,6 @@ class Items:
             )
         for split in sorted(folders) if names_no_split else ():
             self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")
-
-
-def disk_error(error: sqlite3.OperationalError) -> OSError:
-    """Return the error of a temporary file: its disk is full."""
-    return OSError(errno.ENOSPC, str(error), tempfile.gettempdir())
 
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:

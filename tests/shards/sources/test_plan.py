@@ -370,7 +370,7 @@ def test_a_pattern_gives_the_group_of_rows_without_one(pattern):
 
 
 def test_a_pattern_that_finds_nothing_is_an_error():
-    with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'a\.mp4'"):
+    with pytest.raises(InputError, match=r"group_pattern = 'star_' .*'b\.mp4'"):
         units_of(files("a.mp4", "b.mp4"), group_pattern="star_")
 
     assert (
