@@ -172,31 +172,30 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
-        stray_tables = []
-        paths = []
+        texts: list[str] = []
+        paths: list[str] = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
-            if not name.endswith((*TABLES, *LINES)) or NOT_TEXTS.match(path):
-                continue
-            # Of one video: a.json, a.info.json; or a text of nothing.
             stem = splitext(path)[0]
+            # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
-            is_stray = is_beside or ("/" in path and path.endswith(LINES))
-            (stray_tables if is_stray else paths).append(path)
+            if is_beside or NOT_TEXTS.match(path):
+                continue
+            if "/" in path and path.endswith(LINES):
+                texts.append(path)
+            elif name.endswith((*TABLES, *LINES)):
+                paths.append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
-        for number, path in enumerate(
-            sorted(paths, key=lambda path: "/" in path) + stray_tables
-        ):
-            is_stray = number >= len(paths)
+        paths.sort(key=lambda path: "/" in path)
+        for number, path in enumerate([*paths, *texts[:MAX_TABLES]]):
+            is_text = number >= len(paths)
             if "/" in path and has_texts_at_root:
-                if not is_stray:
+                if not is_text:
                     folder.notes.add(NOT_READ, path)
                 continue
-            if number >= MAX_TABLES:
-                if is_stray:
-                    break
+            if number == MAX_TABLES and not is_text:
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
                     "those of each split"
@@ -211,9 +210,8 @@ class Source:
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
-            # What describes one video is no table, unless it has a published form.
-            is_text = path.endswith(LINES) and table.form in (None, LIST)
-            if not is_stray or not (is_text or isinstance(table.document, dict)):
+            # A text in a subfolder is of nothing, unless it has a published form.
+            if not is_text or table.form not in (None, LIST):
                 tables[path] = table
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables

@@ -1,7 +1,6 @@
 """The texts of the videos of a folder that have a file each, and what else lies in the folder.
 
-a.mp4, a.txt                also .caption, .captions, .cap and a.mp4.txt, in any case; one caption
-                            a line
+a.mp4, a.txt                also .caption, .captions, .cap and a.mp4.txt; one caption a line
 a.mp4, a.json               an object with `caption`, `captions`, `text`, ..., or a list of texts
 videos/a.mp4, labels/a.txt  a folder of texts with the names of the videos
 """
@@ -22,7 +21,6 @@ from alpro.shards.sources.form import BESIDE, TABLE, WORDS, Record
 from alpro.shards.sources.media import (
     Folder,
     compose,
-    file_stem,
     is_image,
     read_suffix,
 )
@@ -39,11 +37,12 @@ class Sidecars:
 
     def __init__(self, folder: Folder, text_folders: Sequence[str]):
         self.folder = folder
-        self._by_key: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_name: dict[str, str] = {}  # The extension is in lower case.
         names: set[str] = set()
         for path in folder.others:
-            if read_suffix(path) in TEXT_SUFFIXES:
-                self._by_key[fold_path(path)].append(path)
+            stem, suffix = splitext(compose(path))
+            if suffix.lower() in TEXT_SUFFIXES:
+                self._by_name[f"{stem}{suffix.lower()}"] = path
                 names.update(path.split("/")[:-1])
         self._text_folders = sorted(
             names.intersection(text_folders or WORDS["texts"]["folders"])
@@ -58,20 +57,17 @@ class Sidecars:
     def texts(self) -> dict[str, str]:
         """The paths of the texts of the videos and images that have one.
 
-        A text that fits files of several names is of the one that has exactly its own, or of none;
-        one that fits a video and its picture is of the video.
+        A text that fits files of several names is of none; one that fits a video and its picture is
+        of the video.
         """
         owners: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.folder.media if self._by_key else ():
+        for path in self.folder.media if self._by_name else ():
             text = self.find(path)
             if text:
                 owners[text].append(path)
 
         texts: dict[str, str] = {}
         for text, paths in owners.items():
-            name = text.rpartition("/")[2]
-            exact = [path for path in paths if name.startswith(f"{file_stem(path)}.")]
-            paths = exact or paths
             paths = [path for path in paths if not is_image(path)] or paths
             if len({splitext(path)[0] for path in paths}) > 1:
                 reason = "texts fit several files, and are of none (give each its own, beside it)"
@@ -82,6 +78,7 @@ class Sidecars:
 
     def find(self, media: str) -> str | None:
         """Return the path of the text of a video or image, or None."""
+        media = compose(media)
         *folders, name = media.split("/")
         paths = [media]
         # The text folder is below its own folder, or replaces the nearest that it can.
@@ -92,14 +89,10 @@ class Sidecars:
             paths.append("/".join([*above, text_folder, *below, name]))
 
         for path, suffix in product(paths, TEXT_SUFFIXES):
-            stem = splitext(path)[0]
-            for key in (f"{path}{suffix}", f"{stem}{suffix}"):
-                texts = self._by_key.get(fold_path(key), [])
-                # If several differ only in case, the right one is not clear.
-                if len(texts) > 1:
-                    texts = [key] if key in texts else []
-                if texts and self.has_texts(texts[0]):
-                    return texts[0]
+            for stem in (path, splitext(path)[0]):
+                text = self._by_name.get(f"{stem}{suffix}")
+                if text and self.has_texts(text):
+                    return text
         return None
 
     def has_texts(self, path: str) -> bool:
@@ -147,9 +140,7 @@ class Sidecars:
             if not text:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)
-
         for path in self.find_alone():
-            folder.notes.add("texts have no video or image of their name", path)
             yield Reject(
                 id=path,
                 path=path,
@@ -167,13 +158,13 @@ class Sidecars:
 
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
-        stems = {fold_path(splitext(path)[0]) for path in self.folder.media}
+        stems = {compose(splitext(path)[0]) for path in self.folder.media}
         used = {*self.texts.values()}
         folders = {text.rpartition("/")[0] for text in used}
         for path in self.folder.others:
             stem, suffix = splitext(path)
             is_text = suffix.lower() in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
-            is_alone = path not in used and fold_path(stem) not in stems
+            is_alone = path not in used and compose(stem) not in stems
             is_among_texts = path.rpartition("/")[0] in folders
             if is_text and is_alone and is_among_texts and self.has_texts(path):
                 yield path
@@ -193,8 +184,3 @@ class Sidecars:
             if placeholder:
                 remedy = f"{placeholder.kind}s: {placeholder.remedy}"
             self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
-
-
-def fold_path(path: str) -> str:
-    """Return a path as the names of texts are compared: without case, and accents composed."""
-    return compose(path).lower()

@@ -134,18 +134,13 @@ class Table:
             raise InputError(f"{self.path}: cannot be read: {error}") from error
 
     def _read_text(self, file: Any) -> Records:
-        start = file.peek(1 << 16)
-        encoding = "utf-16" if start.startswith(UTF16_MARKS) else "utf-8-sig"
+        head = file.peek(1024)[:1024]
         # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole, which
         # invalidates only its own record.
-        head = start[:1024]
-        if encoding != "utf-16" and head.count(0) * 8 > len(head):
+        if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
         # Bytes that are not UTF-8 invalidate only their own record.
-        errors = "strict" if encoding == "utf-16" else "surrogateescape"
-        # Classic Mac OS ended lines with a carriage return alone.
-        newline = "\r" if b"\r" in start and b"\n" not in start else "\n"
-        text = io.TextIOWrapper(file, encoding, errors, newline=newline)
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
         if self.extension == ".json":
             return self._read_document(text.read())
         if self.extension in (".jsonl", ".ndjson"):
@@ -185,17 +180,19 @@ class Table:
         """Yield the objects of JSON Lines, or the records inside of them."""
         path: list[str] | None = None
         for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
             where = f"line {number}"
-            record = parse_object(line) if line.strip() else None
-            if isinstance(record, dict):
-                if path is None:
-                    self._find_nested_form([record])
-                    # Each line is an entry of a list, in which `*` stands for its entries.
-                    records = self.form.records if self.form else ""
-                    path = [*filter(None, records.removeprefix("*.").split("."))]
-                yield from walk(record, path, where, {})
-            elif record:
+            record = parse_object(line)
+            if isinstance(record, str):
                 yield where, record
+                continue
+            if path is None:
+                self._find_nested_form([record])
+                # Each line is an entry of a list, in which `*` stands for its entries.
+                records = self.form.records if self.form else ""
+                path = [*filter(None, records.removeprefix("*.").split("."))]
+            yield from walk(record, path, where, {})
 
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
@@ -203,10 +200,11 @@ class Table:
         It may begin with comments, which are blank or begin with `#`.
         """
         skipped = 0
-        first = text.readline()
-        while first and not first.partition("#")[0].strip():
-            first = text.readline()
-            skipped += 1
+        first = ""
+        for number, first in enumerate(text):
+            skipped = number
+            if first.partition("#")[0].strip():
+                break
         lines = chain([first], text)
         for form in FORMS:
             if self.form is None and form.line and form.line.fullmatch(first.strip()):
@@ -218,15 +216,12 @@ class Table:
 
         for number, line in enumerate(map(str.strip, lines), skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
-            record: Record | str = (
-                f"not a line of {self.form.title}" if self.form else ""
-            )
             if NOT_UTF8.search(line):
-                record = SAVE_AS_UTF8
-            elif match:
-                record = match.groupdict() or {"$value": line}
-            if line:
-                yield f"line {number}", record
+                yield f"line {number}", SAVE_AS_UTF8
+            elif line and match:
+                yield f"line {number}", match.groupdict() or {"$value": line}
+            elif line and self.form:
+                yield f"line {number}", f"not a line of {self.form.title}"
 
     def _is_header(self, first: str) -> bool:
         """Return whether the first line of a text has the names of columns."""

@@ -23,7 +23,7 @@ TABLE = f"video,caption\na,{DOG}\nb,{CAT}\n"
 LAYOUTS = {
     "texts beside": {"a.txt": DOG, "b.txt": CAT},
     "the whole name": {"a.mp4.txt": DOG, "b.mp4.txt": CAT},
-    "another case": {"A.TXT": DOG, "b.Txt": CAT},
+    "extensions in another case": {"a.TXT": DOG, "b.Txt": CAT},
     "objects in JSON": {
         "a.json": {"caption": DOG, "id": 1, "start": 2},
         "b.json": {"Description": CAT},
@@ -40,10 +40,6 @@ LAYOUTS = {
         "a.info.json": {"title": "x"},
     },
     "a table beside a stray text of one video": {"x.csv": TABLE, "a.txt": "a note"},
-    "a table named as one of the videos": {"a.csv": TABLE},
-    "records named as one of the videos": {
-        "a.json": [{"video": "a", "caption": DOG}, {"video": "b", "caption": CAT}]
-    },
     "videofolder": {
         "metadata.jsonl": [
             {"file_name": "a.mp4", "text": DOG},
