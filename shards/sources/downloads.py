@@ -28,7 +28,6 @@ from alpro.shards.file_type import (
     MEDIA_EXTENSIONS,
     VIDEO_EXTENSIONS,
     Kind,
-    find_placeholder,
     media_kind,
 )
 from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
@@ -225,10 +224,6 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
                     add_member(sample, member, extension, file)
     samples = {key: sample for key, sample in samples.items() if sample.copies}
     problem = str(damage) if damage else ""
-    if damage and not samples:
-        file.seek(0)
-        placeholder = find_placeholder(file.read(HEAD_BYTES))
-        problem = f"{placeholder}" if placeholder else problem
 
     # The last sample of a damaged tar may have lost members. Zeros at the end of another may be a
     # hole: then only the JSON tells, which every sample has or none.

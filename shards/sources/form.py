@@ -295,14 +295,15 @@ def walk(
             own texts describe the document.
     """
     around = outer or {}
-    if isinstance(value, list):
-        has_records = any(isinstance(each, dict) for each in value)
-        # A list of texts in an object is a cell.
-        if path or has_records or not around:
-            rest = path[1:] if path[:1] == ["*"] else path
-            for number, each in enumerate(value, 1):
-                yield from walk(each, rest, f"{where} {number}", around)
-            return
+    has_records = isinstance(value, list) and any(
+        isinstance(each, dict) for each in value
+    )
+    # A list of texts in an object is a cell.
+    if isinstance(value, list) and (path or has_records or not around):
+        rest = path[1:] if path[:1] == ["*"] else path
+        for number, each in enumerate(value, 1):
+            yield from walk(each, rest, f"{where} {number}", around)
+        return
 
     if not path:
         columns = value if isinstance(value, dict) else {"$value": value}

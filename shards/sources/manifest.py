@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.errors import InputError
 from alpro.files import (
     digest,
     file_state,
@@ -33,10 +32,9 @@ from alpro.files import (
 from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Row
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
-from alpro.shards.sources.media import read_suffix
+from alpro.shards.sources.media import TEXT_SUFFIXES, read_suffix
 from alpro.shards.sources.rows import Rows
 from alpro.shards.sources.scan import Source
-from alpro.shards.sources.sidecars import TEXT_SUFFIXES
 from alpro.shards.sources.tables import LINES, TABLES
 from alpro.shards.storage import Location, identities, join
 
@@ -129,10 +127,6 @@ def import_source(
         (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
         with suppress(OSError):  # another process has imported it
             publish(temporary, target)
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename or data}: {error.strerror or error}"
-        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Manifest(target)

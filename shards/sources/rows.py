@@ -9,7 +9,6 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -128,8 +127,8 @@ class Items:
         self.folder = folder
         self.names_root = names_root
         self._text_count = 0
-        self._splits: Counter[str] = Counter()  # that records name
-        self._folder_splits: Counter[str] = Counter()
+        self._splits: set[str] = set()  # that records name
+        self._folder_splits: set[str] = set()
         self.count = 0
         self._parts = sqlite3.connect("")
         self._parts.execute(PARTS)
@@ -189,17 +188,12 @@ class Items:
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
         part["id"] = read_string(record, form.id)
         part["group"] = read_string(record, form.group)
-        part["meta"] = {
-            key: cell
-            for key, cell in record.items()
-            if key not in form.meanings and cell not in (None, "")
-        }
-        for key, cell in {
-            **part["meta"],
-            "id": part["id"],
-            "group": part["group"],
-        }.items():
-            refuse_credentials(key, cell)
+        part["meta"] = {}
+        for key, cell in record.items():
+            if key not in form.meanings and cell not in (None, ""):
+                part["meta"][key] = cell
+        for key in ("id", "group", "meta"):
+            refuse_credentials(key, part[key])
         part["questions"] = [each.model_dump() for each in read_questions(record, form)]
         times = read_parts(record, form)
 
@@ -250,23 +244,15 @@ class Items:
         return {"name": name, "path": path, "missing": True}
 
     def _reject_missing(self, item: Part) -> MissingItem:
-        assert self.folder is not None
         name = item["name"]
         detail = ""
-        if self.notes.counts[NO_FILE] < MAX_COMPARED:
+        if self.folder and self.notes.counts[NO_FILE] < MAX_COMPARED:
             similar = self.folder.similar(name)
             detail = f"similar files: {show(', '.join(similar))}" if similar else ""
         self.notes.add(NO_FILE, f"{name} ({detail})" if detail else name)
-        return MissingItem(
-            id=item["id"],
-            path=name,
-            detail=detail,
-            kind=item["kind"],
-            split=item["split"],
-            group=item["group"],
-            captions=len(item["captions"]),
-            questions=len(item["questions"]),
-        )
+        counts = {key: len(item[key]) for key in ("captions", "questions")}
+        values = {key: item[key] for key in ("id", "kind", "split", "group")}
+        return MissingItem(path=name, detail=detail, **values, **counts)
 
     def _write(
         self, part: Part, cells: list[Any], paragraph: str, table_number: int
@@ -289,8 +275,8 @@ class Items:
             part["captions"] = list(dict.fromkeys(texts))
 
         if part["split"] != TEXTS:
-            self._splits[part["split"]] += 1
-            self._folder_splits[split_of_path(part["name"])] += 1
+            self._splits.add(part["split"])
+            self._folder_splits.add(split_of_path(part["name"]))
         self.count += 1
         place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
         part["id"] = part["id"] or default_id(part)
@@ -317,8 +303,8 @@ class Items:
                 "their place, or a table with the columns video, start, end and caption"
             )
         # Whether no record names a split, and files are in folders of training and of another.
-        folders = self._folder_splits.keys() - {""}
-        names_no_split = self._splits.keys() <= {""}
+        folders = self._folder_splits - {""}
+        names_no_split = self._splits <= {""}
         has_split_folders = names_no_split and "train" in folders and len(folders) > 1
 
         self._execute(INDEX_OF_TEXTS)
@@ -343,14 +329,12 @@ class Items:
             item["captions"] += filter(None, paragraphs)
             yield self._reject_missing(item) if "missing" in item else make_row(item)
 
-        reason = "folders named as splits are splits"
-        if not has_split_folders:
+        if names_no_split and folders and not has_split_folders:
             reason = (
                 "folders are named as splits but are not used as such, because `train` and another are "
                 "needed: name the splits in a column `split`"
             )
-        for split in sorted(folders) if names_no_split else ():
-            self.notes.add(reason, f"{split} ({self._folder_splits[split]} rows)")
+            self.notes.add(reason, ", ".join(sorted(folders)))
 
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:

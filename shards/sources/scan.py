@@ -8,7 +8,7 @@ from posixpath import splitext
 from alpro.errors import InputError
 from alpro.log import log, printable
 from alpro.shards.file_type import MEDIA_EXTENSIONS
-from alpro.shards.schema import Row
+from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
@@ -20,7 +20,7 @@ from alpro.shards.sources.form import (
     has_any,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes
+from alpro.shards.sources.media import NOT_TEXTS, Folder, Notes, Sidecars
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
@@ -30,7 +30,6 @@ from alpro.shards.sources.rows import (
     reject_row,
     split_of_path,
 )
-from alpro.shards.sources.sidecars import NOT_TEXTS, Sidecars
 from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
 from alpro.shards.storage import Location, parent, suffix
 
@@ -143,7 +142,7 @@ class Source:
         sidecars = Sidecars(folder, text_folders)
         texts = {} if self.form and not text_folders else sidecars.texts
         if text_folders or 2 * len(texts) > len(folder.media):
-            return BESIDE.title, sidecars.scan(self.items)
+            return BESIDE.title, self.read_texts(sidecars, folder)
 
         opened = self.open_tables(folder)
         tables = choose_tables(folder, opened)
@@ -162,7 +161,33 @@ class Source:
         error = max(errors, key=lambda error: error.score, default=None)
         if error and not texts and (error.score[0] or not folder.media):
             raise error
-        return BESIDE.title, sidecars.scan(self.items)
+        return BESIDE.title, self.read_texts(sidecars, folder)
+
+    def read_texts(self, sidecars: Sidecars, folder: Folder) -> Rows:
+        """Yield a row for each video or image, with the captions in its text, and a reject for each
+        text whose video is missing.
+
+        Raises:
+            InputError: If there is no video or image.
+        """
+        for path in folder.media:
+            text = sidecars.texts.get(path)
+            record = sidecars.read(text) if text else {}
+            yield from self.items.add_file(text or path, path, record)
+            if not text:
+                reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
+                folder.notes.add(reason, path)
+        for path in sidecars.find_alone():
+            detail = "a text without its video"
+            yield Reject(id=path, path=path, reason="missing", detail=detail)
+        yield from self.items.rows()
+        sidecars.note_others()
+        if not folder.media:
+            lines = [
+                f"{folder.path}: no video or image in this folder",
+                *folder.notes.lines(),
+            ]
+            raise InputError("; ".join(lines))
 
     def open_tables(self, folder: Folder) -> dict[str, Table]:
         """Return the tables of a folder by their paths: those at its root, or all if none of these

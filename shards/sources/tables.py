@@ -16,7 +16,6 @@ import io
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, zip_longest
 from pathlib import PurePosixPath
@@ -58,6 +57,7 @@ READING_ERRORS = (
     zlib.error,
     ValueError,
     OverflowError,
+    RecursionError,
     pa.ArrowException,
 )
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
@@ -156,9 +156,7 @@ class Table:
         if NOT_UTF8.search(content):
             raise ValueError(SAVE_AS_UTF8)
         try:
-            self.document = parse_json(content)
-        except RecursionError:
-            raise ValueError("not JSON: nested too deeply") from None
+            self.document = json.loads(content)
         except ValueError as error:
             if isinstance(parse_object(content.lstrip().partition("\n")[0]), str):
                 raise ValueError(f"not JSON: {error}") from None
@@ -255,27 +253,12 @@ class Table:
                 )
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON. Raises ValueError if a key appears twice: the first value would be lost."""
-
-    def make_object(pairs: list[tuple[str, Any]]) -> Record:
-        record = dict(pairs)
-        if len(record) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            raise ValueError(f"the key {counts.most_common(1)[0][0]!r} appears twice")
-        return record
-
-    return json.loads(text, object_pairs_hook=make_object)
-
-
 def parse_object(line: str) -> Record | str:
     """Return the object of a line, or the reason why the line is invalid."""
     if NOT_UTF8.search(line):
         return SAVE_AS_UTF8
     try:
-        record = parse_json(line)
-    except RecursionError:
-        return "not JSON: nested too deeply"
+        record = json.loads(line)
     except ValueError as error:  # also raised for numbers with too many digits
         return f"not JSON: {getattr(error, 'msg', error)}"
     return record if isinstance(record, dict) else "not a JSON object"

@@ -70,12 +70,6 @@ def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_pa
             2,
             "not JSON: Exceeds",
         ),
-        (
-            "m.jsonl",
-            NEWLINE + 100_000 * b"[" + b"\n" + LINE,
-            2,
-            "not JSON: nested too deeply",
-        ),
         ("m.jsonl", NEWLINE + b"[1]\n" + LINE, 2, "not a JSON object"),
         ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE, mtime=0), 2, "not JSON"),
         ("m.csv", ROWS % b"b.mp4,\xe4", 3, "not UTF-8"),
@@ -108,7 +102,6 @@ LISTS = [
     b",]",
     b" " + LINE + b"]",
     b"]" + LINE,
-    b"," + 100_000 * b"[",
 ]
 
 
@@ -121,12 +114,9 @@ LISTS = [
         ),
         *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
         ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
+        ("m.json", 100_000 * b"[", "recursion"),
+        ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, "recursion"),
         ("m.json", b'["\xff"]', "not UTF-8"),
-        (
-            "m.json",
-            b'{"a.mp4": "x", "b.mp4": "y", "a.mp4": "z"}',
-            "the key 'a.mp4' appears twice",
-        ),
         *(
             ("m.csv", text.encode(coding), "UTF-16")
             for text, coding in (("path,caption\n", "utf-16"), ("a", "utf-16-le"))
