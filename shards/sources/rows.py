@@ -192,8 +192,9 @@ class Items:
         for key, cell in record.items():
             if key not in form.meanings and cell not in (None, ""):
                 part["meta"][key] = cell
-        for key in ("id", "group", "meta"):
-            refuse_credentials(key, part[key])
+        stored = part["meta"] | {"id": part["id"], "group": part["group"]}
+        for key, cell in stored.items():
+            refuse_credentials(key, cell)
         part["questions"] = [each.model_dump() for each in read_questions(record, form)]
         times = read_parts(record, form)
 
