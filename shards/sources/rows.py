@@ -251,9 +251,10 @@ class Items:
             similar = self.folder.similar(name)
             detail = f"similar files: {show(', '.join(similar))}" if similar else ""
         self.notes.add(NO_FILE, f"{name} ({detail})" if detail else name)
-        counts = {key: len(item[key]) for key in ("captions", "questions")}
         values = {key: item[key] for key in ("id", "kind", "split", "group")}
-        return MissingItem(path=name, detail=detail, **values, **counts)
+        values["captions"] = len(item["captions"])
+        values["questions"] = len(item["questions"])
+        return MissingItem(path=name, detail=detail, **values)
 
     def _write(
         self, part: Part, cells: list[Any], paragraph: str, table_number: int
