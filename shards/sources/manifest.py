@@ -35,12 +35,12 @@ from alpro.shards.sources.form import VERSION, Columns
 from alpro.shards.sources.media import TEXT_SUFFIXES, read_suffix
 from alpro.shards.sources.rows import Rows
 from alpro.shards.sources.scan import Source
-from alpro.shards.sources.tables import LINES, TABLES
+from alpro.shards.sources.tables import TABLES
 from alpro.shards.storage import Location, identities, join
 
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
 # Files whose contents the rows depend on.
-STATE = {".tar", ".gz", *TABLES, *LINES, *TEXT_SUFFIXES}
+STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 

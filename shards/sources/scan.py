@@ -204,23 +204,19 @@ class Source:
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
-            if is_beside or NOT_TEXTS.match(path):
+            if is_beside or NOT_TEXTS.match(path) or not name.endswith(TABLES):
                 continue
-            if "/" in path and path.endswith(LINES):
-                texts.append(path)
-            elif name.endswith((*TABLES, *LINES)):
-                paths.append(path)
+            is_text = "/" in path and name.endswith(LINES)
+            (texts if is_text else paths).append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
         paths.sort(key=lambda path: "/" in path)
-        for number, path in enumerate([*paths, *texts[:MAX_TABLES]]):
-            is_text = number >= len(paths)
+        for path in [*paths, *texts[:MAX_TABLES]]:
             if "/" in path and has_texts_at_root:
-                if not is_text:
-                    folder.notes.add(NOT_READ, path)
+                folder.notes.add(NOT_READ, path)
                 continue
-            if number == MAX_TABLES and not is_text:
+            if len(tables) == MAX_TABLES:
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
                     "those of each split"
@@ -236,7 +232,7 @@ class Source:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
             # A text in a subfolder is of nothing, unless it has a published form.
-            if not is_text or table.form not in (None, LIST):
+            if path not in texts or table.form not in (None, LIST):
                 tables[path] = table
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
@@ -321,17 +317,43 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
 def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
     """Return the tables that are read, with their splits; none if none has texts.
 
-    Several must each name their split: by their own name, by a folder's, or in a column.
+    Several must each name their split: by their own name, as `val_1.json`, by their folder's, as
+    `train/metadata.csv`, or in a column.
 
     Raises:
         InputError: If it is not clear which are meant.
     """
+    splits: dict[str, str] = {}
+    for path in opened:
+        name = path.removesuffix(".gz").rpartition("/")[2]
+        splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
+    chosen = {path: splits[path] for path in opened if opened[path].has_texts}
+    # Tables that only list the videos of each split.
+    lists = {path: splits[path] for path in opened if opened[path].lists_files}
+    are_listed = len({*lists.values()}) == len(lists) > 1 and "" not in lists.values()
+    folders = {path.rpartition("/")[0] for path in chosen}
+    if len(chosen) == 1:
+        ((path, split),) = chosen.items()
+        if are_listed and not split:
+            chosen = {path: TEXTS, **lists}
+        elif {*splits.values()} <= {"", split}:
+            # Alone, its name says nothing about the splits of its rows.
+            chosen = {path: ""}
+    elif len(folders) < len(chosen):
+        unnamed = [path for path, split in chosen.items() if not split]
+        are_told = all(opened[path].names_splits for path in unnamed)
+        if (unnamed and any(lists.values())) or not are_told:
+            raise InputError(
+                f"{folder.path}: several tables ({', '.join([*chosen][:5])}): name those of each split "
+                "in [corpora.data.annotations] of a configuration, or pass one of them"
+            )
+
     tables: Tables = []
-    for path, split in choose_splits(folder, opened).items():
+    for path, split in chosen.items():
         inside = path[: path.rfind("/") + 1]
         has_media = any(media.startswith(inside) for media in folder.media)
         origin = Origin(split, inside if has_media else "", len(tables))
-        table = opened.pop(path)
+        table = opened[path]
         for other, before in tables:
             is_same_place = (before.split, before.inside) == (split, origin.inside)
             pairs = zip(other.head_records, table.head_records, strict=False)
@@ -341,47 +363,9 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
                     "name the tables of each split in [corpora.data.annotations]"
                 )
         tables.append((table, origin))
-    for path in opened if tables else ():
+    for path in opened.keys() - chosen.keys() if tables else ():
         folder.notes.add(NOT_READ, path)
     return tables
-
-
-def choose_splits(folder: Folder, opened: dict[str, Table]) -> dict[str, str]:
-    """Return the splits of the tables that are read, by their paths. A table is named by its split,
-    as `val_1.json`, or its folder is, as of `train/metadata.csv`."""
-    splits = {}
-    for path in opened:
-        stem = splitext(path.removesuffix(".gz"))[0]
-        name = stem.rpartition("/")[2]
-        splits[path] = split_in(name) or split_of_path(path)
-    with_texts = {}
-    lists = {}  # tables that only list the videos of each split
-    for path, table in opened.items():
-        if table.has_texts:
-            with_texts[path] = splits[path]
-        elif splits[path] and table.has_files:
-            lists[path] = splits[path]
-    if len(with_texts) == 1:
-        ((path, own_split),) = with_texts.items()
-        is_list_of_each = len({*lists.values()}) == len(lists) > 1
-        if is_list_of_each and not own_split:
-            return {path: TEXTS, **lists}
-        # Alone, its name says nothing about the splits of its rows.
-        has_others = {*splits.values()} - {"", own_split}
-        return {path: own_split if has_others else ""}
-
-    folders = {path.rpartition("/")[0] for path in with_texts}
-    are_named = all(
-        split or opened[path].names_splits for path, split in with_texts.items()
-    )
-    is_mixed = bool(lists) and "" in with_texts.values()
-    if (is_mixed or not are_named) and len(folders) < len(with_texts):
-        names = [*with_texts][:5]
-        raise InputError(
-            f"{folder.path}: several tables ({', '.join(names)}): name those of each "
-            "split in [corpora.data.annotations] of a configuration, or pass one of them"
-        )
-    return with_texts
 
 
 def scan_media(folder: Path) -> Rows:

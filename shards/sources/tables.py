@@ -43,8 +43,8 @@ from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
 
 Records = Iterator[tuple[str, Record | str]]
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *LINES)
 HEAD = 20  # records whose columns decide the form
 PROGRESS_RECORDS = 10_000  # after which progress advances
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
@@ -100,7 +100,10 @@ class Table:
         self.has_texts = self.is_partner or has_any(
             self.columns, self.bound.text_columns
         )
-        self.has_files = has_any(self.columns, self.bound.file_columns)
+        # Whether it only lists files.
+        self.lists_files = not self.has_texts and has_any(
+            self.columns, self.bound.file_columns
+        )
         split = self.bound.split
         self.names_splits = any(
             split and record.get(split) for record in self.head_records
