@@ -49,6 +49,8 @@ NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
 SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
 WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
 LETTERS = "ABCDEFGHIJ"
+NUMBERS = [str(number) for number in range(100)]
+OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
 BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
 BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
@@ -136,21 +138,20 @@ def read_captions(value: Any) -> Iterator[str]:
     """Yield the texts of a cell: a text, a list of texts, or objects with a text. Raises ValueError
     for anything else."""
     value = parse_cell(value)
+    if isinstance(value, dict):
+        words = {*WORDS["usual"]["captions"], "raw"}
+        named = [cell for key, cell in value.items() if fold(key) in words]
+        if len(named) != 1 or any(map(is_time_of_part, value.items())):
+            raise ValueError(
+                f"a caption is an object with {', '.join(value)}; name a key, captions = "
+                "'COLUMN.KEY', or with records = 'COLUMN' each object is a record with its times"
+            )
+        value = named[0]
     if isinstance(value, list):
         for each in value:
             if isinstance(each, list):
                 raise ValueError("captions are not a list of strings")
             yield from read_captions(each)
-    elif isinstance(value, dict):
-        words = {*WORDS["usual"]["captions"], "raw"}
-        named = [cell for key, cell in value.items() if fold(key) in words]
-        if len(named) != 1 or any(map(is_time_of_part, value.items())):
-            keys = ", ".join(value)
-            raise ValueError(
-                f"a caption is an object with {keys}; name a key, captions = 'COLUMN.KEY', or with "
-                "records = 'COLUMN' each object is a record with its times"
-            )
-        yield from read_captions(named[0])
     elif isinstance(value, str):
         # Markup alone is a text, too, which has no words.
         text = clean_text(value) or value.strip()
@@ -166,9 +167,10 @@ def is_time_of_part(item: tuple[str, Any]) -> bool:
     if not time_in(name):
         return False
     with suppress(ValueError):
-        return None not in (
+        times = (
             read_spans(value)[0] if isinstance(value, list) else [read_seconds(value)]
         )
+        return None not in times
     return False
 
 
@@ -178,14 +180,12 @@ def read_questions(record: Record, form: Form) -> Iterator[Question]:
     if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
     listed = read_value(record, form.questions) or []
-    if not isinstance(listed, list) or not all(
-        isinstance(each, dict) for each in listed
-    ):
+    if not isinstance(listed, list):
         raise ValueError("questions are not a list of {question, answer}")
     for each in listed:
         bound = TABLE.bind(each)
         question = read_question(each, bound)
-        others = [cell for key, cell in each.items() if key != bound.answer]
+        others = [each[key] for key in each if key != bound.answer]
         has_options = any(isinstance(cell, list | dict) for cell in others)
         if has_options and OPTION_NAME.fullmatch(question.answer):
             raise ValueError(
@@ -238,12 +238,7 @@ def read_option(record: Record, form: Form, answer: str) -> str:
         raise ValueError(f"`{form.options[0]}` is not a list of options")
 
     texts = [BEFORE_OPTION.sub("", clean_text(option)) for option in options]
-    names = texts
-    if form.first_option == "A":
-        names = [*LETTERS]
-    elif form.first_option:
-        first = int(form.first_option)
-        names = [str(first + index) for index in range(len(texts))]
+    names = OPTION_NAMES.get(form.first_option, texts)
     wanted = {fold_answer(answer), fold_answer(BEFORE_OPTION.sub("", answer))}
     for name, text in zip(names, texts, strict=False):
         if fold_answer(name) in wanted:
@@ -276,20 +271,16 @@ def read_parts(record: Record, form: Form) -> list[tuple[tuple[Time, Time], list
         return [((None, None), captions)]
     spans: Any = read_value(record, form.span)
     if not form.span:
-        starts = read_value(record, form.start)
-        ends = read_value(record, form.end)
-        spans = starts, ends
-        if isinstance(starts, list) and isinstance(ends, list):
-            spans = list(zip(starts, ends, strict=True))
+        spans = read_value(record, form.start), read_value(record, form.end)
+        if all(isinstance(times, list) for times in spans):
+            spans = [*zip(*spans, strict=True)]
     times = read_spans(spans)
     if len(times) == 1:
         return [(times[0], captions)]
 
     columns = [*map(parse_cell, captions)]
-    are_lists = all(
-        isinstance(texts, list) and len(texts) == len(times) for texts in columns
-    )
-    if not columns or not are_lists:
+    are_lists = all(isinstance(texts, list) for texts in columns)
+    if not columns or not are_lists or {*map(len, columns)} != {len(times)}:
         raise ValueError("not as many captions as times; write a row for each part")
     return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
 
@@ -324,14 +315,14 @@ def read_seconds(value: Any) -> Time:
     if text.lower() in NO_TEXT:
         return None
 
-    numbers: list[float] = []
-    with suppress(ValueError):
-        numbers = [float(part) for part in text.split(":")]
-    is_negative = len(numbers) > 1 and min(numbers) < 0
-    if len(numbers) not in (1, 2, 3) or is_negative:
+    try:
+        numbers = [float(part) for part in text.split(":", maxsplit=2)]
+        if len(numbers) > 1 and min(numbers) < 0:
+            raise ValueError
+    except ValueError:
         raise ValueError(
             f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5"
-        )
+        ) from None
     seconds = 0.0
     for place, number in enumerate(reversed(numbers)):
         seconds += number * 60**place

@@ -231,11 +231,6 @@ class DecodePlan:
                 table = table.set_column(position, name, values)
             yield table
 
-    def rows(self, indices: np.ndarray) -> Iterator[Row]:
-        """Yield the rows of the manifest with these indices, with their splits and groups."""
-        for table in self.tables(indices):
-            yield from read_rows(table)
-
     def units(self) -> Iterator[DecodeUnit]:
         """Yield the units in order, read one at a time."""
         for name, indices in self.rows_of_unit.items():
@@ -267,7 +262,8 @@ class DecodePlan:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
         places = np.linspace(0, planned, min(count, planned), endpoint=False, dtype=int)
-        return list(self.rows(self.row_indices[places]))
+        tables = self.tables(self.row_indices[places])
+        return [row for table in tables for row in read_rows(table)]
 
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of

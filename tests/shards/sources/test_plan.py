@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -341,7 +340,6 @@ def test_a_row_is_planned_as_it_was_imported():
     with plan_of(rows) as planned:
         assert planned.evenly_spaced(2) == [rows[0], rows[1]]
         assert planned.evenly_spaced(9) == rows
-        assert list(planned.rows(np.array([2]))) == [rows[2]]
 
 
 CLIP_NAMES = [
