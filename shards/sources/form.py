@@ -129,28 +129,16 @@ class Form(Columns):
         changes: dict[str, Any] = {}
         for key, words in WORDS["usual"].items():
             present = [names[word] for word in words if word in names]
-            if not present or key in self.model_fields_set:
-                continue
-            changes[key] = present[0]
+            if present and key not in self.model_fields_set:
+                changes[key] = present[0]
         self._bound[columns] = Form.model_validate(self.model_dump() | changes)
         return self._bound[columns]
 
     @cached_property
     def meanings(self) -> set[str]:
         """The columns that have a meaning. The others are stored as `meta`."""
-        keys = (
-            "question",
-            "answer",
-            "questions",
-            "type",
-            "start",
-            "end",
-            "span",
-            "url",
-        )
-        columns = {
-            getattr(self, key) for key in (*keys, "split", "group", "id", "kind")
-        }
+        keys = "question answer questions type start end span url split group id kind"
+        columns = {getattr(self, key) for key in keys.split()}
         columns.update(self.captions, self.options, self.file_columns)
         return columns - {""}
 
@@ -195,7 +183,7 @@ SAMPLE = Form.model_validate(WORDS["sample"])
 def find_form(columns: Iterable[str], extension: str) -> Form | None:
     """Return the form of a table with these columns: a published one, or `TABLE` if it has a column
     of files; None if the columns are not known."""
-    names = list(columns)
+    names = [*columns]
     for form in FORMS:
         if not (form.records or form.line) and form.fits(names, extension):
             return form
@@ -263,25 +251,24 @@ def split_in(text: str) -> Split | None:
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
     """Yield the records of a JSON document with their places, joined with the records of its other
     list; a reason in place of an invalid record."""
-    partners: dict[str, Record | str] = {}
     join = form.join if form.join and form.join.list else None
+    partners: dict[str, Record | str] = {}
     for _, partner in walk(document, join.list.split("."), "") if join else ():
         if join and isinstance(partner, dict):
             key = str(partner.get(join.key))
             if partners.setdefault(key, partner) != partner:
-                partners[key] = (
-                    f"two entries of `{join.list}` have the {join.key} {key}"
-                )
+                reason = f"two entries of `{join.list}` have the {join.key} {key}"
+                partners[key] = reason
 
     path = form.records.split(".") if form.records else []
     for where, record in walk(document, path, "entry"):
-        if join is None or not isinstance(record, dict):
+        if join and isinstance(record, dict):
+            key = str(record.get(join.on))
+            reason = f"no entry of `{join.list}` has the {join.key} {key}"
+            found = partners.get(key, reason)
+            yield where, found if isinstance(found, str) else found | record
+        else:
             yield where, record
-            continue
-        key = str(record.get(join.on))
-        missing = f"no entry of `{join.list}` has the {join.key} {key}"
-        found = partners.get(key, missing)
-        yield where, found if isinstance(found, str) else found | record
 
 
 def walk(

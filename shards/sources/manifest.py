@@ -41,6 +41,7 @@ from alpro.shards.storage import Location, identities, join
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
 # Files whose contents the rows depend on.
 STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
+TEXT_COUNTS = ("captions", "questions")
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
@@ -95,10 +96,7 @@ def import_source(
     source = Source(data, annotations, root, columns)
 
     column_keys = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
-    tables = {
-        split: [str(file) for file in files]
-        for split, files in source.annotations.items()
-    }
+    tables = {split: [*map(str, files)] for split, files in source.annotations.items()}
     source_digest = digest([str(data), tables, str(root), column_keys])[:16]
     state = digest([VERSION, *state_of(source)])[:16]
     # A run may read the manifest of an earlier state, so each state has a folder of its own.
@@ -177,22 +175,21 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
     splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     answers: defaultdict[str, set[int]] = defaultdict(set)
     content = hashlib.sha256()
-    rows: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
     counts = {"rows": 0, "rejects": 0}
+    pending: dict[str, list[dict[str, Any]]] = {"rows": [], "rejects": []}
     with (
         pq.ParquetWriter(out / "manifest.parquet", MANIFEST) as row_file,
         pq.ParquetWriter(out / "rejects.parquet", IMPORT_REJECTS) as reject_file,
     ):
+        files = {"rows": row_file, "rejects": reject_file}
 
-        def flush(
-            name: str, values: list[dict[str, Any]], file: pq.ParquetWriter
-        ) -> None:
-            file.write_table(
-                pa.Table.from_pylist(values, schema=file.schema), ROW_GROUP
-            )
-            counts[name] += len(values)
-            values.clear()
+        def flush(least: int) -> None:
+            for name, values in pending.items():
+                if len(values) >= least:
+                    table = pa.Table.from_pylist(values, schema=files[name].schema)
+                    files[name].write_table(table, ROW_GROUP)
+                    counts[name] += len(values)
+                    values.clear()
 
         for record in records:
             values = record.model_dump(mode="json")
@@ -204,39 +201,31 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             if isinstance(record, Row):
                 # Only the id is hashed: another row does not move this cut.
                 id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
-                cut = int.from_bytes(id_hash, "big")
-                rows.append(values | {"cut": cut, "meta": json.dumps(record.meta)})
+                values["cut"] = int.from_bytes(id_hash, "big")
+                values["meta"] = json.dumps(record.meta)
+                pending["rows"].append(values)
                 split = splits[record.split]
                 split["items"] += bool(record.captions or record.questions)
                 split["captions"] += len(record.captions)
                 split["questions"] += len(record.questions)
-                answers[record.split].update(
-                    hash(asked.answer) for asked in record.questions
-                )
+                known = answers[record.split]
+                known.update(hash(asked.answer) for asked in record.questions)
             else:
                 if isinstance(record, MissingItem):
                     # Its split is named, also if no item of it has a file.
                     splits.setdefault(record.split, Counter())
                 # An invalid row has nothing in the columns of a missing item.
-                rejects.append(dict.fromkeys(IMPORT_REJECTS.names) | values)
+                pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | values)
             # Readers find a row by its number: every group but the last has ROW_GROUP rows.
-            if len(rows) == ROW_GROUP:
-                flush("rows", rows, row_file)
-            if len(rejects) == ROW_GROUP:
-                flush("rejects", rejects, reject_file)
-        flush("rows", rows, row_file)
-        flush("rejects", rejects, reject_file)
+            flush(ROW_GROUP)
+        flush(1)
 
     return {
         **counts,
         "digest": content.hexdigest(),
         "splits": {
-            split: {
-                "items": counted["items"],
-                "captions": counted["captions"],
-                "questions": counted["questions"],
-                "answers": len(answers[split]),
-            }
+            split: {key: counted[key] for key in ("items", *TEXT_COUNTS)}
+            | {"answers": len(answers[split])}
             for split, counted in splits.items()
         },
     }

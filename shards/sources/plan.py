@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.shards.schema import KINDS, MANIFEST, REJECTS, SPLITS, Reject, Row
-from alpro.shards.sources.manifest import ROW_GROUP, Manifest
+from alpro.shards.sources.manifest import ROW_GROUP, TEXT_COUNTS, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
 # chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before. `times` are
@@ -35,7 +35,6 @@ GROUPINGS = {
     ),
     "times": re.compile(r"^(.*?[^/_. -])(?:[_ -]+\d+(?:\.\d+)?){2}\.\w+$"),
 }
-TEXT_COUNTS = ("captions", "questions")
 NAMES = ("group", "name")
 # What is in memory of each row; `split` and `kind` are indices in SPLITS and KINDS.
 NUMBERS = pa.schema(

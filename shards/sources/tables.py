@@ -58,6 +58,7 @@ READING_ERRORS = (
     ValueError,
     OverflowError,
     RecursionError,
+    csv.Error,
     pa.ArrowException,
 )
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
@@ -283,25 +284,23 @@ def read_cells(lines: Iterable[str], extension: str, skipped: int = 0) -> Record
         # People write spaces after commas; a quotation mark after one opens a text.
         skipinitialspace=f"{separator} " in header,
     )
-    columns: list[str] = []
+    columns = check_columns(next(reader, []))
     while True:
         line = skipped + reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            cells = next(reader, None)
         except csv.Error as error:
             # The end of this text is unknown: continuing could lose rows.
-            if not columns or skipped + reader.line_num > line:
+            if skipped + reader.line_num > line:
                 raise ValueError(
                     f"line {line}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
                 ) from None
             yield f"line {line}", str(error)
             continue
-        if not columns:
-            columns = check_columns(cells)
-        elif cells:
+        if cells is None:
+            return
+        if cells:
             yield f"line {line}", name_cells(columns, cells, is_quoted)
 
 
