@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
@@ -219,12 +219,9 @@ class Sidecars:
 
         texts: dict[str, str] = {}
         for text, paths in owners.items():
-            paths = [path for path in paths if not is_image(path)] or paths
-            if len({splitext(path)[0] for path in paths}) > 1:
-                reason = "texts fit several files, and are of none (give each its own, beside it)"
-                self.folder.notes.add(reason, f"{text} ({', '.join(paths[:2])})")
-                continue
-            texts |= dict.fromkeys(paths, text)
+            videos = [path for path in paths if not is_image(path)] or paths
+            if len({splitext(path)[0] for path in videos}) == 1:
+                texts |= dict.fromkeys(videos, text)
         return texts
 
     def find(self, media: str) -> str | None:
@@ -275,19 +272,6 @@ class Sidecars:
         if any(TABLE.bind(each).file for each in objects):
             return {}  # A table: train.json is no text of train.mp4.
         return value if isinstance(value, dict) else {"captions": value}
-
-    def find_alone(self) -> Iterator[str]:
-        """Yield the texts whose videos are missing, in the folders of the other texts."""
-        stems = {compose(splitext(path)[0]) for path in self.folder.media}
-        used = {*self.texts.values()}
-        folders = {text.rpartition("/")[0] for text in used}
-        for path in self.folder.others:
-            stem, suffix = splitext(path)
-            is_text = suffix.lower() in TEXT_SUFFIXES and not NOT_TEXTS.match(path)
-            is_alone = path not in used and compose(stem) not in stems
-            is_among_texts = path.rpartition("/")[0] in folders
-            if is_text and is_alone and is_among_texts and self.has_texts(path):
-                yield path
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""

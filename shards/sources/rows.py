@@ -169,10 +169,8 @@ class Items:
             yield from self.add(where, {**record, "$file": path}, BESIDE)
 
     def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
-        if any(
-            read_string(record, column) != value for column, value in form.where.items()
-        ):
-            self.notes.add("rows are left out by `where`", part["where"])
+        wanted = form.where.items()
+        if any(read_string(record, column) != value for column, value in wanted):
             return
         named_split = read_string(record, form.split)
         split = split_in(named_split)
@@ -181,9 +179,6 @@ class Items:
                 f"unknown split {named_split!r}; use train, validation, test"
             )
         if origin.selects and split not in ("", origin.split):
-            self.notes.add(
-                f"rows are of another split than {origin.split}", part["where"]
-            )
             return
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
         part["id"] = read_string(record, form.id)
@@ -203,11 +198,7 @@ class Items:
             if "missing" in part and part["split"] == TEXTS:
                 return
             kind = read_string(record, form.kind).lower()
-            part["kind"] = kind or find_kind(part["path"])
-            if part["kind"] not in KINDS:
-                raise ValueError(
-                    f'kind: {kind!r}; use video or image, or set `kind = ""` in `columns`'
-                )
+            part["kind"] = kind if kind in KINDS else find_kind(part["path"])
         for (start, end), cells in times:
             part |= {"start": start, "end": end}
             self._write(part, cells, form.paragraph, origin.number)
@@ -329,7 +320,16 @@ class Items:
                 item["split"] = split_of_path(item["name"])
             paragraphs = map(" ".join, item["paragraphs"].values())
             item["captions"] += filter(None, paragraphs)
-            yield self._reject_missing(item) if "missing" in item else make_row(item)
+            if "missing" in item:
+                yield self._reject_missing(item)
+                continue
+            try:
+                yield Row.model_validate(item)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                reason = f"{where}: {first['msg']}"
+                yield reject_row(item["where"], reason, item["name"])
 
         if names_no_split and folders and not has_split_folders:
             reason = (
@@ -359,15 +359,6 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
         )
     used_ids[row_id] = where
     return row_id
-
-
-def make_row(item: Part) -> Row | Reject:
-    try:
-        return Row.model_validate(item)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return reject_row(item["where"], f"{where}: {first['msg']}", item["name"])
 
 
 def reject_row(where: str, detail: str, path: str = "") -> Reject:

@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import UTF16_MARKS
-from alpro.log import progress
 from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholder
 from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.sources.form import (
@@ -46,7 +45,6 @@ Records = Iterator[tuple[str, Record | str]]
 LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *LINES)
 HEAD = 20  # records whose columns decide the form
-PROGRESS_RECORDS = 10_000  # after which progress advances
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 # Bytes that are not UTF-8, by `surrogateescape`.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -111,11 +109,7 @@ class Table:
         )
 
     def records(self) -> Records:
-        with progress(f"reading {self.name}", None, "records") as advance:
-            for number, pair in enumerate(chain(self.head, self._records), 1):
-                if number % PROGRESS_RECORDS == 0:
-                    advance(PROGRESS_RECORDS)
-                yield pair
+        return chain(self.head, self._records)
 
     def refuse_placeholder(self) -> None:
         """Raise UnreadableTable if the contents are stored elsewhere."""

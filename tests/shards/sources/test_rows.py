@@ -33,6 +33,7 @@ FIELDS = r"""
 {"split": null} | split | ""
 {"split": ""} | split | ""
 {"kind": " Image"} | kind | "image"
+{"kind": "cooking"} | kind | "video"
 {"video": "still.JPEG"} | kind | "image"
 {"start": "0.5", "end": "01:02:03.5"} | end | 3723.5
 {"start": "1:02", "end": "nan"} | start | 62
@@ -79,7 +80,6 @@ BAD = {
         "start: Input should be less than or equal to 1000000",
     ),
     "a split that is none": ({"split": "fold9"}, "unknown split 'fold9'; use train"),
-    "a kind that is none": ({"kind": "audio"}, "kind: "),
     "a number for a text": ({"caption": 7}, "captions are not a list of strings"),
     "questions that are no list": (
         {"questions": {"question": "what?"}},
