@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -33,11 +33,7 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.training.config import EncoderConfig, MatchingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.pretrain_objective import (
-    LossWeights,
-    PretrainObjective,
-    PretrainSettings,
-)
+from alpro.stages.training.pretrain_objective import PretrainObjective, PretrainSettings
 from alpro.stages.training.stage import (
     Training,
     advance_generator,
@@ -49,27 +45,14 @@ from alpro.stages.training.stage import (
 VERSION = 9
 
 
-class Config(EncoderConfig, MatchingConfig, frozen=True):
+class Config(PretrainSettings, EncoderConfig, MatchingConfig, frozen=True):
     """Pre-training of ALPRO."""
 
-    weights: LossWeights = LossWeights()
     start: str = Field(
         default="scratch",
         description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or "
         "the path of an ALPRO model",
         json_schema_extra=file_or_word("scratch", "prompter"),
-    )
-    mlm_probability: float = Field(
-        default=0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
-    )
-    threshold: float = Field(
-        default=0.2,
-        ge=0,
-        le=1,
-        description="PEM ignores crops whose most likely entity is less probable",
-    )
-    negatives: Literal["hard", "uniform"] = Field(
-        default="hard", description="negatives of VTM: by similarity, or uniform"
     )
 
     @model_validator(mode="after")
@@ -90,17 +73,6 @@ class Config(EncoderConfig, MatchingConfig, frozen=True):
     def needs_prompter(self) -> bool:
         """Whether pseudo-labels or initial weights require a prompter."""
         return self.weights.pem > 0 or self.start == "prompter"
-
-    @property
-    def objective(self) -> PretrainSettings:
-        """Settings of the objective."""
-        return PretrainSettings(
-            weights=self.weights,
-            threshold=self.threshold,
-            negative_pool_size=self.negative_pool_size,
-            uniform_negatives=self.negatives == "uniform",
-            mlm_probability=self.mlm_probability,
-        )
 
 
 class Inputs(StageInputs):
@@ -159,7 +131,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             std=preprocessing.std,
             prompter=prompter.normalized(device) if prompter else None,
             prompts=prompts,
-            settings=config.objective,
+            settings=config,
+            negative_pool_size=config.negative_pool_size,
         ).to(device)
 
         def draw(data: TrainingDataset) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
@@ -32,7 +31,6 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
-from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import (
@@ -67,17 +65,6 @@ class Crops(StageConfig, frozen=True):
                 f"area {self.area} must be two shares in order, above 0 and at most 1"
             )
         return self
-
-    def check(self, grid: int) -> None:
-        """Raise InputError if no crop of whole patches has the area."""
-        # `random_box` returns a box of another area if none fits.
-        _, _, width, height = random_box(grid, np.random.default_rng(0), self.area)
-        smallest, largest = self.area
-        if self.share and not smallest <= width * height / grid**2 <= largest:
-            raise InputError(
-                f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} "
-                "patches"
-            )
 
 
 class Config(EncoderConfig, frozen=True):
@@ -126,14 +113,12 @@ class Config(EncoderConfig, frozen=True):
             raise ValueError(
                 "optimizer = muon is not for the towers of `clip`; set it to adamw"
             )
-        if self.clip:
-            return self
-
-        if self.new_lr or self.trained_layers >= 0 or self.interpolate:
+        if not self.clip and (
+            self.new_lr or self.trained_layers >= 0 or self.interpolate
+        ):
             raise ValueError(
                 "new_lr, trained_layers and interpolate are for the towers of `clip`"
             )
-        self.crops.check(self.model.video.grid)
         return self
 
 
@@ -164,8 +149,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             bundle = load_towers(config, device)
         else:
             bundle = build_prompter(config, inputs, device)
-        # The grid of a CLIP is known only when it is loaded.
-        config.crops.check(bundle.model.config.video.grid)
 
         objective = PrompterObjective(
             bundle.model,

@@ -94,16 +94,10 @@ class StageInputs(BaseModel):
         Raises:
             InputError: If a required input is missing, or a name is unknown.
         """
-        fields = cls.model_fields.keys() - {"corpora"}
-        values: dict[str, Any] = {
-            name: locations[name] for name in fields & locations.keys()
-        }
-        corpora = {name: path for name, path in locations.items() if name not in fields}
+        values: dict[str, Any] = dict(locations)
         if "corpora" in cls.model_fields:
-            values["corpora"] = corpora
-        else:
-            values |= corpora
-
+            corpora = locations.keys() - (cls.model_fields.keys() - {"corpora"})
+            values["corpora"] = {name: values.pop(name) for name in sorted(corpora)}
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -6,7 +6,8 @@ items). The report, MLflow and checkpoints then have it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -40,23 +41,22 @@ class LossWeights(StageConfig, frozen=True):
     pem: float = Field(default=1.0, ge=0, description="prompting entity modeling")
 
 
-@dataclass(frozen=True)
-class PretrainSettings:
-    """Settings of `PretrainObjective`.
+class PretrainSettings(StageConfig, frozen=True):
+    """Settings of `PretrainObjective`."""
 
-    Attributes:
-        weights: Weights of the losses.
-        threshold: PEM ignores crops whose most likely entity is less probable (section 3.4: 0.2).
-        negative_pool_size: See `MatchingObjective`.
-        uniform_negatives: Whether VTM samples negatives uniformly and not by similarity.
-        mlm_probability: Fraction of the tokens that MLM masks (section 3.2.3: 15 %).
-    """
-
-    weights: LossWeights = field(default_factory=LossWeights)
-    threshold: float = 0.2
-    negative_pool_size: int = 0
-    uniform_negatives: bool = False
-    mlm_probability: float = 0.15
+    weights: LossWeights = LossWeights()
+    mlm_probability: float = Field(
+        default=0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
+    )
+    threshold: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="PEM ignores crops whose most likely entity is less probable",
+    )
+    negatives: Literal["hard", "uniform"] = Field(
+        default="hard", description="negatives of VTM: by similarity, or uniform"
+    )
 
 
 class PretrainObjective(MatchingObjective):
@@ -79,15 +79,15 @@ class PretrainObjective(MatchingObjective):
         prompter: NormalizedModel | None,
         prompts: dict[str, Tensor],
         settings: PretrainSettings,
+        negative_pool_size: int = 0,
     ):
-        super().__init__(model, mean, std, settings.negative_pool_size)
+        super().__init__(model, mean, std, negative_pool_size)
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
 
+        self.settings = settings
         self.threshold = settings.threshold
-        self.uniform_negatives = settings.uniform_negatives
-        self.mlm_probability = settings.mlm_probability
         self.weights = settings.weights.model_dump()
         self.losses = tuple(name for name, weight in self.weights.items() if weight > 0)
 
@@ -99,7 +99,7 @@ class PretrainObjective(MatchingObjective):
 
     @property
     def examples(self) -> Examples:
-        return replace(super().examples, mlm_probability=self.mlm_probability)
+        return replace(super().examples, mlm_probability=self.settings.mlm_probability)
 
     def forward(
         self,
@@ -118,7 +118,7 @@ class PretrainObjective(MatchingObjective):
         if "vtc" in self.losses:
             loss, v2t, t2v, metrics = self.contrast(batch, video, text, features)
             terms["vtc"] = loss, metrics
-        if self.uniform_negatives:
+        if self.settings.negatives == "uniform":
             v2t = torch.zeros_like(v2t)
             t2v = torch.zeros_like(t2v)
 

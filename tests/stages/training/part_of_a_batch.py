@@ -126,9 +126,8 @@ def objective_of(
     settings = PretrainSettings(
         weights=LossWeights(**(WEIGHTS if weights is None else weights)),
         threshold=threshold,
-        negative_pool_size=pool,
     )
-    return PretrainObjective(model, *NORM, teacher, prompts, settings)
+    return PretrainObjective(model, *NORM, teacher, prompts, settings, pool)
 
 
 def losses_of(objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

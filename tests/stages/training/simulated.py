@@ -113,7 +113,8 @@ def objective_at_size(stage: str, config: Any) -> Objective:
         prompts = {kind: torch.empty(ENTITIES, width) for kind in ("video", "image")}
         model = Alpro(config.model, entities=ENTITIES)
         teacher = NormalizedModel(prompter, HALF, HALF)
-        return PretrainObjective(model, HALF, HALF, teacher, prompts, config.objective)
+        pool = config.negative_pool_size
+        return PretrainObjective(model, HALF, HALF, teacher, prompts, config, pool)
     default = train_prompter.Config.model_fields["model"].default
     video = default.video.model_copy(update={"frames": frames})
     sizes = default.model_copy(update={"video": video})

@@ -110,7 +110,8 @@ def test_losses_and_gradients_are_those_by_hand_and_of_the_parts_that_they_train
 ):
     objective = objective_of(name, **changes)
     if uniform:
-        objective.uniform_negatives = True  # as without VTC
+        uniform = {"negatives": "uniform"}  # as without VTC
+        objective.settings = objective.settings.model_copy(update=uniform)
         batch.max_masked = 0  # as where the number is not known
     if name == "prompter":
         batch.boxes = None
@@ -198,7 +199,8 @@ def test_pseudo_labels_are_the_frozen_prompters_of_the_crops_with_the_prompts_of
 def test_without_kept_labels_masked_words_and_known_answers_there_is_no_loss_and_no_nan(
     batch,
 ):
-    objective = objective_of("pretrain", threshold=1.1)
+    objective = objective_of("pretrain")
+    objective.threshold = 1.1
     nothing = replace(
         batch, masked=batch.text, labels=torch.full_like(batch.text, -100)
     )
