@@ -1,6 +1,6 @@
 """Select the M most frequent nouns of the captions as entities."""
 
-import unicodedata
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,10 @@ NON_OBJECTS = (
     "zoom zooms"
 )
 LETTERS = range(2, 31)  # allowed lengths of an entity
+# A character that may be a word: Kana, Hangul or an ideograph.
+SYLLABLE = re.compile(
+    "[\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U000323af]"
+)
 MIN_COUNT = 2  # occurrences of an entity
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
 LEFT_OUT = pa.schema(
@@ -200,15 +204,6 @@ def check_enough(entities: Chosen, config: Config, out: Path) -> None:
         )
 
 
-def is_syllable(text: str) -> bool:
-    """Whether one character is a word or a syllable: an ideograph, Hangul or Kana."""
-    if len(text) != 1:
-        return False
-    # `name` raises ValueError for characters without a name, unless it has a default.
-    name = unicodedata.name(text, "")
-    return name.startswith(("CJK", "HANGUL", "HIRAGANA", "KATAKANA"))
-
-
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     """Return why a noun cannot be in the vocabulary; empty if it can.
 
@@ -217,7 +212,7 @@ def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
     """
     if not WORD.fullmatch(word.name):
         return "not of letters alone"
-    if len(word.name) not in LETTERS and not is_syllable(word.name):
+    if len(word.name) not in LETTERS and not SYLLABLE.fullmatch(word.name):
         return f"not {LETTERS[0]} to {LETTERS[-1]} letters"
     if word.name in prompts:
         return "a word of the prompt templates"

@@ -185,10 +185,9 @@ def check_texts(plan: DecodePlan) -> None:
     source = plan.manifest.about["source"]
     if not len(plan.row_indices):
         # The import may have rejected every row: the first reject says why.
-        reject = next(plan.rejects(), None)
-        if reject is None:
-            raise InputError(f"{source}: no rows of these kinds")
-        raise InputError(f"{source}: {reject.id}: {reject.detail or reject.reason}")
+        for reject in plan.rejects():
+            raise InputError(f"{source}: {reject.id}: {reject.detail or reject.reason}")
+        raise InputError(f"{source}: no rows of these kinds")
 
     if any(texts["items"] for texts in plan.splits().values()):
         return

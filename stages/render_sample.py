@@ -4,6 +4,7 @@ splits."""
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,6 @@ CHROMA = np.array([[-9714, -19070, 28784], [28784, -24103, -4681]], np.int32)
 class Item:
     """A file to render and its row in the manifest."""
 
-    corpus: str
-    path: str
     scene: Scene
     row: dict[str, Any]
 
@@ -114,7 +113,12 @@ def needs(pipeline: Pipeline) -> list[Needs]:
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Write videos/ and images/, and a manifest for each corpus: <corpus>.jsonl."""
-    items = [*lessons(config), *clips(config), *stills(config)]
+    corpora = {
+        "lessons": lessons(config),
+        "clips": clips(config),
+        "stills": stills(config),
+    }
+    items = list(chain(*corpora.values()))
     for folder in ("videos", "images"):
         (out / folder).mkdir(exist_ok=True)
 
@@ -126,8 +130,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     broken = write_broken_items(out)
 
     counts = {}
-    for corpus in CORPORA:
-        rows = [item.row for item in items if item.corpus == corpus]
+    for corpus, corpus_items in corpora.items():
+        rows = [item.row for item in corpus_items]
         counts[corpus] = len(rows)
         # Added after the count of good items.
         if corpus == "clips":
@@ -201,8 +205,6 @@ def item(
 ) -> Item:
     """Return an item. Items for training have several captions, and items of `clips` questions."""
     is_image = corpus == "stills"
-    path = f"images/{name}.jpg" if is_image else f"videos/{name}.mp4"
-
     # Captions are drawn before questions, because both use `rng`.
     if split == "train":
         drawn = [CAPTION_FUNCTIONS[corpus](scene, rng) for _ in range(CAPTIONS)]
@@ -217,7 +219,7 @@ def item(
 
     row = {
         "id": name,
-        "path": path,
+        "path": f"images/{name}.jpg" if is_image else f"videos/{name}.mp4",
         "kind": "image" if is_image else "video",
         # Captions are drawn with replacement; equal ones count once.
         "captions": list(dict.fromkeys(drawn)),
@@ -229,7 +231,7 @@ def item(
         "places": places(scene, 1 if is_image else TIMES),
         "unseen": split != "train" and scene.main.held_out,
     }
-    return Item(corpus, path, scene, row)
+    return Item(scene, row)
 
 
 def places(scene: Scene, times: int) -> dict[str, list[list[float]]]:
@@ -251,7 +253,7 @@ def render_items(items: list[Item], config: Config, out: Path) -> int:
     """Render files and return their number. Existing files are rendered again, because after an
     interruption they may be incomplete."""
     for item in items:
-        path = out / item.path
+        path = out / item.row["path"]
         if path.suffix == ".jpg":
             Image.fromarray(render(item.scene, 1, config.size)[0]).save(
                 path, "JPEG", quality=92

@@ -115,8 +115,9 @@ class Run:
         # The best weights on validation, which rank 0 keeps on the CPU.
         self.best: dict[str, Tensor] = {}
         self.state = self.restore()
-        self.file = MetricsFile(out, world.main)
-        self.file.drop_after(self.state.step)
+        self.file = MetricsFile(out)
+        if world.main:
+            self.file.drop_after(self.state.step)
 
         # Wrapped after `restore`, because DDP broadcasts the weights of rank 0.
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
@@ -341,7 +342,7 @@ class Run:
         if self.world.device.type == "cuda":
             values["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         clock.start_window()
-        self.file.write(self.state.step, values)
+        self.write(values)
 
         # Without a finite step there is no mean.
         return (
@@ -357,7 +358,7 @@ class Run:
             The metrics of this validation, or with `select` of the best one so far.
         """
         values = self.measure(validate)
-        self.file.write(self.state.step, values)
+        self.write(values)
         if not select:
             return values
 
@@ -371,6 +372,11 @@ class Run:
                     name: value.to("cpu", copy=True) for name, value in weights.items()
                 }
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
+
+    def write(self, values: dict[str, float]) -> None:
+        """Write metrics of this step, on rank 0."""
+        if self.world.main:
+            self.file.write(self.state.step, values)
 
     def measure(self, validate: Validate) -> dict[str, float]:
         """Return the metrics of the current weights in the precision of training."""

@@ -16,18 +16,14 @@ from alpro.models.ranks import all_reduce_sum
 
 
 class MetricsFile:
-    """metrics.jsonl of a stage: one object per line with `step`, `time` and the metrics. Only rank
-    0, which is `active`, writes it."""
+    """metrics.jsonl of a stage: one object per line with `step`, `time` and the metrics. Only rank 0
+    writes it."""
 
-    def __init__(self, folder: Path, active: bool = True):
+    def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
-        self.active = active
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append a line. A failed write is logged and does not stop training."""
-        if not self.active:
-            return
-
         line = {"step": step, "time": round(time.time(), 3), **values}
         try:
             with open(self.path, "a") as file:
@@ -37,15 +33,12 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Write the lines to disk. Called before a checkpoint: steps before it are not run again."""
-        if self.active and self.path.exists():
+        if self.path.exists():
             sync(self.path)
             sync(self.path.parent)
 
     def drop_after(self, step: int) -> None:
         """Remove the lines after `step`, which a run that resumes from a checkpoint writes again."""
-        if not self.active or not self.path.exists():
-            return
-
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
