@@ -312,6 +312,7 @@ NOT_IN_EVERY_RUN = {
     "<split>/decoded/<corpus>/<column>",
     "<split>/<model>/entity_crops/acc_kept",
     "<split>/<model>/entity_crops/acc_confident",
+    "train/memory_gib",  # of a GPU
     # Of a fine-tuned CLIP; tests/stages/test_clip.py has a run with them.
     "<metric>/interpolated/<share>",
     "interpolation_share",
