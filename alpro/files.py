@@ -24,10 +24,10 @@ from alpro.errors import InputError
 
 # Byte order marks of UTF-16.
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# Errors of file systems that do not sync files.
-CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
-# Errors of file systems that do not sync folders, and of folders that can be written but not read.
-CANNOT_SYNC_FOLDERS = {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+# Errors of file systems that do not sync files or folders, and of folders that can be written but
+# not read.
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+CANNOT_SYNC |= {errno.EISDIR, errno.EACCES, errno.EPERM}
 
 
 def expand_home(path: str | Path) -> Path:
@@ -105,9 +105,6 @@ def temporary_name(path: Path) -> Path:
 
 def sync(path: Path | str) -> None:
     """Wait until the contents of a file, or the names in a folder, are on the disk."""
-    ignored = CANNOT_SYNC
-    if os.path.isdir(path):  # noqa: PTH112 - much faster
-        ignored |= CANNOT_SYNC_FOLDERS
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -115,7 +112,7 @@ def sync(path: Path | str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in ignored:
+        if error.errno not in CANNOT_SYNC:
             raise
 
 
@@ -219,9 +216,7 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
 
     try:
         return read_json(path)
-    except RecursionError as error:
-        raise ValueError(f"{path}: not readable as JSON: nested too deeply") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
 
 

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 def acquire(lock: FileLock, blocking: bool = True) -> bool:
@@ -44,7 +44,7 @@ def check_locks(folder: Path) -> None:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (*NO_LOCKS, errno.ENOSYS, errno.EINVAL):
+            if error.errno not in NO_LOCKS:
                 raise
             raise without_locks(folder, error) from error
 

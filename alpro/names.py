@@ -118,14 +118,14 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             "`alpro artifacts ls` lists all, which have their fingerprints as names"
         )
     if len(matches) > 1:
-        listed = [
-            f"{record.stage}@{summarize(record, record.name)}" for _, record in matches
-        ]
+        listed = []
+        for _, record in matches:
+            listed.append(f"{record.stage}@{record.fingerprint[:8]} ({record.name})")
         raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
 
     folder, record = matches[0]
     if not FINGERPRINT_NAME.fullmatch(str(name)):
-        log.info(f"{name}: {summarize(record)}")
+        log.info(f"{name}: {folder} of {record.run.get('at', '')[:16]}")
     return folder, record
 
 
@@ -157,14 +157,3 @@ def config_name(config: str) -> str:
     'mine'
     """
     return config.replace("\\", "/").rpartition("/")[2].removesuffix(".toml")
-
-
-def summarize(record: Record, name: str = "") -> str:
-    """Summarize an artifact: start of its fingerprint, name, configuration, time."""
-    run = record.run
-    config = config_name((run.get("arguments") or {}).get("config", ""))
-    minute = run.get("at", "")[:16].replace("T", " ")
-
-    start = record.fingerprint[:8]
-    details = ", ".join(filter(None, (name, config, minute)))
-    return f"{start} ({details})" if details else start

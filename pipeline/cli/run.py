@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from alpro.environment import outside_current_folder
@@ -204,8 +203,7 @@ def create_workspace(folder: Path) -> None:
     home = folder / "prefect"
     home.mkdir(parents=True, exist_ok=True)
     try:
-        # A mode does not tell that a disk is full or mounted read-only.
-        TemporaryFile(dir=folder).close()
+        # Creates a file: a mode does not tell that a disk is full or mounted read-only.
         check_locks(home)
     except OSError as error:
         # Not the name of a file that never was.

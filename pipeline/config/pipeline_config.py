@@ -210,11 +210,9 @@ class PipelineConfig(BaseModel):
         for stage, config in self.trainings().items():
             keys |= dict.fromkeys(config.corpora, f"{stage}.phases")
         for task in ("retrieval", "qa"):
-            keys |= {
-                name: f"evaluate.{task}"
-                for name in [getattr(self.evaluate, task)]
-                if name
-            }
+            name = getattr(self.evaluate, task)
+            if name:
+                keys[name] = f"evaluate.{task}"
         return keys
 
     @property

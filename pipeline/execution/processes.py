@@ -153,20 +153,19 @@ def run_stage(
         CancelledError: If the pipeline stopped it.
         StageFailed: If it ended for any other reason.
     """
-    trains = step.stage in TRAININGS
     work_file = write_work(step, out, store, resources)
-    command = get_command(step.stage, work_file, resources)
-    # The user starts it on each other node.
-    show = log.info if resources.nodes > 1 and trains else log.debug
-    show(f"{step.name}: {shlex.join(command)}")
-
-    finished = count_finished(out)
     stop_file = work_file.with_name(STOP_FILE)
     stop_file.unlink(missing_ok=True)
+    command = get_command(step.stage, work_file, resources)
+    supervisor = supervised(command)
+    if step.stage in TRAININGS:
+        supervisor = supervised(command, GRACE_SECONDS, stop_file)
+        if resources.nodes > 1:  # the user starts it on each other node
+            log.info(f"{step.name}: {shlex.join(command)}")
+
+    finished = count_finished(out)
     running = Processes(
-        supervised(command, GRACE_SECONDS, stop_file)
-        if trains
-        else supervised(command),
+        supervisor,
         get_environment(step, resources, launch),
         launch.descriptors,
         launch.on_line,
@@ -184,16 +183,7 @@ def run_stage(
         return Outcome(**result)
 
     if running.stopped:
-        saved = ""
-        if trains:
-            # A training that was killed has only an earlier checkpoint, or none.
-            last_step = count_finished(out)
-            saved = (
-                f", with a checkpoint of step {last_step}"
-                if last_step
-                else ", no checkpoint yet"
-            )
-        raise CancelledError(f"{step.name} was stopped{saved}")
+        raise CancelledError(f"{step.name} was stopped")
     rest = f"unfinished results are in {work_file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result
         raise InputError(f"{step.name}: stopped by the error above; {rest}")
@@ -241,18 +231,14 @@ def read_result(work_file: Path, wait: bool) -> dict[str, Any]:
 
 def describe_end(status: int, last_lines: Sequence[str]) -> str:
     """Say how the processes of a stage ended without a result."""
-    # A supervisor reports signals as a shell does.
-    number = status - 128 if status > 128 else -status
-    output = f": {' | '.join(last_lines)}" if last_lines else "; its output is above"
     if status == 0:
         return f"ended well but left no {RESULT_FILE}; all nodes must share its folder"
-    if number == signal.SIGKILL:
+    if status == 128 + signal.SIGKILL:
         return (
             "was killed, probably for memory: fewer resources.workers or a smaller batch need "
             "less; the same command resumes"
         )
-    if number in set(signal.Signals):
-        return f"was ended by {signal.Signals(number).name}{output}"
+    output = f": {' | '.join(last_lines)}" if last_lines else "; its output is above"
     return f"ended with status {status}{output}"
 
 
@@ -322,9 +308,6 @@ def find_gpus(resources: Resources) -> list[str]:
 
     count = torch.cuda.device_count()
     # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
-    named = [
-        name.strip()
-        for name in os.environ.get(VISIBLE_GPUS, "").split(",")
-        if name.strip()
-    ]
-    return named[:count] or [str(index) for index in range(count)]
+    named = os.environ.get(VISIBLE_GPUS)
+    names = named.split(",") if named else map(str, range(count))
+    return [name.strip() for name in names][:count]

@@ -10,6 +10,7 @@ With `--debug`, everything runs in this process, and exceptions are raised, for 
 """
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -23,7 +24,6 @@ from alpro.files import os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
 from alpro.pool import in_this_process
 from alpro.shards.storage import DISK_FULL, located
-from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     EXIT_STOPPED,
@@ -33,8 +33,8 @@ from alpro.stages.execution.interface import (
 )
 from alpro.stages.execution.lifecycle import PARENT, get_parent
 
-# Substrings of PyTorch's out-of-memory errors.
-NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+# In the messages of PyTorch's out-of-memory errors.
+NO_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
 
 
 def debug(file: Path) -> Outcome:
@@ -112,10 +112,8 @@ def report(result: Path, message: str) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether the memory of a GPU or of this machine ran out."""
     # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
-    is_of_torch = isinstance(error, RuntimeError) and any(
-        map(str(error).__contains__, NO_MEMORY)
-    )
-    return isinstance(error, MemoryError) or is_of_torch
+    is_of_torch = isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))
+    return isinstance(error, MemoryError) or bool(is_of_torch)
 
 
 def describe_memory(stage: str, error: Exception) -> str:
@@ -123,25 +121,18 @@ def describe_memory(stage: str, error: Exception) -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        others = total - free - torch.cuda.memory_reserved()
-        if others > total / 2:
+        if total - free - torch.cuda.memory_reserved() > total / 2:
             return (
-                f"{stage} ran out of memory: other processes hold {others / 2**30:.0f} of the "
-                f"{total / 2**30:.0f} GiB of its GPU; wait until they end, or choose another GPU "
-                "with CUDA_VISIBLE_DEVICES"
+                f"{stage} ran out of memory: other processes hold most of its GPU; wait until they "
+                "end, or choose another GPU with CUDA_VISIBLE_DEVICES"
             )
 
     # torch's message continues with the statistics of its allocator.
     reason = one_line(error).partition(". ")[0]
-    if stage not in TRAININGS:
-        return (
-            f"{stage} ran out of memory ({reason}): free some memory, or run it alone"
-        )
-
     return (
-        f"{stage} ran out of memory ({reason}): double {stage}.accumulation_steps, which computes "
-        "the same batch in smaller parts, or set resources.checkpoint_activations=true, which "
-        "needs far less memory and a third more time; then run again"
+        f"{stage} ran out of memory ({reason}): run it alone; a training needs less with a doubled "
+        f"{stage}.accumulation_steps, which computes the same batch in smaller parts, or with "
+        "resources.checkpoint_activations=true, which takes a third more time; then run again"
     )
 
 

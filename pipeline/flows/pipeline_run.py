@@ -12,8 +12,6 @@ from queue import SimpleQueue
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
-from prefect.utilities.urls import url_for
 
 from alpro.artifact import Record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
@@ -138,22 +136,16 @@ class PipelineRun:
         report = self.plan.report
         changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
-        # The server of a command ends with it: no link leads to its page.
-        prefect = "" if is_command_line() else url_for("flow-run", flow_run.id) or ""
-        mlflow = ""
+        links = {}
         if self.mlflow_run:
             server = self.tracker.server or DEFAULT_UI
-            mlflow = f"{server}/{self.tracker.page(self.mlflow_run)}"
-        links = {"MLflow": mlflow, "Prefect": prefect}
+            links["MLflow"] = f"{server}/{self.tracker.page(self.mlflow_run)}"
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
             temporary.write_text(document.page(links), "utf-8")
 
         # The report is one of the files of MLflow's run, which has a page for each.
-        in_mlflow = {
-            "Report": self.tracker.page(self.mlflow_run, report.name),
-            "Prefect": prefect,
-        }
+        in_mlflow = {"Report": self.tracker.page(self.mlflow_run, report.name)}
         self.tracker.log_pipeline(
             self.mlflow_run,
             artifacts,

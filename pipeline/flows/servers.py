@@ -210,7 +210,6 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     worker = {name: value for name, value in server.items() if name not in DATABASES}
     programs = Programs(workspace / "logs")
     make_folder(programs.logs)
-    make_folder(workspace / "prefect")
     create_database(workspace / "prefect/prefect.db")
 
     # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the

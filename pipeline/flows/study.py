@@ -5,10 +5,12 @@ artifact is found by its fingerprint, so a study that was stopped continues when
 The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
+import math
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -20,7 +22,6 @@ from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.files import STUDIES, find_config, read_toml
 from alpro.pipeline.config.load import load_config
-from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
@@ -33,18 +34,8 @@ from alpro.pipeline.reports.results import (
     rows,
 )
 from alpro.shards.storage import absolute
-from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import STUDIED, full_name
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SEEDED = tuple(
-    stage
-    for stage in STAGES
-    if stage in PipelineConfig.model_fields
-    and "seed" in import_module(f"alpro.stages.{stage}").Config.model_fields
-)
 # Columns of a score that do not depend on the variant.
 DESCRIPTION = ("model", "what", "direction", "metric", "unit", "higher_is_better")
 NOTE = (
@@ -64,7 +55,7 @@ class Study(BaseModel):
     config: str = "sample"  # the path of a file is relative to the study file
     changes: tuple[str, ...] = Field(default=(), alias="set")  # changes of all variants
     # The last stage to run; by default the whole pipeline.
-    until: str = Field(default="", pattern=f"^(({'|'.join(STAGES)})( \\w+)?)?$")
+    until: str = ""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     # Columns of the printed table; `*` matches any characters.
     scores: tuple[str, ...] = Field(default=STUDIED, min_length=1)
@@ -117,11 +108,9 @@ def plan_members(
             try:
                 # Only the seeds of stages that a variant has are set.
                 settings = load_config(Command(config, tuple(every)))
-                every += [
-                    f"{stage}.seed={seed}"
-                    for stage in SEEDED
-                    if getattr(settings, stage) is not None
-                ]
+                for name, table in settings:
+                    if hasattr(table, "seed"):
+                        every.append(f"{name}.seed={seed}")
                 plan = make_plan(Command(config, tuple(every), study.until), root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
@@ -158,9 +147,8 @@ def run_study(
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
         labels = {"variant": member.variant, "seed": member.seed}
-        tags = {"study": study.name} | {
-            name: str(value) for name, value in labels.items()
-        }
+        tags = {"study": study.name, "variant": member.variant}
+        tags["seed"] = str(member.seed)
         try:
             folders = flow.start(member.plan, tracker, title=member.title, tags=tags)
         except Exception as error:
@@ -170,9 +158,8 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
-        scores += [
-            row | labels for row in rows(read_artifacts(map(Path, folders.values())))
-        ]
+        for row in rows(read_artifacts(map(Path, folders.values()))):
+            scores.append(row | labels)
 
     summaries = summarize(scores, list(study.variants))
     # The same file for a study that continues, another one if anything of it has changed.
@@ -204,70 +191,67 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
         scores: rows of results.json, each with its variant and seed.
         variants: their names in order.
     """
-    import pandas as pd
-
-    named = []
+    # Rows by score, variant and seed.
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for row in scores:
         if row["value"] is not None:
-            named.append({"model": ""} | row | {"name": full_name(row)})
-    frame = pd.DataFrame(named)
-    if frame.empty:
-        return []
+            by_variant = groups.setdefault(full_name({"model": ""} | row), {})
+            by_variant.setdefault(row["variant"], {})[row["seed"]] = row
 
-    frame["score"] = pd.Categorical(frame["name"], frame["name"].unique())
-    frame["variant"] = pd.Categorical(frame["variant"], variants)
-    frame["chance"] = frame["chance"].astype(float)
-    frame["items"] = frame["items"].astype(object)
-    # The seeds pair the runs: what a seed changes for both cancels in the difference.
-    pairs: Any = frame[["name", "seed"]]
-    baseline = frame[frame["variant"] == variants[0]].set_index(["name", "seed"])[
-        "value"
-    ]
-    paired = baseline.reindex(pd.MultiIndex.from_frame(pairs)).to_numpy()
-    frame["difference"] = (frame["value"] - paired).where(
-        frame["variant"] != variants[0]
-    )
+    summaries = []
+    for name, by_variant in groups.items():
+        first = by_variant.get(variants[0], {})
+        for variant in variants:
+            by_seed = by_variant.get(variant)
+            if not by_seed:
+                continue
+            # The seeds pair the runs: what a seed changes for both cancels in the difference.
+            differences = []
+            for seed in by_seed.keys() & first.keys() if variant != variants[0] else ():
+                differences.append(by_seed[seed]["value"] - first[seed]["value"])
 
-    columns: dict[str, Any] = {name: (name, "first") for name in DESCRIPTION}
-    columns |= {
-        "seeds": ("seed", list),
-        "values": ("value", list),
-        "items": ("items", list),
-    }
-    columns |= {"mean": ("value", "mean"), "interval": ("value", interval)}
-    columns |= {"chance": ("chance", "mean"), "difference": ("difference", "mean")}
-    columns |= {"difference_interval": ("difference", interval)}
-    table = (
-        frame.groupby(["score", "variant"], observed=True).agg(**columns).reset_index()
-    )
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+            selected = [*by_seed.values()]
+            values = [row["value"] for row in selected]
+            summary = {key: selected[0].get(key, "") for key in DESCRIPTION}
+            summary |= {"score": name, "variant": variant, "seeds": [*by_seed]}
+            summary |= {"values": values, "items": [row["items"] for row in selected]}
+            summary |= {"mean": mean(values), "interval": interval(values)}
+            summary["chance"] = mean([row["chance"] for row in selected])
+            summary["difference"] = mean(differences)
+            summary["difference_interval"] = interval(differences)
+            summaries.append(summary)
+    return summaries
 
 
-def interval(values: "pd.Series") -> float | None:
-    """Return half the width of Student's 95 % interval of the mean; None for fewer than two values.
+def mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of values; None without any."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
 
-    Missing values do not count.
-    """
+
+def interval(values: Sequence[float]) -> float | None:
+    """Return half the width of Student's 95 % interval of the mean; None for fewer than two
+    values."""
     from scipy import stats
 
-    count = values.count()
-    quantile: Any = stats.t.ppf(0.975, count - 1)
-    return quantile * values.sem() if count > 1 else None
+    count = len(values)
+    if count < 2:
+        return None
+    return float(stats.t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
 
 
 def make_table(title: str, summaries: Rows) -> Table:
     """Return the summaries as a table to print."""
-    header = ["score", "variant", "mean", "±", "difference", "±", "each seed", "chance"]
+    header = ["score", "variant", "mean", "difference", "each seed", "chance"]
     lines = []
     for row in summaries:
-        difference = row["difference"]
+        mean_text = number_text(row["mean"], row["unit"])
+        difference = "" if row["difference"] is None else f"{row['difference']:+.1f}"
         line = [
             f"{row_label(row)}, {metric_text(row)}",
             row["variant"],
-            number_text(row["mean"], row["unit"]),
-            format_half_width(row["interval"]),
-            "" if difference is None else f"{difference:+.1f}",
-            format_half_width(row["difference_interval"]),
+            with_interval(mean_text, row["interval"]),
+            with_interval(difference, row["difference_interval"]),
             " ".join(f"{value:.1f}" for value in row["values"]),
             number_text(row["chance"], row["unit"]),
         ]
@@ -275,6 +259,5 @@ def make_table(title: str, summaries: Rows) -> Table:
     return Table(title, header, lines, NOTE)
 
 
-def format_half_width(value: float | None) -> str:
-    """Return half an interval as it stands behind its mean; empty without one."""
-    return "" if value is None else f"± {value:.1f}"
+def with_interval(text: str, half_width: float | None) -> str:
+    return text if half_width is None else f"{text} ± {half_width:.1f}"

@@ -1,7 +1,6 @@
 """A step of a pipeline as a Prefect task: it finds the artifact, or builds it under a lock, here or
 by a deployment, and logs to MLflow."""
 
-import logging
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from pathlib import Path
@@ -27,13 +26,11 @@ from alpro.pipeline.flows.pipeline_run import (
     PipelineRun,
     announce,
     get_log_sink,
-    is_command_line,
 )
 from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -93,21 +90,7 @@ def get_failed_state(error: BaseException) -> State:
     if isinstance(error, CancelledError):
         return Cancelled(message=f"{message}; the next run continues", data=error)
 
-    if not is_command_line():
-        # A deployment has a parameter where the command line has an option.
-        message = message.replace("--set ", "changes: ")
     return Failed(message=message, data=error)
-
-
-def is_bug(record: logging.LogRecord) -> bool:
-    """Drop the tracebacks of errors that are no bugs from the logs of runs, which have their
-    message."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, EXPECTED)
-
-
-for _name in ("prefect.flow_runs", "prefect.engine"):
-    logging.getLogger(_name).addFilter(is_bug)
 
 
 def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
@@ -131,11 +114,8 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
         if record is None:
             record = build(run, step, position, lock)
         # Another run, or a deployment, may have built it in the meantime.
-        announce(
-            f"{position}{step.name}: cached"
-            if existed
-            else describe_result(step, record)
-        )
+        found = "cached" if existed else f"done in {record.run['seconds']:.0f} s"
+        announce(f"{position}{step.name}: {found}")
 
     run.artifacts_by_name[step.name] = folder, record
     run.states[step.name] = "cached" if existed else "built"
@@ -228,12 +208,3 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
 
         client.set_flow_run_state(submitted.id, Cancelling())
     raise CancelledError(f"{step.name} was stopped")
-
-
-def describe_result(step: Step, record: Record) -> str:
-    """Return how long a stage took, and its score on the validation split, if it has one."""
-    line = f"{step.name}: done in {record.run['seconds']:.0f} s"
-    for key, name in VALIDATION_SCORES.items():
-        if key in record.metrics:
-            return f"{line}, {name} {record.metrics[key]:.1f} %"
-    return line

@@ -212,18 +212,6 @@ def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
         run(EVALUATE)
 
 
-def test_a_training_that_was_stopped_says_which_checkpoint_it_has(group, run, tmp_path):
-    """It may have been killed before it wrote one."""
-    group.result = None
-    group.stopped = True
-
-    with one_line("pretrain was stopped", "no checkpoint", of=processes.CancelledError):
-        run(PRETRAIN)
-    (tmp_path / "checkpoints" / "step-00000119").mkdir(parents=True)
-    with one_line("pretrain was stopped", "step 119", of=processes.CancelledError):
-        run(PRETRAIN)
-
-
 @pytest.mark.parametrize(
     ("status", "lines", "message"),
     [
@@ -232,8 +220,7 @@ def test_a_training_that_was_stopped_says_which_checkpoint_it_has(group, run, tm
             ["File x", "ValueError: y"],
             "evaluate ended with status 1: File x | ValueError: y",
         ),
-        (139, [], "evaluate was ended by SIGSEGV"),
-        (-11, [], "evaluate was ended by SIGSEGV"),
+        (139, [], "evaluate ended with status 139"),
         (137, [], "evaluate was killed, probably for memory"),
         (75, [], "evaluate ended with status 75"),  # of a signal that others sent
         (0, [], "all nodes must share its folder"),

@@ -13,7 +13,6 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.files import STUDIES, shipped
 from alpro.pipeline.flows.study import (
-    SEEDED,
     Study,
     load_study,
     plan_members,
@@ -21,7 +20,6 @@ from alpro.pipeline.flows.study import (
     summarize,
 )
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages import TRAININGS
 from alpro.stages.execution.interface import StageFailed
 from tests.conftest import one_line
 from tests.pipeline.conftest import TINY
@@ -82,14 +80,12 @@ def test_the_smallest_study_is_the_sample_with_three_seeds(tmp_path):
     file.write_text("")
 
     assert load_study(str(file)) == Study(name="mine", config="sample", seeds=(0, 1, 2))
-    assert set(SEEDED) == {*TRAININGS, "render_sample", "evaluate"}
 
 
 @pytest.mark.parametrize(
     ("text", "key"),
     [
         ("seeds = [-1]", "seeds"),
-        ("until = 'nothing'", "until"),
         ("variants = {a = 3}", "variants.a"),
         ("= 3", "not readable"),
     ],
