@@ -240,36 +240,32 @@ def evaluate(
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import read_labeled
 
-    found = {name: models.find(name) for name in (model, baseline) if name}
-    folders = [one.model for one in found.values()]
+    names = [name for name in (model, baseline) if name]
+    found = [models.find(name) for name in names]
+    folders = [one.model for one in found]
     labeled = read_labeled(models.videos(data), split, folders)
+
+    loaded = [models.load(one) for one in found]
     log.info(f"{len(labeled.labels):,} videos ({labeled.description})")
+    answers = bool(loaded[0].folder.answers)
+    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
+    frames = loaded[0].folder.model.config.video.frames
 
     rows: dict[str, list[dict[str, Any]]] = {}
-    gallery: Gallery | None = None
-    frames = 0
     compared = Comparison([], {})
     with TemporaryDirectory() as temporary:
         # Without --out, the results are only read below.
         root = out or Path(temporary)
-        places = {model: root, baseline: root / "baseline"}
-        for name in found:
-            loaded = models.load(found[name])
-            # The baseline sees the same frames, and only the videos that the first model could
-            # decode.
-            frames = frames or loaded.folder.model.config.video.frames
-            loaded.folder.model.set_frames(frames)
-            if gallery is None:
-                answers = bool(loaded.folder.answers)
-                gallery = (
-                    labeled.question_gallery() if answers else labeled.caption_gallery()
-                )
-            results = score_model(name, loaded, gallery)
-            gallery = results.gallery
-            places[name].mkdir(parents=True, exist_ok=True)
-            rows[name], _ = results.write(places[name], split)
+        for name, one in zip(names, loaded, strict=True):
+            # The baseline sees the same frames, and only the videos that the model could decode.
+            one.folder.model.set_frames(frames)
+            results = score_model(name, one, gallery)
+            gallery = results.gallery or gallery
+            folder = root / "baseline" if rows else root
+            folder.mkdir(parents=True, exist_ok=True)
+            rows[name], _ = results.write(folder, split)
         if baseline:
-            compared = compare(places[baseline], places[model])
+            compared = compare(root / "baseline", root)
 
     sentence = compare_models(baseline, model, compared)
     if json:

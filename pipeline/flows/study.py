@@ -8,6 +8,7 @@ The seeds are the outer loop: after the first one, all variants can be compared.
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -191,35 +192,41 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
         scores: rows of results.json, each with its variant and seed.
         variants: their names in order.
     """
-    # Rows by score, variant and seed.
-    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    # Rows by seed, of each score and variant.
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in scores:
         if row["value"] is not None:
-            by_variant = groups.setdefault(full_name({"model": ""} | row), {})
-            by_variant.setdefault(row["variant"], {})[row["seed"]] = row
+            name = full_name({"model": ""} | row)
+            groups.setdefault((name, row["variant"]), {})[row["seed"]] = row
 
     summaries = []
-    for name, by_variant in groups.items():
-        first = by_variant.get(variants[0], {})
-        for variant in variants:
-            by_seed = by_variant.get(variant)
-            if not by_seed:
-                continue
-            # The seeds pair the runs: what a seed changes for both cancels in the difference.
-            differences = []
-            for seed in by_seed.keys() & first.keys() if variant != variants[0] else ():
-                differences.append(by_seed[seed]["value"] - first[seed]["value"])
+    for name, variant in product(dict.fromkeys(name for name, _ in groups), variants):
+        by_seed = groups.get((name, variant))
+        if not by_seed:
+            continue
+        # The seeds pair the runs: what a seed changes for both cancels in the difference.
+        first = groups.get((name, variants[0]), {}) if variant != variants[0] else {}
+        differences = []
+        for seed in by_seed.keys() & first.keys():
+            differences.append(by_seed[seed]["value"] - first[seed]["value"])
 
-            selected = [*by_seed.values()]
-            values = [row["value"] for row in selected]
-            summary = {key: selected[0].get(key, "") for key in DESCRIPTION}
-            summary |= {"score": name, "variant": variant, "seeds": [*by_seed]}
-            summary |= {"values": values, "items": [row["items"] for row in selected]}
-            summary |= {"mean": mean(values), "interval": interval(values)}
-            summary["chance"] = mean([row["chance"] for row in selected])
-            summary["difference"] = mean(differences)
-            summary["difference_interval"] = interval(differences)
-            summaries.append(summary)
+        selected = [*by_seed.values()]
+        values = [row["value"] for row in selected]
+        summary = {
+            "score": name,
+            "variant": variant,
+            "seeds": [*by_seed],
+            "values": values,
+            "items": [row["items"] for row in selected],
+            "mean": mean(values),
+            "interval": interval(values),
+            "chance": mean([row["chance"] for row in selected]),
+            "difference": mean(differences),
+            "difference_interval": interval(differences),
+        }
+        summaries.append(
+            {key: selected[0].get(key, "") for key in DESCRIPTION} | summary
+        )
     return summaries
 
 
