@@ -260,12 +260,11 @@ class _Processes:
 
     def run(self, call: bytes, output: str = "") -> bytes | Died:
         """Run a task in a child process. Return the answer of `_attempt`, or Died."""
-        answer: bytes | Died | None = None
-        attempts = 0
-        while answer is None and attempts < MAX_LOST and not self._is_stopped:
-            answer = self._run_once(call, output)
-            attempts += 1
-        return Died("its process ended") if answer is None else answer
+        for _ in range(MAX_LOST):
+            answer = None if self._is_stopped else self._run_once(call, output)
+            if answer is not None:
+                return answer
+        return Died("its process ended")
 
     def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
         """Run a task in a child process. Returns None if the process ended before Pebble knew of its
@@ -353,9 +352,7 @@ class _Cluster:
 
         self._threads = 0
         self._asked = -CAPACITY_SECONDS
-        threads = self.capacity() // 2
-        log.info(f"{scheduler}: {threads} threads")
-        if not threads:
+        if not self.capacity():
             log.warning(
                 f"{scheduler}: no workers; start some with `dask worker {scheduler}`"
             )

@@ -23,7 +23,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from alpro.environment import prepare
-from alpro.errors import one_line
+from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import variations
@@ -65,6 +65,7 @@ def start(
     result: Future[dict[str, str]] = Future()
 
     def body() -> Any:
+        result.set_running_or_notify_cancel()
         # When a flow starts in the main thread, Prefect replaces the handler of SIGTERM. The
         # command's own goes back, so that the command ends as after Ctrl-C.
         if threading.current_thread() is threading.main_thread():
@@ -82,7 +83,15 @@ def start(
         flow_run_name=lambda: title,
         persist_result=False,
     )
-    state = flow(return_state=True)
+    try:
+        state = flow(return_state=True)
+    except RuntimeError as error:
+        if result.running() or result.done():
+            raise
+        raise InputError(
+            f"{error}; start a server with `alpro up`, set PREFECT_API_AUTH_STRING if it has a "
+            "password, or unset PREFECT_API_URL: a command then has a server of its own"
+        ) from error
     return result.result() if result.done() else state.result()
 
 

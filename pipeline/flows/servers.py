@@ -10,12 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import create_database, digest, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
@@ -33,7 +32,6 @@ SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
-ANSWER_SECONDS = 60.0  # for a server to answer its first request
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
 
@@ -57,9 +55,8 @@ def start_temporary_server() -> Callable[[], None]:
     Returns:
         A function that waits until the server answers.
     """
-    named = os.environ.get("PREFECT_API_URL")
-    if named:
-        return lambda: check_server(named)
+    if os.environ.get("PREFECT_API_URL"):
+        return lambda: None
 
     # The kernel chooses a free port.
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -101,40 +98,6 @@ def start_temporary_server() -> Callable[[], None]:
         starting.release()
 
     return wait
-
-
-def check_server(url: str) -> None:
-    """Raise InputError if no server answers at the address in PREFECT_API_URL."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_CLIENT_MAX_RETRIES,
-        PREFECT_SERVER_EPHEMERAL_ENABLED,
-        temporary_settings,
-    )
-
-    # Without an address, Prefect would start a server.
-    settings: dict[Any, Any] = {
-        PREFECT_API_URL: url,
-        PREFECT_SERVER_EPHEMERAL_ENABLED: False,
-        PREFECT_CLIENT_MAX_RETRIES: 0,
-    }
-    timeout = {"timeout": ANSWER_SECONDS}
-    try:
-        # Unlike its health check, this request needs the server's password.
-        with (
-            temporary_settings(settings),
-            get_client(httpx_settings=timeout, sync_client=True) as client,
-        ):
-            client.api_version()
-    except Exception as error:
-        # Messages do not repeat the password that an address may have.
-        place = url.rpartition("@")[2]
-        reason = one_line(error).partition(" for url ")[0]
-        raise InputError(
-            f"PREFECT_API_URL: no Prefect server answers at {place} ({reason}); start one with "
-            "`alpro up`, set PREFECT_API_AUTH_STRING if it has a password, or unset the variable"
-        ) from None
 
 
 def guard(address: str, *more: str) -> dict[str, str]:

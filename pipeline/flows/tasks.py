@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.runtime import flow_run, task_run
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Failed
 
 from alpro.artifact import Record
@@ -134,7 +134,7 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
             "workers must share the workspace and the files that the configuration names"
         )
 
-    tags = {"prefect_run": task_run.id, "prefect_flow_run": flow_run.id}
+    tags = {"prefect_flow_run": flow_run.id}
     with run.gpus(step) as gpus:
         announce(f"{position}{step.name}: started")
         launch = Launch(

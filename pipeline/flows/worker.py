@@ -30,7 +30,7 @@ from alpro.environment import prepare
 from alpro.errors import InputError
 from alpro.files import make_folder
 from alpro.locks import acquire
-from alpro.pipeline.flows.servers import check_server, get_worker_workspace
+from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.tracking.store import end_runs, store_uri
 from alpro.stages.execution.lifecycle import PARENT
 
@@ -115,8 +115,8 @@ def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker.
 
     Raises:
-        InputError: If the environment lacks something, a worker of this name runs already, or a
-            server does not answer: systemd starts it again.
+        InputError: If the environment lacks something, or a worker of this name runs already.
+        HTTPError, RuntimeError: If a server does not answer: systemd starts the worker again.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -129,12 +129,13 @@ def main(pool: str, name: str, limit: str = "") -> None:
             f"a worker named {name} runs already; give this one another name"
         )
 
-    check_server(os.environ.get("PREFECT_API_URL", ""))
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("PREFECT_API_URL: set the address of Prefect's server")
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except InputError as error:
+    except (InputError, HTTPError, RuntimeError) as error:
         sys.exit(f"error: {error}")
