@@ -78,23 +78,17 @@ class Source:
 
         changes = []
         if self.pretrained:
-            changes.append(
-                text_change("pretrained", find_pretrained(self.pretrained, workspace))
-            )
+            from alpro.inference.encoding import model_folder
+            from alpro.inference.find import resolve
+
+            check_built(self.pretrained, workspace)
+            model = model_folder(resolve(self.pretrained, workspace).model)
+            changes.append(text_change("pretrained", str(model.resolve())))
         if self.data:
             check_exists("--data", self.data)
         if self.max_steps:
             changes.append(f"max_steps={self.max_steps}")
         return Command(config, (*changes, *data_changes(self.data, self.set)), stage)
-
-
-def find_pretrained(name: str, workspace: Path) -> str:
-    """Return the folder of the model of `--pretrained`."""
-    from alpro.inference.encoding import model_folder
-    from alpro.inference.find import resolve
-
-    check_built(name, workspace)
-    return str(model_folder(resolve(name, workspace).model).resolve())
 
 
 def check_built(name: str, workspace: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from alpro.pipeline.config.files import suggest
 
@@ -42,22 +41,16 @@ def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error of a validation in a line: key, message and value."""
     # A mistyped key comes first: it is also missing.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(map(str, first["loc"]))
-    message = error_message(first, model)
-    return f"{key}: {message}" if key else message
-
-
-def error_message(error: ErrorDetails, model: type[BaseModel]) -> str:
-    if error["type"] == "extra_forbidden":
-        *parents, key = map(str, error["loc"])
+    *parents, last = map(str, first["loc"] or [""])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
         names = list_keys(model, parents)
-        return f"unknown key; {suggest(key, names, 'the keys are')}"
-
-    message = error["msg"].removeprefix("Value error, ")
+        message = f"unknown key; {suggest(last, names, 'the keys are')}"
     # A whole table would be too long for the line.
-    if "input" in error and not isinstance(error["input"], dict | BaseModel):
-        message += f" (it is {error['input']!r})"
-    return message
+    elif not isinstance(first["input"], dict | BaseModel):
+        message += f" (it is {first['input']!r})"
+    key = ".".join([*parents, last])
+    return f"{key}: {message}" if key else message
 
 
 def list_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:

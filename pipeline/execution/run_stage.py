@@ -88,7 +88,9 @@ def get_message(error: Exception, work: dict) -> str | None:
             f"{place}: {error.strerror}; free some disk space and run again to resume"
         )
 
-    if is_out_of_memory(error):
+    # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
+    is_of_torch = isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))
+    if is_of_torch or isinstance(error, MemoryError):
         return describe_memory(work["stage"], error)
     return None
 
@@ -107,13 +109,6 @@ def report(result: Path, message: str) -> None:
         # The pipeline prints it. On another node, this process must.
         if PARENT not in os.environ:
             print(f"error: {message}", file=sys.stderr)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether the memory of a GPU or of this machine ran out."""
-    # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
-    is_of_torch = isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))
-    return isinstance(error, MemoryError) or bool(is_of_torch)
 
 
 def describe_memory(stage: str, error: Exception) -> str:
