@@ -25,10 +25,8 @@ from alpro.models.timesformer import VideoConfig
 from alpro.models.weights import load_weights, read_weights, select_prefix
 from alpro.models.word_pieces import BertTokenizer
 
-# Default context length in tokens by `model_type`, if config.json has none. SigLIP 2 of a fixed
-# resolution has the type siglip as well.
-TEXT_LENGTHS = {"clip": 77, "siglip": 64}
-NOT_CLIP = f"it has no config.json of a {' or '.join(TEXT_LENGTHS)}"
+CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
+NOT_CLIP = f"no folder with the config.json of a {' or '.join(CLIP_TYPES)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
@@ -244,41 +242,26 @@ class ClipBundle(ModelBundle):
 def is_clip(folder: Path) -> bool:
     """Return True if a folder has a CLIP or SigLIP of transformers, by its config.json."""
     try:
-        return read_small_json(folder / "config.json")["model_type"] in TEXT_LENGTHS
+        return read_small_json(folder / "config.json")["model_type"] in CLIP_TYPES
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def check_clip(name: str, key: str, max_text_tokens: int = 0) -> None:
+def check_clip(name: str, key: str) -> None:
     """Check a CLIP or SigLIP as far as possible without a download.
 
     Args:
         name: A folder or a name on the hub.
         key: Configuration key of the name, for messages.
-        max_text_tokens: Length of the texts that it must take.
 
     Raises:
-        InputError: If it is another kind of model, or takes shorter texts only.
+        InputError: If it is another kind of model.
     """
-    where = f"{key} = {name!r}"
     hub_name = HubName.parse(name)
     folder = hub_name.cached() if hub_name else Path(name)
-    if folder is None:
-        return
-    if not folder.is_dir():
+    if folder and not is_clip(folder):
         raise InputError(
-            f"{where}: no such folder, and no name of the hub, OWNER/MODEL"
-        )
-    if not is_clip(folder):
-        raise InputError(f"{where}: {NOT_CLIP}")
-
-    config = read_small_json(folder / "config.json")
-    text = config.get("text_config") or {}
-    length = text.get("max_position_embeddings", TEXT_LENGTHS[config["model_type"]])
-    if max_text_tokens > length:
-        raise InputError(
-            f"{where}: its texts have at most {length} tokens; lower max_text_tokens "
-            f"({max_text_tokens})"
+            f"{key} = {name!r}: {NOT_CLIP}, and no name of the hub, OWNER/MODEL"
         )
 
 
@@ -302,8 +285,8 @@ def load_clip(
         from transformers.image_processing_base import ImageProcessingMixin
 
         config = read_model_config(name)
-        if config.model_type not in TEXT_LENGTHS:
-            kinds = " or ".join(TEXT_LENGTHS)
+        if config.model_type not in CLIP_TYPES:
+            kinds = " or ".join(CLIP_TYPES)
             raise InputError(f"{where}: it is a {config.model_type}, not a {kinds}")
         folder = config.name_or_path
         model, _ = load_pretrained(AutoModel, config)

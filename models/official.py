@@ -6,12 +6,14 @@ Official checkpoints store the text and multimodal encoders as one 12-layer BERT
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import new_folder
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.folder import (
@@ -23,10 +25,8 @@ from alpro.models.folder import (
 )
 from alpro.models.weights import (
     OFFICIAL,
-    SUFFIXES,
     StateDict,
     convert,
-    infer_sizes,
     load_weights,
     meta_device,
     read_weights,
@@ -36,6 +36,7 @@ from alpro.models.weights import (
 from alpro.models.word_pieces import load_tokenizer
 from alpro.models.words import read_word_list
 
+PAPER = ModelConfig()  # all published checkpoints have these sizes
 PROMPTER = "prompter."  # prefix of the prompter's weights in a pre-training checkpoint
 # Maximum text length in tokens in the official configurations; DiDeMo retrieval uses 50.
 MAX_TEXT_TOKENS = {"pretrain": 30, "retrieval": 40, "qa": 40, "prompter": 30}
@@ -68,6 +69,7 @@ def import_checkpoint(
     tokenizer: str,
     words: Path | None = None,
     max_text_tokens: int | None = None,
+    sizes: ModelConfig = PAPER,
 ) -> list[Imported]:
     """Convert an official checkpoint to the model folder `out`.
 
@@ -78,6 +80,7 @@ def import_checkpoint(
         words: Entities (pretrain, prompter) or answers (qa) in the order of the head, as in
             `read_word_list`. If omitted, labels are numbered.
         max_text_tokens: Maximum length of a text; by default the task's MAX_TEXT_TOKENS.
+        sizes: Sizes of the model except its number of frames; by default the paper's.
 
     Returns:
         The model, and the prompter in it, if any.
@@ -86,27 +89,27 @@ def import_checkpoint(
         InputError: If the checkpoint was not saved for this task, or the folder cannot be written. No
             file is left.
     """
-    if file.suffix not in SUFFIXES:
-        raise InputError(
-            f"{file}: a checkpoint is a .pt, .pth, .bin or .safetensors file"
-        )
-    loaded = load_tokenizer(tokenizer)
+    make = partial(
+        build,
+        tokenizer=load_tokenizer(tokenizer),
+        words=words,
+        max_text_tokens=max_text_tokens,
+        sizes=sizes,
+    )
     with new_folder(out) as building:
         try:
             state = read_weights(file)
             prompter = select_prefix(state, PROMPTER)
-            if task == "prompter":
-                state = prompter or state
             state = {
                 key: value
                 for key, value in state.items()
                 if not key.startswith(PROMPTER)
             }
-            models = [build(state, task, loaded, words, max_text_tokens)]
+            if task == "prompter":
+                state = prompter or state
+            models = [make(state, task)]
             if task == "pretrain" and prompter:
-                models.append(
-                    build(prompter, "prompter", loaded, words, max_text_tokens)
-                )
+                models.append(make(prompter, "prompter"))
         except ValueError as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise InputError(f"{file}: {reason}") from error
@@ -124,6 +127,7 @@ def build(
     tokenizer: Tokenizer,
     words: Path | None = None,
     max_text_tokens: int | None = None,
+    sizes: ModelConfig = PAPER,
 ) -> Imported:
     """Build the model of a task from official weights. Raise ValueError if they do not match."""
     prompts = {}
@@ -134,13 +138,11 @@ def build(
         key: value for key, value in state.items() if not key.endswith("prompt_feat")
     }
     weights = convert(state, OFFICIAL)
-    try:
-        config = ModelConfig.model_validate(infer_sizes(weights))
-    # A missing key, another shape, a size out of range.
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"not the weights of ALPRO's official code ({one_line(error)})"
-        ) from error
+    times = weights.get("video_encoder.time_embed", torch.zeros(0))
+    if times.dim() != 3:
+        raise ValueError("not the weights of ALPRO's official code: no time_embed")
+    video = sizes.video.model_copy(update={"frames": times.shape[1]})
+    config = sizes.model_copy(update={"video": video})
     weights = split_bert(weights, config.text.fusion_layer)
 
     limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8

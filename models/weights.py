@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from alpro.errors import one_line
-from alpro.models.timesformer import grid_side
 
 StateDict = dict[str, Tensor]
 # Regular expressions and their replacements, in order. A name that becomes empty has no use here.
@@ -165,50 +164,6 @@ def split_bert(weights: StateDict, fusion_layer: int) -> StateDict:
             name = f"multimodal_encoder.layers.{layer}.{name[match.end() :]}"
         split[name] = value
     return split
-
-
-def infer_sizes(weights: StateDict) -> dict[str, Any]:
-    """Return the values of `ModelConfig` that the shapes of converted weights tell.
-
-    Shapes do not determine the number of attention heads: it is one per 64 channels, as in ViT and
-    BERT. The text encoder has the layers of both encoders (see `split_bert`).
-
-    Raises:
-        KeyError, ValueError, ZeroDivisionError: A weight is missing, or has other dimensions.
-    """
-    width, _, patch, _ = weights["video_encoder.patch_embed.weight"].shape
-    _, positions, _ = weights["video_encoder.pos_embed"].shape
-    _, frames, _ = weights["video_encoder.time_embed"].shape
-    words, _ = weights["text_encoder.embeddings.word_embeddings.weight"].shape
-    max_length, _ = weights["text_encoder.embeddings.position_embeddings.weight"].shape
-    embed_dim, _ = weights["video_proj.weight"].shape
-
-    def layers(prefix: str) -> dict[str, Any]:
-        hidden, _ = weights[f"{prefix}.0.mlp.fc1.weight"].shape
-        depth = sum(
-            bool(re.fullmatch(rf"{prefix}\.\d+\.mlp\.fc1\.bias", key))
-            for key in weights
-        )
-        heads = max(1, width // 64)
-        return {
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "mlp_ratio": hidden / width,
-        }
-
-    video = layers("video_encoder.blocks") | {
-        "image_size": grid_side(positions) * patch,
-        "patch_size": patch,
-        "frames": frames,
-    }
-    text = layers("text_encoder.layers")
-    text |= {
-        "vocab_size": words,
-        "fusion_layer": text["depth"] // 2,
-        "max_length": max_length,
-    }
-    return {"video": video, "text": text, "embed_dim": embed_dim}
 
 
 class _WithoutNormal(TorchFunctionMode):

@@ -17,7 +17,7 @@ from tokenizers import (
 )
 from torch import Tensor
 
-from alpro.errors import MAX_MESSAGE, InputError, one_line
+from alpro.errors import InputError, one_line
 from alpro.files import read_small_json
 from alpro.models.pretrained import HubName
 
@@ -50,14 +50,8 @@ class BertTokenizer:
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Return the token ids of each text, truncated to `length`. The last one is [SEP]."""
-        # `encode_batch` starts threads: 0.16 ms instead of 0.09 for one text.
-        if len(texts) == 1:
-            encodings = [self.tokenizer.encode(texts[0])]
-        else:
-            encodings = self.tokenizer.encode_batch(texts)
-
         rows = []
-        for encoding in encodings:
+        for encoding in self.tokenizer.encode_batch(texts):
             row = np.array(encoding.ids[:length], np.int64)
             row[-1] = self.sep_id  # also of a truncated text
             rows.append(row)
@@ -152,33 +146,27 @@ def load_tokenizer(name: str) -> Tokenizer:
         InputError: If it does not exist or cannot be read.
     """
     path = Path(name)
-    files = [
-        file
-        for file in (path, path / "tokenizer.json", path / "vocab.txt")
-        if file.is_file()
-    ]
+    files = [path, path / "tokenizer.json", path / "vocab.txt"]
+    file = next((file for file in files if file.is_file()), None)
+    hub_name = HubName.parse(name, needs_owner=False)
+    if not file and not hub_name:
+        raise InputError(f"tokenizer {name!r}: no such file or folder")
     try:
-        if not files:
-            hub_name = HubName.parse(name, needs_owner=False)
-            if hub_name is None:
-                raise ValueError(name)
+        if not file:
+            assert hub_name
             revision = hub_name.revision or "main"
-            return without_padding(
-                Tokenizer.from_pretrained(hub_name.repository, revision)
-            )
-        if files[0].suffix == ".json":
-            return without_padding(read_tokenizer(files[0]))
-        model = models.WordPiece.from_file(str(files[0]), unk_token="[UNK]")
-        return finish_tokenizer(build_bert_tokenizer(model))
+            tokenizer = Tokenizer.from_pretrained(hub_name.repository, revision)
+        elif file.suffix == ".json":
+            tokenizer = read_tokenizer(file)
+        else:
+            model = models.WordPiece.from_file(str(file), unk_token="[UNK]")
+            tokenizer = finish_tokenizer(build_bert_tokenizer(model))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        if files:
-            reason = one_line(error, max_length=MAX_MESSAGE)
-            reason = reason.removeprefix(f"{files[0]}: ").removeprefix("not readable: ")
-            raise InputError(f"tokenizer {files[0]}: not readable: {reason}") from error
         raise InputError(
-            f"tokenizer {name!r}: no such file or folder, and no such model on the hub "
-            f"({type(error).__name__}); use a folder with its tokenizer.json or vocab.txt"
+            f"tokenizer {name!r}: not readable, and no model on the hub ({one_line(error)}); use a "
+            "folder with its tokenizer.json or vocab.txt"
         ) from error
+    return without_padding(tokenizer)
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

@@ -122,21 +122,20 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
-        numbers = {
-            number: word for word, number in value.items() if isinstance(number, int)
-        }
-        if sorted(numbers) != list(range(len(value))):
+        if {*value.values()} != {*range(len(value))}:
             raise InputError(
                 f"{where}: the numbers of its words are not 0 to {len(value) - 1}, each once"
             )
-        value = [numbers[index] for index in range(len(value))]
+        value = sorted(value, key=value.__getitem__)
 
-    are_words = isinstance(value, list) and all(isinstance(word, str) for word in value)
-    words = [word.strip() for word in value] if are_words else [""]
-    if not all(words):
+    are_words = isinstance(value, list) and all(
+        isinstance(word, str) and word.strip() for word in value
+    )
+    if not are_words:
         raise InputError(
             f"{where}: neither a list of words nor an object of word to number"
         )
+    words = [word.strip() for word in value]
     # Two outputs of a head must not have one name.
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:

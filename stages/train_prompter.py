@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import ClipBundle, check_clip, load_clip
+from alpro.models.clip_prompter import ClipBundle, load_clip
 from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.validation import (
     BY_SIMILARITY,
@@ -202,10 +202,12 @@ def load_towers(config: Config, device: torch.device) -> ClipBundle:
     Raises:
         InputError: If they are not available or too small for the texts.
     """
-    key = "train_prompter.clip"
-    bundle = load_clip(config.clip, device, key)
-    # The plan could not check a CLIP that was still on the hub.
-    check_clip(config.clip, key, config.max_text_tokens)
-
+    bundle = load_clip(config.clip, device, "train_prompter.clip")
+    length = bundle.preprocessing.max_text_tokens
+    if config.max_text_tokens > length:
+        raise InputError(
+            f"train_prompter.max_text_tokens = {config.max_text_tokens}: the texts of this CLIP "
+            f"have at most {length} tokens"
+        )
     bundle.prompter.unfreeze(config.model.video.frames, config.trained_layers)
     return bundle

@@ -29,15 +29,6 @@ NAMES = (
 )
 
 
-def one_head(config: ModelConfig) -> ModelConfig:
-    """The configuration with as many heads as an import takes it to have at a width below 128."""
-    parts = {
-        name: getattr(config, name).model_copy(update={"heads": 1})
-        for name in ("video", "text")
-    }
-    return config.model_copy(update=parts)
-
-
 def to_official(
     weights: StateDict, config: ModelConfig, bert: str = "text_encoder.bert"
 ) -> StateDict:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
-from alpro.pipeline.cli.main import execute
+from alpro.models.official import import_checkpoint
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.files import CONFIGS, shipped
 from alpro.pipeline.config.load import load_config
@@ -22,7 +22,7 @@ from alpro.stages import TRAININGS
 from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.execution.interface import Resources
 from tests.conftest import read_lines, write_lines
-from tests.official_checkpoints import one_head, to_official
+from tests.official_checkpoints import to_official
 from tests.plans import configure
 
 RESOURCES = Resources(workers=1, device="cpu", checkpoint_interval=3600)
@@ -35,7 +35,7 @@ def official(tmp_path_factory, tiny_model, vocabulary):
     answers."""
     folder = tmp_path_factory.mktemp("official")
     tokenizer = vocabulary / "tokenizer.json"
-    config = one_head(tiny_model(len(read_json(tokenizer)["model"]["vocab"])))
+    config = tiny_model(len(read_json(tokenizer)["model"]["vocab"]))
     torch.manual_seed(0)
     words = {
         "pretrain": ["circle", "square", "star"],
@@ -50,12 +50,11 @@ def official(tmp_path_factory, tiny_model, vocabulary):
         state = to_official(model.state_dict(), config, prefix)
         file = folder / f"{task}.pt"
         torch.save({"model": state} if task == "pretrain" else state, file)
-        command = ["model", "import", str(file), str(folder / task), "--task", task]
-        command += ["--tokenizer", str(tokenizer)]
-        if labels:
-            write_json(folder / "words.json", labels)
-            command += ["--words", str(folder / "words.json")]
-        assert execute(command) == 0
+        write_json(folder / "words.json", labels)
+        names = folder / "words.json" if labels else None
+        import_checkpoint(
+            file, folder / task, task, str(tokenizer), words=names, sizes=config
+        )
     return folder
 
 

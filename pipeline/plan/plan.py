@@ -172,7 +172,7 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
 
     if key in ("clip", "prompter", "baseline"):
         # Now, rather than after the videos are decoded.
-        check_clip(value, name, getattr(step.config, "max_text_tokens", 0))
+        check_clip(value, name)
     return files
 
 

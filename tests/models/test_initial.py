@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
 from alpro.models.initial import load_bert, load_vit, tower_sizes
+from alpro.models.pretrained import read_model_config
 from tests.clip_models import REVISION
 from tests.conftest import one_line
 from tests.models.conftest import near
@@ -247,7 +247,7 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
 
 def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
-    vision = json.loads(Path(folder, "config.json").read_text())["vision_config"]
+    vision = read_model_config(str(folder)).vision_config
     return model_of(**{"image_size": 32} | tower_sizes(vision) | other)
 
 
