@@ -120,11 +120,8 @@ class ClipRequest:
         start = self.start or 0.0
         first, last = frames_between(times, self.start, self.end)
         if first >= last:
-            end_text = "the end" if self.end is None else f"{self.end:g}"
-            detail = (
-                f"between {start:g} and {end_text} s; the video has {times[-1]:.2f} s"
-            )
-            raise DecodeError("no frames", detail)
+            window = f"{start:g} s to {self.end or 'the end'}"
+            raise DecodeError("no frames", f"{window}; the video has {times[-1]:.2f} s")
 
         # If the window is longer than the video, the length of the video counts.
         end = total if self.end is None else min(total, self.end)

@@ -32,12 +32,9 @@ PLACEHOLDERS = [Placeholder(**values) for values in TYPES["placeholder"]]
 
 def read_head(path: Path) -> bytes:
     """Return the first bytes of a file; none of a named pipe, which would block."""
-    with open(path, "rb", opener=open_without_waiting) as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
         return file.read(HEAD_BYTES) or b""
-
-
-def open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def find_placeholder(head: bytes) -> Placeholder | None:

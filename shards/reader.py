@@ -109,11 +109,9 @@ class ShardReader:
     ):
         """`exclude`: ids of samples to leave out."""
         self.folder = folder
-        filters = {"split": split, "kind": kind}
-        values = {name: value for name, value in filters.items() if value is not None}
-        self.table = pa.concat_tables(_selected(folder, values, exclude))
+        tables = list(_selected(folder, {"split": split, "kind": kind}, exclude))
         # In one chunk, a row is found in constant time.
-        self.table = self.table.combine_chunks()
+        self.table = pa.concat_tables(tables).combine_chunks()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -122,13 +120,9 @@ class ShardReader:
         """Return a column of the index, such as id, split, kind, group, captions or questions. Texts
         are read from the index again."""
         if name in self.table.column_names:
-            column = self.table[name].combine_chunks()
-        else:
-            whole = read_index(self.folder, [name])[name]
-            column = whole.take(self.table["row"]).combine_chunks()
-        if isinstance(column, pa.Array):
-            return column
-        return pa.concat_arrays(column.chunks)
+            return self.table[name].combine_chunks()
+        whole = read_index(self.folder, [name])[name]
+        return whole.take(self.table["row"]).combine_chunks()
 
     def frame_count(self, sample_index: int) -> int:
         """Return the number of frames of sample 0..N-1, without reading it."""
@@ -158,7 +152,7 @@ class ShardReader:
 
 def _selected(
     folder: Location,
-    values: dict[str, str],
+    values: dict[str, str | None],
     exclude: Collection[str],
 ) -> Iterator[pa.Table]:
     """Yield the index in batches, with row numbers: the rows that have these values and no excluded
@@ -177,7 +171,8 @@ def _selected(
         first_row += table.num_rows
 
         for column, value in values.items():
-            table = table.filter(pc.equal(table[column], value))
+            if value is not None:
+                table = table.filter(pc.equal(table[column], value))
         is_excluded = pc.is_in(table["id"], excluded)
         yield table.filter(pc.invert(is_excluded))
 
@@ -242,13 +237,10 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
         data = read_range(shard, offset, size)
 
     if len(data) != size:
-        raise OSError(
-            f"the shard is truncated: it ends at byte {offset + len(data)}, "
-            f"{offset + size} expected"
-        )
+        raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}")
     if crc32 is not None and zlib.crc32(data) != crc32:
         raise OSError(
-            f"damaged: {size} bytes at byte {offset} of the shard have changed since it was indexed"
+            f"damaged: {size} bytes at byte {offset} have changed since it was indexed"
         )
     return data
 

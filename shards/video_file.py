@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.clip import ClipRequest, DecodeError, Limits, error_text
+from alpro.shards.clip import ClipRequest, DecodeError, error_text
 
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are
 # excluded; the only protocol is a plain file.
@@ -18,7 +18,7 @@ NO_TIMESTAMPS = 0x80
 DISCONTINUOUS = 0x200
 # FFmpeg's flags for scaling and color conversion; images use the same filter. Without accurate_rnd,
 # a frame that already has the target size comes out darker by 1 of 255.
-SCALING = ("BICUBIC", "ACCURATE_RND")
+SCALING = 0x4 | 0x40000  # SWS_BICUBIC and SWS_ACCURATE_RND
 # At the end of a complete file: a container may round its duration.
 MAX_MISSING_SECONDS = 1.0
 
@@ -128,13 +128,16 @@ def draw(
     Raises:
         DecodeError: If there are fewer frames.
     """
-    canvas = _Canvas(request.limits)
+    scaler = import_av().video.reformatter.VideoReformatter()
     frames = np.empty((count, request.size, request.size, 3), np.uint8)
     drawn = 0
     width = height = 0
+    matrix: tuple[int, ...] | None = None
     # `zip` asks for no frame after the last one, which would have to be decoded.
     for target, frame in zip(frames, decoded, strict=False):
-        width, height = canvas.draw(frame, target)
+        request.limits.check_size(frame.width, frame.height)
+        matrix = matrix or _read_display_matrix(frame)
+        width, height = _draw_frame(frame, matrix, scaler, target)
         drawn += 1
     if drawn < count:
         detail = f"corrupt, or decoding skips frames ({drawn} of {count} were decoded)"
@@ -142,48 +145,35 @@ def draw(
     return frames, width, height
 
 
-class _Canvas:
-    """Draws the frames of a video upright and scaled. It keeps the scaler and the orientation from
-    frame to frame."""
+def _draw_frame(
+    frame: Any, matrix: tuple[int, ...], scaler: Any, target: np.ndarray
+) -> tuple[int, int]:
+    """Write a frame to (size, size, 3) uint8. Returns its width and height when upright."""
+    a, b, c, d = matrix
+    is_rotated = abs(b) > abs(a)
+    # The scales from the frame's axes to the picture's; a negative one mirrors.
+    across, down = (c, b) if is_rotated else (a, d)
+    if down < 0:
+        target = target[::-1]
+    if across < 0:
+        target = target[:, ::-1]
 
-    def __init__(self, limits: Limits) -> None:
-        reformatter = import_av().video.reformatter
-        self.limits = limits
-        self.scaler = reformatter.VideoReformatter()
-        self.matrix: tuple[int, ...] | None = None
-        self.scaling = sum(reformatter.Interpolation[name] for name in SCALING)
-
-    def draw(self, frame: Any, out: np.ndarray) -> tuple[int, int]:
-        """Write a frame to (size, size, 3) uint8. Returns its width and height when upright."""
-        self.limits.check_size(frame.width, frame.height)
-        self.matrix = self.matrix or _read_display_matrix(frame)
-        a, b, c, d = self.matrix
-        is_rotated = abs(b) > abs(a)
-        # The scales from the frame's axes to the picture's; a negative one mirrors.
-        across, down = (c, b) if is_rotated else (a, d)
-        target = out
-        if down < 0:
-            target = target[::-1]
-        if across < 0:
-            target = target[:, ::-1]
-
-        # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
-        size = len(target)
-        scaled = self.scaler.reformat(
-            _as_progressive(frame),
-            size,
-            size,
-            "gbrp",
-            interpolation=self.scaling,
-            threads=1,
-        )
-
-        pixels = scaled.to_ndarray()
-        if is_rotated:
-            target[:] = pixels.transpose(1, 0, 2)
-            return frame.height, frame.width
-        target[:] = pixels
-        return frame.width, frame.height
+    # Planar GBR: swscale interpolates chroma for it, and it is faster than rgb24.
+    size = len(target)
+    scaled = scaler.reformat(
+        _as_progressive(frame),
+        size,
+        size,
+        "gbrp",
+        interpolation=SCALING,
+        threads=1,
+    )
+    pixels = scaled.to_ndarray()
+    if is_rotated:
+        target[:] = pixels.transpose(1, 0, 2)
+        return frame.height, frame.width
+    target[:] = pixels
+    return frame.width, frame.height
 
 
 def _read_display_matrix(frame: Any) -> tuple[int, ...]:

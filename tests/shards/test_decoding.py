@@ -147,10 +147,10 @@ def test_a_window_after_the_end_and_an_impossible_duration_are_rejected(
     path = make_video("a.mp4", 10)
     endless = make_video("a.mkv", 3, stamps=[0, 40, 3_000_000_000])
 
-    detail = "between 5 and the end s; the video has 0.90 s"
+    detail = "5 s to the end; the video has 0.90 s"
     assert refusal(path, way, start=5.0) == f"no frames: {detail}"
     assert refusal(path, way, start=15.0, end=17.5).startswith(
-        "no frames: between 15 and 17.5 s"
+        "no frames: 15 s to 17.5"
     )
     assert refusal(endless, way) == "unreadable: it would last 4500000 seconds"
 
