@@ -1,6 +1,5 @@
 """Decodes still and animated images with Pillow."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image, ImageOps
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits, error_text
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
 DEFAULT_FRAME_SECONDS = 0.1  # browsers show a frame without a duration this long
 
 
@@ -68,14 +68,7 @@ def _open_image(path: Path, limits: Limits) -> Iterator[Image.Image]:
         DecodeError: With the reason, also for any error of Pillow in the body.
     """
     try:
-        with (
-            warnings.catch_warnings(
-                action="ignore", category=Image.DecompressionBombWarning
-            ),
-            Image.open(
-                path, formats=("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
-            ) as image,
-        ):
+        with Image.open(path, formats=FORMATS) as image:
             # Checked before any pixel is decoded: `open` reads only the header.
             limits.check_size(*image.size)
             yield image

@@ -1,18 +1,16 @@
 """Random access to the samples of shards: each sample is read from its offset in its tar.
 
-Shards may be local or at a URL. A sample at a URL takes one request for all of its members:
-training reads most of a clip, and the request dominates the cost. Readers can be forked or pickled:
-the only open files are local and are read with os.pread, which has no shared position.
+Shards may be local or at a URL. The members of a sample are adjacent and read at once: training
+needs most of a clip, and the seek or request dominates the cost. Readers can be forked or pickled:
+no file stays open.
 """
 
 import io
 import json
-import os
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,7 @@ class Sample:
     metadata: dict[str, Any]
     shard: Location
     spans: list[Span]  # one for the JPEG of each frame
-    fetched: Fetched | None = None  # the bytes of all frames, if fetched in one request
+    fetched: Fetched | None = None  # the bytes of all frames, if they were read
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -62,21 +60,18 @@ class Sample:
         Unreadable."""
         if chosen is None:
             chosen = list(range(len(self)))
-        frames = [self._frame(i) for i in chosen]
-        if len({frame.shape for frame in frames}) > 1:
-            raise Unreadable(
-                f"{self.shard}: {self.metadata['id']}: its frames have different sizes"
-            )
-        return np.stack(frames)
-
-    def _frame(self, frame_index: int) -> np.ndarray:
+        name = f"{self.shard}: {self.metadata['id']}"
+        frames = []
         try:
-            data = _read(self.shard, self.spans[frame_index], self.fetched)
-            return decode_jpeg(data)
+            spans = [self.spans[i] for i in chosen]
+            fetched = self.fetched or _fetch(self.shard, spans)
+            for i in chosen:
+                name = f"{self.shard}: {self.metadata['id']}, frame {i}"
+                data = _member(fetched, self.spans[i])
+                frames.append(decode_jpeg(data))
+            return np.stack(frames)
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
-            raise Unreadable(
-                f"{self.shard}: {self.metadata['id']}, frame {frame_index}: {_reason(error)}"
-            ) from error
+            raise Unreadable(f"{name}: {_reason(error)}") from error
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -136,10 +131,8 @@ class ShardReader:
         json_span = (row["json_offset"], row["json_size"], row["json_crc32"])
         frame_spans = _frame_spans(row)
         try:
-            fetched = None
-            if not isinstance(shard, Path):
-                fetched = _fetch(shard, [json_span, *frame_spans])
-            metadata = json.loads(_read(shard, json_span, fetched))
+            fetched = _fetch(shard, [json_span, *frame_spans])
+            metadata = json.loads(_member(fetched, json_span))
             if metadata["id"] != row["id"]:
                 raise ValueError(
                     f"the shard has {metadata['id']} in its place: the index belongs to another "
@@ -222,20 +215,18 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
-    """Read the bytes of a member. Raises OSError if they are not those that were indexed."""
-    offset, size, crc32 = span
-    if fetched:
-        start, content = fetched
-        data = content[offset - start :][:size]
-    elif isinstance(shard, Path):
-        # `file` stays open while it is referenced, if another thread evicts it from the cache, too.
-        # The key has the time of the last change, so that a replaced shard is opened again.
-        file = _opened(str(shard), os.stat(shard).st_mtime_ns)
-        data = os.pread(file.fileno(), size, offset)
-    else:
-        data = read_range(shard, offset, size)
+def _fetch(shard: Location, spans: list[Span]) -> Fetched:
+    """Read the bytes of a shard from the first to the last of some members."""
+    start = min(offset for offset, _, _ in spans)
+    end = max(offset + size for offset, size, _ in spans)
+    return start, read_range(shard, start, end - start)
 
+
+def _member(fetched: Fetched, span: Span) -> bytes:
+    """Return the bytes of a member. Raises OSError if they are not those that were indexed."""
+    start, content = fetched
+    offset, size, crc32 = span
+    data = content[offset - start :][:size]
     if len(data) != size:
         raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}")
     if crc32 is not None and zlib.crc32(data) != crc32:
@@ -243,16 +234,3 @@ def _read(shard: Location, span: Span, fetched: Fetched | None = None) -> bytes:
             f"damaged: {size} bytes at byte {offset} have changed since it was indexed"
         )
     return data
-
-
-def _fetch(shard: str, spans: list[Span]) -> Fetched:
-    """Read all members of a sample in one request."""
-    start = min(offset for offset, _, _ in spans)
-    end = max(offset + size for offset, size, _ in spans)
-    return start, read_range(shard, start, end - start)
-
-
-@lru_cache(maxsize=64)
-def _opened(path: str, modified: int) -> io.FileIO:
-    # Unbuffered, as `os.pread` bypasses the buffer.
-    return open(path, "rb", buffering=0)

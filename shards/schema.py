@@ -138,15 +138,25 @@ class MissingItem(Reject):
     questions: int = 0
 
 
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    Path: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    Literal: pa.string(),
+    dict: pa.string(),
+}
+
+
 def arrow_schema(
     model: type[BaseModel], exclude: Collection[str] = (), **more: pa.DataType
 ) -> pa.Schema:
     """Return the Arrow schema of a model's fields and further columns. JSON fields are strings."""
-    types = {
-        name: arrow_type(field.annotation) for name, field in model.model_fields.items()
-    }
-    kept = {name: kind for name, kind in types.items() if name not in exclude}
-    return pa.schema(kept | more)
+    types = {}
+    for name, field in model.model_fields.items():
+        if name not in exclude:
+            types[name] = arrow_type(field.annotation)
+    return pa.schema(types | more)
 
 
 def arrow_type(annotation: Any) -> pa.DataType:
@@ -155,19 +165,15 @@ def arrow_type(annotation: Any) -> pa.DataType:
     >>> arrow_type(list[float] | None)
     ListType(list<item: double>)
     """
-    kinds = {str: pa.string(), Path: pa.string(), int: pa.int64(), float: pa.float64()}
-    if annotation in kinds:
-        return kinds[annotation]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return pa.struct(list(arrow_schema(annotation)))
-
-    origin = get_origin(annotation)
+    origin = get_origin(annotation) or annotation
+    if origin in ARROW_TYPES:
+        return ARROW_TYPES[origin]
+    if issubclass(origin, BaseModel):
+        return pa.struct(list(arrow_schema(origin)))
+    # Otherwise a list, or a value that is optional or annotated.
     first, *_ = get_args(annotation)
-    if origin in (list, tuple):
-        return pa.list_(arrow_type(first))
-    if origin in (Literal, dict):
-        return pa.string()
-    return arrow_type(first)  # the value is optional or annotated
+    value = arrow_type(first)
+    return pa.list_(value) if origin in (list, tuple) else value
 
 
 REJECTS = arrow_schema(Reject)

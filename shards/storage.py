@@ -27,7 +27,6 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
@@ -237,15 +236,13 @@ def _inside(root: Location, path: str) -> Location | None:
 # Requests
 
 
-def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a location and the file's name in it."""
-    if isinstance(location, Path):
-        return LocalFileSystem(), str(location.absolute())
+def filesystem(url: Location) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL and the file's name in it."""
     try:
-        system, name = url_to_fs(location)
+        system, name = url_to_fs(str(url))
     except (ImportError, ValueError) as error:
         # A missing package, or an unknown protocol.
-        raise InputError(f"{location}: {_line(error)}") from error
+        raise InputError(f"{url}: {_line(error)}") from error
     _kept.add(system)
     return system, name
 
@@ -257,7 +254,7 @@ _kept: set[fsspec.AbstractFileSystem] = set()
 
 
 def call_store(
-    location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
+    url: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
 ) -> Answer:
     """Call `function` with the file system and the file's name.
 
@@ -266,12 +263,12 @@ def call_store(
     """
     for pause in (*RETRY_DELAYS, None):
         try:
-            return function(*filesystem(location))
+            return function(*filesystem(url))
         except (InputError, TooLarge):
             raise
         except Exception as error:
             # Nothing is gained by another request: the fault is on this machine.
-            if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
+            if getattr(error, "errno", None) in DISK_FULL:
                 raise
 
             cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
@@ -280,12 +277,10 @@ def call_store(
             # cause is an OSError.
             is_not_found = cause is not error and not isinstance(cause, OSError)
             if is_not_found and status in (None, 404, 410):
-                raise FileNotFoundError(
-                    errno.ENOENT, "No such file", location
-                ) from error
+                raise FileNotFoundError(errno.ENOENT, "No such file", url) from error
             is_forbidden = isinstance(error, PermissionError) or status in (401, 403)
             if pause is None or is_forbidden:
-                raise OSError(f"{location}: {_line(cause or error)}") from error
+                raise OSError(f"{url}: {_line(cause or error)}") from error
             time.sleep(pause)
     raise AssertionError
 
@@ -302,6 +297,10 @@ def _line(error: BaseException) -> str:
 def read_range(location: Location, offset: int, size: int) -> bytes:
     """Read `size` bytes of a file at `offset` in one request; fewer only if the file ends
     earlier."""
+    if isinstance(location, Path):
+        with open(location, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def read(system: fsspec.AbstractFileSystem, name: str) -> bytes:
         data = system.cat_file(name, start=offset, end=offset + size)
@@ -318,6 +317,8 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
 
 def exists(location: Location) -> bool:
     """Return whether a file exists. Raises OSError if the store does not respond."""
+    if isinstance(location, Path):
+        return location.exists()
 
     def ask(system: fsspec.AbstractFileSystem, name: str) -> None:
         system.invalidate_cache()  # another machine may write files

@@ -35,7 +35,6 @@ class TarMember:
     offset: int
     size: int
     is_file: bool
-    is_folder: bool
 
     def read(self, file: BinaryIO) -> bytes:
         """Return the data from the open tar. Raises DamagedTar if the tar has become shorter."""
@@ -78,7 +77,6 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
                     offset=member.offset_data,
                     size=size,
                     is_file=is_file,
-                    is_folder=member.isdir(),
                 )
                 at = tar.offset
     except DamagedTar:
@@ -118,8 +116,7 @@ def samples_in(file: BinaryIO) -> tuple[Samples, DamagedTar | None]:
     try:
         for member in tar_members(file):
             path = PurePosixPath(member.name)
-            # The folder itself, which `tar -c .` writes.
-            if member.is_folder and not path.name:
+            if not path.name:  # the folder itself, which `tar -c .` writes
                 continue
             stem, _, extension = path.name.partition(".")
             key = str(path.with_name(stem)) if stem else ""

@@ -4,7 +4,6 @@ import hashlib
 import io
 import re
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from tarfile import RECORDSIZE
 from typing import Any, BinaryIO
@@ -15,7 +14,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from alpro.errors import InputError
-from alpro.files import publish, temporary_name
 from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, samples_in
@@ -24,11 +22,10 @@ FRAME = re.compile(r"([0-9]{1,6})\.jpg")  # the extension of a frame
 
 
 class ShardWriter:
-    """Writes one shard to a temporary file, which `close` renames.
+    """Writes one shard, into a folder that another program does not see yet.
 
     A sample is `<key>.json` and its frames as `<key>.<nn>.jpg`. The context manager closes the
-    shard, and deletes it if it has no samples or after an exception, which frees space on a full
-    disk.
+    shard, and deletes it if it has no samples or after an exception.
     """
 
     def __init__(self, path: Path, quality: int = 90):
@@ -37,8 +34,7 @@ class ShardWriter:
 
         self.path = path
         self.quality = quality
-        self.temporary = temporary_name(path)
-        self.file = open(self.temporary, "wb")
+        self.file = open(path, "wb")
         # Owner and time are constant, so that the same samples give the same bytes.
         self.tar = TarWriter(self.file, user="alpro", group="alpro", mtime=0)
         self.count = 0
@@ -77,27 +73,16 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
-            if kind is None:
-                self.close()
+            with self.file:
+                end = self.tar.tarstream.offset + 2 * BLOCK
+                self.tar.close()
+                # Padding to a whole record would hide samples lost at the end.
+                if end % RECORDSIZE == 0:
+                    end += BLOCK
+                self.file.truncate(end)
         finally:
-            # The tar too, or Python prints an error when it deletes it.
-            for opened in (self.tar, self.file):
-                with suppress(OSError):
-                    opened.close()
-            self.temporary.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        end = self.tar.tarstream.offset + 2 * BLOCK
-        self.tar.close()
-        # Padding to a whole record would hide samples lost at the end.
-        if end % RECORDSIZE == 0:
-            end += BLOCK
-        self.file.truncate(end)
-        self.file.close()
-
-        # A unit whose items are all rejected has no shard.
-        if self.count:
-            publish(self.temporary, self.path)
+            if kind or not self.count:
+                self.path.unlink()
 
 
 def sample_key(name: str) -> str:

@@ -85,13 +85,16 @@ def test_names_of_members_have_a_hash_of_the_id_and_the_frame_number(samples, tm
     assert keys[0] == "ca978112ca1bbdcafac231b39a23dc4d"  # sha256sum of "a"
 
 
-def test_a_shard_has_its_name_only_when_complete_and_is_not_kept_without_samples(
-    samples, tmp_path
-):
-    with ShardWriter(tmp_path / "a.tar", quality=90) as writer:
-        writer.write(*samples[0])
-        assert not (tmp_path / "a.tar").exists()
+def test_a_shard_is_not_kept_without_samples_or_after_an_error(samples, tmp_path):
+    def fail():
+        with ShardWriter(tmp_path / "c.tar") as writer:
+            writer.write(*samples[0])
+            raise ZeroDivisionError
+
+    write(tmp_path / "a.tar", samples[:1])
     write(tmp_path / "b.tar", [])
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
