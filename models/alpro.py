@@ -129,13 +129,11 @@ class DualEncoder(nn.Module, ABC):
             device_type = "cuda" if frames.is_cuda else "cpu"
             # Computed in float32: bfloat16 would leave two digits of similarity / temperature.
             with torch.autocast(device_type, enabled=False):
-                # The weights of an exported model may be half precision. The projection of a
-                # CLIP has none.
-                weight = next(self.video_proj.parameters(), None)
-                dtype = torch.float32 if weight is None else weight.dtype
+                # The weights of an exported model may be half precision. A CLIP has no projection.
+                weight = getattr(self.video_proj, "weight", tokens)
 
                 # Equation 4.
-                features = self.project_video(tokens.to(dtype)).float()
+                features = self.project_video(tokens.to(weight.dtype)).float()
                 similarity = features @ prompts.float().T
                 temperature = self.clamped_temperature().float()
                 probabilities = (similarity / temperature).softmax(dim=-1)

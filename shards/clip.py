@@ -59,7 +59,7 @@ class Limits:
     """Limits for decoding one file."""
 
     timeout: float = 60.0  # seconds
-    memory: int = 2 << 30  # bytes of the ffmpeg binary, on Linux
+    memory: int = 2 << 30  # bytes that decoding may allocate, on Linux
     # Maximum pixels of a frame; no side exceeds MAX_SIDE_PIXELS.
     max_pixels: int = 8192 * 8192
 

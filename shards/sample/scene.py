@@ -104,11 +104,11 @@ class Scene:
 
     def reverse(self) -> "Scene":
         """Return the same scene with time running backwards."""
-        things = []
-        for thing in self.things:
-            motion = REVERSED.get(thing.motion, thing.motion)
-            things.append(replace(thing, motion=motion))
-        return replace(self, things=tuple(things))
+        things = tuple(
+            replace(thing, motion=REVERSED.get(thing.motion, thing.motion))
+            for thing in self.things
+        )
+        return replace(self, things=things)
 
 
 def draw_count(rng: np.random.Generator) -> int:
@@ -353,14 +353,9 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Write a caption of a training clip: full, without colors, only the motion, short, or counting."""
     main = scene.main
-    styles = {
-        "full": 0.45,
-        "plain": 0.2,
-        "motion": 0.07,
-        "short": 0.23,
-        "count": 0.05,
-    }
-    style = rng.choice(list(styles), p=list(styles.values()))
+    style = rng.choice(
+        ["full", "plain", "motion", "short", "count"], p=[0.45, 0.2, 0.07, 0.23, 0.05]
+    )
     if style == "full":
         return full_caption(scene, rng)
 
@@ -424,10 +419,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> str:
         verb = "are" if count > 1 else "is"
         return f"there {verb} {things}"
 
-    listed = []
-    for thing in scene.things:
-        has_color = rng.random() < 0.6
-        listed.append(name(thing, color=has_color))
+    listed = [name(thing, color=rng.random() < 0.6) for thing in scene.things]
     return f"{things}, {' and '.join(listed)}"
 
 
@@ -450,12 +442,11 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
         ("how_many", f"how many {things} {verb}?", count),
     ]
     if main.motion in DIRECTIONS:
-        has_color = bool(rng.random() < 0.5)
-        subject = name(main, "the", color=has_color)
+        subject = name(main, "the", color=rng.random() < 0.5)
         go = rng.choice(["go", "move", "slide"])
         rows.append(("where_to", f"where does {subject} {go}?", main.motion))
 
-    records = []
-    for kind, question, answer in rows:
-        records.append({"question": question, "answer": answer, "type": kind})
-    return records
+    return [
+        {"question": question, "answer": answer, "type": kind}
+        for kind, question, answer in rows
+    ]

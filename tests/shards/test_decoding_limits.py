@@ -173,10 +173,7 @@ for mib in (100, 10):
 
 @on_linux
 def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, write_ffmpeg):
-    most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
-    write_ffmpeg(
-        f"until [ $(ulimit -d) = {most} ]; do :; done; touch {tmp_path}/limited"
-    )
+    write_ffmpeg(f"[ $(ulimit -d) = unlimited ] || touch {tmp_path}/limited")
 
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
 
