@@ -122,11 +122,13 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
-        if {*value.values()} != {*range(len(value))}:
+        numbers = {str(number): word for word, number in value.items()}
+        expected = [str(index) for index in range(len(value))]
+        if numbers.keys() != {*expected}:
             raise InputError(
                 f"{where}: the numbers of its words are not 0 to {len(value) - 1}, each once"
             )
-        value = sorted(value, key=value.__getitem__)
+        value = [numbers[index] for index in expected]
 
     are_words = isinstance(value, list) and all(
         isinstance(word, str) and word.strip() for word in value

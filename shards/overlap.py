@@ -6,8 +6,6 @@ same hash; cropped, mirrored or edited copies do not. Reading frames is slow, so
 limits the number of samples that are hashed.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from PIL import Image
 from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS
-from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 
 
 def overlap(
@@ -37,7 +34,8 @@ def overlap(
     in_training = splits == "train"
     captions = captions_in_training(index["captions"], in_training)
 
-    hashes = hash_frames(ShardReader(folder), in_training, max_samples)
+    reader = ShardReader(folder)
+    hashes = {i: hash_sample(reader, i) for i in choose(in_training, max_samples)}
     # Blank frames have no hash: else all black clips would be copies.
     training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
     frames = np.zeros(len(splits), bool)
@@ -76,26 +74,17 @@ def captions_in_training(
     return in_both
 
 
-def hash_frames(
-    reader: ShardReader,
-    in_training: np.ndarray,
-    max_samples: int,
-) -> dict[int, bytes | None]:
-    """Return hashes of frames by the index of their sample: of validation and test samples, up to
-    half of `max_samples`, and of training samples."""
-    held_out = np.flatnonzero(~in_training)
-    training = np.flatnonzero(in_training)
-    held_out_count = min(len(held_out), max_samples // 2)
-    training_count = min(len(training), max_samples - held_out_count)
-    held_out = held_out[segment_starts(len(held_out), held_out_count)]
-    training = training[segment_starts(len(training), training_count)]
-
-    # Kept in the order of the index, so that shards are read from front to back.
-    chosen = np.sort(np.concatenate([held_out, training])).tolist()
-
-    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
-        values = threads.map(partial(hash_sample, reader), chosen)
-        return dict(zip(chosen, values, strict=True))
+def choose(in_training: np.ndarray, max_samples: int) -> list[int]:
+    """Return evenly spaced samples, at most `max_samples`: of validation and test up to half of them,
+    and of training."""
+    chosen: list[int] = []
+    limit = max_samples // 2
+    for samples in (np.flatnonzero(~in_training), np.flatnonzero(in_training)):
+        count = min(len(samples), limit)
+        chosen += samples[segment_starts(len(samples), count)].tolist()
+        limit = max_samples - count
+    # In the order of the index, shards are read from front to back.
+    return sorted(chosen)
 
 
 def hash_sample(reader: ShardReader, sample_index: int) -> bytes | None:
