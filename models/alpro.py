@@ -341,23 +341,17 @@ def initialize(model: nn.Module, init: str) -> None:
             pre-trained weights.
     """
     scratch = init == "scratch"
-
-    def std(fan_in: int) -> float:
-        return 1 / math.sqrt(fan_in) if scratch else 0.02
-
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std(module.in_features))
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=std(fan_in))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std(module.embedding_dim))
+            std = 1 / math.sqrt(fan_in) if scratch else 0.02
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
+        if (
+            isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm)
+            and module.bias is not None
+        ):
             nn.init.zeros_(module.bias)
 
     # Parameters of the video encoder that belong to no layer above.

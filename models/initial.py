@@ -121,20 +121,13 @@ def load_vit(model: Prompter, name: str) -> None:
     vit = plain_vit(vit)
 
     weights = encoder.state_dict()
-    new = {key for key in weights if "temporal_" in key or key == "time_embed"}
-    unexpected = sorted(vit.keys() - (weights.keys() - new))
-    if unexpected:
-        raise ValueError(
-            f"{source} is not a plain ViT of {len(encoder.blocks)} blocks: it has {unexpected[0]}"
-        )
-
     if "pos_embed" in vit:
         vit["pos_embed"] = resize_embedding(
             f"{source}: pos_embed",
             vit["pos_embed"],
             weights["pos_embed"],
         )
-    for key in new:
+    for key in weights.keys() - vit.keys():
         # Section 3.4: spatial and temporal attention both start from the ViT's.
         spatial = key.replace("temporal_attn", "attn").replace(
             "temporal_norm1", "norm1"
@@ -143,7 +136,8 @@ def load_vit(model: Prompter, name: str) -> None:
             vit[key] = vit[spatial]
         elif "temporal_fc" in key or key == "time_embed":
             vit[key] = torch.zeros_like(weights[key])
-    load_weights(encoder, vit, source, "; set the sizes in [model] to its sizes")
+    remedy = "; it must be a plain ViT, and [model] must have its sizes"
+    load_weights(encoder, vit, source, remedy)
 
 
 def plain_vit(vit: StateDict) -> StateDict:
@@ -166,9 +160,9 @@ def plain_vit(vit: StateDict) -> StateDict:
         weights[weight] = weights[weight] * gamma[:, None]
         weights[bias] = weights[bias] * gamma
 
-    if "patch_embed.weight" in weights and "pre_norm.weight" in weights:
-        width = len(weights["patch_embed.weight"])
-        weights.setdefault("patch_embed.bias", torch.zeros(width))
+    if "pre_norm.weight" in weights:
+        bias = torch.zeros_like(weights["pre_norm.weight"])
+        weights.setdefault("patch_embed.bias", bias)
     return weights
 
 

@@ -174,18 +174,18 @@ def model():
         (
             {"time_embed": torch.zeros(64)},
             {},
-            "is not a plain ViT of 2 blocks: it has time_embed",
+            "time_embed is (64,), not (1, 3, 64)",
         ),
         (
             {"reg_token": torch.zeros(64)},
             {},
-            "is not a plain ViT of 2 blocks: it has reg_token",
+            "reg_token is unknown; it must be a plain ViT",
         ),
         # Distilled.
         ({"pos_embed": torch.zeros(1, 18, 64)}, {}, "18 positions, which are not"),
         ({"pos_embed": torch.zeros(64)}, {}, "pos_embed is (64,), not (1, 17, 64)"),
         ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
-        ({}, {"width": 32}, "; set the sizes in [model]"),
+        ({}, {"width": 32}, "[model] must have its sizes"),
         ({}, {"depth": 3}, "blocks.2.attn.proj.bias is missing"),
     ],
 )
