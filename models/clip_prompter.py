@@ -26,7 +26,7 @@ from alpro.models.weights import load_weights, read_weights, select_prefix
 from alpro.models.word_pieces import BertTokenizer
 
 CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
-NOT_CLIP = f"no folder with the config.json of a {' or '.join(CLIP_TYPES)}"
+NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
@@ -261,7 +261,7 @@ def check_clip(name: str, key: str) -> None:
     folder = hub_name.cached() if hub_name else Path(name)
     if folder and not is_clip(folder):
         raise InputError(
-            f"{key} = {name!r}: {NOT_CLIP}, and no name of the hub, OWNER/MODEL"
+            f"{key} = {name!r}: {NOT_CLIP}, or is no folder and no OWNER/MODEL"
         )
 
 
