@@ -146,7 +146,7 @@ def build(
     weights = split_bert(weights, config.text.fusion_layer)
 
     limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
-    length = max_text_tokens or MAX_TEXT_TOKENS[task]
+    length = max_text_tokens or min(MAX_TEXT_TOKENS[task], limit)
     if not 4 <= length <= limit:
         raise InputError(
             f"--max-text-tokens {length} must be from 4 to {limit}, the limit of this text encoder"

@@ -18,7 +18,6 @@ from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.store.step import Step
 from alpro.stages import cache_prompts
-from tests.clip_models import REVISION
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
@@ -102,21 +101,6 @@ def test_what_no_clip_can_be_is_refused_before_the_videos_are_decoded(
     reason = step["train_prompter"].unreadable
     assert "train_prompter.clip" in reason
     assert named in reason
-
-
-def test_texts_that_are_too_long_for_a_clip_that_is_here_are_refused(
-    steps_of, clip_folders, hub
-):
-    folder = clip_folders["clip"]  # with texts of at most 24 tokens
-    name = hub(folder)
-    for clip in (folder, name, f"{name}@{REVISION}"):
-        for tokens in (24, 25):
-            changes = (
-                f"train_prompter.clip={clip}",
-                f"train_prompter.max_text_tokens={tokens}",
-            )
-            step = steps_of(SCRATCH, *changes)["train_prompter"]
-            assert bool(step.unreadable) == (tokens > 24)
 
 
 # Fingerprints.
