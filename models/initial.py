@@ -161,8 +161,8 @@ def plain_vit(vit: StateDict) -> StateDict:
         weights[bias] = weights[bias] * gamma
 
     if "pre_norm.weight" in weights:
-        bias = torch.zeros_like(weights["pre_norm.weight"])
-        weights.setdefault("patch_embed.bias", bias)
+        no_bias = torch.zeros_like(weights["pre_norm.weight"])
+        weights.setdefault("patch_embed.bias", no_bias)
     return weights
 
 
