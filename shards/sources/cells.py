@@ -14,12 +14,9 @@ from alpro.shards.schema import Question
 from alpro.shards.sources.form import (
     NO_TEXT,
     TABLE,
-    WORDS,
     Form,
     Record,
-    fold,
     read_cell,
-    time_in,
 )
 
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -135,18 +132,13 @@ def has_words(text: str) -> bool:
 
 
 def read_captions(value: Any) -> Iterator[str]:
-    """Yield the texts of a cell: a text, a list of texts, or objects with a text. Raises ValueError
-    for anything else."""
+    """Yield the texts of a cell: a text, or a list of texts. Raises ValueError for anything else."""
     value = parse_cell(value)
     if isinstance(value, dict):
-        words = {*WORDS["usual"]["captions"], "raw"}
-        named = [cell for key, cell in value.items() if fold(key) in words]
-        if len(named) != 1 or any(map(is_time_of_part, value.items())):
-            raise ValueError(
-                f"a caption is an object with {', '.join(value)}; name a key, captions = "
-                "'COLUMN.KEY', or with records = 'COLUMN' each object is a record with its times"
-            )
-        value = named[0]
+        raise ValueError(
+            f"a caption is an object with {', '.join(value)}; name a key, captions = 'COLUMN.KEY', or "
+            "with records = 'COLUMN' each object is a record with its times"
+        )
     if isinstance(value, list):
         for each in value:
             if isinstance(each, list):
@@ -159,19 +151,6 @@ def read_captions(value: Any) -> Iterator[str]:
             yield text
     elif read_text(value):
         raise ValueError("captions are not a list of strings")
-
-
-def is_time_of_part(item: tuple[str, Any]) -> bool:
-    """Return whether a key and its value are a time of a part of a file."""
-    name, value = item
-    if not time_in(name):
-        return False
-    with suppress(ValueError):
-        times = (
-            read_spans(value)[0] if isinstance(value, list) else [read_seconds(value)]
-        )
-        return None not in times
-    return False
 
 
 def read_questions(record: Record, form: Form) -> Iterator[Question]:

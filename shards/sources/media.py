@@ -30,7 +30,7 @@ from alpro.shards.file_type import (
     read_head,
 )
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import BESIDE, TABLE, WORDS, Record
+from alpro.shards.sources.form import BESIDE, WORDS, Record
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 WORKSPACE = {*WORDS["workspace"]["names"]}
@@ -267,10 +267,6 @@ class Sidecars:
             value = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
-        listed = value if isinstance(value, list) else []
-        objects = [each for each in listed if isinstance(each, dict)]
-        if any(TABLE.bind(each).file for each in objects):
-            return {}  # A table: train.json is no text of train.mp4.
         return value if isinstance(value, dict) else {"captions": value}
 
     def note_others(self) -> None:
