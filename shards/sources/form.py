@@ -180,18 +180,6 @@ BESIDE = Form.model_validate(WORDS["beside"])
 SAMPLE = Form.model_validate(WORDS["sample"])
 
 
-def find_form(columns: Iterable[str], extension: str) -> Form | None:
-    """Return the form of a table with these columns: a published one, or `TABLE` if it has a column
-    of files; None if the columns are not known."""
-    names = [*columns]
-    for form in FORMS:
-        if not (form.records or form.line) and form.fits(names, extension):
-            return form
-    if names == ["$value"]:
-        return LIST
-    return TABLE if TABLE.bind(names).file else None
-
-
 def read_cell(record: Record, column: str) -> Any:
     """Return a cell; a dotted column is one inside of an object, or of each object of a list. A
     form has an empty name for a column that there is not: its cell is None."""
@@ -246,6 +234,17 @@ def split_in(text: str) -> Split | None:
         if not words.isdisjoint(names):
             splits.append(split)
     return splits[0] if len(splits) == 1 else None
+
+
+def find_form(document: Any, extension: str) -> Form | None:
+    """Return the published form whose columns the records of a document have."""
+    for form in FORMS:
+        if not form.line:
+            _, first = next(records_in(document, form), ("", ""))
+            # A reason in place of a record has no columns.
+            if form.fits(first, extension):
+                return form
+    return None
 
 
 def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:

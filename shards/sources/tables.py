@@ -30,6 +30,7 @@ from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholde
 from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.sources.form import (
     FORMS,
+    LIST,
     TABLE,
     Form,
     Record,
@@ -89,7 +90,11 @@ class Table:
         ]
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
         if self.form is None:
-            self.form = find_form(self.columns, self.extension)
+            self.form = find_form([dict.fromkeys(self.columns)], self.extension)
+        if self.form is None and self.columns == ["$value"]:
+            self.form = LIST
+        if self.form is None and TABLE.bind(self.columns).file:
+            self.form = TABLE
         if self.form is None:
             self.refuse_placeholder()
         # The form with the columns of the first records; without any if they are not known.
@@ -160,17 +165,8 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return self._read_json_lines(io.StringIO(content))  # under another name
 
-        self._find_nested_form(self.document)
+        self.form = self.form or find_form(self.document, self.extension)
         return records_in(self.document, self.form or TABLE)
-
-    def _find_nested_form(self, document: Any) -> None:
-        """Set the published form whose columns the records inside of a document have."""
-        for form in FORMS:
-            if self.form is None and form.records:
-                _, first = next(records_in(document, form), ("", ""))
-                # A reason in place of a record has no columns.
-                if form.fits(first, self.extension):
-                    self.form = form
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
@@ -184,7 +180,7 @@ class Table:
                 yield where, record
                 continue
             if path is None:
-                self._find_nested_form([record])
+                self.form = self.form or find_form([record], self.extension)
                 # Each line is an entry of a list, in which `*` stands for its entries.
                 records = self.form.records if self.form else ""
                 path = [*filter(None, records.removeprefix("*.").split("."))]
