@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
@@ -268,6 +268,17 @@ class Sidecars:
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
         return value if isinstance(value, dict) else {"captions": value}
+
+    def find_alone(self) -> Iterator[str]:
+        """Yield the texts whose videos are missing, in the folders of the other texts."""
+        used = {*self.texts.values()}
+        stems = {compose(splitext(path)[0]) for path in self.folder.media}
+        folders = {text.rpartition("/")[0] for text in used}
+        for path in self._by_name.values():
+            is_alone = path not in used and compose(splitext(path)[0]) not in stems
+            is_text = path.rpartition("/")[0] in folders and not NOT_TEXTS.match(path)
+            if is_alone and is_text and self.has_texts(path):
+                yield path
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""

@@ -8,7 +8,7 @@ from posixpath import splitext
 from alpro.errors import InputError
 from alpro.log import log, printable
 from alpro.shards.file_type import MEDIA_EXTENSIONS
-from alpro.shards.schema import Row
+from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
@@ -164,7 +164,8 @@ class Source:
         return BESIDE.title, self.read_texts(sidecars, folder)
 
     def read_texts(self, sidecars: Sidecars, folder: Folder) -> Rows:
-        """Yield a row for each video or image, with the captions in its text.
+        """Yield a row for each video or image, with the captions in its text, and a reject for each
+        text whose video is missing.
 
         Raises:
             InputError: If there is no video or image.
@@ -176,6 +177,9 @@ class Source:
             if not text:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)
+        for path in sidecars.find_alone():
+            detail = "a text without its video"
+            yield Reject(id=path, path=path, reason="missing", detail=detail)
         yield from self.items.rows()
         sidecars.note_others()
         if not folder.media:

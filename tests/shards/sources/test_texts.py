@@ -182,11 +182,21 @@ def test_texts_whose_videos_are_missing_are_counted(read):
     )
 
     assert [*imported.captions] == ["a.mp4", "b.mp4"]
-    assert "3 .txt files are not read" in imported.notes
+    assert {(reject.id, reject.reason) for reject in imported.rejects} == {
+        (f"{name}.txt", "missing") for name in "cde"
+    }
     assert (
         "1 files that a cloud has not downloaded are left out: .e.mp4.icloud"
         in imported.notes
     )
+
+
+def test_metadata_whose_videos_are_missing_are_counted(read):
+    files = {f"{name}.json": {"caption": "a dog runs"} for name in "abc"}
+
+    imported = read({**files, "settings.json": {"fps": 30}}, "a.mp4 b.mp4")
+
+    assert [reject.id for reject in imported.rejects] == ["c.json"]
 
 
 def test_texts_alone_are_no_table(read):
