@@ -212,11 +212,13 @@ class Source:
         tables: dict[str, Table] = {}
         has_texts_at_root = False
         paths.sort(key=lambda path: "/" in path)
-        for path in [*paths, *texts[:MAX_TABLES]]:
+        for number, path in enumerate([*paths, *texts[:MAX_TABLES]]):
+            is_text = number >= len(paths)
             if "/" in path and has_texts_at_root:
-                folder.notes.add(NOT_READ, path)
+                if not is_text:
+                    folder.notes.add(NOT_READ, path)
                 continue
-            if len(tables) == MAX_TABLES:
+            if number == MAX_TABLES and not is_text:
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
                     "those of each split"
@@ -232,7 +234,7 @@ class Source:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
             # A text in a subfolder is of nothing, unless it has a published form.
-            if path not in texts or table.form not in (None, LIST):
+            if not is_text or table.form not in (None, LIST):
                 tables[path] = table
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
