@@ -26,6 +26,12 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     for each row.
     """
     is_terminal = sys.stdout.isatty()
+    grid = Table(box=None, pad_edge=False)
+    for head in heads:
+        grid.add_column(head, overflow="fold", no_wrap=not is_terminal)
+    for line in lines:
+        grid.add_row(*line)
+
     # A value may have brackets, which would be markup. `highlight` would color numbers and paths.
     console = Console(
         force_terminal=is_terminal,
@@ -33,14 +39,4 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         markup=False,
         highlight=False,
     )
-    grid = Table(box=None, pad_edge=False)
-    for head in heads:
-        grid.add_column(head, overflow="fold", no_wrap=not is_terminal)
-    for line in lines:
-        grid.add_row(*line)
-
-    with console.capture() as capture:
-        console.print(grid)
-    # Rich pads the last cell of a line with spaces.
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+    console.print(grid)

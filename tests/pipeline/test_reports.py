@@ -110,7 +110,10 @@ def test_a_run_ends_with_its_main_scores_its_warnings_and_the_place_of_the_rest(
 
     print_results({"evaluate": folder}, tmp_path, tmp_path / "run.html")
 
-    lines = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    lines = [
+        re.split(r" {2,}", line.rstrip())
+        for line in capsys.readouterr().out.splitlines()
+    ]
     line = ["by similarity", "t2v R@1", "49.5 [42.5, 56.5]", "0.5 %", "500"]
     assert lines.count(line) == len(PRINTED)
     assert [cells[0] for cells in lines[-3:]] == [
