@@ -5,7 +5,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -80,7 +80,7 @@ class Document:
     head: str  # shown first on every page
     sections: list[str]  # each begins with its heading
     # Pictures by their address in the text.
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure]
 
     def markdown(self, links: Mapping[str, str], max_length: int | None = None) -> str:
         """Return the sections without pictures, as many as there is room for.
@@ -130,7 +130,7 @@ def join_links(links: Mapping[str, str]) -> str:
 
 
 def describe_run(
-    run: Run, steps: Sequence[Step], artifacts: Artifacts, changes: Sequence[str] = ()
+    run: Run, steps: Sequence[Step], artifacts: Artifacts, changes: Sequence[str]
 ) -> Document:
     """Return the document of a run.
 

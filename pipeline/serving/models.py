@@ -51,12 +51,11 @@ class ServedModels:
         location = located(item["path"])
         if isinstance(location, Path):
             (identity,) = identities([location])
-            if identity == "missing":
-                raise HTTPException(404, "this file is missing")
             if identity != item["identity"]:
                 raise HTTPException(
                     404,
-                    "this file has changed since it was indexed; `alpro index add` embeds it again",
+                    "this file is missing, or has changed since it was indexed; `alpro index add` "
+                    "embeds it again",
                 )
         return item
 

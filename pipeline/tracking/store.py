@@ -37,17 +37,16 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
     Raises:
         InputError: If the store does not work, or if the experiment was deleted.
     """
-    database = (
-        Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    )
+    files = (workspace / "mlflow").resolve()
+    is_local = uri.startswith("sqlite:///")
     try:
-        if database:
-            create_store(database, workspace / "mlflow")
+        if is_local:
+            create_store(Path(uri.removeprefix("sqlite:///")), files)
         client = MlflowClient(uri)
         # A server chooses the place of its files.
-        files = (workspace / "mlflow" / name).resolve().as_uri() if database else None
+        place = (files / name).as_uri() if is_local else None
         try:
-            client.create_experiment(name, files)
+            client.create_experiment(name, place)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -79,7 +78,7 @@ def create_store(database: Path, files: Path) -> None:
             with atomic_write(database) as temporary:
                 create_database(temporary)
                 uri = f"sqlite:///{temporary}"
-                SqlAlchemyStore(uri, files.resolve().as_uri()).engine.dispose()
+                SqlAlchemyStore(uri, files.as_uri()).engine.dispose()
     finally:
         lock.release()
 
