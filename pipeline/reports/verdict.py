@@ -1,6 +1,6 @@
 """The score of a run that counts, and which of two models is better, each in a sentence."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from alpro.errors import InputError
 from alpro.pipeline.reports.results import (
     Rows,
     difference_text,
-    main_rows,
     metric_text,
     number_text,
     row_label,
@@ -38,27 +37,23 @@ def headline(results: Rows) -> str:
     'fine-tuned, question answering, all questions 60.0 [50.0, 70.0] on 90 test clips, best constant 25.0 %'
     """
     # The last model is what the run trained.
-    rows_by_name = {row["name"]: row for row in main_rows(results)}
-    row = rows_by_name.get(decisive(rows_by_name))
-    if row is None:
+    rows_by_name = {row["name"]: row for row in results}
+    present = [name for name in DECISIVE if name in rows_by_name]
+    if not present:
         return ""
+    row = rows_by_name[present[0]]
     baseline = row["baseline"] or "chance"
     chance = f"{baseline} {number_text(row['chance'], row['unit'])}"
     score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
     return f"{score} on {count_clips(row)}, {chance}"
 
 
-def decisive(names: Collection[str]) -> str:
-    """Return the name of the score that counts among names of scores; empty without one."""
-    return next((name for name in DECISIVE if name in names), "")
-
-
 def compare_models(first: str, second: str, comparison: Comparison) -> str:
     """Return the sentence on two models by the names that the user gave; empty if nothing was
     compared."""
     scores = {row["name"]: (row, difference) for row, difference in comparison.scores}
-    name = decisive(scores)
-    return verdict(first, second, *scores[name]) if name else ""
+    present = [name for name in DECISIVE if name in scores]
+    return verdict(first, second, *scores[present[0]]) if present else ""
 
 
 def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
@@ -100,9 +95,8 @@ def verdict(
             f"keep {first}."
         )
 
-    # Lower ranks are better.
-    is_gain = (difference.difference > 0) == row["higher_is_better"]
-    if is_gain:
+    # Of all scores that count, more is better.
+    if difference.difference > 0:
         return f"{second} is better than {first} {scope}: keep {second}."
     return f"{second} is worse than {first} {scope}: keep {first}."
 
