@@ -3,7 +3,6 @@ workspace is."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 from mlflow.entities import LifecycleStage
@@ -103,12 +102,12 @@ def check_store(workspace: Path) -> None:
     except Exception as error:
         raise unusable(uri, error) from error
 
-    files = Path(unquote(urlsplit(location).path)).parent
-    is_own = location.startswith("file:") and files.name == "mlflow"
-    if is_own and files != workspace / "mlflow":
+    own = (workspace / "mlflow" / "0").resolve().as_uri()
+    is_ours = location.startswith("file:") and location.endswith("/mlflow/0")
+    if is_ours and location != own:
         raise InputError(
-            f"MLflow store {workspace / 'mlflow.db'}: its files are in {files.parent}, where it was "
-            f"made before this workspace was copied or moved; {REFILL}"
+            f"MLflow store {workspace / 'mlflow.db'}: its files are in {location}, where it was made "
+            f"before this workspace was copied or moved; {REFILL}"
         )
 
 

@@ -30,7 +30,7 @@ def test_the_store_of_a_workspace_that_was_copied_or_moved_is_refused(
     other = tmp_path / "100% other #2"
     how(original, other)
 
-    with pytest.raises(InputError, match=r"files are in .*first place.*move it away"):
+    with pytest.raises(InputError, match=r"files are in .*first%20place.*move it away"):
         Tracker.open("", other, "sample")
     with pytest.raises(InputError):
         Tracker.open(store_uri(other), other, "another experiment")
