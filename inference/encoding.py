@@ -4,10 +4,10 @@ Pairs share the encoded texts and videos, and the queries, keys and values of th
 layer. A batch has pairs whose texts have one length, so that no padding is computed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,26 @@ from torch import Tensor
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.inference.clips import read_frames
+from alpro.inference.clips import load_clip, read_frames
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
-from alpro.models.clip_prompter import is_clip, load_clip, wrap_tokenizer
+from alpro.models.clip_prompter import is_clip, wrap_tokenizer
+from alpro.models.clip_prompter import load_clip as load_clip_model
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import WIDE
 from alpro.models.pretrained import HubName
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.timesformer import VideoConfig
-from alpro.shards.reader import Sample, ShardReader
-from alpro.shards.sampling import segment_starts
+from alpro.shards.clip import DecodeError
+from alpro.shards.reader import Sample
+from alpro.shards.schema import Row
 from alpro.threads import map_ahead
 
 # Number of videos whose queries, keys and values are on the device at a time.
 VIDEOS = 64
 PAIRS = 512  # pairs in a batch on a GPU
 CPU_VALUES = 2**19  # activations of a batch on a CPU, about what its cache holds
-Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
 
 @dataclass
@@ -71,7 +72,7 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
     inside = model_folder(folder)
     # First: a CLIP's folder has a config.json too, which `load_model` would refuse.
     if is_clip(inside) or HubName.parse(str(folder)):
-        return load_clip(str(inside), device, "model")
+        return load_clip_model(str(inside), device, "model")
     return load_model(inside, device)
 
 
@@ -154,57 +155,73 @@ def embed_texts(
 @torch.no_grad()
 def encode_videos(
     encoder: NormalizedModel,
-    reader: ShardReader,
-    sample_indices: list[int],
+    videos: Sequence[Sample | Row],
     batch: int = 32,
-    reorder: Reorder | None = None,
-) -> Videos:
-    """Encode uniformly sampled frames of samples, resized to the encoder's size without a crop.
+    orders: Sequence[list[int]] = (),
+) -> tuple[list[int], Videos]:
+    """Encode videos, resized to the encoder's size without a crop.
 
     Ranks share the batches, and all of them return the result.
 
     Args:
-        reorder: Permutes the frames of a clip, for the controls. Each rank calls it for every clip
-            in order, so that a random permutation does not depend on the number of ranks.
+        videos: Samples of a corpus, or rows of a manifest.
+        orders: Indices of the frames of each sample; by default, the first of each of equal
+            segments.
+
+    Returns:
+        Indices of the videos that could be decoded, and these videos. A sample of a corpus that
+        cannot be read is an error instead.
     """
     config = encoder.model.config.video
     device = encoder.mean.device
-    count = len(sample_indices)
-    frames = []
-    for sample_index in sample_indices:
-        frame_count = reader.frame_count(sample_index)
-        frames.append(segment_starts(frame_count, config.frames))
-    if reorder:
-        frames = [reorder(indices) for indices in frames]
-
+    count = len(videos)
     starts = range(0, count, batch)
-    starts_of_rank = [
-        start for i, start in enumerate(starts) if belongs_to_this_rank(i)
+    batches = [
+        range(start, min(start + batch, count))
+        for i, start in enumerate(starts)
+        if belongs_to_this_rank(i)
     ]
-    batches = [range(start, min(start + batch, count)) for start in starts_of_rank]
     # A rank without a batch still encodes a video: it needs the shape of the tokens.
     is_idle = count > 0 and not batches
     if is_idle:
         batches = [range(1)]
 
-    def decode(row: int) -> np.ndarray:
-        return sample_frames(reader[sample_indices[row]], config, frames[row])
+    def decode(index: int) -> np.ndarray | None:
+        video = videos[index]
+        if isinstance(video, Sample):
+            return sample_frames(video, config, orders[index] if orders else None)
+        try:
+            clip = load_clip(video, config.frames, config.image_size)
+        except DecodeError:
+            return None
+        return clip.frames.transpose(0, 3, 1, 2)
 
     tokens = torch.zeros(count, 1, config.width, device=device)
+    is_decoded = torch.zeros(count, device=device)
     decoded = map_ahead(decode, chain.from_iterable(batches))
-    for rows in batches:
-        pixels = encoder.clip_pixels(islice(decoded, len(rows)))
-        encoded = encoder.model.encode_video(pixels)
-        # Filled in place to avoid a second copy.
-        if encoded.shape[1:] != tokens.shape[1:]:
-            tokens = torch.zeros(count, *encoded.shape[1:], device=device)
-        if not is_idle:
-            tokens[rows.start : rows.stop] = encoded
+    with progress("encoding", count, "videos") as advance:
+        for rows in batches:
+            frames = zip(rows, decoded, strict=False)
+            clips = {row: clip for row, clip in frames if clip is not None}
+            advance(len(rows))
+            if not clips:
+                continue
+            pixels = encoder.clip_pixels(clips.values())
+            encoded = encoder.model.encode_video(pixels).float()
+            # Filled in place to avoid a second copy.
+            if encoded.shape[1:] != tokens.shape[1:]:
+                tokens = torch.zeros(count, *encoded.shape[1:], device=device)
+            if not is_idle:
+                tokens[list(clips)] = encoded
+                is_decoded[list(clips)] = 1
 
     all_reduce_(tokens)
+    indices = all_reduce_(is_decoded).nonzero().flatten()
+    if len(indices) < count:
+        tokens = tokens[indices]
     with float32(device):
         features = encoder.model.project_video(tokens).float()
-    return Videos(tokens, features)
+    return indices.tolist(), Videos(tokens, features)
 
 
 def sample_frames(

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
@@ -34,16 +33,15 @@ from alpro.inference.encoding import (
     Videos,
     embed_texts,
     encode_texts,
-    load_prompter,
     match_all,
 )
 from alpro.inference.find import Found, resolve
-from alpro.inference.prompts import read_prompts
+from alpro.inference.prompts import load_with_prompts
 from alpro.inference.unknown_words import describe_unread, truncate
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.log import progress
 from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelBundle, load_labels
+from alpro.models.folder import ModelBundle
 from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
@@ -132,21 +130,12 @@ class Model:
             )
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
-        loaded = load_prompter(found.model, target)
+        loaded, prompts = load_with_prompts(found, target)
         if dtype == "auto":
             torch_dtype = compute_dtype(loaded.model.config.video.width, target)
         else:
             torch_dtype = getattr(torch, dtype)
-        if found.prompts is None:
-            return cls(loaded, prompts={}, device=target, dtype=torch_dtype)
-
-        embedded = read_prompts(found.prompts)
-        embeddings = {name: value.to(target) for name, value in embedded.items()}
-        try:
-            loaded.entities = load_labels(require(found.prompts, "entities.json"))
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        return cls(loaded, prompts=embeddings, device=target, dtype=torch_dtype)
+        return cls(loaded, prompts, device=target, dtype=torch_dtype)
 
     # Texts
 

@@ -1,19 +1,42 @@
-"""Read the entities of a vocabulary, and the embedded prompts of a prompter."""
+"""Read the entities of a vocabulary, and a prompter with the embedded prompts of its entities."""
 
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alpro.artifact import require
 from alpro.errors import InputError, one_line
+from alpro.inference.encoding import load_prompter
+from alpro.inference.find import Found
+from alpro.models.folder import ModelBundle, load_labels
 
 
 def read_entities(vocabulary: Path) -> list[str]:
     """Read the entities of a build_vocabulary artifact, in order."""
     return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
+
+
+def load_with_prompts(
+    found: Found, device: torch.device
+) -> tuple[ModelBundle, dict[str, Tensor]]:
+    """Load a model, and the embedded prompts of its entities, if it has any.
+
+    Raises:
+        InputError: If a file is missing or invalid.
+    """
+    bundle = load_prompter(found.model, device)
+    if found.prompts is None:
+        return bundle, {}
+    prompts = read_prompts(found.prompts)
+    try:
+        bundle.entities = load_labels(require(found.prompts, "entities.json"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return bundle, {kind: value.to(device) for kind, value in prompts.items()}
 
 
 def read_prompts(folder: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
+from alpro.inference.find import Found
+from alpro.inference.prompts import load_with_prompts
 from alpro.log import log
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
@@ -126,12 +128,15 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     )
     assert folder is not None
     with evaluating(folder, out, resources, config.mixed_precision) as place:
-        model = LoadedModel.load(
+        bundle, prompts = load_with_prompts(Found(folder, inputs.prompts), place.device)
+        if config.frames:
+            # This resizes the time embedding, as fine-tuning does.
+            bundle.model.set_frames(config.frames)
+        model = LoadedModel.of(
             config.model_name,
-            folder,
-            place.device,
-            prompts=inputs.prompts,
-            frames=config.frames,
+            bundle,
+            prompts,
+            device=place.device,
             length=config.max_text_tokens,
         )
         results = Results(config.model_name)

@@ -243,12 +243,12 @@ def evaluate(
     names = [name for name in (model, baseline) if name]
     found = [models.find(name) for name in names]
     folders = [one.model for one in found]
-    labeled = read_labeled(models.videos(data), split, folders)
 
     loaded = [models.load(one) for one in found]
-    log.info(f"{len(labeled.labels):,} videos ({labeled.description})")
-    answers = bool(loaded[0].folder.answers)
-    gallery = labeled.question_gallery() if answers else labeled.caption_gallery()
+    column = "questions" if loaded[0].folder.answers else "captions"
+    videos = models.videos(data)
+    gallery, description = read_labeled(videos, split, folders, column)
+    log.info(f"{len(gallery.ids):,} videos ({description})")
     frames = loaded[0].folder.model.config.video.frames
 
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -310,8 +310,9 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
         matched=("t2v",),
         training_questions=gallery.questions,
     )
+    loaded = LoadedModel.of(name, model.folder, model.prompts, model.device)
     with model.autocast():
-        results = evaluate_model(LoadedModel.wrap(name, model), gallery, asked)
+        results = evaluate_model(loaded, gallery, asked)
     assert results.gallery is not None
     decoded = len(results.gallery.ids)
     if not decoded:

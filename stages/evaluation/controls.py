@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.encoding import Reorder, Texts, similarities
+from alpro.inference.encoding import Texts, similarities
 from alpro.stages.evaluation.gallery import Gallery
-from alpro.stages.evaluation.loaded_model import LoadedModel
+from alpro.stages.evaluation.loaded_model import LoadedModel, Reorder
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,21 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         return self.reader[self.indices[index]]
 
+    def frame_count(self, index: int) -> int:
+        """Return the number of frames of a sample, without reading it."""
+        return self.reader.frame_count(self.indices[index])
+
 
 def pick(items: Any, indices: Iterable[int]) -> Any:
     """Return some of the items of a list or of `Samples`."""
     if isinstance(items, Samples):
         return Samples(items.reader, pick(items.indices, indices))
     return [items[index] for index in indices]
+
+
+def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return pairs as an array (P, 2), also if there are none."""
+    return np.array(pairs, int).reshape(-1, 2)
 
 
 def read_labels(video: Sample | Row) -> dict[str, Any]:
@@ -82,22 +92,27 @@ class Gallery:
         indices = [index for index, items in enumerate(items_by_sample) if items]
         ids = reader.column("id").to_pylist()
 
-        items: list[Any] = []
-        video_of_text: list[int] = []
-        for video, index in enumerate(indices):
-            items += items_by_sample[index]
-            video_of_text += [video] * len(items_by_sample[index])
+        items = pick(items_by_sample, indices)
+        return cls.of(Samples(reader, indices), pick(ids, indices), items, column)
 
-        is_asked = column == "questions"
-        return cls(
-            Samples(reader, indices),
-            ids=pick(ids, indices),
-            texts=[item["question"] for item in items] if is_asked else items,
-            right=np.stack(
-                [np.arange(len(items)), np.array(video_of_text, int)], axis=1
-            ),
-            questions=items if is_asked else [],
-        )
+    @classmethod
+    def of(
+        cls,
+        videos: Sequence[Sample | Row],
+        ids: list[str],
+        items: Sequence[list[Any]],
+        column: str,
+    ) -> "Gallery":
+        """Return videos with the captions or questions of each."""
+        listed = list(chain.from_iterable(items))
+        pairs = []
+        for video, texts in enumerate(items):
+            pairs += [(len(pairs) + i, video) for i in range(len(texts))]
+
+        if column == "captions":
+            return cls(videos, ids, listed, as_pairs(pairs))
+        texts = [question["question"] for question in listed]
+        return cls(videos, ids, texts, as_pairs(pairs), questions=listed)
 
     @cached_property
     def relevant(self) -> np.ndarray:

@@ -1,12 +1,11 @@
 """Labeled videos of any data, for `alpro eval`: a decoded corpus, a manifest or a folder."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from alpro.artifact import read_record
@@ -20,79 +19,20 @@ from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.gallery import (
     Gallery,
-    Question,
     Samples,
+    as_pairs,
     pick,
     read_labels,
 )
 from alpro.stages.evaluation.protocol import also_in_training
 
 
-@dataclass(frozen=True)
-class LabeledData:
-    """Videos with labels.
-
-    Attributes:
-        videos: Samples of a corpus, or rows of a manifest.
-        labels: For each video its `id`, `captions`, `questions`, and in `meta` perhaps `entities`
-            and `relevant`, the ids of other videos for which its captions are right.
-        description: Which videos of the data these are.
-    """
-
-    videos: Sequence[Sample | Row]
-    labels: list[dict[str, Any]]
-    description: str
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the videos."""
-        return [str(label["id"]) for label in self.labels]
-
-    def caption_gallery(self) -> Gallery:
-        """Return all videos with their captions. Equal captions, whatever their case, are one text
-        with several right videos."""
-        index_of_id = {name: index for index, name in enumerate(self.ids)}
-        texts: dict[str, str] = {}  # by their key, as the first video writes them
-        videos_of_text: dict[str, set[int]] = {}
-        for index, label in enumerate(self.labels):
-            # Another relevant video may be of another split.
-            relevant = label["meta"].get("relevant") or ()
-            videos = {
-                index,
-                *(index_of_id[name] for name in relevant if name in index_of_id),
-            }
-            for text in label["captions"]:
-                key = text.casefold()
-                texts.setdefault(key, text)
-                videos_of_text.setdefault(key, set()).update(videos)
-
-        pairs = [
-            (text, video)
-            for text, videos in enumerate(videos_of_text.values())
-            for video in sorted(videos)
-        ]
-        return Gallery(self.videos, self.ids, list(texts.values()), as_pairs(pairs))
-
-    def question_gallery(self) -> Gallery:
-        """Return all videos with their questions."""
-        questions: list[Question] = []
-        pairs = []
-        for video, label in enumerate(self.labels):
-            for question in label["questions"]:
-                pairs.append((len(questions), video))
-                questions.append(question)
-        texts = [question["question"] for question in questions]
-        return Gallery(self.videos, self.ids, texts, as_pairs(pairs), questions)
-
-
-def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return pairs as an array (P, 2), also if there are none."""
-    return np.array(pairs, int).reshape(-1, 2)
-
-
 def read_labeled(
-    source: Location, split: str, models: Sequence[Path] = ()
-) -> LabeledData:
+    source: Location,
+    split: str,
+    models: Sequence[Path] = (),
+    column: str = "captions",
+) -> tuple[Gallery, str]:
     """Read the videos with captions or questions of a decoded corpus, a manifest or a folder.
 
     A corpus gives the videos of the split that are not also in training, and a manifest with a
@@ -103,6 +43,10 @@ def read_labeled(
         source: The data.
         split: Split to read.
         models: Folders of models that will be scored.
+        column: The texts: captions or questions.
+
+    Returns:
+        The videos with their texts, and which videos of the data these are.
 
     Raises:
         InputError: If there is no such video.
@@ -124,7 +68,40 @@ def read_labeled(
         raise InputError(
             f"{source}: no video with a caption or a question ({description})"
         )
-    return LabeledData(pick(videos, labeled), pick(labels, labeled), description)
+    videos = pick(videos, labeled)
+    labels = pick(labels, labeled)
+    ids = [str(label["id"]) for label in labels]
+    if column == "captions":
+        return caption_gallery(videos, ids, labels), description
+    questions = [label["questions"] for label in labels]
+    return Gallery.of(videos, ids, questions, column), description
+
+
+def caption_gallery(
+    videos: Sequence[Sample | Row], ids: list[str], labels: list[dict[str, Any]]
+) -> Gallery:
+    """Return videos with their captions. Equal captions, whatever their case, are one text with
+    several right videos.
+
+    Args:
+        labels: The `captions` of each video, and in `meta` perhaps `relevant`, the ids of other
+            videos for which they are right.
+    """
+    index_of_id = {name: index for index, name in enumerate(ids)}
+    texts: dict[str, str] = {}  # by their key, as the first video writes them
+    videos_of_text: dict[str, set[int]] = defaultdict(set)
+    for index, label in enumerate(labels):
+        # Another relevant video may be of another split.
+        relevant = label["meta"].get("relevant") or ()
+        right = {index_of_id[name] for name in relevant if name in index_of_id}
+        for text in label["captions"]:
+            texts.setdefault(text.casefold(), text)
+            videos_of_text[text.casefold()] |= {index, *right}
+
+    pairs = []
+    for text, right in enumerate(videos_of_text.values()):
+        pairs += [(text, video) for video in sorted(right)]
+    return Gallery(videos, ids, list(texts.values()), as_pairs(pairs))
 
 
 def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:

@@ -1,8 +1,7 @@
 """A model that is evaluated: how it encodes texts and videos, and answers questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,26 +11,23 @@ from torch import Tensor
 
 from alpro.inference.encoding import (
     VIDEOS,
-    Reorder,
     Texts,
     Videos,
     encode_texts,
     encode_videos,
-    load_prompter,
     score,
 )
-from alpro.inference.model import Model
-from alpro.inference.prompts import read_prompts
 from alpro.log import progress
 from alpro.models.alpro import Alpro
-from alpro.models.folder import load_labels
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.ranks import world_size
-from alpro.shards.clip import Clip
+from alpro.shards.sampling import segment_starts
 from alpro.stages.evaluation.gallery import Gallery, Samples
 
 QUESTION_BATCH = 256
 VIDEO_BATCH = 32
+Reorder = Callable[[list[int]], list[int]]  # a control's permutation of frame indices
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,6 @@ class LoadedModel:
         answers: Answers of its answer head.
         entities: Entities that it names, if it has prompts.
         prompts: (M, E) embeddings of the prompts of the entities, by the kind of a sample.
-        source: The loaded `alpro.Model`, which alone encodes videos that are not decoded.
     """
 
     name: str
@@ -56,56 +51,33 @@ class LoadedModel:
     answers: Sequence[str] = ()
     entities: Sequence[str] = ()
     prompts: Mapping[str, Tensor] = field(default_factory=dict)
-    source: Model | None = None
 
     @classmethod
-    def load(
+    def of(
         cls,
         name: str,
-        folder: Path,
+        bundle: ModelBundle,
+        prompts: Mapping[str, Tensor],
         device: torch.device,
-        prompts: Path | None = None,
-        frames: int = 0,
         length: int = 0,
     ) -> "LoadedModel":
-        """Load a model folder, an artifact, or a CLIP or SigLIP of the hub.
+        """Return the contents of a model folder under a name.
 
         Args:
             name: What results call it.
-            folder: The model.
+            bundle: The model.
+            prompts: Its prompts, if it has entities.
             device: Device of the model.
-            prompts: Artifact of cache_prompts with the entities that it names.
-            frames: Frames of a clip; 0: as in training.
             length: Maximum tokens of a text; 0: as in training.
         """
-        bundle = load_prompter(folder, device)
-        if frames:
-            # This resizes the time embedding, as fine-tuning does.
-            bundle.model.set_frames(frames)
-        embedded = read_prompts(prompts) if prompts else {}
         return cls(
             name,
             bundle.normalized(device),
             bundle.tokenizer,
             length=length or bundle.preprocessing.max_text_tokens,
             answers=bundle.answers,
-            entities=load_labels(prompts / "entities.json") if prompts else (),
-            prompts={kind: value.to(device) for kind, value in embedded.items()},
-        )
-
-    @classmethod
-    def wrap(cls, name: str, model: Model) -> "LoadedModel":
-        """Return a loaded `alpro.Model` under a name."""
-        folder = model.folder
-        return cls(
-            name,
-            model.encoder,
-            folder.tokenizer,
-            length=folder.preprocessing.max_text_tokens,
-            answers=folder.answers,
-            entities=folder.entities,
-            prompts=model.prompts,
-            source=model,
+            entities=bundle.entities,
+            prompts=prompts,
         )
 
     @property
@@ -149,34 +121,14 @@ class LoadedModel:
         Returns:
             Indices of the videos that could be decoded, and these videos.
         """
-        videos = gallery.videos
-        if isinstance(videos, Samples):
-            indices = list(range(len(videos)))
-            return indices, encode_videos(
-                self.encoder,
-                videos.reader,
-                videos.indices,
-                batch,
-                reorder,
-            )
-
-        assert self.source is not None
-        assert reorder is None
-        is_decoded: list[bool] = []
-        parts: list[Videos] = []
-        with progress("encoding", len(videos), "videos") as advance:
-            for clips, encoded in self.source.batches(
-                videos, batch, cls_only=self.alpro is None
-            ):
-                is_decoded += [isinstance(clip, Clip) for _, clip in clips]
-                parts.append(encoded)
-                advance(len(clips))
-
-        # An empty batch has another number of tokens.
-        parts = [part for part in parts if len(part.features)] or parts[:1]
-        tokens = torch.cat([part.tokens for part in parts])
-        features = torch.cat([part.features for part in parts])
-        return np.flatnonzero(is_decoded).tolist(), Videos(tokens, features)
+        orders = []
+        if reorder:
+            samples = gallery.videos
+            assert isinstance(samples, Samples)
+            for index in range(len(samples)):
+                starts = segment_starts(samples.frame_count(index), self.frames)
+                orders.append(reorder(starts))
+        return encode_videos(self.encoder, gallery.videos, batch, orders)
 
     @torch.no_grad()
     def answer(

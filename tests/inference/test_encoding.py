@@ -92,11 +92,14 @@ def test_videos_and_images_are_encoded_together_as_each_alone(
     encoder = NormalizedModel(Alpro(tiny_model(50)).eval(), [0.5] * 3, [0.25] * 3)
     numbers = [4, 1, 0, 3, 5]
 
-    together = encode_videos(encoder, reader, numbers, batch=2)
+    samples = [reader[number] for number in numbers]
+    indices, together = encode_videos(encoder, samples, batch=2)
 
-    for tokens, number in zip(together.tokens, numbers, strict=True):
-        close(tokens, encode_videos(encoder, reader, [number]).tokens[0])
-    assert not len(encode_videos(encoder, reader, []).features)
+    assert indices == [0, 1, 2, 3, 4]
+    for tokens, sample in zip(together.tokens, samples, strict=True):
+        _, alone = encode_videos(encoder, [sample])
+        close(tokens, alone.tokens[0])
+    assert not len(encode_videos(encoder, [])[1].features)
 
 
 def by_hand(margins, similarity):

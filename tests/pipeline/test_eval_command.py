@@ -77,9 +77,8 @@ def scored(call, trained):
 
 
 def test_a_text_has_all_its_videos(data):
-    labeled = read_labeled(data, "test")
-    labels = labeled.caption_gallery()
-    assert labeled.description == "all: the data names no split"
+    labels, description = read_labeled(data, "test")
+    assert description == "all: the data names no split"
     assert labels.texts == ["a ball", "one ball", "a star", "a box", "a moon"]
     assert labels.relevant.astype(int).tolist() == [
         [1, 1, 0, 0, 0],
@@ -97,8 +96,8 @@ def test_the_split_is_that_of_the_data(data):
         text = text.replace(f'"id": "{name}"', f'"id": "{name}", "split": "{split}"')
     data.write_text(text)
 
-    assert read_labeled(data, "test").ids == ["a"]
-    assert read_labeled(data, "train").ids == ["b"]
+    assert read_labeled(data, "test")[0].ids == ["a"]
+    assert read_labeled(data, "train")[0].ids == ["b"]
     with pytest.raises(
         InputError, match=r"no video with a caption .* \(split validation\)"
     ):
@@ -106,10 +105,10 @@ def test_the_split_is_that_of_the_data(data):
 
 
 def test_the_split_is_that_of_a_decoded_corpus(clips):
-    labeled = read_labeled(clips, "test")
+    gallery, description = read_labeled(clips, "test")
 
-    assert labeled.description.startswith("split test")
-    assert {label["split"] for label in labeled.labels} == {"test"}
+    assert description.startswith("split test")
+    assert {sample.metadata["split"] for sample in gallery.videos} == {"test"}
 
 
 @pytest.fixture
@@ -142,10 +141,10 @@ def test_data_of_the_models_own_run_has_its_split(own_run):
         file.write(json.dumps(late) + "\n")
 
     for split in ("train", "validation", "test"):
-        labeled = read_labeled(source, split, [model / "model"])
+        gallery, description = read_labeled(source, split, [model / "model"])
         expected = [row["id"] for row in decoded if row["split"] == split]
-        assert sorted(labeled.ids) == sorted(expected)
-        assert split in labeled.description
+        assert sorted(gallery.ids) == sorted(expected)
+        assert split in description
 
     shutil.rmtree(corpus)
     with pytest.raises(InputError, match="decode_videos"):
@@ -155,12 +154,12 @@ def test_data_of_the_models_own_run_has_its_split(own_run):
 def test_other_data_than_that_of_the_models_run_has_all_videos(own_run, data, tmp_path):
     *_, model = own_run
 
-    labeled = read_labeled(data, "test", [model])
-    unknown = read_labeled(data, "test", [model, tmp_path])
+    gallery, description = read_labeled(data, "test", [model])
+    _, unknown = read_labeled(data, "test", [model, tmp_path])
 
-    assert labeled.ids == [*"abcde"]
-    assert labeled.description == "all: the data names no split"
-    assert unknown.description.startswith(f"{labeled.description}, and no record says")
+    assert gallery.ids == [*"abcde"]
+    assert description == "all: the data names no split"
+    assert unknown.startswith(f"{description}, and no record says")
 
 
 def by_name(rows):
@@ -171,7 +170,7 @@ def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
     rows = by_name(scored(RETRIEVAL, data)["results"])
 
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
-    videos = [row.path for row in read_labeled(data, "test").videos[:4]]
+    videos = [row.path for row in read_labeled(data, "test")[0].videos[:4]]
     similarity = model.similarity(["a ball", "one ball", "a star", "a box"], videos)
     right = 0
     for best, videos_of_text in zip(similarity.argmax(1), RIGHT, strict=True):
@@ -246,7 +245,7 @@ def test_answers_are_scored(scored, data, trained):
     score = by_name(scored(QA, data)["results"])["qa/acc"]
 
     model = Model.load(QA, trained, device="cpu", dtype="float32")
-    videos = read_labeled(data, "test").videos[:2]
+    videos = read_labeled(data, "test")[0].videos[:2]
     right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos]
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
 

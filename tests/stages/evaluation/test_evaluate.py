@@ -6,6 +6,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.inference.encoding import load_model
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -83,8 +84,10 @@ def test_items_that_training_has_too_are_left_out(
 def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     """By default those of the model; the paper's pre-training has 4 frames, and is evaluated with
     8."""
-    own = LoadedModel.load("own", folders["retrieval"], CPU)
-    longer = LoadedModel.load("longer", folders["retrieval"], CPU, frames=8, length=3)
+    own = LoadedModel.of("own", load_model(folders["retrieval"], CPU), {}, CPU)
+    bundle = load_model(folders["retrieval"], CPU)
+    bundle.model.set_frames(8)
+    longer = LoadedModel.of("longer", bundle, {}, CPU, length=3)
 
     assert own.frames == 4
     assert longer.frames == 8
