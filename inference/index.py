@@ -9,12 +9,12 @@ call is repeated if the change of another process has overtaken it.
 
 import errno
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -55,24 +55,46 @@ T = TypeVar("T")
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
-class Overtaken(OSError):
-    """Raised when an index was changed, moved or removed during a call or since it was opened."""
+def call_engine(place: str, call: Callable[[], T], columns: Collection[str] = ()) -> T:
+    """Call the engine. A call that another process overtook is repeated: it sees the newest state.
 
-    def __init__(
-        self, place: str, text: str = "another process changes the index, or moved it"
-    ):
-        super().__init__(errno.ESTALE, text, place)
+    Args:
+        place: Folder or address of the index.
+        columns: Columns of its manifest, for a condition that names an unknown one.
+
+    Raises:
+        InputError: If the engine raises an error that is none of the disk.
+        OSError: If others always were faster, or the disk has an error.
+    """
+    message = ""
+    for _ in range(REPEATS):
+        try:
+            with os_errors(place):
+                return call()
+        except (ValueError, RuntimeError, pa.ArrowException) as error:
+            # Leave out lines of the engine's source, and the query that it made of a condition.
+            source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
+            message = redact(one_line(ValueError(re.sub(source, "", str(error)))))
+            unknown = re.search(r'No field named "?([^".]+)', message)
+            if unknown:
+                names = ", ".join([*SHOWN_COLUMNS, *columns])
+                raise InputError(
+                    f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
+                ) from error
+            if not re.search(OVERTAKEN, message):
+                raise InputError(f"{place}: {message}") from error
+    raise OSError(errno.ESTALE, f"another process changes the index: {message}", place)
 
 
-def repeated(call: Callable[P, T]) -> Callable[P, T]:
-    """Repeat a call that was overtaken: it then sees the newest state."""
+def engine_call(
+    call: Callable[Concatenate["Index", P], T],
+) -> Callable[Concatenate["Index", P], T]:
+    """Call a method of an index by `call_engine`."""
 
     @wraps(call)
-    def repeat(*args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in range(REPEATS):
-            with suppress(Overtaken):
-                return call(*args, **kwargs)
-        return call(*args, **kwargs)
+    def repeat(index: "Index", *args: P.args, **kwargs: P.kwargs) -> T:
+        work = partial(call, index, *args, **kwargs)
+        return call_engine(index.place, work, index.columns)
 
     return repeat
 
@@ -115,11 +137,9 @@ class Index:
             field.name: field.type for field in table.schema if field.name not in own
         }
         self._shown = [name for name in table.schema.names if name != "vector"]
-        self._errors = partial(engine_errors, place, self.columns)
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
     @classmethod
-    @repeated
     def open(cls, place: str | Path) -> "Index":
         """Open an existing index.
 
@@ -131,11 +151,11 @@ class Index:
                 f"{place}: no index; `alpro index add {place} VIDEOS --model MODEL` creates one"
             )
         address = str(absolute(place))
-        with engine_errors(address):
-            return cls(address, connect(address).open_table("clips"))
+        return call_engine(
+            address, lambda: cls(address, connect(address).open_table("clips"))
+        )
 
     @classmethod
-    @repeated
     def create(
         cls,
         place: str | Path,
@@ -155,48 +175,43 @@ class Index:
         metadata = {SETTINGS: settings.model_dump_json()}
         vector = pa.field("vector", pa.list_(pa.float32(), size), metadata=metadata)
         schema = pa.schema([*SCHEMA, *columns.items(), vector])
-        with engine_errors(address):
-            table = connect(address).create_table("clips", schema=schema, exist_ok=True)
-            return cls(address, table)
 
-    def __repr__(self) -> str:
-        return f"<Index {self.place}: {len(self):,} clips of {self.settings.model}>"
+        def make() -> "Index":
+            database = connect(address)
+            return cls(
+                address, database.create_table("clips", schema=schema, exist_ok=True)
+            )
+
+        return call_engine(address, make)
 
     def __len__(self) -> int:
         return self.count()
 
     @property
-    @repeated
+    @engine_call
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
-        with self._errors():
-            metadata = self.table.schema.field("vector").metadata
-            return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
+        metadata = self.table.schema.field("vector").metadata
+        return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
 
-    @repeated
+    @engine_call
     def change_settings(self, **values: Any) -> None:
-        """Change the model's folder or the root, for all rows at once. The index of an earlier version
-        gets its missing columns."""
+        """Change the model's folder or the root, for all rows at once."""
         settings = self.settings.model_copy(update=values)
         metadata = {SETTINGS: settings.model_dump_json()}
-        with self._errors(), self._lock:
+        with self._lock:
             self.table.update_field_metadata({"path": "vector", "metadata": metadata})
-            names = self.table.schema.names
-            missing = [field for field in SCHEMA if field.name not in names]
-            if missing:
-                self.table.add_columns(missing)
 
-    @repeated
+    @engine_call
     def count(self, sql: str = IS_CLIP) -> int:
         """Count rows.
 
         Raises:
             InputError: If the condition is invalid.
         """
-        with self._errors():
-            return self.table.count_rows(sql)
+        return self.table.count_rows(sql)
 
-    @repeated
+    @engine_call
     def rows(
         self, sql: str = IS_CLIP, k: int | None = None, offset: int = 0
     ) -> list[Item]:
@@ -208,18 +223,16 @@ class Index:
         from lancedb.query import ColumnOrdering
 
         order = [ColumnOrdering(column_name=name) for name in ORDER]
-        with self._errors():
-            query = self.table.search().select(self._shown).where(sql).order_by(order)
-            return self._items(query.limit(k).offset(offset).to_list())
+        query = self.table.search().select(self._shown).where(sql).order_by(order)
+        return self._items(query.limit(k).offset(offset).to_list())
 
-    @repeated
+    @engine_call
     def embedding(self, key: str) -> np.ndarray:
         """Return the embedding (E,) of a clip."""
-        with self._errors():
-            query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
-            return np.array(query.to_list()[0]["vector"], np.float32)
+        query = self.table.search().select(["vector"]).where(f"key = {quoted(key)}")
+        return np.array(query.to_list()[0]["vector"], np.float32)
 
-    @repeated
+    @engine_call
     def nearest(
         self, vector: np.ndarray, k: int, sql: str = IS_CLIP, exact: bool = False
     ) -> list[Item]:
@@ -240,21 +253,18 @@ class Index:
         """
 
         columns = [*self._shown, "_distance"]
-        with self._errors():
-            search: Any = self.table.search(vector, vector_column_name="vector")
-            search = (
-                search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
-            )
-            if exact:
-                search = search.bypass_vector_index()
-            rows = search.limit(k + 1).to_list()
+        search: Any = self.table.search(vector, vector_column_name="vector")
+        search = search.distance_type("dot").where(sql).nprobes(PROBES).select(columns)
+        if exact:
+            search = search.bypass_vector_index()
+        rows = search.limit(k + 1).to_list()
 
-            # If the last place is shared, all clips that share it are candidates.
-            if len(rows) > k:
-                last = rows[k]["_distance"]
-                if last - rows[k - 1]["_distance"] < 10**-DIGITS:
-                    search = search.distance_range(upper_bound=last + 10**-DIGITS)
-                    rows = search.limit(self.table.count_rows()).to_list()
+        # If the last place is shared, all clips that share it are candidates.
+        if len(rows) > k:
+            last = rows[k]["_distance"]
+            if last - rows[k - 1]["_distance"] < 10**-DIGITS:
+                search = search.distance_range(upper_bound=last + 10**-DIGITS)
+                rows = search.limit(self.table.count_rows()).to_list()
 
         for row in rows:
             row["similarity"] = round(1 - row.pop("_distance"), DIGITS)
@@ -271,14 +281,13 @@ class Index:
             row["columns"] = {name: row.pop(name) for name in self.columns}
         return rows
 
-    @repeated
+    @engine_call
     def identities(self) -> pa.Table:
         """Return what tells rows of different runs apart, of all rows, as it is stored."""
         columns = ["key", "path", "identity", "listed_by", "listed_as", "reason"]
-        with self._errors():
-            return self.table.search().select(columns).limit(None).to_arrow()
+        return self.table.search().select(columns).limit(None).to_arrow()
 
-    @repeated
+    @engine_call
     def write(self, items: list[Item], computed: bool = True) -> None:
         """Add rows, or replace rows with the same keys. A row has a `vector` or a `reason`.
 
@@ -293,7 +302,7 @@ class Index:
             path = stored_path(item["path"], root)
             rows.append(item | item["columns"] | {"path": path, "words": words})
 
-        with self._errors(), self._lock:
+        with self._lock:
             data = pa.Table.from_pylist(rows, self.table.schema)
             upsert = self.table.merge_insert("key").when_matched_update_all()
             if computed:
@@ -302,11 +311,11 @@ class Index:
                 data = data.drop_columns(COMPUTED)
             upsert.execute(data, on_bad_vectors="null")
 
-    @repeated
+    @engine_call
     def remove(self, sql: str) -> None:
         """Remove rows, also from the disk."""
         table = self.table
-        with self._errors(), self._lock:
+        with self._lock:
             query = (
                 table.search().where(sql).select(["key"]).with_row_id(True).limit(None)
             )
@@ -319,13 +328,13 @@ class Index:
             table.delete(sql)
             table.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
-    @repeated
+    @engine_call
     def optimize(self) -> None:
         """Merge small files, delete files of earlier states, and build the approximate index if
         there are many clips."""
         from lancedb.index import IvfFlat
 
-        with self._errors(), self._lock:
+        with self._lock:
             self.table.optimize(cleanup_older_than=timedelta(minutes=10))
             if len(self) > EXACT_CLIPS and not self.table.list_indices():
                 config = IvfFlat(distance_type="dot", num_partitions=PARTITIONS)
@@ -340,8 +349,7 @@ def index_exists(place: str | Path) -> bool:
     """
     location = absolute(place)
     if isinstance(location, str):
-        with engine_errors(location):
-            return "clips" in connect(location).table_names()
+        return call_engine(location, lambda: "clips" in connect(location).table_names())
 
     if (location / "index.json").is_file():
         model = read_json(location / "index.json").get("model", "MODEL")
@@ -362,30 +370,6 @@ def connect(address: str) -> "DBConnection":
         ) from error
     # Each read asks for the newest state: other processes add and remove clips.
     return lancedb.connect(address, read_consistency_interval=timedelta(0))
-
-
-@contextmanager
-def engine_errors(place: str, columns: Collection[str] = ()) -> Iterator[None]:
-    """Raise the engine's errors as InputError, and errors of the disk as OSError.
-
-    Args:
-        place: Folder or address of the index.
-        columns: Columns of its manifest, for a condition that names an unknown one.
-    """
-    try:
-        with os_errors(place):
-            yield
-    except (ValueError, RuntimeError, pa.ArrowException) as error:
-        # Leave out lines of the engine's source, and the query that it made of a condition.
-        text = re.sub(r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error))
-        message = f"{place}: {redact(one_line(ValueError(text)))}"
-        unknown = re.search(r'No field named "?([^".]+)', message)
-        if unknown:
-            names = ", ".join([*SHOWN_COLUMNS, *columns])
-            message = f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
-        if re.search(OVERTAKEN, message):
-            raise Overtaken(place) from error
-        raise InputError(message) from error
 
 
 def make_condition(where: str = "", words: str = "") -> str:
@@ -423,17 +407,12 @@ def whole_path(path: str, root: str) -> str:
 def check_digest(index: Index, model: Path, digest: str) -> None:
     """Raise InputError if another model made an index: their embeddings cannot be compared."""
     settings = index.settings
-    if settings.digest == digest:
-        return
-    if str(model.resolve()) == settings.model:
+    if settings.digest != digest:
         raise InputError(
-            f"{index.place}: files of its model {model} are damaged or have changed; restore them, "
-            "or name a copy of the model with --model"
+            f"{index.place}: this index is of another model, {settings.model} "
+            f"({settings.digest[:8]}), not of {model} ({digest[:8]}), or files of it have changed; "
+            "name a copy of its model with --model, or make a new index"
         )
-    raise InputError(
-        f"{index.place}: this index is of another model, {settings.model} "
-        f"({settings.digest[:8]}), not of {model} ({digest[:8]}); a new index has another name"
-    )
 
 
 def find_recorded_model(index: Index, workspace: str | Path | None) -> Path:
@@ -473,30 +452,6 @@ def record_index(workspace: Path, index: Index) -> None:
 
 def noted_indexes(workspace: Path) -> list[tuple[str, str]]:
     """Return the fingerprint of the model and the folder or address of each noted index."""
-    noted = []
-    for line in read_lines(workspace):
-        fingerprint, tab, place = line.partition("\t")
-        if tab:
-            noted.append((fingerprint, place))
-    return noted
-
-
-def read_lines(workspace: Path) -> list[str]:
     file = workspace / INDEXES
-    return file.read_text("utf-8").splitlines() if file.is_file() else []
-
-
-def note_indexes_beside(workspace: Path) -> None:
-    """Note the indexes in a workspace, beside it and in the current folder: they may be copies, or
-    have moved."""
-    root = workspace.resolve()
-    places = [
-        str(table.parent)
-        for folder in (root, root.parent, Path.cwd())
-        for table in folder.glob("*/clips.lance")
-    ]
-    # Earlier versions noted a place without the model.
-    places += [line for line in read_lines(workspace) if "\t" not in line]
-    for place in places:
-        if index_exists(place):
-            record_index(workspace, Index.open(place))
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return [(line.split("\t")[0], line.split("\t")[-1]) for line in lines]

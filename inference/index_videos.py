@@ -4,10 +4,9 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
-import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -20,7 +19,6 @@ import pyarrow as pa
 from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.index import (
-    LOCK,
     Index,
     IndexSettings,
     check_digest,
@@ -88,7 +86,6 @@ def add_videos(
     window: float | None = None,
     stride: float | None = None,
     columns: Sequence[str] = (),
-    report: Callable[[str], None] = lambda line: None,
 ) -> Counts:
     """Embed the clips that an index does not have, or whose files have changed.
 
@@ -105,7 +102,6 @@ def add_videos(
         window: Split longer videos into windows of this many seconds (new index).
         stride: Seconds from one window to the next; by default half a window.
         columns: Columns of the manifest that are kept (new index).
-        report: Called with a line for each rejected item.
 
     Raises:
         InputError: If the index is of another model, or has other windows or columns.
@@ -124,39 +120,22 @@ def add_videos(
         stride=stride or (window and window / 2),
     )
     if not index_exists(place):
-        folder = located(place)
-        # What a creation leaves that a full disk or a kill ended.
-        left = {Path(folder, name) for name in ("clips.lance", LOCK)}
-        if isinstance(folder, Path) and folder.is_dir() and {*folder.iterdir()} - left:
-            raise InputError(
-                f"{place}: not empty, and not an index; choose another folder"
-            )
         types = infer_types(videos, columns)
-        return Addition(place, None, settings, types, embedder, report).run(videos)
+        return Addition(place, None, settings, types, embedder).run(videos)
 
     index = Index.open(place)
     before = index.settings
-    types = index.columns
     check_digest(index, embedder.model.model, settings.digest)
-    has_windows = (window, settings.stride) in (
-        (None, None),
-        (before.window, before.stride),
-    )
-    has_columns = list(columns) in ([], list(types))
-    if not has_windows or not has_columns:
-        options = ""
-        if before.window:
-            options += f" --window {before.window:g} --stride {before.stride:g}"
-        if types:
-            options += f" --columns {','.join(types)}"
+    asked = (window, settings.stride)
+    has_windows = asked in ((None, None), (before.window, before.stride))
+    if not has_windows or list(columns) not in ([], list(index.columns)):
         raise InputError(
-            f"{place}: this index was made with{options or ' no windows and no columns'}; leave these "
-            "options out, or choose another folder"
+            f"{place}: this index was made with window {before.window}, stride {before.stride} "
+            f"and columns {list(index.columns)}; leave these options out, or choose another folder"
         )
-    index.change_settings(
-        model=settings.model, root=find_moved_root(index, settings.root)
-    )
-    return Addition(place, index, index.settings, types, embedder, report).run(videos)
+    root = find_moved_root(index, settings.root)
+    index.change_settings(model=settings.model, root=root)
+    return Addition(place, index, index.settings, index.columns, embedder).run(videos)
 
 
 def find_root(videos: Location) -> str:
@@ -187,28 +166,23 @@ def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataTy
     """
     if not columns:
         return {}
-    rows = [item["columns"] for item in scan_videos(videos, columns)]
+    rows = [item["columns"] for item in scan_videos(videos, None)]
     types = {}
     for name in columns:
-        if name in (*SCHEMA.names, "vector") or "." in name:
-            raise InputError(
-                f"column {name!r}: an index cannot have this name; rename the column"
-            )
+        values = [row.get(name) for row in rows]
         try:
-            kind = pa.infer_type([row.get(name) for row in rows])
-        except pa.ArrowException as error:
+            types[name] = pa.infer_type(values)
+        except pa.ArrowException:  # values of several types
+            types[name] = pa.null()
+
+        is_taken = name in (*SCHEMA.names, "vector") or "." in name
+        is_unusable = pa.types.is_null(types[name]) or pa.types.is_nested(types[name])
+        if is_taken or is_unusable:
+            names = ", ".join(dict.fromkeys(chain(*rows)))
             raise InputError(
-                f"{videos}: column {name!r} has several types: {error}"
-            ) from error
-        if pa.types.is_null(kind) or pa.types.is_nested(kind):
-            names = dict.fromkeys(
-                chain(*(item["columns"] for item in scan_videos(videos, None)))
+                f"{videos}: column {name!r} is no column of only texts or only numbers, or an "
+                f"index has a column of this name; the columns are {names}"
             )
-            raise InputError(
-                f"{videos}: no video has a column {name!r} of texts or numbers; the columns are "
-                f"{', '.join(names)}"
-            )
-        types[name] = kind
     return types
 
 
@@ -221,7 +195,6 @@ class Addition:
     settings: IndexSettings
     types: dict[str, pa.DataType]
     embedder: Embedder
-    report: Callable[[str], None]
 
     counts: Counts = field(default_factory=Counts, init=False)
     unit_size: int = field(default=FIRST_UNIT, init=False)
@@ -345,12 +318,10 @@ class Addition:
     def _add(self, row: Item) -> None:
         """Take a row that is written with the next unit."""
         reason = row["reason"]
-        if not reason:
-            self.counts.embedded += 1
-        else:
+        if reason:
             self.counts.reasons[reason] += 1
-            name = row["path"] or row["id"]
-            self.report(f"{name}: {reason}: {row['detail']}".removesuffix(": "))
+        else:
+            self.counts.embedded += 1
         # What the index has of a file stays while its store does not answer.
         if reason not in TRANSIENT_REASONS or row["key"] not in self.indexed:
             self.pending.append(row)
@@ -374,7 +345,7 @@ class Addition:
         folder = find_root(videos)
         source = stored_path(str(videos), self.settings.root)
         removed = []
-        unseen = {}
+        kept = []
         for row in iterate_rows(old_rows):
             path = whole_path(row["path"], self.settings.root)
             if row["key"] in self.scanned:
@@ -383,38 +354,21 @@ class Addition:
             is_changed = self.identities.get(path, identity) != identity
             if not identity or is_changed or row["listed_by"] == source:
                 removed.append(row["key"])
-            elif folder and path.startswith(f"{folder}/"):
-                unseen[row["key"]] = Path(path)
-
-        current = zip(unseen, identities(unseen.values()), strict=True)
-        kept: Counter[Path] = Counter()
-        for key, identity in current:
-            if identity != "missing":
-                continue
-            if absent := find_absent_folder(unseen[key]):
-                kept[absent] += 1
-            else:
-                removed.append(key)
-        for absent, count in kept.items():
-            command = shlex.join(["alpro", "index", "rm", str(self.place), str(absent)])
+            elif folder and path.startswith(f"{folder}/") and not Path(path).is_file():
+                parent = Path(path).parent
+                if parent.is_dir() and any(parent.iterdir()):
+                    removed.append(row["key"])
+                else:
+                    kept.append(parent)
+        if kept:
             log.warning(
-                f"{absent}: missing or empty; the index keeps its clips ({count:,}); "
-                f"to remove them: {command}"
+                f"{kept[0]}: missing or empty; the clips of such folders stay ({len(kept):,}); "
+                f"to remove those of one: alpro index rm {self.place} {kept[0]}"
             )
 
         if removed:
             self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
         self.counts.removed = len(removed)
-
-
-def find_absent_folder(path: Path) -> Path | None:
-    """Return the highest folder of a missing file that is missing or empty, if one is."""
-    absent = None
-    for folder in path.parents:
-        if folder.is_dir() and any(folder.iterdir()):
-            break
-        absent = folder
-    return absent
 
 
 def hash_repr(value: Any) -> str:

@@ -53,7 +53,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
-SHOWN_ENTITIES = 8  # entities that a note names
 
 
 @dataclass(frozen=True)
@@ -189,11 +188,7 @@ class Model:
         """
         check_file(file)
         video = self.folder.model.config.video
-        try:
-            clip = load_clip(file, video.frames, video.image_size, limits)
-        except DecodeError as error:
-            detail = f"{file_name(file)}: {error.detail}".removesuffix(": ")
-            raise DecodeError(error.reason, detail) from error
+        clip = load_clip(file, video.frames, video.image_size, limits)
         return torch.from_numpy(clip.frames.transpose(0, 3, 1, 2))[None].to(self.device)
 
     @torch.inference_mode()
@@ -254,13 +249,12 @@ class Model:
 
     def _score_files(
         self,
-        files: list[Any],
+        files: Sequence[Source],
         batch_size: int,
         score: Callable[[Videos], np.ndarray],
         cls_only: bool = True,
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the position of each file that can be decoded, and its scores. A warning names each
-        other file.
+    ) -> tuple[np.ndarray, list[DecodeError | None]]:
+        """Score one or more files.
 
         Args:
             files: The files.
@@ -268,22 +262,22 @@ class Model:
             score: Returns a row of scores for each of the encoded videos.
             cls_only: Encode only the [CLS] token of a video.
 
-        Raises:
-            InputError: If a file does not exist.
+        Returns:
+            The row of each file, NaN if it cannot be decoded; and why it cannot.
         """
-        for file in files:
-            check_file(file)
-        position = 0
+        parts: list[np.ndarray] = []
+        errors: list[DecodeError | None] = []
         with progress("encoding", len(files), "videos") as advance:
             for batch, videos in self.batches(files, batch_size, cls_only):
-                rows = iter(score(videos))
-                for source, clip in batch:
-                    if isinstance(clip, DecodeError):
-                        warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
-                    else:
-                        yield position, next(rows)
-                    position += 1
-                    advance()
+                scores = score(videos)
+                part = np.full((len(batch), scores.shape[1]), np.nan, np.float32)
+                part[[isinstance(clip, Clip) for _, clip in batch]] = scores
+                parts.append(part)
+                errors += [
+                    clip if isinstance(clip, DecodeError) else None for _, clip in batch
+                ]
+                advance(len(batch))
+        return np.concatenate(parts), errors
 
     # Scores
 
@@ -310,11 +304,10 @@ class Model:
             texts = check_texts(listed)
             self._warn_truncated(texts)
             folder = self.folder
-            return (
-                embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
-                .cpu()
-                .numpy()
+            embedded = embed_texts(
+                folder.model, folder.tokenizer, texts, self.text_length
             )
+            return embedded.cpu().numpy()
         if not all(are_files):
             raise InputError(
                 "expected a list of texts or a list of files, not both in one"
@@ -323,10 +316,10 @@ class Model:
         def embed(videos: Videos) -> np.ndarray:
             return videos.features.cpu().numpy()
 
-        embedded = np.full((len(listed), self.embed_dim), np.nan, np.float32)
-        for i, row in self._score_files(listed, batch_size, embed):
-            embedded[i] = row
-        return embedded
+        check_files(listed)
+        rows, errors = self._score_files(listed, batch_size, embed)
+        warn_undecoded(listed, errors)
+        return rows
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
@@ -349,21 +342,27 @@ class Model:
     ) -> np.ndarray:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
-        model = self._alpro("match")
         texts = check_texts(texts)
         listed = non_empty_list(files)
+        check_files(listed)
         self._warn_truncated(texts)
-        encoded = self.texts(texts)
+        margins, errors = self.match_margins(self.texts(texts), listed, batch_size)
+        warn_undecoded(listed, errors)
+        return torch.from_numpy(margins).sigmoid().numpy()
+
+    @torch.inference_mode()
+    def match_margins(
+        self, texts: Texts, files: Sequence[Source], batch_size: int = BATCH
+    ) -> tuple[np.ndarray, list[DecodeError | None]]:
+        """Compute the logit margins of `match` (texts, files), and why a file has none."""
+        model = self._alpro("match")
 
         def score(videos: Videos) -> np.ndarray:
             with self.autocast():
-                margins = match_all(model, encoded, videos)
-            return torch.from_numpy(margins).sigmoid().numpy().T
+                return match_all(model, texts, videos).T
 
-        matches = np.full((len(texts), len(listed)), np.nan, np.float32)
-        for i, column in self._score_files(listed, batch_size, score, cls_only=False):
-            matches[:, i] = column
-        return matches
+        rows, errors = self._score_files(files, batch_size, score, cls_only=False)
+        return rows.T, errors
 
     @torch.inference_mode()
     def ask(
@@ -470,11 +469,7 @@ class Model:
     @property
     def entities_note(self) -> str:
         """A line on what `entities` can return: an entry of a closed list, whatever is shown."""
-        entities = self.folder.entities
-        shown = ", ".join(entities[:SHOWN_ENTITIES])
-        if len(entities) > SHOWN_ENTITIES:
-            shown = f"{shown}, ..."
-        return f"{len(entities):,} entities: {shown}; one of these is always named"
+        return f"one of {len(self.folder.entities):,} entities is always named"
 
     def _alpro(self, verb: str) -> Alpro:
         """Return the model. Raise InputError for a prompter."""
@@ -484,6 +479,21 @@ class Model:
                 "fine-tuned model"
             )
         return self.folder.model
+
+
+def check_files(files: Iterable[Source]) -> None:
+    """Raise InputError if a file does not exist."""
+    for file in files:
+        check_file(file)
+
+
+def warn_undecoded(
+    files: Sequence[Source], errors: Sequence[DecodeError | None]
+) -> None:
+    """Warn of each file that cannot be decoded."""
+    for file, error in zip(files, errors, strict=True):
+        if error:
+            warnings.warn(f"{file_name(file)}: {error}", stacklevel=3)
 
 
 def rank_words(

@@ -1,6 +1,8 @@
 """Search an index: rank clips by similarity (VTC) and, on request, the best of them by matching
 (VTM)."""
 
+import errno
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -11,12 +13,11 @@ import numpy as np
 import torch
 
 from alpro.inference.clips import check_file
-from alpro.inference.encoding import Texts, match_all
+from alpro.inference.encoding import Texts
 from alpro.inference.find import Found, resolve
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
-    Overtaken,
     check_digest,
     find_recorded_model,
     make_condition,
@@ -24,8 +25,6 @@ from alpro.inference.index import (
 )
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
-from alpro.models.alpro import Alpro
-from alpro.shards.clip import DecodeError
 from alpro.shards.storage import identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
@@ -93,14 +92,9 @@ class SearchResult:
     @property
     def summary(self) -> str:
         """A line on what was searched."""
-        if not self.clips and self.filter:
-            return f"no clip fits {self.filter}"
-        searched = f"{self.clips:,} clip{'s' * (self.clips != 1)} searched"
-        if self.filter:
-            searched += f", of {self.total:,}: {self.filter}"
-        if self.matched:
-            searched += f"; the best {self.matched} ranked by matching"
-        return searched
+        searched = f"{self.clips:,} of {self.total:,} clips searched"
+        matched = f"the best {self.matched} ranked by matching" * bool(self.matched)
+        return "; ".join(filter(None, (searched, self.filter, matched)))
 
     def json(self) -> dict[str, Any]:
         """Return the values as `Hit.json` does."""
@@ -234,9 +228,10 @@ class Searcher:
         return self._result([Hit(item) for item in items], where, words)
 
     def check_index(self) -> None:
-        """Raise Overtaken if the index is gone, or is of another model than when it was opened."""
+        """Raise OSError if the index is gone, or is of another model than when it was opened."""
         if self.index.settings.digest != self._digest:
-            raise Overtaken(self.index.place, "the index is of another model now")
+            reason = "the index is of another model now"
+            raise OSError(errno.ESTALE, reason, self.index.place)
 
     def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
         clips = self.index.count(make_condition(where, words))
@@ -254,14 +249,15 @@ class Searcher:
         of the same file."""
         self.check_index()
         settings = self.index.settings
-        if not settings.window:
-            items = self.index.nearest(vector, k, condition, exact)
-            return [Hit(item, item["similarity"]) for item in items]
-
         # Fetch as many windows as may belong to the hits.
-        neighbors = 2 * ceil(settings.window / (settings.stride or settings.window)) + 1
-        items = self.index.nearest(vector, k * neighbors, condition, exact)
-        return [Hit(item, item["similarity"]) for item in drop_neighbors(items)][:k]
+        fetched = k
+        if settings.window:
+            strides = ceil(settings.window / (settings.stride or settings.window))
+            fetched *= 2 * strides + 1
+        items = self.index.nearest(vector, fetched, condition, exact)
+        if settings.window:
+            items = drop_neighbors(items)[:k]
+        return [Hit(item, item["similarity"]) for item in items]
 
 
 def find_model(
@@ -290,22 +286,21 @@ def drop_neighbors(items: list[Item]) -> list[Item]:
         items: Items in descending order.
     """
     best: list[Item] = []
-    best_of_file: dict[str, list[Item]] = {}
+    best_of_file: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        if item["start"] is None or item["end"] is None:
-            best.append(item)
-            continue
-
-        of_file = best_of_file.setdefault(item["path"], [])
+        of_file = best_of_file[item["path"]]
         # A window that touches only a neighbor of a hit is a hit of its own.
-        is_neighbor = any(
-            item["start"] <= other["end"] and item["end"] >= other["start"]
-            for other in of_file
-        )
-        if not is_neighbor:
+        if not any(are_neighbors(item, other) for other in of_file):
             of_file.append(item)
             best.append(item)
     return best
+
+
+def are_neighbors(a: Item, b: Item) -> bool:
+    """Check whether two clips of a file are windows that overlap or touch."""
+    if None in (a["start"], a["end"], b["start"], b["end"]):
+        return False
+    return bool(a["start"] <= b["end"] and a["end"] >= b["start"])
 
 
 def flag_changed_files(hits: list[Hit]) -> list[Hit]:
@@ -322,29 +317,19 @@ def flag_changed_files(hits: list[Hit]) -> list[Hit]:
 def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     """Order hits by margin + similarity. Those that cannot be decoded, or have changed, follow by
     similarity."""
-    alpro = model.folder.model
-    assert isinstance(alpro, Alpro)
     # A changed file is another clip than the one whose similarity the index has.
     unchanged = [hit for hit in hits if not hit.note]
-    margins: dict[str, float] = {}
-
-    remaining = iter(unchanged)
-    sources = (get_source(hit.item) for hit in unchanged)
-    for batch, videos in model.batches(sources, BATCH):
-        with model.autocast():
-            scores = torch.from_numpy(match_all(alpro, text, videos)[0])
-        scored = zip(scores.tolist(), scores.sigmoid().tolist(), strict=True)
-
-        for _, clip in batch:
-            hit = next(remaining)
-            if isinstance(clip, DecodeError):
-                hit.note = str(clip)
+    scores = {hit.item["key"]: hit.similarity or 0.0 for hit in hits}
+    if unchanged:
+        sources = [get_source(hit.item) for hit in unchanged]
+        (margins,), errors = model.match_margins(text, sources, BATCH)
+        probabilities = torch.from_numpy(margins).sigmoid().tolist()
+        for hit, margin, match, error in zip(
+            unchanged, margins.tolist(), probabilities, errors, strict=True
+        ):
+            if error:
+                hit.note = str(error)
             else:
-                margins[hit.item["key"]], hit.match = next(scored)
-
-    def rank(hit: Hit) -> tuple[bool, float]:
-        return hit.match is None, -margins.get(hit.item["key"], 0.0) - (
-            hit.similarity or 0.0
-        )
-
-    return sorted(hits, key=rank)
+                hit.match = match
+                scores[hit.item["key"]] += margin
+    return sorted(hits, key=lambda hit: (hit.match is None, -scores[hit.item["key"]]))

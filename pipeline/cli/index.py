@@ -86,7 +86,6 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             window,
             stride,
             columns=[column.strip() for column in columns.split(",") if column.strip()],
-            report=lambda line: print(f"rejected: {printable(line)}", file=sys.stderr),
         )
     finally:
         # `alpro artifacts gc` keeps the models of these indexes, also if a run has failed.
@@ -99,7 +98,9 @@ def add_to_index(  # noqa: PLR0913 - options of a command
 
     opened = Index.open(index)
     rejects = opened.count("reason IS NOT NULL")
-    print(f"{index}: {len(opened):,} clips; {rejects:,} rejected")
+    print(
+        f"{index}: {len(opened):,} clips; {rejects:,} rejected (see `alpro index ls`)"
+    )
     print(
         f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.updated:,} updated, "
         f"{counts.skipped:,} unchanged, {counts.removed:,} removed"

@@ -207,7 +207,7 @@ def show_words(video: str, name: Name, head: str) -> None:
     try:
         ranked = name(video)
     except DecodeError as error:
-        raise InputError(f"{error.reason}: {error.detail}") from error
+        raise InputError(f"{video}: {error}") from error
     print_rows([{head: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 

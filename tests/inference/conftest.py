@@ -22,16 +22,12 @@ def model(folders):
 @pytest.fixture
 def update(tmp_path, folders):
     """update(videos, **options): add a folder, a manifest or a corpus to the index; returns the
-    counts, and the reported lines."""
+    counts."""
 
     def add(videos, task="retrieval", **options):
-        lines = []
         embedder = Embedder(resolve(folders[task], tmp_path), device="cpu")
         with in_this_process():
-            counts = add_videos(
-                tmp_path / "index", embedder, videos, report=lines.append, **options
-            )
-        return counts, lines
+            return add_videos(tmp_path / "index", embedder, videos, **options)
 
     return add
 
