@@ -2,15 +2,14 @@
 hub."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from alpro.artifact import Source, artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
-from alpro.files import checksum, expand_home, file_state
+from alpro.files import checksum, expand_home
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
 from alpro.models.pretrained import WEIGHTS, HubName
@@ -33,22 +32,20 @@ PROMPTS = "prompts.safetensors"
 
 @dataclass(frozen=True)
 class Found:
-    """A model, compared with its record.
+    """A model.
 
     Attributes:
         model: Folder of the model, or the artifact that has it.
         prompts: Folder with the embedded prompts of a prompter's entities; None if there are none.
-        checksums: SHA-256 of the files that were read for the comparison.
     """
 
     model: Path
     prompts: Path | None = None
-    checksums: Mapping[Path, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the files that determine what the model computes (see `model_digest`)."""
-        return model_digest(self.model, self.checksums)
+        return model_digest(self.model)
 
 
 def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
@@ -67,7 +64,9 @@ def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
     model, prompts = find_prompts(folder)
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")
-    return verified(model, prompts)
+    for used in {model, prompts or model}:
+        check_artifact(used)
+    return Found(model, prompts)
 
 
 def find_folder(name: str, workspace: Path) -> Path:
@@ -90,14 +89,6 @@ def find_folder(name: str, workspace: Path) -> Path:
     return folder
 
 
-def verified(model: Path, prompts: Path | None) -> Found:
-    """Compare a model and its prompts with their records. Raise InputError if one is damaged."""
-    checksums: dict[Path, str] = {}
-    for folder in dict.fromkeys((model, prompts or model)):
-        checksums |= check_artifact(folder)
-    return Found(model, prompts, checksums)
-
-
 def find_prompts(folder: Path) -> tuple[Path, Path | None]:
     """Return the model and the prompts that a folder of either stands for."""
     # An artifact of cache_prompts with a CLIP, and an imported prompter.
@@ -116,29 +107,6 @@ def find_prompts(folder: Path) -> tuple[Path, Path | None]:
     return folder, None
 
 
-def find_prompter(folder: Path) -> Found | None:
-    """Return the prompter with prompts that a model was trained with, or that it is.
-
-    A fine-tuned model has the prompter of the model that it started from.
-
-    Raises:
-        InputError: If a file of it is damaged.
-    """
-    if has_model(folder / "prompter"):  # an imported checkpoint has it
-        folder = folder / "prompter"
-    model, prompts = find_prompts(folder)
-    if prompts:
-        return verified(model, prompts)
-
-    record = read_record(folder)
-    for source in record.inputs.values() if record else ():
-        if source.stage in ("cache_prompts", "pretrain"):
-            prompter = find_prompter(input_folder(folder, source))
-            if prompter:
-                return prompter
-    return None
-
-
 def has_model(folder: Path) -> bool:
     """Return True if a folder is a model folder, or an artifact with one."""
     return (model_folder(folder) / "config.json").is_file()
@@ -149,25 +117,20 @@ def input_folder(artifact: Path, source: Source) -> Path:
     return source.folder(artifact.parents[1])
 
 
-def model_digest(folder: Path, checksums: Mapping[Path, str] | None = None) -> str:
+def model_digest(folder: Path) -> str:
     """Return the SHA-256 of the files that determine what a model computes.
-
-    Args:
-        checksums: SHA-256 of files that were read already.
 
     Raises:
         InputError: If a file is missing.
     """
-    known = checksums or {}
     inside = model_folder(folder)
     weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])
 
     total = hashlib.sha256()
     for name in ("config.json", weights, *OPTIONAL_FILES):
         file = inside / name
-        if file_state(file) is not None:
-            sha256 = known.get(file) or checksum(file)
-            total.update(f"{name} {sha256}\n".encode())
+        if file.is_file():
+            total.update(f"{name} {checksum(file)}\n".encode())
         elif name not in OPTIONAL_FILES:
             raise InputError(
                 f"{inside}: {name} is missing, or not a regular file; this is not a model folder"

@@ -42,7 +42,6 @@ from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
-from alpro.models.losses import box_mask
 from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
 from alpro.shards.clip import Clip, DecodeError, Limits
@@ -396,32 +395,20 @@ class Model:
             logits = self._alpro("answer").answer(text.tokens, text.mask, video.tokens)
         return rank_words(logits.float().softmax(1)[0], self.folder.answers, top_k)
 
-    @property
-    def names_entities(self) -> bool:
-        """Whether the model labels entities: a prompter with its prompts, or a pre-trained model."""
-        if isinstance(self.folder.model, Alpro):
-            return self.folder.model.pem_head is not None
-        return bool(self.prompts)
-
     @torch.inference_mode()
     def entities(
         self,
         file: Source,
         box: Box = WHOLE,
         top_k: int = 3,
-        text: str = "",
         frames: Tensor | None = None,
     ) -> list[tuple[str, float]]:
-        """Label a region.
-
-        A prompter sees the region alone. A pre-trained model sees all of the video and, as in
-        pre-training, its caption; its PEM head then labels the region, if it was trained with PEM.
+        """Label a region by a prompter, which sees the region alone.
 
         Args:
             file: A video or an image.
             box: Left, top, width and height as fractions of the frame.
             top_k: Number of entities.
-            text: Caption for a pre-trained model.
             frames: Frames of the file, if it is decoded already.
 
         Returns:
@@ -432,38 +419,24 @@ class Model:
             DecodeError: If the file cannot be decoded.
         """
         model = self.folder.model
-        grid = model.config.video.grid
-        if not self.names_entities:
+        if not self.prompts:
             raise InputError(
-                f"this {self.folder.task} model cannot label entities: use a pre-trained model, or "
-                "a prompter with prompts, by the name of its cache_prompts artifact"
+                f"this {self.folder.task} model cannot label entities: use a prompter with "
+                "prompts, by the name of its cache_prompts artifact"
             )
-        if text and not isinstance(model, Alpro):
-            raise InputError("a prompter reads no text; only a pre-trained model does")
         try:
-            boxes = torch.tensor([region_to_patches(box, grid)], device=self.device)
+            patches = region_to_patches(box, model.config.video.grid)
         except ValueError as error:
             raise InputError(str(error)) from error
 
         pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
+        boxes = torch.tensor([patches], device=self.device)
+        # Images have prompts of their own if cache_prompts was run for images.
+        kind = "image" if is_image(file) and "image" in self.prompts else "video"
         with self.autocast():
-            if isinstance(model, Alpro):
-                # `self.texts` would refuse an empty text.
-                caption = encode_texts(
-                    model, self.folder.tokenizer, [text], self.text_length
-                )
-                video = model.encode_video(pixels)
-                fused = model.fused_patches(caption.tokens, caption.mask, video)
-                labels = (
-                    model.pem_logits(fused, box_mask(boxes, grid)).float().softmax(1)
-                )
-            else:
-                # Images have prompts of their own if cache_prompts was run for images.
-                kind = (
-                    "image" if is_image(file) and "image" in self.prompts else "video"
-                )
-                prompts = self.prompts[kind]
-                labels = model.pseudo_labels(pixels, boxes, prompts, self.encoder.black)
+            labels = model.pseudo_labels(
+                pixels, boxes, self.prompts[kind], self.encoder.black
+            )
         return rank_words(labels[0], self.folder.entities, top_k)
 
     @property

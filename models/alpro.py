@@ -291,13 +291,6 @@ class Alpro(Prompter):
         words = self.text_encoder.embeddings.word_embeddings.weight
         return self.mlm_head(tokens, words)
 
-    def fused_patches(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
-        """Return the fused patch tokens (B, P, D), which PEM averages over a region."""
-        tokens = self.fuse(text, mask, video)
-        # Skip the text tokens and the video [CLS].
-        first_patch = text.shape[1] + 1
-        return tokens[:, first_patch:]
-
     def pem_logits(self, fused_patches: Tensor, inside: Tensor) -> Tensor:
         """Apply the PEM head to the mean of the patches in a region: entity logits (B, M).
 

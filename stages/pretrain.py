@@ -20,7 +20,6 @@ from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.evaluation.validation import (
     BY_SIMILARITY,
-    PICTURE,
     build_validation,
 )
 from alpro.stages.execution.interface import (
@@ -146,7 +145,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             tokenizer,
             config,
             asked=BY_SIMILARITY,
-            picture=out / PICTURE,
         )
         return Training(
             bundle,

@@ -19,7 +19,6 @@ from alpro.models.clip_prompter import ClipBundle, load_clip
 from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.validation import (
     BY_SIMILARITY,
-    PICTURE,
     build_validation,
 )
 from alpro.stages.execution.interface import (
@@ -163,7 +162,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             bundle.tokenizer,
             config,
             asked=BY_SIMILARITY,
-            picture=out / PICTURE,
         )
         if config.interpolate and validate is None:
             raise InputError(

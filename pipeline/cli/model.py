@@ -178,8 +178,7 @@ def entities(
 ) -> None:
     """Name the entities in a video, or in a region of it.
 
-    The names come from the vocabulary. A model of pretrain answers by its PEM head, a prompter by
-    the prompts of cache_prompts.
+    The names come from the vocabulary. The model is a prompter with the prompts of cache_prompts.
 
     Args:
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;

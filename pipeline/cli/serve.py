@@ -152,10 +152,8 @@ def load_models(
         )
 
     naming = load(models.find(entities)) if entities else None
-    if naming and not naming.names_entities:
-        raise InputError(
-            f"{entities}: no prompter with embedded entities, and no model of pretrain"
-        )
+    if naming and not naming.prompts:
+        raise InputError(f"{entities}: no prompter with embedded entities")
     return ServedModels(searcher, answering, naming)
 
 

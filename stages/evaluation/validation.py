@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.inference.encoding import sample_frames
-from alpro.log import log
 from alpro.models.frames import NormalizedModel
-from alpro.models.ranks import rank
 from alpro.stages.evaluation.evaluate_model import (
     MATCHING,
     SIMILARITY,
     Asked,
     evaluate_model,
 )
-from alpro.stages.evaluation.gallery import Gallery, draw_searches
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import mean_recall
 from alpro.stages.training.config import (
@@ -28,8 +25,6 @@ from alpro.stages.training.config import (
 )
 from alpro.stages.training.loop import Validate
 
-SEARCHES = 3  # texts whose best clips are shown
-PICTURE = "pictures/search.png"
 # A model is trained with the similarity of all pairs, and matching them would take longer.
 BY_SIMILARITY = Asked(tasks=("retrieval",), matched=())
 # The prefixes of metrics by the names of scores: a training selects by matching, as in the paper.
@@ -45,7 +40,6 @@ def build_validation(
     config: TrainingConfig,
     asked: Asked,
     answers: Sequence[str] = (),
-    picture: Path | None = None,
 ) -> Validate | None:
     """Build the validation of a training, on the first texts and videos that it asks for.
 
@@ -56,8 +50,6 @@ def build_validation(
         config: Configuration of the training.
         asked: What to score: retrieval or answers.
         answers: Answers of the model.
-        picture: File that shows each time what a search for the first texts finds: the first result
-            of a run, long before its end.
 
     Returns:
         The validation. None for a model's first training if no corpus has validation texts.
@@ -70,7 +62,7 @@ def build_validation(
     if galleries:
         length = config.max_text_tokens
         model = LoadedModel("", encoder, tokenizer, length, answers)
-        score = partial(measure, model, asked, picture=picture)
+        score = partial(measure, model, asked)
         return partial(average, galleries, score)
     if isinstance(config, EncoderConfig):
         return None
@@ -80,34 +72,14 @@ def build_validation(
     )
 
 
-def measure(
-    model: LoadedModel,
-    asked: Asked,
-    gallery: Gallery,
-    picture: Path | None = None,
-) -> Metrics:
+def measure(model: LoadedModel, asked: Asked, gallery: Gallery) -> Metrics:
     """Score a model on a gallery.
-
-    Args:
-        model: The model.
-        asked: What to score.
-        gallery: The gallery.
-        picture: File of the picture of searches to draw, if any.
 
     Returns:
         The scores under the names of validation, and the mean recall of each ranking, by which
         weights are selected.
     """
     results = evaluate_model(model, gallery, asked)
-    # Every process has all scores, and one of them writes.
-    if picture and rank() == 0 and results.similarity is not None:
-        is_new = not picture.exists()
-        searches = range(min(SEARCHES, len(gallery.texts)))
-        draw_searches(gallery, results.similarity, searches, picture)
-        # Later checks replace it.
-        if is_new:
-            log.info(f"what the first texts find: {picture}")
-
     metrics = {}
     for name, value in results.values().items():
         ranking, _, rest = name.partition("/")

@@ -6,7 +6,7 @@ import pytest
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.inference.find import Found, find_prompter, model_digest, resolve
+from alpro.inference.find import Found, model_digest, resolve
 from alpro.names import write_refs
 from tests.conftest import one_line
 
@@ -112,34 +112,12 @@ def test_prompts_stand_for_their_prompter(prompter, tmp_path):
     assert resolve(older, tmp_path) == Found(prompter, older)
 
 
-@pytest.mark.parametrize("name", ["ca", "da"])
-def test_the_prompter_of_a_model_is_the_one_that_it_was_trained_with(
-    name, prompter, tmp_path
-):
-    model = resolve(name, tmp_path)
-    older = prompter.parents[1] / "cache_prompts" / ("bd" * 8)
-
-    assert model.prompts is None
-    assert find_prompter(model.model) == Found(prompter, older)
-
-
-def test_an_imported_checkpoint_has_its_prompter_inside(artifact):
-    folder = artifact("finetune_qa", "da")
-    (folder / "prompter").mkdir()
-    for name in ("config.json", "prompts.safetensors"):
-        (folder / "prompter" / name).write_text("{}")
-
-    assert find_prompter(folder) == Found(folder / "prompter", folder / "prompter")
-
-
 def test_a_damaged_prompter_is_refused(prompter, tmp_path):
     record = {"version": RECORD_VERSION, "contents": {"x": {"sha256": "0"}}}
     write_json(prompter / "artifact.json", record)
 
     with one_line("damaged"):
         resolve("bebe", tmp_path)
-    with one_line("damaged"):
-        find_prompter(resolve("ca", tmp_path).model)
 
 
 @pytest.mark.parametrize(
