@@ -16,7 +16,7 @@ from alpro.inference.find import Found
 from alpro.inference.prompts import load_with_prompts
 from alpro.log import log
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
-from alpro.stages.evaluation.gallery import Gallery, draw_searches, find_extremes
+from alpro.stages.evaluation.gallery import Gallery, draw_searches
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import TABLE_VERSION
 from alpro.stages.evaluation.protocol import (
@@ -181,8 +181,5 @@ def evaluate_corpus(
     results = evaluate_model(model, gallery, asked)
     if results.similarity is not None:
         # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
-        texts = find_extremes(gallery, results.similarity)
-        draw_searches(
-            gallery, results.similarity, texts, out / "pictures" / "retrieval.png"
-        )
+        draw_searches(gallery, results.similarity, out / "pictures" / "retrieval.png")
     return results

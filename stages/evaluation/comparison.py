@@ -1,8 +1,9 @@
 """Compare two evaluations over the same queries: each score of both, the difference, its interval and
 its p value."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,8 @@ from alpro.stages.evaluation.statistics import PairedDifference, paired_differen
 # The value of every score of results.json for each of its queries.
 SCORES = "scores.parquet"
 SCORE_COLUMNS = ["score", "id", "text", "value"]
-# A query: the id of its video, its text, and how many equal ones are before it.
-Query = tuple[str, str, int]
-Values = dict[Query, float]
+# The id of the video of a query, its text, and the value of the score.
+Values = list[tuple[str, str, float]]
 
 
 class Comparison(NamedTuple):
@@ -54,9 +54,7 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     if chosen:
         common &= {*chosen}
 
-    name_a = f"{a.parent.name} {a.name[:8]}"
-    name_b = f"{b.parent.name} {b.name[:8]}"
-    names = f"{name_a} and {name_b}"
+    names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
     rows = [row for row in read_json(a / "results.json") if row["name"] in common]
     if not rows:
         raise InputError(
@@ -68,13 +66,20 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     for row in rows:
         values_a = scores_a[row["name"]]
         values_b = scores_b[row["name"]]
+        queries_a = [query for *query, _ in values_a]
+        queries_b = [query for *query, _ in values_b]
         # A paired test needs the value of each query in both.
-        if values_a.keys() == values_b.keys():
-            if row["statistic"] == "mean":  # a median has no sums by video
-                compared.append((row, difference(values_a, values_b)))
-        else:
-            shared = values_a.keys() & values_b.keys()
-            other_queries[row["name"]] = (len(values_a), len(values_b), len(shared))
+        if queries_a != queries_b:
+            shared = Counter(map(tuple, queries_a)) & Counter(map(tuple, queries_b))
+            counts = (len(queries_a), len(queries_b), shared.total())
+            other_queries[row["name"]] = counts
+        elif row["statistic"] == "mean":  # a median has no sums by video
+            videos = np.array([video for video, _ in queries_a], object)
+            first, second = (
+                np.array([value for *_, value in values])
+                for values in (values_a, values_b)
+            )
+            compared.append((row, paired_difference(first, second, videos)))
 
     if other_queries and not compared:
         name, (of_a, of_b, shared_count) = next(iter(other_queries.items()))
@@ -83,15 +88,6 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             f"of them shared"
         )
     return Comparison(compared, other_queries)
-
-
-def difference(a: Values, b: Values) -> PairedDifference:
-    """Return the `paired_difference` of two scores of the same queries."""
-    # The two evaluations may have the queries in another order.
-    videos = np.array([video for video, _, _ in a], object)
-    values_a = np.array(list(a.values()))
-    values_b = np.array([b[query] for query in a])
-    return paired_difference(values_a, values_b, videos)
 
 
 def read_values(folder: Path) -> dict[str, Values]:
@@ -105,11 +101,11 @@ def read_values(folder: Path) -> dict[str, Values]:
 
     # The order matters: the loop takes the columns by position.
     columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
-    scores: dict[str, Values] = {}
-    repeats = Counter[tuple[str, str, str]]()
-    for name, video, text, value in zip(*columns.values(), strict=True):
-        # A video may have the same caption or question several times.
-        repeat = repeats[name, video, text]
-        repeats[name, video, text] += 1
-        scores.setdefault(name, {})[video, text, repeat] = value
+    scores: dict[str, Values] = defaultdict(list)
+    for name, *query_and_value in zip(*columns.values(), strict=True):
+        scores[name].append(tuple(query_and_value))
+    # Two evaluations may have the queries in another order. Stable: a video may have the same
+    # question several times, which are matched in their order.
+    for values in scores.values():
+        values.sort(key=itemgetter(0, 1))
     return scores

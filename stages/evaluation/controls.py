@@ -100,18 +100,18 @@ def compute_similarity_under(
 
 
 def answer_under(
-    control: ControlName,
+    control: ControlName | None,
     seed: int,
     model: LoadedModel,
     gallery: Gallery,
 ) -> tuple[Gallery, Tensor]:
-    """Answer the questions of a gallery under a control, as `LoadedModel.answer`.
+    """Answer the questions of a gallery under a control, if any, as `LoadedModel.answer`.
 
     single_frame: log probabilities, each the maximum over the sampled frames as still clips; the
     best answer is the one of the frame from which the model is most confident.
     """
-    if control == "text_only":
-        return model.answer(gallery, blank=True)
+    if control is None or control == "text_only":
+        return model.answer(gallery, blank=control is not None)
     orders = list_orders(control, seed, model.frames)
     answered = [model.answer(gallery, order) for order in orders]
     if control != "single_frame":

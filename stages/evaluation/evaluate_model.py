@@ -1,13 +1,12 @@
 """Score a model on a gallery: the only way to do so, for the stage `evaluate`, the validation of
 trainings and `alpro eval`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from alpro.inference.encoding import Videos, match_all, match_top_k, similarities
 from alpro.stages.evaluation.answers import (
@@ -29,7 +28,7 @@ from alpro.stages.evaluation.metrics import (
     DIRECTIONS,
     Ranks,
     average_precision,
-    by_direction,
+    by_query,
     retrieval_scores,
 )
 from alpro.stages.evaluation.results import Results, list_rows
@@ -113,50 +112,45 @@ def add_retrieval(
     similarity = similarities(texts.features, videos.features).cpu().numpy()
     results.similarity = similarity
     protocol = model.describe_protocol()
-    add_ranking(results, SIMILARITY, "by similarity", similarity, gallery, protocol)
+    ranked = dict.fromkeys(DIRECTIONS, similarity)
+    add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)
 
     if model.alpro and asked.matched:
         if asked.top_k:
             directions = tuple(asked.matched)
             scores = match_top_k(model.alpro, texts, videos, asked.top_k, directions)
-            scores = scores[0] if len(directions) == 1 else scores
+            ranked = dict(zip(directions, scores, strict=True))
         else:
-            scores = match_all(model.alpro, texts, videos)
-        protocol = model.describe_protocol(asked.top_k)
-        add_ranking(
-            results, MATCHING, "by matching", scores, gallery, protocol, asked.matched
-        )
+            ranked = dict.fromkeys(asked.matched, match_all(model.alpro, texts, videos))
+        top_k = model.describe_protocol(asked.top_k)
+        add_ranking(results, MATCHING, "by matching", ranked, gallery, top_k)
 
     for control in order_controls(asked):
         if control != "text_only":  # without the video, retrieval is chance
-            add_ranking(
-                results,
-                f"{SIMILARITY}_{control}",
-                f"control: {CONTROLS[control].label}, by similarity",
-                compute_similarity_under(control, asked.seed, model, gallery, texts),
-                gallery,
-                model.describe_protocol(),
-                directions=("t2v",),
+            scores = compute_similarity_under(
+                control, asked.seed, model, gallery, texts
             )
+            what = f"control: {CONTROLS[control].label}, by similarity"
+            name = f"{SIMILARITY}_{control}"
+            add_ranking(results, name, what, {"t2v": scores}, gallery, protocol)
 
 
 def add_ranking(
     results: Results,
     name: str,
     what: str,
-    scores: np.ndarray,
+    scores: Mapping[str, np.ndarray],
     gallery: Gallery,
-    protocol: str = "all pairs",
-    directions: Sequence[str] = DIRECTIONS,
+    protocol: str,
 ) -> None:
     """Add the metrics of retrieval, and the rank of every query with the best items.
 
     Args:
-        scores: (N, V) or (2, N, V), as of `by_direction`.
+        scores: (N, V) of each direction, higher is better.
     """
     has_several = name == SIMILARITY and bool((gallery.relevant.sum(1) > 1).any())
-    for direction in directions:
-        ranked, relevant = by_direction(scores, gallery.relevant)[direction]
+    for direction, matrix in scores.items():
+        ranked, relevant = by_query(matrix, gallery.relevant, direction)
         ranks = Ranks.of(ranked, relevant)
         queries = gallery.queries(direction)
         for score in retrieval_scores(ranks, queries):
@@ -180,60 +174,40 @@ def add_ranking(
 def add_answers(
     results: Results, model: LoadedModel, gallery: Gallery, asked: Asked
 ) -> None:
-    """Add the accuracy of answers, also under the controls, with the most frequent answers of
-    training as the chance level."""
+    """Add the accuracy of answers overall and by type, and two-way accuracy, also under the
+    controls, with the most frequent answers of training as the chance level."""
     # No training lifts the limit that the list of answers sets.
     results.warnings += describe_unanswerable(gallery.questions, model.answers)
-    decoded, logits = model.answer(gallery)
-    results.gallery = decoded
-    add_accuracy(
-        results, "qa", "question answering", logits, model.answers, decoded, asked
-    )
-
-    for control in order_controls(asked):
+    for control in (None, *order_controls(asked)):
         decoded, logits = answer_under(control, asked.seed, model, gallery)
-        what = f"control: {CONTROLS[control].label}"
-        add_accuracy(
-            results, f"qa_{control}", what, logits, model.answers, decoded, asked
+        results.gallery = decoded
+        name = "qa"
+        what = "question answering"
+        if control:
+            name = f"qa_{control}"
+            what = f"control: {CONTROLS[control].label}"
+
+        questions = decoded.questions
+        predicted = [model.answers[int(index)] for index in logits.argmax(1)]
+        guessed = predict_majority(asked.training_questions, questions)
+        queries = decoded.queries("t2v")
+        scores = accuracy_scores(predicted, guessed, questions, queries)
+        scores += contrast_scores(
+            logits.numpy(), model.answers, asked.contrasts, questions, queries
         )
+        for score in scores:
+            results.add(score, name, what)
 
-
-def add_accuracy(
-    results: Results,
-    name: str,
-    what: str,
-    logits: Tensor,
-    answers: Sequence[str],
-    gallery: Gallery,
-    asked: Asked,
-) -> None:
-    """Add accuracy overall and by type, and two-way accuracy.
-
-    Args:
-        logits: (questions, answers).
-    """
-    questions = gallery.questions
-    predicted = [answers[int(index)] for index in logits.argmax(1)]
-    guessed = predict_majority(asked.training_questions, questions)
-    queries = gallery.queries("t2v")
-    scores = accuracy_scores(predicted, guessed, questions, queries)
-    scores += contrast_scores(
-        logits.numpy(), answers, asked.contrasts, questions, queries
-    )
-    for score in scores:
-        results.add(score, name, what)
-
-    rows = list_rows(
-        id=queries.ids,
-        question=[question["question"] for question in questions],
-        answer=[question["answer"] for question in questions],
-        type=[question["type"] for question in questions],
-        predicted=predicted,
-        probability=logits.softmax(1).amax(1).tolist(),
-    )
-    results.tables[name] = [
-        row | {"right": row["answer"] == row["predicted"]} for row in rows
-    ]
+        truth = [question["answer"] for question in questions]
+        results.tables[name] = list_rows(
+            id=queries.ids,
+            question=[question["question"] for question in questions],
+            answer=truth,
+            type=[question["type"] for question in questions],
+            predicted=predicted,
+            probability=logits.softmax(1).amax(1).tolist(),
+            right=list(map(str.__eq__, truth, predicted)),
+        )
 
 
 def order_controls(asked: Asked) -> list[ControlName]:

@@ -1,7 +1,7 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from alpro.shards.schema import Row
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 
 Question = dict[str, str]  # question, answer, type
+SHOWN_TEXTS = 4  # best, and worst, texts that a picture shows
 SHOWN_VIDEOS = 4  # videos that a picture shows for a text
 
 
@@ -78,6 +79,8 @@ class Gallery:
         split: str,
         exclude: Collection[str] = (),
         column: str = "captions",
+        videos: int = 0,
+        texts: int = 0,
     ) -> "Gallery":
         """Read the videos of a split that have texts. Each text is right for its own video alone.
 
@@ -86,13 +89,16 @@ class Gallery:
             split: Split to read.
             exclude: Ids of videos to leave out.
             column: captions or questions.
+            videos: Read only the first ones; 0: all.
+            texts: Read only the first ones of each video; 0: all.
         """
         reader = ShardReader(corpus, split, exclude=exclude)
         items_by_sample = reader.column(column).to_pylist()
         indices = [index for index, items in enumerate(items_by_sample) if items]
+        indices = indices[: videos or None]
         ids = reader.column("id").to_pylist()
 
-        items = pick(items_by_sample, indices)
+        items = [items_by_sample[index][: texts or None] for index in indices]
         return cls.of(Samples(reader, indices), pick(ids, indices), items, column)
 
     @classmethod
@@ -156,87 +162,44 @@ class Gallery:
             return self
         new_index = np.full(len(self.ids), -1)
         new_index[videos] = np.arange(len(videos))
-        texts = self.right[:, 0]
         new_videos = new_index[self.right[:, 1]]
 
-        pairs = np.stack([texts, new_videos], axis=1)
-        right = pairs[new_videos >= 0]
-        chosen = replace(
-            self, videos=pick(self.videos, videos), ids=pick(self.ids, videos)
-        )
-        return chosen._with_pairs(right)
-
-    def first(self, videos: int, texts: int = 0) -> "Gallery":
-        """Return the first `videos` videos with the first `texts` texts of each; 0: all.
-
-        Each text must be right for one video.
-        """
-        gallery = self.select(range(min(videos or len(self.ids), len(self.ids))))
-        if not texts:
-            return gallery
-        video = gallery.right[:, 1]
-        # The texts of a video are consecutive, and a binary search finds the first of them.
-        position = np.arange(len(video)) - np.searchsorted(video, video)
-        return gallery._with_pairs(gallery.right[position < texts])
-
-    def _with_pairs(self, right: np.ndarray) -> "Gallery":
-        """Return the gallery with some of its pairs, and without texts that are in none."""
-        texts, text_of_pair = np.unique(right[:, 0], return_inverse=True)
-        return replace(
-            self,
+        is_chosen = new_videos >= 0
+        # A text without a right video is left out.
+        texts, new_texts = np.unique(self.right[is_chosen, 0], return_inverse=True)
+        return Gallery(
+            pick(self.videos, videos),
+            pick(self.ids, videos),
             texts=pick(self.texts, texts),
-            right=np.stack([text_of_pair, right[:, 1]], axis=1),
+            right=np.stack([new_texts, new_videos[is_chosen]], axis=1),
             questions=pick(self.questions, texts) if self.questions else [],
         )
 
 
-def find_extremes(gallery: Gallery, scores: np.ndarray, count: int = 4) -> list[int]:
-    """Return the texts with the best and with the worst ranks of their videos, `count` of each.
+def draw_searches(gallery: Gallery, scores: np.ndarray, file: Path) -> None:
+    """Draw the best videos of the texts with the best and with the worst ranks of their videos.
 
     Args:
         scores: (N, V), higher is better.
-    """
-    # Stable: of equal ranks, the same texts are drawn each time.
-    by_rank = rank_videos(gallery, scores).argsort(kind="stable").tolist()
-    return [*by_rank[:count], *by_rank[-count:]]
-
-
-def rank_videos(gallery: Gallery, scores: np.ndarray) -> np.ndarray:
-    """Return the rank (N,) of each text's video, from 0. In pictures, a tie counts for it."""
-    right = scores[np.arange(len(scores)), gallery.video_of_text]
-    is_better = scores > right[:, None]
-    return is_better.sum(1)
-
-
-def draw_searches(
-    gallery: Gallery, scores: np.ndarray, texts: Sequence[int], file: Path
-) -> None:
-    """Draw the best videos of some texts.
-
-    Args:
-        scores: (N, V), higher is better.
-        texts: Indices of texts.
         file: Picture to write.
     """
-    rank_of_text = rank_videos(gallery, scores)
+    right_scores = scores[np.arange(len(scores)), gallery.video_of_text]
+    # In a picture, a tie counts for the right video.
+    ranks = (scores > right_scores[:, None]).sum(1)
+    # Stable: of equal ranks, the same texts are drawn each time.
+    by_rank = ranks.argsort(kind="stable").tolist()
+
     queries = []
-    for text in texts:
+    for text in [*by_rank[:SHOWN_TEXTS], *by_rank[-SHOWN_TEXTS:]]:
         right = int(gallery.video_of_text[text])
-        rank = rank_of_text[text] + 1
-        note = f"its video, {gallery.ids[right]}, came {rank} of {scores.shape[1]}"
+        note = f"its video, {gallery.ids[right]}, came {ranks[text] + 1} of {scores.shape[1]}"
         results = []
         for video in scores[text].argsort()[::-1][:SHOWN_VIDEOS].tolist():
-            results.append(
-                (read_frame(gallery, video), gallery.ids[video], video == right)
-            )
+            sample = gallery.sample(video)
+            # The first frame of the second of three equal segments.
+            (frame,) = sample.frames([len(sample) // 3])
+            results.append((frame, gallery.ids[video], video == right))
         queries.append((gallery.texts[text], note, results))
 
     file.parent.mkdir(exist_ok=True)
     retrieval_picture(queries).save(file)
-
-
-def read_frame(gallery: Gallery, video: int) -> np.ndarray:
-    """Read the first frame (H, W, 3) of the second of three equal segments of a sample."""
-    sample = gallery.sample(video)
-    (frame,) = sample.frames([len(sample) // 3])
-    return frame

@@ -164,23 +164,23 @@ def contrast_metric(pair: tuple[str, str]) -> Metric:
     return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
-def by_direction(
-    scores: np.ndarray, relevant: np.ndarray
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the scores and the right items, both (Q, G), of the queries of each direction: of
-    texts (t2v), and of the videos that have a text (v2t). NaN becomes the lowest score.
+def by_query(
+    scores: np.ndarray, relevant: np.ndarray, direction: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores and the right items, both (Q, G), of the queries of a direction: of texts
+    (t2v), or of the videos that have a text (v2t). NaN becomes the lowest score.
 
     Args:
-        scores: (texts, videos), higher is better, or (2, texts, videos): those that rank videos for
-            texts, and those that rank texts for videos.
+        scores: (texts, videos), higher is better.
         relevant: (texts, videos) boolean: which videos are right for a text.
     """
     # Comparisons with NaN are false: such an item would have none before it and rank first.
     scores = np.where(np.isnan(scores), -np.inf, scores)
-    t2v, v2t = (scores, scores) if scores.ndim == 2 else scores
+    if direction == "t2v":
+        return scores, relevant
     # A video without a text is in the gallery of t2v, but is no query of v2t.
     with_text = relevant.any(axis=0)
-    return {"t2v": (t2v, relevant), "v2t": (v2t.T[with_text], relevant.T[with_text])}
+    return scores.T[with_text], relevant.T[with_text]
 
 
 def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:

@@ -110,10 +110,14 @@ def read_galleries(
     """
     galleries = {}
     for name in config.corpora:
-        gallery = Gallery.read(corpora[name], "validation", column=column)
-        # All questions of a video are asked.
-        texts = getattr(config.validation, "captions", 0)
-        gallery = gallery.first(config.validation.videos, texts)
+        gallery = Gallery.read(
+            corpora[name],
+            "validation",
+            column=column,
+            videos=config.validation.videos,
+            # All questions of a video are asked.
+            texts=getattr(config.validation, "captions", 0),
+        )
         if gallery.texts:
             galleries[name] = gallery
         for index in range(len(gallery.ids)):

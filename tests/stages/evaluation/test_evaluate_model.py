@@ -46,9 +46,9 @@ def results():
         ]
     )
     results = Results("mine")
-    add_ranking(
-        results, "matching", "by matching", scores, gallery_of(np.eye(3)), "by hand"
-    )
+    both = {"t2v": scores, "v2t": scores}
+    gallery = gallery_of(np.eye(3))
+    add_ranking(results, "matching", "by matching", both, gallery, "by hand")
     return results
 
 
@@ -89,8 +89,10 @@ def test_a_text_with_several_right_videos_has_their_average_precision():
     """The video without a text is in the gallery of texts, and is no query."""
     results = Results("mine")
     scores = np.array([[3.0, 2, 1], [1, 2, 3]])
+    gallery = gallery_of([[1, 0, 1], [1, 0, 0]])
 
-    add_ranking(results, "similarity", "", scores, gallery_of([[1, 0, 1], [1, 0, 0]]))
+    both = {"t2v": scores, "v2t": scores}
+    add_ranking(results, "similarity", "", both, gallery, "by hand")
 
     values = results.values()
     assert values["similarity/t2v/mAP"] == pytest.approx(

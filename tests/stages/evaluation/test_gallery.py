@@ -58,7 +58,7 @@ def test_questions_are_about_their_videos(corpus):
     ],
 )
 def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of_text):
-    gallery = Gallery.read(corpus, "train").first(videos, captions)
+    gallery = Gallery.read(corpus, "train", videos=videos, texts=captions)
 
     assert gallery.texts == texts
     assert gallery.video_of_text.tolist() == video_of_text

@@ -103,7 +103,7 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(
     objective, several, tokenizer
 ):
     asked = config(Retrieval, ("several",), videos=4, captions=1)
-    gallery = Gallery.read(several["several"], "validation").first(4, 1)
+    gallery = Gallery.read(several["several"], "validation", videos=4, texts=1)
 
     top_2 = Asked(tasks=("retrieval",), top_k=2)
     actual = build_validation(objective, several, tokenizer, asked, top_2)()
@@ -167,7 +167,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
     )
     actual = validate()
 
-    gallery = Gallery.read(several["several"], "validation").first(500, 1)
+    gallery = Gallery.read(several["several"], "validation", videos=500, texts=1)
     expected = score(objective, gallery, tokenizer)
     assert {name: actual[name] for name in expected} == expected
     assert actual.keys() - expected.keys() == {"validation/vtc/mean_recall"}
