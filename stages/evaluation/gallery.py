@@ -111,7 +111,7 @@ class Gallery:
     ) -> "Gallery":
         """Return videos with the captions or questions of each."""
         listed = list(chain.from_iterable(items))
-        pairs = []
+        pairs: list[tuple[int, int]] = []
         for video, texts in enumerate(items):
             pairs += [(len(pairs) + i, video) for i in range(len(texts))]
 
