@@ -1,8 +1,7 @@
 """The tables of a corpus, its statistics, the overlap of its splits, and a picture."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +26,21 @@ COMPARED = 4000
 TEXTS = ("captions", "questions")
 
 
-@contextmanager
-def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Yield a function that appends a small table to a Parquet file. The file appears when the
-    context ends."""
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write small tables to one Parquet file. Memory holds ROW_GROUP rows."""
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         # `concat_tables` takes no empty list.
-        buffer: list[pa.Table] = [schema.empty_table()]
+        buffer = [schema.empty_table()]
         rows = 0
-
-        def flush() -> None:
-            nonlocal buffer, rows
-            table = pa.concat_tables(buffer)
-            writer.write_table(table.combine_chunks(), ROW_GROUP)
-            buffer = [schema.empty_table()]
-            rows = 0
-
-        def add(table: pa.Table) -> None:
-            nonlocal rows
+        for table in tables:
             buffer.append(table)
             rows += table.num_rows
             # A row group for each small table would make the file slow to read.
             if rows >= ROW_GROUP:
-                flush()
-
-        yield add
-        flush()
+                writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+                buffer = [schema.empty_table()]
+                rows = 0
+        writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
 
 
 def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
@@ -88,16 +76,14 @@ def write_statistics(
     Returns:
         The counts of the corpus.
     """
-    index = pq.read_table(
-        out / "index.parquet", columns=["kind", "split", *TEXTS, "duration"]
-    )
+    columns = ["kind", "split", *TEXTS, "duration"]
+    index = pq.read_table(out / "index.parquet", columns=columns)
     reasons = count_rejects(out)
     splits = count_texts(index)
-    compared: dict[str, dict[str, list[int]]] = {}
-    for split, counts in splits.items():
-        compared[split] = {
-            name: [n, expected[split][name]] for name, n in counts.items()
-        }
+    compared = {
+        split: {name: [n, expected[split][name]] for name, n in counts.items()}
+        for split, counts in splits.items()
+    }
 
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
@@ -124,8 +110,7 @@ def write_statistics(
         "videos": videos,
         "images": index.num_rows - videos,
     }
-    for split, counts in splits.items():
-        totals[split] = counts["items"]
+    totals |= {split: counts["items"] for split, counts in splits.items()}
     for name in TEXTS:
         totals[name] = sum(counts[name] for counts in splits.values())
     return totals
@@ -229,18 +214,15 @@ def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str
     shared: dict[str, int] = {}
     warnings = []
     for split, counts in overlaps.items():
-        for name in ("captions", "frames"):
-            if counts[name]:
-                shared[f"{split}_{name}_in_training"] = counts[name]
-
-        if counts["captions"] or counts["frames"]:
-            warning = (
+        found = {name: counts[name] for name in ("captions", "frames") if counts[name]}
+        for name, count in found.items():
+            shared[f"{split}_{name}_in_training"] = count
+        if found:
+            warnings.append(
                 f"{split}: {counts['captions']} of {counts['items']} items share a caption with a "
                 f"training item, and {counts['frames']} of {counts['compared']} look like one "
                 "(overlap.parquet)"
             )
-            warnings.append(warning)
-            log.warning(warning)
     return shared, warnings
 
 

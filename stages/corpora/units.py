@@ -33,7 +33,7 @@ from alpro.files import (
 from alpro.log import log
 from alpro.pool import Died
 from alpro.shards.schema import INDEX, REJECTS
-from alpro.stages.corpora.tables import table_writer
+from alpro.stages.corpora.tables import write_tables
 from alpro.stages.execution.interface import FINISHED_UNITS, Resources
 from alpro.stages.execution.workers import run_tasks
 from alpro.threads import map_ahead
@@ -236,17 +236,17 @@ def merge_units(
         return record, index, rejects
 
     records = []
-    with (
-        table_writer(out / "index.parquet", INDEX) as add_index,
-        table_writer(out / "rejects.parquet", REJECTS) as add_rejects,
-    ):
-        for table in invalid:
-            add_rejects(table)
+    rejects = [*invalid]
+
+    def indexes() -> Iterator[pa.Table]:
         # Threads read ahead: there may be 100,000 units, of three small files each.
-        for record, index, rejects in map_ahead(read, units):
-            add_index(index)
-            add_rejects(rejects)
+        for record, index, rejected in map_ahead(read, units):
             records.append(record)
+            rejects.append(rejected)
+            yield index
+
+    write_tables(out / "index.parquet", INDEX, indexes())
+    write_tables(out / "rejects.parquet", REJECTS, rejects)
 
     rows = [{"name": unit.name, "key": unit.key} for unit in units]
     pq.write_table(pa.Table.from_pylist(rows, schema=UNITS), out / "units.parquet")

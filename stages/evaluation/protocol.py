@@ -117,13 +117,9 @@ def check_items(
         excluded = find_excluded(config, folder)
         reader = ShardReader(folder, config.split, exclude=excluded)
         if not any(reader.column(column).to_pylist()):
-            others = (
-                f" besides the {len(excluded)} that are also in training"
-                if excluded
-                else ""
-            )
             raise InputError(
-                f"{name}: no {config.split} item has {column}{others}; assign some in the column "
+                f"{name}: no {config.split} item has {column}, without the {len(excluded)} that are "
+                "also in training; assign some in the column "
                 f"split, raise corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to "
                 "an empty string or evaluate.exclude_overlap to false"
             )
