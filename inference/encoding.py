@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
-from alpro.files import read_json
 from alpro.inference.clips import load_clip, read_frames
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
@@ -24,7 +23,6 @@ from alpro.models.clip_prompter import is_clip, wrap_tokenizer
 from alpro.models.clip_prompter import load_clip as load_clip_model
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
-from alpro.models.precision import WIDE
 from alpro.models.pretrained import HubName
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.models.timesformer import VideoConfig
@@ -33,6 +31,7 @@ from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
 from alpro.threads import map_ahead
 
+TEXTS = 256  # texts that are encoded together
 # Number of videos whose queries, keys and values are on the device at a time.
 VIDEOS = 64
 PAIRS = 512  # pairs in a batch on a GPU
@@ -84,16 +83,6 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def width_of(folder: Path) -> int:
-    """Return the width of the model in an input of a stage; 0 if it has no model. A CLIP or SigLIP
-    counts as wide."""
-    file = model_folder(folder) / "config.json"
-    if not file.is_file():
-        return 0
-    sizes = read_json(file).get("model", {})
-    return sizes.get("video", {}).get("width", WIDE)
-
-
 def float32(device: torch.device) -> AbstractContextManager:
     """Return a context without autocast."""
     return torch.autocast(device.type, enabled=False)
@@ -112,7 +101,6 @@ def encode_texts(
     tokenizer: Tokenizer,
     texts: list[str],
     length: int,
-    batch: int = 256,
 ) -> Texts:
     """Encode texts of at most `length` tokens. Their tokens stay on the model's device; for many
     texts use `embed_texts`."""
@@ -121,8 +109,8 @@ def encode_texts(
     mask = mask.to(device)
 
     tokens = torch.empty(0)
-    for start in range(0, len(ids), batch):
-        rows = slice(start, start + batch)
+    for start in range(0, len(ids), TEXTS):
+        rows = slice(start, start + TEXTS)
         encoded = model.encode_text(ids[rows].to(device), mask[rows])
         if start == 0:  # filled in place to avoid a second copy
             tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
@@ -139,16 +127,13 @@ def embed_texts(
     tokenizer: Tokenizer,
     texts: list[str],
     length: int,
-    batch: int = 256,
 ) -> Tensor:
     """Return the features (N, E) of texts, without their tokens. A CLIP truncates texts at its
     own length."""
     features = []
-    for start in range(0, len(texts), batch):
-        encoded = encode_texts(
-            model, tokenizer, texts[start : start + batch], length, batch
-        )
-        features.append(encoded.features)
+    for start in range(0, len(texts), TEXTS):
+        part = encode_texts(model, tokenizer, texts[start : start + TEXTS], length)
+        features.append(part.features)
     return torch.cat(features)
 
 
@@ -181,10 +166,6 @@ def encode_videos(
         for i, start in enumerate(starts)
         if belongs_to_this_rank(i)
     ]
-    # A rank without a batch still encodes a video: it needs the shape of the tokens.
-    is_idle = count > 0 and not batches
-    if is_idle:
-        batches = [range(1)]
 
     def decode(index: int) -> np.ndarray | None:
         video = videos[index]
@@ -196,7 +177,8 @@ def encode_videos(
             return None
         return clip.frames.transpose(0, 3, 1, 2)
 
-    tokens = torch.zeros(count, 1, config.width, device=device)
+    # Filled in place to avoid a second copy.
+    tokens = torch.zeros(count, *encode_blank(encoder).shape[1:], device=device)
     is_decoded = torch.zeros(count, device=device)
     decoded = map_ahead(decode, chain.from_iterable(batches))
     with progress("encoding", count, "videos") as advance:
@@ -207,13 +189,8 @@ def encode_videos(
             if not clips:
                 continue
             pixels = encoder.clip_pixels(clips.values())
-            encoded = encoder.model.encode_video(pixels).float()
-            # Filled in place to avoid a second copy.
-            if encoded.shape[1:] != tokens.shape[1:]:
-                tokens = torch.zeros(count, *encoded.shape[1:], device=device)
-            if not is_idle:
-                tokens[list(clips)] = encoded
-                is_decoded[list(clips)] = 1
+            tokens[list(clips)] = encoder.model.encode_video(pixels).float()
+            is_decoded[list(clips)] = 1
 
     all_reduce_(tokens)
     indices = all_reduce_(is_decoded).nonzero().flatten()
@@ -222,6 +199,15 @@ def encode_videos(
     with float32(device):
         features = encoder.model.project_video(tokens).float()
     return indices.tolist(), Videos(tokens, features)
+
+
+@torch.no_grad()
+def encode_blank(encoder: NormalizedModel) -> Tensor:
+    """Encode a clip whose pixels are zero after normalization: tokens (1, 1 + patches, D)."""
+    config = encoder.model.config.video
+    shape = (1, config.frames, 3, config.image_size, config.image_size)
+    pixels = torch.zeros(shape, device=encoder.mean.device)
+    return encoder.model.encode_video(pixels).float()
 
 
 def sample_frames(
@@ -310,12 +296,10 @@ def pairs_at_a_time(tokens: Tensor) -> int:
     return max(1, CPU_VALUES // tokens[0].numel())
 
 
-def match(
-    model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray, batch: int = 0
-) -> Tensor:
+def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray) -> Tensor:
     """Compute the logit margin (P,), match minus no match, of pairs (P, 2) of text and video
     indices. It has the order of the probability, without its rounding near 0 and 1."""
-    logits = score(model, model.vtm_head, texts, videos, pairs, batch)
+    logits = score(model, model.vtm_head, texts, videos, pairs)
     no_match, is_match = logits.unbind(1)
     return is_match - no_match
 

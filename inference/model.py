@@ -32,6 +32,7 @@ from alpro.inference.encoding import (
     Texts,
     Videos,
     embed_texts,
+    encode_blank,
     encode_texts,
     match_all,
 )
@@ -198,15 +199,12 @@ class Model:
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
         """Encode videos of frames (T, 3, H, W) uint8, of any sizes."""
-        config = self.folder.model.config
-        if not clips:  # `torch.cat` takes no empty list
-            return Videos(
-                torch.empty(0, 1, config.video.width), torch.empty(0, self.embed_dim)
-            )
         with self.autocast():
-            tokens = self.folder.model.encode_video(
-                self.encoder.clip_pixels(clips), cls_only
-            )
+            if clips:
+                pixels = self.encoder.clip_pixels(clips)
+                tokens = self.folder.model.encode_video(pixels, cls_only)
+            else:  # `torch.cat` takes no empty list
+                tokens = encode_blank(self.encoder)[:0]
         tokens = tokens.float()  # the projection computes in float32
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 

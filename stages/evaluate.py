@@ -15,6 +15,7 @@ from pydantic import Field
 from alpro.inference.find import Found
 from alpro.inference.prompts import load_with_prompts
 from alpro.log import log
+from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -127,8 +128,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
     )
     assert folder is not None
-    with evaluating(folder, out, resources, config.mixed_precision) as place:
-        bundle, prompts = load_with_prompts(Found(folder, inputs.prompts), place.device)
+    with evaluating(out, resources) as (device, results_folder):
+        bundle, prompts = load_with_prompts(Found(folder, inputs.prompts), device)
         if config.frames:
             # This resizes the time embedding, as fine-tuning does.
             bundle.model.set_frames(config.frames)
@@ -136,24 +137,30 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             config.model_name,
             bundle,
             prompts,
-            device=place.device,
+            device=device,
             length=config.max_text_tokens,
         )
+        width = bundle.model.config.video.width
+        dtype = compute_dtype(width, device, config.mixed_precision)
         results = Results(config.model_name)
         describe_data(results, config, inputs.corpora)
-        for column, name in (("captions", config.retrieval), ("questions", config.qa)):
-            if name:
-                corpus = inputs.corpora[name]
-                results.extend(
-                    evaluate_corpus(model, config, corpus, column, place.out)
-                )
+        with autocast(dtype, device):
+            for column, name in (
+                ("captions", config.retrieval),
+                ("questions", config.qa),
+            ):
+                if name:
+                    corpus = inputs.corpora[name]
+                    results.extend(
+                        evaluate_corpus(model, config, corpus, column, results_folder)
+                    )
 
-        rows, metrics = results.write(place.out, config.split)
+        rows, metrics = results.write(results_folder, config.split)
         return Outcome(
             {row["name"]: row["items"] for row in rows},
             metrics,
             warnings=results.warnings,
-            precision=place.precision,
+            precision=dtype_name(dtype),
         )
 
 

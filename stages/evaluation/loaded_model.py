@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from alpro.inference.encoding import (
     VIDEOS,
     Texts,
     Videos,
+    encode_blank,
     encode_texts,
     encode_videos,
     score,
@@ -166,7 +166,9 @@ class LoadedModel:
                 block = gallery.select(indices)
                 if blank:
                     readable = list(range(len(indices)))
-                    videos = self._encode_blank(len(indices))
+                    # One clip is encoded, and all share its memory.
+                    tokens = encode_blank(self.encoder).expand(len(indices), -1, -1)
+                    videos = Videos(tokens, features=tokens[:, 0])
                 else:
                     readable, videos = self.encode_videos(block, reorder, batch)
                 decoded += [start + index for index in readable]
@@ -183,14 +185,3 @@ class LoadedModel:
                     advance(len(questions))
         found = torch.cat(logits) if logits else torch.empty(0, len(self.answers))
         return gallery.select(decoded), found
-
-    def _encode_blank(self, videos: int) -> Videos:
-        """Encode clips whose pixels are zero after normalization."""
-        config = self.encoder.model.config.video
-        size = config.image_size
-        pixels = torch.zeros(
-            1, config.frames, 3, size, size, device=self.encoder.mean.device
-        )
-        # One clip is encoded, and all share its memory.
-        tokens = cast(Alpro, self.alpro).encode_video(pixels).expand(videos, -1, -1)
-        return Videos(tokens, features=tokens[:, 0])

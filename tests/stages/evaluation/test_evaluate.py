@@ -48,7 +48,7 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
         check_items(EvaluationConfig(qa="a"), "a", folder)
     also_in_training(folder, a="test")
     with pytest.raises(
-        InputError, match=r"besides the 1 that are also in training.*exclude_over"
+        InputError, match=r"without the 1 that are also in training.*exclude_over"
     ):
         check_items(both, "a", folder)
 
