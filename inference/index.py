@@ -422,13 +422,12 @@ def find_recorded_model(index: Index, workspace: str | Path | None) -> Path:
         InputError: If it is missing.
     """
     recorded = Path(index.settings.model)
-    folders = [recorded]
-    if "artifacts" in recorded.parts:
-        inside = recorded.parts[recorded.parts.index("artifacts") :]
-        folders.append(find_workspace(workspace).joinpath(*inside))
-    for folder in folders:
-        if folder.is_dir():
-            return folder
+    if recorded.is_dir():
+        return recorded
+    _, is_artifact, inside = str(recorded).partition("/artifacts/")
+    moved = find_workspace(workspace) / "artifacts" / inside
+    if is_artifact and moved.is_dir():
+        return moved
     raise InputError(
         f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
     )
@@ -444,10 +443,11 @@ def record_index(workspace: Path, index: Index) -> None:
     if not record or not workspace.is_dir():
         return
 
-    noted = (record.fingerprint, index.place)
-    if noted not in noted_indexes(workspace):
-        with (workspace / INDEXES).open("a", encoding="utf-8") as file:
-            file.write("\t".join(noted) + "\n")
+    line = f"{record.fingerprint}\t{index.place}\n"
+    file = workspace / INDEXES
+    if not file.is_file() or line not in file.read_text("utf-8"):
+        with file.open("a", encoding="utf-8") as notes:
+            notes.write(line)
 
 
 def noted_indexes(workspace: Path) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,12 +37,9 @@ from alpro.shards.storage import Location, absolute, identities, located
 if TYPE_CHECKING:
     from alpro.inference.model import Device, Dtype, Model
 
-# Items that are listed before the first is embedded, for the time left.
-MAX_LISTED = 100_000
 CHUNK = 2048  # items whose files are looked up together
-FIRST_UNIT = 8  # clips
-MAX_UNIT = 1024
-UNIT_SECONDS = 20.0  # duration of a unit after the first, by the speed of the last one
+MAX_UNIT = 200  # clips between two commits; on a slow CPU, each takes 0.3 s
+MIN_UNITS = 32  # of a small addition, for the workers of a cluster
 # Files that are looked for in the folder to which a root may have moved.
 MAX_SAMPLED = 1000
 
@@ -152,9 +148,10 @@ def find_moved_root(index: Index, folder: str) -> str:
         return root
     items = index.rows(k=MAX_SAMPLED)
     moved = [Path(folder, stored_path(item["path"], root)) for item in items]
-    if any(map(str.__eq__, identities(moved), (item["identity"] for item in items))):
-        log.info(f"{root} has moved to {folder}: the index has the new paths")
-        return folder
+    for item, identity in zip(items, identities(moved), strict=True):
+        if item["identity"] == identity:
+            log.info(f"{root} has moved to {folder}: the index has the new paths")
+            return folder
     return root
 
 
@@ -197,7 +194,6 @@ class Addition:
     embedder: Embedder
 
     counts: Counts = field(default_factory=Counts, init=False)
-    unit_size: int = field(default=FIRST_UNIT, init=False)
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
     indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
     # Digests of what tables said.
@@ -221,17 +217,9 @@ class Addition:
             items = split_into_windows(
                 items, self.settings.window, self.settings.stride
             )
-        changed = self._find_changed(items)
-        listed = []
-        # Windows need the length of each video.
-        with progress("listing", None, "clips") as advance:
-            for item in islice(changed, MAX_LISTED):
-                listed.append(item)
-                advance()
-        total = len(listed) if len(listed) < MAX_LISTED else None
-
-        with progress("embedding", total, "clips") as advance:
-            for unit, results in self._embed(chain(listed, changed)):
+        changed = list(self._find_changed(items))
+        with progress("embedding", len(changed), "clips") as advance:
+            for unit, results in self._embed(changed):
                 for item, result in zip(unit, results, strict=True):
                     self._add(item | result)
                 self._write()
@@ -289,31 +277,24 @@ class Addition:
         }
         return row | {"listed_as": hash_repr(row | {"path": path})}
 
-    def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
+    def _embed(self, items: list[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
         """Embed items in units, in other processes.
 
         A unit whose process dies is repeated one item at a time, so that a file that crashes its
         decoder costs no others.
         """
+        size = min(MAX_UNIT, 1 + len(items) // MIN_UNITS)
+        whole = [items[start : start + size] for start in range(0, len(items), size)]
         repeated: list[Item] = []
-        for units in (self._units(items), ([item] for item in repeated)):
-            work = partial(embed, self.embedder)
+        work = partial(embed, self.embedder)
+        for units in (whole, ([item] for item in repeated)):
             for unit, result in each(units, work, 1, self.embedder.scheduler):
                 if not isinstance(result, Died):
-                    rows, seconds = result
-                    self.unit_size = max(
-                        1, round(UNIT_SECONDS * len(unit) / max(seconds, 1e-3))
-                    )
-                    yield unit, rows
+                    yield unit, result
                 elif len(unit) > 1:
                     repeated += unit
                 else:
                     yield unit, [{"reason": "crashed", "detail": result.reason}]
-
-    def _units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        remaining = iter(items)
-        while unit := list(islice(remaining, min(MAX_UNIT, self.unit_size))):
-            yield unit
 
     def _add(self, row: Item) -> None:
         """Take a row that is written with the next unit."""
@@ -377,18 +358,17 @@ def hash_repr(value: Any) -> str:
 
 def iterate_rows(table: pa.Table) -> Iterator[Item]:
     """Yield the rows of a table. As objects, they take ten times the memory of the columns."""
-    for batch in table.to_batches(MAX_UNIT):
+    for batch in table.to_batches(CHUNK):
         yield from batch.to_pylist()
 
 
 # In a worker process
 
 
-def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
-    """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the `detail`;
-    and the seconds that it took."""
+def embed(embedder: Embedder, items: list[Item]) -> list[Item]:
+    """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the
+    `detail`."""
     model = load_model(embedder)
-    began = time.monotonic()
     rows: list[Item] = []
     for batch, videos in model.batches(map(get_source, items), cls_only=True):
         vectors = iter(videos.features.cpu().numpy())
@@ -400,7 +380,7 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
                 rows.append(
                     {"vector": next(vectors), "duration": clip.duration or None}
                 )
-    return rows, time.monotonic() - began
+    return rows
 
 
 @lru_cache(maxsize=1)

@@ -116,27 +116,27 @@ class AlproProcessor(ProcessorMixin):
         is_array = getattr(inputs, "ndim", None) == dimensions
         if is_array or isinstance(inputs, str | Path | Image.Image):
             batch = [inputs]
-        return torch.cat([self._normalize(read(one)) for one in batch])
+        pixels = []
+        for one in batch:
+            try:
+                pixels.append(self._normalize(read(one)))
+            except DecodeError as error:
+                raise ValueError(f"{one}: {error}") from error
+        return torch.cat(pixels)
 
     def _read_video(self, video: Any) -> np.ndarray:
         """Return the frames (F, H, W, 3) of an array, or of a file as the pipeline decodes it."""
-        if not isinstance(video, str | Path):
-            return np.asarray(video)
-        try:
+        if isinstance(video, str | Path):
             return decode_video(Path(video), self.frames, self.image_size).frames
-        except DecodeError as error:
-            raise ValueError(f"{video}: {error}") from error
+        return np.asarray(video)
 
     def _read_image(self, image: Any) -> np.ndarray:
         """Return the frame (1, H, W, 3) uint8 of a file, an image of Pillow or an array
         (H, W, 3)."""
-        try:
-            if isinstance(image, str | Path):
-                return decode_image(Path(image), self.image_size).frames
-            if isinstance(image, Image.Image):
-                return square_frame(image, self.image_size)[None]
-        except DecodeError as error:
-            raise ValueError(f"{image}: {error}") from error
+        if isinstance(image, str | Path):
+            return decode_image(Path(image), self.image_size).frames
+        if isinstance(image, Image.Image):
+            return square_frame(image, self.image_size)[None]
         return np.asarray(image)[None]
 
     def _normalize(self, frames: np.ndarray) -> Tensor:

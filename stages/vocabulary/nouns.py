@@ -6,7 +6,6 @@ workers, so that all matrix products have the same shapes and the counts do not 
 of processes.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
@@ -54,16 +53,16 @@ CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the c
 # spaCy stores every word; beyond this number the pipeline is loaded again. (With its memory zones,
 # which discard the words of each unit, tagging takes a fifth longer.)
 MAX_VOCAB_WORDS = 300_000
-# Components of spaCy pipelines that tagging needs.
-TAGGING = {
-    "tok2vec",
-    "transformer",
-    "curated_transformer",
-    "tagger",
-    "morphologizer",
-    "attribute_ruler",
-}
-_tagging = threading.Lock()  # the vocabulary of a pipeline is not thread-safe
+# Components of spaCy pipelines that only take time.
+UNUSED = [
+    "parser",
+    "senter",
+    "sentencizer",
+    "ner",
+    "entity_ruler",
+    "lemmatizer",
+    "textcat",
+]
 
 
 def count_words(
@@ -147,7 +146,7 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
     # Counts by the id of a word, and whether it is a noun.
     counts: Counter[tuple[int, bool]] = Counter()
     # One thread, because the other cores process other units.
-    with _tagging, threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"):
         docs = nlp.pipe(map(composed, unit.texts), batch_size=CAPTIONS_PER_BATCH)
         for doc, weight in zip(docs, unit.counts, strict=True):
             for word, tag in doc.to_array([LOWER, POS]).tolist():
@@ -187,17 +186,12 @@ def load_tagger(name: str) -> "Language":
         ) from None
 
     try:
-        nlp = spacy.load(EMBEDDED if name == "embedded" else name)
+        nlp = spacy.load(EMBEDDED if name == "embedded" else name, exclude=UNUSED)
     except OSError:
         raise InputError(
             f"build_vocabulary.tagger = {name!r}: not installed; "
             f"run 'python -m spacy download {name}', or use 'embedded'"
         ) from None
-
-    # Other components, such as a parser, only take time.
-    for component in list(nlp.component_names):
-        if nlp.get_pipe_meta(component).factory not in TAGGING:
-            nlp.remove_pipe(component)
 
     # NumPy's matrix products are 2 to 3 times as fast as spaCy's BLIS.
     for _, pipe in nlp.pipeline:

@@ -1,4 +1,4 @@
-"""What `alpro index add` embeds, keeps and removes. Units and batches have two clips."""
+"""What `alpro index add` embeds, keeps and removes. Units have one clip."""
 
 import json
 import os
@@ -128,11 +128,11 @@ def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
         patch.setattr(module, "embed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             update(own)
-    assert len(opened()) == 4
+    assert len(opened()) == 2
 
     counts = update(own)
-    assert counts.embedded == 1
-    assert counts.skipped == 4
+    assert counts.embedded == 3
+    assert counts.skipped == 2
     assert len(opened()) == 5
 
 
