@@ -245,10 +245,9 @@ def score(
 
     device = videos.tokens.device
     lengths = texts.mask.sum(dim=1).cpu().numpy()
-    if not len(pairs):
-        return head(texts.tokens.new_empty(0, texts.tokens.shape[-1])).float()
-
-    scores: Tensor | None = None
+    # No pairs: for the shape of the outputs.
+    empty = head(texts.tokens.new_empty(0, texts.tokens.shape[-1])).float()
+    scores = empty.new_zeros(len(pairs), *empty.shape[1:])
     batch_index = 0
     with progress("matching", len(pairs), "pairs") as advance:
         for first_video, block in by_video(pairs):
@@ -259,10 +258,8 @@ def score(
 
             for in_block in batches(pairs[block, 0], lengths, size):
                 advance(len(in_block))
-                is_of_this_rank = belongs_to_this_rank(batch_index)
                 batch_index += 1
-                # Every rank computes its first batch: it needs the shape of the scores.
-                if scores is not None and not is_of_this_rank:
+                if not belongs_to_this_rank(batch_index):
                     continue
 
                 rows = block[in_block]
@@ -278,13 +275,7 @@ def score(
                     video_indices=torch.from_numpy(video_of_pair).to(device),
                 )
                 with float32(device):
-                    output = head(fused.float())
-
-                if scores is None:
-                    scores = output.new_zeros(len(pairs), *output.shape[1:])
-                if is_of_this_rank:
-                    scores[torch.from_numpy(rows).to(device)] = output
-    assert scores is not None
+                    scores[torch.from_numpy(rows).to(device)] = head(fused.float())
     return all_reduce_(scores)
 
 
@@ -352,10 +343,8 @@ def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield blocks of VIDEOS consecutive videos: the index of the first one, and the rows of pairs
     (P, 2) with these videos."""
     block = pairs[:, 1] // VIDEOS
-    order = block.argsort(kind="stable")
-    borders = np.flatnonzero(np.diff(block[order])) + 1
-    for rows in np.split(order, borders):
-        yield int(block[rows[0]]) * VIDEOS, rows
+    for number in np.unique(block).tolist():
+        yield number * VIDEOS, np.flatnonzero(block == number)
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -96,9 +96,6 @@ class Model:
         self.dtype = dtype
         self.encoder = folder.normalized(device)
 
-    def __repr__(self) -> str:
-        return f"<Model {self.folder.task} on {self.device}, {self.dtype}>"
-
     @classmethod
     def load(
         cls,

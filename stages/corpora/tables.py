@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, read_json, write_json
-from alpro.log import log
 from alpro.shards.overlap import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
@@ -161,22 +160,17 @@ def complete(
 def check_rejects(
     source: Location, out: Path, max_reject_share: float, items: int
 ) -> None:
-    """Raise InputError if the fraction of rejected items is above the limit. Otherwise log the
-    rejects."""
-    table = out / "rejects.parquet"
+    """Raise InputError if the fraction of rejected items is above the limit."""
     reasons = count_rejects(out)
     rejected = reasons.total()
-    by_reason = ", ".join(
-        f"{count} {reason}" for reason, count in reasons.most_common()
-    )
-
     if rejected > max_reject_share * items:
+        by_reason = ", ".join(
+            f"{count} {reason}" for reason, count in reasons.most_common()
+        )
         raise InputError(
             f"{source}: {rejected} of {items} items are rejected, more than max_reject_share = "
-            f"{max_reject_share:g} allows ({by_reason}); see {table}"
+            f"{max_reject_share:g} allows ({by_reason}); see {out / 'rejects.parquet'}"
         )
-    if rejected:
-        log.info(f"{rejected} of {items} items are rejected ({by_reason}): {table}")
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Entity accuracy of a prompter on videos and on crops, the accuracy of the best constant, and the
 calibration of the labels."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -59,7 +61,7 @@ def add_entities(
         )
 
     right_percent = np.array([row["right"] for row in rows]) * 100.0
-    chance = best_constant([*shown.values()], model.entities)
+    chance = best_constant([*shown.values()])
     queries = Queries.of([row["id"] for row in rows], captions)
     score = Score(ENTITY_ACCURACY, right_percent, chance, queries)
     results.add(score, "entities", "on whole clips")
@@ -93,7 +95,7 @@ def add_crops(
     for metric, subset in ((CROP_ACCURACY, shows_entity), (KEPT_CROP_ACCURACY, kept)):
         if subset.any():
             truths = [rows[index]["truth"] for index in np.flatnonzero(subset)]
-            chance = best_constant(truths, model.entities)
+            chance = best_constant(truths)
             score = Score(metric, right[subset] * 100.0, chance, queries.select(subset))
             results.add(score, "entity_crops", ON_CROPS)
 
@@ -212,15 +214,14 @@ def find_shown_entities(
     return shown
 
 
-def best_constant(shown: Sequence[Sequence[str]], entities: Sequence[str]) -> float:
+def best_constant(shown: Sequence[Sequence[str]]) -> float:
     """Return the accuracy (%) of always predicting the entity that most videos show.
 
     Args:
         shown: Entities that each video shows.
-        entities: All entities.
     """
-    counts = [sum(entity in one for one in shown) for entity in entities]
-    return 100 * max(counts) / len(shown)
+    counts = Counter(chain.from_iterable(map(set, shown)))
+    return 100 * max(counts.values(), default=0) / len(shown)
 
 
 def true_entities(metadata: Mapping[str, Any], entities: Sequence[str]) -> list[str]:

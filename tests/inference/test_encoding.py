@@ -117,7 +117,8 @@ def by_hand(margins, similarity):
         return torch.stack([-margin, torch.zeros_like(margin)], dim=1)
 
     texts, videos = (
-        torch.arange(count).view(-1, 1, 1).float() for count in margins.shape
+        torch.arange(count).view(-1, 1, 1).expand(-1, -1, 2).float()
+        for count in margins.shape
     )
     model = SimpleNamespace(
         multimodal_encoder=SimpleNamespace(project=lambda t: t, fuse_pairs=fuse_pairs),

@@ -104,12 +104,12 @@ class Pairing(nn.Module):
         video_qkv: Tensor,
         video_indices: Tensor,
     ) -> Tensor:
-        return torch.stack([text[text_indices, 0], video_qkv[video_indices, 0]], dim=1)
+        return torch.cat([text[text_indices, 0], video_qkv[video_indices, 0]], dim=1)
 
 
 class Matching(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
-        same = pairs.prod(dim=1).sum(1)
+        same = pairs.unflatten(1, (2, -1)).prod(dim=1).sum(1)
         # Margins of -2 and -6.
         return torch.stack([torch.zeros_like(same), 4 * same - 6], dim=1)
 
@@ -120,7 +120,7 @@ class Answering(nn.Module):
         self.answers = answers
 
     def forward(self, pairs: Tensor) -> Tensor:
-        return 3 * pairs[:, 1, : self.answers]
+        return 3 * pairs.unflatten(1, (2, -1))[:, 1, : self.answers]
 
 
 def grey(first: int, last: int) -> np.ndarray:
