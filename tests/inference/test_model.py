@@ -93,7 +93,9 @@ def test_a_model_is_looked_up_in_the_workspace_of_the_environment(
     folders, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="workspace/artifacts, which does not exist"):
+    with pytest.raises(
+        InputError, match="no artifact of this name in .*workspace/artifacts"
+    ):
         Model.load("finetune_retrieval")
     monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path / "other"))
     with pytest.raises(InputError, match="other"):
