@@ -94,7 +94,7 @@ def test_a_model_is_looked_up_in_the_workspace_of_the_environment(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match="no artifact of this name in .*workspace/artifacts"
+        InputError, match=r"no artifact of this name in .*workspace/artifacts"
     ):
         Model.load("finetune_retrieval")
     monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path / "other"))
