@@ -191,6 +191,7 @@ def masked_batch(arrays):
         *items,
         ids,
         mask,
+        uniforms=torch.rand(len(ids), 2),
         masked=masked,
         labels=labels,
         boxes=boxes,

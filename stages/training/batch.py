@@ -26,14 +26,13 @@ class Batch:
     frames: Tensor  # (B, T, 3, H, W) uint8
     text: Tensor  # (B, L) token ids
     mask: Tensor  # (B, L) 1 = token, 0 = padding
+    uniforms: Tensor  # (B, 2) random numbers in [0, 1) for hard negatives
     masked: Tensor | None = None  # (B, L) token ids after masking (MLM)
     labels: Tensor | None = None  # (B, L) ids of the masked tokens, -100 elsewhere
     boxes: Tensor | None = None  # (B, 4) crops in patches (PEM)
     # (B, M) probabilities of the entities in the crops; None: the objective asks the prompter
     pseudo_labels: Tensor | None = None
     answers: Tensor | None = None  # (B,) answer indices, -100 = not in the vocabulary
-    # (B, 2) random numbers in [0, 1) for hard negatives; None: drawn in the objective
-    uniforms: Tensor | None = None
     max_masked: int = 0  # upper bound of the masked tokens per text; 0: unknown
     # Lengths of the texts; empty if all batches have one length
     lengths: list[int] = field(default_factory=list)

@@ -347,8 +347,7 @@ class Run:
         # Without a finite step there is no mean.
         return (
             f"loss {values.get('train/loss', math.nan):.3f}, "
-            f"{values['train/samples_per_second']:.3g} samples/s, "
-            f"waiting for data {values['train/data_wait']:.0%}"
+            f"{values['train/samples_per_second']:.3g} samples/s"
         )
 
     def validate(self, validate: Validate, select: str) -> dict[str, float]:

@@ -321,12 +321,9 @@ class MatchingObjective(Objective):
             v2t = v2t[:, columns]
             t2v = t2v[:, columns]
 
-        uniforms = batch.uniforms
-        if uniforms is None:
-            uniforms = torch.rand(size, 2, device=v2t.device)
-        videos, valid = sample_hard_negatives(t2v, excluded, uniforms[:, 0])
+        videos, valid = sample_hard_negatives(t2v, excluded, batch.uniforms[:, 0])
         # Both directions have the same excluded pairs, and so the same `valid`.
-        texts, _ = sample_hard_negatives(v2t, excluded, uniforms[:, 1])
+        texts, _ = sample_hard_negatives(v2t, excluded, batch.uniforms[:, 1])
         return Negatives(videos, texts, valid.repeat(2))
 
     def negative_pairs(

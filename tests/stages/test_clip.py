@@ -136,9 +136,9 @@ def batch():
     )
     text = torch.randint(2, 50, (4, 8), generator=random)
     text[:, -1] = 1  # the end
-    return Batch(
-        0, "video", list("abcd"), torch.arange(4), clips, text, torch.ones_like(text)
-    )
+    mask = torch.ones_like(text)
+    uniforms = torch.rand(4, 2, generator=random)
+    return Batch(0, "video", list("abcd"), torch.arange(4), clips, text, mask, uniforms)
 
 
 def gradients(objective):
