@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from huggingface_hub import constants
 
 from alpro.artifact import (
     RECORD,
@@ -188,7 +189,7 @@ def write_record(
         warnings=outcome.warnings,
         precision=outcome.precision,
         contents=describe_contents(folder, outcome.sha256),
-        versions=versions(),
+        versions=versions() | hub_commits(description),
         run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
     )
 
@@ -212,3 +213,19 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
     return installed
+
+
+def hub_commits(description: Record) -> dict[str, str]:
+    """Return the commits of the hub's models that a stage names without a revision, as the hub's
+    cache has them, by STAGE.KEY."""
+    commits: dict[str, str] = {}
+    for key in ("clip", "vit", "bert"):
+        model = description.config.get(key)
+        # A timm model is named without its organisation.
+        for name in (model, f"timm/{model}"):
+            repository = f"models--{name}".replace("/", "--")
+            # The commit that a name without a revision stands for.
+            head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
+            if head.is_file():
+                commits[f"{description.stage}.{key}"] = head.read_text()
+    return commits

@@ -11,15 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.artifact import require
+from alpro.artifact import Record, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample
 from alpro.stages.execution.interface import Outcome, Resources
+from tests.clip_models import REVISION
 from tests.pipeline.lineage import add_artifacts, folder_of
 
 
@@ -119,6 +120,20 @@ def test_a_finished_artifact_has_no_unfinished_work(store):
 
     names = {path.name for path in store.folder(decode_step()).rglob("*")}
     assert names == {"result.txt", "model", "artifact.json"}
+
+
+def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_one(
+    hub, clip_folders
+):
+    config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
+    hub(clip_folders["clip"], "timm/vit.tag")
+    assert hub_commits(Record(stage="train_prompter", config=config)) == {
+        "train_prompter.clip": REVISION,
+        "train_prompter.vit": REVISION,
+    }
+
+    config = {"clip": f"{config['clip']}@{REVISION}"}
+    assert hub_commits(Record(stage="train_prompter", config=config)) == {}
 
 
 # Work that fails, stops or waits.
