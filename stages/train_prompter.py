@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 
 from alpro.artifact import require
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, load_clip
 from alpro.models.folder import ModelBundle
+from alpro.models.ranks import rank
 from alpro.stages.evaluation.validation import (
     BY_SIMILARITY,
     build_validation,
@@ -163,10 +165,10 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             config,
             asked=BY_SIMILARITY,
         )
-        if config.interpolate and validate is None:
-            raise InputError(
-                "train_prompter.interpolate = true chooses weights on validation, and no corpus has "
-                "a validation split"
+        if config.interpolate and validate is None and rank() == 0:
+            log.warning(
+                "warning: interpolate = true chooses weights on validation, and no corpus has a "
+                "validation split: the last weights are kept"
             )
 
         # The paper's prompter has the last weights. A short training may make a CLIP worse.
@@ -176,7 +178,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             objective,
             validate,
             select=SELECTED if selects else "",
-            interpolates=config.interpolate,
+            interpolates=selects and config.interpolate,
         )
 
     return train(build, config, inputs.corpora, out, resources)
