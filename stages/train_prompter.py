@@ -172,7 +172,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             )
 
         # The paper's prompter has the last weights. A short training may make a CLIP worse.
-        selects = config.clip and validate is not None
+        selects = bool(config.clip) and validate is not None
         return Training(
             bundle,
             objective,
