@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from alpro.artifact import require
+from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import ClipBundle, load_clip
