@@ -135,7 +135,12 @@ class _Pen:
         self.draw.ellipse([top_left, bottom_right], fill=fill)
 
     def box(
-        self, fill: Color, left: float, top: float, right: float, bottom: float
+        self,
+        fill: Color,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
     ) -> None:
         top_left = self.at(left, top)
         bottom_right = self.at(right, bottom)

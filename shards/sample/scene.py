@@ -15,7 +15,12 @@ WORDS: dict[str, Any] = tomllib.loads(
 )
 THING_KINDS = tuple(WORDS["things"])
 COLORS = {name: tuple(rgb) for name, rgb in WORDS["colors"].items()}
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+DIRECTIONS = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
 OPPOSITES = (("left", "right"), ("up", "down"), ("growing", "shrinking"))
@@ -128,8 +133,18 @@ def draw_scene(
     kind and color of the main thing; None: random.
     """
     main_kind, main_color = main or (None, None)
-    kinds = draw_names(rng, THING_KINDS, count, main_kind)
-    colors = draw_names(rng, tuple(COLORS), count, main_color)
+    kinds = draw_names(
+        rng,
+        THING_KINDS,
+        count,
+        first=main_kind,
+    )
+    colors = draw_names(
+        rng,
+        tuple(COLORS),
+        count,
+        first=main_color,
+    )
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, centers = _arrange(rng, count, motion)
 
@@ -232,7 +247,12 @@ def training_scene(
 ) -> Scene:
     """Draw a scene without held-out combinations, forwards and reversed."""
     while True:
-        scene = draw_scene(rng, count, motion, wide)
+        scene = draw_scene(
+            rng,
+            count,
+            motion,
+            wide=wide,
+        )
         # Its reverse is a training clip, too.
         things = (*scene.things, *scene.reverse().things)
         if not any(thing.held_out for thing in things):
@@ -303,7 +323,12 @@ def scene_of(
     kind, color, motion = main
     count = draw_count(rng)
     while True:
-        scene = draw_scene(rng, count, motion, main=(kind, color))
+        scene = draw_scene(
+            rng,
+            count,
+            motion,
+            main=(kind, color),
+        )
         others = scene.things[1:]
         if not any(thing.held_out or thing.combination in mains for thing in others):
             return scene
@@ -321,7 +346,10 @@ def motion_phrase(motion: str, rng: np.random.Generator) -> str:
 
 
 def name(
-    thing: Thing, article: str = "a", color: bool = True, kind: bool = True
+    thing: Thing,
+    article: str = "a",
+    color: bool = True,
+    kind: bool = True,
 ) -> str:
     noun = thing.kind if kind else "thing"
     words = f"{thing.color} {noun}" if color else noun
@@ -331,7 +359,10 @@ def name(
 
 
 def _relation_phrase(
-    scene: Scene, rng: np.random.Generator, color: bool, kind: bool = True
+    scene: Scene,
+    rng: np.random.Generator,
+    color: bool,
+    kind: bool = True,
 ) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
     assert scene.relation

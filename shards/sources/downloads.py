@@ -99,9 +99,15 @@ class Download:
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     """Return the reject of a failed download, with its status and message, or another reason."""
     texts = [str(metadata.get(column) or "") for column in ("status", "error_message")]
-    detail = redact(": ".join(text for text in texts if text not in SUCCESS))
+    problems = [text for text in texts if text not in SUCCESS]
+    detail = redact(": ".join(problems))
     url = str(metadata.get("url") or "")
-    return Reject(id=key, path=url, reason="not fetched", detail=detail or otherwise)
+    return Reject(
+        id=key,
+        path=url,
+        reason="not fetched",
+        detail=detail or otherwise,
+    )
 
 
 def without_credentials(record: Record) -> Record:
@@ -182,7 +188,12 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
         name = PurePosixPath(str(shard)).name
         if problem or not samples:
             detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
-            yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
+            yield Reject(
+                id=name,
+                path=str(shard),
+                reason="unreadable",
+                detail=detail,
+            )
         for key, sample in samples.items():
             if (
                 sample.media is None
@@ -195,13 +206,23 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
             else:
                 media: Part = {"name": key, "path": str(shard), "kind": sample.kind}
                 media |= {"member": sample.media.model_dump()}
-                yield from items.add(key, sample.record(key), SAMPLE, media=media)
+                yield from items.add(
+                    key,
+                    sample.record(key),
+                    SAMPLE,
+                    media=media,
+                )
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):
         name = PurePosixPath(str(shard)).name
         detail = "a compressed shard is not read: gunzip it"
-        yield Reject(id=name, path=str(shard), reason="unreadable", detail=detail)
+        yield Reject(
+            id=name,
+            path=str(shard),
+            reason="unreadable",
+            detail=detail,
+        )
     yield from items.rows()
 
 
@@ -235,7 +256,10 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
 
 
 def add_member(
-    sample: Download, member: TarMember, extension: str, file: BinaryIO
+    sample: Download,
+    member: TarMember,
+    extension: str,
+    file: BinaryIO,
 ) -> None:
     sample.copies[extension] += 1
     try:

@@ -252,7 +252,8 @@ def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str
     list; a reason in place of an invalid record."""
     join = form.join if form.join and form.join.list else None
     partners: dict[str, Record | str] = {}
-    for _, partner in walk(document, join.list.split("."), "") if join else ():
+    others = walk(document, join.list.split("."), "") if join else ()
+    for _, partner in others:
         if join and isinstance(partner, dict):
             key = str(partner.get(join.key))
             if partners.setdefault(key, partner) != partner:
@@ -271,7 +272,10 @@ def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str
 
 
 def walk(
-    value: Any, path: list[str], where: str, outer: Record | None = None
+    value: Any,
+    path: list[str],
+    where: str,
+    outer: Record | None = None,
 ) -> Iterator[tuple[str, Record | str]]:
     """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
 
@@ -288,7 +292,12 @@ def walk(
     if isinstance(value, list) and (path or has_records or not around):
         rest = path[1:] if path[:1] == ["*"] else path
         for number, each in enumerate(value, 1):
-            yield from walk(each, rest, f"{where} {number}", around)
+            yield from walk(
+                each,
+                rest,
+                f"{where} {number}",
+                around,
+            )
         return
 
     if not path:
@@ -304,7 +313,13 @@ def walk(
             }
             around = around | cells
             around.pop(key, None)
-        for name in value if key == "*" else value.keys() & {key}:
+        names = value if key == "*" else value.keys() & {key}
+        for name in names:
             keys = {"$outer": around["$key"]} if "$key" in around else {}
             inner = around | keys | {"$key": name} if key == "*" else around
-            yield from walk(value[name], rest, f"{where} {name!r}", inner)
+            yield from walk(
+                value[name],
+                rest,
+                f"{where} {name!r}",
+                inner,
+            )

@@ -93,7 +93,12 @@ def import_source(
     """
     if isinstance(data, Path):
         data = Path(os.path.normpath(data.absolute()))
-    source = Source(data, annotations, root, columns)
+    source = Source(
+        data,
+        annotations,
+        root,
+        columns=columns,
+    )
 
     column_keys = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
     tables = {split: [*map(str, files)] for split, files in source.annotations.items()}
@@ -220,12 +225,12 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             flush(ROW_GROUP)
         flush(1)
 
+    split_counts = {}
+    for name, counted in splits.items():
+        split_counts[name] = {key: counted[key] for key in ("items", *TEXT_COUNTS)}
+        split_counts[name]["answers"] = len(answers[name])
     return {
         **counts,
         "digest": content.hexdigest(),
-        "splits": {
-            split: {key: counted[key] for key in ("items", *TEXT_COUNTS)}
-            | {"answers": len(answers[split])}
-            for split, counted in splits.items()
-        },
+        "splits": split_counts,
     }

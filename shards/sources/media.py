@@ -126,7 +126,10 @@ class Folder:
         return paths
 
     def find(
-        self, name: str, prefixes: Sequence[str] = (), anywhere: bool = False
+        self,
+        name: str,
+        prefixes: Sequence[str] = (),
+        anywhere: bool = False,
     ) -> str | None:
         """Return the path of the file that a name means, or None.
 
@@ -152,9 +155,8 @@ class Folder:
         for cut in (compose, cut_extension):
             stems = {cut(f"{folder}{slash}{each}") for each in names}
             keys = [stem.rpartition("/")[2] for stem in stems]
-            same_stem = [
-                *chain.from_iterable(self._by_stem.get(key, ()) for key in keys)
-            ]
+            paths_by_key = (self._by_stem.get(key, ()) for key in keys)
+            same_stem = [*chain.from_iterable(paths_by_key)]
             if same_stem:
                 break
         if read_suffix(name) in MEDIA_EXTENSIONS:
@@ -168,7 +170,8 @@ class Folder:
         # A name with its extension means that file; one without it the video rather than its
         # picture.
         same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
-        paths = same or [path for path in paths if not is_image(path)] or paths
+        videos = [path for path in paths if not is_image(path)]
+        paths = same or videos or paths
         if len(paths) > 1:
             raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
         if paths and is_inside:
@@ -275,8 +278,10 @@ class Sidecars:
         stems = {compose(splitext(path)[0]) for path in self.folder.media}
         folders = {text.rpartition("/")[0] for text in used}
         for path in self._by_name.values():
-            is_alone = path not in used and compose(splitext(path)[0]) not in stems
-            is_text = path.rpartition("/")[0] in folders and not NOT_TEXTS.match(path)
+            stem = compose(splitext(path)[0])
+            folder = path.rpartition("/")[0]
+            is_alone = path not in used and stem not in stems
+            is_text = folder in folders and not NOT_TEXTS.match(path)
             if is_alone and is_text and self.has_texts(path):
                 yield path
 

@@ -260,7 +260,13 @@ class DecodePlan:
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
-        places = np.linspace(0, planned, min(count, planned), endpoint=False, dtype=int)
+        places = np.linspace(
+            0,
+            planned,
+            min(count, planned),
+            endpoint=False,
+            dtype=int,
+        )
         tables = self.tables(self.row_indices[places])
         return [row for table in tables for row in read_rows(table)]
 
@@ -332,7 +338,10 @@ def count_by_split(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
 
 
 def draw_splits(
-    seed: str, groups: list[str], test: float, validation: float
+    seed: str,
+    groups: list[str],
+    test: float,
+    validation: float,
 ) -> np.ndarray:
     """Return the codes of the splits of groups.
 

@@ -63,7 +63,12 @@ class UnknownColumns(InputError):
         rows: What the first records become with the proposal, as JSON.
     """
 
-    def __init__(self, message: str, score: tuple[float, ...], rows: list[str]):
+    def __init__(
+        self,
+        message: str,
+        score: tuple[float, ...],
+        rows: list[str],
+    ):
         super().__init__(message)
         self.score = score
         self.rows = rows
@@ -90,7 +95,12 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
             lines.append(line)
 
     form = Form.model_validate(columns | {"usual": True})
-    preview = Items(items.root, Notes(), items.folder, None)
+    preview = Items(
+        items.root,
+        Notes(),
+        items.folder,
+        names_root=None,
+    )
     rows: list[Row | Reject] = []
     for where, record in islice(records_in(document, form), SHOWN_ROWS):
         if isinstance(record, dict):
@@ -116,7 +126,8 @@ def propose(
     columns: Record = {"records": place} if place else {}
     pairs = records_in(document, Columns.model_validate(columns))
     examined = islice(pairs, EXAMINED_ROWS)
-    cells = read_columns([each for _, each in examined if isinstance(each, dict)])
+    records = [record for _, record in examined if isinstance(record, dict)]
+    cells = read_columns(records)
     columns |= propose_columns(cells, folder)
 
     meanings = Form.model_validate(columns).meanings
@@ -124,7 +135,8 @@ def propose(
     complete = [all(row) for row in zip(*used, strict=True)]
     # Beside a single cell of a record, its others have no meaning.
     is_cell = bool(place) and "$value" in cells.keys() - meanings
-    has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
+    names_texts = not columns.keys().isdisjoint(("captions", "question"))
+    has_texts = names_texts and not is_cell
     count = sum(map(bool, columns.values())) - bool(place)
     share = sum(complete) / max(1, len(complete))
     # A cell beside others of its kind would repeat their texts.
@@ -296,7 +308,8 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
     # The names of options differ in their last character, or one column has the list of all.
     stems = Counter(name[:-1] for name in texts)
-    options = [name for name in texts if stems[name[:-1]] == max(stems.values()) > 1]
+    largest = max(stems.values(), default=0)
+    options = [name for name in texts if stems[name[:-1]] == largest > 1]
     lists = [name for name in texts if read_text(texts[name][0]).startswith(SEVERAL)]
     options = options or lists[:1]
     # Columns that are named as answers are, first.
@@ -308,7 +321,8 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     ]
     zero_first = bool(options) and options[0].endswith("0")
     firsts = ("", "A", "0", "1") if zero_first else ("", "A", "1", "0")
-    for name, first in product(others, firsts) if options else ():
+    choices = product(others, firsts) if options else ()
+    for name, first in choices:
         columns: dict[str, Any] = {"answer": name, "options": options}
         if first:
             columns["first_option"] = first

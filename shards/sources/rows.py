@@ -151,13 +151,23 @@ class Items:
         """
         try:
             part = {"where": where} | (media or {})
-            self._add(part, check_record(record), form.bind(record), origin)
+            self._add(
+                part,
+                check_record(record),
+                form.bind(record),
+                origin,
+            )
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
-    def add_file(self, where: str, path: str, record: Record) -> Iterator[Reject]:
+    def add_file(
+        self,
+        where: str,
+        path: str,
+        record: Record,
+    ) -> Iterator[Reject]:
         """Add a file of the folder with the record of its text. `$reason` in it says why there is no
         text. Yield the reject of an invalid one."""
         reason = record.get("$reason")
@@ -168,7 +178,13 @@ class Items:
         else:
             yield from self.add(where, {**record, "$file": path}, BESIDE)
 
-    def _add(self, part: Part, record: Record, form: Form, origin: Origin) -> None:
+    def _add(
+        self,
+        part: Part,
+        record: Record,
+        form: Form,
+        origin: Origin,
+    ) -> None:
         wanted = form.where.items()
         if any(read_string(record, column) != value for column, value in wanted):
             return
@@ -201,9 +217,19 @@ class Items:
             part["kind"] = kind if kind in KINDS else find_kind(part["path"])
         for (start, end), cells in times:
             part |= {"start": start, "end": end}
-            self._write(part, cells, form.paragraph, origin.number)
+            self._write(
+                part,
+                cells,
+                form.paragraph,
+                origin.number,
+            )
 
-    def _find(self, record: Record, form: Form, origin: Origin) -> Part:
+    def _find(
+        self,
+        record: Record,
+        form: Form,
+        origin: Origin,
+    ) -> Part:
         """Return the name of a record's file, relative to the data, and its path, with `missing` if
         there is no such file; of a URL, both are the URL."""
         text = read_file_name(record, form)
@@ -248,7 +274,11 @@ class Items:
         return MissingItem(path=name, detail=detail, **values)
 
     def _write(
-        self, part: Part, cells: list[Any], paragraph: str, table_number: int
+        self,
+        part: Part,
+        cells: list[Any],
+        paragraph: str,
+        table_number: int,
     ) -> None:
         """Write a part with the captions in its cells."""
         texts = []
@@ -304,9 +334,8 @@ class Items:
         in_several_splits = {value for (value,) in self._execute(OF_SEVERAL_SPLITS)}
         repeated_ids = {row_id for (row_id,) in self._execute(IDS_OF_SEVERAL_ITEMS)}
         used_ids: dict[str, str] = {}
-        for (_, place), parts in groupby(
-            self._execute(ITEMS), lambda values: values[:2]
-        ):
+        parts_by_item = groupby(self._execute(ITEMS), lambda values: values[:2])
+        for (_, place), parts in parts_by_item:
             item = join_parts(part for _, _, part in parts)
             if not any(item[key] for key in TEXT_KEYS):
                 texts = [part for (part,) in self._execute(TEXTS_OF_PLACE, (place,))]
@@ -362,7 +391,12 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
 
 
 def reject_row(where: str, detail: str, path: str = "") -> Reject:
-    return Reject(id=show(where), path=path, reason="bad row", detail=detail)
+    return Reject(
+        id=show(where),
+        path=path,
+        reason="bad row",
+        detail=detail,
+    )
 
 
 def check_record(record: Record) -> Record:

@@ -104,7 +104,12 @@ class Source:
             self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
         self.is_folder = self.folder is not None and self.folder.path == data
         base = self.folder.path if self.folder else parent(data)
-        self.items = Items(base, self.notes, self.folder, root)
+        self.items = Items(
+            base,
+            self.notes,
+            self.folder,
+            names_root=root,
+        )
 
     def scan(self) -> tuple[str, Rows]:
         """Return what the source is, and its rows, with a reject for each invalid record.
@@ -132,7 +137,12 @@ class Source:
         tables: Tables = []
         for split, files in self.annotations.items():
             for file in files:
-                origin = Origin(split, "", len(tables), selects=split != TEXTS)
+                origin = Origin(
+                    split,
+                    "",
+                    len(tables),
+                    selects=split != TEXTS,
+                )
                 tables.append((Table(file, self.form), origin))
         return tables
 
@@ -179,7 +189,12 @@ class Source:
                 folder.notes.add(reason, path)
         for path in sidecars.find_alone():
             detail = "a text without its video"
-            yield Reject(id=path, path=path, reason="missing", detail=detail)
+            yield Reject(
+                id=path,
+                path=path,
+                reason="missing",
+                detail=detail,
+            )
         yield from self.items.rows()
         sidecars.note_others()
         if not folder.media:
@@ -288,7 +303,12 @@ class Source:
                 if form.join and not form.join.list:
                     key = read_text(record[form.join.on])
                     record = partners.get((origin.split, key), {}) | record
-                for reject in self.items.add(f"{prefix}{where}", record, form, origin):
+                for reject in self.items.add(
+                    f"{prefix}{where}",
+                    record,
+                    form,
+                    origin,
+                ):
                     is_empty = False
                     yield reject
             if self.form:
@@ -332,7 +352,8 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
     chosen = {path: splits[path] for path in opened if opened[path].has_texts}
     # Tables that only list the videos of each split.
     lists = {path: splits[path] for path in opened if opened[path].lists_files}
-    are_listed = len({*lists.values()}) == len(lists) > 1 and "" not in lists.values()
+    listed_splits = {*lists.values()}
+    are_listed = len(listed_splits) == len(lists) > 1 and "" not in listed_splits
     folders = {path.rpartition("/")[0] for path in chosen}
     if len(chosen) == 1:
         ((path, split),) = chosen.items()
@@ -345,9 +366,10 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         unnamed = [path for path, split in chosen.items() if not split]
         are_told = all(opened[path].names_splits for path in unnamed)
         if (unnamed and any(lists.values())) or not are_told:
+            examples = ", ".join([*chosen][:5])
             raise InputError(
-                f"{folder.path}: several tables ({', '.join([*chosen][:5])}): name those of each split "
-                "in [corpora.data.annotations] of a configuration, or pass one of them"
+                f"{folder.path}: several tables ({examples}): name those of each split in "
+                "[corpora.data.annotations] of a configuration, or pass one of them"
             )
 
     tables: Tables = []
@@ -385,7 +407,12 @@ def scan_media(folder: Path) -> Rows:
             raise
         # The videos are there without their captions.
         log.info(f"note: {printable(str(error))}")
-    items = Items(folder, source.notes, source.folder, None)
+    items = Items(
+        folder,
+        source.notes,
+        source.folder,
+        names_root=None,
+    )
     for path in source.folder.media:
         if path in texts:
             yield texts[path]

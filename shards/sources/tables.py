@@ -143,7 +143,12 @@ class Table:
         if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
         # Bytes that are not UTF-8 invalidate only their own record.
-        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
+        text = io.TextIOWrapper(
+            file,
+            "utf-8-sig",
+            "surrogateescape",
+            newline="\n",
+        )
         if self.extension == ".json":
             return self._read_document(text.read())
         if self.extension in (".jsonl", ".ndjson"):
@@ -184,7 +189,12 @@ class Table:
                 # Each line is an entry of a list, in which `*` stands for its entries.
                 records = self.form.records if self.form else ""
                 path = [*filter(None, records.removeprefix("*.").split("."))]
-            yield from walk(record, path, where, {})
+            yield from walk(
+                record,
+                path,
+                where,
+                {},
+            )
 
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
