@@ -21,6 +21,10 @@ REFILL = (
 
 def store_uri(workspace: Path) -> str:
     """Return the address of the store of a workspace, an absolute path."""
+    if "?" in str(workspace):  # it begins the options of an address
+        raise InputError(
+            f"{workspace}: a workspace's path has no '?'; choose another folder"
+        )
     return f"sqlite:///{workspace / 'mlflow.db'}"
 
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import pandas as pd
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
@@ -44,6 +45,7 @@ from alpro.stages.training.metrics import read_metrics
 METRICS = "metrics.jsonl"
 # A read of the 50,000 lines of a long training takes half a second.
 FOLLOW_SECONDS = 20.0
+PAUSE_SECONDS = 30.0  # after a call without an answer
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
@@ -63,6 +65,7 @@ class Tracker:
         self.experiment = experiment
         self.uri = uri
         self.has_failed = False  # told once
+        self.paused_until = 0.0
         self.lock = threading.Lock()  # stages log side by side
 
     @classmethod
@@ -147,7 +150,10 @@ class Tracker:
                 yield run
             result = read_record(folder)
             if result:
-                self._log_result(run, folder, result)
+                try:
+                    self._log_result(run, folder, result)
+                except (OSError, ValueError) as error:  # the stage itself is finished
+                    self._warn(error)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
@@ -258,6 +264,8 @@ class Tracker:
         finally:
             done.set()
             thread.join()
+            # A short outage while the stage ran costs no lines and no results.
+            self.paused_until = 0.0
             log_new_lines()
 
     @contextmanager
@@ -334,23 +342,33 @@ class Tracker:
             self.log_metrics(run, scores, step, model)
 
     def _call(self, method: str, *args: Any, **values: Any) -> Any:
-        """Call a method of the client, unless the run of the first argument does not exist.
+        """Call a method of the client, unless the run of the first argument does not exist, or MLflow
+        did not answer a moment ago.
 
         Returns:
             What the method returns, or True. None if it was not called, or failed.
         """
-        if args[:1] == ("",):
-            return None
-        try:
-            with self.lock:
+        with self.lock:
+            if args[:1] == ("",) or time.monotonic() < self.paused_until:
+                return None
+            try:
                 answer = getattr(self.client, method)(*args, **values)
-        except Exception as error:
-            # MLflow, requests and SQLAlchemy raise their own.
-            if not self.has_failed:
-                log.warning(
-                    f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; "
-                    "`alpro artifacts log ARTIFACT` logs a finished stage again"
+            except Exception as error:
+                # MLflow, requests and SQLAlchemy raise their own.
+                is_refused = (
+                    isinstance(error, MlflowException)
+                    and error.get_http_status_code() < 500
                 )
-            self.has_failed = True
-            return None
+                if not is_refused:  # each further call may block until its timeout
+                    self.paused_until = time.monotonic() + PAUSE_SECONDS
+                self._warn(error)
+                return None
         return True if answer is None else answer
+
+    def _warn(self, error: Exception) -> None:
+        if not self.has_failed:
+            log.warning(
+                f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; "
+                "`alpro artifacts log ARTIFACT` logs a finished stage again"
+            )
+        self.has_failed = True

@@ -39,7 +39,7 @@ DIVIDED = [f"{stage}.batch_size=48" for stage in TRAININGS]
 def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(
     stage, tmp_path
 ):
-    with one_line(f"{stage}: batch_size 8", "3 processes", "set it to 9"):
+    with one_line(f"{stage}: batch_size 8", "3 processes"):
         check(tmp_path, *DIVIDED, f"{stage}.batch_size=8", "resources.processes=3")
 
 

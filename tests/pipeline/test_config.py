@@ -371,6 +371,7 @@ def test_data_and_shards_may_be_paths_and_urls(value, expected):
 
 
 BERT = {
+    "model_type": "bert",
     "hidden_size": 16,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,

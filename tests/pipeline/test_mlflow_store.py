@@ -9,6 +9,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.pipeline.tracking.store import check_store, store_uri
 from alpro.pipeline.tracking.tracker import Tracker
+from tests.conftest import one_line
 from tests.pipeline.conftest import write_artifact
 
 
@@ -54,6 +55,11 @@ def test_two_runs_share_an_experiment(mlflow_store, tmp_path):
     mlflow_store(tmp_path)
     first, second = (Tracker.open("", tmp_path, "x") for _ in range(2))
     assert second.experiment == first.experiment
+
+
+def test_a_workspace_whose_path_would_be_cut_in_an_address_is_refused(tmp_path):
+    with one_line("?"):
+        Tracker.open("", tmp_path / "a?b", "x")
 
 
 def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):

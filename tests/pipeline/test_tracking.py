@@ -213,8 +213,9 @@ def test_a_line_that_a_power_failure_damaged_is_no_error(tracker, tmp_path):
 
 
 def test_an_outage_in_a_stage_is_one_warning_and_loses_nothing(
-    client, tracker, tmp_path, capsys
+    client, tracker, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
     with tracker.stage_run(STAGE, tmp_path) as run:
         client.error = OSError("no route to host")
         for step in (1, 2, 3):
@@ -232,15 +233,30 @@ def test_an_outage_in_a_stage_is_one_warning_and_loses_nothing(
     assert "alpro artifacts log" in warning
 
 
-def test_a_run_that_was_not_created_is_not_asked_for_again(
+def test_an_artifact_with_an_unreadable_table_is_a_warning(
     client, tracker, tmp_path, capsys
 ):
-    """Each call may take a connection timeout."""
+    folder, record = write_artifact(tmp_path, "evaluate")
+    (folder / "retrieval_t2v.parquet").write_bytes(b"not a table")
+
+    run = tracker.log_artifact(folder, record)
+
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_during_an_outage_mlflow_is_not_asked_again_and_again(
+    client, tracker, tmp_path, capsys
+):
+    """Each call may take a connection timeout. A run that was not created has nothing."""
     client.error = OSError("no route to host")
-    assert tracker.log_artifact(*write_artifact(tmp_path, "pretrain")) == ""
+    with tracker.run("pipeline", {"a": 1}, {}) as run:
+        assert run == ""
+        tracker.log_artifact(*write_artifact(tmp_path, "pretrain"))
     assert client.calls == ["create_run"]
 
     client.error = None
+    tracker.paused_until = 0
     assert tracker.log_artifact(*write_artifact(tmp_path, "evaluate"))
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -110,16 +110,18 @@ def test_items_without_texts_do_not_count_as_expected(decode_rows, monkeypatch):
 def test_data_without_texts_or_a_decoder_fails_before_decoding(
     tmp_path, resources, inline_pool, monkeypatch
 ):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "b.mp4").write_bytes(b"a video")
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(data / "a.png")
+    (data / "b.mp4").write_bytes(b"a video")
     with pytest.raises(
         InputError, match=r"no captions and no questions; .*\(a\.mp4, a\.txt\)"
     ):
-        decode_data(Config(), tmp_path, tmp_path / "out", resources)
-    (tmp_path / "b.txt").write_text("a wall")
+        decode_data(Config(), data, tmp_path / "out", resources)
+    (data / "b.txt").write_text("a wall")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match="no PyAV"):
-        decode_data(Config(), tmp_path, tmp_path / "out", resources)
+        decode_data(Config(), data, tmp_path / "out", resources)
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
