@@ -81,9 +81,12 @@ def referenced_fingerprints(workspace: Path) -> set[str]:
     return fingerprints
 
 
-def is_stage(name: str, workspace: Path) -> bool:
-    """Return whether a name, or what follows CONFIG/ in it, is a stage that ran in a workspace."""
-    return (workspace / REFS / name.rpartition("/")[2]).is_file()
+def is_of_workspace(name: str, workspace: Path) -> bool:
+    """Return whether STAGE or CONFIG/STAGE has a stage or a configuration that ran in a workspace:
+    one that is mistyped is no model of the hub, where anybody may have a model of this name."""
+    config, slash, stage = name.rpartition("/")
+    refs = workspace / REFS
+    return (refs / stage).is_file() or bool(slash and (refs / config).is_dir())
 
 
 def find_workspace(workspace: str | Path | None) -> Path:

@@ -13,7 +13,12 @@ from alpro.files import checksum, expand_home
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
 from alpro.models.pretrained import WEIGHTS, HubName
-from alpro.names import find_artifact, find_workspace, is_stage, matching_artifacts
+from alpro.names import (
+    find_artifact,
+    find_workspace,
+    is_of_workspace,
+    matching_artifacts,
+)
 
 # Other files that decide what a model computes, if they exist: its tokenizer, and the preprocessing
 # of a CLIP.
@@ -78,8 +83,10 @@ def find_folder(name: str, workspace: Path) -> Path:
 
     # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
     hub_name = HubName.parse(name)
-    is_of_workspace = is_stage(name, workspace) or matching_artifacts(name, workspace)
-    if hub_name is None or is_of_workspace:
+    is_artifact = is_of_workspace(name, workspace) or matching_artifacts(
+        name, workspace
+    )
+    if hub_name is None or is_artifact:
         folder, _ = find_artifact(name, workspace)
         return folder.absolute()
 

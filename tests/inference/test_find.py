@@ -80,15 +80,19 @@ def test_a_folder_without_a_model_is_refused(artifact, tmp_path):
             resolve(name, tmp_path)
 
 
-def test_a_stage_of_a_variant_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+def test_a_mistyped_stage_and_one_of_a_variant_are_not_asked_of_the_hub(
+    tmp_path, monkeypatch
+):
     """Anybody may have a model of this name there."""
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked")
     )
+    write_refs(tmp_path, "sample", [], {"pretrain": "cd" * 32})
     write_refs(tmp_path, "other", ["finetune_qa.lr=1"], {"finetune_qa": "cd" * 32})
 
-    with one_line("no artifact of this name"):
-        resolve("other/finetune_qa", tmp_path)
+    for name in ("sample/pretrai", "other/finetune_qa"):
+        with one_line("no artifact of this name"):
+            resolve(name, tmp_path)
 
 
 def test_a_prompter_has_the_newest_prompts_that_were_embedded_with_it(
