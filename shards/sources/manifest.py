@@ -29,6 +29,7 @@ from alpro.files import (
     read_json,
     temporary_name,
 )
+from alpro.log import progress
 from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Row
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
@@ -183,6 +184,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
     counts = {"rows": 0, "rejects": 0}
     pending: dict[str, list[dict[str, Any]]] = {"rows": [], "rejects": []}
     with (
+        progress(f"importing {base}", None, "rows") as advance,
         pq.ParquetWriter(out / "manifest.parquet", MANIFEST) as row_file,
         pq.ParquetWriter(out / "rejects.parquet", IMPORT_REJECTS) as reject_file,
     ):
@@ -194,6 +196,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
                     table = pa.Table.from_pylist(values, schema=files[name].schema)
                     files[name].write_table(table, ROW_GROUP)
                     counts[name] += len(values)
+                    advance(len(values))
                     values.clear()
 
         for record in records:

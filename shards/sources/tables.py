@@ -164,7 +164,7 @@ class Table:
         if NOT_UTF8.search(content):
             raise ValueError(SAVE_AS_UTF8)
         try:
-            self.document = json.loads(content)
+            self.document = parse_json(content)
         except ValueError as error:
             if isinstance(parse_object(content.lstrip().partition("\n")[0]), str):
                 raise ValueError(f"not JSON: {error}") from None
@@ -257,12 +257,26 @@ class Table:
                 )
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError if a key appears twice: the first value would be lost."""
+
+    def make_object(pairs: list[tuple[str, Any]]) -> Record:
+        record: Record = {}
+        for key, value in pairs:
+            if key in record:
+                raise ValueError(f"the key {key!r} appears twice")
+            record[key] = value
+        return record
+
+    return json.loads(text, object_pairs_hook=make_object)
+
+
 def parse_object(line: str) -> Record | str:
     """Return the object of a line, or the reason why the line is invalid."""
     if NOT_UTF8.search(line):
         return SAVE_AS_UTF8
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:  # also raised for numbers with too many digits
         return f"not JSON: {getattr(error, 'msg', error)}"
     return record if isinstance(record, dict) else "not a JSON object"

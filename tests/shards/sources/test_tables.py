@@ -117,6 +117,11 @@ LISTS = [
         ("m.json", 100_000 * b"[", "recursion"),
         ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, "recursion"),
         ("m.json", b'["\xff"]', "not UTF-8"),
+        (
+            "m.json",
+            b'{"a.mp4": "x", "b.mp4": "y", "a.mp4": "z"}',
+            "the key 'a.mp4' appears twice",
+        ),
         *(
             ("m.csv", text.encode(coding), "UTF-16")
             for text, coding in (("path,caption\n", "utf-16"), ("a", "utf-16-le"))
