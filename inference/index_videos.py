@@ -4,6 +4,7 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +39,12 @@ if TYPE_CHECKING:
     from alpro.inference.model import Device, Dtype, Model
 
 CHUNK = 2048  # items whose files are looked up together
-MAX_UNIT = 200  # clips between two commits; on a slow CPU, each takes 0.3 s
-MIN_UNITS = 32  # of a small addition, for the workers of a cluster
+# Items that are listed before the first is embedded, for the time left.
+MAX_LISTED = 100_000
+MAX_UNIT = 1024  # clips between two commits
+# A unit that takes less time is followed by one of twice the size, another by one of half the size,
+# so that there is a commit at least every minute.
+UNIT_SECONDS = 20.0
 # Files that are looked for in the folder to which a root may have moved.
 MAX_SAMPLED = 1000
 
@@ -194,6 +199,7 @@ class Addition:
     embedder: Embedder
 
     counts: Counts = field(default_factory=Counts, init=False)
+    unit_size: int = field(default=1, init=False)  # clips of the next unit
     pending: list[Item] = field(default_factory=list, init=False)  # rows to write
     indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
     # Digests of what tables said.
@@ -217,9 +223,11 @@ class Addition:
             items = split_into_windows(
                 items, self.settings.window, self.settings.stride
             )
-        changed = list(self._find_changed(items))
-        with progress("embedding", len(changed), "clips") as advance:
-            for unit, results in self._embed(changed):
+        changed = self._find_changed(items)
+        listed = list(islice(changed, MAX_LISTED))
+        total = len(listed) if len(listed) < MAX_LISTED else None
+        with progress("embedding", total, "clips") as advance:
+            for unit, results in self._embed(chain(listed, changed)):
                 for item, result in zip(unit, results, strict=True):
                     self._add(item | result)
                 self._write()
@@ -277,24 +285,31 @@ class Addition:
         }
         return row | {"listed_as": hash_repr(row | {"path": path})}
 
-    def _embed(self, items: list[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
+    def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
         """Embed items in units, in other processes.
 
         A unit whose process dies is repeated one item at a time, so that a file that crashes its
         decoder costs no others.
         """
-        size = min(MAX_UNIT, 1 + len(items) // MIN_UNITS)
-        whole = [items[start : start + size] for start in range(0, len(items), size)]
         repeated: list[Item] = []
         work = partial(embed, self.embedder)
-        for units in (whole, ([item] for item in repeated)):
+        for units in (self._units(items), ([item] for item in repeated)):
             for unit, result in each(units, work, 1, self.embedder.scheduler):
                 if not isinstance(result, Died):
-                    yield unit, result
+                    rows, seconds = result
+                    is_short = seconds < UNIT_SECONDS
+                    size = 2 * len(unit) if is_short else len(unit) // 2
+                    self.unit_size = min(max(size, 1), MAX_UNIT)
+                    yield unit, rows
                 elif len(unit) > 1:
                     repeated += unit
                 else:
                     yield unit, [{"reason": "crashed", "detail": result.reason}]
+
+    def _units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        remaining = iter(items)
+        while unit := list(islice(remaining, self.unit_size)):
+            yield unit
 
     def _add(self, row: Item) -> None:
         """Take a row that is written with the next unit."""
@@ -365,10 +380,11 @@ def iterate_rows(table: pa.Table) -> Iterator[Item]:
 # In a worker process
 
 
-def embed(embedder: Embedder, items: list[Item]) -> list[Item]:
-    """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the
-    `detail`."""
+def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
+    """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the `detail`;
+    and the seconds that it took."""
     model = load_model(embedder)
+    began = time.monotonic()
     rows: list[Item] = []
     for batch, videos in model.batches(map(get_source, items), cls_only=True):
         vectors = iter(videos.features.cpu().numpy())
@@ -380,7 +396,7 @@ def embed(embedder: Embedder, items: list[Item]) -> list[Item]:
                 rows.append(
                     {"vector": next(vectors), "duration": clip.duration or None}
                 )
-    return rows
+    return rows, time.monotonic() - began
 
 
 @lru_cache(maxsize=1)

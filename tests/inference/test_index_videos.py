@@ -1,4 +1,4 @@
-"""What `alpro index add` embeds, keeps and removes. Units have one clip."""
+"""What `alpro index add` embeds, keeps and removes. The first unit has one clip."""
 
 import json
 import os
@@ -128,12 +128,35 @@ def test_an_interrupted_run_continues(update, own, opened, monkeypatch):
         patch.setattr(module, "embed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             update(own)
-    assert len(opened()) == 2
+    assert len(opened()) == 3
 
     counts = update(own)
-    assert counts.embedded == 3
-    assert counts.skipped == 2
+    assert counts.embedded == 2
+    assert counts.skipped == 3
     assert len(opened()) == 5
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(0.001, 1024), (2.4, 16), (50, 1)])
+def test_a_unit_takes_at_most_a_minute_and_is_large_where_clips_are_fast(
+    update, own, monkeypatch, seconds, longest
+):
+    """Also beyond the clips that are listed before."""
+    sizes = []
+
+    def embed(embedder, items):
+        sizes.append(len(items))
+        reject = {"reason": "unreadable", "detail": ""}
+        return [reject] * len(items), seconds * len(items)
+
+    monkeypatch.setattr(module, "embed", embed)
+    monkeypatch.setattr(module, "MAX_LISTED", 100)
+    monkeypatch.setattr(module, "MAX_UNIT", 1024)
+    rows = [{"path": "0.mp4", "start": n / 1e5} for n in range(3000)]
+    update(write_lines(own / "m.jsonl", rows))
+
+    assert sum(sizes) == len(rows)
+    assert max(sizes) == longest
+    assert longest * seconds <= 60
 
 
 def test_a_unit_that_dies_costs_only_the_file_that_kills_it(
