@@ -2,9 +2,9 @@
 
 The output equals decode_videos', but the index column `shard` has full paths or URLs. A shard is
 one unit of work. A shard that is damaged or has members that are not samples stops the stage:
-without it, hundreds of samples would be missing. So does a sample that is lost or has changed since
-the index.parquet beside the shards was written, if there is one. A sample whose frames cannot be
-read is a reject. One frame of each sample is decoded for validation, its size, and the mean and
+without it, hundreds of samples would be missing. A sample whose frames cannot be read is a reject;
+so is a sample that is lost or has changed since the index.parquet beside the shards was written, if
+there is one. One frame of each sample is decoded for validation, its size, and the mean and
 standard deviation of the pixels. For this, a shard at a URL is copied to a temporary file: one
 request instead of about twenty per sample.
 """
@@ -26,7 +26,7 @@ from alpro.errors import InputError, one_line
 from alpro.files import digest
 from alpro.log import progress
 from alpro.shards.reader import Unreadable, sample_from_row
-from alpro.shards.schema import INDEX, REJECTS, SPLITS, Reject
+from alpro.shards.schema import INDEX, REJECTS, Reject
 from alpro.shards.sources.downloads import compressed_tars
 from alpro.shards.storage import (
     DISK_FULL,
@@ -39,10 +39,12 @@ from alpro.shards.storage import (
 from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import (
     COMPARED,
+    TEXTS,
     complete,
     count_texts,
     pixel_sums,
     write_statistics,
+    write_tables,
 )
 from alpro.stages.corpora.units import (
     Unit,
@@ -60,7 +62,7 @@ from alpro.stages.execution.interface import (
 )
 
 VERSION = 4
-COMPARED_COLUMNS = ["id", "json_crc32", "frame_crc32s"]
+EARLIER_COLUMNS = ["id", "shard", "split", *TEXTS, "json_crc32", "frame_crc32s"]
 
 
 class Config(StageConfig, frozen=True):
@@ -124,8 +126,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     # Across shards: a worker sees its own alone.
     check_ids(out)
     check_sizes(shards, records)
-    check_unchanged(config, inputs.shards, out)
-    outcome = write_outcome(records, out)
+    lost = reject_changed(read_earlier(config, inputs.shards, out), inputs.shards, out)
+    outcome = write_outcome(records, lost, out)
 
     # At a URL, the frames of each sample take a request.
     is_local = all(isinstance(shard, Path) for shard in shards)
@@ -258,35 +260,54 @@ def check_sizes(
         )
 
 
-def check_unchanged(config: Config, folder: Location, out: Path) -> None:
-    """Compare the samples with the index.parquet beside the shards, if there is one.
+def read_earlier(config: Config, folder: Location, out: Path) -> pa.Table:
+    """Read the index.parquet beside the shards. No rows if there is none, or one of another program.
 
     Raises:
-        InputError: If samples are lost or have changed since it was written.
+        InputError: If it cannot be read.
     """
     location = join(folder, "index.parquet")
     kinds = None if config.kinds == "all" else [("kind", "==", config.kinds)]
     try:
         with local_copy(location, folder=out / "parts") as path:
-            # Another program's may have this name as well.
-            if not set(INDEX.names) <= set(pq.read_schema(path).names):
-                return
-            earlier = pq.read_table(path, columns=COMPARED_COLUMNS, filters=kinds)
+            if set(INDEX.names) <= set(pq.read_schema(path).names):
+                return pq.read_table(path, columns=EARLIER_COLUMNS, filters=kinds)
     except FileNotFoundError:
-        return
+        pass
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{location}: cannot be read: {one_line(error)}; remove it to index the shards without it"
         ) from error
+    return INDEX.empty_table()
 
-    current = pq.read_table(out / "index.parquet", columns=COMPARED_COLUMNS)
-    is_same = pc.is_in(join_checksums(earlier), join_checksums(current))
-    lost = earlier["id"].filter(pc.invert(is_same))
-    if len(lost):
-        raise InputError(
-            f"{location}: {len(lost)} of {len(earlier)} samples are lost or have changed since it was "
-            f"written, such as {lost[0]}; remove it to index the shards as they are"
+
+def reject_changed(earlier: pa.Table, folder: Location, out: Path) -> pa.Table:
+    """Turn the samples that are lost or have changed since an earlier index into rejects.
+
+    Returns:
+        The earlier rows of those that are lost.
+    """
+    index = pq.read_table(out / "index.parquet")
+    rejects = pq.read_table(out / "rejects.parquet")
+    is_same = pc.is_in(join_checksums(earlier), join_checksums(index))
+    is_rejected = pc.is_in(earlier["id"], rejects["id"])
+    changed = earlier.filter(pc.invert(pc.or_(is_same, is_rejected)))
+
+    rows = []
+    for row in changed.select(["id", "shard"]).to_pylist():
+        reject = Reject(
+            id=row["id"],
+            path=str(join(folder, row["shard"])),
+            reason="unreadable",
+            detail="lost or changed since index.parquet was written",
         )
+        rows.append(reject.model_dump())
+    if rows:
+        samples = index.filter(pc.invert(pc.is_in(index["id"], changed["id"])))
+        write_tables(out / "index.parquet", INDEX, [samples])
+        more = pa.Table.from_pylist(rows, schema=REJECTS)
+        write_tables(out / "rejects.parquet", REJECTS, [rejects, more])
+    return changed.filter(pc.invert(pc.is_in(changed["id"], index["id"])))
 
 
 def join_checksums(rows: pa.Table) -> pa.ChunkedArray:
@@ -300,9 +321,11 @@ def join_checksums(rows: pa.Table) -> pa.ChunkedArray:
     )
 
 
-def write_outcome(records: Sequence[Mapping[str, Any]], out: Path) -> Outcome:
-    """Write the statistics of the corpus, and return its counts."""
-    expected = {split: Counter[str]() for split in SPLITS}
+def write_outcome(
+    records: Sequence[Mapping[str, Any]], lost: pa.Table, out: Path
+) -> Outcome:
+    """Write the statistics of the corpus, and return its counts. No unit has the `lost` samples."""
+    expected = {split: Counter(counts) for split, counts in count_texts(lost).items()}
     for record in records:
         for split, counts in record["expected"].items():
             expected[split].update(counts)

@@ -216,7 +216,7 @@ def test_the_index_beside_shards_at_a_url_is_copied_once(shards, index, clips, s
 
 
 @pytest.mark.parametrize("change", ["a frame", "a caption", "a sample"])
-def test_a_sample_of_the_index_beside_the_shards_that_is_lost_or_changed_stops_the_stage(
+def test_what_the_index_beside_the_shards_lists_is_a_sample_or_a_reject(
     shards, index, clips, change
 ):
     """Not the frame that is decoded for validation; a caption of the same length; the last sample
@@ -235,11 +235,16 @@ def test_a_sample_of_the_index_beside_the_shards_that_is_lost_or_changed_stops_t
         content[min(row["frame_offsets"]) - 512 :] = bytes(1024)
     (shards / row["shard"]).write_bytes(content)
 
-    count = len(ShardReader(clips))
-    with pytest.raises(
-        InputError, match=rf"1 of {count} samples are lost or .*, such as {row['id']};"
-    ):
-        index(shards)
+    artifact, outcome = index(shards)
+
+    (reject,) = read_rejects(artifact)
+    assert reject["id"] == row["id"]
+    assert reject["path"] == f"{shards / row['shard']}"
+    assert reject["detail"] == "lost or changed since index.parquet was written"
+    assert row["id"] not in read_index(artifact)["id"].to_pylist()
+    assert outcome.counts["items"] == len(ShardReader(clips))
+    samples, items = statistics_of(artifact)["splits"][row["split"]]["items"]
+    assert items - samples == outcome.counts["rejected"] == 1
 
     (shards / "index.parquet").write_bytes(b"PAR1")
     with pytest.raises(
