@@ -195,7 +195,8 @@ def print_plan(plan: "Plan", json: bool) -> None:
     if json:
         print_json(rows)
     else:
-        print_rows(rows)
+        # The folder of an artifact has 16 characters of its fingerprint.
+        print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
 
 
 def create_workspace(folder: Path) -> None:
