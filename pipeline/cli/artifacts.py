@@ -21,6 +21,7 @@ from alpro.pipeline.cli.options import (
 )
 from alpro.pipeline.config.command import command_of
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.score_names import main_score
 
 if TYPE_CHECKING:
     from alpro.pipeline.store.snapshot import Snapshot
@@ -249,23 +250,10 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
             "built": record.run["at"][:16],
             "s": round(record.run["seconds"]),
             "MB": f"{size / 1e6:,.1f}",
-            "score": headline(record),
+            "score": main_score(record.metrics),
             "run": " ".join([command.config_name, *command.changes] if command else []),
         }
         lines.append(line)
 
     print_rows(lines)
     print(f"{len(artifacts)} artifacts, {total / 1e6:,.1f} MB")
-
-
-def headline(record: Record) -> str:
-    """Return the score of an artifact that a user looks at first: of an evaluation on its split, of
-    a training on the validation split; empty without one."""
-    from alpro.stages.evaluation.score_names import DECISIVE, VALIDATION_SCORES
-
-    # The names of an evaluation's metrics start with its split and its model.
-    for ending in (*DECISIVE, *VALIDATION_SCORES):
-        for name, value in record.metrics.items():
-            if name.endswith(ending):
-                return f"{name.rpartition('/')[2]} {value:.1f}"
-    return ""

@@ -31,6 +31,7 @@ from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
+from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -115,7 +116,8 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
             record = build(run, step, position, lock)
         # Another run, or a deployment, may have built it in the meantime.
         found = "cached" if existed else f"done in {record.run['seconds']:.0f} s"
-        announce(f"{position}{step.name}: {found}")
+        score = main_score(record.metrics)
+        announce(f"{position}{step.name}: {', '.join(filter(None, [found, score]))}")
 
     run.artifacts_by_name[step.name] = folder, record
     run.states[step.name] = "cached" if existed else "built"

@@ -24,11 +24,7 @@ HEADLINES = {
     "score/entities": f"{PROMPTER}/entities/acc",
 }
 # What a training reaches on the validation split, by the names of its metrics.
-VALIDATION_SCORES = {
-    "validation/t2v/R1": "validation R@1",
-    "validation/qa/acc": "validation accuracy",
-    "validation/vtc/t2v/R1": "validation R@1",
-}
+VALIDATION_SCORES = ("validation/t2v/R1", "validation/qa/acc", "validation/vtc/t2v/R1")
 # The scores that decide which of two models is better, if both have one: the first of these. Search
 # ranks by similarity.
 DECISIVE = ("similarity/t2v/R1", "qa/acc", "entities/acc")
@@ -57,3 +53,19 @@ def full_name(row: Mapping[str, Any]) -> str:
     ('fine-tuned/qa/acc', 'decoded/clips')
     """
     return "/".join(filter(None, (row.get("model", ""), row["name"])))
+
+
+def main_score(metrics: Mapping[str, float]) -> str:
+    """Return the score of a stage that a user looks at first: of an evaluation on its split, of a
+    training on the validation split; empty without one.
+
+    >>> main_score({"test/fine-tuned/similarity/t2v/R1": 89.51})
+    'R@1 89.5'
+    """
+    # The names of an evaluation's metrics start with its split and its model.
+    for ending in (*DECISIVE, *VALIDATION_SCORES):
+        for name, value in metrics.items():
+            if name.endswith(ending):
+                metric = "R@1" if name.endswith("/R1") else "accuracy"
+                return f"{metric} {value:.1f}"
+    return ""

@@ -53,8 +53,8 @@ def test_an_artifact_is_listed_with_its_score(tmp_path, capsys):
     alpro(tmp_path, "ls")
 
     out = capsys.readouterr().out
-    assert "R1 51.3" in out
-    assert "acc 44.0" in out
+    assert "R@1 51.3" in out
+    assert "accuracy 44.0" in out
 
 
 def test_an_artifact_is_listed_with_its_size_and_its_run(workspace, capsys):
