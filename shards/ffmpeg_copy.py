@@ -6,15 +6,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from alpro.errors import InputError
 from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits
 from alpro.shards.in_order import decode_in_order
-from alpro.shards.memory import memory_limit
 from alpro.shards.video_file import CONTAINERS
 
+FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
 MAX_COPY_BYTES = 4 << 30  # maximum size of the copy on disk
 # As in `in_order`, a frame with a guessed time, or after a joint, follows the last one.
 ASCENDING = "if(gte(PREV_OUTPTS,PTS),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
@@ -74,15 +75,20 @@ def _copy_command(video: Path, copy: Path, limits: Limits) -> list[str]:
 
 def _run(command: list[str], request: ClipRequest) -> None:
     left = request.seconds_left()
-    with memory_limit(request.limits.memory):  # the process inherits it
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # its children are killed with it
-        )
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # its children are killed with it
+    )
     try:
+        # Of that process alone: other threads may start one at the same time.
+        with suppress(ImportError, ProcessLookupError):  # another system; it has ended
+            from resource import RLIMIT_DATA, prlimit
+
+            max_bytes = request.limits.memory + FFMPEG_BYTES
+            prlimit(process.pid, RLIMIT_DATA, (max_bytes, max_bytes))
         _, log = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None

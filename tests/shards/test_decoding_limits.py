@@ -171,9 +171,18 @@ for mib in (100, 10):
     assert done.stdout.split() == ["failed", "done"], done.stderr
 
 
+def test_decoding_is_imported_where_a_process_has_no_limits():
+    """On Windows, with the processor of an exported model."""
+    program = "import sys; sys.modules['resource'] = None; import alpro.shards.decoding"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
 @on_linux
 def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, write_ffmpeg):
-    write_ffmpeg(f"[ $(ulimit -d) = unlimited ] || touch {tmp_path}/limited")
+    most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
+    write_ffmpeg(
+        f"until [ $(ulimit -d) = {most} ]; do :; done; touch {tmp_path}/limited"
+    )
 
     refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
 
