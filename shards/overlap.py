@@ -6,6 +6,8 @@ same hash; cropped, mirrored or edited copies do not. Reading frames is slow, so
 limits the number of samples that are hashed.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS
+from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 
 
 def overlap(
@@ -34,8 +37,10 @@ def overlap(
     in_training = splits == "train"
     captions = captions_in_training(index["captions"], in_training)
 
-    reader = ShardReader(folder)
-    hashes = {i: hash_sample(reader, i) for i in choose(in_training, max_samples)}
+    chosen = choose(in_training, max_samples)
+    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
+        values = threads.map(partial(hash_sample, ShardReader(folder)), chosen)
+        hashes = dict(zip(chosen, values, strict=True))
     # Blank frames have no hash: else all black clips would be copies.
     training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
     frames = np.zeros(len(splits), bool)
@@ -78,7 +83,8 @@ def choose(in_training: np.ndarray, max_samples: int) -> list[int]:
     """Return evenly spaced samples, at most `max_samples`: of validation and test up to half of them,
     and of training."""
     chosen: list[int] = []
-    limit = max_samples // 2
+    # If there are few training samples, the others are compared in their place.
+    limit = max(max_samples // 2, max_samples - int(in_training.sum()))
     for samples in (np.flatnonzero(~in_training), np.flatnonzero(in_training)):
         count = min(len(samples), limit)
         chosen += samples[segment_starts(len(samples), count)].tolist()
