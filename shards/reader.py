@@ -1,6 +1,6 @@
 """Random access to the samples of shards: each sample is read from its offset in its tar.
 
-Shards may be local or at a URL. The members of a sample are adjacent and read at once: training
+Shards may be local or at a URL. Members of a sample that are adjacent are read at once: training
 needs most of a clip, and the seek or request dominates the cost. Readers can be forked or pickled:
 no file stays open.
 """
@@ -30,6 +30,8 @@ MEMORY_COLUMNS = ["id", "split", "kind", "group", "shard"]
 MEMORY_COLUMNS += ["json_offset", "json_size", "json_crc32"]
 MEMORY_COLUMNS += ["frame_offsets", "frame_sizes", "frame_crc32s"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
+# Headers and members of other samples that one request may fetch, beyond twice a sample's size.
+MAX_GAP_BYTES = 65536
 
 
 class Unreadable(InputError):
@@ -50,7 +52,7 @@ class Sample:
     metadata: dict[str, Any]
     shard: Location
     spans: list[Span]  # one for the JPEG of each frame
-    fetched: Fetched | None = None  # the bytes of all frames, if they were read
+    fetched: Fetched | None = None  # the bytes of all frames, if they were read at once
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -67,7 +69,7 @@ class Sample:
             fetched = self.fetched or _fetch(self.shard, spans)
             for i in chosen:
                 name = f"{self.shard}: {self.metadata['id']}, frame {i}"
-                data = _member(fetched, self.spans[i])
+                data = _member(self.shard, self.spans[i], fetched)
                 frames.append(decode_jpeg(data))
             return np.stack(frames)
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
@@ -132,7 +134,7 @@ class ShardReader:
         frame_spans = _frame_spans(row)
         try:
             fetched = _fetch(shard, [json_span, *frame_spans])
-            metadata = json.loads(_member(fetched, json_span))
+            metadata = json.loads(_member(shard, json_span, fetched))
             if metadata["id"] != row["id"]:
                 raise ValueError(
                     f"the shard has {metadata['id']} in its place: the index belongs to another "
@@ -215,17 +217,22 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def _fetch(shard: Location, spans: list[Span]) -> Fetched:
-    """Read the bytes of a shard from the first to the last of some members."""
+def _fetch(shard: Location, spans: list[Span]) -> Fetched | None:
+    """Read the bytes of a shard from the first to the last of some members; None if they lie too far
+    apart, as in shards of other tools."""
     start = min(offset for offset, _, _ in spans)
     end = max(offset + size for offset, size, _ in spans)
+    needed = sum(size for _, size, _ in spans)
+    if end - start > 2 * needed + MAX_GAP_BYTES:
+        return None
     return start, read_range(shard, start, end - start)
 
 
-def _member(fetched: Fetched, span: Span) -> bytes:
-    """Return the bytes of a member. Raises OSError if they are not those that were indexed."""
-    start, content = fetched
+def _member(shard: Location, span: Span, fetched: Fetched | None) -> bytes:
+    """Return the bytes of a member, which are read unless they were fetched. Raises OSError if they
+    are not those that were indexed."""
     offset, size, crc32 = span
+    start, content = fetched or (offset, read_range(shard, offset, size))
     data = content[offset - start :][:size]
     if len(data) != size:
         raise OSError(f"the shard is truncated: it ends at byte {offset + len(data)}")

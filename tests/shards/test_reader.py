@@ -128,7 +128,9 @@ def test_a_remote_corpus_is_read_like_a_local_one(corpus, memory, served):
         assert len(ShardReader(url, "train", "image")) == 1
 
 
-def test_a_sample_at_a_url_is_one_request(corpus, served):
+def test_requests_of_a_sample_at_a_url(corpus, served, monkeypatch):
+    """One for all; or one for each member that is needed, in shards whose samples lie in between
+    one another: no request fetches megabytes for a few frames."""
     url, server = served(corpus)
     reader = ShardReader(url)
     server.asked.clear()
@@ -136,6 +138,13 @@ def test_a_sample_at_a_url_is_one_request(corpus, served):
         reader[number].frames()
     requests = [(method, path) for method, path, _ in server.asked]
     assert requests == [("GET", "/second.tar"), ("GET", "/first.tar")]
+
+    monkeypatch.setattr("alpro.shards.reader.MAX_GAP_BYTES", -(2**30))
+    reader = ShardReader(url)
+    server.asked.clear()
+    frames = reader[0].frames([2, 0])
+    assert np.array_equal(frames, ShardReader(corpus)[0].frames()[[2, 0]])
+    assert len(server.asked) == 3  # what is known of it, and two frames
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
