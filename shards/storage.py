@@ -27,6 +27,7 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
@@ -236,13 +237,15 @@ def _inside(root: Location, path: str) -> Location | None:
 # Requests
 
 
-def filesystem(url: Location) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URL and the file's name in it."""
+def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a location and the file's name in it."""
+    if isinstance(location, Path):  # a path may have `::` in it
+        return LocalFileSystem(), str(location.absolute())
     try:
-        system, name = url_to_fs(str(url))
+        system, name = url_to_fs(location)
     except (ImportError, ValueError) as error:
         # A missing package, or an unknown protocol.
-        raise InputError(f"{url}: {_line(error)}") from error
+        raise InputError(f"{location}: {_line(error)}") from error
     _kept.add(system)
     return system, name
 
@@ -254,7 +257,7 @@ _kept: set[fsspec.AbstractFileSystem] = set()
 
 
 def call_store(
-    url: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
+    location: Location, function: Callable[[fsspec.AbstractFileSystem, str], Answer]
 ) -> Answer:
     """Call `function` with the file system and the file's name.
 
@@ -263,12 +266,12 @@ def call_store(
     """
     for pause in (*RETRY_DELAYS, None):
         try:
-            return function(*filesystem(url))
+            return function(*filesystem(location))
         except (InputError, TooLarge):
             raise
         except Exception as error:
             # Nothing is gained by another request: the fault is on this machine.
-            if getattr(error, "errno", None) in DISK_FULL:
+            if isinstance(location, Path) or getattr(error, "errno", None) in DISK_FULL:
                 raise
 
             cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
@@ -277,10 +280,12 @@ def call_store(
             # cause is an OSError.
             is_not_found = cause is not error and not isinstance(cause, OSError)
             if is_not_found and status in (None, 404, 410):
-                raise FileNotFoundError(errno.ENOENT, "No such file", url) from error
+                raise FileNotFoundError(
+                    errno.ENOENT, "No such file", location
+                ) from error
             is_forbidden = isinstance(error, PermissionError) or status in (401, 403)
             if pause is None or is_forbidden:
-                raise OSError(f"{url}: {_line(cause or error)}") from error
+                raise OSError(f"{location}: {_line(cause or error)}") from error
             time.sleep(pause)
     raise AssertionError
 

@@ -82,6 +82,22 @@ def test_a_file_that_is_missing_or_appears(folder, tmp_path):
     assert exists(place)
 
 
+def test_a_path_is_no_url_and_its_errors_are_not_repeated(tmp_path):
+    path = tmp_path / "a::b.bin"
+    path.write_bytes(CONTENT)
+    asked = []
+
+    def read(system, name):
+        asked.append(name)
+        return system.cat_file(name)
+
+    assert storage.call_store(path, read) == CONTENT
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        storage.call_store(path, read)
+    assert asked == [str(path), str(path)]
+
+
 def test_a_folder_is_listed_in_order_by_extension(folder, tmp_path):
     for name in ("b.tar", "a.tar", "ü c.tar", "note.txt"):
         write(tmp_path, name)
