@@ -35,8 +35,8 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
 
 
 def strip(tiles: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
-    """Draw tiles side by side, with wrapped texts below."""
-    width = len(tiles) * (TILE + GAP)
+    """Draw tiles side by side, with wrapped texts below; texts alone are as wide as one tile."""
+    width = max(len(tiles), 1) * (TILE + GAP)
     lines = []
     for text in texts:
         lines += textwrap.wrap(

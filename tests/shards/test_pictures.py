@@ -28,17 +28,24 @@ def test_the_results_of_a_query_are_framed_green_if_they_are_right():
     assert tuple(pixels[middle, middle]) == (255, 255, 255)
 
 
+def test_a_query_without_results_is_drawn():
+    image = retrieval_picture([("a red ball", "not found", [])])
+
+    assert image.width > TILE
+    assert np.asarray(image).min() < 255  # its text
+
+
 @pytest.mark.parametrize(
     ("training", "held_out"),
     [
         (8, {0: 0, 4: 2, 9: 3, 100: 3}),
-        (3, {9: 4, 4: 2}),
+        (3, {9: 6, 4: 2}),
     ],
 )
 def test_frames_of_a_limited_number_of_samples_are_read(
     corpus_of, tmp_path, training, held_out
 ):
-    """Held-out samples are up to half of the number."""
+    """Held-out samples are up to half of the number, and more if there are few training samples."""
     rows = [
         {"id": f"{n}", "captions": ("x",), "split": "train" if n < training else "test"}
         for n in range(11)
