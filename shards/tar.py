@@ -12,6 +12,8 @@ from os import SEEK_END
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from alpro.shards.file_type import HEAD_BYTES, find_placeholder
+
 BLOCK = tarfile.BLOCKSIZE
 GZIP = b"\x1f\x8b"  # the first bytes of a file that is compressed with gzip
 MAX_NAME = 4096  # characters
@@ -83,8 +85,10 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
         raise
     except (tarfile.TarError, ValueError, OverflowError) as error:
         file.seek(0)
-        is_compressed = at == 0 and file.read(len(GZIP)) == GZIP
-        reason = "it is compressed: gunzip it" if is_compressed else str(error)
+        head = file.read(HEAD_BYTES) if at == 0 else b""
+        reason = str(find_placeholder(head) or error)
+        if head.startswith(GZIP):
+            reason = "it is compressed: gunzip it"
         raise DamagedTar(at, reason) from None
 
     # The first header that tarfile does not take must be the end of the archive.

@@ -187,6 +187,16 @@ def test_a_tar_without_samples_is_a_reject(tmp_path, content):
     assert (reject.id, reject.reason) == ("00000.tar", "unreadable")
 
 
+def test_the_pointer_of_a_shard_is_named_with_its_remedy(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10240\n"
+    (tmp_path / "00000.tar").write_bytes(pointer)
+    (tmp_path / "00001.tar").write_bytes(pack_samples(members("0", "a dog")))
+
+    _, (reject,) = scan(tmp_path)
+
+    assert "git lfs pull" in reject.detail
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_samples_of_one_key_are_rejects_and_not_merged(tmp_path, count):
     same = members("0", "a 0")
