@@ -209,6 +209,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     }
     store = f"sqlite:///{database}"
     command = interpreter("-m", "mlflow", "ui", "--backend-store-uri", store)
-    command += ["--port", str(port), "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.chdir(NEUTRAL_FOLDER)
     os.execv(command[0], command)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import prefect
+from httpx import HTTPError
 from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter
@@ -85,7 +86,7 @@ def start(
     )
     try:
         state = flow(return_state=True)
-    except RuntimeError as error:
+    except (RuntimeError, HTTPError) as error:
         if result.running() or result.done():
             raise
         raise InputError(

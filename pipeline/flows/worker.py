@@ -27,7 +27,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from alpro.environment import prepare
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import make_folder
 from alpro.locks import acquire
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -38,6 +38,7 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
+WAIT_SECONDS = 3.0  # between looks whether the server answers
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -88,7 +89,9 @@ async def end_earlier_runs(pool: str, name: str) -> None:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    end_runs(uri, map(str, unfinished))
+    # A worker works without MLflow, as its runs do.
+    with suppress(InputError):
+        end_runs(uri, map(str, unfinished))
     async with get_client() as client:
         for run in unfinished:
             # Forced, because nothing else leads out of Cancelling.
@@ -111,12 +114,25 @@ async def end_own_runs(pool: str, name: str) -> None:
                 return
 
 
+async def wait_for_server(pool: str, name: str) -> None:
+    """Wait until Prefect's server answers: a machine may start it after its workers."""
+    while True:
+        try:
+            await find_unfinished(pool, name)
+            return
+        except (HTTPError, RuntimeError) as error:
+            # Messages do not repeat the password that an address may have.
+            place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
+            print(f"waiting for {place}: {one_line(error)}", flush=True)
+            await asyncio.sleep(WAIT_SECONDS)
+
+
 def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker.
 
     Raises:
         InputError: If the environment lacks something, or a worker of this name runs already.
-        HTTPError, RuntimeError: If a server does not answer: systemd starts the worker again.
+        HTTPError, RuntimeError: If Prefect's server ends while the worker starts.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -131,6 +147,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
 
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("PREFECT_API_URL: set the address of Prefect's server")
+    asyncio.run(wait_for_server(pool, name))
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 

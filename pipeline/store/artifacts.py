@@ -40,6 +40,10 @@ PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset
 PACKAGES += ["av", "imageio-ffmpeg", "spacy", "numpy", "pillow", "pyarrow"]
 
 
+# Keys whose value may be a model of the hub.
+HUB_KEYS = ("clip", "vit", "bert", "prompter", "tokenizer", "baseline")
+
+
 class Store:
     """The folder of all artifacts."""
 
@@ -219,8 +223,10 @@ def hub_commits(description: Record) -> dict[str, str]:
     """Return the commits of the hub's models that a stage names without a revision, as the hub's
     cache has them, by STAGE.KEY."""
     commits: dict[str, str] = {}
-    for key in ("clip", "vit", "bert"):
+    for key in HUB_KEYS:
         model = description.config.get(key)
+        if f"{description.stage}.{key}" in description.files:
+            continue
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             repository = f"models--{name}".replace("/", "--")

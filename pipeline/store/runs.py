@@ -76,12 +76,13 @@ class Runs:
     def earlier(self, run: Run) -> list[Run]:
         """Return the runs of the same configuration that began before another one, the last one
         first."""
-        name = run.command.config_name
-        return [
-            one
-            for one in reversed(self.all())
-            if one.at < run.at and one.command.config_name == name
-        ]
+        runs: list[Run] = []
+        for one in self.all():
+            if one.id == run.id:
+                break
+            if one.command.config_name == run.command.config_name:
+                runs.insert(0, one)
+        return runs
 
     def last(self, report: str) -> Run | None:
         """Return the last run of the steps that a page reports."""
@@ -93,4 +94,6 @@ class Runs:
             return
         for text in self.file.read_text("utf-8", "replace").split("\n"):
             with suppress(ValueError):
-                yield json.loads(text)
+                line = json.loads(text)
+                if isinstance(line, dict) and "id" in line:
+                    yield line

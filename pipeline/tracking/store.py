@@ -1,6 +1,7 @@
 """The MLflow store of a workspace: an SQLite file and a folder of files, both made where the
 workspace is."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,13 +49,16 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         client = MlflowClient(uri)
         # A server chooses the place of its files.
         place = (files / name).as_uri() if is_local else None
-        try:
-            client.create_experiment(name, place)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         experiment = client.get_experiment_by_name(name)
-        assert experiment is not None
+        if experiment is None:
+            try:
+                client.create_experiment(name, place)
+            except MlflowException:
+                # Another run may have created it meanwhile.
+                if client.get_experiment_by_name(name) is None:
+                    raise
+            experiment = client.get_experiment_by_name(name)
+            assert experiment is not None
     except Exception as error:
         # Any error of MLflow, SQLAlchemy, alembic or the network.
         raise unusable(uri, error) from error
@@ -136,5 +140,6 @@ def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
     # The first line is the reason; SQLAlchemy appends the query.
     reason = str(error).partition("\n")[0][:MAX_REASON]
-    remedy = f"; if it is damaged, {REFILL}" if uri.startswith("sqlite:") else ""
+    is_damaged = re.search("not a database|malformed", reason)
+    remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
     return InputError(f"MLflow store {uri}: {reason}{remedy}")

@@ -116,6 +116,7 @@ class Tracker:
             status = status_after(error)
             raise
         finally:
+            self._end_pause(run)
             self._call("set_terminated", run, status)
 
     @contextmanager
@@ -238,8 +239,9 @@ class Tracker:
 
         def log_new_lines() -> None:
             nonlocal logged
-            # A training that resumes writes the same lines again.
+            # A training that resumes has a shorter file, and writes the same lines again.
             lines = read_metrics(folder / METRICS)
+            logged = min(logged, len(lines))
             new = lines[logged:]
             metrics: list[Metric] = []
             for line in new:
@@ -249,8 +251,8 @@ class Tracker:
                     metric = Metric(name, line[key], milliseconds, line["step"])
                     metrics.append(metric)
 
-            # Without an answer they are sent again.
-            if new and self._call("log_batch", run, metrics=metrics):
+            # Without an answer they are sent again. What MLflow refuses would be refused again.
+            if new and self._call("log_batch", run, metrics=metrics) is not None:
                 logged = len(lines)
 
         def loop() -> None:
@@ -265,7 +267,7 @@ class Tracker:
             done.set()
             thread.join()
             # A short outage while the stage ran costs no lines and no results.
-            self.paused_until = 0.0
+            self._end_pause(run)
             log_new_lines()
 
     @contextmanager
@@ -346,7 +348,8 @@ class Tracker:
         did not answer a moment ago.
 
         Returns:
-            What the method returns, or True. None if it was not called, or failed.
+            What the method returns, or True. None if it was not called or not answered; False if
+            MLflow refused the call, which it would do again.
         """
         with self.lock:
             if args[:1] == ("",) or time.monotonic() < self.paused_until:
@@ -355,15 +358,19 @@ class Tracker:
                 answer = getattr(self.client, method)(*args, **values)
             except Exception as error:
                 # MLflow, requests and SQLAlchemy raise their own.
-                is_refused = (
-                    isinstance(error, MlflowException)
-                    and error.get_http_status_code() < 500
-                )
+                is_refused = isinstance(
+                    error, MlflowException
+                ) and error.get_http_status_code() in (400, 404)
                 if not is_refused:  # each further call may block until its timeout
                     self.paused_until = time.monotonic() + PAUSE_SECONDS
                 self._warn(error)
-                return None
+                return False if is_refused else None
         return True if answer is None else answer
+
+    def _end_pause(self, run: str) -> None:
+        """Let the next call of a run be tried, whatever happened to earlier ones."""
+        if run:
+            self.paused_until = 0.0
 
     def _warn(self, error: Exception) -> None:
         if not self.has_failed:

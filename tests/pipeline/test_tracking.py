@@ -12,6 +12,7 @@ from unittest.mock import Mock, patch
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from prefect.exceptions import TerminationSignal
 
 from alpro.artifact import Record
@@ -242,6 +243,27 @@ def test_an_artifact_with_an_unreadable_table_is_a_warning(
     run = tracker.log_artifact(folder, record)
 
     assert tracker.client.get_run(run).info.status == "FINISHED"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_that_ends_after_an_outage_is_not_shown_as_running(client, tracker):
+    with tracker.run("pipeline", {"a": 1}, {}) as run:
+        client.error = OSError("no route to host")
+        tracker.log_metrics(run, {"score/R1": 1.0})
+        client.error = None
+
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+
+
+def test_what_mlflow_refuses_is_not_sent_again(client, tracker, tmp_path, capsys):
+    with tracker.stage_run(STAGE, tmp_path) as run:
+        client.error = MlflowException("not active", INVALID_PARAMETER_VALUE)
+        write(tmp_path / "metrics.jsonl", 1, loss=1)
+        assert client.failed.acquire(timeout=60)
+        client.error = None
+        write(tmp_path / "metrics.jsonl", 2, loss=2)
+
+    assert [value for value, *_ in history(tracker, run, "loss")] == [2]
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
