@@ -159,7 +159,9 @@ def read_questions(record: Record, form: Form) -> Iterator[Question]:
     if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
     listed = read_value(record, form.questions) or []
-    if not isinstance(listed, list):
+    if not isinstance(listed, list) or not all(
+        isinstance(each, dict) for each in listed
+    ):
         raise ValueError("questions are not a list of {question, answer}")
     for each in listed:
         bound = TABLE.bind(each)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 from alpro.credentials import find_credentials, redact
 from alpro.errors import InputError
 from alpro.shards.file_type import (
+    HEAD_BYTES,
     IMAGE_EXTENSIONS,
     MEDIA_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -32,6 +33,7 @@ from alpro.shards.file_type import (
 from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
 from alpro.shards.sources.form import SAMPLE, Record
 from alpro.shards.sources.rows import (
+    MAYBE_ANIMATED,
     Items,
     Part,
     Rows,
@@ -288,7 +290,11 @@ def add_member(
             sample.media = Member(
                 name=member.name, offset=member.offset, size=member.size
             )
-            sample.kind = media_kind(PurePosixPath(member.name), b"")
+            head = b""
+            if extension in MAYBE_ANIMATED:
+                file.seek(member.offset)
+                head = file.read(min(member.size, HEAD_BYTES))
+            sample.kind = media_kind(PurePosixPath(member.name), head)
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: {error}"
 

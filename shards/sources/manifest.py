@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alpro.errors import InputError
 from alpro.files import (
     digest,
     file_state,
@@ -131,6 +132,10 @@ def import_source(
         (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
         with suppress(OSError):  # another process has imported it
             publish(temporary, target)
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename or data}: {error.strerror or error}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Manifest(target)

@@ -86,6 +86,15 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = (propose(document, place, items.folder) for place in places)
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
+    form = Form.model_validate(columns | {"usual": True})
+    for name in form.file_columns:
+        is_name = is_nested or fold(name) in WORDS["usual"]["file"]
+        if not is_name and propose_file({name: [name]}, items.folder):
+            raise InputError(
+                f"{table.path}: line 1 is a row ({name}, ...); write the names of the columns above it, "
+                "such as path,caption"
+            )
+
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
         unit = "  # in seconds" if key in ("end", "span") else ""
@@ -94,7 +103,6 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         if not columns.keys() & keys.split():
             lines.append(line)
 
-    form = Form.model_validate(columns | {"usual": True})
     preview = Items(
         items.root,
         Notes(),
@@ -196,7 +204,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         # A number within each file is no id.
         proposed["id"] = ""
 
-    tests = {"split": is_split, "span": is_span, "question": is_question}
+    tests = {"split": is_split, "question": is_question}
     for key, fits in tests.items():
         name = getattr(usual, key)
         if name not in free:
@@ -204,8 +212,9 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         if name:
             proposed[key] = name
             free.pop(name)
-    if "span" not in proposed:
-        proposed |= propose_times(free)
+    times = propose_times(free)
+    proposed |= times
+    free.pop(times.get("span", ""), None)
 
     if "question" in proposed:
         # Answers follow their questions.
@@ -287,9 +296,18 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells) -> dict[str, Any]:
-    """Return two columns of times: those with names of times, or adjacent ones of which the first is
-    the smaller."""
+def find_times(cells: Cells, time: str, fits: Callable[[Any], bool]) -> Cells:
+    """Return the columns with the name of a time of which most cells fit."""
+    named = {name: cells[name] for name in cells if time_in(name) == time}
+    return find_fitting(named, fits)
+
+
+def propose_times(cells: Cells) -> dict[str, str]:
+    """Return the columns of times: those with names of times, or adjacent ones of which the first is
+    the smaller, or any with spans."""
+    span = next(iter(find_times(cells, "span", is_span)), "")
+    if span:
+        return {"span": span}
     times = find_fitting(cells, is_time)
     starts = [name for name in times if time_in(name) == "start"]
     ends = [name for name in times if time_in(name) == "end"]
@@ -300,7 +318,8 @@ def propose_times(cells: Cells) -> dict[str, Any]:
             is_told = start in starts and end in ends
             if is_told or (spans[1:] and find_fitting({start: spans}, is_span)):
                 return {"start": start, "end": end}
-    return {}
+    span = find_first(cells, is_span)
+    return {"span": span} if span else {}
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
@@ -343,15 +362,20 @@ def hides_meanings(table: Table) -> bool:
     item is a whole file, or options, whose names would be answers of their own."""
     form = table.bound
     cells = read_columns(table.head_records)
-    for name in form.meanings - {form.question, form.answer, form.start}:
+    for name in form.meanings - {form.answer}:
         cells.pop(name, None)
-    proposed = propose_columns(cells, None)
     is_told = form.span or (form.start and form.end)
-    time = proposed.get("span") or proposed.get("end", "")
-    if (not form.split and "split" in proposed) or (time_in(time) and not is_told):
+    starts = form.start or find_times(cells, "start", is_time)
+    has_times = find_times(cells, "span", is_span) or (
+        starts and find_times(cells, "end", is_time)
+    )
+    has_split = not form.split and find_fitting(cells, is_split)
+    if has_split or (has_times and not is_told):
         return True
+
     is_asked = form.question and form.answer and not form.options
+    proposed = propose_answer(cells) if is_asked else {}
     is_text_of_option = (
         proposed.get("answer") == form.answer and "first_option" not in proposed
     )
-    return bool(is_asked) and "options" in proposed and not is_text_of_option
+    return "options" in proposed and not is_text_of_option

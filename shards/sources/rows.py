@@ -187,6 +187,7 @@ class Items:
     ) -> None:
         wanted = form.where.items()
         if any(read_string(record, column) != value for column, value in wanted):
+            self.notes.add("rows are left out by `where`", part["where"])
             return
         named_split = read_string(record, form.split)
         split = split_in(named_split)
@@ -195,6 +196,8 @@ class Items:
                 f"unknown split {named_split!r}; use train, validation, test"
             )
         if origin.selects and split not in ("", origin.split):
+            reason = f"rows are of another split than {origin.split}"
+            self.notes.add(reason, part["where"])
             return
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
         part["id"] = read_string(record, form.id)
@@ -203,8 +206,9 @@ class Items:
         for key, cell in record.items():
             if key not in form.meanings and cell not in (None, ""):
                 part["meta"][key] = cell
-        stored = part["meta"] | {"id": part["id"], "group": part["group"]}
-        for key, cell in stored.items():
+        refuse_credentials("id", part["id"])
+        refuse_credentials("group", part["group"])
+        for key, cell in part["meta"].items():
             refuse_credentials(key, cell)
         part["questions"] = [each.model_dump() for each in read_questions(record, form)]
         times = read_parts(record, form)
@@ -214,7 +218,11 @@ class Items:
             if "missing" in part and part["split"] == TEXTS:
                 return
             kind = read_string(record, form.kind).lower()
-            part["kind"] = kind if kind in KINDS else find_kind(part["path"])
+            part["kind"] = kind or find_kind(part["path"])
+            if part["kind"] not in KINDS:
+                raise ValueError(
+                    f'kind: {kind!r}; use video or image, or set `kind = ""` in `columns`'
+                )
         for (start, end), cells in times:
             part |= {"start": start, "end": end}
             self._write(

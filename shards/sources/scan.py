@@ -351,9 +351,11 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
     chosen = {path: splits[path] for path in opened if opened[path].has_texts}
     # Tables that only list the videos of each split.
-    lists = {path: splits[path] for path in opened if opened[path].lists_files}
-    listed_splits = {*lists.values()}
-    are_listed = len(listed_splits) == len(lists) > 1 and "" not in listed_splits
+    lists: dict[str, str] = {}
+    for path, split in splits.items():
+        if split and opened[path].lists_files:
+            lists[path] = split
+    are_listed = len({*lists.values()}) == len(lists) > 1
     folders = {path.rpartition("/")[0] for path in chosen}
     if len(chosen) == 1:
         ((path, split),) = chosen.items()
@@ -365,7 +367,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
     elif len(folders) < len(chosen):
         unnamed = [path for path, split in chosen.items() if not split]
         are_told = all(opened[path].names_splits for path in unnamed)
-        if (unnamed and any(lists.values())) or not are_told:
+        if (unnamed and lists) or not are_told:
             examples = ", ".join([*chosen][:5])
             raise InputError(
                 f"{folder.path}: several tables ({examples}): name those of each split in "

@@ -208,6 +208,8 @@ def test_two_records_of_one_key_are_no_partner(read):
 def test_a_first_row_without_names_of_columns_is_told(read):
     with one_line("x.txt", "line 1 is a row"):
         read({"x.txt": "c.mp4\ta dog runs\n"}, MEDIA, data="x.txt")
+    with one_line("x.csv: line 1 is a row (c, ...)"):
+        read({"x.csv": "c,a dog runs\n7,a cat sits\n"}, MEDIA)
 
 
 @pytest.fixture

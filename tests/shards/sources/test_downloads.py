@@ -255,6 +255,18 @@ def test_the_video_of_a_sample_is_read_rather_than_a_picture_of_it(tmp_path):
     assert names == {"0": ("0.mp4", "video"), "1": ("1.JPG", "image")}
 
 
+def test_an_animated_image_of_a_sample_is_a_video(tmp_path):
+    animated = b"RIFF\0\0\0\0WEBPVP8X\n\0\0\0\x02\0\0\0"
+    still = animated.replace(b"\x02", b"\0")
+    (tmp_path / "0.tar").write_bytes(
+        pack_samples({"0.webp": animated}, {"1.webp": still})
+    )
+
+    rows, _ = scan(tmp_path)
+
+    assert {key: row.kind for key, row in rows.items()} == {"0": "video", "1": "image"}
+
+
 def test_short_columns_of_a_sample_are_stored(tmp_path):
     columns = {
         "note": "x" * 1001,

@@ -372,6 +372,17 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
         read(files, "a.mp4", annotations={"train": "train.9k.csv"})
 
 
+@pytest.mark.parametrize(
+    "other", [{"videos.csv": "video,duration\na,1\n"}, {"all.txt": "a\nb\n"}]
+)
+def test_lists_of_each_split_are_used_beside_a_list_of_none(other, read):
+    lists = {"train.csv": "video\na\n", "test.csv": "video\nb\n"}
+
+    imported = read({"captions.csv": TABLE, **lists, **other}, "a.mp4 b.mp4")
+
+    assert [row.split for row in imported.rows] == ["test", "train"]
+
+
 def test_lists_find_files_as_the_published_texts_do(read):
     """As of MSVD: lists of names beside a folder of clips, and texts that begin with comments."""
     names = {"train": "mv89psg6zh4_33_46", "val": "lMznyaeimxk_1_10"}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alpro.errors import InputError
+from alpro.shards.sources import manifest
 from alpro.shards.sources.scan import Source
 from tests.conftest import one_line
 
@@ -33,7 +34,6 @@ FIELDS = r"""
 {"split": null} | split | ""
 {"split": ""} | split | ""
 {"kind": " Image"} | kind | "image"
-{"kind": "cooking"} | kind | "video"
 {"video": "still.JPEG"} | kind | "image"
 {"start": "0.5", "end": "01:02:03.5"} | end | 3723.5
 {"start": "1:02", "end": "nan"} | start | 62
@@ -79,12 +79,18 @@ BAD = {
         {"start": 1.7e18},
         "start: Input should be less than or equal to 1000000",
     ),
+    "a kind that is none": ({"kind": "imgae"}, "kind: 'imgae'"),
     "a split that is none": ({"split": "fold9"}, "unknown split 'fold9'; use train"),
     "a number for a text": ({"caption": 7}, "captions are not a list of strings"),
     "questions that are no list": (
         {"questions": {"question": "what?"}},
         "questions are not a list",
     ),
+    "questions that are texts": (
+        {"questions": ["what is a quail?"]},
+        "questions are not a list",
+    ),
+    "questions in lists": ({"questions": [["q", "a"]]}, "questions are not a list"),
     "a question without an answer": (
         {"questions": [ASKED, {"question": "x"}]},
         "empty question or",
@@ -214,6 +220,40 @@ def test_a_url_with_a_password_ends_an_import(read):
             read({"x.jsonl": [{**A, **cells}]}, "a.mp4")
 
 
+@pytest.mark.parametrize("column", ["id", "group"])
+def test_a_url_with_a_password_in_a_column_that_is_only_stored_ends_an_import(
+    column, read
+):
+    record = {**A, column: "https://me:pw@host.example"}
+
+    with one_line("line 1", "password"):
+        read({"x.jsonl": [record]}, "a.mp4", columns={column: ""})
+
+
+def test_rows_that_are_not_wanted_are_counted(read):
+    table = "video,caption,split,lang\na.mp4,a dog,train,en\nb.mp4,ein Hund,test,de\n"
+    tables = {"x.csv": table}
+    annotations = {"train": "x.csv"}
+
+    wanted = read(tables, "a.mp4 b.mp4", columns={"where": {"lang": "en"}})
+    of_split = read(tables, "a.mp4 b.mp4", annotations=annotations)
+
+    assert "1 rows are left out by `where`: line 3" in wanted.notes
+    assert "1 rows are of another split than train: line 3" in of_split.notes
+    with one_line("no rows", "2 rows are left out by `where`"):
+        read(tables, "a.mp4 b.mp4", columns={"where": {"lang": "fr"}})
+
+
+def test_a_cache_that_may_not_be_written_is_one_line(read, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "make_folder", refuse)
+
+    with one_line("cache", "Permission denied"):
+        read({"x.jsonl": [A]}, "a.mp4")
+
+
 SEVERAL = [
     ("span", {"when": [[0, 1.5], [2, 3]]}),
     ("span", {"when": "[[0, 1.5], [2, 3]]"}),
@@ -300,8 +340,29 @@ def test_times_of_questions_that_nothing_tells_are_proposed(read):
         read({"x.jsonl": asked}, "a.mp4")
 
 
+@pytest.mark.parametrize("times", ["start_time,end_time", "from_sec,to_sec"])
+def test_times_beside_a_column_that_looks_like_a_span_are_proposed(times, read):
+    table = f"video,age,{times},caption\na.mp4,20-30,1,2,a dog\na.mp4,2-3,2,3,a cat\n"
+    start, end = times.split(",")
+
+    with pytest.raises(InputError, match=f'start = "{start}"\nend = "{end}"'):
+        read({"x.csv": table}, "a.mp4")
+
+
+def test_a_span_that_nothing_tells_is_the_one_of_that_name(read):
+    with pytest.raises(InputError, match='span = "segment"'):
+        read({"x.csv": "video,size,segment,caption\na.mp4,1-2,3-4,a dog\n"}, "a.mp4")
+
+
 @pytest.mark.parametrize(
-    "columns", ["width,height", "likes,views", "starts_at,weekend"]
+    "columns",
+    [
+        "width,height",
+        "likes,views",
+        "starts_at,weekend",
+        "duration,offset",
+        "views,start_frame",
+    ],
 )
 def test_two_columns_of_numbers_are_no_times(read, columns):
     table = f"video,{columns},caption\na.mp4,1,2,a dog\nb.mp4,2,3,a cat\n"
