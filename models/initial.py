@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from alpro.errors import InputError, one_line
+from alpro.files import read_small_json
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import load_clip
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
@@ -41,6 +42,15 @@ TEXT_KEYS = {
     "heads": "num_attention_heads",
     "max_length": "max_position_embeddings",
 }
+# Values of the vision tower of a CLIP that its config.json leaves out if they are these.
+CLIP_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+}
 # Parts of the model that a BERT has weights for. Its MLM head may be missing.
 BERT_PARTS = ("text_encoder", "multimodal_encoder", "mlm_head")
 
@@ -57,27 +67,30 @@ def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
     Raises:
         InputError: If the folder has another model of transformers.
     """
-    if not name or not (Path(name) / "config.json").is_file():
-        return {}
     try:
-        config = read_model_config(name)
-    except Exception:  # each library has its own type; loading the weights reports it
+        values = read_small_json(Path(name) / "config.json") if name else {}
+        if not values:
+            return {}
+        check_type(key, name, values.get("model_type", SUPPORTED[key]))
+        if key == "vit":
+            return tower_sizes(values.get("vision_config", {}))
+
+        sizes = {ours: values[theirs] for ours, theirs in TEXT_KEYS.items()}
+        return {
+            **sizes,
+            "fusion_layer": max(1, sizes["depth"] // 2),
+            "mlp_ratio": values["intermediate_size"] / values["hidden_size"],
+        }
+    # If it is not readable or incomplete, loading the weights reports it.
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return {}
-    check_type(key, name, config.model_type)
-    if key == "vit":
-        return tower_sizes(config.vision_config)
-    sizes = {ours: getattr(config, theirs) for ours, theirs in TEXT_KEYS.items()}
-    return {
-        **sizes,
-        "fusion_layer": max(1, config.num_hidden_layers // 2),
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
-    }
 
 
-def tower_sizes(vision: Any) -> dict[str, Any]:
+def tower_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of `[model.video]` of the vision tower of a CLIP of transformers."""
-    sizes = {ours: getattr(vision, theirs) for ours, theirs in VIDEO_KEYS.items()}
-    mlp_ratio = vision.intermediate_size / vision.hidden_size
+    values = CLIP_TOWER | vision_config
+    sizes = {ours: values[theirs] for ours, theirs in VIDEO_KEYS.items()}
+    mlp_ratio = values["intermediate_size"] / values["hidden_size"]
     return {**sizes, "mlp_ratio": mlp_ratio, "stem": "patch", "pre_norm": True}
 
 
@@ -181,7 +194,7 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
             "it was"
         )
 
-    sizes = tower_sizes(prompter.clip.config.vision_config)
+    sizes = tower_sizes(prompter.clip.config.vision_config.to_dict())
     check_values(f"vit = {name!r}: model.video", video, sizes)
     vit = convert(prompter.clip.vision_model.state_dict(), CLIP)
     vit["cls_token"] = vit["cls_token"][None, None]

@@ -124,6 +124,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     check_enough(entities, config, out)
 
     # Fewer than M are no error: PEM has fewer classes then.
+    warnings = []
+    if len(entities) < config.entities:
+        warnings.append(
+            f"{len(entities)} entities: no more nouns of the captions qualify, of "
+            f"{config.entities} that are asked for"
+        )
     counts = {
         "captions": captions.total(),
         "distinct_captions": len(captions),
@@ -132,7 +138,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         "left_out": len(left_out),
         "samples_without_caption": without,
     }
-    return Outcome(counts)
+    return Outcome(counts, warnings=warnings)
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:

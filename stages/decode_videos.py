@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from alpro.credentials import redact
 from alpro.errors import InputError
-from alpro.files import digest
+from alpro.files import digest, file_state
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
@@ -377,10 +377,11 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
     try:
         # The body raises no OSError without a number, see `decode`.
         with local_copy(row.path, max_bytes, folder, row.member) as path:
-            # `local_copy` limits what it fetches; a local file is used where it is.
-            size = path.stat().st_size
-            if size > max_bytes:
-                raise TooLarge(f"{size} bytes")
+            # `local_copy` limits what it fetches; a local file is used where it is. What cannot
+            # be reached is for the decoder to refuse.
+            state = file_state(path)
+            if state and state[0] > max_bytes:
+                raise TooLarge(f"{state[0]} bytes")
             yield path
     except FileNotFoundError:
         raise DecodeError("missing") from None

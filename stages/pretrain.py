@@ -13,6 +13,7 @@ from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.inference.encoding import load_model, load_prompter
 from alpro.inference.prompts import read_entities, read_prompts
+from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
@@ -187,6 +188,15 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
             "its word embeddings would stand for other words; set train_tokenizer.tokenizer to "
             "the tokenizer.json in its folder"
+        )
+
+    pixels = start.preprocessing
+    if (pixels.mean, pixels.std) != (
+        target.preprocessing.mean,
+        target.preprocessing.std,
+    ):
+        log.warning(
+            "pretrain.start: this model was trained with another normalization of the pixels"
         )
 
     # The rows of the PEM head's last layer belong to the entities, and are not used for others.

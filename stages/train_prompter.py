@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
@@ -32,6 +33,7 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
+from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import (
@@ -66,6 +68,17 @@ class Crops(StageConfig, frozen=True):
                 f"area {self.area} must be two shares in order, above 0 and at most 1"
             )
         return self
+
+    def check(self, grid: int) -> None:
+        """Raise InputError if no crop of whole patches has the area."""
+        # `random_box` returns a box of another area if none fits.
+        _, _, width, height = random_box(grid, np.random.default_rng(0), self.area)
+        smallest, largest = self.area
+        if self.share and not smallest <= width * height / grid**2 <= largest:
+            raise InputError(
+                f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} "
+                "patches"
+            )
 
 
 class Config(EncoderConfig, frozen=True):
@@ -120,6 +133,8 @@ class Config(EncoderConfig, frozen=True):
             raise ValueError(
                 "new_lr, trained_layers and interpolate are for the towers of `clip`"
             )
+        if not self.clip:
+            self.crops.check(self.model.video.grid)
         return self
 
 
@@ -150,6 +165,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             bundle = load_towers(config, device)
         else:
             bundle = build_prompter(config, inputs, device)
+        # The grid of a CLIP is known only when it is loaded.
+        config.crops.check(bundle.model.config.video.grid)
 
         objective = PrompterObjective(
             bundle.model,

@@ -11,11 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alpro.errors import InputError
 from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 from alpro.models.folder import write_tensors
 
 KEPT_CHECKPOINTS = 2
+FILES = {
+    "model.safetensors",
+    "optimizer.safetensors",
+    "best.safetensors",
+    "state.json",
+}
 
 
 class Checkpoints:
@@ -53,12 +60,16 @@ class Checkpoints:
 
         states = {f"random.{rank}": value for rank, value in enumerate(rng)}
         tensors = optimizer_tensors(optimizer) | states
-        write_tensors(trainable(model), temporary / "model.safetensors")
-        write_tensors(tensors, temporary / "optimizer.safetensors")
-        write_tensors(best, temporary / "best.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state))
-        sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / "sums.json").write_text(json.dumps(sums))
+        try:
+            write_tensors(trainable(model), temporary / "model.safetensors")
+            write_tensors(tensors, temporary / "optimizer.safetensors")
+            write_tensors(best, temporary / "best.safetensors")
+            (temporary / "state.json").write_text(json.dumps(state))
+            sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+            (temporary / "sums.json").write_text(json.dumps(sums))
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
         target = self.folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -88,6 +99,7 @@ class Checkpoints:
 
         Raises:
             OSError: If one cannot be read. Nothing is deleted: it may be intact.
+            InputError: If another version wrote one.
         """
         for newest in self.all():
             wrong = corrupt_files(newest)
@@ -171,6 +183,7 @@ def corrupt_files(folder: Path) -> str:
 
     Raises:
         OSError: If they cannot be read.
+        InputError: If another version wrote it: it is intact, and not to be deleted.
     """
     try:
         sums = json.loads((folder / "sums.json").read_text())
@@ -179,4 +192,10 @@ def corrupt_files(folder: Path) -> str:
         ]
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
         return str(error)
+
+    if sums.keys() != FILES:
+        raise InputError(
+            f"{folder}: another version of alpro-pipeline wrote this checkpoint; finish the training "
+            f"with it, or delete {folder.parent} to begin anew"
+        )
     return ", ".join(wrong)

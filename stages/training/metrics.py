@@ -1,6 +1,7 @@
 """Metrics of a training as JSON lines, from which MLflow and the report are made."""
 
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,10 +26,14 @@ class MetricsFile:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append a line. A failed write is logged and does not stop training."""
         line = {"step": step, "time": round(time.time(), 3), **values}
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk may have space again later
+            # Otherwise the next line would continue the one that was written in part.
+            with suppress(OSError):
+                os.truncate(self.path, size)
             log.warning(f"{self.path}: step {step} not written: {error.strerror}")
 
     def sync(self) -> None:

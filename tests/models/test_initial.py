@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
-from alpro.models.initial import load_bert, load_vit, tower_sizes
-from alpro.models.pretrained import read_model_config
+from alpro.models.initial import load_bert, load_vit, read_sizes, tower_sizes
 from tests.clip_models import REVISION
 from tests.conftest import one_line
 from tests.models.conftest import near
@@ -245,9 +245,19 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
         load_vit(model, "test_vit.r160_in1k@1")
 
 
+@pytest.mark.parametrize("wrong", [{"hidden_size": 0}, {"hidden_size": "x"}, {}])
+def test_a_folder_without_valid_sizes_is_left_to_the_loading_of_its_weights(
+    wrong, tmp_path
+):
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 1}
+    values = sizes | {"max_position_embeddings": 8, "intermediate_size": 4} | wrong
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_sizes("bert", str(tmp_path)) == {}
+
+
 def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
-    vision = read_model_config(str(folder)).vision_config
+    vision = json.loads(Path(folder, "config.json").read_text())["vision_config"]
     return model_of(**{"image_size": 32} | tower_sizes(vision) | other)
 
 

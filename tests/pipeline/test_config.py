@@ -254,6 +254,10 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("corpora.clips={shards='a', size=36}", ["corpora.clips: ", "key size"]),
         ("corpora.clips.group_pattern='('", ["corpora.clips.group_pattern: "]),
         ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
+        (
+            "train_prompter.crops={share=1, area=[0.3, 0.31]}",
+            ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"],
+        ),
         # A pipeline has one start, and encoders that fit.
         (CLIP, ["pretrain.start: "]),
         ("train_prompter=false", ["cache_prompts.prompter"]),

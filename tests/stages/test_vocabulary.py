@@ -125,10 +125,15 @@ def test_only_training_captions_are_read_and_samples_without_are_counted(
         captions = [f"a {animal}", f"a {animal} runs", f"a {animal} stands"]
         rows.append({"id": split, "split": split, "captions": captions})
 
-    counts = build(rows, entities=2).counts
+    outcome = build(rows, entities=2)
+    counts = outcome.counts
 
+    assert not outcome.warnings
     table = pq.read_table(tmp_path / "entities.parquet").to_pylist()
     assert table == [{"entity": "cat", "count": 3}, {"entity": "dog", "count": 2}]
+    assert build(rows, entities=9).warnings == [
+        f"{counts['nouns']} entities: no more nouns of the captions qualify, of 9 that are asked for"
+    ]
     assert counts["captions"] == 4
     assert counts["distinct_captions"] == 3
     assert counts["samples_without_caption"] == 1

@@ -4,6 +4,7 @@ instead."""
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -123,6 +124,18 @@ def test_data_without_texts_or_a_decoder_fails_before_decoding(
     with pytest.raises(InputError, match="no PyAV"):
         decode_data(Config(), data, tmp_path / "out", resources)
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_file_that_is_out_of_reach_after_the_import_is_a_reject(
+    decode_rows, tmp_path, monkeypatch
+):
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    monkeypatch.setattr(decode_videos, "local_copy", lambda *_: nullcontext(loop))
+
+    _, out = decode_rows([{"id": "loop", **WALL}], max_reject_share=1)
+
+    assert rejects_of(out).keys() == {"loop"}
 
 
 @pytest.fixture

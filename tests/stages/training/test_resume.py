@@ -1,6 +1,7 @@
 """Interrupted or not, or after a power failure, training ends with the same weights to the last
 bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from alpro.stages.training import loop
 from alpro.stages.training.checkpoint import Checkpoints, trainable
 from alpro.stages.training.objective import MatchingObjective, PrompterObjective
 from alpro.stages.training.optim import build_optimizer
+from tests.conftest import one_line
 
 OFTEN = {"checkpoint_interval": 1e-9}  # a checkpoint after every step
 
@@ -146,6 +148,18 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
     broken.start()
 
     assert_same(killed[0], broken)
+
+
+@pytest.mark.parametrize("files", [[], ["model.safetensors", "state.json"]])
+def test_a_checkpoint_of_another_version_is_kept_and_refused(broken, files):
+    sums = broken.out / "checkpoints" / "step-00000006" / "sums.json"
+    written = json.loads(sums.read_text())
+    sums.write_text(json.dumps({name: written[name] for name in files}))
+
+    with one_line("another version", "step-00000006"):
+        broken.start()
+
+    assert broken.checkpoints == ["step-00000005", "step-00000006"]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_kept_for_the_next_try(killed, broken):

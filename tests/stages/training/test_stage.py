@@ -1,6 +1,7 @@
 """A training stage from its configuration to its model folder: device, seed, sizes, text length,
 normalization, initial weights."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.ranks import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
+from alpro.stages.pretrain import copy_start
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import layers, loop, stage
 from alpro.stages.training.stage import measure_preprocessing
@@ -128,6 +130,22 @@ def test_a_start_decides_the_initial_weights_and_not_the_seed(pretrained, tmp_pa
     assert other.model.pem_head is None  # it was not trained
     started = pretrained("started", seed=3, start=str(tmp_path / "other" / "model"))
     assert torch.equal(weights(started), weights(other))
+
+
+def test_a_start_of_another_normalization_is_a_warning(
+    tokenizer, tiny_model, monkeypatch
+):
+    lines = []
+    monkeypatch.setattr(pretrain.log, "warning", lines.append)
+    config = tiny_model(tokenizer.get_vocab_size())
+    target, start = (ModelBundle("pretrain", Alpro(config, 8), tokenizer) for _ in "12")
+
+    copy_start(target, start)
+    assert not lines
+    half = start.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    copy_start(target, replace(start, preprocessing=half))
+    (line,) = lines
+    assert "another normalization" in line
 
 
 def test_a_start_with_other_word_pieces_or_another_encoder_is_refused(
