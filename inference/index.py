@@ -151,9 +151,12 @@ class Index:
                 f"{place}: no index; `alpro index add {place} VIDEOS --model MODEL` creates one"
             )
         address = str(absolute(place))
-        return call_engine(
+        index = call_engine(
             address, lambda: cls(address, connect(address).open_table("clips"))
         )
+        if {*SCHEMA.names} - {*index.table.schema.names}:
+            raise old_index(place, index.settings.model)
+        return index
 
     @classmethod
     def create(
@@ -353,12 +356,17 @@ def index_exists(place: str | Path) -> bool:
 
     if (location / "index.json").is_file():
         model = read_json(location / "index.json").get("model", "MODEL")
-        raise InputError(
-            f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
-            f"{place} VIDEOS --model {model}` makes it anew"
-        )
+        raise old_index(place, model)
     # To connect would make the folder. A full disk may have left a table without a version.
     return any((location / "clips.lance/_versions").glob("*.manifest"))
+
+
+def old_index(place: str | Path, model: str) -> InputError:
+    """Return the error for an index that an earlier version made."""
+    return InputError(
+        f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
+        f"{place} VIDEOS --model {model}` makes it anew"
+    )
 
 
 def connect(address: str) -> "DBConnection":

@@ -4,6 +4,7 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow as pa
 from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.index import (
+    LOCK,
     Index,
     IndexSettings,
     check_digest,
@@ -121,6 +123,13 @@ def add_videos(
         stride=stride or (window and window / 2),
     )
     if not index_exists(place):
+        folder = located(place)
+        # What a creation leaves that a full disk or a kill ended.
+        left = {Path(folder, name) for name in ("clips.lance", LOCK)}
+        if isinstance(folder, Path) and folder.is_dir() and {*folder.iterdir()} - left:
+            raise InputError(
+                f"{place}: not empty, and not an index; choose another folder"
+            )
         types = infer_types(videos, columns)
         return Addition(place, None, settings, types, embedder).run(videos)
 
@@ -341,7 +350,7 @@ class Addition:
         folder = find_root(videos)
         source = stored_path(str(videos), self.settings.root)
         removed = []
-        kept = []
+        kept: Counter[Path] = Counter()
         for row in iterate_rows(old_rows):
             path = whole_path(row["path"], self.settings.root)
             if row["key"] in self.scanned:
@@ -351,20 +360,30 @@ class Addition:
             if not identity or is_changed or row["listed_by"] == source:
                 removed.append(row["key"])
             elif folder and path.startswith(f"{folder}/") and not Path(path).is_file():
-                parent = Path(path).parent
-                if parent.is_dir() and any(parent.iterdir()):
-                    removed.append(row["key"])
+                if absent := find_absent_folder(Path(path)):
+                    kept[absent] += 1
                 else:
-                    kept.append(parent)
-        if kept:
+                    removed.append(row["key"])
+        for absent, count in kept.items():
+            command = shlex.join(["alpro", "index", "rm", str(self.place), str(absent)])
             log.warning(
-                f"{kept[0]}: missing or empty; the clips of such folders stay ({len(kept):,}); "
-                f"to remove those of one: alpro index rm {self.place} {kept[0]}"
+                f"{absent}: missing or empty; the index keeps its clips ({count:,}); "
+                f"to remove them: {command}"
             )
 
         if removed:
             self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
         self.counts.removed = len(removed)
+
+
+def find_absent_folder(path: Path) -> Path | None:
+    """Return the highest folder of a missing file that is missing or empty, if one is."""
+    absent = None
+    for folder in path.parents:
+        if folder.is_dir() and any(folder.iterdir()):
+            break
+        absent = folder
+    return absent
 
 
 def hash_repr(value: Any) -> str:

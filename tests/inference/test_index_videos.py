@@ -84,16 +84,23 @@ def test_new_changed_and_repaired_files_are_embedded(update, own, videos, opened
 def test_clips_of_a_subfolder_that_is_not_there_stay(update, own, opened, caplog):
     """It may be a disk that is not mounted: the folder is then empty, or missing."""
     disk = own / "disk"
+    other = own / "other disk"
     (disk / "videos").mkdir(parents=True)
+    other.mkdir()
     shutil.copy(own / "1.mp4", disk / "videos/5.mp4")
+    shutil.copy(own / "1.mp4", other / "6.mp4")
+    shutil.copy(own / "1.mp4", other / "7.mp4")
     update(own)
     shutil.rmtree(disk / "videos")
+    shutil.rmtree(other)
 
     counts = update(own)
 
     assert counts.removed == 0
     assert "disk/videos/5" in ids(opened())
-    assert f"index rm {own.parent / 'index'} {disk / 'videos'}" in caplog.text
+    place = own.parent / "index"
+    assert f"clips (1); to remove them: alpro index rm {place} {disk}" in caplog.text
+    assert f"clips (2); to remove them: alpro index rm {place} '{other}'" in caplog.text
 
 
 def test_files_that_are_gone_are_removed(update, own, tmp_path, videos, opened):
@@ -313,6 +320,18 @@ def test_a_folder_says_nothing_of_captions_and_columns(update, own, rights, open
     assert opened().count("caption = 'a dog' AND rights = 'free'") == 2
 
 
+def test_an_index_of_an_earlier_version_is_refused_with_what_makes_it_anew(
+    update, own, opened, folders
+):
+    update(own)
+    opened().table.drop_columns(["listed_by", "listed_as"])
+
+    command = f"index VIDEOS --model {folders['retrieval']}` makes it anew"
+    for read in (opened, lambda: update(own)):
+        with pytest.raises(InputError, match=command):
+            read()
+
+
 def test_columns_of_a_manifest_keep_their_types(update, own, opened):
     rows = [
         {"path": "0.mp4", "day": "2024-01-02", "views": 9},
@@ -348,6 +367,13 @@ def test_a_column_without_values_or_with_a_taken_name_is_refused(update, own):
             InputError, match=f"'{name}'.* the columns are split, group, .*tags"
         ):
             update(manifest, columns=[name])
+
+
+def test_a_folder_that_is_no_index_is_refused(update, own, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "file").touch()
+    with pytest.raises(InputError, match="not an index"):
+        update(own)
 
 
 def test_a_creation_that_a_full_disk_ended_is_no_index_and_is_made_again(
