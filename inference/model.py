@@ -185,7 +185,11 @@ class Model:
         """
         check_file(file)
         video = self.folder.model.config.video
-        clip = load_clip(file, video.frames, video.image_size, limits)
+        try:
+            clip = load_clip(file, video.frames, video.image_size, limits)
+        except DecodeError as error:
+            detail = f"{file_name(file)}: {error.detail}".removesuffix(": ")
+            raise DecodeError(error.reason, detail) from error
         return torch.from_numpy(clip.frames.transpose(0, 3, 1, 2))[None].to(self.device)
 
     @torch.inference_mode()

@@ -206,7 +206,7 @@ def show_words(video: str, name: Name, head: str) -> None:
     try:
         ranked = name(video)
     except DecodeError as error:
-        raise InputError(f"{video}: {error}") from error
+        raise InputError(str(error)) from error
     print_rows([{head: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 

@@ -14,6 +14,7 @@ from alpro.inference import clips as clips_module
 from alpro.inference.clips import is_file, load_clip
 from alpro.inference.find import Found
 from alpro.inference.model import Model
+from alpro.shards.clip import DecodeError
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -191,6 +192,12 @@ def test_the_scores_of_a_bad_file_are_nan_with_a_warning(method, models, videos,
 def test_a_batch_without_any_video_is_nan(models, mixed):
     with pytest.warns(UserWarning, match="empty"):
         assert np.isnan(models["retrieval"].encode(mixed[4:])).all()
+
+
+def test_the_error_of_one_file_names_it(models, mixed):
+    for call in (models["prompter"].entities, partial(models["qa"].ask, question="?")):
+        with pytest.raises(DecodeError, match=r"unreadable: .*notes\.mp4"):
+            call(mixed[1])
 
 
 def test_files_are_streamed_in_order(models, videos, mixed):
