@@ -189,7 +189,7 @@ def encode_videos(
             if not clips:
                 continue
             pixels = encoder.clip_pixels(clips.values())
-            tokens[list(clips)] = encoder.model.encode_video(pixels).float()
+            tokens[list(clips)] = encode_pixels(encoder, pixels)
             is_decoded[list(clips)] = 1
 
     all_reduce_(tokens)
@@ -207,7 +207,14 @@ def encode_blank(encoder: NormalizedModel) -> Tensor:
     config = encoder.model.config.video
     shape = (1, config.frames, 3, config.image_size, config.image_size)
     pixels = torch.zeros(shape, device=encoder.mean.device)
-    return encoder.model.encode_video(pixels).float()
+    return encode_pixels(encoder, pixels)
+
+
+def encode_pixels(encoder: NormalizedModel, pixels: Tensor) -> Tensor:
+    """Encode normalized frames to tokens in float32: of a model without fusion, which needs no
+    patches, only [CLS]."""
+    model = encoder.model
+    return model.encode_video(pixels, cls_only=not isinstance(model, Alpro)).float()
 
 
 def sample_frames(

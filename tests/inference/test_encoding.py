@@ -16,9 +16,10 @@ from alpro.inference.encoding import (
     Videos,
     encode_videos,
     match_top_k,
+    sample_frames,
     score,
 )
-from alpro.models.alpro import Alpro
+from alpro.models.alpro import Alpro, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import loaded_model
@@ -100,6 +101,24 @@ def test_videos_and_images_are_encoded_together_as_each_alone(
         _, alone = encode_videos(encoder, [sample])
         close(tokens, alone.tokens[0])
     assert not len(encode_videos(encoder, [])[1].features)
+
+
+def test_only_the_token_that_a_prompter_compares_is_kept(
+    tiny_model, corpus_of, tmp_path
+):
+    frames = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
+    rows = [{"id": "a", "kind": "video", "frames": frames}]
+    sample = ShardReader(corpus_of(tmp_path / "corpus", rows))[0]
+    model = Prompter(tiny_model(50)).eval()
+    encoder = NormalizedModel(model, [0.5] * 3, [0.25] * 3)
+
+    _, videos = encode_videos(encoder, [sample])
+
+    config = model.config.video
+    pixels = encoder.clip_pixels([sample_frames(sample, config)])
+    assert videos.tokens.shape == (1, 1, config.width)
+    with torch.no_grad():
+        close(videos.features, model.project_video(model.encode_video(pixels)))
 
 
 def by_hand(margins, similarity):
