@@ -2,7 +2,8 @@
 hub."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -37,20 +38,22 @@ PROMPTS = "prompts.safetensors"
 
 @dataclass(frozen=True)
 class Found:
-    """A model.
+    """A model, compared with its record.
 
     Attributes:
         model: Folder of the model, or the artifact that has it.
         prompts: Folder with the embedded prompts of a prompter's entities; None if there are none.
+        checksums: SHA-256 of the files that were read for the comparison.
     """
 
     model: Path
     prompts: Path | None = None
+    checksums: Mapping[Path, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the files that determine what the model computes (see `model_digest`)."""
-        return model_digest(self.model)
+        return model_digest(self.model, self.checksums)
 
 
 def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
@@ -69,9 +72,10 @@ def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
     model, prompts = find_prompts(folder)
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")
+    checksums: dict[Path, str] = {}
     for used in {model, prompts or model}:
-        check_artifact(used)
-    return Found(model, prompts)
+        checksums |= check_artifact(used)
+    return Found(model, prompts, checksums)
 
 
 def find_folder(name: str, workspace: Path) -> Path:
@@ -124,8 +128,11 @@ def input_folder(artifact: Path, source: Source) -> Path:
     return source.folder(artifact.parents[1])
 
 
-def model_digest(folder: Path) -> str:
+def model_digest(folder: Path, checksums: Mapping[Path, str] = {}) -> str:
     """Return the SHA-256 of the files that determine what a model computes.
+
+    Args:
+        checksums: SHA-256 of files that were read already.
 
     Raises:
         InputError: If a file is missing.
@@ -137,7 +144,8 @@ def model_digest(folder: Path) -> str:
     for name in ("config.json", weights, *OPTIONAL_FILES):
         file = inside / name
         if file.is_file():
-            total.update(f"{name} {checksum(file)}\n".encode())
+            sha256 = checksums.get(file) or checksum(file)
+            total.update(f"{name} {sha256}\n".encode())
         elif name not in OPTIONAL_FILES:
             raise InputError(
                 f"{inside}: {name} is missing, or not a regular file; this is not a model folder"
