@@ -19,6 +19,8 @@ from alpro.stages.evaluation.score_names import DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05
+# With fewer, p is at least 2 / 2**5 = 0.06, whatever the scores.
+FEWEST_CLIPS = 6
 # Models that a run compares: the first pair of steps that it has.
 COMPARED_STEPS = (
     ("evaluate baseline", "evaluate retrieval"),
@@ -90,10 +92,13 @@ def verdict(
     )
     scope = f"on {count_clips(row)} ({scores})"
     if difference.p >= SIGNIFICANT or not difference.difference:
-        return (
+        sentence = (
             f"No significant difference between {first} and {second} {scope}: "
             f"keep {first}."
         )
+        if (row.get("videos") or row["items"]) < FEWEST_CLIPS:
+            sentence += f" {count_clips(row)} cannot show any difference."
+        return sentence
 
     # Of all scores that count, more is better.
     if difference.difference > 0:
