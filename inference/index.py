@@ -458,6 +458,19 @@ def record_index(workspace: Path, index: Index) -> None:
             notes.write(line)
 
 
+def note_indexes_beside(workspace: Path) -> None:
+    """Note the indexes in a workspace, beside it and in the current folder: they may be copies, or
+    have moved."""
+    # Earlier versions noted a place without the model.
+    places = [place for model, place in noted_indexes(workspace) if model == place]
+    root = workspace.resolve()
+    for folder in (root, root.parent, Path.cwd()):
+        places += [str(table.parent) for table in folder.glob("*/clips.lance")]
+    for place in places:
+        if index_exists(place):
+            record_index(workspace, Index.open(place))
+
+
 def noted_indexes(workspace: Path) -> list[tuple[str, str]]:
     """Return the fingerprint of the model and the folder or address of each noted index."""
     file = workspace / INDEXES
