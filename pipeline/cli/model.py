@@ -233,7 +233,7 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.pipeline.reports.results import comparison_table, tables
+    from alpro.pipeline.reports.results import comparison_tables, tables
     from alpro.pipeline.reports.terminal import print_table
     from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
@@ -273,10 +273,13 @@ def evaluate(
         print_json(values | {"differences": differences, "verdict": sentence})
         return
 
-    for table in tables(rows[model]):
+    if baseline:
+        columns = [(name, rows[name]) for name in (baseline, model)]
+        shown = comparison_tables(columns, compared)
+    else:
+        shown = tables(rows[model])
+    for table in shown:
         print_table(table)
-    if compared.scores:
-        print_table(comparison_table(baseline, model, compared))
     if sentence:
         print(sentence)
 

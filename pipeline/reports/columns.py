@@ -1,22 +1,27 @@
 """Print text in columns on standard output."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or truncated
+NUMBER = re.compile(r"[-+]?[\d,.]* ?%?")  # such a column is aligned on the right
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of equal keys below these as heads."""
+    """Print rows of equal keys below these as heads, without the columns that have no value."""
     if rows:
+        keys = [
+            key for key in rows[0] if any(row[key] not in (None, "") for row in rows)
+        ]
         lines = []
         for row in rows:
-            lines.append(["" if one is None else str(one) for one in row.values()])
-        print_columns([*rows[0]], lines)
+            lines.append(["" if row[key] is None else str(row[key]) for key in keys])
+        print_columns(keys, lines)
 
 
 def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -27,8 +32,10 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """
     is_terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False)
-    for head in heads:
-        grid.add_column(head, overflow="fold", no_wrap=not is_terminal)
+    for column, head in enumerate(heads):
+        is_number = all(NUMBER.fullmatch(line[column]) for line in lines)
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        grid.add_column(head, justify=justify, overflow="fold", no_wrap=not is_terminal)
     for line in lines:
         grid.add_row(*line)
 

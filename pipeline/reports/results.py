@@ -7,7 +7,7 @@ formatted here only.
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,15 @@ def main_table(results: Rows) -> Table | None:
 
 def tables(results: Rows) -> list[Table]:
     """Return a table for each kind of score, with a line for each score."""
-    shown = []
+    return [score_table(title, scores) for title, scores in by_title(results)]
+
+
+def by_title(results: Rows) -> Iterator[tuple[str, Rows]]:
+    """Yield the title and the rows of each kind of score."""
     for kind, title in TITLES.items():
         scores = [row for row in results if row["table"] == kind]
         if scores:
-            table = score_table(title, scores)
-            shown.append(table)
-    return shown
+            yield title, scores
 
 
 def score_table(title: str, scores: Rows) -> Table:
@@ -119,23 +121,50 @@ def score_table(title: str, scores: Rows) -> Table:
     return Table(title, heads, lines, warn_of_few_videos(scores))
 
 
-def comparison_table(first: str, second: str, comparison: Comparison) -> Table:
-    """Return the scores that two models have over the same queries, and their differences."""
-    lines = []
-    for row, change in comparison.scores:
-        # The heads of the columns name the models.
-        label = [row["what"], metric_text(row)]
-        values = [number_text(value, row["unit"]) for value in (change.a, change.b)]
-        tested = [difference_text(change), f"{change.p:.4f}"]
-        lines.append([*label, *values, *tested, chance_text(row), str(row["items"])])
+def comparison_tables(
+    results: Sequence[tuple[str, Rows]], comparison: Comparison
+) -> list[Table]:
+    """Return a table for each kind of score of two models, with the models as columns.
 
+    A score that only one of them has, that is a median, or that is over other queries has no
+    difference.
+
+    Args:
+        results: Head of the column and rows of both models.
+    """
+    columns = [head for head, _ in results]
+    models = [{row["name"]: row for row in rows} for _, rows in results]
+    first, second = models
+    changes = {row["name"]: change for row, change in comparison.scores}
+    difference = " - ".join(reversed(columns))
     notes = [COMPARED]
     for score, (of_first, of_second, shared) in comparison.other_queries.items():
         notes.append(
             f"Other queries of {score}: {of_first} and {of_second}, {shared} of them shared."
         )
-    heads = ["", "", first, second, f"{second} - {first}", "p", "chance", "items"]
-    return Table("Comparison", heads, lines, "\n".join(notes))
+
+    shown = []
+    for title, scores in by_title([*(second | first).values()]):
+        lines = []
+        for row in scores:
+            found = [model.get(row["name"]) for model in models]
+            values = [score_text(one) if one else "" for one in found]
+            change = changes.get(row["name"])
+            tested = (
+                [difference_text(change), f"{change.p:.4f}"] if change else ["", ""]
+            )
+            protocols = dict.fromkeys(one["protocol"] for one in found if one)
+            # The heads of the columns name the models.
+            label = [row["what"], metric_text(row)]
+            numbers = [*values, *tested, chance_text(row), str(row["items"])]
+            lines.append([*label, *numbers, " / ".join(protocols)])
+
+        baseline = scores[0]["baseline"] or "chance"
+        heads = ["", "", *columns, difference, "p", baseline, "items", "protocol"]
+        note = "\n".join([warn_of_few_videos(scores), *notes]).strip()
+        shown.append(Table(title, heads, lines, note))
+        notes = []  # below the first table
+    return shown
 
 
 def warn_of_few_videos(scores: Rows) -> str:

@@ -135,7 +135,7 @@ def test_names_with_escape_codes_are_printed_on_one_line(
     shutil.copy(videos[0], own / name)
     (own / "bad\x1b[2J.mp4").write_text("no video")
     rows = [
-        {"path": name, "caption": "a dog\x1b[31m"},
+        {"path": name, "caption": f"a dog\x1b[31m {'runs ' * 40}"},
         {"path": "bad\x1b[2J.mp4"},
     ]
     manifest = write_lines(own / "m.jsonl", rows)
@@ -149,6 +149,8 @@ def test_names_with_escape_codes_are_printed_on_one_line(
         assert "\x1b" not in out + err
     assert listed[1].count("\n") == 1
     assert "a dog" in found[1]
+    # A shortened caption.
+    assert max(map(len, found[1].splitlines())) < len(str(own)) + 120
 
 
 # Questions and entities.

@@ -6,7 +6,8 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.results import comparison_table, tables
+from alpro.pipeline.reports.columns import print_rows
+from alpro.pipeline.reports.results import comparison_tables, tables
 from alpro.pipeline.reports.terminal import print_results
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED
@@ -55,21 +56,42 @@ def test_every_number_is_in_its_column(rows):
 
 
 def test_two_models_are_columns_with_their_difference(rows):
-    """Beside its interval, its p value and chance; a score over other queries has none."""
-    first, second, *_, rank = rows
+    """Beside its interval, its p value and chance; a score without a pair has none."""
+    answers, one_type, _, score, rank = rows
     gain = PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)
     same = PairedDifference(9, 9, 0.0, None, None, 1 / 2001)
-    scores = [(first, gain), (second, same), (rank, gain)]
-    table = comparison_table("a", "b", Comparison(scores, {"qa/all": (20, 18, 15)}))
+    scores = [(answers, gain), (one_type, same)]
+    better = answers | {"value": 3.75, "low": 2.0, "high": 5.5}
+    models = [("a", [answers, one_type, rank]), ("b", [better, one_type, rank, score])]
 
-    assert table.heads == ["", "", "a", "b", "b - a", "p", "chance", "items"]
-    assert [line[2:] for line in table.lines] == [
-        ["41.0 %", "43.5 %", "+2.5 [-1.0, +6.0]", "0.1344", "2.8 %", "500"],
-        ["9.0 %", "9.0 %", "+0.0", "0.0005", "2.8 %", "500"],
-        ["41.0", "43.5", "+2.5 [-1.0, +6.0]", "0.1344", "100.5", "500"],
+    compared = Comparison(scores, {"qa/all": (20, 18, 15)})
+    retrieval, table = comparison_tables(models, compared)
+
+    baseline = "most frequent answer"
+    heads = ["", "", "a", "b", "b - a", "p", baseline, "items", "protocol"]
+    assert table.heads == heads
+    assert [line[2:-1] for line in table.lines] == [
+        ["1.2 %", "3.8 [2.0, 5.5]", "+2.5 [-1.0, +6.0]", "0.1344", "2.8 %", "500"],
+        ["3.2 %", "3.2 %", "+0.0", "0.0005", "2.8 %", "500"],
+    ]
+    assert [line[1:-1] for line in retrieval.lines] == [
+        ["t2v MdR ↓", "14.2", "14.2", "", "", "100.5", "500"],
+        ["t2v R@1", "", "60.0 %", "", "", "0.5 %", "500"],
     ]
     other = "Other queries of qa/all: 20 and 18, 15 of them shared."
-    assert other in table.note.splitlines()
+    assert other in retrieval.note.splitlines()
+
+
+def test_columns_without_a_value_are_left_out_and_numbers_are_aligned(capsys):
+    rows = [
+        {"rank": 9, "note": "", "caption": "a dog"},
+        {"rank": 10, "note": None, "caption": "a cat"},
+    ]
+
+    print_rows(rows)
+
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["rank  caption", "   9  a dog", "  10  a cat"]
 
 
 @pytest.mark.parametrize(
