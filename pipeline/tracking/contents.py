@@ -43,16 +43,23 @@ def stage_title(record: Record) -> str:
 
 
 def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
-    """Return the corpora that a stage reads as data sets of MLflow: their counts are the profile.
+    """Return the corpora that a stage reads, or is, as data sets of MLflow: their counts are the profile.
 
     Args:
         folder: Folder of the stage's artifact, in the store that has its inputs too.
         record: Record of the artifact, or what is known before it runs.
     """
+    corpora = {
+        name: source.folder(folder.parents[1])
+        for name, source in record.inputs.items()
+        if source.stage in CORPUS_STAGES
+    }
+    if record.stage in CORPUS_STAGES:
+        corpora[record.name.partition(" ")[2] or record.name] = folder
+
     described = []
-    for name, source in record.inputs.items():
-        place = source.folder(folder.parents[1])
-        corpus = read_record(place) if source.stage in CORPUS_STAGES else None
+    for name, place in corpora.items():
+        corpus = read_record(place)
         if corpus is None:
             continue
         dataset = Dataset(

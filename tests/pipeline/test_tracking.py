@@ -349,14 +349,16 @@ def test_weights_are_not_copied(models):
 def test_a_corpus_is_a_data_set_with_its_counts(tracker, tmp_path):
     counts = {"samples": 1600, "images": 0, "captions": 7000}
     name = "decode_videos clips"
-    _, record = write_artifact(tmp_path, "decode_videos", name=name, counts=counts)
+    corpus = write_artifact(tmp_path, "decode_videos", name=name, counts=counts)
+    _, record = corpus
     reader = write_artifact(tmp_path, "pretrain", inputs={"clips": record})
 
-    run = tracker.client.get_run(tracker.log_artifact(*reader))
+    for artifact in (corpus, reader):
+        run = tracker.client.get_run(tracker.log_artifact(*artifact))
 
-    (dataset,) = (one.dataset for one in run.inputs.dataset_inputs)
-    assert (dataset.name, dataset.digest) == ("clips", record.fingerprint[:8])
-    assert json.loads(dataset.profile) == counts
+        (dataset,) = (one.dataset for one in run.inputs.dataset_inputs)
+        assert (dataset.name, dataset.digest) == ("clips", record.fingerprint[:8])
+        assert json.loads(dataset.profile) == counts
 
 
 def test_mlflows_monitor_runs_with_a_training_and_with_nothing_else(
