@@ -8,6 +8,8 @@ from pydantic.fields import FieldInfo
 
 from alpro.pipeline.config.files import suggest
 
+ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
+
 
 def find_field(
     model: type[BaseModel], keys: Sequence[str]
@@ -45,7 +47,9 @@ def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         names = list_keys(model, parents)
-        message = f"unknown key; {suggest(last, names, 'the keys are')}"
+        message = (
+            f"unknown key; {suggest(ALIASES.get(last, last), names, 'the keys are')}"
+        )
     # A whole table would be too long for the line.
     elif not isinstance(first["input"], dict | BaseModel):
         message += f" (it is {first['input']!r})"

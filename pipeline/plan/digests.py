@@ -69,7 +69,7 @@ class Digests:
             ask: ask the stores; otherwise, return the identities of the last time.
 
         Raises:
-            OSError: If reading fails otherwise. One error of a disk or a network must not decide a
+            InputError: If reading fails otherwise. One error of a disk or a network must not decide a
                 fingerprint.
         """
         files = [str(path) for path in paths]
@@ -124,16 +124,16 @@ class Digests:
 
 
 def checksum_or_missing(file: str) -> str:
-    """Return the SHA-256 of a file; "missing" if it is not a file or must not be read. Raises OSError
+    """Return the SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
     if reading fails otherwise."""
     try:
         # Raises where Path.is_file would be False, such as for a failing disk.
         os.stat(file)
         return checksum(file) if Path(file).is_file() else MISSING
     except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        return MISSING
+        if error.errno in ABSENT:
+            return MISSING
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> str:
