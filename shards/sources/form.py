@@ -237,9 +237,9 @@ def split_in(text: str) -> Split | None:
 
 
 def find_form(document: Any, extension: str) -> Form | None:
-    """Return the published form whose columns the records of a document have."""
+    """Return the published form whose columns the records inside of a document have."""
     for form in FORMS:
-        if not form.line:
+        if form.records:
             _, first = next(records_in(document, form), ("", ""))
             # A reason in place of a record has no columns.
             if form.fits(first, extension):

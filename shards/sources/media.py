@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
 from posixpath import splitext
+from typing import Any
 from unicodedata import normalize
 
 from alpro.errors import InputError
@@ -30,7 +31,7 @@ from alpro.shards.file_type import (
     read_head,
 )
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import BESIDE, WORDS, Record
+from alpro.shards.sources.form import BESIDE, TABLE, WORDS, Record, fold, time_in
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 WORKSPACE = {*WORDS["workspace"]["names"]}
@@ -270,7 +271,10 @@ class Sidecars:
             value = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
-        return value if isinstance(value, dict) else {"captions": value}
+        record = value if isinstance(value, dict) else {"captions": value}
+        for column in BESIDE.bind(record).captions:
+            record[column] = read_objects(record[column])
+        return record
 
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
@@ -282,7 +286,15 @@ class Sidecars:
             folder = path.rpartition("/")[0]
             is_alone = path not in used and stem not in stems
             is_text = folder in folders and not NOT_TEXTS.match(path)
-            if is_alone and is_text and self.has_texts(path):
+            if not (is_alone and is_text and self.has_texts(path)):
+                continue
+            texts = self.read(path).get("captions")
+            if isinstance(texts, list) and any(
+                isinstance(each, dict) for each in texts
+            ):
+                reason = "lists of records are no texts (`annotations` names a table)"
+                self.folder.notes.add(reason, path)
+            else:
                 yield path
 
     def note_others(self) -> None:
@@ -300,6 +312,20 @@ class Sidecars:
             if placeholder:
                 remedy = f"{placeholder.kind}s: {placeholder.remedy}"
             self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
+
+
+def read_objects(value: Any) -> Any:
+    """Return the captions of a list of objects, if each has one, and neither a file nor times; any
+    other value unchanged."""
+    texts = []
+    for each in value if isinstance(value, list) else ():
+        columns = each if isinstance(each, dict) else {}
+        named = [key for key in columns if fold(key) in WORDS["usual"]["captions"]]
+        is_table = TABLE.bind(columns).file or any(map(time_in, columns))
+        if len(named) != 1 or is_table:
+            return value
+        texts.append(columns[named[0]])
+    return texts or value
 
 
 def show(text: str) -> str:

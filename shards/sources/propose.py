@@ -332,7 +332,11 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     lists = [name for name in texts if read_text(texts[name][0]).startswith(SEVERAL)]
     options = options or lists[:1]
     # Columns that are named as answers are, first.
-    others = [name for name in cells if name not in options]
+    others = [
+        name
+        for name in cells
+        if name not in options and not is_row_number(name, cells[name])
+    ]
     others.sort(key=lambda name: fold(name) not in WORDS["usual"]["answer"])
 
     rows = [
@@ -355,6 +359,15 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
         if any(map(has_words, map(read_text, cells[name]))):
             return {"answer": name}
     return {}
+
+
+def is_row_number(name: str, cells: list[Any]) -> bool:
+    """Return whether the cells of a column, unless it is named as answers are, count the rows."""
+    if fold(name) in WORDS["usual"]["answer"]:
+        return False
+    texts = [*map(read_text, cells)]
+    counts = [[str(row + first) for row in range(len(texts))] for first in (0, 1)]
+    return texts in counts
 
 
 def hides_meanings(table: Table) -> bool:

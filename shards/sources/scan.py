@@ -1,6 +1,7 @@
 """What a source is: a table, the tables of a folder, texts beside videos, or shards of a download,
 and its rows."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from posixpath import splitext
@@ -36,7 +37,7 @@ from alpro.shards.storage import Location, parent, suffix
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
-Tables = list[tuple[Table, Origin]]
+Tables = list[tuple[Table, list[Origin]]]
 
 
 def scan_source(data: Location, require_texts: bool = True) -> tuple[str, Rows]:
@@ -129,22 +130,22 @@ class Source:
             return self.scan_folder(self.folder)
         if suffix(self.data) in MEDIA_EXTENSIONS:
             raise InputError(f"{self.data}: a single file; name its folder")
-        return self.scan_tables([(Table(self.data, self.form), Origin())])
+        return self.scan_tables([(Table(self.data, self.form), [Origin()])])
 
     def open_annotations(self) -> Tables:
         if not self.is_folder:
             raise InputError(f"{self.data}: no such folder of videos")
-        tables: Tables = []
+        origins: defaultdict[Path, list[Origin]] = defaultdict(list)
         for split, files in self.annotations.items():
             for file in files:
                 origin = Origin(
                     split,
                     "",
-                    len(tables),
+                    len(origins),
                     selects=split != TEXTS,
                 )
-                tables.append((Table(file, self.form), origin))
-        return tables
+                origins[file].append(origin)
+        return [(Table(file, self.form), each) for file, each in origins.items()]
 
     def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
         """Scan the texts beside the videos if most videos have one, otherwise a table."""
@@ -158,7 +159,7 @@ class Source:
         tables = choose_tables(folder, opened)
         if self.form and not tables:
             # None has the columns of the user.
-            tables = [(table, Origin()) for table in opened.values()]
+            tables = [(table, [Origin()]) for table in opened.values()]
         if tables:
             for text in texts.values():
                 reason = "texts beside videos are not read, as a table has captions"
@@ -256,7 +257,7 @@ class Source:
 
     def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
         """Return what tables are, and their rows. Raises InputError if columns are not known."""
-        has_texts = any(origin.split == TEXTS for _, origin in tables)
+        has_texts = any(origins[0].split == TEXTS for _, origins in tables)
         for table, _ in tables:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
@@ -280,11 +281,12 @@ class Source:
         is_empty = True
 
         # Answers are read before their questions, and texts before the lists of their files.
-        for table, origin in sorted(
-            tables, key=lambda pair: (not pair[0].is_partner, pair[1].split != TEXTS)
+        for table, origins in sorted(
+            tables,
+            key=lambda pair: (not pair[0].is_partner, pair[1][0].split != TEXTS),
         ):
             form = table.form or table.bound
-            if origin.split == TEXTS:
+            if origins[0].split == TEXTS:
                 naming = form.model_dump(include={"prefixes", "anywhere"})
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
@@ -297,20 +299,22 @@ class Source:
                     yield reject_row(f"{prefix}{where}", record)
                     continue
                 columns.update(record)
-                if table.is_partner:
-                    partners[origin.split, read_text(record[form.id])] = record
-                    continue
-                if form.join and not form.join.list:
-                    key = read_text(record[form.join.on])
-                    record = partners.get((origin.split, key), {}) | record
-                for reject in self.items.add(
-                    f"{prefix}{where}",
-                    record,
-                    form,
-                    origin,
-                ):
-                    is_empty = False
-                    yield reject
+                for origin in origins:
+                    if table.is_partner:
+                        partners[origin.split, read_text(record[form.id])] = record
+                        continue
+                    joined = record
+                    if form.join and not form.join.list:
+                        key = read_text(record[form.join.on])
+                        joined = partners.get((origin.split, key), {}) | record
+                    for reject in self.items.add(
+                        f"{prefix}{where}",
+                        joined,
+                        form,
+                        origin,
+                    ):
+                        is_empty = False
+                        yield reject
             if self.form:
                 check_columns(table, columns, self.form)
         if is_empty and not self.items.count:
@@ -380,7 +384,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
         has_media = any(media.startswith(inside) for media in folder.media)
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened[path]
-        for other, before in tables:
+        for other, (before,) in tables:
             is_same_place = (before.split, before.inside) == (split, origin.inside)
             pairs = zip(other.head_records, table.head_records, strict=False)
             if is_same_place and all(one == two for one, two in pairs):
@@ -388,9 +392,10 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
                     f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
                     "name the tables of each split in [corpora.data.annotations]"
                 )
-        tables.append((table, origin))
-    for path in opened.keys() - chosen.keys() if tables else ():
-        folder.notes.add(NOT_READ, path)
+        tables.append((table, [origin]))
+    for path in opened if tables else ():
+        if path not in chosen:
+            folder.notes.add(NOT_READ, path)
     return tables
 
 

@@ -90,7 +90,7 @@ class Table:
         ]
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
         if self.form is None:
-            self.form = find_form([dict.fromkeys(self.columns)], self.extension)
+            self.form = self._find_form()
         if self.form is None and self.columns == ["$value"]:
             self.form = LIST
         if self.form is None and TABLE.bind(self.columns).file:
@@ -112,6 +112,14 @@ class Table:
         self.names_splits = any(
             split and record.get(split) for record in self.head_records
         )
+
+    def _find_form(self) -> Form | None:
+        """Return the published form that the columns of the first records have together."""
+        for form in FORMS:
+            is_flat = not (form.records or form.line)
+            if is_flat and form.fits(self.columns, self.extension):
+                return form
+        return None
 
     def records(self) -> Records:
         return chain(self.head, self._records)
@@ -142,6 +150,9 @@ class Table:
         # invalidates only its own record.
         if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
             raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+        # The last byte may be half of a Windows end of a line.
+        if b"\r" in head[:-1] and b"\n" not in head:
+            raise ValueError("its lines end with \\r alone; save it with \\n")
         # Bytes that are not UTF-8 invalidate only their own record.
         text = io.TextIOWrapper(
             file,
@@ -202,11 +213,12 @@ class Table:
         It may begin with comments, which are blank or begin with `#`.
         """
         skipped = 0
-        first = ""
         for number, first in enumerate(text):
             skipped = number
             if first.partition("#")[0].strip():
                 break
+        else:
+            return
         lines = chain([first], text)
         for form in FORMS:
             if self.form is None and form.line and form.line.fullmatch(first.strip()):
@@ -277,7 +289,8 @@ def parse_object(line: str) -> Record | str:
         return SAVE_AS_UTF8
     try:
         record = parse_json(line)
-    except ValueError as error:  # also raised for numbers with too many digits
+    except (ValueError, RecursionError) as error:
+        # A number with too many digits is a ValueError, too.
         return f"not JSON: {getattr(error, 'msg', error)}"
     return record if isinstance(record, dict) else "not a JSON object"
 

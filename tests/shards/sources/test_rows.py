@@ -254,6 +254,44 @@ def test_a_cache_that_may_not_be_written_is_one_line(read, monkeypatch):
         read({"x.jsonl": [A]}, "a.mp4")
 
 
+def test_a_table_of_several_splits_is_read_once(read):
+    table = '{"video": "a.mp4", "caption": "a dog", "split": "test"}\nno JSON\n'
+    annotations = {"train": "x.jsonl", "test": "x.jsonl"}
+
+    imported = read({"x.jsonl": table}, "a.mp4", annotations=annotations)
+
+    assert [row.split for row in imported.rows] == ["test"]
+    assert [reject.id for reject in imported.rejects] == ["line 2"]
+
+
+def test_a_form_is_that_of_the_first_records_together(read):
+    """As of VATEX."""
+    records = [
+        {"videoID": "a", "chCap": ["一只狗"]},
+        {"videoID": "a", "chCap": [], "enCap": ["a dog"]},
+    ]
+
+    for name in ("x.json", "x.jsonl"):
+        assert read({name: records}, "a.mp4").captions == {"a.mp4": ("a dog",)}
+
+
+def test_a_text_of_comments_has_no_rows(read):
+    with one_line("no rows"):
+        read({"x.txt": "# a dog\n\n"}, "a.mp4", data="x.txt")
+
+
+def test_numbers_of_rows_are_no_answers(read):
+    names = ("Film", "Nr", "Frage", "A1", "A2", "Antwort")
+    rows = [
+        ("a.mp4", 1, "What runs?", "a dog", "a cat", "B"),
+        ("b.mp4", 2, "What sits?", "a fox", "an owl", "A"),
+    ]
+    table = [dict(zip(names, row, strict=True)) for row in rows]
+
+    with pytest.raises(InputError, match='answer = "Antwort"'):
+        read({"x.jsonl": table}, "a.mp4 b.mp4")
+
+
 SEVERAL = [
     ("span", {"when": [[0, 1.5], [2, 3]]}),
     ("span", {"when": "[[0, 1.5], [2, 3]]"}),

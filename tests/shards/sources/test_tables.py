@@ -70,6 +70,12 @@ def test_tsv_has_no_quoting_but_a_text_that_may_be_quoted_is_a_bad_record(tmp_pa
             2,
             "not JSON: Exceeds",
         ),
+        (
+            "m.jsonl",
+            NEWLINE + 100_000 * b"[" + b"\n" + LINE,
+            2,
+            "not JSON: maximum recursion depth",
+        ),
         ("m.jsonl", NEWLINE + b"[1]\n" + LINE, 2, "not a JSON object"),
         ("m.ndjson.gz", gzip.compress(NEWLINE + b"{\n" + LINE, mtime=0), 2, "not JSON"),
         ("m.csv", ROWS % b"b.mp4,\xe4", 3, "not UTF-8"),
@@ -115,7 +121,8 @@ LISTS = [
         *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
         ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
         ("m.json", 100_000 * b"[", "recursion"),
-        ("m.jsonl", NEWLINE + 100_000 * b"[" + b"\n" + LINE, "recursion"),
+        ("m.csv", b"path,caption\ra.mp4,a dog\r", "\\r alone"),
+        ("m.txt", b"a.mp4\rb.mp4\r", "\\r alone"),
         ("m.json", b'["\xff"]', "not UTF-8"),
         (
             "m.json",

@@ -199,6 +199,28 @@ def test_metadata_whose_videos_are_missing_are_counted(read):
     assert [reject.id for reject in imported.rejects] == ["c.json"]
 
 
+def test_a_table_among_texts_is_no_text_without_its_video(read):
+    files = {f"{name}.json": {"caption": "a dog runs"} for name in "ab"}
+    table = [{"video": "a.mp4", "caption": "a cat"}]
+
+    imported = read({**files, "dataset.json": table}, "a.mp4 b.mp4")
+
+    assert imported.rejects == []
+    assert "1 lists of records are no texts" in imported.notes
+
+
+@pytest.mark.parametrize(
+    "text", [[{"caption": "a dog"}], {"captions": [{"text": "a dog", "id": 3}]}]
+)
+def test_objects_in_a_text_are_its_captions_unless_they_have_times(text, read):
+    times = [{"start": 0, "end": 1, "text": "a cat"}]
+
+    imported = read({"a.json": text, "b.json": times}, "a.mp4 b.mp4")
+
+    assert imported.captions == {"a.mp4": ("a dog",)}
+    assert "a caption is an object" in imported.details[0]
+
+
 def test_texts_alone_are_no_table(read):
     with one_line("no video or image", "2 .txt files"):
         read({"a.txt": "a dog runs", "b.txt": "a cat"})
