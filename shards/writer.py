@@ -68,6 +68,19 @@ class ShardWriter:
         self.tar.write(members)
         self.count += 1
 
+    def append(self, shard: Path) -> None:
+        """Append the samples of another shard as they are."""
+        with open(shard, "rb") as file:
+            samples, damage = samples_in(file)
+            if damage:
+                raise damage
+            for key, sample in samples.items():
+                members: dict[str, Any] = {"__key__": key}
+                for extension, (member,) in sample.items():
+                    members[extension] = member.read(file)
+                self.tar.write(members)
+                self.count += 1
+
     def __enter__(self) -> "ShardWriter":
         return self
 

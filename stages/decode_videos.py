@@ -4,8 +4,8 @@ Every item ends either in a shard or in rejects.parquet.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from alpro.credentials import redact
 from alpro.errors import InputError
-from alpro.files import digest, file_state
+from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
@@ -30,6 +30,7 @@ from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics
 from alpro.stages.corpora.units import (
+    RECORD,
     SHARD,
     Unit,
     Units,
@@ -44,11 +45,11 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
-from alpro.stages.execution.workers import run_tasks
 
 VERSION = 17  # a file that was cut off is a reject
 # Time beyond the limit of an item, which decoders respect, on a busy machine.
 BUSY_SECONDS = 30
+MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
 # Of items that end the process that decodes them: the ffmpeg binary has a process of its own.
 DECODERS: tuple[Decoder, ...] = ("auto", "ffmpeg")
 
@@ -154,9 +155,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     units: dict[str, Unit] = {}
     work = partial(decode_unit, config=config, store=store)
-    retry = partial(
-        decode_again, config=config, store=store, out=out, resources=resources
-    )
+    retry = partial(decode_apart, config=config, store=store, resources=resources)
     with progress("decoding", len(plan.row_indices), "items") as advance:
         for task, unit in finish_units(plan.units(), work, out, resources, retry):
             units[unit.name] = unit
@@ -201,18 +200,15 @@ def check_texts(plan: DecodePlan) -> None:
     raise InputError(f"{source}: no captions and no questions; {hints}")
 
 
-# How to decode the items whose processes died, by their ids. `Died`: not at all.
-Outcomes = Mapping[str, Decoder | Died]
-
-
 def decode_unit(
-    task: DecodeUnit, config: Config, store: Units, outcomes: Outcomes | None = None
+    task: DecodeUnit, config: Config, store: Units, decoder: Decoder = "auto"
 ) -> Unit:
     """Find a unit, or decode it."""
+    write_item = partial(decode_item, config=config, decoder=decoder)
     return store.find_or_make(
         task.name,
         partial(unit_key, task, config),
-        partial(write_unit, task, config, outcomes or {}),
+        partial(write_unit, task, write_item),
     )
 
 
@@ -229,25 +225,20 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-def write_unit(
-    task: DecodeUnit, config: Config, outcomes: Outcomes, folder: Path
-) -> dict[str, Any]:
-    """Decode the items of a unit into its folder. Return its record.
+# Writes an item to a shard. Returns the `pixel_sums` of its frames, or raises DecodeError.
+WriteItem = Callable[[ShardWriter, Row], np.ndarray]
 
-    A decoder may crash or hang, which ends this process.
-    """
+
+def write_unit(task: DecodeUnit, write_item: WriteItem, folder: Path) -> dict[str, Any]:
+    """Write the items of a unit into its folder. Return its record."""
     rejects: list[dict[str, Any]] = []
     everything = np.zeros((3, 3))
     shard = folder / SHARD
     with ShardWriter(shard) as writer:
         for row in task.rows:
             try:
-                decoder = outcomes.get(row.id, "auto")
-                if isinstance(decoder, Died):
-                    raise death_error(decoder, config)
-                clip = decode_item(row, config, decoder, folder)
-                # Raises DecodeError, too: texts may be longer than readers take.
-                writer.write(row, clip)
+                # Only written samples count: training sees no reject.
+                everything += write_item(writer, row)
             except DecodeError as error:
                 reject = Reject(
                     id=row.id,
@@ -256,9 +247,6 @@ def write_unit(
                     detail=error.detail,
                 )
                 rejects.append(reject.model_dump())
-                continue
-            # Only written samples count: training sees no reject.
-            everything += pixel_sums(clip.frames)
 
     index = INDEX.empty_table()
     if shard.is_file():  # at least one item was decoded
@@ -276,49 +264,82 @@ def write_unit(
     }
 
 
-def decode_item(row: Row, config: Config, decoder: Decoder, folder: Path) -> Clip:
-    """Fetch and decode an item. This process ends if the decoder hangs."""
+def decode_item(
+    writer: ShardWriter, row: Row, config: Config, decoder: Decoder
+) -> np.ndarray:
+    """Fetch, decode and write an item. A decoder may crash or hang, which ends this process."""
     if not row.captions and not row.questions:
         raise DecodeError("no text")
     with (
-        fetched(row, config.max_bytes, folder) as path,
+        fetched(row, config.max_bytes, writer.path.parent) as path,
         # The limit excludes the download, which has its own.
         exit_after(config.timeout + BUSY_SECONDS),
     ):
-        return decode(row, path, config, decoder)
+        clip = decode(row, path, config, decoder)
+    # Raises DecodeError, too: texts may be longer than readers take.
+    writer.write(row, clip)
+    return pixel_sums(clip.frames)
 
 
-def try_item(row: Row, config: Config, decoder: Decoder, folder: Path) -> None:
-    """Find out whether an item ends the process that decodes it."""
-    with suppress(DecodeError):
-        decode_item(row, config, decoder, folder)
-
-
-def decode_again(
+def decode_apart(
     died: list[tuple[DecodeUnit, Died]],
     config: Config,
     store: Units,
-    out: Path,
     resources: Resources,
 ) -> Iterator[tuple[DecodeUnit, Unit]]:
-    """Decode units whose processes died, without the items that end their processes.
+    """Decode units whose processes died, each item in a unit of its own, and join them.
 
-    To find these, each item is decoded in a task of its own. An item that ends its process is decoded
-    with the ffmpeg binary. If its process ends once more, it is a reject.
+    An item that ends its process again is decoded with the ffmpeg binary. If its process ends once
+    more, it is a reject.
+
+    Raises:
+        InputError: If many items end their processes, and no other item is decoded.
     """
-    outcomes: dict[str, Decoder | Died] = {}
-    suspects = [row for task, _ in died for row in task.rows]
+    outcomes: dict[str, Unit | Died] = {}  # by the ids of the items
+    singles = [single for task, _ in died for single in task.split()]
     for decoder in DECODERS:
-        work = partial(try_item, config=config, decoder=decoder, folder=out / "parts")
-        results = each(suspects, work, resources.worker_count, resources.scheduler)
-        suspects = []
-        for row, result in results:
-            outcomes[row.id] = result if isinstance(result, Died) else decoder
-            if isinstance(result, Died):
-                suspects.append(row)
+        work = partial(decode_unit, config=config, store=store, decoder=decoder)
+        deaths: list[DecodeUnit] = []
+        results = each(singles, work, resources.worker_count, resources.scheduler)
+        for single, unit in results:
+            outcomes[single.name] = unit
+            if not isinstance(unit, Died):
+                continue
+            deaths.append(single)
+            if len(outcomes) == len(deaths) > MAX_DEATHS:
+                raise InputError(
+                    f"{len(deaths)} items in succession end the processes that decode them "
+                    f"({unit.reason}); if memory is short, lower resources.workers"
+                )
+        singles = deaths
 
-    work_again = partial(decode_unit, config=config, store=store, outcomes=outcomes)
-    yield from run_tasks([task for task, _ in died], work_again, resources)
+    write_item = partial(copy_item, outcomes=outcomes, config=config, store=store)
+    for task, _ in died:
+        unit = store.find_or_make(
+            task.name,
+            partial(unit_key, task, config),
+            partial(write_unit, task, write_item),
+        )
+        # The unit of a single item is found, and was made above.
+        yield task, unit._replace(made=True)
+
+
+def copy_item(
+    writer: ShardWriter,
+    row: Row,
+    outcomes: Mapping[str, Unit | Died],
+    config: Config,
+    store: Units,
+) -> np.ndarray:
+    """Write an item as its own unit has it."""
+    unit = outcomes[row.id]
+    if isinstance(unit, Died):
+        raise death_error(unit, config)
+    part = store.folder(unit.key)
+    for reject in pq.read_table(part / "rejects.parquet").to_pylist():
+        raise DecodeError(reject["reason"], reject["detail"])
+    writer.append(part / SHARD)
+    return np.array(read_json(part / RECORD)["everything"])
 
 
 def death_error(death: Died, config: Config) -> DecodeError:

@@ -66,6 +66,15 @@ class DecodeUnit:
     def rows(self) -> list[Row]:
         return list(read_rows(self.table))
 
+    def split(self) -> list["DecodeUnit"]:
+        """Return a unit for each row, named by its id."""
+        units = []
+        for index, row_id in enumerate(self.table["id"].to_pylist()):
+            # `take` copies: a slice would be pickled with the whole table.
+            row = self.table.take(pa.array([index]))
+            units.append(DecodeUnit(row_id, row))
+        return units
+
 
 def read_rows(table: pa.Table) -> Iterator[Row]:
     """Yield the rows of a part of a manifest."""

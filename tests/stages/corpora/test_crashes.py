@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from alpro.pool import in_this_process
+from alpro.errors import InputError
+from alpro.pool import Died, in_this_process
 from alpro.shards.reader import ShardReader, read_index
 from alpro.stages import decode_videos
 from alpro.stages.decode_videos import Config
@@ -79,12 +80,12 @@ def test_all_others_are_samples_in_the_order_of_the_manifest(run):
 
 
 def test_a_crash_costs_its_own_unit_alone(run):
-    """Each item is decoded once, and those of the units with a death twice more."""
+    """Each item is decoded once, and those of the units with a death once more."""
     items = len(IMAGES) + 1
 
     # Three images end processes, so at most three units of images have deaths; and the video, which
     # is a unit of its own. Two images end three processes.
-    most = items + 2 * 3 * SETTINGS["samples_per_shard"] + 1 + 2
+    most = items + 3 * SETTINGS["samples_per_shard"] + 1 + 2
     assert count_tries(run.manifest.parent) <= most
 
 
@@ -101,3 +102,36 @@ def test_a_unit_whose_process_died_by_chance_has_the_same_bytes(run, tmp_path):
         decode_data(Config(**SETTINGS), run.manifest, tmp_path, TWO)
 
     assert (run.out / shard).read_bytes() == (tmp_path / shard).read_bytes()
+
+
+def test_a_unit_that_always_dies_as_a_whole_is_joined_from_its_items(run, tmp_path):
+    """As if memory is too short for all of its items in one process."""
+
+    def each(tasks, work, *_):
+        for task in tasks:
+            yield task, work(task) if len(task) == 1 else Died("its process ended")
+
+    with pytest.MonkeyPatch.context() as patch, in_this_process():
+        decode_data(Config(**SETTINGS), run.manifest, tmp_path / "whole", TWO)
+        for module in (decode_videos, workers):
+            patch.setattr(module, "each", each)
+        decode_data(Config(**SETTINGS), run.manifest, tmp_path / "apart", TWO)
+
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.tar"))
+    names += ["index.parquet", "rejects.parquet", "statistics.json"]
+    for name in names:
+        whole, apart = (tmp_path / folder / name for folder in ("whole", "apart"))
+        assert whole.read_bytes() == apart.read_bytes()
+
+
+@pytest.mark.parametrize("where", PROCESSES)
+def test_a_machine_that_ends_every_process_is_a_line(where, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode_videos, "MAX_DEATHS", 2)
+    rows = [{"id": f"crashes-{n}", **TEXT} for n in range(3)]
+    manifest = write_manifest(tmp_path / "data", rows)
+
+    with (
+        processes_that_die(where),
+        pytest.raises(InputError, match=r"3 items in succession end.*memory is short"),
+    ):
+        decode_data(DyingDecoder(**SETTINGS), manifest, tmp_path / "out", TWO)
