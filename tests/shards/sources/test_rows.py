@@ -277,18 +277,18 @@ def test_a_form_is_that_of_the_first_records_together(read):
 
 def test_a_text_of_comments_has_no_rows(read):
     with one_line("no rows"):
-        read({"x.txt": "# a dog\n\n"}, "a.mp4", data="x.txt")
+        read({"x.txt": "# a dog\n# a cat\n"}, "a.mp4", data="x.txt")
 
 
 def test_numbers_of_rows_are_no_answers(read):
-    names = ("Film", "Nr", "Frage", "A1", "A2", "Antwort")
+    names = ("Film", "Nr", "Frage", "A1", "A2", "Loesung")
     rows = [
         ("a.mp4", 1, "What runs?", "a dog", "a cat", "B"),
         ("b.mp4", 2, "What sits?", "a fox", "an owl", "A"),
     ]
     table = [dict(zip(names, row, strict=True)) for row in rows]
 
-    with pytest.raises(InputError, match='answer = "Antwort"'):
+    with pytest.raises(InputError, match='answer = "Loesung"'):
         read({"x.jsonl": table}, "a.mp4 b.mp4")
 
 
