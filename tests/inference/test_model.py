@@ -200,16 +200,6 @@ def test_the_error_of_one_file_names_it(models, mixed):
             call(mixed[1])
 
 
-def test_files_are_streamed_in_order(models, videos, mixed):
-    results = list(models["bare"].stream(iter(mixed), batch_size=2))
-
-    assert [result.file for result in results] == mixed
-    reasons = [result.error.reason if result.error else "" for result in results]
-    assert reasons == ["", "unreadable", "", "", "empty"]
-    embeddings = [result.embedding for result in results if not result.error]
-    np.testing.assert_allclose(embeddings, models["bare"].encode(videos), atol=1e-6)
-
-
 def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkeypatch):
     """500 videos do not fill memory: clips that are decoded and not yet encoded are those of some
     batches."""

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from contextlib import nullcontext
-from importlib.metadata import version
 from unittest.mock import Mock
 
 import pytest
@@ -235,24 +234,6 @@ def test_output_that_nothing_reads_is_no_traceback(monkeypatch):
         monkeypatch.setattr(sys, "stdout", output)
         os.close(read)
         assert cli.execute(["config", "show", "tiny"]) == 141
-
-
-def test_every_command_has_a_help_that_fits_a_screen(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    groups = [name for name in cli.app if name[0] != "-"]
-    commands = ["", *groups]
-    for group in groups:
-        commands += [f"{group} {name}" for name in cli.app[group] if name[0] != "-"]
-
-    assert len(commands) > 24
-    for command in commands:
-        cli.app([*command.split(), "--help"], exit_on_error=False)
-        assert 0 < len(capsys.readouterr().out.splitlines()) <= 60, command
-
-
-def test_the_version_is_that_of_the_package(call):
-    printed = f"alpro-pipeline {version('alpro-pipeline')}\n"
-    assert call("--version") == (0, printed, "")
 
 
 def test_a_command_that_a_message_names_exists():

@@ -4,14 +4,12 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from alpro.files import write_json
 from alpro.pipeline.reports.document import describe_run
-from alpro.pipeline.reports.figures import draw_calibration, draw_scores
+from alpro.pipeline.reports.figures import draw_scores
 from alpro.pipeline.store.runs import Run
 from alpro.stages.evaluation.controls import CONTROLS
 from tests.pipeline.conftest import write_artifact
@@ -179,15 +177,3 @@ def test_scores_are_drawn_with_intervals_and_chance():
     assert list(chance.get_xdata()) == [25.0]
     assert len(figure.axes[0].texts) == 2  # a rank has no place on the axis
     assert draw_scores([rank]) is None
-
-
-def test_calibration_is_drawn_over_probability(tmp_path):
-    """By hand: of four predictions of 75 %, two are right; one of 5 % is wrong."""
-    probabilities = {"probability": [0.75] * 4 + [0.05], "right": [1, 0, 1, 0, 0]}
-    pq.write_table(pa.table(probabilities), tmp_path / "qa.parquet")
-
-    curve, *_ = draw_calibration([tmp_path, tmp_path / "other"]).axes[0].lines
-
-    assert list(curve.get_xdata()) == [0.05, 0.75]
-    assert list(curve.get_ydata()) == [0.0, 0.5]
-    assert draw_calibration([tmp_path / "other"]) is None

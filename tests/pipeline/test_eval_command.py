@@ -18,7 +18,7 @@ from alpro.pool import in_this_process
 from alpro.stages import decode_videos
 from alpro.stages.evaluation.labeled_data import read_labeled
 from tests.conftest import decode_data, write_lines
-from tests.pipeline.conftest import PROMPTER, QA, RETRIEVAL, write_artifact
+from tests.pipeline.conftest import QA, RETRIEVAL, write_artifact
 from tests.stages.conftest import write_manifest
 
 
@@ -248,15 +248,3 @@ def test_answers_are_scored(scored, data, trained):
     videos = read_labeled(data, "test")[0].videos[:2]
     right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos]
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
-
-
-def test_what_is_printed_ends_with_who_won(data, call, trained, clip_folders):
-    clip = clip_folders["clip"]
-    options = ("--baseline", clip, "--workspace", trained, "--device", "cpu")
-
-    status, out, _ = call("eval", PROMPTER, data, *options)
-
-    assert status == 0
-    assert "mAP" in out
-    assert "best constant" in out
-    assert f"keep {clip}" in out.splitlines()[-1]

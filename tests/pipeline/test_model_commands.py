@@ -98,13 +98,6 @@ def test_a_search_prints_what_the_searcher_finds(alpro_model, index, trained):
     assert json.loads(out) == {"text": TEXT, **expected.json()}
 
 
-def test_a_search_without_a_hit_says_what_fits_nothing(alpro_model, index):
-    filters = ("--words", "dog", "--where", "start > 1")
-
-    found = alpro_model("search", index, TEXT, *filters)[1]
-    assert found == "0 of 3 clips searched; start > 1 and the words 'dog'\n"
-
-
 def test_clips_are_listed_and_removed_by_file_folder_or_id(
     alpro_model, index, own, videos
 ):

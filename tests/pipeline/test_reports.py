@@ -6,7 +6,6 @@ import pytest
 
 from alpro.files import write_json
 from alpro.pipeline.reports import results
-from alpro.pipeline.reports.columns import print_rows
 from alpro.pipeline.reports.results import comparison_tables, tables
 from alpro.pipeline.reports.terminal import print_results
 from alpro.stages.evaluation.comparison import Comparison
@@ -80,18 +79,6 @@ def test_two_models_are_columns_with_their_difference(rows):
     ]
     other = "Other queries of qa/all: 20 and 18, 15 of them shared."
     assert other in retrieval.note.splitlines()
-
-
-def test_columns_without_a_value_are_left_out_and_numbers_are_aligned(capsys):
-    rows = [
-        {"rank": 9, "note": "", "caption": "a dog"},
-        {"rank": 10, "note": None, "caption": "a cat"},
-    ]
-
-    print_rows(rows)
-
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["rank  caption", "   9  a dog", "  10  a cat"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Studies: their files, precedence of changes, the table against values worked out by hand,
 failures, reruns."""
 
-import json
-from collections import Counter
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -188,18 +186,6 @@ def study(tmp_path, call):
     return lambda *options: call(*words, *options)
 
 
-def test_a_dry_run_lists_what_runs_share_once(study):
-    status, out, _ = study("--dry-run", "--json")
-
-    steps = Counter(row["name"] for row in json.loads(out))
-    assert status == 0
-    assert (
-        steps["build_vocabulary"],
-        steps["pretrain"],
-        steps["evaluate pretrained"],
-    ) == (2, 6, 6)
-
-
 def test_a_run_that_fails_stops_no_other(start, study, tmp_path):
     start += [None, ValueError("it broke"), None, None, StageFailed("again")]
 
@@ -234,14 +220,6 @@ def test_a_run_that_fails_stops_no_other(start, study, tmp_path):
         "mine/matching/t2v/R5",
     }
     assert written["failed"]["broken · seed 5"] == "it broke"
-
-
-def test_only_a_study_that_differs_has_another_file(start, study, tmp_path):
-    for options in ((), ("--json",), ("--set", "pretrain.weight_decay=0.5")):
-        start += [None, ValueError("it broke"), None, None, ValueError("it broke")]
-        study(*options)
-
-    assert len(list((tmp_path / "reports").glob("*/study.json"))) == 2
 
 
 def test_a_study_that_is_stopped_starts_no_other_run(start, study):

@@ -79,26 +79,6 @@ def test_selected_videos_keep_the_texts_that_are_right_for_them():
     assert chosen.relevant.tolist() == [[True, True], [False, True]]
 
 
-@pytest.mark.parametrize(
-    ("direction", "ids", "texts"),
-    [
-        ("t2v", ["b", "b"], ["x", "y"]),
-        ("v2t", ["b", "c"], ["x | y", "x"]),
-    ],
-)
-def test_the_queries_of_a_direction(direction, ids, texts):
-    """A text is a query about its first video; a video with all its texts; one without any is
-    none."""
-    gallery = Gallery(
-        [], ["a", "b", "c"], ["x", "y"], np.array([[0, 1], [0, 2], [1, 1]])
-    )
-
-    queries = gallery.queries(direction)
-
-    assert queries.ids.tolist() == ids
-    assert queries.texts.tolist() == texts
-
-
 def test_answers_are_the_most_frequent_of_training_with_ties_in_alphabetical_order(
     corpus, corpus_of, tmp_path
 ):

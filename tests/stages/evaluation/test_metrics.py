@@ -101,14 +101,6 @@ DIRECTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("scores", "own", "texts", "videos"), DIRECTIONS)
-def test_ranks_of_both_directions(scores, own, texts, videos):
-    scores = np.array(scores, float)
-    ranks = ranks_of(scores, relevant_of(own, scores.shape[-1]))
-    assert ranks["t2v"].expected.tolist() == texts
-    assert ranks["v2t"].expected.tolist() == videos
-
-
 def test_accuracies_have_their_labels_items_and_baselines():
     asked = [
         {"question": "1", "answer": "x", "type": "how_many"},
