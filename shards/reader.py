@@ -32,6 +32,9 @@ MEMORY_COLUMNS += ["frame_offsets", "frame_sizes", "frame_crc32s"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.
 MAX_GAP_BYTES = 65536
+MAX_KEPT_BYTES = (
+    2**28
+)  # a corpus of at most these bytes is kept in memory once it is read
 
 
 class Unreadable(InputError):
@@ -94,7 +97,8 @@ class ShardReader:
     """The samples 0..N-1 of a decoded corpus (a folder with index.parquet and shards), filtered.
 
     The folder, and the shards in the index, may be paths or URLs. Memory holds only where each
-    sample is: about a hundred bytes, and 24 per frame. Texts and frames stay in the shards.
+    sample is: about a hundred bytes, and 24 per frame. Texts and frames stay in the shards, unless
+    the corpus is small: training reads it again and again.
     """
 
     def __init__(
@@ -109,6 +113,9 @@ class ShardReader:
         tables = list(_selected(folder, {"split": split, "kind": kind}, exclude))
         # In one chunk, a row is found in constant time.
         self.table = pa.concat_tables(tables).combine_chunks()
+        size = pc.sum(pc.list_flatten(self.table["frame_sizes"])).as_py() or 0
+        self._keeps = size <= MAX_KEPT_BYTES
+        self._kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -128,6 +135,9 @@ class ShardReader:
     def __getitem__(self, sample_index: int) -> Sample:
         """Return sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
         replaced."""
+        if sample_index in self._kept:
+            return self._kept[sample_index]
+
         (row,) = self.table.slice(sample_index, 1).to_pylist()
         shard = join(self.folder, row["shard"])
         json_span = (row["json_offset"], row["json_size"], row["json_crc32"])
@@ -142,7 +152,10 @@ class ShardReader:
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{shard}: {row['id']}: {_reason(error)}") from error
-        return Sample(metadata, shard, frame_spans, fetched)
+        sample = Sample(metadata, shard, frame_spans, fetched)
+        if self._keeps:
+            self._kept[sample_index] = sample
+        return sample
 
 
 def _selected(

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
 from alpro.models.clip_prompter import wrap_tokenizer
+from alpro.models.word_pieces import BertTokenizer
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import (
     frames_at_random,
@@ -351,7 +353,7 @@ class TrainingDataset(Dataset[Batch]):
         frames = load_frames(sample, full_text, rng)
         item["frames"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
-        (ids,) = self.words.ids([text], self.config.max_text_tokens)
+        ids = token_ids(self.words, text, self.config.max_text_tokens)
         item["ids"] = ids
         grid = self.spec.grid
         if self.spec.mlm_probability is not None:
@@ -436,6 +438,12 @@ class TrainingDataset(Dataset[Batch]):
             # next batch raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return map(_raise_errors, items)
+
+
+@lru_cache(2**16)
+def token_ids(words: BertTokenizer, text: str, length: int) -> np.ndarray:
+    """Return the token ids of one text. They must not be modified: they are cached."""
+    return words.ids([text], length)[0]
 
 
 def _raise_errors(item: Batch | InputError) -> Batch:
