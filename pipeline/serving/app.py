@@ -73,6 +73,12 @@ class SearchQuery(ClipQuery):
         max_length=MAX_TEXT,
         description="words that must be in the caption, the file name or the id",
     )
+    rerank: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_RESULTS,
+        description="number of the best clips to rank by matching",
+    )
 
 
 class Question(ClipQuery):
@@ -92,7 +98,7 @@ def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
 
     Args:
         models: What is served.
-        rerank: Clips that a search matches.
+        rerank: Clips that a search matches, unless the request says how many.
     """
     app = FastAPI(
         title="ALPRO",
@@ -154,8 +160,8 @@ def _add_searches(
         page = query.model_dump(include={"k", "offset", "where", "words"})
 
         if query.text:
-            hits = queue.compute(searcher.search, query.text, rerank=rerank, **page)
-            return hits.json()
+            page["rerank"] = rerank if query.rerank is None else query.rerank
+            return queue.compute(searcher.search, query.text, **page).json()
         if query.clip:
             models.item(query.clip)  # 404 if there is none
             embedding = searcher.index.embedding(query.clip)

@@ -52,6 +52,7 @@ def test_the_server_matches_as_many_clips_as_its_option_says(models):
     expected = models.search.search(TEXT, 10, rerank=2)
     assert get(client, "search", text=TEXT) == as_json(expected)
     assert expected.json()["matched"] == 2
+    assert get(client, "search", text=TEXT, rerank=0)["matched"] == 0
 
 
 def test_an_upload_has_similar_clips(client, models, videos):
