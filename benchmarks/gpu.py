@@ -414,7 +414,7 @@ def timed(
         "samples_per_second": speed,
         "milliseconds": 1000 * config["batch_size"] / speed,
         "data_wait": median("data_wait"),
-        "memory_gib": max(line["train/memory_gib"] for line in lines),
+        "memory_gib": max(line.get("train/memory_gib", 0.0) for line in lines),
         "kernels": kernels,
         "loss": lines[-1]["train/loss"],
     }
