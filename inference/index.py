@@ -63,7 +63,7 @@ def call_engine(place: str, call: Callable[[], T], columns: Collection[str] = ()
         columns: Columns of its manifest, for a condition that names an unknown one.
 
     Raises:
-        InputError: If the engine raises an error that is none of the disk.
+        InputError: If the engine raises an error that does not come from the disk.
         OSError: If others always were faster, or the disk has an error.
     """
     message = ""

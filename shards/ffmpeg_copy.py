@@ -83,8 +83,9 @@ def _run(command: list[str], request: ClipRequest) -> None:
         start_new_session=True,  # its children are killed with it
     )
     try:
-        # Of that process alone: other threads may start one at the same time.
-        with suppress(ImportError, ProcessLookupError):  # another system; it has ended
+        # The limit is set on the child alone, because other threads may start one at the same
+        # time. Other systems have no `resource`, and the child may have ended already.
+        with suppress(ImportError, ProcessLookupError):
             from resource import RLIMIT_DATA, prlimit
 
             max_bytes = request.limits.memory + FFMPEG_BYTES

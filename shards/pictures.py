@@ -60,18 +60,17 @@ def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Stack strips in columns."""
     width = max(row.width for row in rows) + 12
     rows_per_column = -(-len(rows) // columns)  # rounded up
-    # Too high: the empty rest is cut off below.
-    height = sum(row.height for row in rows)
+    starts = range(0, len(rows), rows_per_column)
+    stacks = [rows[start : start + rows_per_column] for start in starts]
+    height = max(sum(row.height for row in stack) for stack in stacks)
+
     image = Image.new("RGB", (width * columns, height), PAPER)
-    y = bottom = 0
-    for i, row in enumerate(rows):
-        column, row_in_column = divmod(i, rows_per_column)
-        if row_in_column == 0:
-            y = 0
-        image.paste(row, (column * width, y))
-        y += row.height
-        bottom = max(bottom, y)
-    return image.crop((0, 0, width * columns, bottom))
+    for column, stack in enumerate(stacks):
+        top = 0
+        for row in stack:
+            image.paste(row, (column * width, top))
+            top += row.height
+    return image
 
 
 def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:

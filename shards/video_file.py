@@ -95,13 +95,13 @@ def check_complete(
     if container.format.flags & (NO_TIMESTAMPS | DISCONTINUOUS):
         return
     # Matroska counts it from time 0, others from the first frame, which is later in few files.
-    # Of an AVI without its index, only the number of frames is not estimated, in its time base.
+    # Where an AVI lacks its index, only its number of frames is not estimated.
     container_seconds = (container.duration or 0) / import_av().time_base
     stated = max(container_seconds, float(stream.frames * stream.time_base))
     if stated <= end + MAX_MISSING_SECONDS:
         return
 
-    # Of a complete file, the longest stream has this duration, which may be the sound.
+    # The container states the duration of its longest stream, which may be the sound.
     container.seek(container.start_time or 0)
     for packet in container.demux():
         request.seconds_left()

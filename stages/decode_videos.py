@@ -50,7 +50,7 @@ VERSION = 17  # a file that was cut off is a reject
 # Time beyond the limit of an item, which decoders respect, on a busy machine.
 BUSY_SECONDS = 30
 MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause
-# Of items that end the process that decodes them: the ffmpeg binary has a process of its own.
+# What decodes an item that ended its process: the ffmpeg binary has a process of its own.
 DECODERS: tuple[Decoder, ...] = ("auto", "ffmpeg")
 
 

@@ -100,7 +100,7 @@ def verdict(
             sentence += f" {count_clips(row)} cannot show any difference."
         return sentence
 
-    # Of all scores that count, more is better.
+    # More is better in all scores that count.
     if difference.difference > 0:
         return f"{second} is better than {first} {scope}: keep {second}."
     return f"{second} is worse than {first} {scope}: keep {first}."

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,11 @@ from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import Outcome
+from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, path_kind
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "imageio-ffmpeg", "spacy", "numpy", "pillow", "pyarrow"]
-
-
-# Keys whose value may be a model of the hub.
-HUB_KEYS = ("clip", "vit", "bert", "prompter", "tokenizer", "baseline")
 
 
 class Store:
@@ -223,15 +219,19 @@ def hub_commits(description: Record) -> dict[str, str]:
     """Return the commits of the hub's models that a stage names without a revision, as the hub's
     cache has them, by STAGE.KEY."""
     commits: dict[str, str] = {}
-    for key in HUB_KEYS:
-        model = description.config.get(key)
-        if f"{description.stage}.{key}" in description.files:
+    fields = import_module(f"alpro.stages.{description.stage}").Config.model_fields
+    for key, field in fields.items():
+        setting = f"{description.stage}.{key}"
+        model = description.config.get(key) or ""
+        is_model = path_kind(field, model) == FILE_OR_NAME["path"]
+        if not is_model or setting in description.files:
             continue
+
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             repository = f"models--{name}".replace("/", "--")
             # The commit that a name without a revision stands for.
             head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
             if head.is_file():
-                commits[f"{description.stage}.{key}"] = head.read_text()
+                commits[setting] = head.read_text()
     return commits

@@ -64,7 +64,7 @@ class Tracker:
         self.client = client
         self.experiment = experiment
         self.uri = uri
-        self.has_failed = False  # told once
+        self.has_failed = False  # so that a run warns only once
         self.paused_until = 0.0
         self.lock = threading.Lock()  # stages log side by side
 

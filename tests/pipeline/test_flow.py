@@ -312,8 +312,8 @@ NOT_IN_EVERY_RUN = {
     "<split>/decoded/<corpus>/<column>",
     "<split>/<model>/entity_crops/acc_kept",
     "<split>/<model>/entity_crops/acc_confident",
-    "train/memory_gib",  # of a GPU
-    # Of a fine-tuned CLIP; tests/stages/test_clip.py has a run with them.
+    "train/memory_gib",  # only a GPU has it
+    # Only a fine-tuned CLIP has these; tests/stages/test_clip.py has a run with them.
     "<metric>/interpolated/<share>",
     "interpolation_share",
 }

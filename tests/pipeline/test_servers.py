@@ -174,7 +174,7 @@ def nothing():
     """Stands for the flow of a deployment."""
 
 
-# Of each run that an earlier life of the worker `mine` left: its worker and its state, and the state
+# The runs that an earlier life of the worker `mine` left: the worker and the state, and the state
 # that it has afterwards.
 LEFT = {
     # The worker died before it wrote its name.

@@ -26,7 +26,8 @@ from tests.pipeline.stops import ROLES, SIGNALS, end_at_random, start
 from tests.plans import configure
 
 STEPS = 60
-# Of the run that was killed. 0: what was killed was not needed, or the stage continued by itself.
+# Exit statuses of the run that was killed. 0: what was killed was not needed, or the stage continued
+# by itself.
 ENDS = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 
 

@@ -50,7 +50,7 @@ def words_of(**counts):
 @pytest.mark.parametrize(
     ("counts", "config", "chosen"),
     [
-        # Of equal counts by the alphabet.
+        # Words of equal counts are in alphabetical order.
         ({"tree": 5, "ball": 7, "star": 5, "box": 5}, {"entities": 3}, "ball box star"),
         ({"hügel": 3, "улица": 2, "3d": 9}, {}, "hügel улица"),
         # Combining marks, a joiner, and words of one character; not one letter, nor a mark alone.

@@ -30,7 +30,7 @@ from tests.stages.training.test_compiled import towers
 META = torch.device("meta")
 CPU = torch.device("cpu")
 COPIES = {"_to_copy", "copy_"}
-# Of the lists of autocast on CUDA, what the models call.
+# What the models call, in the lists of autocast on CUDA.
 IN_HALF = {
     F.linear,
     F.conv2d,
