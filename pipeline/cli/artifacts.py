@@ -208,7 +208,7 @@ def compare_artifacts(
     bootstrap interval, and the p value of a paired permutation test, by test video.
     """
     from alpro.pipeline.reports.comparison import compare_runs
-    from alpro.pipeline.reports.terminal import print_table
+    from alpro.pipeline.reports.terminal import print_tables
 
     snapshot = read_store(workspace)
     names = [name for name in (first, second) if name]
@@ -216,11 +216,7 @@ def compare_artifacts(
     if len({record.fingerprint for _, record in chosen}) < 2:
         raise InputError("name two different evaluations, or none for the last two")
 
-    compared, sentence = compare_runs(snapshot, chosen[0], chosen[1])
-    for table in compared:
-        print_table(table)
-    if sentence:
-        print(sentence)
+    print_tables(*compare_runs(snapshot, *chosen))
 
 
 def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:

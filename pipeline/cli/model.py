@@ -234,7 +234,7 @@ def evaluate(
         out: Write results.json and scores.parquet there.
     """
     from alpro.pipeline.reports.results import comparison_tables, tables
-    from alpro.pipeline.reports.terminal import print_table
+    from alpro.pipeline.reports.terminal import print_tables
     from alpro.pipeline.reports.verdict import compare_models
     from alpro.stages.evaluation.comparison import Comparison, compare
     from alpro.stages.evaluation.labeled_data import read_labeled
@@ -278,10 +278,7 @@ def evaluate(
         shown = comparison_tables(columns, compared)
     else:
         shown = tables(rows[model])
-    for table in shown:
-        print_table(table)
-    if sentence:
-        print(sentence)
+    print_tables(shown, sentence)
 
 
 def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from alpro.environment import outside_current_folder
 from alpro.locks import check_locks
 from alpro.log import log
-from alpro.names import write_refs
+from alpro.names import Artifact, write_refs
 from alpro.pipeline.cli.options import RunOptions, Source, print_json
 
 if TYPE_CHECKING:
@@ -59,19 +59,16 @@ def run(
         return
 
     # Another MLflow server gets a run of its own, also if everything exists.
-    existing = [] if options.tracking_uri else plan.finished_steps
-    if existing:
+    artifacts = [] if options.tracking_uri else plan.finished
+    if artifacts:
         log.info("every artifact exists: no run was started")
         # STAGE stands for what the last command built or found.
-        fingerprints = {step.name: step.fingerprint for step in existing}
+        fingerprints = {record.name: record.fingerprint for _, record in artifacts}
         write_refs(root, command.config, variations(command), fingerprints)
-        folders = {step.name: str(plan.store.folder(step)) for step in existing}
     else:
         fetch_models(plan)
-        folders = run_flow(plan, options.tracking_uri, wait)
-
-    paths = {name: Path(folder) for name, folder in folders.items()}
-    print_results(paths, root, plan.report, options.json)
+        artifacts = run_flow(plan, options.tracking_uri, wait)
+    print_results(artifacts, root, plan.report, options.json)
 
 
 def study(
@@ -98,7 +95,7 @@ def study(
     root, wait = prepare_run(options)
 
     from alpro.pipeline.flows.study import load_study, plan_members, run_study
-    from alpro.pipeline.reports.terminal import print_table
+    from alpro.pipeline.reports.terminal import print_tables
     from alpro.stages.execution.interface import StageFailed
 
     loaded = load_study(file)
@@ -113,15 +110,11 @@ def study(
         return
 
     wait()
-    table, scores, failed = run_study(loaded, members, root, options.tracking_uri)
+    tables, scores, failed = run_study(loaded, members, root, options.tracking_uri)
     if options.json:
         print(scores.read_text("utf-8"))
     else:
-        if table:
-            print_table(table)
-        print(
-            f"all scores: {scores}" if table else "no scores: no run evaluated a model"
-        )
+        print_tables(tables, f"all scores: {scores}")
     if failed:
         raise StageFailed(
             f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}"
@@ -130,8 +123,8 @@ def study(
 
 def run_flow(
     plan: "Plan", tracking_uri: str, wait: Callable[[], None]
-) -> dict[str, str]:
-    """Run a plan as a Prefect flow once `wait` returns. Returns the folder of each artifact."""
+) -> list[Artifact]:
+    """Run a plan as a Prefect flow once `wait` returns. Returns its artifacts."""
     with outside_current_folder():
         # Imports Prefect and MLflow: the server starts.
         from alpro.pipeline.flows import flow

@@ -26,6 +26,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from alpro.environment import prepare
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
+from alpro.names import Artifact
 from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
@@ -53,8 +54,8 @@ def start(
     tracker: Tracker,
     title: str = "",
     tags: dict[str, str] | None = None,
-) -> dict[str, str]:
-    """Run a plan as a flow of this process. Returns the folder of each artifact.
+) -> list[Artifact]:
+    """Run a plan as a flow of this process. Returns its artifacts.
 
     Args:
         title: title of the run in MLflow; by default `get_title`.
@@ -63,7 +64,7 @@ def start(
     title = title or get_title(plan)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     # Prefect's own result lacks the error if the server's answer to its first request is lost.
-    result: Future[dict[str, str]] = Future()
+    result: Future[list[Artifact]] = Future()
 
     def body() -> Any:
         result.set_running_or_notify_cancel()
@@ -128,7 +129,7 @@ def alpro(
         fetch_models(plan, deployments)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
         tracker = Tracker.open(uri, workspace, plan.settings.name)
-        return run(
+        artifacts = run(
             plan,
             tracker,
             title=get_title(plan),
@@ -136,6 +137,7 @@ def alpro(
             # A pipeline may run this flow as one of its stages.
             parent=os.environ.get(PARENT_RUN, ""),
         )
+        return {record.name: str(folder) for folder, record in artifacts}
     except EXPECTED as error:
         state = get_failed_state(error)
         # `--watch` ends soon after the state, and shows what was logged before.
@@ -203,9 +205,8 @@ def run(
     deployments: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
     parent: str = "",
-) -> dict[str, str]:
-    """Run a plan in a flow, with its run in MLflow and its report. Returns the folder of each
-    artifact.
+) -> list[Artifact]:
+    """Run a plan in a flow, with its run in MLflow and its report. Returns its artifacts.
 
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
@@ -238,7 +239,7 @@ def run(
         with tracker.run(title, params, all_tags) as current.mlflow_run:
             run_with_report(current)
 
-    return {name: str(folder) for name, (folder, _) in current.artifacts.items()}
+    return current.artifacts
 
 
 def run_with_report(current: PipelineRun) -> None:

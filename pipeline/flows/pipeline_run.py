@@ -7,17 +7,15 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import SimpleQueue
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from alpro.artifact import Record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write
 from alpro.log import log
-from alpro.names import write_refs
+from alpro.names import Artifact, write_refs
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.execution.processes import Processes, find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
@@ -56,21 +54,17 @@ class PipelineRun:
     remote_deployments: Mapping[str, str]
     tracker: Tracker
     mlflow_run: str
-    artifacts_by_name: dict[str, tuple[Path, Record]] = field(default_factory=dict)
+    artifacts_by_name: dict[str, Artifact] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
     processes: list[Processes] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def artifacts(self) -> dict[str, tuple[Path, Record]]:
-        """The artifacts with their records by the names of the steps, in the order of the plan."""
+    def artifacts(self) -> list[Artifact]:
+        """The artifacts in the order of the plan."""
         built = self.artifacts_by_name
-        return {
-            step.name: built[step.name]
-            for step in self.plan.steps
-            if step.name in built
-        }
+        return [built[step.name] for step in self.plan.steps if step.name in built]
 
     def __post_init__(self) -> None:
         resources = self.plan.settings.resources
@@ -132,7 +126,7 @@ class PipelineRun:
         error: what ended the run, if it did not finish.
         """
         log_entry = self.end(error)
-        artifacts = list(self.artifacts.values())
+        artifacts = self.artifacts
         report = self.plan.report
         changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
@@ -167,9 +161,7 @@ class PipelineRun:
         if error is not None:
             state = FAILED if status_after(error) == "FAILED" else STOPPED
         began = datetime.fromisoformat(self.log_entry.at)
-        fingerprints = {
-            name: record.fingerprint for name, (_, record) in self.artifacts.items()
-        }
+        fingerprints = {record.name: record.fingerprint for _, record in self.artifacts}
         rest = "unfinished" if error else "unused"
         states = {
             step.name: self.states.get(step.name, rest) for step in self.plan.steps
@@ -202,12 +194,15 @@ class PipelineRun:
             record.fingerprint: record
             for _, record in self.plan.store.snapshot().artifacts
         }
-        common = [name for name in self.artifacts if steps.get(name) in records]
-        if not common:
+        before = []
+        after = []
+        for _, record in self.artifacts:
+            earlier_record = records.get(steps.get(record.name, ""))
+            if earlier_record:
+                before.append(earlier_record)
+                after.append(record)
+        if not before:
             return list(self.log_entry.changes)
-
-        before = [records[steps[name]] for name in common]
-        after = [self.artifacts[name][1] for name in common]
         return [describe(one) for one in differences(origin(*before), origin(*after))]
 
 

@@ -30,7 +30,6 @@ from alpro.pipeline.reports.results import (
     Table,
     metric_text,
     number_text,
-    read_artifacts,
     row_label,
     rows,
 )
@@ -122,12 +121,12 @@ def plan_members(
 
 def run_study(
     study: Study, members: list[Member], root: Path, tracking_uri: str = ""
-) -> tuple[Table | None, Path, list[str]]:
+) -> tuple[list[Table], Path, list[str]]:
     """Run all members of a study; one that fails does not stop the others.
 
     Returns:
-        The table of the selected scores, None without scores; the file with all scores; and the
-        titles of the runs that failed.
+        The table of the selected scores, if there are any; the file with all scores; and the titles
+        of the runs that failed.
 
     Raises:
         InputError: If files are missing. Raised before the first run.
@@ -151,7 +150,7 @@ def run_study(
         tags = {"study": study.name, "variant": member.variant}
         tags["seed"] = str(member.seed)
         try:
-            folders = flow.start(member.plan, tracker, title=member.title, tags=tags)
+            artifacts = flow.start(member.plan, tracker, title=member.title, tags=tags)
         except Exception as error:
             # The study was stopped, and not only this run.
             if status_after(error) == "KILLED":
@@ -159,8 +158,7 @@ def run_study(
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
-        for row in rows(read_artifacts(map(Path, folders.values()))):
-            scores.append(row | labels)
+        scores += [row | labels for row in rows(artifacts)]
 
     summaries = summarize(scores, list(study.variants))
     # The same file for a study that continues, another one if anything of it has changed.
@@ -177,8 +175,9 @@ def run_study(
     for row in summaries:
         if any(fnmatchcase(row["score"], pattern) for pattern in study.scores):
             selected.append(row)
-    table = make_table(study.name, selected or summaries) if summaries else None
-    return table, file, list(failed)
+    shown = selected or summaries
+    tables = [make_table(study.name, shown)] if shown else []
+    return tables, file, list(failed)
 
 
 def summarize(scores: Rows, variants: list[str]) -> Rows:

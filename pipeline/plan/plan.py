@@ -11,6 +11,7 @@ from alpro.errors import InputError
 from alpro.files import digest
 from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
+from alpro.names import Artifact
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import suggest
 from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -62,16 +63,23 @@ class Plan:
         return [step for step in self.required if not self.snapshot.find(step)]
 
     @property
-    def finished_steps(self) -> list[Step]:
-        """The steps of a run that has nothing to do: every artifact is in the workspace, which has
-        an MLflow store, and the last run of these steps, if there was one, finished and has its
+    def finished(self) -> list[Artifact]:
+        """The artifacts of a run that has nothing to do: all are in the workspace, which has an
+        MLflow store, and the last run of these steps, if there was one, finished and has its
         report. Empty if anything is left to do."""
         last = Runs(self.workspace).last(self.report.name)
         if last and not (last.state == FINISHED and self.report.is_file()):
             return []
-        if self.steps_to_run or not (self.workspace / "mlflow.db").is_file():
+        if not (self.workspace / "mlflow.db").is_file():
             return []
-        return self.required
+
+        artifacts = []
+        for step in self.required:
+            record = self.snapshot.find(step)
+            if record is None:
+                return []
+            artifacts.append((self.store.folder(step), record))
+        return artifacts
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:

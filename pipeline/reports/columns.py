@@ -35,7 +35,7 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     for column, head in enumerate(heads):
         is_number = all(NUMBER.fullmatch(line[column]) for line in lines)
         justify: Literal["left", "right"] = "right" if is_number else "left"
-        grid.add_column(head, justify=justify, overflow="fold", no_wrap=not is_terminal)
+        grid.add_column(head, justify=justify, overflow="fold")
     for line in lines:
         grid.add_row(*line)
 

@@ -1,8 +1,7 @@
 """Evaluations side by side: what differs, scores with paired differences, and a verdict."""
 
-from pathlib import Path
-
-from alpro.artifact import Record, read_results
+from alpro.artifact import read_results
+from alpro.names import Artifact
 from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
 from alpro.pipeline.reports.results import Table, comparison_tables
 from alpro.pipeline.reports.verdict import compare_models
@@ -11,36 +10,41 @@ from alpro.stages.evaluation.comparison import compare
 
 
 def compare_runs(
-    snapshot: Snapshot, first: tuple[Path, Record], second: tuple[Path, Record]
+    snapshot: Snapshot, first: Artifact, second: Artifact
 ) -> tuple[list[Table], str]:
     """Compare two evaluations.
 
     Returns:
-        Tables of what differs and of the scores, and a sentence on which model is better. Of a
-        stage that only one of them was built from, only the name is listed.
+        Tables of what differs and of the scores, and a sentence on which model is better.
 
     Raises:
         InputError: As `compare` does.
     """
-    folders = [folder for folder, _ in (first, second)]
+    folders = [first[0], second[0]]
     names = [folder.name[:8] for folder in folders]
-    comparison = compare(folders[0], folders[1])
+    comparison = compare(first[0], second[0])
 
-    lineages = []
-    for _, record in (first, second):
-        lineages.append([ancestor for _, ancestor in snapshot.lineage(record)])
-    stages = [{record.stage for record in lineage} for lineage in lineages]
-    shared = set.intersection(*stages)
-
-    origins: list[Origin] = []
-    for lineage, present in zip(lineages, stages, strict=True):
-        further = ", ".join(sorted(present - shared)) or MISSING
-        comparable = [record for record in lineage if record.stage in shared]
-        values = origin(*comparable)
-        origins.append({("configuration", "further stages"): further, **values})
+    origins = find_origins(snapshot, first, second)
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
     different = Table("What differs", ["", "", *names], lines)
 
     results = list(zip(names, map(read_results, folders), strict=True))
     scores = comparison_tables(results, comparison)
     return [different, *scores], compare_models(names[0], names[1], comparison)
+
+
+def find_origins(snapshot: Snapshot, *artifacts: Artifact) -> list[Origin]:
+    """Return what each artifact depends on. Of a stage that only one was built from, only the name
+    is listed."""
+    lineages = []
+    for _, artifact in artifacts:
+        lineages.append([record for _, record in snapshot.lineage(artifact)])
+    stages = [{record.stage for record in lineage} for lineage in lineages]
+    shared = set.intersection(*stages)
+
+    origins: list[Origin] = []
+    for lineage, present in zip(lineages, stages, strict=True):
+        further = ", ".join(sorted(present - shared)) or MISSING
+        values = origin(*(record for record in lineage if record.stage in shared))
+        origins.append({("configuration", "further stages"): further, **values})
+    return origins

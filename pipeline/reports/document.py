@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from alpro.artifact import Record
 from alpro.files import read_json
+from alpro.names import Artifact
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
     CONTROL,
@@ -33,7 +34,7 @@ from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 
-Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
+Artifacts = Sequence[Artifact]
 # Captions of the pictures of stages, by file name.
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
@@ -141,13 +142,7 @@ def describe_run(
         changes: What differs from the run before.
     """
     results = rows(artifacts)
-    scores = main_rows(results)
-    figures = {
-        "scores.png": draw_scores(scores),
-        "calibration.png": draw_calibration(folder for folder, _ in artifacts),
-    }
-    figures_by_name = {name: figure for name, figure in figures.items() if figure}
-
+    figures = draw_scores(main_rows(results)) | draw_calibration(artifacts)
     main = main_table(results)
     parts = {"Results": main.markdown() if main else ""}
     parts["Warnings"] = show_list(
@@ -155,9 +150,9 @@ def describe_run(
         for _, record in artifacts
         for text in record.warnings
     )
-    parts |= {
-        Path(name).stem.capitalize(): show_picture(name) for name in figures_by_name
-    }
+    for name in figures:
+        heading = name.removesuffix(".png").capitalize()
+        parts[heading] = show_picture(name)
     parts |= {table.title: table.markdown() for table in tables(results)}
     parts["What the controls show"] = show_list(
         f"**{control.label}**: {control.meaning}"
@@ -171,20 +166,14 @@ def describe_run(
         )
     parts["Rejected"] = show_rejects(artifacts)
     parts["Stages"] = show_stages(run, steps, artifacts)
-    start = run.at[:19].replace("T", " ")
-    words = " ".join(["alpro", *run.command.words])
+    words = escape(" ".join(["alpro", *run.command.words]))
     parts["Run"] = (
-        f"Started {start} UTC, took {format_duration(run.seconds)}. {format_code(words)}, commit "
-        f"{run.commit}."
+        f"Started {run.at}, took {format_duration(run.seconds)}: {words}, commit {run.commit}."
     )
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
-    return Document(
-        run.title,
-        summarize(run, artifacts, results, changes),
-        sections,
-        figures_by_name,
-    )
+    head = summarize(run, artifacts, results, changes)
+    return Document(run.title, head, sections, figures)
 
 
 def summarize(
@@ -197,18 +186,13 @@ def summarize(
     state = f"**{run.state.capitalize()}**"
     reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    codes = [format_code(change) for change in changes]
+    changed = escape(", ".join(changes))
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        f"Changed: {', '.join(codes)}." if codes else "No value was changed.",
+        f"Changed: {changed}." if changed else "No value was changed.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
-
-
-def format_code(text: str) -> str:
-    """Return a text as code in Markdown. A backtick would end it, and what follows be Markdown."""
-    return escape(text) if "`" in text else f"`{text}`"
 
 
 def show_list(items: Iterable[str]) -> str:

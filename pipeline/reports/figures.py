@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from alpro.names import Artifact
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 
@@ -16,15 +17,15 @@ PROBABILITIES = ("qa.parquet", "entity_crops.parquet")
 WIDTH = 6  # inches: legible on a phone
 
 
-def draw_scores(rows: Rows) -> Figure | None:
+def draw_scores(rows: Rows) -> dict[str, Figure]:
     """Draw scores with their intervals and chance levels.
 
     Returns:
-        The figure; None without a score in percent: ranks have no place on its axis.
+        The figure `scores.png`; empty without a score in percent: ranks have no place on its axis.
     """
     scores = [row for row in rows if row["unit"] == "%"]
     if not scores:
-        return None
+        return {}
 
     height = 0.5 * len(scores) + 0.8
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -40,21 +41,18 @@ def draw_scores(rows: Rows) -> Figure | None:
     label = "%: ● score, ━ 95 % interval, | chance"
     bottom = len(scores) - 0.5
     axes.set(xlim=(-1, 101), ylim=(bottom, -0.9), yticks=[], xlabel=label)
-    return figure
+    return {"scores.png": figure}
 
 
-def draw_calibration(folders: Iterable[Path]) -> Figure | None:
+def draw_calibration(artifacts: Iterable[Artifact]) -> dict[str, Figure]:
     """Draw the accuracy of predictions over their probability.
 
-    Args:
-        folders: Artifacts of a run.
-
     Returns:
-        The figure; None if no evaluation wrote probabilities.
+        The figure `calibration.png`; empty if no evaluation wrote probabilities.
     """
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots()
-    for folder in folders:
+    for folder, _ in artifacts:
         for file in filter(Path.is_file, map(folder.joinpath, PROBABILITIES)):
             table = pq.read_table(file, columns=["probability", "right"])
             bins = calibration(*map(np.asarray, table.columns))
@@ -62,8 +60,8 @@ def draw_calibration(folders: Iterable[Path]) -> Figure | None:
             axes.plot(probabilities, accuracies, "o-", label=file.stem)
 
     if not axes.lines:
-        return None
+        return {}
     axes.axline((0, 0), slope=1, ls="--", c="gray", label="calibrated")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability", ylabel="accuracy")
     axes.legend()
-    return figure
+    return {"calibration.png": figure}

@@ -9,10 +9,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record, read_record, read_results
+from alpro.artifact import Record, read_results
+from alpro.names import Artifact
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED, full_name
@@ -68,13 +68,7 @@ def escape(text: str) -> str:
     return html.escape(escaped, quote=False)
 
 
-def read_artifacts(folders: Iterable[Path]) -> list[tuple[Path, Record]]:
-    """Return the artifacts in folders with their records."""
-    records = [(folder, read_record(folder)) for folder in folders]
-    return [(folder, record) for folder, record in records if record]
-
-
-def rows(artifacts: Iterable[tuple[Path, Record]]) -> Rows:
+def rows(artifacts: Iterable[Artifact]) -> Rows:
     """Return the rows of results.json of every evaluation among artifacts, each score once."""
     by_name: dict[str, dict[str, Any]] = {}
     for folder, record in artifacts:
@@ -113,7 +107,8 @@ def score_table(title: str, scores: Rows) -> Table:
     lines = []
     for row in scores:
         label = [row_label(row), metric_text(row)]
-        numbers = [score_text(row), chance_text(row), str(row["items"])]
+        chance = number_text(row["chance"], row["unit"])
+        numbers = [score_text(row), chance, str(row["items"])]
         lines.append([*label, *numbers, row["protocol"]])
 
     baseline = scores[0]["baseline"] or "chance"
@@ -156,7 +151,8 @@ def comparison_tables(
             protocols = dict.fromkeys(one["protocol"] for one in found if one)
             # The heads of the columns name the models.
             label = [row["what"], metric_text(row)]
-            numbers = [*values, *tested, chance_text(row), str(row["items"])]
+            chance = number_text(row["chance"], row["unit"])
+            numbers = [*values, *tested, chance, str(row["items"])]
             lines.append([*label, *numbers, " / ".join(protocols)])
 
         baseline = scores[0]["baseline"] or "chance"
@@ -214,11 +210,6 @@ def number_text(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
     return f"{value:.1f} %" if unit == "%" else f"{value:.1f}"
-
-
-def chance_text(row: Mapping[str, Any]) -> str:
-    """Return the chance level of a row."""
-    return number_text(row["chance"], row["unit"])
 
 
 def score_text(row: Mapping[str, Any]) -> str:

@@ -1,22 +1,21 @@
 """Print results on standard output."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alpro.artifact import Record
+from alpro.names import Artifact
 from alpro.pipeline.reports.columns import print_columns
-from alpro.pipeline.reports.results import Rows, Table, main_table, read_artifacts, rows
+from alpro.pipeline.reports.results import Table, main_table, rows
 from alpro.pipeline.reports.verdict import compare_with_start
 
 
 def print_results(
-    folders: dict[str, Path], workspace: Path, report: Path, as_json: bool = False
+    artifacts: Sequence[Artifact], workspace: Path, report: Path, as_json: bool = False
 ) -> None:
     """Print the main results of a run, or the numbers of its last stage if nothing was evaluated;
     the warnings of the stages; and where the rest is.
     """
-    artifacts = read_artifacts(folders.values())
     results = rows(artifacts)
     if as_json:
         # Print nothing else: a program reads the output.
@@ -33,7 +32,15 @@ def print_results(
         print(json.dumps(values, indent=1, ensure_ascii=False))
         return
 
-    print_scores(results, artifacts)
+    table = main_table(results)
+    if table:
+        print_tables([table], compare_with_start(artifacts))
+    elif artifacts:
+        folder, record = artifacts[-1]
+        print(f"{record.name}: {folder}")
+        for key, value in {**record.counts, **record.metrics}.items():
+            print(f"  {key}: {value:g}")
+
     for _, record in artifacts:
         for text in record.warnings:
             print(f"warning: {record.name}: {text}")
@@ -42,23 +49,11 @@ def print_results(
     print(f"curves, pictures and comparison: alpro ui --workspace {workspace}")
 
 
-def print_scores(results: Rows, artifacts: Sequence[tuple[Path, Record]]) -> None:
-    """Print the main scores of a run, or what its last stage counted if it has none."""
-    table = main_table(results)
-    if table:
-        print_table(table)
-        sentence = compare_with_start(artifacts)
-        if sentence:
-            print(sentence)
-    elif artifacts:
-        folder, record = artifacts[-1]
-        print(f"{record.name}: {folder}")
-        for key, value in {**record.counts, **record.metrics}.items():
-            print(f"  {key}: {value:g}")
-
-
-def print_table(table: Table) -> None:
-    """Print a table."""
-    print(table.title)
-    print_columns(table.heads, table.lines)
-    print(f"{table.note}\n")
+def print_tables(tables: Iterable[Table], sentence: str = "") -> None:
+    """Print tables, and a sentence below them."""
+    for table in tables:
+        print(table.title)
+        print_columns(table.heads, table.lines)
+        print(f"{table.note}\n")
+    if sentence:
+        print(sentence)

@@ -1,11 +1,11 @@
 """The score of a run that counts, and which of two models is better, each in a sentence."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record, read_results
+from alpro.artifact import read_results
 from alpro.errors import InputError
+from alpro.names import Artifact
 from alpro.pipeline.reports.results import (
     Rows,
     difference_text,
@@ -54,11 +54,13 @@ def compare_models(first: str, second: str, comparison: Comparison) -> str:
     """Return the sentence on two models by the names that the user gave; empty if nothing was
     compared."""
     scores = {row["name"]: (row, difference) for row, difference in comparison.scores}
-    present = [name for name in DECISIVE if name in scores]
-    return verdict(first, second, *scores[present[0]]) if present else ""
+    for name in DECISIVE:
+        if name in scores:
+            return verdict(first, second, *scores[name])
+    return ""
 
 
-def compare_with_start(artifacts: Iterable[tuple[Path, Record]]) -> str:
+def compare_with_start(artifacts: Iterable[Artifact]) -> str:
     """Return the sentence on whether the model that a run trained is better in retrieval than the
     one it should beat: the baseline, or else the pre-trained model. Empty for a run without both,
     or if they have different queries."""

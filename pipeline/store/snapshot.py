@@ -5,9 +5,8 @@ from functools import cached_property
 from pathlib import Path
 
 from alpro.artifact import Record, artifacts, check_record, read_record
+from alpro.names import Artifact
 from alpro.pipeline.store.step import Step
-
-Artifact = tuple[Path, Record]  # its folder and its record
 
 
 class Snapshot:

@@ -230,7 +230,8 @@ def alpro(
     with in_process():
         plan = plan_of(config, *changes, workspace=workspace, data=data, stage=stage)
         tracker = Tracker.open(uri, workspace, plan.settings.name)
-        return start(plan, tracker)
+        artifacts = start(plan, tracker)
+        return {record.name: str(folder) for folder, record in artifacts}
 
 
 @pytest.fixture

@@ -169,11 +169,11 @@ def test_texts_of_the_user_are_no_html(artifacts):
 def test_scores_are_drawn_with_intervals_and_chance():
     rank = SCORE | {"unit": "rank", "value": 3.0}
     exact = SCORE | {"value": 100.0, "low": None, "high": None, "chance": None}
-    figure = draw_scores([SCORE, rank, exact])
+    figure = draw_scores([SCORE, rank, exact])["scores.png"]
 
     dot, interval, chance, *_ = figure.axes[0].lines
     assert dot.get_xdata() == [60.0]
     assert list(interval.get_xdata()) == [45.0, 75.0]
     assert list(chance.get_xdata()) == [25.0]
     assert len(figure.axes[0].texts) == 2  # a rank has no place on the axis
-    assert draw_scores([rank]) is None
+    assert not draw_scores([rank])

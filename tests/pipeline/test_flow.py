@@ -123,45 +123,45 @@ def test_a_run_that_finds_every_artifact_starts_nothing(
 
 
 @pytest.fixture
-def finished_steps(first, workspace, tmp_path):
-    """finished_steps(*changes): of a plan in a copy of the workspace, the steps that it finds."""
+def finished(first, workspace, tmp_path):
+    """finished(*changes): of a plan in a copy of the workspace, the steps that it finds."""
     shutil.copytree(workspace / "artifacts", tmp_path / "artifacts")
     (tmp_path / "mlflow.db").touch()
 
     def find(*changes):
         return [
-            step.name
-            for step in plan_of(TINY, *changes, workspace=tmp_path).finished_steps
+            record.name
+            for _, record in plan_of(TINY, *changes, workspace=tmp_path).finished
         ]
 
     return find
 
 
 def test_a_run_has_nothing_to_do_if_every_artifact_that_it_needs_exists(
-    finished_steps, tmp_path
+    finished, tmp_path
 ):
-    assert finished_steps() == STAGES
-    assert finished_steps("evaluate.seed=77") == []
+    assert finished() == STAGES
+    assert finished("evaluate.seed=77") == []
 
     shutil.rmtree(tmp_path / "artifacts" / "pretrain")
-    assert finished_steps() == [name for name in STAGES if name != "pretrain"]
+    assert finished() == [name for name in STAGES if name != "pretrain"]
 
     (tmp_path / "mlflow.db").unlink()
-    assert finished_steps() == []
+    assert finished() == []
 
 
 @pytest.mark.parametrize(("state", "steps"), [("stopped", []), ("finished", STAGES)])
 def test_a_run_after_one_that_did_not_finish_has_something_to_do(
-    state, steps, finished_steps, tmp_path
+    state, steps, finished, tmp_path
 ):
     report = plan_of(TINY, workspace=tmp_path).report
     report.parent.mkdir()
     report.touch()
     Runs(tmp_path).write(Run(config=TINY, report=report.name, state=state))
 
-    assert finished_steps() == steps
+    assert finished() == steps
     report.unlink()
-    assert finished_steps() == []
+    assert finished() == []
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_run(
     (pipeline, *_), _ = runs(tmp_path)
     assert (pipeline.info.status, last_run(tmp_path).state) == ("FINISHED", "finished")
     # The next run writes it.
-    assert plan_of(TINY, workspace=tmp_path).finished_steps == []
+    assert plan_of(TINY, workspace=tmp_path).finished == []
 
 
 def test_prefect_shows_the_state_and_the_inputs_of_each_step(first, second):

@@ -113,11 +113,11 @@ def test_a_run_ends_with_its_main_scores_its_warnings_and_the_place_of_the_rest(
 ):
     names = [*PRINTED, *(f"control_{number}/t2v/R1" for number in range(70))]
     score = score_row(value=49.55, low=42.5, high=56.5)
-    folder, _ = write_artifact(tmp_path, "evaluate", warnings=["few clips"])
-    write_json(folder / "results.json", [score | {"name": name} for name in names])
+    artifact = write_artifact(tmp_path, "evaluate", warnings=["few clips"])
+    write_json(artifact[0] / "results.json", [score | {"name": name} for name in names])
     (tmp_path / "run.html").touch()
 
-    print_results({"evaluate": folder}, tmp_path, tmp_path / "run.html")
+    print_results([artifact], tmp_path, tmp_path / "run.html")
 
     lines = [
         re.split(r" {2,}", line.rstrip())

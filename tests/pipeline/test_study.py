@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alpro.artifact import RECORD_VERSION
+from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.config.files import STUDIES, shipped
@@ -153,11 +153,10 @@ def start(tmp_path, monkeypatch):
         folder = tmp_path / f"{config.lr}-{config.seed}"
         folder.mkdir(exist_ok=True)
         last = plan.steps[-1]
-        record = {"version": RECORD_VERSION, "stage": last.stage, "name": last.name}
-        write_json(folder / "artifact.json", record)
+        record = Record(stage=last.stage, name=last.name)
         rows = [row("mine/matching/t2v/R1", value), row("mine/matching/t2v/R5", 90.0)]
         write_json(folder / "results.json", rows)
-        return {last.name: str(folder)}
+        return [(folder, record)]
 
     monkeypatch.setattr("alpro.pipeline.flows.flow.start", run)
     monkeypatch.setattr(Tracker, "open", lambda *arguments: arguments)

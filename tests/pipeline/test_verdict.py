@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from alpro.pipeline.reports.results import rows as results_of
-from alpro.pipeline.reports.terminal import print_scores
+from alpro.pipeline.reports.terminal import print_results
 from alpro.pipeline.reports.verdict import compare_with_start, verdict
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.results import Results
@@ -65,8 +64,8 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
         results.write(artifact[0], "test")
         made.append(artifact)
 
-    print_scores(results_of(made), made)
+    print_results(made, tmp_path, tmp_path / "none.html")
 
-    sentence = capsys.readouterr().out.splitlines()[-1]
+    sentence = capsys.readouterr().out.splitlines()[-2]
     assert sentence.startswith(f"fine-tuned is better than {model} on 12 test clips")
     assert compare_with_start(made[1:]) == ""
