@@ -5,7 +5,7 @@ stored or shown has a secret. `redact` removes secrets from the messages of serv
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote
@@ -51,14 +51,19 @@ def find_credentials(value: object) -> str:
         A few words, such as "a password"; empty if there are none. URLs may be chained, and one
         inside of another may be percent-encoded.
     """
-    for text in texts_in(value):
+    pending: list[Any] = [value]  # not by recursion: a row may be nested deeply
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, Mapping):
+            pending += [*inner, *inner.values()]
+        elif isinstance(inner, list | tuple | set | frozenset):
+            pending += inner
         # Most of the texts in millions of rows have no link.
-        if ":/" not in text and "%3a" not in text.lower():
-            continue
-        for decoded in dict.fromkeys((text, unquote(text))):
-            credentials = find_in_url(decoded)
-            if credentials:
-                return credentials
+        elif isinstance(inner, str) and (":/" in inner or "%3a" in inner.lower()):
+            for decoded in dict.fromkeys((inner, unquote(inner))):
+                credentials = find_in_url(decoded)
+                if credentials:
+                    return credentials
     return ""
 
 
@@ -93,19 +98,6 @@ def refuse_credentials(where: str, value: object) -> None:
             f"{where}: this URL contains {credentials}; give it by the environment of the store's "
             "library, or in fsspec's configuration (docs/security.md, Credentials)"
         )
-
-
-def texts_in(value: object) -> Iterator[str]:
-    """Return the texts in a value, also those that are keys of a table."""
-    pending: list[Any] = [value]  # not by recursion: a row may be nested deeply
-    while pending:
-        inner = pending.pop()
-        if isinstance(inner, str):
-            yield inner
-        elif isinstance(inner, Mapping):
-            pending += [*inner, *inner.values()]
-        elif isinstance(inner, list | tuple | set | frozenset):
-            pending += inner
 
 
 def redact(message: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
-from typing import Any
 
 # Environment variable: DEBUG, INFO, or WARNING for no progress.
 LEVEL = "ALPRO_LOG_LEVEL"
@@ -93,7 +92,21 @@ def progress(
         yield lambda n=1, note="": None
         return
 
-    bar = make_bar(unit)
+    # It also computes the time left.
+    import rich.progress as rich
+    from rich.console import Console
+
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(BAR_WIDTH),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn(unit),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
+    )
     bar.add_task(what, total=total, completed=done, note="")
     task = bar.tasks[0]
     has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
@@ -121,27 +134,3 @@ def progress(
     finally:
         if has_bar:
             bar.stop()
-
-
-def make_bar(unit: str) -> Any:
-    """Return a progress bar, which also computes the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(BAR_WIDTH),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        transient=True,
-        speed_estimate_period=SPEED_SECONDS,
-    )

@@ -1,5 +1,6 @@
 """List the clips of a folder, a manifest or a decoded corpus, as items of an index."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
@@ -10,7 +11,7 @@ from alpro.shards.duration import video_seconds
 from alpro.shards.reader import index_batches
 from alpro.shards.schema import Reject
 from alpro.shards.sources.downloads import is_downloads
-from alpro.shards.sources.scan import is_folder, scan_media, scan_source
+from alpro.shards.sources.scan import scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, join, located
 
 SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
@@ -41,7 +42,8 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
                 yield EMPTY | row | listed
         return
 
-    if isinstance(source, Path) and is_folder(source) and not is_downloads(source):
+    is_folder = os.path.isdir(source)  # noqa: PTH112 - no error if it may not be read
+    if isinstance(source, Path) and is_folder and not is_downloads(source):
         rows = scan_media(source)
         source = ""  # A folder says nothing about its files.
     else:

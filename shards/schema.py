@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alpro.shards.clip import MAX_SECONDS, Reason
 from alpro.shards.file_type import Kind
@@ -56,10 +56,9 @@ class Row(BaseModel):
 
     id: str = Field(min_length=1)
     # A str is a URL; both are strings in JSON.
-    path: Annotated[
-        str | Path,
-        BeforeValidator(lambda path: path if "://" in str(path) else Path(str(path))),
-    ] = Field(union_mode="left_to_right")
+    path: Annotated[str, Field(pattern="://")] | Path = Field(
+        union_mode="left_to_right"
+    )
     kind: Kind
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -168,7 +167,7 @@ def arrow_type(annotation: Any) -> pa.DataType:
     origin = get_origin(annotation) or annotation
     if origin in ARROW_TYPES:
         return ARROW_TYPES[origin]
-    if issubclass(origin, BaseModel):
+    if isinstance(origin, type) and issubclass(origin, BaseModel):
         return pa.struct(list(arrow_schema(origin)))
     # Otherwise a list, or a value that is optional or annotated.
     first, *_ = get_args(annotation)

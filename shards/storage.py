@@ -194,13 +194,22 @@ def resolve(root: Location, path: str) -> Location:
     """
     refuse_credentials("path", path)
     protocol, _, name = path.partition("://")
-    resolved: Location | None
+    is_local = not is_url(path) or protocol.lower() in LOCAL_PROTOCOLS
     if not is_url(path):
-        resolved = _inside(root, path)
-    elif protocol.lower() in LOCAL_PROTOCOLS:
-        resolved = _inside(root, name)
-    else:
+        name = path
+    resolved: Location | None = None
+    if not is_local:
         resolved = path if _is_allowed(root, path) else None
+    elif isinstance(root, str):
+        # Normalized, so that the first part shows whether the path leads out.
+        name = posixpath.normpath(name)
+        if not name.startswith(("/", "..")) and "::" not in name:
+            resolved = join(root, name)
+    else:
+        whole = os.path.normpath(os.path.join(root, name))  # noqa: PTH118 - much faster than Path
+        folder = os.path.normpath(root)
+        if whole == folder or whole.startswith(folder.rstrip("/") + "/"):
+            resolved = Path(whole)
     if resolved is None:
         raise ValueError(
             f"{path!r} is outside the data folder {root}; put the table above its files, or set "
@@ -217,21 +226,6 @@ def _is_allowed(root: Location, url: str) -> bool:
     if is_below and ".." not in unquote(url).split("/"):
         return True
     return url.partition("://")[0].lower() in NETWORK_PROTOCOLS
-
-
-def _inside(root: Location, path: str) -> Location | None:
-    """Return the location of a local path, absolute or relative to `root`; None if it is
-    outside."""
-    if isinstance(root, str):
-        # Normalized, so that the first part shows whether the path leads out.
-        name = posixpath.normpath(path)
-        is_outside = name.startswith(("/", "..")) or "::" in name
-        return None if is_outside else join(root, name)
-
-    whole = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 - much faster than Path
-    folder = os.path.normpath(root)
-    is_inside = whole == folder or whole.startswith(folder.rstrip("/") + "/")
-    return Path(whole) if is_inside else None
 
 
 # Requests

@@ -307,7 +307,7 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
     if not exists(table):
         return
 
-    for where, record in Table(table).records():
+    for where, record in Table(table).records:
         if isinstance(record, str):
             yield reject_row(f"{name}.parquet {where}", record)
             continue

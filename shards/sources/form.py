@@ -1,8 +1,14 @@
-"""The meaning of a table's columns: a published form (forms.toml), or `[corpora.NAME.columns]`."""
+"""The meaning of a table's columns, a published form (forms.toml) or `[corpora.NAME.columns]`, and of
+the texts, questions and times in its cells."""
 
+import ast
+import html
+import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -11,13 +17,49 @@ from unicodedata import normalize
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 
+from alpro.shards.file_type import MEDIA_EXTENSIONS
+
 # Increase it if the same files give other rows: sources are then imported again.
 VERSION = 15
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
-TEMPLATE_COLUMN = re.compile(r"\{([^{}]+?)(?::0(\d+))?\}")
-
+TEMPLATE_COLUMN = re.compile(r"(\{([^{}]+?)(?::0(\d+))?\})")
 NO_TEXT = {*WORDS["no_text"]["words"]}
+INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+# Tags of HTML; other texts in angle brackets are words, as the <PERSON> of CC12M.
+INLINE_TAG = re.compile(
+    r"(?i)</?(?:a|b|c|em|font|i|mark|s|small|span|strong|su[bp]|u)(?:\s+[\w-]+ *=[^<>]*)? */?>"
+)
+BLOCK_TAG = re.compile(
+    r"(?i)<!--.*?-->|</?(?:body|br|div|h\d|hr|html|img|li|ol|p|table|t[dhr]|ul)(?:\s+[\w-]+ *=[^<>]*)? */?>"
+)
+MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
+# What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
+MEASUREMENT = re.compile(
+    rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*"
+)
+# Subtitles and lyrics: in front, a time in brackets, with a fraction of a second, or two times; or
+# anywhere, two times with fractions. A caption may begin with the time on a clock.
+TIME = r"\d+:\d\d(?::\d\d)?"
+CUE = re.compile(
+    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME})|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
+)
+# Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
+# have their letters beside digits.
+UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
+WORD = re.compile(rf"{UNSPACED.pattern}|(?<![^\W_])[^\W\d_]+(?![^\W_])")
+NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
+SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
+WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
+LETTERS = "ABCDEFGHIJ"
+NUMBERS = [str(number) for number in range(100)]
+OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
+OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
+BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
+BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
+
+Time = float | None  # in seconds
+FilePart = tuple[tuple[Time, Time], list[Any]]  # a start, an end, and cells of captions
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
 # A single name may be written without brackets.
@@ -135,36 +177,26 @@ class Form(Columns):
         return self._bound[columns]
 
     @cached_property
+    def templates(self) -> list[list[tuple[str, str, str]]]:
+        """The columns in each template of `file`: what stands for one, its name, and the least number
+        of digits, or an empty text. A template without braces is a column."""
+        whole = [(template, template, "") for template in self.file]
+        return [TEMPLATE_COLUMN.findall(each[0]) or [each] for each in whole]
+
+    @cached_property
     def meanings(self) -> set[str]:
         """The columns that have a meaning. The others are stored as `meta`."""
         keys = "question answer questions type start end span url split group id kind"
         columns = {getattr(self, key) for key in keys.split()}
-        columns.update(self.captions, self.options, self.file_columns)
+        columns.update(column for _, column, _ in chain(*self.templates))
+        columns.update(self.captions, self.options)
         return columns - {""}
 
-    @cached_property
-    def file_columns(self) -> list[str]:
-        parts = chain.from_iterable(map(parse_template, self.file))
-        return [column for _, column, _ in parts]
-
-    @property
-    def text_columns(self) -> list[str]:
+    def has_texts(self, columns: Container[str]) -> bool:
+        """Return whether one of some columns has texts."""
         asked = self.question if self.answer or self.join else ""
-        return [*filter(None, (*self.captions, self.questions, asked))]
-
-
-@lru_cache
-def parse_template(template: str) -> list[tuple[str, str, int]]:
-    """Return the columns of a template: what stands for each, its name, and the least number of
-    digits. A template without braces is a column.
-
-    >>> parse_template("{id}_{start:06}"), parse_template("id")
-    ([('{id}', 'id', 0), ('{start:06}', 'start', 6)], [('id', 'id', 0)])
-    """
-    found = [*TEMPLATE_COLUMN.finditer(template)]
-    if not found:
-        return [(template, template, 0)]
-    return [(match[0], match[1], int(match[2] or 0)) for match in found]
+        names = filter(None, (*self.captions, self.questions, asked))
+        return any(name in columns or name.split(".")[0] in columns for name in names)
 
 
 @lru_cache(4096)
@@ -209,11 +241,6 @@ def time_in(name: str) -> str:
     return ""
 
 
-def has_any(columns: Container[str], names: Iterable[str]) -> bool:
-    """Return whether there is one of some columns, or of the objects that they are in."""
-    return any(name in columns or name.split(".")[0] in columns for name in names)
-
-
 @lru_cache
 def split_in(text: str) -> Split | None:
     """Return the split that a text names, an empty one if it is empty; None if it names none, or
@@ -236,90 +263,245 @@ def split_in(text: str) -> Split | None:
     return splits[0] if len(splits) == 1 else None
 
 
-def find_form(document: Any, extension: str) -> Form | None:
-    """Return the published form whose columns the records inside of a document have."""
-    for form in FORMS:
-        if form.records:
-            _, first = next(records_in(document, form), ("", ""))
-            # A reason in place of a record has no columns.
-            if form.fits(first, extension):
-                return form
-    return None
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that a text is in JSON or, as pandas writes it, in Python; any other
+    value unchanged. Raises ValueError for a list of NumPy, whose texts Python would join.
 
-
-def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
-    """Yield the records of a JSON document with their places, joined with the records of its other
-    list; a reason in place of an invalid record."""
-    join = form.join if form.join and form.join.list else None
-    partners: dict[str, Record | str] = {}
-    others = walk(document, join.list.split("."), "") if join else ()
-    for _, partner in others:
-        if join and isinstance(partner, dict):
-            key = str(partner.get(join.key))
-            if partners.setdefault(key, partner) != partner:
-                reason = f"two entries of `{join.list}` have the {join.key} {key}"
-                partners[key] = reason
-
-    path = form.records.split(".") if form.records else []
-    for where, record in walk(document, path, "entry"):
-        if join and isinstance(record, dict):
-            key = str(record.get(join.on))
-            reason = f"no entry of `{join.list}` has the {join.key} {key}"
-            found = partners.get(key, reason)
-            yield where, found if isinstance(found, str) else found | record
-        else:
-            yield where, record
-
-
-def walk(
-    value: Any,
-    path: list[str],
-    where: str,
-    outer: Record | None = None,
-) -> Iterator[tuple[str, Record | str]]:
-    """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
-
-    Args:
-        outer: The texts, numbers and objects around, which the record has too, with the innermost
-            key as `$key`, and the one around it as `$outer`; None at the top of a document, whose
-            own texts describe the document.
+    >>> [parse_cell(text) for text in ('["a", 1]', "['a', 'b']", "('a', 'b')", "[a]", "(a)")]
+    [['a', 1], ['a', 'b'], ['a', 'b'], '[a]', '(a)']
     """
-    around = outer or {}
-    has_records = isinstance(value, list) and any(
-        isinstance(each, dict) for each in value
-    )
-    # A list of texts in an object is a cell.
-    if isinstance(value, list) and (path or has_records or not around):
-        rest = path[1:] if path[:1] == ["*"] else path
-        for number, each in enumerate(value, 1):
-            yield from walk(
-                each,
-                rest,
-                f"{where} {number}",
-                around,
-            )
-        return
+    if not isinstance(value, str) or not value.lstrip().startswith(SEVERAL):
+        return value
+    text = value.strip()
+    errors = (ValueError, SyntaxError, RecursionError, MemoryError)
+    with suppress(*errors):
+        return json.loads(text)
+    if WITHOUT_COMMAS.fullmatch(text):
+        raise ValueError("a list without commas, as NumPy writes it; write it as JSON")
+    with suppress(*errors):
+        # It only builds literals: nothing in a cell is run.
+        parsed = ast.literal_eval(text)
+        return [*parsed] if isinstance(parsed, tuple) else parsed
+    return value
 
-    if not path:
-        columns = value if isinstance(value, dict) else {"$value": value}
-        yield where, around | columns
-    elif isinstance(value, dict):
-        key, *rest = path
-        if outer is not None:
-            # Beside one key, objects describe its records; beside `*`, they are others of its kind.
-            kinds = str | int | float if key == "*" else str | int | float | dict
-            cells = {
-                name: cell for name, cell in value.items() if isinstance(cell, kinds)
-            }
-            around = around | cells
-            around.pop(key, None)
-        names = value if key == "*" else value.keys() & {key}
-        for name in names:
-            keys = {"$outer": around["$key"]} if "$key" in around else {}
-            inner = around | keys | {"$key": name} if key == "*" else around
-            yield from walk(
-                value[name],
-                rest,
-                f"{where} {name!r}",
-                inner,
+
+def read_text(value: Any) -> str:
+    """Return a cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes,
+    and False is "false"."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def clean_text(value: Any) -> str:
+    """Return a cell as a person reads it: without tags, entities and further spaces.
+
+    >>> clean_text("<b>Tom &amp; Jerry</b>&#39;s  <i>house</i>"), clean_text("5 &lt; 6")
+    ("Tom & Jerry's house", '5 < 6')
+    """
+    # Exports of databases may have escaped a text twice.
+    text = html.unescape(html.unescape(read_text(value)))
+    return " ".join(BLOCK_TAG.sub(" ", INLINE_TAG.sub("", text)).split())
+
+
+def has_words(text: str) -> bool:
+    """Return whether a text says something: boxes, times, hashes, measurements and subtitles, which
+    have the time at which they are shown, do not.
+
+    >>> [has_words(text) for text in ("2 dogs", "a", "一只狗", "10,000 runners", "on 24.12.2023 a man")]
+    [True, True, True, True, True]
+    >>> [has_words(text) for text in ("3:00 am, an empty street", "10:30 on a station clock")]
+    [True, True]
+    >>> [has_words(text) for text in ("0 0.5 0.4", "Car 0.00 0 -1.58", "00:01 --> 00:02", "4d7a21")]
+    [False, False, False, False]
+    >>> [has_words(text) for text in ("[iso: 100] [ev: 0.7]", "https://host/a", "clip_0001.mp4")]
+    [False, False, False]
+    """
+    if CUE.match(text):
+        return False
+    rest = MEASUREMENT.sub(" ", text)
+    words = WORD.findall(rest)
+    numbers = NUMBER.findall(rest)
+    return len(words) >= max(1, len(numbers))
+
+
+def read_captions(value: Any) -> Iterator[str]:
+    """Yield the texts of a cell: a text, or a list of texts. Raises ValueError for anything else."""
+    value = parse_cell(value)
+    if isinstance(value, dict):
+        raise ValueError(
+            f"a caption is an object with {', '.join(value)}; name a key, captions = 'COLUMN.KEY', or "
+            "with records = 'COLUMN' each object is a record with its times"
+        )
+    if isinstance(value, list):
+        for each in value:
+            if isinstance(each, list):
+                raise ValueError("captions are not a list of strings")
+            yield from read_captions(each)
+    elif isinstance(value, str):
+        # Markup alone is a text, too, which has no words.
+        text = clean_text(value) or value.strip()
+        if text.strip(INVISIBLE).lower() not in NO_TEXT:
+            yield text
+    elif read_text(value):
+        raise ValueError("captions are not a list of strings")
+
+
+def read_questions(record: Record, form: Form) -> Iterator[dict[str, str]]:
+    """Yield the question of a record, and the questions in its list `questions`. Raises ValueError
+    for an incomplete one."""
+    if clean_text(read_cell(record, form.question)):
+        yield read_question(record, form)
+    listed = parse_cell(read_cell(record, form.questions)) or []
+    if not isinstance(listed, list) or not all(
+        isinstance(each, dict) for each in listed
+    ):
+        raise ValueError("questions are not a list of {question, answer}")
+    for each in listed:
+        bound = TABLE.bind(each)
+        question = read_question(each, bound)
+        others = [each[key] for key in each if key != bound.answer]
+        has_options = any(isinstance(cell, list | dict) for cell in others)
+        if has_options and OPTION_NAME.fullmatch(question["answer"]):
+            raise ValueError(
+                f"the answer {question['answer']!r} may be the name of an option; set records = "
+                f"{form.questions!r}, and `options`, in `columns`"
             )
+        yield question
+
+
+def read_question(record: Record, form: Form) -> dict[str, str]:
+    """Return the question of a record, its answer and its type, which is as in the name of a metric:
+    [a-z0-9_-]+.
+
+    >>> form = TABLE.bind(["question", "answer"])
+    >>> texts = ("What's", "(what", "Yes/No", "?")
+    >>> [read_question({"question": text, "answer": "x"}, form)["type"] for text in texts]
+    ['what', 'what', 'yes_no', 'other']
+    """
+    cell = parse_cell(read_cell(record, form.question))
+    if isinstance(cell, list | dict):
+        raise ValueError("the question is not a text; write a record for each question")
+    question = clean_text(cell)
+    answer = read_answer(record, form)
+    if not question or not answer:
+        raise ValueError("empty question or answer")
+    kind = read_text(read_cell(record, form.type)) or question.split()[0]
+    word = re.sub(r"(?<=\w)['’]\w*", "", kind.lower())
+    word = re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
+    return {"question": question, "answer": answer, "type": word}
+
+
+def read_answer(record: Record, form: Form) -> str:
+    """Return the answer of a record: of several, the most frequent, of equally frequent ones the
+    first; of options, the text of the right one. Raises ValueError if no option matches."""
+    value = parse_cell(read_cell(record, form.answer))
+    if isinstance(value, list):
+        counts = Counter[str]()
+        for each in value:
+            # VQA has objects with the key `answer`.
+            cell = each.get("answer") if isinstance(each, dict) else each
+            counts[clean_text(cell)] += 1
+        del counts[""]
+        value = max(counts, key=counts.__getitem__, default="")
+    if isinstance(value, dict):
+        raise ValueError("the answer is neither a text nor a number")
+    answer = re.sub(r"^(-?\d+)\.0$", r"\1", clean_text(value))
+    if form.options and answer:
+        return read_option(record, form, answer)
+    return answer
+
+
+def read_option(record: Record, form: Form, answer: str) -> str:
+    """Return the text of the option that an answer names. Raises ValueError if there is none."""
+    cells = [read_cell(record, column) for column in form.options]
+    options: Any = [*map(parse_cell, cells)]
+    if len(options) == 1:
+        (options,) = options
+    if isinstance(options, dict):
+        options = [*options.values()]
+    if not isinstance(options, list):
+        raise ValueError(f"`{form.options[0]}` is not a list of options")
+
+    texts = [BEFORE_OPTION.sub("", clean_text(option)) for option in options]
+    names = OPTION_NAMES.get(form.first_option, texts)
+    wanted = {fold_answer(answer), fold_answer(BEFORE_OPTION.sub("", answer))}
+    for name, text in zip(names, texts, strict=False):
+        if fold_answer(name) in wanted:
+            return text
+    raise ValueError(
+        f"the answer {answer!r} is none of the {len(texts)} options; `first_option` in `columns` is "
+        "what answers call the first: 0, 1 or A"
+    )
+
+
+def fold_answer(text: str) -> str:
+    return text.casefold().strip("().: ")
+
+
+def read_parts(record: Record, form: Form, captions: list[Any]) -> list[FilePart]:
+    """Return the parts of its file that a record is about, each with its captions: one, or as many
+    as its lists of times and of captions have. Raises ValueError if a time is invalid."""
+    spans: Any = parse_cell(read_cell(record, form.span))
+    if not form.span:
+        cells = read_cell(record, form.start), read_cell(record, form.end)
+        spans = tuple(map(parse_cell, cells))
+        if all(isinstance(times, list) for times in spans):
+            spans = [*zip(*spans, strict=True)]
+    times = read_spans(spans)
+    if len(times) == 1:
+        return [(times[0], captions)]
+
+    columns = [*map(parse_cell, captions)]
+    are_lists = all(isinstance(texts, list) for texts in columns)
+    if not columns or not are_lists or {*map(len, columns)} != {len(times)}:
+        raise ValueError("not as many captions as times; write a row for each part")
+    return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
+
+
+def read_spans(value: Any) -> list[tuple[Time, Time]]:
+    """Return the spans of a cell, which has one or a list of them."""
+    value = parse_cell(value)
+    has_several = isinstance(value, list) and any(
+        isinstance(each, list | tuple) for each in value
+    )
+    return [read_span(span) for span in (value if has_several else [value])]
+
+
+def read_span(value: Any) -> tuple[Time, Time]:
+    """Return the two times of a cell, such as [1, 2.5], or 00:01 - 00:03; None of an empty one."""
+    value = parse_cell(value)
+    if isinstance(value, str):
+        value = BETWEEN_TIMES.split(value.strip(" ()")) if value.strip() else None
+    if value is None:
+        return None, None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{value!r} is not a start and an end")
+    start, end = map(read_seconds, value)
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"start {start} is not before end {end}")
+    return start, end
+
+
+def read_seconds(value: Any) -> Time:
+    """Return a time in seconds, which may be written as 01:02:03.5; None if there is none."""
+    text = read_text(value).replace(",", ".")
+    if text.lower() in NO_TEXT:
+        return None
+
+    try:
+        numbers = [float(part) for part in text.split(":", maxsplit=2)]
+        if len(numbers) > 1 and min(numbers) < 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5"
+        ) from None
+    seconds = 0.0
+    for place, number in enumerate(reversed(numbers)):
+        seconds += number * 60**place
+    return seconds

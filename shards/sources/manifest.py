@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,11 @@ def import_source(
     # A run may read the manifest of an earlier state, so each state has a folder of its own.
     name = f"{source_digest}-{state}"
     for imported in map(Manifest, cache.glob(f"{name}-*")):
-        if imported.about["names"] in ("", digest_names(source)):
+        # The names of all files count if one was looked up among them.
+        names = imported.about["names"]
+        if not names or (
+            source.folder and names == digest([*source.folder.files.media])
+        ):
             return imported
 
     temporary = temporary_name(cache / name)
@@ -119,9 +124,9 @@ def import_source(
         about = write_manifest(
             rows, temporary, source.folder.path if source.folder else data
         )
-        # The names of all files count if one was looked up among them.
-        is_listed = source.folder is not None and source.folder.is_listed
-        names = digest_names(source) if is_listed else ""
+        names = ""
+        if source.folder and source.folder.is_listed:
+            names = digest([*source.folder.files.media])
         about |= {
             "source": str(data),
             "form": form,
@@ -165,16 +170,10 @@ def state_of(source: Source) -> Iterator[list[Any]]:
     elif not source.is_folder:
         yield [str(source.data), file_state(Path(source.data))]
     elif not source.annotations:
-        yield [digest_names(source), None]
-        for name in source.folder.others:
+        yield [digest([*source.folder.files.media]), None]
+        for name in source.folder.files.others:
             if read_suffix(name) in STATE:
                 yield [name, file_state(source.folder.path / name)]
-
-
-def digest_names(source: Source) -> str:
-    """Return the digest of the names of a source's media."""
-    names = source.folder.media if source.folder else []
-    return digest([name.encode("utf-8", "surrogateescape").hex() for name in names])
 
 
 def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
@@ -194,44 +193,41 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
         pq.ParquetWriter(out / "rejects.parquet", IMPORT_REJECTS) as reject_file,
     ):
         files = {"rows": row_file, "rejects": reject_file}
-
-        def flush(least: int) -> None:
+        for record in chain(records, [None]):
+            # Readers find a row by its number: every group but the last has ROW_GROUP rows.
             for name, values in pending.items():
-                if len(values) >= least:
+                if len(values) == ROW_GROUP or (values and record is None):
                     table = pa.Table.from_pylist(values, schema=files[name].schema)
                     files[name].write_table(table, ROW_GROUP)
                     counts[name] += len(values)
                     advance(len(values))
                     values.clear()
+            if record is None:
+                break
 
-        for record in records:
-            values = record.model_dump(mode="json")
+            fields = record.model_dump(mode="json")
             # Relative: a folder that was moved has the same digest.
-            inside = values["path"].removeprefix(f"{base}/")
-            text = json.dumps(values | {"path": inside}, sort_keys=True)
+            inside = fields["path"].removeprefix(f"{base}/")
+            text = json.dumps(fields | {"path": inside}, sort_keys=True)
             content.update(text.encode())
-
             if isinstance(record, Row):
                 # Only the id is hashed: another row does not move this cut.
                 id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
-                values["cut"] = int.from_bytes(id_hash, "big")
-                values["meta"] = json.dumps(record.meta)
-                pending["rows"].append(values)
+                fields["cut"] = int.from_bytes(id_hash, "big")
+                fields["meta"] = json.dumps(record.meta)
+                pending["rows"].append(fields)
                 split = splits[record.split]
                 split["items"] += bool(record.captions or record.questions)
                 split["captions"] += len(record.captions)
                 split["questions"] += len(record.questions)
                 known = answers[record.split]
                 known.update(hash(asked.answer) for asked in record.questions)
-            else:
-                if isinstance(record, MissingItem):
-                    # Its split is named, also if no item of it has a file.
-                    splits.setdefault(record.split, Counter())
-                # An invalid row has nothing in the columns of a missing item.
-                pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | values)
-            # Readers find a row by its number: every group but the last has ROW_GROUP rows.
-            flush(ROW_GROUP)
-        flush(1)
+                continue
+            if isinstance(record, MissingItem):
+                # Its split is named, also if no item of it has a file.
+                splits.setdefault(record.split, Counter())
+            # An invalid row has nothing in the columns of a missing item.
+            pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | fields)
 
     split_counts = {}
     for name, counted in splits.items():

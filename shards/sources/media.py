@@ -15,7 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, product
 from pathlib import Path
 from posixpath import splitext
@@ -42,6 +42,10 @@ NOT_TEXTS = re.compile(
 )
 
 
+# Names are compared with composed accents, which a disk may decompose, as macOS does.
+compose = partial(normalize, "NFC")
+
+
 @dataclass
 class Notes:
     """What a user should know of a source: reasons, how often each applies, and examples."""
@@ -63,9 +67,17 @@ class Notes:
         return [self.line(reason) for reason in self.counts]
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a folder by their paths relative to it, in the order of the parts of the paths."""
+
+    media: dict[str, None]
+    others: list[str]
+
+
 @dataclass
 class Folder:
-    """The files of a folder by their paths relative to it. It is listed once, when they are needed.
+    """A folder of videos and images. It is listed once, when its files are needed.
 
     Args:
         notes: Receives what is left out.
@@ -76,9 +88,9 @@ class Folder:
     is_listed: bool = field(default=False, init=False)
 
     @cached_property
-    def files(self) -> dict[str, None]:
-        """All files, in the order of the parts of their paths. Raises InputError if a folder cannot
-        be listed: what is missing from the list would be missing from the data, in silence."""
+    def files(self) -> Files:
+        """Raises InputError if a folder cannot be listed: what is missing from the list would be
+        missing from the data, in silence."""
         files = []
         pending = [""]
         while pending:
@@ -106,23 +118,15 @@ class Folder:
                     files.append(f"{inside}{name}")
         self.is_listed = True
         # `scandir` has no order, and a source must give the same rows on any disk.
-        return dict.fromkeys(sorted(files, key=lambda path: path.split("/")))
-
-    @cached_property
-    def media(self) -> list[str]:
-        return [path for path in self.files if read_suffix(path) in MEDIA_EXTENSIONS]
-
-    @cached_property
-    def others(self) -> list[str]:
-        return [
-            path for path in self.files if read_suffix(path) not in MEDIA_EXTENSIONS
-        ]
+        files.sort(key=lambda path: path.split("/"))
+        media = {path: None for path in files if read_suffix(path) in MEDIA_EXTENSIONS}
+        return Files(media, [path for path in files if path not in media])
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         """The paths of the media by the name of the file without its extension."""
         paths: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.media:
+        for path in self.files.media:
             paths[file_stem(path)].append(path)
         return paths
 
@@ -144,18 +148,18 @@ class Folder:
             ValueError: If the name could mean several files.
         """
         # If the folder is listed, most names need no request to the disk.
-        if self.is_listed and name in self.files:
+        if self.is_listed and name in self.files.media:
             return name
         if os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
         folder, slash, file = name.rpartition("/")
-        names = {file}
+        names = [file]
         for prefix in prefixes:
-            names |= {f"{prefix}{file}", file.removeprefix(prefix)}
+            names += [f"{prefix}{file}", file.removeprefix(prefix)]
         # `talk.264` is rather the name of talk.264.mp4 than talk with the extension .264.
         for cut in (compose, cut_extension):
-            stems = {cut(f"{folder}{slash}{each}") for each in names}
-            keys = [stem.rpartition("/")[2] for stem in stems]
+            stems = {cut(f"{folder}{slash}{each}"): None for each in names}
+            keys = {stem.rpartition("/")[2]: None for stem in stems}
             paths_by_key = (self._by_stem.get(key, ()) for key in keys)
             same_stem = [*chain.from_iterable(paths_by_key)]
             if same_stem:
@@ -184,17 +188,23 @@ class Folder:
         or with this name as a part of theirs."""
         stem = re.escape(file_stem(name).lstrip("0"))
         part = re.compile(rf"(?i)(?<![0-9])0*{stem}(?![0-9])")
-        return [path for path in self.media if part.search(path)][:MAX_NAMED]
+        return [path for path in self.files.media if part.search(path)][:MAX_NAMED]
 
 
 class Sidecars:
-    """The texts of the media of a folder."""
+    """The texts of the media of a folder.
+
+    Attributes:
+        texts: The paths of the texts of the videos and images that have one. A text that fits files
+            of several names is of none; one that fits a video and its picture is of the video.
+    """
 
     def __init__(self, folder: Folder, text_folders: Sequence[str]):
         self.folder = folder
+        self.texts: dict[str, str] = {}
         self._by_name: dict[str, str] = {}  # The extension is in lower case.
         names: set[str] = set()
-        for path in folder.others:
+        for path in folder.files.others:
             stem, suffix = splitext(compose(path))
             if suffix.lower() in TEXT_SUFFIXES:
                 self._by_name[f"{stem}{suffix.lower()}"] = path
@@ -208,28 +218,17 @@ class Sidecars:
                 "this name"
             )
 
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        """The paths of the texts of the videos and images that have one.
-
-        A text that fits files of several names is of none; one that fits a video and its picture is
-        of the video.
-        """
         owners: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.folder.media if self._by_name else ():
-            text = self.find(path)
-            if text:
-                owners[text].append(path)
-
-        texts: dict[str, str] = {}
+        for path in folder.files.media if self._by_name else ():
+            owners[self.find(path)].append(path)
+        owners.pop("", None)
         for text, paths in owners.items():
             videos = [path for path in paths if not is_image(path)] or paths
             if len({splitext(path)[0] for path in videos}) == 1:
-                texts |= dict.fromkeys(videos, text)
-        return texts
+                self.texts |= dict.fromkeys(videos, text)
 
-    def find(self, media: str) -> str | None:
-        """Return the path of the text of a video or image, or None."""
+    def find(self, media: str) -> str:
+        """Return the path of the text of a video or image, or an empty one."""
         media = compose(media)
         *folders, name = media.split("/")
         paths = [media]
@@ -245,12 +244,14 @@ class Sidecars:
                 text = self._by_name.get(f"{stem}{suffix}")
                 if text and self.has_texts(text):
                     return text
-        return None
+        return ""
 
     def has_texts(self, path: str) -> bool:
         """Return whether a text has captions: of an object, that it has a column of them."""
-        is_json = read_suffix(path) == ".json"
-        return not is_json or bool(BESIDE.bind(self.read(path)).text_columns)
+        if read_suffix(path) != ".json":
+            return True
+        record = self.read(path)
+        return BESIDE.bind(record).has_texts(record)
 
     def read(self, path: str) -> Record:
         """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
@@ -279,7 +280,7 @@ class Sidecars:
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
         used = {*self.texts.values()}
-        stems = {compose(splitext(path)[0]) for path in self.folder.media}
+        stems = {compose(splitext(path)[0]) for path in self.folder.files.media}
         folders = {text.rpartition("/")[0] for text in used}
         for path in self._by_name.values():
             stem = compose(splitext(path)[0])
@@ -303,7 +304,7 @@ class Sidecars:
         remedies: dict[str, str] = {}
         for remedy, suffixes in WORDS["not_read"].items():
             remedies |= dict.fromkeys(suffixes, remedy)
-        for path in self.folder.others:
+        for path in self.folder.files.others:
             suffix = read_suffix(path)
             if suffix not in remedies or path in used or NOT_TEXTS.match(path):
                 continue
@@ -351,12 +352,6 @@ def why_left_out(entry: os.DirEntry[str]) -> str:
 def read_suffix(path: str) -> str:
     """Return the extension of a path in lower case."""
     return splitext(path)[1].lower()
-
-
-def compose(path: str) -> str:
-    """Return a path as names are compared: with composed accents, which a disk may decompose (NFD),
-    as macOS does."""
-    return normalize("NFC", path)
 
 
 def cut_extension(path: str) -> str:

@@ -14,32 +14,29 @@ from typing import Any
 from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.cells import (
-    SEVERAL,
-    UNSPACED,
-    has_words,
-    read_answer,
-    read_captions,
-    read_seconds,
-    read_spans,
-    read_text,
-)
 from alpro.shards.sources.form import (
+    SEVERAL,
     TABLE,
     TEMPLATE_COLUMN,
+    UNSPACED,
     WORDS,
     Columns,
     Form,
     Record,
     fold,
+    has_words,
+    read_answer,
+    read_captions,
     read_cell,
-    records_in,
+    read_seconds,
+    read_spans,
+    read_text,
     split_in,
     time_in,
 )
 from alpro.shards.sources.media import Folder, Notes
 from alpro.shards.sources.rows import Items
-from alpro.shards.sources.tables import Table
+from alpro.shards.sources.tables import Table, records_in
 from alpro.shards.storage import is_url
 
 EXAMINED_ROWS = 200
@@ -79,7 +76,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     document = table.document
     if document is None:
         # The lines of JSON Lines are a list, too.
-        examined = islice(table.records(), EXAMINED_ROWS)
+        examined = islice(table.records, EXAMINED_ROWS)
         document = [record for _, record in examined if isinstance(record, dict)]
     is_nested = table.extension in (".json", ".jsonl", ".ndjson")
     places = [*dict.fromkeys(find_lists(document))] if is_nested else [""]
@@ -87,7 +84,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
     form = Form.model_validate(columns | {"usual": True})
-    for name in form.file_columns:
+    for name in form.file:
         is_name = is_nested or fold(name) in WORDS["usual"]["file"]
         if not is_name and propose_file({name: [name]}, items.folder):
             raise InputError(
@@ -233,7 +230,7 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
     """Return the columns of which most cells fit, without those that are empty."""
     columns: Cells = {}
     for name in cells:
-        filled = [cell for cell in cells[name] if read_text(cell).strip()]
+        filled = [cell for cell in cells[name] if read_text(cell)]
         fitting = 0
         for cell in filled:
             with suppress(ValueError):
@@ -285,7 +282,7 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
 
     def names_file(cell: Any, anywhere: bool) -> bool:
         # As Windows writes a path.
-        name = read_text(cell).strip().replace("\\", "/")
+        name = read_text(cell).replace("\\", "/")
         return folder is not None and folder.find(name, anywhere=anywhere) is not None
 
     for anywhere in (False, True):

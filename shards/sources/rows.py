@@ -10,7 +10,7 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,19 @@ from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
-from alpro.shards.sources.cells import (
-    has_words,
-    read_captions,
-    read_parts,
-    read_questions,
-    read_string,
-    read_text,
-)
 from alpro.shards.sources.form import (
     BESIDE,
     WORDS,
+    FilePart,
     Form,
     Record,
     fold,
-    parse_template,
+    has_words,
+    read_captions,
     read_cell,
+    read_parts,
+    read_questions,
+    read_text,
     split_in,
 )
 from alpro.shards.sources.media import Folder, Notes, cut_extension, read_suffix, show
@@ -101,6 +98,7 @@ class Origin:
     selects: bool = False
 
 
+@dataclass
 class Items:
     """The records of a source, joined by split, file, start and end.
 
@@ -115,23 +113,18 @@ class Items:
         count: The number of parts that were added.
     """
 
-    def __init__(
-        self,
-        root: Location,
-        notes: Notes,
-        folder: Folder | None,
-        names_root: Path | None,
-    ):
-        self.root = root
-        self.notes = notes
-        self.folder = folder
-        self.names_root = names_root
-        self._text_count = 0
-        self._splits: set[str] = set()  # that records name
-        self._folder_splits: set[str] = set()
-        self.count = 0
-        self._parts = sqlite3.connect("")
-        self._parts.execute(PARTS)
+    root: Location
+    notes: Notes
+    folder: Folder | None
+    names_root: Path | None = None
+    count: int = field(default=0, init=False)
+    _text_count: int = field(default=0, init=False)
+    _splits: set[str] = field(default_factory=set, init=False)  # that records name
+    _folder_splits: set[str] = field(default_factory=set, init=False)
+    _parts: sqlite3.Connection = field(
+        default_factory=lambda: sqlite3.connect("").execute(PARTS).connection,
+        init=False,
+    )
 
     def add(
         self,
@@ -150,13 +143,11 @@ class Items:
             InputError: If it has a URL with a secret.
         """
         try:
+            record = check_record(record)
+            form = form.bind(record)
             part = {"where": where} | (media or {})
-            self._add(
-                part,
-                check_record(record),
-                form.bind(record),
-                origin,
-            )
+            for each in self._read(part, record, form, origin):
+                self._write(each, form.paragraph, origin.number)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             yield reject_row(where, str(error))
         except InputError as error:
@@ -178,59 +169,82 @@ class Items:
         else:
             yield from self.add(where, {**record, "$file": path}, BESIDE)
 
-    def _add(
+    def _read(
         self,
         part: Part,
         record: Record,
         form: Form,
         origin: Origin,
-    ) -> None:
-        wanted = form.where.items()
-        if any(read_string(record, column) != value for column, value in wanted):
-            self.notes.add("rows are left out by `where`", part["where"])
-            return
-        named_split = read_string(record, form.split)
-        split = split_in(named_split)
+    ) -> Iterator[Part]:
+        """Yield the parts of its file that a record is about, with their cells of captions."""
+        for column, value in form.where.items():
+            if read_text(read_cell(record, column)) != value:
+                self.notes.add("rows are left out by `where`", part["where"])
+                return
+        cells = {}
+        for key in ("id", "group", "split", "kind"):
+            cells[key] = read_text(read_cell(record, getattr(form, key)))
+        split = split_in(cells["split"])
         if split is None:
             raise ValueError(
-                f"unknown split {named_split!r}; use train, validation, test"
+                f"unknown split {cells['split']!r}; use train, validation, test"
             )
         if origin.selects and split not in ("", origin.split):
             reason = f"rows are of another split than {origin.split}"
             self.notes.add(reason, part["where"])
             return
-        part["split"] = origin.split if origin.split == TEXTS else split or origin.split
-        part["id"] = read_string(record, form.id)
-        part["group"] = read_string(record, form.group)
-        part["meta"] = {}
+
+        meta = {}
         for key, cell in record.items():
             if key not in form.meanings and cell not in (None, ""):
-                part["meta"][key] = cell
-        refuse_credentials("id", part["id"])
-        refuse_credentials("group", part["group"])
-        for key, cell in part["meta"].items():
+                meta[key] = cell
+        for key, cell in (*cells.items(), *meta.items()):
             refuse_credentials(key, cell)
-        part["questions"] = [each.model_dump() for each in read_questions(record, form)]
-        times = read_parts(record, form)
+        # Media have their kind.
+        part = {**cells, "meta": meta, "questions": [], **part}
+        part["split"] = origin.split if origin.split == TEXTS else split or origin.split
+        if form.question or form.questions:
+            part["questions"] += read_questions(record, form)
+        captions = [read_cell(record, column) for column in form.captions]
+        parts: list[FilePart] = [((None, None), captions)]
+        if form.span or form.start or form.end:
+            parts = read_parts(record, form, captions)
 
         if "path" not in part:
             part |= self._find(record, form, origin)
+            part["kind"] = part["kind"].lower() or find_kind(part["path"])
             if "missing" in part and part["split"] == TEXTS:
                 return
-            kind = read_string(record, form.kind).lower()
-            part["kind"] = kind or find_kind(part["path"])
-            if part["kind"] not in KINDS:
-                raise ValueError(
-                    f'kind: {kind!r}; use video or image, or set `kind = ""` in `columns`'
-                )
-        for (start, end), cells in times:
-            part |= {"start": start, "end": end}
-            self._write(
-                part,
-                cells,
-                form.paragraph,
-                origin.number,
+        if part["kind"] not in KINDS:
+            raise ValueError(
+                f'kind: {part["kind"]!r}; use video or image, or set `kind = ""` in `columns`'
             )
+        for (start, end), texts in parts:
+            yield part | {"start": start, "end": end, "captions": texts}
+
+    def _write(self, part: Part, paragraph: str, table_number: int) -> None:
+        """Write a part with the captions in its cells."""
+        texts = []
+        for text in chain.from_iterable(map(read_captions, part["captions"])):
+            self._text_count += 1
+            if has_words(text):
+                texts.append(text)
+            else:
+                self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
+        part |= {"captions": list(dict.fromkeys(texts)), "paragraphs": {}}
+        if paragraph:
+            # Each row is one, or all rows of a table that have this file.
+            number = self.count if paragraph == "row" else -table_number
+            part |= {"captions": [], "paragraphs": {str(number): texts}}
+
+        if part["split"] != TEXTS:
+            self._splits.add(part["split"])
+            self._folder_splits.add(split_of_path(part["name"]))
+        self.count += 1
+        place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
+        part["id"] = part["id"] or default_id(part)
+        values = (part["split"], place, part["id"], to_json(part))
+        self._execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
 
     def _find(
         self,
@@ -263,8 +277,8 @@ class Items:
         found = self.folder.find(name, form.prefixes, form.anywhere)
         if found:
             return {"name": found, "path": f"{base}{found}"}
-        url = read_string(record, form.url)
-        if url and not self.folder.media:
+        url = read_text(read_cell(record, form.url))
+        if url and not self.folder.files.media:
             url = str(resolve(self.root, url))
             return {"name": url, "path": url}
         return {"name": name, "path": path, "missing": True}
@@ -280,39 +294,6 @@ class Items:
         values["captions"] = len(item["captions"])
         values["questions"] = len(item["questions"])
         return MissingItem(path=name, detail=detail, **values)
-
-    def _write(
-        self,
-        part: Part,
-        cells: list[Any],
-        paragraph: str,
-        table_number: int,
-    ) -> None:
-        """Write a part with the captions in its cells."""
-        texts = []
-        for text in chain.from_iterable(map(read_captions, cells)):
-            self._text_count += 1
-            if has_words(text):
-                texts.append(text)
-            else:
-                self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
-        # A copy: a record may have several parts, each with its own default id.
-        part = part | {"captions": [], "paragraphs": {}}
-        if paragraph:
-            # Each row is one, or all rows of a table that have this file.
-            number = self.count if paragraph == "row" else -table_number
-            part["paragraphs"][str(number)] = texts
-        else:
-            part["captions"] = list(dict.fromkeys(texts))
-
-        if part["split"] != TEXTS:
-            self._splits.add(part["split"])
-            self._folder_splits.add(split_of_path(part["name"]))
-        self.count += 1
-        place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
-        part["id"] = part["id"] or default_id(part)
-        values = (part["split"], place, part["id"], to_json(part))
-        self._execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
@@ -387,7 +368,7 @@ def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str
     if is_in_splits:
         row_id = f"{item['split'] or 'train'}/{row_id}"
     elif row_id == default_id(item):
-        row_id = row_id.replace(short_name(item["name"]), item["name"])
+        row_id = default_id(item, is_short=False)
     where = f"{item['path']} ({item['where']})"
     if row_id in used_ids:
         raise InputError(
@@ -434,20 +415,18 @@ def read_file_name(record: Record, form: Form) -> str:
     Raises:
         ValueError: If it names none.
     """
-    for template in form.file:
-        name = template
-        for place, column, digits in parse_template(template):
+    for name, template in zip(form.file, form.templates, strict=True):
+        for place, column, digits in template:
             cell = read_cell(record, column)
             # Hugging Face's datasets have an object with the path.
             if isinstance(cell, dict):
                 cell = cell.get("path")
-            text = read_text(cell).strip()
+            text = read_text(cell)
             # A number that joins two lists is a key, and no name.
-            if not text or (
-                form.join and column == form.join.on and isinstance(cell, int)
-            ):
+            is_key = form.join and column == form.join.on and isinstance(cell, int)
+            if is_key or not text:
                 break
-            name = name.replace(place, text.zfill(digits))
+            name = name.replace(place, text.zfill(int(digits or 0)))
         else:
             return name
     columns = ", ".join(form.file) or "a column of a usual name"
@@ -476,23 +455,24 @@ def find_kind(path: str) -> str:
     return "video" if is_moving else "image"
 
 
-def default_id(part: Part) -> str:
-    """Return the short name of an item's file, with the times of a part."""
-    name = short_name(part["name"])
-    start, end = part["start"], part["end"]
+def default_id(item: Part, is_short: bool = True) -> str:
+    """Return the name of an item's file, with the times of a part.
+
+    Args:
+        is_short: Whether the name is without its extension, and a URL without its protocol.
+    """
+    name = item["name"]
+    if is_short and is_url(name):
+        address, mark, query = name.partition("://")[2].partition("?")
+        name = f"{address.removesuffix(suffix(name))}{mark}{query}"
+    elif is_short:
+        stem = cut_extension(name)
+        # a.mp4.jpg, the picture of a.mp4.
+        name = name if cut_extension(stem) != stem else stem
+    start, end = item["start"], item["end"]
     if start is end is None:
         return name
     return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"
-
-
-def short_name(name: str) -> str:
-    """Return the name of a file without its extension, and of a URL without its protocol."""
-    if is_url(name):
-        address, mark, query = name.partition("://")[2].partition("?")
-        return f"{address.removesuffix(suffix(name))}{mark}{query}"
-    stem = cut_extension(name)
-    # a.mp4.jpg, the picture of a.mp4.
-    return name if cut_extension(stem) != stem else stem
 
 
 def join_parts(parts: Iterator[bytes]) -> Part:

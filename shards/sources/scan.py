@@ -1,6 +1,7 @@
 """What a source is: a table, the tables of a folder, texts beside videos, or shards of a download,
 and its rows."""
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from alpro.errors import InputError
 from alpro.log import log, printable
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
-from alpro.shards.sources.cells import read_text
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
@@ -18,10 +18,16 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
-    has_any,
+    read_text,
     split_in,
 )
-from alpro.shards.sources.media import NOT_TEXTS, Folder, Notes, Sidecars
+from alpro.shards.sources.media import (
+    NOT_TEXTS,
+    Folder,
+    Notes,
+    Sidecars,
+    read_suffix,
+)
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
@@ -32,7 +38,7 @@ from alpro.shards.sources.rows import (
     split_of_path,
 )
 from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
-from alpro.shards.storage import Location, parent, suffix
+from alpro.shards.storage import Location, parent
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
@@ -54,16 +60,6 @@ def log_notes(rows: Rows, notes: Notes) -> Rows:
         log.info(f"note: {printable(line)}")
 
 
-def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder. Raises InputError if a folder above may not be read."""
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror or error}"
-        ) from error
-
-
 class Source:
     """A source of items, read once: a table, whose files lie beside it or below, a folder of videos,
     the tables of `annotations`, or shards of video2dataset or img2dataset.
@@ -74,9 +70,6 @@ class Source:
         root: The folder that corresponds to `data` in the names of the tables.
         columns: The meaning of the tables' columns, if they have no published form.
         require_texts: Whether a table needs texts.
-
-    Raises:
-        InputError: If a folder above may not be read.
     """
 
     def __init__(
@@ -102,7 +95,9 @@ class Source:
         self.notes = Notes()
         self.folder = None
         if isinstance(data, Path):
-            self.folder = Folder(data if is_folder(data) else data.parent, self.notes)
+            # Without an error for a folder that may not be read, which its table will raise.
+            is_folder = os.path.isdir(data)  # noqa: PTH112
+            self.folder = Folder(data if is_folder else data.parent, self.notes)
         self.is_folder = self.folder is not None and self.folder.path == data
         base = self.folder.path if self.folder else parent(data)
         self.items = Items(
@@ -120,40 +115,24 @@ class Source:
         """
         if self.annotations:
             return self.scan_tables(self.open_annotations())
-        files = self.folder.others if self.folder and self.is_folder else ()
-        may_have_tars = self.folder is None or any(
-            name.endswith(".tar") for name in files
-        )
-        if may_have_tars and is_downloads(self.data):
+        folder = self.folder if self.is_folder else None
+        files = folder.files.others if folder else ()
+        has_tars = any(name.endswith(".tar") for name in files)
+        if (has_tars or self.folder is None) and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
-        if self.folder and self.is_folder:
-            return self.scan_folder(self.folder)
-        if suffix(self.data) in MEDIA_EXTENSIONS:
+        if read_suffix(str(self.data)) in MEDIA_EXTENSIONS and not folder:
             raise InputError(f"{self.data}: a single file; name its folder")
-        return self.scan_tables([(Table(self.data, self.form), [Origin()])])
+        if not folder:
+            return self.scan_tables([(Table(self.data, self.form), [Origin()])])
 
-    def open_annotations(self) -> Tables:
-        if not self.is_folder:
-            raise InputError(f"{self.data}: no such folder of videos")
-        origins: defaultdict[Path, list[Origin]] = defaultdict(list)
-        for split, files in self.annotations.items():
-            for file in files:
-                origin = Origin(
-                    split,
-                    "",
-                    len(origins),
-                    selects=split != TEXTS,
-                )
-                origins[file].append(origin)
-        return [(Table(file, self.form), each) for file, each in origins.items()]
-
-    def scan_folder(self, folder: Folder) -> tuple[str, Rows]:
-        """Scan the texts beside the videos if most videos have one, otherwise a table."""
+        # The texts beside the videos, if most videos have one.
         text_folders = self.form.texts if self.form else ()
-        sidecars = Sidecars(folder, text_folders)
-        texts = {} if self.form and not text_folders else sidecars.texts
-        if text_folders or 2 * len(texts) > len(folder.media):
-            return BESIDE.title, self.read_texts(sidecars, folder)
+        sidecars = None
+        if text_folders or not self.form:
+            sidecars = Sidecars(folder, text_folders)
+        texts = sidecars.texts if sidecars else {}
+        if sidecars and (text_folders or 2 * len(texts) > len(folder.files.media)):
+            return BESIDE.title, self.read_texts(sidecars)
 
         opened = self.open_tables(folder)
         tables = choose_tables(folder, opened)
@@ -170,18 +149,34 @@ class Source:
         unknown = [table for table in opened.values() if table.form is not LIST]
         errors = [unknown_columns(table, self.items) for table in unknown]
         error = max(errors, key=lambda error: error.score, default=None)
-        if error and not texts and (error.score[0] or not folder.media):
+        if error and not texts and (error.score[0] or not folder.files.media):
             raise error
-        return BESIDE.title, self.read_texts(sidecars, folder)
+        return BESIDE.title, self.read_texts(sidecars or Sidecars(folder, ()))
 
-    def read_texts(self, sidecars: Sidecars, folder: Folder) -> Rows:
+    def open_annotations(self) -> Tables:
+        if not self.is_folder:
+            raise InputError(f"{self.data}: no such folder of videos")
+        origins: defaultdict[Path, list[Origin]] = defaultdict(list)
+        for split, files in self.annotations.items():
+            for file in files:
+                origin = Origin(
+                    split,
+                    "",
+                    len(origins),
+                    selects=split != TEXTS,
+                )
+                origins[file].append(origin)
+        return [(Table(file, self.form), each) for file, each in origins.items()]
+
+    def read_texts(self, sidecars: Sidecars) -> Rows:
         """Yield a row for each video or image, with the captions in its text, and a reject for each
         text whose video is missing.
 
         Raises:
             InputError: If there is no video or image.
         """
-        for path in folder.media:
+        folder = sidecars.folder
+        for path in folder.files.media:
             text = sidecars.texts.get(path)
             record = sidecars.read(text) if text else {}
             yield from self.items.add_file(text or path, path, record)
@@ -198,7 +193,7 @@ class Source:
             )
         yield from self.items.rows()
         sidecars.note_others()
-        if not folder.media:
+        if not folder.files.media:
             lines = [
                 f"{folder.path}: no video or image in this folder",
                 *folder.notes.lines(),
@@ -212,10 +207,10 @@ class Source:
         Raises:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
-        stems = {splitext(path)[0] for path in folder.media}
+        stems = {splitext(path)[0] for path in folder.files.media}
         texts: list[str] = []
         paths: list[str] = []
-        for path in folder.others:
+        for path in folder.files.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
@@ -293,7 +288,7 @@ class Source:
                 form = Form.model_validate(form.model_dump(exclude_unset=True) | naming)
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
-            for where, record in table.records():
+            for where, record in table.records:
                 if isinstance(record, str):
                     is_empty = False
                     yield reject_row(f"{prefix}{where}", record)
@@ -325,8 +320,10 @@ class Source:
 
 def check_columns(table: Table, columns: set[str], form: Form) -> None:
     """Raise InputError if no record of a table has a column that the user has named."""
-    named = form.meanings | form.where.keys()
-    missing = [name for name in sorted(named) if not has_any(columns, [name])]
+    missing = []
+    for name in sorted(form.meanings | form.where.keys()):
+        if columns.isdisjoint((name, name.split(".")[0])):
+            missing.append(name)
     problem = ""
     present = sorted(columns)
     if not columns and form.records:
@@ -381,7 +378,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
     tables: Tables = []
     for path, split in chosen.items():
         inside = path[: path.rfind("/") + 1]
-        has_media = any(media.startswith(inside) for media in folder.media)
+        has_media = any(media.startswith(inside) for media in folder.files.media)
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened[path]
         for other, (before,) in tables:
@@ -410,7 +407,7 @@ def scan_media(folder: Path) -> Rows:
             if isinstance(row, Row) and row.end is None:
                 texts[row.name] = row
     except InputError as error:
-        if not source.folder.media:
+        if not source.folder.files.media:
             raise
         # The videos are there without their captions.
         log.info(f"note: {printable(str(error))}")
@@ -420,7 +417,7 @@ def scan_media(folder: Path) -> Rows:
         source.folder,
         names_root=None,
     )
-    for path in source.folder.media:
+    for path in source.folder.files.media:
         if path in texts:
             yield texts[path]
         else:

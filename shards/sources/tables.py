@@ -32,12 +32,9 @@ from alpro.shards.sources.form import (
     FORMS,
     LIST,
     TABLE,
+    Columns,
     Form,
     Record,
-    find_form,
-    has_any,
-    records_in,
-    walk,
 )
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
@@ -83,14 +80,18 @@ class Table:
         self.form = form
         self.document: Any = None  # parsed JSON
         self._start = b""
-        self._records = self._read()
-        self.head = list(islice(self._records, HEAD))
+        records = self._read()
+        self.head = list(islice(records, HEAD))
+        self.records = chain(self.head, records)
         self.head_records = [
             record for _, record in self.head if isinstance(record, dict)
         ]
+        # The form of the first records together.
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
-        if self.form is None:
-            self.form = self._find_form()
+        for published in FORMS:
+            is_flat = not (published.records or published.line)
+            if is_flat and published.fits(self.columns, self.extension):
+                self.form = self.form or published
         if self.form is None and self.columns == ["$value"]:
             self.form = LIST
         if self.form is None and TABLE.bind(self.columns).file:
@@ -101,28 +102,19 @@ class Table:
         self.bound = self.form.bind(self.columns) if self.form else Form()
         # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
-        self.has_texts = self.is_partner or has_any(
-            self.columns, self.bound.text_columns
-        )
-        # Whether it only lists files.
-        self.lists_files = not self.has_texts and has_any(
-            self.columns, self.bound.file_columns
-        )
+        self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether it only lists files."""
+        columns = [column for _, column, _ in chain(*self.bound.templates)]
+        first_parts = {column.split(".")[0] for column in columns}
+        return not self.has_texts and not first_parts.isdisjoint(self.columns)
+
+    @property
+    def names_splits(self) -> bool:
         split = self.bound.split
-        self.names_splits = any(
-            split and record.get(split) for record in self.head_records
-        )
-
-    def _find_form(self) -> Form | None:
-        """Return the published form that the columns of the first records have together."""
-        for form in FORMS:
-            is_flat = not (form.records or form.line)
-            if is_flat and form.fits(self.columns, self.extension):
-                return form
-        return None
-
-    def records(self) -> Records:
-        return chain(self.head, self._records)
+        return any(split and record.get(split) for record in self.head_records)
 
     def refuse_placeholder(self) -> None:
         """Raise UnreadableTable if the contents are stored elsewhere."""
@@ -139,36 +131,35 @@ class Table:
                     yield from self._read_parquet(raw)
                     return
                 file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
-                yield from self._read_text(file)
+                head = file.peek(1024)[:1024]
+                # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole,
+                # which invalidates only its own record.
+                if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
+                    raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+                # The last byte may be half of a Windows end of a line.
+                if b"\r" in head[:-1] and b"\n" not in head:
+                    raise ValueError("its lines end with \\r alone; save it with \\n")
+
+                # Bytes that are not UTF-8 invalidate only their own record.
+                text = io.TextIOWrapper(
+                    file,
+                    "utf-8-sig",
+                    "surrogateescape",
+                    newline="\n",
+                )
+                if self.extension == ".json":
+                    yield from self._read_document(text.read())
+                elif self.extension in (".jsonl", ".ndjson"):
+                    yield from self._read_json_lines(text)
+                elif self.extension in (".csv", ".tsv", *LINES):
+                    yield from self._read_lines(text)
+                else:
+                    raise ValueError(
+                        "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"
+                    )
         except READING_ERRORS as error:
             self.refuse_placeholder()
             raise InputError(f"{self.path}: cannot be read: {error}") from error
-
-    def _read_text(self, file: Any) -> Records:
-        head = file.peek(1024)[:1024]
-        # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole, which
-        # invalidates only its own record.
-        if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
-            raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-        # The last byte may be half of a Windows end of a line.
-        if b"\r" in head[:-1] and b"\n" not in head:
-            raise ValueError("its lines end with \\r alone; save it with \\n")
-        # Bytes that are not UTF-8 invalidate only their own record.
-        text = io.TextIOWrapper(
-            file,
-            "utf-8-sig",
-            "surrogateescape",
-            newline="\n",
-        )
-        if self.extension == ".json":
-            return self._read_document(text.read())
-        if self.extension in (".jsonl", ".ndjson"):
-            return self._read_json_lines(text)
-        if self.extension in (".csv", ".tsv", *LINES):
-            return self._read_lines(text)
-        raise ValueError(
-            "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"
-        )
 
     def _read_document(self, content: str) -> Records:
         """Return the records of a JSON document, where its form says."""
@@ -219,16 +210,22 @@ class Table:
                 break
         else:
             return
-        lines = chain([first], text)
         for form in FORMS:
             if self.form is None and form.line and form.line.fullmatch(first.strip()):
                 self.form = form
         pattern = self.form.line if self.form else None
-        if pattern is None and self._is_header(first):
-            yield from read_cells(lines, self.extension, skipped)
+        is_table = self.extension not in LINES
+        names = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
+        if pattern is None and not is_table and len(names) > 1:
+            # The first line of a text may have the names of columns.
+            check_columns(names)
+            is_table = bool((self.form or TABLE).bind(names).file)
+        if pattern is None and is_table:
+            yield from read_cells(first, text, self.extension, skipped)
             return
 
-        for number, line in enumerate(map(str.strip, lines), skipped + 1):
+        lines = map(str.strip, chain([first], text))
+        for number, line in enumerate(lines, skipped + 1):
             match = re.fullmatch(pattern or ".*", line)
             if NOT_UTF8.search(line):
                 yield f"line {number}", SAVE_AS_UTF8
@@ -237,36 +234,21 @@ class Table:
             elif line and self.form:
                 yield f"line {number}", f"not a line of {self.form.title}"
 
-    def _is_header(self, first: str) -> bool:
-        """Return whether the first line of a text has the names of columns."""
-        if self.extension not in LINES:
-            return True
-        columns = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
-        if len(columns) == 1:
-            return False
-        check_columns(columns)
-        return bool((self.form or TABLE).bind(columns).file)
-
     def _read_parquet(self, file: IO[bytes]) -> Records:
         with pq.ParquetFile(file) as table:
             check_columns(table.schema_arrow.names)
-            self._refuse_media(table)
-            number = 0
-            for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-
-    def _refuse_media(self, table: pq.ParquetFile) -> None:
-        """Raise UnreadableTable for a column of bytes: `push_to_hub`, and video2dataset with the
-        output `parquet`, write media into them."""
-        for field in table.schema_arrow:
-            if "binary" in str(field.type):
-                raise UnreadableTable(
-                    f"{self.path}: the column {field.name!r} has bytes; write the videos or images "
-                    "inside of the table into files, and a table of texts with the columns `video` "
-                    "and `caption`"
-                )
+            for field in table.schema_arrow:
+                # `push_to_hub`, and video2dataset with the output `parquet`, write media into them.
+                if "binary" in str(field.type):
+                    raise UnreadableTable(
+                        f"{self.path}: the column {field.name!r} has bytes; write the videos or images "
+                        "inside of the table into files, and a table of texts with the columns `video` "
+                        "and `caption`"
+                    )
+            batches = table.iter_batches(PARQUET_BATCH_ROWS)
+            records = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, record in enumerate(records, 1):
+                yield f"row {number}", record
 
 
 def parse_json(text: str) -> Any:
@@ -295,16 +277,19 @@ def parse_object(line: str) -> Record | str:
     return record if isinstance(record, dict) else "not a JSON object"
 
 
-def read_cells(lines: Iterable[str], extension: str, skipped: int = 0) -> Records:
+def read_cells(
+    header: str,
+    lines: Iterable[str],
+    extension: str,
+    skipped: int,
+) -> Records:
     """Yield the rows below the names of the columns. skipped: the number of lines above."""
-    text = iter(lines)
-    header = next(text, "")
     usual = "\t" if extension == ".tsv" else ","
     # Quoted separators are parts of names.
     separator = max((usual, *",\t;|"), key=re.sub('"[^"]*"', "", header).count)
     is_quoted = extension != ".tsv" or separator != "\t" or header.startswith('"')
     reader = csv.reader(
-        chain([header], text),
+        chain([header], lines),
         delimiter=separator,
         strict=True,
         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
@@ -327,8 +312,23 @@ def read_cells(lines: Iterable[str], extension: str, skipped: int = 0) -> Record
             continue
         if cells is None:
             return
-        if cells:
-            yield f"line {line}", name_cells(columns, cells, is_quoted)
+        where = f"line {line}"
+        # Without quoting, a text that begins with a quotation mark should end with one.
+        is_unclosed = not is_quoted and any(
+            cell.startswith('"') and cell.count('"') % 2 for cell in cells
+        )
+        if any(map(str.strip, cells[len(columns) :])):
+            yield where, "more cells than columns; quote texts with commas"
+        elif any(map(NOT_UTF8.search, cells)):
+            yield where, SAVE_AS_UTF8
+        elif is_unclosed:
+            reason = "an unclosed quotation mark; save a table with quoted texts as CSV"
+            yield where, reason
+        elif cells:
+            # Columns that a short row lacks are empty, so that all rows have the table's form.
+            record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
+            record.pop("", None)
+            yield where, record
 
 
 def check_columns(columns: list[str]) -> list[str]:
@@ -347,17 +347,90 @@ def check_columns(columns: list[str]) -> list[str]:
     return columns
 
 
-def name_cells(columns: list[str], cells: list[str], is_quoted: bool) -> Record | str:
-    """Return the record of a line. is_quoted: whether quotation marks around a text are removed."""
-    if any(map(str.strip, cells[len(columns) :])):
-        return "more cells than columns; quote texts with commas"
-    if any(map(NOT_UTF8.search, cells)):
-        return SAVE_AS_UTF8
-    if not is_quoted and any(
-        cell.startswith('"') and cell.count('"') % 2 for cell in cells
-    ):
-        return "an unclosed quotation mark; save a table with quoted texts as CSV"
-    # Columns that a short row lacks are empty, so that all rows have the table's form.
-    record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
-    record.pop("", None)
-    return record
+def find_form(document: Any, extension: str) -> Form | None:
+    """Return the published form whose columns the records inside of a document have."""
+    for form in FORMS:
+        if form.records:
+            _, first = next(records_in(document, form), ("", ""))
+            # A reason in place of a record has no columns.
+            if form.fits(first, extension):
+                return form
+    return None
+
+
+def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
+    """Yield the records of a JSON document with their places, joined with the records of its other
+    list; a reason in place of an invalid record."""
+    join = form.join if form.join and form.join.list else None
+    partners: dict[str, Record | str] = {}
+    others = walk(document, join.list.split("."), "") if join else ()
+    for _, partner in others:
+        if join and isinstance(partner, dict):
+            key = str(partner.get(join.key))
+            if partners.setdefault(key, partner) != partner:
+                reason = f"two entries of `{join.list}` have the {join.key} {key}"
+                partners[key] = reason
+
+    path = form.records.split(".") if form.records else []
+    for where, record in walk(document, path, "entry"):
+        if join and isinstance(record, dict):
+            key = str(record.get(join.on))
+            reason = f"no entry of `{join.list}` has the {join.key} {key}"
+            found = partners.get(key, reason)
+            yield where, found if isinstance(found, str) else found | record
+        else:
+            yield where, record
+
+
+def walk(
+    value: Any,
+    path: list[str],
+    where: str,
+    outer: Record | None = None,
+) -> Iterator[tuple[str, Record | str]]:
+    """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
+
+    Args:
+        outer: The texts, numbers and objects around, which the record has too, with the innermost
+            key as `$key`, and the one around it as `$outer`; None at the top of a document, whose
+            own texts describe the document.
+    """
+    around = outer or {}
+    has_records = isinstance(value, list) and any(
+        isinstance(each, dict) for each in value
+    )
+    # A list of texts in an object is a cell.
+    if isinstance(value, list) and (path or has_records or not around):
+        rest = path[1:] if path[:1] == ["*"] else path
+        for number, each in enumerate(value, 1):
+            yield from walk(
+                each,
+                rest,
+                f"{where} {number}",
+                around,
+            )
+        return
+
+    if not path:
+        columns = value if isinstance(value, dict) else {"$value": value}
+        yield where, around | columns
+    elif isinstance(value, dict):
+        key, *rest = path
+        if outer is not None:
+            # Beside one key, objects describe its records; beside `*`, they are others of its kind.
+            kinds = str | int | float if key == "*" else str | int | float | dict
+            cells = {
+                name: cell for name, cell in value.items() if isinstance(cell, kinds)
+            }
+            around = around | cells
+            around.pop(key, None)
+        names = value if key == "*" else value.keys() & {key}
+        for name in names:
+            keys = {"$outer": around["$key"]} if "$key" in around else {}
+            inner = around | keys | {"$key": name} if key == "*" else around
+            yield from walk(
+                value[name],
+                rest,
+                f"{where} {name!r}",
+                inner,
+            )

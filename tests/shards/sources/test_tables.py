@@ -22,7 +22,7 @@ TABS = ROWS.replace(b",", b"\t")
 
 def read(path, content: bytes) -> list[tuple[str, dict | str]]:
     path.write_bytes(content)
-    return list(Table(path).records())
+    return list(Table(path).records)
 
 
 def test_csv_has_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_path):
@@ -153,7 +153,7 @@ def test_a_file_whose_next_record_is_unknown_is_refused_in_one_line(
 def test_a_parquet_table_is_read_in_batches(tmp_path):
     pq.write_table(pa.table({"path": list("abcde")}), tmp_path / "m.parquet")
 
-    records = list(Table(tmp_path / "m.parquet").records())
+    records = list(Table(tmp_path / "m.parquet").records)
 
     assert records == [(f"row {n}", {"path": c}) for n, c in enumerate("abcde", 1)]
 
@@ -167,7 +167,7 @@ def test_a_parquet_table_with_dates_that_nobody_reads_or_columns_of_one_name_is_
     for table in (pa.table({"day": years}), same):
         pq.write_table(table, tmp_path / "m.parquet")
         with pytest.raises(InputError, match=r"m\.parquet: cannot be read"):
-            list(Table(tmp_path / "m.parquet").records())
+            list(Table(tmp_path / "m.parquet").records)
 
 
 DOG = ("a dog, running",)
