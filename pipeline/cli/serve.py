@@ -190,16 +190,11 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
 
     Also works on a read-only workspace.
     """
-    root = workspace.resolve()
-    database = root / "mlflow.db"
-    if not database.is_file():
-        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
     open_port("--port", port).close()
-
     # Slow to import.
-    from alpro.pipeline.tracking.store import check_store
+    from alpro.pipeline.tracking.store import find_store
 
-    check_store(root)
+    store = find_store(workspace.resolve())
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -207,7 +202,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
         # uvicorn would import from the current folder.
         "UVICORN_APP_DIR": NEUTRAL_FOLDER,
     }
-    store = f"sqlite:///{database}"
     command = interpreter("-m", "mlflow", "ui", "--backend-store-uri", store)
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.chdir(NEUTRAL_FOLDER)

@@ -39,8 +39,8 @@ from alpro.pipeline.flows.tasks import (
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan, required
-from alpro.pipeline.store.runs import Run, Runs
-from alpro.pipeline.tracking.contents import git_commit, stage_title
+from alpro.pipeline.store.runs import Run, Runs, git_commit
+from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.lifecycle import get_parent

@@ -130,20 +130,20 @@ class PipelineRun:
         report = self.plan.report
         changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
-        links = {}
-        if self.mlflow_run:
-            server = self.tracker.server or DEFAULT_UI
-            links["MLflow"] = f"{server}/{self.tracker.page(self.mlflow_run)}"
+        run_page = self.tracker.page(self.mlflow_run)
+        uri = self.tracker.uri
+        server = uri.rstrip("/") if uri.startswith("http") else DEFAULT_UI
+        links = {"MLflow": f"{server}/{run_page}" if self.mlflow_run else ""}
         report.parent.mkdir(exist_ok=True)
         with atomic_write(report) as temporary:
             temporary.write_text(document.page(links), "utf-8")
 
         # The report is one of the files of MLflow's run, which has a page for each.
-        in_mlflow = {"Report": self.tracker.page(self.mlflow_run, report.name)}
+        in_mlflow = {"Report": f"{run_page}/artifacts/{report.name}"}
         self.tracker.log_pipeline(
             self.mlflow_run,
             artifacts,
-            files=[report],
+            report=report,
             figures=document.figures,
             description=document.markdown(in_mlflow, MAX_DESCRIPTION),
         )

@@ -5,9 +5,11 @@ first.
 """
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -97,3 +99,24 @@ class Runs:
                 line = json.loads(text)
                 if isinstance(line, dict) and "id" in line:
                     yield line
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of this code, with -dirty if files differ from it; "unknown" outside a
+    checkout."""
+    # alpro/pipeline is a link, which git does not follow.
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # This fails if the package is installed inside another repository.
+        git("ls-files", "--error-unmatch", str(file))
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

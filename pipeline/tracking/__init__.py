@@ -9,13 +9,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-# Hide messages such as "Creating initial MLflow database tables...".
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-# Hide retries and tracebacks: the tracker reports a failed call once.
-for _name in (
-    "urllib3.connectionpool",
-    "mlflow.store.db.utils",
-    "mlflow.system_metrics",
-):
+# Hide "Creating initial MLflow database tables...", retries and tracebacks: the tracker reports a
+# failed call once.
+for _name in ("mlflow", "alembic", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -2,20 +2,15 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from functools import cache
 from pathlib import Path
 
-from mlflow.entities import Dataset, DatasetInput, InputTag
-from mlflow.utils import mlflow_tags
+from mlflow.entities import Dataset, DatasetInput
 
 from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.score_names import HEADLINES
-
-DIGEST_LENGTH = 8  # characters
 
 
 def status_after(error: BaseException) -> str:
@@ -49,50 +44,20 @@ def describe_corpora(folder: Path, record: Record) -> list[DatasetInput]:
         folder: Folder of the stage's artifact, in the store that has its inputs too.
         record: Record of the artifact, or what is known before it runs.
     """
-    corpora = {
-        name: source.folder(folder.parents[1])
-        for name, source in record.inputs.items()
-        if source.stage in CORPUS_STAGES
-    }
-    if record.stage in CORPUS_STAGES:
-        corpora[record.name.partition(" ")[2] or record.name] = folder
-
     described = []
-    for name, place in corpora.items():
+    inputs = [source.folder(folder.parents[1]) for source in record.inputs.values()]
+    for place in [*inputs, folder]:
         corpus = read_record(place)
-        if corpus is None:
-            continue
-        dataset = Dataset(
-            name,
-            corpus.fingerprint[:DIGEST_LENGTH],
-            source_type="local",
-            source=json.dumps({"uri": str(place)}),
-            profile=json.dumps(corpus.counts),
-        )
-        tag = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "corpus")
-        described.append(DatasetInput(dataset, [tag]))
+        if corpus and corpus.stage in CORPUS_STAGES:
+            dataset = Dataset(
+                corpus.name.partition(" ")[2],
+                corpus.fingerprint[:8],
+                source_type="local",
+                source=json.dumps({"uri": str(place)}),
+                profile=json.dumps(corpus.counts),
+            )
+            described.append(DatasetInput(dataset, tags=[]))
     return described
-
-
-@cache
-def git_commit() -> str:
-    """Return the commit of this code, with -dirty if files differ from it; "unknown" outside a
-    checkout."""
-    # alpro/pipeline is a link, which git does not follow.
-    file = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # This fails if the package is installed inside another repository.
-        git("ls-files", "--error-unmatch", str(file))
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def clean_metric_name(name: str) -> str:

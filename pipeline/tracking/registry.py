@@ -4,7 +4,6 @@ A registered model has a copy of the model folder (safetensors and JSON, no pick
 that loads it needs this package.
 """
 
-import warnings
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -21,7 +20,7 @@ from mlflow.types.schema import ColSpec, Schema
 from alpro import Model
 from alpro.artifact import Record
 from alpro.errors import InputError, one_line
-from alpro.pipeline.tracking.store import check_store, store_uri, unusable
+from alpro.pipeline.tracking.store import find_store, unusable
 from alpro.pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "models"  # where models from another store are registered
@@ -39,7 +38,7 @@ def register(
     Raises:
         InputError: If the artifact has no model, or if MLflow refuses.
     """
-    if not (folder / "model" / "config.json").is_file():
+    if not (folder / "model").is_dir():
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
     tracker = Tracker.open(uri, workspace, EXPERIMENT)
@@ -73,8 +72,7 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
     # `log_model` belongs to the fluent API, which has one store per process.
     mlflow.set_tracking_uri(tracker.uri)
     # Hide MLflow's request for an example: no video exists on every machine.
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):
-        warnings.filterwarnings("ignore", message=".*input example")
+    with redirect_stderr(StringIO()):
         model_info = mlflow.pyfunc.log_model(
             model_id=tracker.logged_model(record.fingerprint),
             name=record.stage,
@@ -83,7 +81,6 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
             signature=ModelSignature(INPUTS),
             pip_requirements=["alpro-pipeline"],
             registered_model_name=name,
-            metadata={"fingerprint": record.fingerprint},
         )
     return str(model_info.registered_model_version)
 
@@ -98,13 +95,7 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
     Raises:
         InputError: If the store does not have it.
     """
-    if not uri:
-        check_store(workspace)
-        if not (workspace / "mlflow.db").is_file():  # MLflow would create it
-            raise InputError(
-                f"{name}: no MLflow store in {workspace}; name one with --tracking-uri"
-            )
-        uri = store_uri(workspace)
+    uri = uri or find_store(workspace)
     try:
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))
@@ -124,11 +115,7 @@ def registered_fingerprints(uri: str) -> set[str]:
     except Exception as error:
         raise unusable(uri, error) from error
     # A version that was registered without this project has no fingerprint.
-    return {
-        version.tags["fingerprint"]
-        for version in versions
-        if "fingerprint" in version.tags
-    }
+    return {version.tags.get("fingerprint", "") for version in versions}
 
 
 class ServedModel:
@@ -137,14 +124,11 @@ class ServedModel:
     def __init__(self, model: Model):
         self.model = model
 
-    def predict(
-        self, inputs: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Score pairs of a video and a text.
 
         Args:
             inputs: Columns `video` (a file) and `text` (a caption, or a question).
-            params: Unused.
 
         Returns:
             A row for each pair: `answer` and `probability` of a question; otherwise `similarity` of

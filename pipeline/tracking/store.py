@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
-from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
-from alpro.errors import MAX_REASON, InputError
+from alpro.errors import InputError, one_line
 from alpro.files import atomic_write, create_database
 from alpro.locks import acquire
 
@@ -41,34 +40,36 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
     Raises:
         InputError: If the store does not work, or if the experiment was deleted.
     """
-    files = (workspace / "mlflow").resolve()
-    is_local = uri.startswith("sqlite:///")
+    place = None  # A server chooses the place of its files.
     try:
-        if is_local:
+        if uri.startswith("sqlite:///"):
+            files = (workspace / "mlflow").resolve()
             create_store(Path(uri.removeprefix("sqlite:///")), files)
+            place = (files / name).as_uri()
         client = MlflowClient(uri)
-        # A server chooses the place of its files.
-        place = (files / name).as_uri() if is_local else None
+        if client.get_experiment_by_name(name) is None:
+            create_experiment(client, name, place)
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                client.create_experiment(name, place)
-            except MlflowException:
-                # Another run may have created it meanwhile.
-                if client.get_experiment_by_name(name) is None:
-                    raise
-            experiment = client.get_experiment_by_name(name)
-            assert experiment is not None
     except Exception as error:
         # Any error of MLflow, SQLAlchemy, alembic or the network.
         raise unusable(uri, error) from error
 
-    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+    assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
         raise InputError(
             f"MLflow store {uri}: the experiment {name!r} was deleted; restore it, or choose "
             "another name: --set name=OTHER"
         )
     return client, experiment.experiment_id
+
+
+def create_experiment(client: MlflowClient, name: str, place: str | None) -> None:
+    """Create an experiment, unless another run creates it at the same time."""
+    try:
+        client.create_experiment(name, place)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def create_store(database: Path, files: Path) -> None:
@@ -90,8 +91,18 @@ def create_store(database: Path, files: Path) -> None:
         lock.release()
 
 
-def check_store(workspace: Path) -> None:
-    """Check that the store of a workspace, if there is one, was made where it is.
+def find_store(workspace: Path) -> str:
+    """Return the address of the store of a workspace. Raises InputError if there is none, which MLflow
+    would create, or as `check_store` does."""
+    database = workspace / "mlflow.db"
+    if not database.is_file():
+        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
+    return check_store(workspace)
+
+
+def check_store(workspace: Path) -> str:
+    """Return the address of the store of a workspace, after a check that the store, if there is
+    one, was made where it is.
 
     It has absolute addresses of its files: a copy would write into the folder of the original.
 
@@ -103,7 +114,7 @@ def check_store(workspace: Path) -> None:
     """
     uri = store_uri(workspace)
     if not (workspace / "mlflow.db").is_file():  # The client would create one.
-        return
+        return uri
     try:
         # The first experiment, which cannot be deleted, is made with the store.
         location = MlflowClient(uri).get_experiment("0").artifact_location
@@ -111,12 +122,12 @@ def check_store(workspace: Path) -> None:
         raise unusable(uri, error) from error
 
     own = (workspace / "mlflow" / "0").resolve().as_uri()
-    is_ours = location.startswith("file:") and location.endswith("/mlflow/0")
-    if is_ours and location != own:
+    if re.fullmatch("file:.*/mlflow/0", location) and location != own:
         raise InputError(
             f"MLflow store {workspace / 'mlflow.db'}: its files are in {location}, where it was made "
             f"before this workspace was copied or moved; {REFILL}"
         )
+    return uri
 
 
 def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
@@ -138,8 +149,7 @@ def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
 
 def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
-    # The first line is the reason; SQLAlchemy appends the query.
-    reason = str(error).partition("\n")[0][:MAX_REASON]
+    reason = one_line(error)
     is_damaged = re.search("not a database|malformed", reason)
     remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
     return InputError(f"MLflow store {uri}: {reason}{remedy}")

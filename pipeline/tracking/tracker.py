@@ -13,10 +13,10 @@ process and stages run side by side, so each call names its run.
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param
@@ -29,16 +29,17 @@ from mlflow.utils import mlflow_tags
 from alpro.artifact import Record, flatten, read_record
 from alpro.errors import one_line
 from alpro.log import log
+from alpro.names import Artifact
+from alpro.pipeline.store.runs import git_commit
 from alpro.pipeline.tracking.contents import (
     clean_metric_name,
     describe_corpora,
-    git_commit,
     select_headlines,
     stage_title,
     status_after,
 )
 from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
-from alpro.stages import EVALUATIONS, STAGES
+from alpro.stages import EVALUATIONS, TRAININGS
 from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.training.metrics import read_metrics
 
@@ -50,10 +51,9 @@ SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 MAX_DESCRIPTION = 8000  # characters
 MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
-FILES = ("artifact.json", "results.json")
+FILES = ("artifact.json", "results.json", "pictures")  # and folders
 TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")  # Parquet files
 MAX_TABLE_ROWS = 500
-Artifacts = Sequence[tuple[Path, Record]]  # folders with their records
 
 
 class Tracker:
@@ -79,9 +79,8 @@ class Tracker:
             InputError: If the store was made in another folder or does not work, or if the
                 experiment was deleted.
         """
-        uri = uri or store_uri(workspace)
-        if uri == store_uri(workspace):
-            check_store(workspace)
+        if uri in ("", store_uri(workspace)):
+            uri = check_store(workspace)
         return cls(*open_experiment(uri, workspace, experiment), uri)
 
     @contextmanager
@@ -89,7 +88,7 @@ class Tracker:
         self,
         name: str,
         params: Mapping[str, Any],
-        tags: Mapping[str, str],
+        tags: dict[str, str],
         parent: str = "",
     ) -> Iterator[str]:
         """Open a run, nested in `parent` if there is one, for the time of the body.
@@ -99,7 +98,7 @@ class Tracker:
         all_tags = {mlflow_tags.MLFLOW_GIT_COMMIT: git_commit()}
         if parent:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent
-        all_tags = resolve_tags(all_tags | dict(tags))
+        all_tags = resolve_tags(all_tags | tags)
         new_run = self._call(
             "create_run", self.experiment, run_name=name, tags=all_tags
         )
@@ -136,18 +135,24 @@ class Tracker:
             record: Record of the artifact, or what is known before the stage runs. If it trains
                 then, the load of the machine is logged.
         """
-        all_tags = {"stage": record.stage, "fingerprint": record.fingerprint}
-        all_tags |= tags or {}
-        # An artifact that is logged again keeps the commit that built it.
-        if "commit" in record.run:
-            all_tags[mlflow_tags.MLFLOW_GIT_COMMIT] = record.run["commit"]
-        params = {record.stage: record.config}
-        trains_now = STAGES[record.stage] == "training" and not record.run
-        with self.run(stage_title(record), params, all_tags, parent) as run:
-            with (
-                self._followed(run, folder),
-                self._system_metrics(run) if run and trains_now else nullcontext(),
-            ):
+        all_tags = {
+            "stage": record.stage,
+            "fingerprint": record.fingerprint,
+            # An artifact that is logged again keeps the commit that built it.
+            mlflow_tags.MLFLOW_GIT_COMMIT: record.run.get("commit", git_commit()),
+            **(tags or {}),
+        }
+        trains_now = record.stage in TRAININGS and not record.run
+        with self.run(
+            stage_title(record), {record.stage: record.config}, all_tags, parent
+        ) as run:
+            with self._followed(run, folder), ExitStack() as at_end:
+                if run and trains_now:  # CPU, memory, disk, network and GPUs
+                    monitor = SystemMetricsMonitor(
+                        run, SYSTEM_SECONDS, tracking_uri=self.uri
+                    )
+                    monitor.start()
+                    at_end.callback(monitor.finish)
                 yield run
             result = read_record(folder)
             if result:
@@ -164,12 +169,12 @@ class Tracker:
     def log_pipeline(
         self,
         run: str,
-        artifacts: Artifacts,
-        files: Sequence[Path],
+        artifacts: Sequence[Artifact],
+        report: Path,
         figures: Mapping[str, Any],
         description: str,
     ) -> None:
-        """Log to a pipeline's run what its stages reached, its corpora, files and description.
+        """Log to a pipeline's run what its stages reached, its corpora, report and description.
 
         MLflow's pages start with the metric that is logged first, and a comparison plots it: the
         headline scores.
@@ -186,22 +191,15 @@ class Tracker:
                 reached[prefix + key] = value
         self.log_metrics(run, select_headlines(reached) | reached)
 
-        for file in files:
-            self._call("log_artifact", run, str(file))
+        self._call("log_artifact", run, str(report))
         for name, figure in figures.items():
             self._call("log_figure", run, figure, name)
         self._call("set_tag", run, mlflow_tags.MLFLOW_RUN_NOTE, description)
 
-    @property
-    def server(self) -> str:
-        """Address of the store; empty if it is no server."""
-        return self.uri.rstrip("/") if self.uri.startswith("http") else ""
-
-    def page(self, run: str, file: str = "") -> str:
-        """Return where MLflow's server shows a run, or one of its files: a link of its own pages,
-        which follows the address of the server."""
-        page = f"#/experiments/{self.experiment}/runs/{run}"
-        return f"{page}/artifacts/{quote(file)}" if file else page
+    def page(self, run: str) -> str:
+        """Return where MLflow's server shows a run: a link of its own pages, which follows the
+        address of the server."""
+        return f"#/experiments/{self.experiment}/runs/{run}"
 
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
@@ -220,14 +218,9 @@ class Tracker:
         model: str | None = None,
     ) -> None:
         """Log values of a step, and with the logged model that reached them, if it is given."""
-        now = int(time.time() * 1000)
-        metrics = []
-        for key, value in values.items():
-            # MLflow's pages show all digits.
-            rounded = round(value, DIGITS)
-            metrics.append(
-                Metric(clean_metric_name(key), rounded, now, step, model_id=model)
-            )
+        # MLflow's pages show all digits.
+        rounded = {key: round(value, DIGITS) for key, value in values.items()}
+        metrics = make_metrics(rounded, step, time.time(), model)
         self._call("log_batch", run, metrics=metrics)
 
     @contextmanager
@@ -235,81 +228,72 @@ class Tracker:
         """Log the lines of metrics.jsonl while they are written, from a thread, and the last ones
         at the end."""
         done = threading.Event()
-        logged = 0  # lines
 
-        def log_new_lines() -> None:
-            nonlocal logged
-            # A training that resumes has a shorter file, and writes the same lines again.
-            lines = read_metrics(folder / METRICS)
-            logged = min(logged, len(lines))
-            new = lines[logged:]
-            metrics: list[Metric] = []
-            for line in new:
-                milliseconds = int(line["time"] * 1000)
-                for key in line.keys() - {"step", "time"}:
-                    name = clean_metric_name(key)
-                    metric = Metric(name, line[key], milliseconds, line["step"])
-                    metrics.append(metric)
+        def follow() -> None:
+            logged = 0  # lines
+            ended = False
+            while not ended:
+                ended = done.wait(FOLLOW_SECONDS)
+                # A training that resumes has a shorter file, and writes the same lines again.
+                lines = read_metrics(folder / METRICS)
+                logged = min(logged, len(lines))
+                metrics: list[Metric] = []
+                for line in lines[logged:]:
+                    step, seconds = line.pop("step"), line.pop("time")
+                    metrics += make_metrics(line, step, seconds)
+                # Without an answer they are sent again. What MLflow refuses would be refused again.
+                if (
+                    metrics
+                    and self._call("log_batch", run, metrics=metrics) is not None
+                ):
+                    logged = len(lines)
 
-            # Without an answer they are sent again. What MLflow refuses would be refused again.
-            if new and self._call("log_batch", run, metrics=metrics) is not None:
-                logged = len(lines)
-
-        def loop() -> None:
-            while not done.wait(FOLLOW_SECONDS):
-                log_new_lines()
-
-        thread = threading.Thread(target=loop, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            # A short outage while the stage ran costs no lines and no results.
-            self._end_pause(run)
-            log_new_lines()
-
-    @contextmanager
-    def _system_metrics(self, run: str) -> Iterator[None]:
-        """Log the load of the machine: CPU, memory, disk, network and GPUs."""
-        monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, tracking_uri=self.uri)
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(follow)
+            try:
+                yield
+            finally:
+                # A short outage while the stage ran costs no lines and no results.
+                self._end_pause(run)
+                done.set()
+                following.result()
 
     def _log_result(self, run: str, folder: Path, record: Record) -> None:
         """Log a finished artifact: its numbers, corpora and files, the first rows of its tables;
         and its model, or the scores of the model that it evaluates."""
         lines = read_metrics(folder / METRICS)
         step = lines[-1]["step"] if lines else 0
-        scores: dict[str, float] = {}
-        if record.stage in EVALUATIONS:
-            scores = select_headlines(record.metrics)
-            self._log_model_scores(run, record, scores, step)
-        elif STAGES[record.stage] == "training" and (folder / "model").is_dir():
-            self._log_model(run, folder, record, step)
-        # MLflow's pages begin with the metrics that are logged first.
-        self.log_metrics(run, {**scores, **record.metrics}, step)
+        model = ""
+        used = []
+        scores = select_headlines(record.metrics)
+        if record.stage in EVALUATIONS and "model" in record.inputs:
+            # Its training may be in another store, or in none.
+            model = self.logged_model(record.inputs["model"].fingerprint)
+            used = [LoggedModelInput(model)] if model else []
+        elif record.stage in TRAININGS and (folder / "model").is_dir():
+            model = self._log_model(run, folder, record, step)
+            reached = [key for key in VALIDATION_SCORES if key in record.metrics]
+            scores = {key: record.metrics[key] for key in reached}
+        # MLflow's pages begin with the metrics that are logged first. Its table of models sorts by
+        # those of a model.
+        self.log_metrics(run, scores, step, model or None)
+        self.log_metrics(run, record.metrics, step)
 
-        self._call("log_inputs", run, datasets=describe_corpora(folder, record))
+        datasets = describe_corpora(folder, record)
+        self._call("log_inputs", run, datasets=datasets, models=used)
 
-        for name in FILES:
-            if (folder / name).is_file():
-                self._call("log_artifact", run, str(folder / name))
-        if (folder / "pictures").is_dir():
-            self._call("log_artifacts", run, str(folder / "pictures"), "pictures")
+        for path in map(folder.joinpath, FILES):
+            if path.exists():
+                self._call("log_artifact", run, str(path))
         for name in TABLES:
             file = folder / f"{name}.parquet"
             if file.is_file():
                 rows = pd.read_parquet(file).head(MAX_TABLE_ROWS)
                 self._call("log_table", run, rows, f"tables/{name}.json")
 
-    def _log_model(self, run: str, folder: Path, record: Record, step: int) -> None:
-        """Log a model that stays in its folder as the output of its run, with what it reached on
-        the validation split."""
+    def _log_model(self, run: str, folder: Path, record: Record, step: int) -> str:
+        """Log a model that stays in its folder as the output of its run. Returns its id; empty if
+        MLflow did not take it."""
         tags = {
             mlflow_tags.MLFLOW_MODEL_IS_EXTERNAL: "true",
             "path": str(folder / "model"),
@@ -319,29 +303,15 @@ class Tracker:
         params = {
             key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()
         }
-        name = f"{record.stage} {record.fingerprint[:8]}"
+        name = stage_title(record)
         model = run and self._call(
             "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
         )
         if not model:
-            return
+            return ""
         self._call("finalize_logged_model", model.model_id, "READY")
         self._call("log_outputs", run, [LoggedModelOutput(model.model_id, step)])
-        for key in VALIDATION_SCORES:
-            if key in record.metrics:
-                self.log_metrics(run, {key: record.metrics[key]}, step, model.model_id)
-
-    def _log_model_scores(
-        self, run: str, record: Record, scores: Mapping[str, float], step: int
-    ) -> None:
-        """Log the headline scores of an evaluation with the model that reached them: MLflow's table
-        of models sorts by them."""
-        source = record.inputs.get("model")
-        model = self.logged_model(source.fingerprint) if source else ""
-        # The training may be in another store, or in none.
-        if model:
-            self._call("log_inputs", run, models=[LoggedModelInput(model)])
-            self.log_metrics(run, scores, step, model)
+        return model.model_id
 
     def _call(self, method: str, *args: Any, **values: Any) -> Any:
         """Call a method of the client, unless the run of the first argument does not exist, or MLflow
@@ -356,16 +326,17 @@ class Tracker:
                 return None
             try:
                 answer = getattr(self.client, method)(*args, **values)
+                return True if answer is None else answer
+            # MLflow, requests and SQLAlchemy raise their own.
             except Exception as error:
-                # MLflow, requests and SQLAlchemy raise their own.
-                is_refused = isinstance(
-                    error, MlflowException
-                ) and error.get_http_status_code() in (400, 404)
-                if not is_refused:  # each further call may block until its timeout
-                    self.paused_until = time.monotonic() + PAUSE_SECONDS
                 self._warn(error)
-                return False if is_refused else None
-        return True if answer is None else answer
+                if isinstance(error, MlflowException) and (
+                    error.get_http_status_code() in (400, 404)
+                ):
+                    return False
+                # Each further call may block until its timeout.
+                self.paused_until = time.monotonic() + PAUSE_SECONDS
+                return None
 
     def _end_pause(self, run: str) -> None:
         """Let the next call of a run be tried, whatever happened to earlier ones."""
@@ -379,3 +350,14 @@ class Tracker:
                 "`alpro artifacts log ARTIFACT` logs a finished stage again"
             )
         self.has_failed = True
+
+
+def make_metrics(
+    values: Mapping[str, float], step: int, seconds: float, model: str | None = None
+) -> list[Metric]:
+    """Return values of a step, at a time in seconds, as metrics of a run and a logged model."""
+    milliseconds = int(seconds * 1000)
+    return [
+        Metric(clean_metric_name(key), value, milliseconds, step, model_id=model)
+        for key, value in values.items()
+    ]

@@ -67,7 +67,7 @@ def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 500)
 
     with pytest.raises(
-        InputError, match=r"mlflow\.db: .*not a database; .*move it away.*"
+        InputError, match=r"mlflow\.db: .*not a database.*move it away.*"
     ) as error:
         check_store(tmp_path)
 

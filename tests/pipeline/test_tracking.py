@@ -399,7 +399,7 @@ def test_a_pipelines_run_has_the_headlines_first_and_all_that_its_stages_reached
 
     with tracker.run("sample 3f2a9c", {}, {}) as run:
         figures = {"scores.png": Figure()}
-        tracker.log_pipeline(run, [trained, evaluated], [page], figures, "**finished**")
+        tracker.log_pipeline(run, [trained, evaluated], page, figures, "**finished**")
 
     headlines = {"score/R1": 2.0, "score/QA": 1.0}
     training = {"training/pretrain/validation/vtc/t2v/R1": 3.0}
