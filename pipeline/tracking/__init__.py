@@ -11,5 +11,5 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 # Hide "Creating initial MLflow database tables...", retries and tracebacks: the tracker reports a
 # failed call once.
-for _name in ("mlflow", "alembic", "urllib3.connectionpool"):
+for _name in ("mlflow.store", "mlflow.system_metrics", "alembic", "urllib3"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
