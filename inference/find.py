@@ -13,7 +13,7 @@ from alpro.errors import InputError
 from alpro.files import checksum, expand_home
 from alpro.inference.encoding import model_folder
 from alpro.models.clip_prompter import NOT_CLIP, is_clip
-from alpro.models.pretrained import WEIGHTS, HubName
+from alpro.models.pretrained import HubName, find_weights
 from alpro.names import (
     find_artifact,
     find_workspace,
@@ -138,10 +138,8 @@ def model_digest(folder: Path, checksums: Mapping[Path, str] = {}) -> str:
         InputError: If a file is missing.
     """
     inside = model_folder(folder)
-    weights = next((name for name in WEIGHTS if (inside / name).exists()), WEIGHTS[0])
-
     total = hashlib.sha256()
-    for name in ("config.json", weights, *OPTIONAL_FILES):
+    for name in ("config.json", find_weights(inside).name, *OPTIONAL_FILES):
         file = inside / name
         if file.is_file():
             sha256 = checksums.get(file) or checksum(file)

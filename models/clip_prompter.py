@@ -279,18 +279,14 @@ def load_clip(
     Raises:
         InputError: If it is not available, not readable, or another kind of model.
     """
-    where = f"{key.rpartition('.')[2]} = {name!r}"
+    key = key.rpartition(".")[2]
+    config = read_model_config(key, name, CLIP_TYPES)
+    folder = Path(config.name_or_path)
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
         from transformers.image_processing_base import ImageProcessingMixin
 
-        config = read_model_config(name)
-        if config.model_type not in CLIP_TYPES:
-            kinds = " or ".join(CLIP_TYPES)
-            raise InputError(f"{where}: it is a {config.model_type}, not a {kinds}")
-        folder = config.name_or_path
-        model, _ = load_pretrained(AutoModel, config)
-
+        model = load_pretrained(config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(tokenizer, config.text_config.vocab_size)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
@@ -300,14 +296,12 @@ def load_clip(
             max_text_tokens=config.text_config.max_position_embeddings,
         )
         prompter = ClipPrompter(model, ClipTokenizer(tokenizer).pad_id)
-        load_temporal(prompter, Path(folder) / "model.safetensors")
-    except InputError:
-        raise
-    # Each library raises its own exception types for missing files and network errors.
+        load_temporal(prompter, folder / "model.safetensors")
+    # Each library raises its own exception types for missing and damaged files.
     except Exception as error:
         raise InputError(
-            f"{where}: not readable as a CLIP or SigLIP ({one_line(error)}); use a folder with all "
-            "of its files"
+            f"{key} = {name!r}: not readable as a CLIP or SigLIP ({one_line(error)}); use a folder "
+            "with all of its files"
         ) from error
     return ClipBundle("prompter", prompter.to(device), tokenizer, preprocessing)
 

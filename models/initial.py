@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from alpro.errors import InputError, one_line
-from alpro.files import read_small_json
+from alpro.errors import one_line
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import load_clip
-from alpro.models.pretrained import HubName, load_pretrained, read_model_config
+from alpro.models.clip_prompter import TEMPORAL
+from alpro.models.pretrained import HubName, find_weights, read_model_config
 from alpro.models.timesformer import VideoConfig, resize_embedding
 from alpro.models.weights import (
     BERT,
@@ -26,39 +25,34 @@ from alpro.models.weights import (
     split_bert,
 )
 
-# The model of transformers that each key of the configuration takes.
-SUPPORTED = {"vit": "clip", "bert": "bert"}
+Encoder = Literal["vit", "bert"]
+# Type of transformers that each key of the configuration takes. A SigLIP has no [CLS] token, from
+# which the video encoder takes its embedding. Relatives of BERT have other tokens or layers.
+TYPES: dict[Encoder, str] = {"vit": "clip", "bert": "bert"}
 # Keys of `[model.video]` and `[model.text]` with the names that transformers has for them.
-VIDEO_KEYS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "activation": "hidden_act",
+SIZES: dict[Encoder, dict[str, str]] = {
+    "vit": {
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "patch_size": "patch_size",
+        "activation": "hidden_act",
+    },
+    "bert": {
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "max_length": "max_position_embeddings",
+    },
 }
-TEXT_KEYS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "max_length": "max_position_embeddings",
-}
-# Values of the vision tower of a CLIP that its config.json leaves out if they are these.
-CLIP_TOWER: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-}
-# Parts of the model that a BERT has weights for. Its MLM head may be missing.
+# Weights of a BERT that the model has. Others are its pooler, and heads of other tasks.
+BERT_WEIGHT = re.compile(r"(bert\.)?(embeddings|encoder\.layer)\.|cls\.predictions\.")
+# Parts of the model that they go to. The MLM head may be missing.
 BERT_PARTS = ("text_encoder", "multimodal_encoder", "mlm_head")
 
 
-def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
+def read_sizes(key: Encoder, name: str) -> dict[str, Any]:
     """Return the keys of `[model.video]` or `[model.text]` of an encoder in a folder.
-
-    A BERT is split in halves, as in the paper.
 
     Args:
         key: The key of the configuration that names the encoder: a CLIP of transformers or a BERT.
@@ -67,44 +61,24 @@ def read_sizes(key: Literal["vit", "bert"], name: str) -> dict[str, Any]:
     Raises:
         InputError: If the folder has another model of transformers.
     """
-    try:
-        values = read_small_json(Path(name) / "config.json") if name else {}
-        if not values:
-            return {}
-        check_type(key, name, values.get("model_type", SUPPORTED[key]))
-        if key == "vit":
-            return tower_sizes(values.get("vision_config", {}))
-
-        sizes = {ours: values[theirs] for ours, theirs in TEXT_KEYS.items()}
-        return {
-            **sizes,
-            "fusion_layer": max(1, sizes["depth"] // 2),
-            "mlp_ratio": values["intermediate_size"] / values["hidden_size"],
-        }
-    # If it is not readable or incomplete, loading the weights reports it.
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+    if not name or not (Path(name) / "config.json").is_file():
         return {}
+    return encoder_sizes(key, read_encoder_config(key, name))
 
 
-def tower_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `[model.video]` of the vision tower of a CLIP of transformers."""
-    values = CLIP_TOWER | vision_config
-    sizes = {ours: values[theirs] for ours, theirs in VIDEO_KEYS.items()}
-    mlp_ratio = values["intermediate_size"] / values["hidden_size"]
-    return {**sizes, "mlp_ratio": mlp_ratio, "stem": "patch", "pre_norm": True}
+def read_encoder_config(key: Encoder, name: str) -> Any:
+    return read_model_config(key, name, (TYPES[key],))
 
 
-def check_type(key: str, name: str, model_type: str) -> None:
-    """Raise InputError for another type of model of transformers than the supported one.
-
-    A SigLIP has no [CLS] token, from which the video encoder takes its embedding. Relatives of BERT
-    have other tokens, positions or layers.
-    """
-    if model_type != SUPPORTED[key]:
-        raise InputError(
-            f"{key} = {name!r}: this is a {model_type}; of transformers only a {SUPPORTED[key]} is "
-            "supported"
-        )
+def encoder_sizes(key: Encoder, config: Any) -> dict[str, Any]:
+    """Return the keys of `[model.video]` of the vision tower of a CLIP of transformers, or the keys
+    of `[model.text]` of a BERT, which is split in halves, as in the paper."""
+    encoder = config.vision_config if key == "vit" else config
+    sizes = {ours: getattr(encoder, theirs) for ours, theirs in SIZES[key].items()}
+    sizes["mlp_ratio"] = encoder.intermediate_size / max(1, encoder.hidden_size)
+    if key == "vit":
+        return {**sizes, "stem": "patch", "pre_norm": True}
+    return {**sizes, "fusion_layer": max(1, sizes["depth"] // 2)}
 
 
 def load_vit(model: Prompter, name: str) -> None:
@@ -119,7 +93,7 @@ def load_vit(model: Prompter, name: str) -> None:
             hub name of a CLIP of transformers, whose vision tower is loaded.
 
     Raises:
-        InputError: As in `load_clip`.
+        InputError: As in `read_model_config`.
         ValueError: One line, if the weights are not available or do not match, or if the ViT has
             other components (register tokens, query norms, rotary positions).
     """
@@ -180,25 +154,26 @@ def plain_vit(vit: StateDict) -> StateDict:
 
 
 def clip_tower(name: str, video: VideoConfig) -> StateDict:
-    """Load the vision tower of a CLIP of transformers, with the names of the video encoder.
+    """Read the vision tower of a CLIP of transformers, with the names of the video encoder.
 
     Raises:
-        InputError: As in `load_clip`.
+        InputError: As in `read_model_config`.
         ValueError: If the video encoder would not start as the tower on each frame.
     """
-    prompter = load_clip(name, key="vit").prompter
-    check_type("vit", name, prompter.clip.config.model_type)
-    if prompter.temporal:
+    config = read_encoder_config("vit", name)
+    check_values(f"vit = {name!r}: model.video", video, encoder_sizes("vit", config))
+    state = read_weights(find_weights(Path(config.name_or_path)))
+    if select_prefix(state, TEMPORAL):
         raise ValueError(
             f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that "
             "it was"
         )
 
-    sizes = tower_sizes(prompter.clip.config.vision_config.to_dict())
-    check_values(f"vit = {name!r}: model.video", video, sizes)
-    vit = convert(prompter.clip.vision_model.state_dict(), CLIP)
-    vit["cls_token"] = vit["cls_token"][None, None]
-    vit["pos_embed"] = vit["pos_embed"][None]
+    vit = convert(select_prefix(state, "vision_model."), CLIP)
+    # The tower's have no dimension of the batch, and [CLS] has none of the position.
+    for key in {"cls_token", "pos_embed"} & vit.keys():
+        absent = 3 - vit[key].dim()
+        vit[key] = vit[key][(None,) * absent]
     return vit
 
 
@@ -221,16 +196,13 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
         import timm
 
         vit = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay)
-    except ImportError as error:
-        raise ValueError(
-            f"{source} needs timm: pip install 'alpro-pipeline[timm]' ({error})"
-        ) from error
     except Exception as error:
-        # Unknown model or tag, no network: each library has its own type.
+        # No timm, an unknown model or tag, no network: each library has its own type.
         raise ValueError(
-            f"{source}: not available from the cache or the hub ({one_line(error)}); where there "
-            f"is a network, save timm.create_model({tagged!r}, pretrained=True).state_dict() with "
-            "torch.save, and set vit to the file"
+            f"{source}: not available ({one_line(error)}); it needs timm (pip install "
+            "'alpro-pipeline[timm]') and the hub; where there is a network, save "
+            f"timm.create_model({tagged!r}, pretrained=True).state_dict() with torch.save, and set "
+            "vit to the file"
         ) from error
 
     if getattr(vit, "rope", None) is not None:  # its weights do not show them
@@ -262,27 +234,14 @@ def load_bert(model: Prompter, name: str) -> None:
         ValueError: One line, if the weights are not readable or do not match.
     """
     source = f"bert = {name!r}"
-    try:
-        from transformers import AutoModelForMaskedLM
-
-        config = read_model_config(name)
-        check_type("bert", name, config.model_type)
-        bert, missing = load_pretrained(AutoModelForMaskedLM, config)
-    except InputError:
-        raise
-    except Exception as error:  # each library has its own type
-        raise ValueError(
-            f"{source}: not readable as a BERT ({one_line(error)})"
-        ) from error
-
+    config = read_encoder_config("bert", name)
     text = model.config.text
     check_values(f"{source}: model.text", text, {"heads": config.num_attention_heads})
-    state = bert.state_dict()
-    state = {
-        f"text_encoder.{key}": value
-        for key, value in state.items()
-        if key not in missing
-    }
+
+    state = {}
+    for key, value in read_weights(find_weights(Path(config.name_or_path))).items():
+        if BERT_WEIGHT.match(key):
+            state[f"text_encoder.{key}"] = value
     weights = split_bert(convert(state, BERT), text.fusion_layer)
 
     for part in BERT_PARTS:

@@ -80,11 +80,11 @@ class HubName:
         """
         folder = self.cached()
         # An interrupted download leaves a folder without weights.
-        if folder and any((folder / file).is_file() for file in WEIGHTS):
+        if folder and find_weights(folder).is_file():
             return folder
         try:
             folder = self.snapshot("*.json", "*.txt", "*.model", WEIGHTS[0])
-            if not (folder / WEIGHTS[0]).is_file():  # such as the CLIPs of OpenAI
+            if not find_weights(folder).is_file():  # such as the CLIPs of OpenAI
                 folder = self.snapshot(WEIGHTS[1])
             return folder
         except Exception as error:
@@ -97,93 +97,81 @@ class HubName:
             ) from error
 
 
-def read_model_config(name: str) -> Any:
+def find_weights(folder: Path) -> Path:
+    """Return the file of weights in a folder of transformers, which may be missing."""
+    files = [folder / name for name in WEIGHTS]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def read_model_config(key: str, name: str, types: tuple[str, ...]) -> Any:
     """Read the configuration of a model of transformers.
 
     Args:
+        key: Configuration key of the name, for messages.
         name: A folder or a name on the hub, whose files are downloaded if they are not cached.
+        types: Supported types of models. Relatives of BERT have other tokens, positions or layers.
 
     Returns:
         The configuration; `name_or_path` is the folder of the files.
 
     Raises:
-        InputError: If the files cannot be downloaded.
-        ValueError: If it has more layers than any model. Also what transformers raises.
+        InputError: If it cannot be downloaded or read, or is another type of model.
     """
     from transformers import AutoConfig
 
     hub_name = HubName.parse(name, needs_owner=False)
-    config = AutoConfig.from_pretrained(hub_name.folder() if hub_name else name)
-    # Check the towers as well: the files could name code from the hub.
-    config._attn_implementation = "sdpa"
-
-    # A BERT has no towers.
-    for tower in ("text_config", "vision_config"):
-        layers = getattr(getattr(config, tower, config), "num_hidden_layers", 0)
-        if layers > MAX_DEPTH:
-            raise ValueError(
-                f"config.json has {layers} layers; at most {MAX_DEPTH} are built"
-            )
+    folder = hub_name.folder() if hub_name else Path(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (
+        Exception
+    ) as error:  # no file, no JSON, an unknown type, a value of another type
+        raise InputError(
+            f"{key} = {name!r}: not readable as a {' or '.join(types)} of transformers "
+            f"({one_line(error)})"
+        ) from error
+    if config.model_type not in types:
+        raise InputError(
+            f"{key} = {name!r}: this is a {config.model_type}, not a {' or '.join(types)}"
+        )
     return config
 
 
-def load_pretrained(kind: Any, config: Any) -> tuple[Any, set[str]]:
-    """Load a model of transformers.
-
-    Args:
-        kind: Class of transformers that loads it.
-        config: Its configuration, of `read_model_config`.
-
-    Returns:
-        The model, and the names of the weights of its head that the file lacks, which are random.
+def load_pretrained(config: Any) -> Any:
+    """Load a CLIP or SigLIP by its configuration, of `read_model_config`.
 
     Raises:
         ValueError: If the weights do not fit the configuration, or are not finite. Also what
             transformers raises.
     """
+    from transformers import AutoModel
     from transformers import logging as transformers_log
 
     transformers_log.disable_progress_bar()  # "Loading weights", also into files
+    config._attn_implementation = "sdpa"  # the files could name code from the hub
 
-    folder = Path(config.name_or_path)
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not files:
-        raise ValueError(f"no {' and no '.join(WEIGHTS)}")
-    check_size(files[0], kind, config)
+    file = find_weights(Path(config.name_or_path))
+    for tower in (config.text_config, config.vision_config):
+        if tower.num_hidden_layers > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} layers")
+    with torch.device("meta"):
+        count = AutoModel.from_config(config).num_parameters()
+    # transformers would take memory for all weights that are missing.
+    if 2 * count > file.stat().st_size:  # a number has at least two bytes
+        raise ValueError(
+            f"config.json has {count} weights, more than {file.name} can have"
+        )
 
-    model, report = kind.from_pretrained(
-        folder,
+    model, report = AutoModel.from_pretrained(
+        file.parent,
         config=config,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    # The head may be missing, such as the MLM head of a BERT; the body may not.
-    body = "" if model.base_model is model else f"{model.base_model_prefix}."
-    random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    missing = sorted(key for key in random if key.startswith(body))
-    if missing:
-        raise ValueError(
-            f"weights are missing or of another shape, such as {missing[0]}"
-        )
-    unused = sorted(
-        key for key in report["unexpected_keys"] if re.search(r"layers?\.\d+\.", key)
-    )
-    if unused:
-        raise ValueError(f"config.json has fewer layers than the weights: {unused[0]}")
-
-    check_finite(model.state_dict(), folder)
-    return model, random
-
-
-def check_size(file: Path, kind: Any, config: Any) -> None:
-    """Raise ValueError if a file is too small for the weights of a configuration.
-
-    transformers would take memory for all that are missing.
-    """
-    with torch.device("meta"):
-        model = kind.from_config(config).base_model
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    if 2 * weights > file.stat().st_size:  # a number has at least two bytes
-        raise ValueError(
-            f"config.json has {weights} weights, more than {file.name} can have"
-        )
+    faults = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    # A configuration may have fewer layers than the weights.
+    faults |= {key for key in report["unexpected_keys"] if ".layers." in key}
+    if faults:
+        raise ValueError(f"weights do not fit config.json, such as {min(faults)}")
+    check_finite(model.state_dict(), file.parent)
+    return model

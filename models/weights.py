@@ -32,6 +32,8 @@ NESTED = ("model", "state_dict", "model_state_dict")
 BERT: Names = (
     # The MLM decoder is tied to the word embeddings and to `predictions.bias`.
     (r"^text_encoder\.cls\.predictions\.decoder\..*|.*\.position_ids$", ""),
+    (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"),  # files of 2018
+    (r"\.LayerNorm\.beta$", ".LayerNorm.bias"),
     (r"^text_encoder\.(?:bert\.)?encoder\.layer\.", "text_encoder.layers."),
     (r"^text_encoder\.bert\.", "text_encoder."),
     (r"\.attention\.self\.(q|k|v)\w+\.", r".attention.\1."),
@@ -51,6 +53,7 @@ TIMM: Names = (
 )
 # The vision tower of a CLIP of transformers.
 CLIP: Names = (
+    (r".*\.position_ids$", ""),
     (r"^embeddings\.class_embedding$", "cls_token"),
     (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
     (r"^embeddings\.patch_embedding\.", "patch_embed."),

@@ -259,7 +259,7 @@ def test_another_model_of_transformers_is_no_clip(clip_folders, tmp_path):
     set_value(folder, "model_type", to="bert")
 
     assert not is_clip(folder)
-    refused(folder, "it is a bert, not a clip or siglip")
+    refused(folder, "this is a bert, not a clip or siglip")
 
 
 NESTED = "[" * 100_000

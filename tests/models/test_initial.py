@@ -2,7 +2,7 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
-from alpro.models.initial import load_bert, load_vit, read_sizes, tower_sizes
+from alpro.models.initial import load_bert, load_vit, read_sizes
 from tests.clip_models import REVISION
 from tests.conftest import one_line
 from tests.models.conftest import near
@@ -159,7 +159,7 @@ def test_a_bert_without_a_weight_of_its_body_is_refused(model, bert, tmp_path):
     del weights["bert.encoder.layer.3.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
 
-    with one_line("not readable as a BERT", "output.dense.weight", of=ValueError):
+    with one_line("layers.1.mlp.fc2.weight is missing", of=ValueError):
         load_bert(model, str(tmp_path))
 
 
@@ -245,20 +245,34 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
         load_vit(model, "test_vit.r160_in1k@1")
 
 
-@pytest.mark.parametrize("wrong", [{"hidden_size": 0}, {"hidden_size": "x"}, {}])
-def test_a_folder_without_valid_sizes_is_left_to_the_loading_of_its_weights(
-    wrong, tmp_path
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "bert", "hidden_size": "x"}, "not readable as a bert"),
+        ({"hidden_size": 8}, "not readable as a bert"),
+        ({"model_type": "roberta"}, "this is a roberta, not a bert"),
+    ],
+)
+def test_a_folder_of_another_model_or_without_valid_sizes_is_refused(
+    values, message, model, tmp_path
 ):
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 1}
-    values = sizes | {"max_position_embeddings": 8, "intermediate_size": 4} | wrong
+    """A RoBERTa has other special tokens, and its positions start at 2."""
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_sizes("bert", str(tmp_path)) == {}
+
+    for read in (partial(read_sizes, "bert"), partial(load_bert, model)):
+        with one_line("bert = ", message):
+            read(str(tmp_path))
+
+
+def test_a_siglip_is_no_vit(model, clip_folders):
+    """It has no [CLS]."""
+    with one_line("this is a siglip, not a clip"):
+        load_vit(model, str(clip_folders["siglip"]))
 
 
 def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
-    vision = json.loads(Path(folder, "config.json").read_text())["vision_config"]
-    return model_of(**{"image_size": 32} | tower_sizes(vision) | other)
+    return model_of(**{"image_size": 32} | read_sizes("vit", str(folder)) | other)
 
 
 @torch.no_grad()
@@ -336,17 +350,3 @@ def test_a_tower_with_temporal_attention_is_refused(clip_folders, tmp_path):
         ValueError, match="it has the temporal attention of train_prompter"
     ):
         load_vit(tower(clip_folders["clip"]), str(tmp_path))
-
-
-def test_another_model_of_transformers_is_refused_in_one_line(
-    model, clip_folders, tmp_path
-):
-    """A RoBERTa has other special tokens, and its positions start at 2; a SigLIP has no [CLS]."""
-    values = {"model_type": "roberta", "hidden_size": 64, "num_hidden_layers": 4}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    siglip = str(clip_folders["siglip"])
-
-    with one_line("this is a roberta; of transformers only a bert is supported"):
-        load_bert(model, str(tmp_path))
-    with one_line("this is a siglip; of transformers only a clip is supported"):
-        load_vit(model, siglip)
