@@ -251,20 +251,18 @@ class Alpro(Prompter):
         outputs: int | None = None,
     ) -> Tensor:
         """Fuse text and video tokens (see `MultimodalEncoder`)."""
-        return self.multimodal_encoder(text, mask, video, outputs)
+        (fused,) = self.multimodal_encoder([Pairs(text, mask, video, outputs)])
+        return fused
 
     def fuse_groups(self, groups: Iterable[tuple[str, Pairs]]) -> dict[str, Tensor]:
         """Return the fused tokens of groups of pairs by name."""
         if are_groups_merged(self.vtm_head.weight):
             pairs = dict(groups)
-            fused = self.multimodal_encoder.forward_groups(list(pairs.values()))
+            fused = self.multimodal_encoder(list(pairs.values()))
             return dict(zip(pairs, fused, strict=True))
 
         # One by one, because `groups` may be a generator that gathers the tokens of a group.
-        return {
-            name: self.fuse(pairs.text, pairs.mask, pairs.video, pairs.outputs)
-            for name, pairs in groups
-        }
+        return {name: self.multimodal_encoder([pairs])[0] for name, pairs in groups}
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """Return the fused [CLS] token (B, D)."""

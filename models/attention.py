@@ -102,27 +102,17 @@ def attention_on_gpu(
     if mask is not None and mask.dim() == 2:
         return packed_attention(q, k, v, mask, dropout)
 
-    sequences = len(q)
-    if sequences <= MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout
-        )
+    if len(q) <= MAX_SEQUENCES:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
 
-    outputs = []
-    for start in range(0, sequences, MAX_SEQUENCES):
-        rows = slice(start, start + MAX_SEQUENCES)
+    inputs = [q, k, v]
+    if mask is not None:
         # A mask of one row applies to all sequences.
-        row_mask = mask
-        if mask is not None and len(mask) == sequences:
-            row_mask = mask[rows]
-        output = F.scaled_dot_product_attention(
-            q[rows],
-            k[rows],
-            v[rows],
-            attn_mask=row_mask,
-            dropout_p=dropout,
-        )
-        outputs.append(output)
+        inputs.append(mask.expand(len(q), -1, -1, -1))
+    parts = zip(*(x.split(MAX_SEQUENCES) for x in inputs), strict=True)
+    outputs = [
+        F.scaled_dot_product_attention(*part, dropout_p=dropout) for part in parts
+    ]
     return torch.cat(outputs)
 
 

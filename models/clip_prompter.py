@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.errors import InputError, one_line
-from alpro.files import read_small_json, use_default_mode
+from alpro.files import use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
-from alpro.models.folder import ModelBundle, Preprocessing
+from alpro.models.folder import ModelBundle, Preprocessing, read_kind
 from alpro.models.precision import as_residual
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
 from alpro.models.temporal_attention import TemporalAttention
 from alpro.models.timesformer import VideoConfig
 from alpro.models.weights import load_weights, read_weights, select_prefix
-from alpro.models.word_pieces import BertTokenizer
+from alpro.models.word_pieces import BertTokenizer, check_tokens
 
 CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
 NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
@@ -241,10 +241,7 @@ class ClipBundle(ModelBundle):
 
 def is_clip(folder: Path) -> bool:
     """Return True if a folder has a CLIP or SigLIP of transformers, by its config.json."""
-    try:
-        return read_small_json(folder / "config.json")["model_type"] in CLIP_TYPES
-    except (ValueError, KeyError, TypeError):
-        return False
+    return read_kind(folder, "model_type") in CLIP_TYPES
 
 
 def check_clip(name: str, key: str) -> None:
@@ -288,7 +285,10 @@ def load_clip(
 
         model = load_pretrained(config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        check_tokenizer(tokenizer, config.text_config.vocab_size)
+        # Without its files, transformers makes a tokenizer without words.
+        if len(tokenizer) < config.text_config.vocab_size / 2:
+            raise ValueError(f"only {len(tokenizer)} tokens")
+        check_tokens(tokenizer, config.text_config.vocab_size, folder)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
         preprocessing = Preprocessing(
             mean=processor["image_mean"],
@@ -304,18 +304,6 @@ def load_clip(
             "with all of its files"
         ) from error
     return ClipBundle("prompter", prompter.to(device), tokenizer, preprocessing)
-
-
-def check_tokenizer(tokenizer: Any, embeddings: int) -> None:
-    """Raise ValueError if a tokenizer of transformers does not fit the word embeddings.
-
-    Without its files, transformers makes a tokenizer without words.
-    """
-    last_id = max(tokenizer.get_vocab().values(), default=0)
-    if len(tokenizer) < embeddings / 2 or last_id >= embeddings:
-        raise ValueError(
-            f"its tokenizer has {len(tokenizer)} tokens up to id {last_id}, its model {embeddings}"
-        )
 
 
 def load_temporal(prompter: ClipPrompter, file: Path) -> None:

@@ -12,18 +12,20 @@ from pydantic import (
     Field,
     FiniteFloat,
     PositiveFloat,
+    TypeAdapter,
     ValidationError,
 )
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from alpro.errors import one_line
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_embedding
 from alpro.models.weights import check_values, load_weights, meta_device, read_weights
-from alpro.models.word_pieces import read_tokenizer
+from alpro.models.word_pieces import check_tokens, read_tokenizer
 
 Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
@@ -138,12 +140,6 @@ class ModelBundle:
         Raises:
             ValueError: One line, if a file is missing, corrupt or does not match the configuration.
         """
-        for name in ("config.json", "model.safetensors", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"{folder}: {name} is missing; this is not a model folder"
-                )
-
         config = read_config(folder)
         entities = load_labels(folder / "entities.json")
         answers = load_labels(folder / "answers.json")
@@ -154,14 +150,9 @@ class ModelBundle:
         weights = {name: value.to(device, copy=True) for name, value in weights.items()}
         load_weights(model, weights, folder)
 
-        tokenizer = read_tokenizer(folder / "tokenizer.json")
-        # An id without an embedding is a failed assertion on a GPU, which ends the process.
-        last_id = max(tokenizer.get_vocab().values(), default=0)
-        embeddings = config.model.text.vocab_size
-        if last_id >= embeddings:
-            raise ValueError(
-                f"{folder}/tokenizer.json: token {last_id}, but {embeddings} embeddings"
-            )
+        file = folder / "tokenizer.json"
+        tokenizer = read_tokenizer(file)
+        check_tokens(tokenizer, config.model.text.vocab_size, file)
         return cls(
             task=config.task,
             model=model.float().eval(),
@@ -175,45 +166,34 @@ class ModelBundle:
 
 def read_config(folder: Path) -> FolderConfig:
     """Read config.json of a model folder. Raise ValueError with one line if it is not valid."""
+    file = folder / "config.json"
     try:
-        return FolderConfig.model_validate(read_small_json(folder / "config.json"))
+        return FolderConfig.model_validate(read_small_json(file))
     except ValidationError as error:
-        first_error = error.errors()[0]
-        key = ".".join(str(name) for name in first_error["loc"])
-        raise ValueError(
-            f"{folder}/config.json: {key}: {first_error['msg']}"
-        ) from error
+        raise ValueError(f"{file}: {one_line(error)}") from error
 
 
-def read_task(folder: Path) -> str:
-    """Return the task of the model in a folder. Raise ValueError if it is no model folder."""
+def read_kind(folder: Path, key: str) -> str:
+    """Return `task` of the config.json in a folder, or `model_type`, as of transformers. Empty if
+    it has none."""
     try:
-        return str(read_small_json(folder / "config.json")["task"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: no readable config.json; this is not a model folder"
-        ) from error
+        return str(read_small_json(folder / "config.json")[key])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def load_labels(path: Path) -> list[str]:
     """Read labels (entities or answers) of a model folder; empty if there is no such file."""
     if not path.exists():
         return []
-    labels = read_small_json(path)
-    if not isinstance(labels, list) or not all(
-        isinstance(label, str) for label in labels
-    ):
-        raise ValueError(f"{path}: not a list of strings")
-    return labels
+    try:
+        return TypeAdapter(list[str]).validate_python(read_small_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a list of strings") from error
 
 
-# Settings that affect the output of a model, but not the shapes of the weights that two models
-# share.
-SETTINGS_NOT_IN_SHAPES = {
-    "video": ("depth", "heads", "pre_norm", "activation"),
-    "text": ("depth", "fusion_layer", "heads"),
-}
-HEADS = ("pem_head", "qa_head", "mlm_head")
+# Keys that two models may differ in: of embeddings that are resized, and of training alone.
+FREE_KEYS = {"video": {"frames", "image_size", "drop_path"}, "text": {"dropout"}}
 
 
 def start_from(
@@ -229,12 +209,12 @@ def start_from(
         excluded: Prefixes of weights that are not copied.
 
     Raises:
-        ValueError: If another weight has another shape, or a setting that no shape shows differs.
+        ValueError: If another setting of the encoders differs.
     """
-    for section, keys in SETTINGS_NOT_IN_SHAPES.items():
-        theirs = getattr(other.config, section)
-        values = {key: getattr(theirs, key) for key in keys}
-        check_values(f"model.{section}", getattr(model.config, section), values)
+    for section, keys in FREE_KEYS.items():
+        theirs = getattr(other.config, section).model_dump(exclude=keys)
+        check_values(f"model.{section}", getattr(model.config, section), theirs)
+    check_values("model", model.config, {"embed_dim": other.config.embed_dim})
 
     expected = model.state_dict()
     weights = dict(other.state_dict())
@@ -243,14 +223,7 @@ def start_from(
 
     shared = {}
     for key, value in weights.items():
-        if key not in expected or key.startswith(excluded):
-            continue
-        theirs_shape = tuple(value.shape)
-        ours_shape = tuple(expected[key].shape)
-        if theirs_shape == ours_shape:
+        is_shared = key in expected and not key.startswith(excluded)
+        if is_shared and value.shape == expected[key].shape:
             shared[key] = value
-        elif not key.startswith(HEADS):
-            raise ValueError(
-                f"{key} is {theirs_shape}, not {ours_shape}; use the same [model] sizes"
-            )
     model.load_state_dict(shared, strict=False)

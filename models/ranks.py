@@ -91,10 +91,7 @@ def broadcast(tensors: list[Tensor]) -> None:
 
 def all_reduce_sum(local: Tensor) -> Tensor:
     """Return the sum over all ranks, without gradient."""
-    summed = local.detach().clone()
-    if dist.is_initialized():
-        dist.all_reduce(summed)
-    return summed
+    return all_reduce_(local.detach().clone())
 
 
 def belongs_to_this_rank(batch: int) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.attention import Attention, tile_mask
+from alpro.models.weights import CLIP, convert, select_prefix
 
 
 class TemporalAttention(nn.Module):
@@ -27,21 +28,16 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, layer: Any, heads: int, frames: int):
         super().__init__()
-        spatial = layer.self_attn
-        width = spatial.q_proj.in_features
+        width = layer.self_attn.q_proj.in_features
         self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
         self.attn = Attention(width, heads)
         self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
 
-        with torch.no_grad():
-            self.norm.load_state_dict(layer.layer_norm1.state_dict())
-            projections = (spatial.q_proj, spatial.k_proj, spatial.v_proj)
-            weights = [linear.weight for linear in projections]
-            biases = [linear.bias for linear in projections]
-            self.attn.qkv.weight.copy_(torch.cat(weights))
-            self.attn.qkv.bias.copy_(torch.cat(biases))
-            nn.init.zeros_(self.attn.proj.weight)
-            nn.init.zeros_(self.attn.proj.bias)
+        spatial = convert(layer.state_dict(prefix="layer."), CLIP)
+        self.norm.load_state_dict(select_prefix(spatial, "layer.norm1."))
+        self.attn.load_state_dict(select_prefix(spatial, "layer.attn."))
+        nn.init.zeros_(self.attn.proj.weight)
+        nn.init.zeros_(self.attn.proj.bias)
 
     def times(self, frames: int) -> Tensor:
         """Return the time embeddings (T, D) of a clip of `frames` frames."""

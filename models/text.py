@@ -1,5 +1,6 @@
 """BERT split in two: text encoder and multimodal encoder (paper, section 3.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -64,9 +65,6 @@ class TextEmbeddings(nn.Module):
 
     Shape:
         ids (B, L) -> (B, L, D).
-
-    Raises:
-        ValueError: If the text is longer than the position embeddings.
     """
 
     def __init__(self, config: TextConfig):
@@ -78,15 +76,10 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        limit = self.position_embeddings.num_embeddings
-        if length > limit:
-            raise ValueError(f"text of {length} tokens; the encoder takes {limit}")
-
         x = (
             self.word_embeddings(ids)
             + self.token_type_embeddings.weight[0]
-            + self.position_embeddings.weight[:length]
+            + self.position_embeddings.weight[: ids.shape[1]]
         )
         return as_residual(self.dropout(self.norm(x)))
 
@@ -130,45 +123,36 @@ class Layer(nn.Module):
 
 
 class Layers(nn.ModuleList):
-    """A stack of layers.
+    """A stack of layers, for consecutive groups of a batch, which share all layers but the last.
 
     Args:
         x: Tokens (B, L, D).
         mask: (B, L), 1 for tokens and 0 for padding.
-        outputs: Number of leading tokens that the last layer computes; by default all.
+        groups: Size of each group, and the number of leading tokens that the last layer computes
+            of it; None: all.
 
-    Shape:
-        (B, L, D) -> (B, L, D), or (B, outputs, D).
+    Returns:
+        The tokens (size, L, D) or (size, outputs, D) of each group.
     """
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
         self.checkpoint_activations = False
 
-    def forward(self, x: Tensor, mask: Tensor, outputs: int | None = None) -> Tensor:
-        (tokens,) = self.forward_groups(x, mask, [len(x)], [outputs])
-        return tokens
-
-    def forward_groups(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        sizes: list[int],
-        outputs_by_group: list[int | None],
+    def forward(
+        self, x: Tensor, mask: Tensor, groups: Sequence[tuple[int, int | None]]
     ) -> list[Tensor]:
-        """Compute consecutive groups of the batch, which share all layers but the last.
-
-        Args:
-            sizes: Size of each group.
-            outputs_by_group: `outputs` of each group.
-        """
         mask = mask.bool()[:, None, None, :]  # for all heads and queries
         *layers, last = self
         for layer in layers:
             x = self.compute(layer, x, mask)
 
-        groups = zip(x.split(sizes), mask.split(sizes), outputs_by_group, strict=True)
-        return [self.compute(last, *group) for group in groups]
+        sizes = [size for size, _ in groups]
+        parts = zip(groups, x.split(sizes), mask.split(sizes), strict=True)
+        return [
+            self.compute(last, tokens, part_mask, outputs)
+            for (_, outputs), tokens, part_mask in parts
+        ]
 
     def compute(
         self,
@@ -195,8 +179,8 @@ class TextEncoder(nn.Module):
         self.layers = Layers(config, config.fusion_layer)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        embedded = self.embeddings(ids)
-        return self.layers(embedded, mask)
+        (tokens,) = self.layers(self.embeddings(ids), mask, [(len(ids), None)])
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -231,44 +215,27 @@ class MultimodalEncoder(nn.Module):
     No position embedding is added, because both encoders add their own.
 
     Args:
-        outputs: As in `Layers`.
+        groups: Groups of pairs, whose texts have one length. They are fused in one pass.
 
-    Shape:
-        text (B, L, D), mask (B, L), video (B, V, D) -> (B, L + V, D), text first.
+    Returns:
+        The fused tokens (B, L + V, D) of each group, text first, or the leading (B, outputs, D).
     """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
-    def forward(
-        self,
-        text: Tensor,
-        mask: Tensor,
-        video: Tensor,
-        outputs: int | None = None,
-    ) -> Tensor:
-        tokens, masks = self.concatenate(text, mask, video)
-        return self.layers(tokens, masks, outputs)
+    def forward(self, groups: Sequence[Pairs]) -> list[Tensor]:
+        tokens = []
+        masks = []
+        for pairs in groups:
+            parts = [as_residual(pairs.text), as_residual(pairs.video)]
+            tokens.append(torch.cat(parts, dim=1))
+            # All video tokens are attended to.
+            masks.append(F.pad(pairs.mask, (0, pairs.video.shape[1]), value=1))
 
-    def forward_groups(self, groups: list[Pairs]) -> list[Tensor]:
-        """Compute all groups in one pass. Texts of all groups have one length."""
-        text = torch.cat([as_residual(pairs.text) for pairs in groups])
-        mask = torch.cat([pairs.mask for pairs in groups])
-        video = torch.cat([as_residual(pairs.video) for pairs in groups])
-        tokens, masks = self.concatenate(text, mask, video)
-
-        sizes = [len(pairs.text) for pairs in groups]
-        outputs_by_group = [pairs.outputs for pairs in groups]
-        return self.layers.forward_groups(tokens, masks, sizes, outputs_by_group)
-
-    def concatenate(
-        self, text: Tensor, mask: Tensor, video: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, L + V, D) of pairs and their mask (B, L + V)."""
-        tokens = torch.cat([as_residual(text), as_residual(video)], dim=1)
-        video_mask = torch.ones(video.shape[:2], dtype=mask.dtype, device=mask.device)
-        return tokens, torch.cat([mask, video_mask], dim=1)
+        sizes = [(len(pairs.text), pairs.outputs) for pairs in groups]
+        return self.layers(torch.cat(tokens), torch.cat(masks), sizes)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Project tokens (B, L, D) to queries, keys and values (B, L, 3D) of the first layer.

@@ -5,7 +5,6 @@ Weights may come from a stranger. What protects against them is here, with the b
 its shapes were compared with the file, and every weight is a finite number.
 """
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,15 +94,11 @@ def read_weights(file: Path) -> StateDict:
             content = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file}: refused: no plain checkpoint, or it contains code; ask its author for the "
-            "state dict only"
-        ) from error
     except Exception as error:
         # A truncated zip file, a text file: torch raises many types.
         raise ValueError(
-            f"{file}: not readable as weights: {one_line(error)}"
+            f"{file}: refused: not readable as weights, or it contains code; ask its author for "
+            f"the state dict only ({one_line(error)})"
         ) from error
 
     for key in NESTED:

@@ -4,17 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import BertWordPieceTokenizer, Tokenizer, processors
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from alpro.errors import InputError, one_line
@@ -89,11 +86,11 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
         texts: Texts, or their counts.
         size: Maximum number of tokens.
     """
-    untrained = build_bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
+    normalizer = BertNormalizer(lowercase=True)
+    splitter = BertPreTokenizer()
     words: Counter[str] = Counter()
     for text, count in Counter(texts).items():
-        normalized = untrained.normalizer.normalize_str(text)
-        for word, _ in untrained.pre_tokenizer.pre_tokenize_str(normalized):
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
             words[word] += count
 
     letters: Counter[str] = Counter()
@@ -108,9 +105,7 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
 
     # A word of one letter is in the list twice.
     distinct = list(dict.fromkeys(tokens))[:size]
-    vocabulary = {token: index for index, token in enumerate(distinct)}
-    model = models.WordPiece(vocabulary, unk_token="[UNK]")
-    return finish_tokenizer(build_bert_tokenizer(model))
+    return build_bert_tokenizer({token: i for i, token in enumerate(distinct)})
 
 
 def sort_by_frequency(counts: Counter[str]) -> list[str]:
@@ -118,17 +113,10 @@ def sort_by_frequency(counts: Counter[str]) -> list[str]:
     return sorted(counts, key=lambda key: (-counts[key], key))
 
 
-def build_bert_tokenizer(model: models.WordPiece) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def finish_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.add_special_tokens(SPECIAL)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+def build_bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    built = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    tokenizer = Tokenizer.from_str(built.to_str())
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=ends
     )
@@ -159,8 +147,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         elif file.suffix == ".json":
             tokenizer = read_tokenizer(file)
         else:
-            model = models.WordPiece.from_file(str(file), unk_token="[UNK]")
-            tokenizer = finish_tokenizer(build_bert_tokenizer(model))
+            tokenizer = build_bert_tokenizer(WordPiece.read_file(str(file)))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise InputError(
             f"tokenizer {name!r}: not readable, and no model on the hub ({one_line(error)}); use a "
@@ -180,6 +167,14 @@ def read_tokenizer(file: Path) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f"{file}: not readable: {one_line(error)}") from error
+
+
+def check_tokens(tokenizer: Any, embeddings: int, source: Path) -> None:
+    """Raise ValueError if a token has no embedding: on a GPU, that is a failed assertion, which ends
+    the process."""
+    last_id = max(tokenizer.get_vocab().values(), default=0)
+    if last_id >= embeddings:
+        raise ValueError(f"{source}: token {last_id}, but {embeddings} embeddings")
 
 
 def without_padding(tokenizer: Tokenizer) -> Tokenizer:

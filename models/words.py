@@ -122,20 +122,15 @@ def read_word_list(file: Path, key: str) -> list[str]:
         raise InputError(f"{where}: cannot be read: {reason}") from error
 
     if isinstance(value, dict):
-        numbers = {str(number): word for word, number in value.items()}
-        expected = [str(index) for index in range(len(value))]
-        if numbers.keys() != {*expected}:
-            raise InputError(
-                f"{where}: the numbers of its words are not 0 to {len(value) - 1}, each once"
-            )
-        value = [numbers[index] for index in expected]
-
+        by_number = {str(number): word for word, number in value.items()}
+        value = [by_number.get(str(number)) for number in range(len(value))]
     are_words = isinstance(value, list) and all(
         isinstance(word, str) and word.strip() for word in value
     )
     if not are_words:
         raise InputError(
-            f"{where}: neither a list of words nor an object of word to number"
+            f"{where}: neither a list of words nor an object of words with the numbers 0, 1, 2 ..., "
+            "each once"
         )
     words = [word.strip() for word in value]
     # Two outputs of a head must not have one name.

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.models.folder import read_task
+from alpro.models.folder import read_kind
 from alpro.models.words import Templates
 from alpro.pipeline.config.command import SHARED
 from alpro.shards.sources.form import Columns
@@ -262,11 +262,11 @@ class PipelineConfig(BaseModel):
         if self.start is None:
             return ""
 
-        try:
-            task = read_task(self.start)
-        except ValueError as error:
-            raise InputError(f"pretrained: {error}") from error
-
+        task = read_kind(self.start, "task")
+        if not task:
+            raise InputError(
+                f"pretrained: {self.start}: no readable config.json; this is not a model folder"
+            )
         if task == "prompter":
             raise InputError(
                 f"pretrained: {self.start} is a prompter; give a model of pre-training or "

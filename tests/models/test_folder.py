@@ -264,7 +264,7 @@ def test_another_model_of_transformers_is_no_clip(clip_folders, tmp_path):
 
 NESTED = "[" * 100_000
 INVALID = [
-    (CONFIG, '{"task": "qa", "model": {"a": 1}}', "config.json: model.a"),
+    (CONFIG, '{"task": "qa", "model": {"a": 1}}', "model.a"),
     (CONFIG, NESTED, "config.json: not readable"),
     ("entities.json", '{"dog": 1}', "entities.json: not a list of strings"),
     ("entities.json", json.dumps(ENTITIES[:2]), "pem_head.2.bias is (3,), not (2,)"),
@@ -368,7 +368,7 @@ def test_the_position_embedding_is_interpolated_over_the_grid(tiny):
             "video.activation is gelu; set it to quick_gelu",
         ),
         ({"text": {"fusion_layer": 1}}, "text.fusion_layer is 2; set it to 1"),
-        ({"embed_dim": 12}, "is (12, 16), not (8, 16)"),
+        ({"embed_dim": 12}, "model.embed_dim is 8; set it to 12"),
     ],
 )
 def test_another_kind_of_encoder_is_refused_in_one_line(changes, message, tiny):

@@ -266,7 +266,7 @@ def write_checkpoint(path, what, state):
         ("bomb", "or it contains code"),
         ("config object", "or it contains code"),
         ("cut", "not readable as weights"),
-        ("text", "no plain checkpoint"),
+        ("text", "not readable as weights"),
         ("nothing", "no such file"),
         ("pipe", "not a regular file"),
     ],

@@ -412,9 +412,9 @@ def test_every_format_gives_the_words_in_order(tmp_path):
     [
         ('["a", 6]', "neither a list of words"),
         ('["dog", " "]', "neither a list of words"),
-        ('{"a": 0, "b": 0}', "not 0 to 1, each once"),
-        ('{"a": 0, "b": 2}', "not 0 to 1, each once"),
-        ('{"dog": true}', "the numbers of its words"),
+        ('{"a": 0, "b": 0}', "each once"),
+        ('{"a": 0, "b": 2}', "each once"),
+        ('{"dog": true}', "with the numbers 0, 1, 2"),
         ("[", "cannot be read"),
         ('["dog", "cat", "dog"]', "duplicate word 'dog'"),
     ],
