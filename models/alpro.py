@@ -322,7 +322,7 @@ def build_head(width: int, outputs: int) -> nn.Sequential:
 
 @torch.no_grad()
 def initialize(model: nn.Module, init: str) -> None:
-    """Initialize every weight of a model.
+    """Initialize every weight of a model. Norms start as those of torch, at one and zero.
 
     Args:
         init: "bert": normal(0.02), with temporal_fc at zero, so a TimeSformer with ViT weights
@@ -335,14 +335,10 @@ def initialize(model: nn.Module, init: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             fan_in = module.weight[0].numel()
-            std = 1 / math.sqrt(fan_in) if scratch else 0.02
-            nn.init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-        if (
-            isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm)
-            and module.bias is not None
-        ):
+            nn.init.normal_(
+                module.weight, std=1 / math.sqrt(fan_in) if scratch else 0.02
+            )
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     # Parameters of the video encoder that belong to no layer above.

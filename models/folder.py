@@ -23,7 +23,7 @@ from alpro.errors import one_line
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
-from alpro.models.timesformer import resize_embedding
+from alpro.models.timesformer import resize_positions, resize_times
 from alpro.models.weights import check_values, load_weights, meta_device, read_weights
 from alpro.models.word_pieces import check_tokens, read_tokenizer
 
@@ -218,8 +218,11 @@ def start_from(
 
     expected = model.state_dict()
     weights = dict(other.state_dict())
-    for key in ("video_encoder.time_embed", "video_encoder.pos_embed"):
-        weights[key] = resize_embedding(key, weights[key], expected[key])
+    video = model.config.video
+    times = weights["video_encoder.time_embed"]
+    positions = weights["video_encoder.pos_embed"]
+    weights["video_encoder.time_embed"] = resize_times(times, video.frames)
+    weights["video_encoder.pos_embed"] = resize_positions(positions, video.grid)
 
     shared = {}
     for key, value in weights.items():

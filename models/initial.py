@@ -10,7 +10,7 @@ from alpro.errors import one_line
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import TEMPORAL
 from alpro.models.pretrained import HubName, find_weights, read_model_config
-from alpro.models.timesformer import VideoConfig, resize_embedding
+from alpro.models.timesformer import VideoConfig, resize_positions
 from alpro.models.weights import (
     BERT,
     CLIP,
@@ -107,18 +107,15 @@ def load_vit(model: Prompter, name: str) -> None:
         vit = convert(timm_weights(name, encoder.config), TIMM)
     vit = plain_vit(vit)
 
-    weights = encoder.state_dict()
     if "pos_embed" in vit:
-        vit["pos_embed"] = resize_embedding(
-            f"{source}: pos_embed",
-            vit["pos_embed"],
-            weights["pos_embed"],
+        vit["pos_embed"] = resize_positions(
+            vit["pos_embed"], encoder.config.grid, f"{source}: pos_embed"
         )
+
+    weights = encoder.state_dict()
     for key in weights.keys() - vit.keys():
         # Section 3.4: spatial and temporal attention both start from the ViT's.
-        spatial = key.replace("temporal_attn", "attn").replace(
-            "temporal_norm1", "norm1"
-        )
+        spatial = re.sub("temporal_(attn|norm1)", r"\1", key)
         if spatial in vit:
             vit[key] = vit[spatial]
         elif "temporal_fc" in key or key == "time_embed":

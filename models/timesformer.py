@@ -276,10 +276,7 @@ class TimeSformer(nn.Module):
         """Change the number of frames of a clip, and resize the time embedding."""
         if frames == self.config.frames:
             return
-        times = self.time_embed.data
-        target = times.new_empty(1, frames, times.shape[2])
-        resized = resize_embedding("time_embed", times, target)
-        self.time_embed = nn.Parameter(resized)
+        self.time_embed = nn.Parameter(resize_times(self.time_embed.data, frames))
         self.config = self.config.model_copy(update={"frames": frames})
 
     def sample_drop_path(self, x: Tensor) -> Tensor | None:
@@ -305,51 +302,32 @@ class TimeSformer(nn.Module):
         return factors.to(get_autocast_dtype(x))
 
 
-def resize_embedding(key: str, embedding: Tensor, target: Tensor) -> Tensor:
-    """Resize an embedding to the length of another one.
+def resize_times(times: Tensor, frames: int) -> Tensor:
+    """Resize a time embedding (1, T, D) to (1, frames, D) by the nearest earlier times."""
+    resized = F.interpolate(times.transpose(1, 2), size=frames, mode="nearest")
+    return resized.transpose(1, 2)
+
+
+def resize_positions(positions: Tensor, grid: int, name: str = "pos_embed") -> Tensor:
+    """Resize a position embedding (1, 1 + N, D) to (1, 1 + grid^2, D), bicubic.
 
     Args:
-        key: Name of the embedding. It ends with `time_embed` or `pos_embed`.
-        embedding: Time embedding (1, T, D) or position embedding (1, 1 + N, D).
-        target: Embedding of the new length.
-
-    Returns:
-        The resized embedding. If it differs from `target` in more than the length, it is unchanged,
-        and the caller rejects it.
+        name: Its name in messages.
 
     Raises:
-        ValueError: If a position embedding is not [CLS] and a square grid, as in a distilled ViT.
+        ValueError: If it is not [CLS] and a square grid, as in a distilled ViT.
     """
-    if embedding.dim() != 3 or embedding.shape[::2] != target.shape[::2]:
-        return embedding
-    length = target.shape[1]
-    if embedding.shape[1] in (0, length):
-        return embedding
-
-    if key.endswith("time_embed"):
-        by_channel = embedding.transpose(1, 2)
-        resized = F.interpolate(by_channel, size=length, mode="nearest")
-        return resized.transpose(1, 2)
+    shape = tuple(positions.shape)
+    side = math.isqrt(max(0, shape[1] - 1)) if len(shape) == 3 else 0
+    if not side or shape[1] != 1 + side**2:
+        raise ValueError(f"{name} is {shape}, not [CLS] and a square grid")
+    if side == grid:
+        return positions
 
     # [CLS] has no position on the grid, so it stays as it is.
-    old = grid_side(embedding.shape[1], key)
-    new = grid_side(length, key)
-    cls = embedding[:, :1]
-    by_channel = embedding[:, 1:].transpose(1, 2)
-    grid = by_channel.reshape(1, -1, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    patches = grid.flatten(2).transpose(1, 2)
-    return torch.cat([cls, patches], dim=1)
-
-
-def grid_side(positions: int, key: str = "pos_embed") -> int:
-    """Return the side length of the square grid of a position embedding, whose first position is
-    [CLS]. Raise ValueError if there is no such grid.
-    """
-    patches = max(0, positions - 1)
-    side = math.isqrt(patches)
-    if not side or side**2 != patches:
-        raise ValueError(
-            f"{key} has {positions} positions, which are not [CLS] and a square grid"
-        )
-    return side
+    cls, patches = positions.split((1, side**2), dim=1)
+    by_channel = patches.transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(
+        by_channel, size=(grid, grid), mode="bicubic", align_corners=False
+    )
+    return torch.cat([cls, resized.flatten(2).transpose(1, 2)], dim=1)

@@ -19,6 +19,7 @@ from alpro.files import read_small_json
 from alpro.models.pretrained import HubName
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+USED = ("[PAD]", "[SEP]", "[MASK]")  # those that encoding inserts
 MAX_TOKENIZER_BYTES = 32 << 20
 
 
@@ -32,18 +33,12 @@ class BertTokenizer:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = without_padding(tokenizer)
         self.size = self.tokenizer.get_vocab_size()
-        self.pad_id = self._special("[PAD]")
-        self.sep_id = self._special("[SEP]")
-        self.mask_id = self._special("[MASK]")
-
-    def _special(self, name: str) -> int:
-        token_id = self.tokenizer.token_to_id(name)
-        if token_id is None:
+        special = [self.tokenizer.token_to_id(token) for token in USED]
+        if None in special:
             raise InputError(
-                f"the tokenizer has no {name}; use a BERT tokenizer (WordPiece with [CLS], [SEP], "
-                "[PAD], [MASK])"
+                f"the tokenizer lacks one of {', '.join(USED)}; use a BERT tokenizer (WordPiece)"
             )
-        return token_id
+        self.pad_id, self.sep_id, self.mask_id = special
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Return the token ids of each text, truncated to `length`. The last one is [SEP]."""
@@ -134,21 +129,17 @@ def load_tokenizer(name: str) -> Tokenizer:
         InputError: If it does not exist or cannot be read.
     """
     path = Path(name)
-    files = [path, path / "tokenizer.json", path / "vocab.txt"]
-    file = next((file for file in files if file.is_file()), None)
     hub_name = HubName.parse(name, needs_owner=False)
-    if not file and not hub_name:
-        raise InputError(f"tokenizer {name!r}: no such file or folder")
     try:
-        if not file:
-            assert hub_name
-            revision = hub_name.revision or "main"
-            tokenizer = Tokenizer.from_pretrained(hub_name.repository, revision)
-        elif file.suffix == ".json":
-            tokenizer = read_tokenizer(file)
-        else:
+        if hub_name and not path.is_file():
+            path = hub_name.snapshot("tokenizer.json", "vocab.txt")
+        files = [path, path / "tokenizer.json", path / "vocab.txt"]
+        file = next((file for file in files if file.is_file()), files[1])
+        if file.suffix == ".txt":
             tokenizer = build_bert_tokenizer(WordPiece.read_file(str(file)))
-    except Exception as error:  # the tokenizers library raises nothing narrower
+        else:
+            tokenizer = read_tokenizer(file)
+    except Exception as error:  # the libraries raise nothing narrower
         raise InputError(
             f"tokenizer {name!r}: not readable, and no model on the hub ({one_line(error)}); use a "
             "folder with its tokenizer.json or vocab.txt"

@@ -182,8 +182,12 @@ def model():
             "reg_token is unknown; it must be a plain ViT",
         ),
         # Distilled.
-        ({"pos_embed": torch.zeros(1, 18, 64)}, {}, "18 positions, which are not"),
-        ({"pos_embed": torch.zeros(64)}, {}, "pos_embed is (64,), not (1, 17, 64)"),
+        (
+            {"pos_embed": torch.zeros(1, 18, 64)},
+            {},
+            "pos_embed is (1, 18, 64), not [CLS] and a square grid",
+        ),
+        ({"pos_embed": torch.zeros(64)}, {}, "pos_embed is (64,), not [CLS]"),
         ({"norm.bias": torch.full((64,), torch.nan)}, {}, "not finite"),
         ({}, {"width": 32}, "[model] must have its sizes"),
         ({}, {"depth": 3}, "blocks.2.attn.proj.bias is missing"),
