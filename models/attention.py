@@ -1,5 +1,7 @@
 """Multi-head self-attention on PyTorch's fused kernel, and the MLP of both encoders."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,18 +104,16 @@ def attention_on_gpu(
     if mask is not None and mask.dim() == 2:
         return packed_attention(q, k, v, mask, dropout)
 
+    attention = partial(F.scaled_dot_product_attention, dropout_p=dropout)
     if len(q) <= MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return attention(q, k, v, mask)
 
     inputs = [q, k, v]
     if mask is not None:
         # A mask of one row applies to all sequences.
         inputs.append(mask.expand(len(q), -1, -1, -1))
     parts = zip(*(x.split(MAX_SEQUENCES) for x in inputs), strict=True)
-    outputs = [
-        F.scaled_dot_product_attention(*part, dropout_p=dropout) for part in parts
-    ]
-    return torch.cat(outputs)
+    return torch.cat([attention(*part) for part in parts])
 
 
 def sequences_per_tile(sequences: int, length: int) -> int:

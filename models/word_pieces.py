@@ -33,12 +33,12 @@ class BertTokenizer:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = without_padding(tokenizer)
         self.size = self.tokenizer.get_vocab_size()
-        special = [self.tokenizer.token_to_id(token) for token in USED]
-        if None in special:
+        vocabulary = self.tokenizer.get_vocab()
+        if not vocabulary.keys() >= {*USED}:
             raise InputError(
                 f"the tokenizer lacks one of {', '.join(USED)}; use a BERT tokenizer (WordPiece)"
             )
-        self.pad_id, self.sep_id, self.mask_id = special
+        self.pad_id, self.sep_id, self.mask_id = (vocabulary[token] for token in USED)
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Return the token ids of each text, truncated to `length`. The last one is [SEP]."""
