@@ -17,6 +17,7 @@ from alpro.stages.execution.interface import (
     Outcome,
     Pipeline,
     Resources,
+    Share,
     StageConfig,
     StageInputs,
     file_or_word,
@@ -71,10 +72,8 @@ class Config(StageConfig, frozen=True):
         default=tuple(NON_OBJECTS.split()),
         description="nouns that are never entities; default: amounts, kinds, places",
     )
-    min_noun_share: float = Field(
+    min_noun_share: Share = Field(
         default=0.4,
-        ge=0,
-        le=1,
         description="minimum fraction of a word's occurrences that are nouns",
     )
     templates: Templates = Templates()

@@ -4,16 +4,15 @@ Every item ends either in a shard or in rejects.parquet.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 
 from alpro.credentials import redact
 from alpro.errors import InputError
@@ -23,12 +22,12 @@ from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.shards.decoding import Decoder, decode_image, decode_video
 from alpro.shards.memory import memory_limit
-from alpro.shards.schema import INDEX, REJECTS, TRANSIENT_REASONS, Reject, Row
+from alpro.shards.schema import INDEX, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import complete, pixel_sums, write_statistics
+from alpro.stages.corpora.tables import complete, pixel_sums
 from alpro.stages.corpora.units import (
     RECORD,
     SHARD,
@@ -37,11 +36,14 @@ from alpro.stages.corpora.units import (
     finish_units,
     merge_units,
     open_units,
+    write_unit_tables,
 )
 from alpro.stages.execution.interface import (
     NO_EFFECT,
+    Count,
     Outcome,
     Resources,
+    Share,
     StageConfig,
     StageInputs,
 )
@@ -60,9 +62,8 @@ class Config(StageConfig, frozen=True):
     manifest: str = Field(
         default="", description="name of a manifest of the rendered sample"
     )
-    frames: int = Field(
+    frames: Count = Field(
         default=16,
-        ge=1,
         description="stored frames per video: the first of each of this many equal segments",
     )
     size: int = Field(
@@ -70,14 +71,14 @@ class Config(StageConfig, frozen=True):
         ge=16,
         description="height and width of a stored frame, in pixels; of an image, the shorter side",
     )
-    timeout: float = Field(
-        default=60.0, gt=0, description="seconds after which a video is rejected"
+    timeout: PositiveFloat = Field(
+        default=60.0, description="seconds after which a video is rejected"
     )
-    max_bytes: int = Field(
-        default=4 * 2**30, ge=1, description="maximum file size in bytes"
+    max_bytes: Count = Field(
+        default=4 * 2**30, description="maximum file size in bytes"
     )
-    samples_per_shard: int = Field(
-        default=256, ge=1, description="maximum items per shard, with rejects"
+    samples_per_shard: Count = Field(
+        default=256, description="maximum items per shard, with rejects"
     )
     validation: float = Field(
         default=0.1,
@@ -91,17 +92,15 @@ class Config(StageConfig, frozen=True):
         lt=1,
         description="probability of the test split, if none is named",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the split")
+    seed: NonNegativeInt = Field(default=0, description="seed of the split")
     group_pattern: str = Field(
         default="",
         description="regular expression for the path of an item without a group: its first "
         "capturing group, or "
         "the whole match, is the group",
     )
-    max_reject_share: float = Field(
+    max_reject_share: Share = Field(
         default=0.2,
-        ge=0,
-        le=1,
         description="maximum fraction of rejected items",
         json_schema_extra=NO_EFFECT,
     )
@@ -119,6 +118,8 @@ class Config(StageConfig, frozen=True):
         return value
 
 
+# Writes an item to a shard. Returns the `pixel_sums` of its frames, or raises DecodeError.
+WriteItem = Callable[[ShardWriter, Row], np.ndarray]
 # Settings that affect the frames of an item, or whether it is rejected.
 UNIT_SETTINGS = {"frames", "size", "timeout", "max_bytes"}
 
@@ -161,8 +162,19 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             units[unit.name] = unit
             advance(len(task))
 
-    outcome = merge(plan, [units[name] for name in plan.rows_of_unit], store, out)
-    complete(outcome, source, out, config.max_reject_share)
+    ordered = [units[name] for name in plan.rows_of_unit]
+    records = merge_units(ordered, store, out, [plan.reject_table()])
+    items = len(plan.row_indices) + manifest.about["rejects"]
+    outcome = complete(
+        source, out, records, plan.annotated(), items, config.max_reject_share
+    )
+    outcome.counts["linked"] = 0
+    for unit, record in zip(ordered, records, strict=True):
+        if not unit.made:
+            outcome.counts["linked"] += record["samples"]
+        # A unit whose items are all rejected has no shard. Others were hashed when it was written.
+        if SHARD in record["files"]:
+            outcome.sha256[f"{unit.name}.tar"] = record["files"][SHARD]
     return outcome
 
 
@@ -205,6 +217,13 @@ def decode_unit(
 ) -> Unit:
     """Find a unit, or decode it."""
     write_item = partial(decode_item, config=config, decoder=decoder)
+    return find_or_write(task, write_item, config, store)
+
+
+def find_or_write(
+    task: DecodeUnit, write_item: WriteItem, config: Config, store: Units
+) -> Unit:
+    """Find a unit, or write it."""
     return store.find_or_make(
         task.name,
         partial(unit_key, task, config),
@@ -225,13 +244,9 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-# Writes an item to a shard. Returns the `pixel_sums` of its frames, or raises DecodeError.
-WriteItem = Callable[[ShardWriter, Row], np.ndarray]
-
-
 def write_unit(task: DecodeUnit, write_item: WriteItem, folder: Path) -> dict[str, Any]:
     """Write the items of a unit into its folder. Return its record."""
-    rejects: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
     everything = np.zeros((3, 3))
     shard = folder / SHARD
     with ShardWriter(shard) as writer:
@@ -246,21 +261,18 @@ def write_unit(task: DecodeUnit, write_item: WriteItem, folder: Path) -> dict[st
                     reason=error.reason,
                     detail=error.detail,
                 )
-                rejects.append(reject.model_dump())
+                rejects.append(reject)
 
     index = INDEX.empty_table()
     if shard.is_file():  # at least one item was decoded
         # Read from the tar itself, as `index_shards` reads tars of other programs.
         index = index_shard(shard)
-    pq.write_table(index, folder / "index.parquet")
-    pq.write_table(
-        pa.Table.from_pylist(rejects, schema=REJECTS), folder / "rejects.parquet"
-    )
+    write_unit_tables(folder, index, rejects)
     return {
         "samples": index.num_rows,
         "training": (everything * (task.rows[0].split == "train")).tolist(),
         "everything": everything.tolist(),
-        "transient": any(reject["reason"] in TRANSIENT_REASONS for reject in rejects),
+        "transient": any(reject.reason in TRANSIENT_REASONS for reject in rejects),
     }
 
 
@@ -315,11 +327,7 @@ def decode_apart(
 
     write_item = partial(copy_item, outcomes=outcomes, config=config, store=store)
     for task, _ in died:
-        unit = store.find_or_make(
-            task.name,
-            partial(unit_key, task, config),
-            partial(write_unit, task, write_item),
-        )
+        unit = find_or_write(task, write_item, config, store)
         # The unit of a single item is found, and was made above.
         yield task, unit._replace(made=True)
 
@@ -415,25 +423,3 @@ def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
             raise
         # A server may repeat a password or a signature in its reason.
         raise DecodeError("not fetched", redact(str(error))) from None
-
-
-def merge(plan: DecodePlan, units: Sequence[Unit], store: Units, out: Path) -> Outcome:
-    """Make a corpus of the units: link the shards, and write the tables and the statistics.
-
-    Checks that the counts add up. The outcome has the checksums of the shards, which are hashed
-    when they are written.
-    """
-    records = merge_units(units, store, out, [plan.reject_table()])
-    counts = write_statistics(out, records, plan.annotated())
-    # No row is left out in silence: each one is a sample or a reject.
-    assert counts["items"] == len(plan.row_indices) + plan.manifest.about["rejects"]
-
-    counts["linked"] = 0
-    sha256: dict[str, str] = {}
-    for unit, record in zip(units, records, strict=True):
-        if not unit.made:
-            counts["linked"] += record["samples"]
-        # A unit whose items are all rejected has no shard.
-        if SHARD in record["files"]:
-            sha256[f"{unit.name}.tar"] = record["files"][SHARD]
-    return Outcome(counts, sha256=sha256)

@@ -6,8 +6,10 @@ the same name are over the same queries, so any two steps can be compared.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import Field
@@ -26,15 +28,16 @@ from alpro.stages.evaluation.protocol import (
     find_excluded,
 )
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.running import evaluating
 from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import (
     Needs,
     Outcome,
     Pipeline,
     Resources,
+    Share,
     StageInputs,
 )
+from alpro.stages.training.distributed import init_distributed
 
 # One step for each model; a row names its model; intervals of scipy.
 VERSION = f"17 {TABLE_VERSION}"
@@ -44,10 +47,8 @@ class Config(EvaluationConfig, frozen=True):
     """Evaluation of one model: the keys of `[evaluate]` that concern it."""
 
     model_name: str = Field(description="what results call the model")
-    threshold: float = Field(
+    threshold: Share = Field(
         default=0.2,
-        ge=0,
-        le=1,
         description="minimum probability of the pseudo-labels that PEM keeps",
     )
 
@@ -128,7 +129,14 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
     )
     assert folder is not None
-    with evaluating(out, resources) as (device, results_folder):
+    # The processes share the encoding of videos and the scoring of pairs, and all have all results:
+    # what the others write is deleted.
+    with (
+        init_distributed(resources) as world,
+        nullcontext(str(out)) if world.main else TemporaryDirectory() as written,
+    ):
+        device = world.device
+        results_folder = Path(written)
         bundle, prompts = load_with_prompts(Found(folder, inputs.prompts), device)
         if config.frames:
             # This resizes the time embedding, as fine-tuning does.

@@ -1,6 +1,7 @@
 """Fine-tune for question answering, a classification of the training answers (paper, section 4.1)."""
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -8,12 +9,12 @@ from pydantic import Field, model_validator
 
 from alpro.errors import InputError
 from alpro.inference.encoding import load_model
-from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
     FILE,
+    Count,
     Needs,
     Outcome,
     Pipeline,
@@ -28,7 +29,7 @@ from alpro.stages.training.stage import (
     needs_pretrained,
     train,
 )
-from alpro.stages.vocabulary.nouns import training_rows
+from alpro.stages.vocabulary.nouns import training_texts
 
 VERSION = 7  # a byte order mark does not belong to the first answer
 
@@ -36,8 +37,8 @@ VERSION = 7  # a byte order mark does not belong to the first answer
 class Config(TrainingConfig, frozen=True):
     """Fine-tuning for question answering; `msrvtt_qa` has the official values."""
 
-    frames: int = Field(
-        default=16, ge=1, description="frames of a clip; the time embedding is resized"
+    frames: Count = Field(
+        default=16, description="frames of a clip; the time embedding is resized"
     )
     answers: int = Field(
         default=1500, ge=2, description="answers, the most frequent in training"
@@ -83,26 +84,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             folders = [inputs.corpora[name] for name in config.corpora]
             answers = frequent_answers(folders, config.answers)
 
-        model = build_fine_tuned(start, config.frames, device, answers)
-        objective = QaObjective(
-            model,
-            mean=start.preprocessing.mean,
-            std=start.preprocessing.std,
-            answers=answers,
-        ).to(device)
-        validate = build_validation(
-            objective,
-            inputs.corpora,
-            start.tokenizer,
-            config,
-            asked=Asked(tasks=("qa",)),
-            answers=answers,
-        )
-
         # Row i of the head is the class of answers[i], so the folder has both.
-        bundle = ModelBundle(
-            "qa", model, start.tokenizer, start.preprocessing, answers=answers
-        )
+        bundle = build_fine_tuned("qa", start, config.frames, device, answers)
+        objective = QaObjective.of(bundle, answers=tuple(answers))
+        asked = Asked(tasks=("qa",))
+        validate = build_validation(objective, inputs.corpora, bundle, config, asked)
         return Training(bundle, objective, validate, select="validation/qa/acc")
 
     return train(build, config, inputs.corpora, out, resources)
@@ -114,11 +100,9 @@ def frequent_answers(folders: list[Path], count: int) -> list[str]:
     Raises:
         InputError: If the training splits have fewer than two different answers.
     """
-    counts: Counter[str] = Counter()
-    for folder in dict.fromkeys(folders):  # two corpora may be the same folder
-        for row in training_rows(folder, ["questions"]):
-            counts.update(question["answer"] for question in row["questions"])
-
+    distinct = dict.fromkeys(folders)  # two corpora may be the same folder
+    asked = chain.from_iterable(training_texts(distinct, "questions"))
+    counts = Counter(question["answer"] for question in asked)
     if len(counts) < 2:
         raise InputError(
             f"the training split has {len(counts)} different answers; question answering needs at "

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 
 from alpro.inference.encoding import load_model
-from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
+    Count,
     Needs,
     Outcome,
     Pipeline,
@@ -33,8 +33,8 @@ class Config(MatchingConfig, frozen=True):
     """Fine-tuning for retrieval; `msrvtt_retrieval` has the official values."""
 
     validation: MatchingValidation = MatchingValidation()
-    frames: int = Field(
-        default=8, ge=1, description="frames of a clip; the time embedding is resized"
+    frames: Count = Field(
+        default=8, description="frames of a clip; the time embedding is resized"
     )
 
 
@@ -56,24 +56,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     def build(device: torch.device) -> Training:
         start = load_model(inputs.model, device)
-        model = build_fine_tuned(start, config.frames, device)
-        objective = MatchingObjective(
-            model,
-            mean=start.preprocessing.mean,
-            std=start.preprocessing.std,
-            negative_pool_size=config.negative_pool_size,
-        ).to(device)
+        bundle = build_fine_tuned("retrieval", start, config.frames, device)
+        objective = MatchingObjective.of(
+            bundle, negative_pool_size=config.negative_pool_size
+        )
         asked = Asked(tasks=("retrieval",), top_k=config.validation.top_k)
-        validate = build_validation(
-            objective, inputs.corpora, start.tokenizer, config, asked
-        )
-        return Training(
-            ModelBundle(
-                "retrieval", model, start.tokenizer, start.preprocessing, start.entities
-            ),
-            objective,
-            validate,
-            select="validation/mean_recall",  # by matching, as in the paper
-        )
+        validate = build_validation(objective, inputs.corpora, bundle, config, asked)
+        # The metric is by matching, as in the paper.
+        return Training(bundle, objective, validate, select="validation/mean_recall")
 
     return train(build, config, inputs.corpora, out, resources)

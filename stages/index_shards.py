@@ -43,7 +43,6 @@ from alpro.stages.corpora.tables import (
     complete,
     count_texts,
     pixel_sums,
-    write_statistics,
     write_tables,
 )
 from alpro.stages.corpora.units import (
@@ -52,11 +51,13 @@ from alpro.stages.corpora.units import (
     finish_units,
     merge_units,
     open_units,
+    write_unit_tables,
 )
 from alpro.stages.execution.interface import (
     NO_EFFECT,
     Outcome,
     Resources,
+    Share,
     StageConfig,
     StageInputs,
 )
@@ -71,10 +72,8 @@ class Config(StageConfig, frozen=True):
     kinds: Literal["all", "video", "image"] = Field(
         default="all", description="which samples of the shards to index"
     )
-    max_reject_share: float = Field(
+    max_reject_share: Share = Field(
         default=0.2,
-        ge=0,
-        le=1,
         description="maximum fraction of rejected samples",
         json_schema_extra=NO_EFFECT,
     )
@@ -127,12 +126,16 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     check_ids(out)
     check_sizes(shards, records)
     lost = reject_changed(read_earlier(config, inputs.shards, out), inputs.shards, out)
-    outcome = write_outcome(records, lost, out)
+    expected = count_expected(records, lost)
+    items = sum(counts["items"] for counts in expected.values())
 
     # At a URL, the frames of each sample take a request.
     is_local = all(isinstance(shard, Path) for shard in shards)
     compared = COMPARED if is_local else 0
-    complete(outcome, inputs.shards, out, config.max_reject_share, compared)
+    outcome = complete(
+        inputs.shards, out, records, expected, items, config.max_reject_share, compared
+    )
+    outcome.counts["shards"] = len(shards)
     return outcome
 
 
@@ -187,7 +190,7 @@ def check_frames(index: pa.Table, path: Path, folder: Path) -> dict[str, Any]:
         in the shard, including unreadable samples.
     """
     readable: list[bool] = []
-    rejects: list[dict[str, str]] = []
+    rejects: list[Reject] = []
     training = np.zeros((3, 3))
     everything = np.zeros((3, 3))
     sizes: set[str] = set()
@@ -202,7 +205,7 @@ def check_frames(index: pa.Table, path: Path, folder: Path) -> dict[str, Any]:
             reject = Reject(
                 id=row["id"], path=row["shard"], reason="unreadable", detail=detail
             )
-            rejects.append(reject.model_dump())
+            rejects.append(reject)
             readable.append(False)
             continue
 
@@ -215,10 +218,7 @@ def check_frames(index: pa.Table, path: Path, folder: Path) -> dict[str, Any]:
             training += sums
 
     samples = index.filter(pa.array(readable, pa.bool_()))
-    pq.write_table(samples, folder / "index.parquet")
-    pq.write_table(
-        pa.Table.from_pylist(rejects, schema=REJECTS), folder / "rejects.parquet"
-    )
+    write_unit_tables(folder, samples, rejects)
     return {
         "training": training.tolist(),
         "everything": everything.tolist(),
@@ -321,16 +321,13 @@ def join_checksums(rows: pa.Table) -> pa.ChunkedArray:
     )
 
 
-def write_outcome(
-    records: Sequence[Mapping[str, Any]], lost: pa.Table, out: Path
-) -> Outcome:
-    """Write the statistics of the corpus, and return its counts. No unit has the `lost` samples."""
+def count_expected(
+    records: Sequence[Mapping[str, Any]], lost: pa.Table
+) -> dict[str, Counter[str]]:
+    """Return the numbers of items, captions and questions by split that the shards should have. No
+    unit has the `lost` samples."""
     expected = {split: Counter(counts) for split, counts in count_texts(lost).items()}
     for record in records:
         for split, counts in record["expected"].items():
             expected[split].update(counts)
-
-    totals = write_statistics(out, records, expected)
-    # No sample is left out in silence: each one is in the index or in the rejects.
-    assert totals["items"] == sum(counts["items"] for counts in expected.values())
-    return Outcome(totals | {"shards": len(records)})
+    return expected

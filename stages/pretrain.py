@@ -125,15 +125,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         elif config.start != "scratch":
             copy_start(bundle, load_model(Path(config.start), device))
 
-        objective = PretrainObjective(
-            model,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
+        objective = PretrainObjective.of(
+            bundle,
             prompter=prompter.normalized(device) if prompter else None,
             prompts=prompts,
             settings=config,
             negative_pool_size=config.negative_pool_size,
-        ).to(device)
+        )
 
         def draw(data: TrainingDataset) -> None:
             draw_pseudo_labels(
@@ -141,17 +139,10 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             )
 
         validate = build_validation(
-            objective,
-            inputs.corpora,
-            tokenizer,
-            config,
-            asked=BY_SIMILARITY,
+            objective, inputs.corpora, bundle, config, BY_SIMILARITY
         )
         return Training(
-            bundle,
-            objective,
-            validate,
-            draw=draw if config.weights.pem else None,
+            bundle, objective, validate, draw=draw if config.weights.pem else None
         )
 
     return train(build, config, inputs.corpora, out, resources)

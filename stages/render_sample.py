@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from alpro.log import progress
 from alpro.shards.sample import scene as grammar
@@ -25,6 +25,7 @@ from alpro.shards.sample.scene import (
     training_scene,
 )
 from alpro.stages.execution.interface import (
+    Count,
     Needs,
     Outcome,
     Pipeline,
@@ -41,20 +42,18 @@ TIMES = 5  # number of evenly spaced times of a clip with stored boxes
 class Config(StageConfig, frozen=True):
     """Sizes of the corpora of the [sample](results.md#how-the-sample-is-made)."""
 
-    seed: int = Field(
-        default=0, ge=0, description="seed of everything that is rendered"
+    seed: NonNegativeInt = Field(
+        default=0, description="seed of everything that is rendered"
     )
-    lessons: int = Field(
+    lessons: NonNegativeInt = Field(
         default=150,
-        ge=0,
         description="scenes of `lessons`, each with a clip and its reverse",
     )
-    clips: int = Field(
+    clips: Count = Field(
         default=900,
-        ge=1,
         description="training scenes of `clips`; those with a direction also have a reversed clip",
     )
-    stills: int = Field(default=1600, ge=0, description="images of `stills`")
+    stills: NonNegativeInt = Field(default=1600, description="images of `stills`")
     validation: int = Field(default=120, ge=4, description="clips for validation")
     test: int = Field(default=200, ge=4, description="clips for testing")
     size: int = Field(

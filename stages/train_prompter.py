@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from tokenizers import Tokenizer
 
 from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import ClipBundle, load_clip
+from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.ranks import rank
 from alpro.stages.evaluation.validation import (
@@ -30,6 +30,7 @@ from alpro.stages.execution.interface import (
     Outcome,
     Pipeline,
     Resources,
+    Share,
     StageConfig,
     StageInputs,
 )
@@ -53,8 +54,8 @@ class Crops(StageConfig, frozen=True):
     3.2.2). Their captions are unchanged. A prompter that was trained without crops has poor
     pseudo-labels."""
 
-    share: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of the examples that show a crop"
+    share: Share = Field(
+        default=0.0, description="fraction of the examples that show a crop"
     )
     area: tuple[float, float] = Field(
         default=(0.3, 0.75),
@@ -92,9 +93,8 @@ class Config(EncoderConfig, frozen=True):
         "video.frames applies",
         json_schema_extra=FILE_OR_NAME,
     )
-    new_lr: float = Field(
+    new_lr: NonNegativeFloat = Field(
         0.0,
-        ge=0,
         description="peak learning rate of the temporal attention that `clip` gets; 0: lr",
     )
     trained_layers: int = Field(
@@ -168,19 +168,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         # The grid of a CLIP is known only when it is loaded.
         config.crops.check(bundle.model.config.video.grid)
 
-        objective = PrompterObjective(
-            bundle.model,
-            mean=bundle.preprocessing.mean,
-            std=bundle.preprocessing.std,
-            crop_share=config.crops.share,
-            crop_area=config.crops.area,
-        ).to(device)
+        objective = PrompterObjective.of(
+            bundle, crop_share=config.crops.share, crop_area=config.crops.area
+        )
         validate = build_validation(
-            objective,
-            inputs.corpora,
-            bundle.tokenizer,
-            config,
-            asked=BY_SIMILARITY,
+            objective, inputs.corpora, bundle, config, BY_SIMILARITY
         )
         if config.interpolate and validate is None and rank() == 0:
             log.warning(
@@ -213,7 +205,7 @@ def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> Mode
     )
 
 
-def load_towers(config: Config, device: torch.device) -> ClipBundle:
+def load_towers(config: Config, device: torch.device) -> ModelBundle:
     """Load the towers of `clip` for training.
 
     Raises:

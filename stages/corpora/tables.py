@@ -134,33 +134,35 @@ def count_rejects(out: Path) -> Counter[str]:
 
 
 def complete(
-    outcome: Outcome,
     source: Location,
     out: Path,
+    records: Sequence[Mapping[str, Any]],
+    expected: Mapping[str, Mapping[str, int]],
+    items: int,
     max_reject_share: float,
     compared: int = COMPARED,
-) -> None:
-    """Write the overlap and the picture of a corpus, and add their counts and warnings to the
-    outcome.
+) -> Outcome:
+    """Write the statistics, the overlap and the picture of a corpus, and return its counts.
 
     Args:
         source: Where the corpus comes from, for a message.
+        out: The folder of the corpus.
+        records: As of `write_statistics`.
+        expected: As of `write_statistics`.
+        items: Number of items in the source.
+        max_reject_share: Maximum fraction of rejected items.
         compared: Maximum number of samples whose frames are compared between the splits.
 
     Raises:
         InputError: If too many items are rejected.
     """
-    shared, outcome.warnings = write_overlap(out, compared)
-    outcome.counts |= shared
+    totals = write_statistics(out, records, expected)
+    # No item is left out in silence: each one is a sample or a reject.
+    assert totals["items"] == items
+    shared, warnings = write_overlap(out, compared)
     draw_samples(out)
+
     # Checked last, so that the tables and the picture are there to find out why.
-    check_rejects(source, out, max_reject_share, outcome.counts["items"])
-
-
-def check_rejects(
-    source: Location, out: Path, max_reject_share: float, items: int
-) -> None:
-    """Raise InputError if the fraction of rejected items is above the limit."""
     reasons = count_rejects(out)
     rejected = reasons.total()
     if rejected > max_reject_share * items:
@@ -171,6 +173,7 @@ def check_rejects(
             f"{source}: {rejected} of {items} items are rejected, more than max_reject_share = "
             f"{max_reject_share:g} allows ({by_reason}); see {out / 'rejects.parquet'}"
         )
+    return Outcome(totals | shared, warnings=warnings)
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:

@@ -31,11 +31,10 @@ from alpro.files import (
     write_json,
 )
 from alpro.log import log
-from alpro.pool import Died
-from alpro.shards.schema import INDEX, REJECTS
+from alpro.shards.schema import INDEX, REJECTS, Reject
 from alpro.stages.corpora.tables import write_tables
 from alpro.stages.execution.interface import FINISHED_UNITS, Resources
-from alpro.stages.execution.workers import run_tasks
+from alpro.stages.execution.workers import Retry, run_tasks
 from alpro.threads import map_ahead
 
 TaskT = TypeVar("TaskT")
@@ -167,13 +166,21 @@ def open_units(out: Path) -> Units:
     return Units(root, out.name)
 
 
+def write_unit_tables(folder: Path, index: pa.Table, rejects: Iterable[Reject]) -> None:
+    """Write the samples and the rejects of a unit."""
+    rows = [reject.model_dump() for reject in rejects]
+    pq.write_table(index, folder / "index.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=REJECTS), folder / "rejects.parquet"
+    )
+
+
 def finish_units(
     tasks: Iterable[TaskT],
     work: Callable[[TaskT], Unit],
     out: Path,
     resources: Resources,
-    retry: Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]]
-    | None = None,
+    retry: Retry[TaskT, Unit] | None = None,
 ) -> Iterator[tuple[TaskT, Unit]]:
     """Find or make units in processes (`run_tasks`), and yield them in order of completion.
 

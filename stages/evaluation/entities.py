@@ -105,8 +105,11 @@ def add_crops(
     )
     if shows_entity.any():
         error = calibration_error(probability[shows_entity], right[shows_entity])
-        count = int(shows_entity.sum())
-        results.add_value(CALIBRATION_ERROR, "entity_crops", ON_CROPS, error, count)
+        # No mean over queries: it has no interval.
+        score = Score(
+            CALIBRATION_ERROR, np.array([error]), items=int(shows_entity.sum())
+        )
+        results.add(score, "entity_crops", ON_CROPS)
     results.tables["entity_crops"] = [
         row | {"kept": is_kept}
         for row, is_kept in zip(rows, kept.tolist(), strict=True)

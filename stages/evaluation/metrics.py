@@ -7,8 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from alpro.stages.evaluation.statistics import Statistic, compute_score
-
 DIRECTIONS = ("t2v", "v2t")
 CAPTIONS = " | "  # between the captions of a video that is a query
 
@@ -101,26 +99,24 @@ class Metric:
     baseline: str = "chance"
     unit: Literal["%", "rank"] = "%"
     higher_is_better: bool = True
-    statistic: Statistic = "mean"
+    statistic: Literal["mean", "median"] = "mean"
 
 
 class Score(NamedTuple):
     """The values (Q,) of a metric for queries, and the chance level of the metric (None:
-    undefined)."""
+    undefined). Without queries it has a single value, which is of so many items."""
 
     metric: Metric
     values: np.ndarray
-    chance: float | None
-    queries: Queries
+    chance: float | None = None
+    queries: Queries | None = None
+    items: int = 0
 
     @property
     def value(self) -> float:
         """The score: the mean or the median of the values."""
-        return compute_score(self.values, self.metric.statistic)
-
-    @property
-    def items(self) -> int:
-        return len(self.values)
+        summary = np.median if self.metric.statistic == "median" else np.mean
+        return float(summary(self.values))
 
 
 RECALLS = {k: Metric(f"R{k}", f"R@{k}", "retrieval") for k in (1, 5, 10)}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from alpro.artifact import require
 from alpro.errors import InputError
@@ -13,7 +13,7 @@ from alpro.files import read_json
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.controls import ControlName
 from alpro.stages.evaluation.results import Results
-from alpro.stages.execution.interface import StageConfig, file_or_word
+from alpro.stages.execution.interface import Share, StageConfig, file_or_word
 from alpro.stages.training.config import TOP_K
 
 TASKS = {"captions": "retrieval", "questions": "qa"}
@@ -36,21 +36,17 @@ class EvaluationConfig(StageConfig, frozen=True):
         default="test",
         description="split to evaluate; use validation to choose hyperparameters",
     )
-    top_k: int = Field(default=0, ge=0, description=TOP_K)
-    min_decoded_share: float = Field(
+    top_k: NonNegativeInt = Field(default=0, description=TOP_K)
+    min_decoded_share: Share = Field(
         default=0.99,
-        ge=0,
-        le=1,
         description="minimum fraction of decoded items of the split",
     )
-    frames: int = Field(
+    frames: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="frames of a clip in retrieval; 0: as in training",
     )
-    max_text_tokens: int = Field(
+    max_text_tokens: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="maximum tokens of a caption in retrieval; 0: as in training",
     )
     exclude_overlap: bool = Field(
@@ -61,9 +57,8 @@ class EvaluationConfig(StageConfig, frozen=True):
     mixed_precision: bool = Field(
         default=True, description="encoders in bfloat16 where training would use it"
     )
-    entity_crops: int = Field(
+    entity_crops: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="random crops of each clip for scores of the prompter; 0: whole clips only",
     )
     controls: tuple[ControlName, ...] = Field(
@@ -71,7 +66,7 @@ class EvaluationConfig(StageConfig, frozen=True):
         description="shuffled, reversed, single_frame (the best one as a still clip), text_only "
         "(questions without the video)",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the shuffled frames")
+    seed: NonNegativeInt = Field(default=0, description="seed of the shuffled frames")
     contrasts: tuple[tuple[str, str], ...] = Field(
         default=(), description="pairs of answers to compare, such as left and right"
     )

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from alpro.files import write_json
 from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
 from alpro.stages.evaluation.gallery import Gallery
-from alpro.stages.evaluation.metrics import Metric, Score
+from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.score_names import full_name
 from alpro.stages.evaluation.statistics import (
     bootstrap_interval,
@@ -33,7 +33,7 @@ class Results:
     Attributes:
         model: Name of the model.
         gallery: The gallery that was scored, without videos that could not be decoded.
-        scores: Rows without intervals, each with the score that it shows, if queries have values.
+        scores: Rows without intervals, each with the score that it shows.
         tables: Rows of the queries by the names of tables, for people.
         similarity: (N, V) similarities of the texts and videos of the gallery.
         warnings: Lines for the end of a run and its report.
@@ -41,7 +41,7 @@ class Results:
 
     model: str
     gallery: Gallery | None = None
-    scores: list[tuple[Row, Score | None]] = field(default_factory=list)
+    scores: list[tuple[Row, Score]] = field(default_factory=list)
     tables: dict[str, list[Row]] = field(default_factory=dict)
     similarity: np.ndarray | None = None
     warnings: list[str] = field(default_factory=list)
@@ -63,17 +63,26 @@ class Results:
             direction: Direction of retrieval.
             protocol: What the score is comparable with.
         """
-        key = "/".join(filter(None, (name, direction, score.metric.key)))
-        row = self._row(score.metric, key, what, score.value, score.items)
-        row |= {"direction": direction, "protocol": protocol, "chance": score.chance}
+        metric = score.metric
+        row = {
+            "model": self.model,
+            "name": "/".join(filter(None, (name, direction, metric.key))),
+            "table": metric.table,
+            "what": what,
+            "direction": direction,
+            "protocol": protocol,
+            "metric": metric.label,
+            "value": score.value,
+            "low": None,
+            "high": None,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "statistic": metric.statistic,
+            "items": score.items or len(score.values),
+            "chance": score.chance,
+            "baseline": metric.baseline,
+        }
         self.scores.append((row, score))
-
-    def add_value(
-        self, metric: Metric, name: str, what: str, value: float, items: int
-    ) -> None:
-        """Add a value that is no mean over queries, and has no interval, as <name>/<key>."""
-        row = self._row(metric, f"{name}/{metric.key}", what, value, items)
-        self.scores.append((row, None))
 
     def add_share(
         self, name: str, table: str, what: str, count: int, items: int
@@ -87,34 +96,13 @@ class Results:
             count: Number of the items that are concerned.
             items: Number of all items.
         """
-        metric = Metric(
-            name.rpartition("/")[2], f"{count} of {items}", table, baseline=""
-        )
-        row = self._row(metric, name, what, 100 * count / items, items)
+        name, _, key = name.rpartition("/")
+        metric = Metric(key, f"{count} of {items}", table, baseline="")
+        percent = np.array([100 * count / items])
         # It describes the data: every model has the same.
-        self.scores.append((row | {"model": ""}, None))
-
-    def _row(
-        self, metric: Metric, name: str, what: str, value: float, items: int
-    ) -> Row:
-        return {
-            "model": self.model,
-            "name": name,
-            "table": metric.table,
-            "what": what,
-            "direction": "",
-            "protocol": "",
-            "metric": metric.label,
-            "value": value,
-            "low": None,
-            "high": None,
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-            "statistic": metric.statistic,
-            "items": items,
-            "chance": None,
-            "baseline": metric.baseline,
-        }
+        data = Results("")
+        data.add(Score(metric, percent, items=items), name, what)
+        self.extend(data)
 
     def values(self) -> dict[str, float]:
         """Return the scores by name, without computing intervals."""
@@ -145,9 +133,10 @@ class Results:
         """
         rows = self.rows()
         write_json(out / "results.json", rows)
-        values = [
-            list_values(row["name"], score) for row, score in self.scores if score
-        ]
+        values = []
+        for row, score in self.scores:
+            if score.queries:
+                values.append(list_values(row["name"], score.values, score.queries))
         if values:
             pq.write_table(pa.concat_tables(values).unify_dictionaries(), out / SCORES)
         for name, table in self.tables.items():
@@ -155,32 +144,31 @@ class Results:
         return rows, {f"{split}/{full_name(row)}": row["value"] for row in rows}
 
 
-def with_interval(row: Row, score: Score | None) -> Row:
+def with_interval(row: Row, score: Score) -> Row:
     """Return a row with the interval of its score, and the number of videos."""
-    if score is None:
+    if score.queries is None:
         return row
+    videos = score.queries.ids
     low = high = None
     # A median has no sums by video.
     if score.metric.statistic == "mean":
-        low, high = bootstrap_interval(score.values, score.queries.ids) or (None, None)
+        low, high = bootstrap_interval(score.values, videos) or (None, None)
     return row | {
         "low": low,
         "high": high,
-        "videos": len(set(score.queries.ids)),
-        "independent_videos": count_independent_videos(score.queries.ids),
+        "videos": len(set(videos)),
+        "independent_videos": count_independent_videos(videos),
     }
 
 
-def list_values(name: str, score: Score) -> pa.Table:
+def list_values(name: str, values: np.ndarray, queries: Queries) -> pa.Table:
     """Return the values of the queries of a score as rows of scores.parquet."""
     # Dictionaries: a million questions have few texts, and many scores have the same ones.
-    columns = [
-        pa.DictionaryArray.from_arrays(np.zeros(score.items, np.int32), [name]),
-        pa.array(score.queries.ids, pa.string()).dictionary_encode(),
-        pa.array(score.queries.texts, pa.string()).dictionary_encode(),
-        pa.array(score.values, pa.float64()),
-    ]
-    return pa.Table.from_arrays(columns, SCORE_COLUMNS)
+    texts = [np.repeat(name, len(values)), queries.ids, queries.texts]
+    columns = [pa.array(text, pa.string()).dictionary_encode() for text in texts]
+    return pa.Table.from_arrays(
+        [*columns, pa.array(values, pa.float64())], SCORE_COLUMNS
+    )
 
 
 def list_rows(**columns: Iterable[Any]) -> list[Row]:

@@ -8,11 +8,10 @@ fixed. Seeds are fixed, so equal scores have equal intervals. These intervals do
 variation between training seeds.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Statistic = Literal["mean", "median"]
 RESAMPLES = 1000
 PERMUTATIONS = 2000
 CONFIDENCE_LEVEL = 0.95
@@ -60,11 +59,6 @@ def count_independent_videos(videos: np.ndarray) -> float:
     _, counts = np.unique(videos, return_counts=True)
     # (sum of n)^2 / (sum of n^2) for n queries of each video.
     return float(counts.sum() ** 2 / (counts**2).sum())
-
-
-def compute_score(values: np.ndarray, statistic: Statistic) -> float:
-    """Return the score of the values (Q,) of queries."""
-    return float(np.median(values) if statistic == "median" else np.mean(values))
 
 
 def bootstrap_interval(

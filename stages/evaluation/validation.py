@@ -1,13 +1,12 @@
 """Validation of the training stages on the validation split of every training corpus."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from alpro.errors import InputError
 from alpro.inference.encoding import sample_frames
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation.evaluate_model import (
     MATCHING,
@@ -36,20 +35,18 @@ Metrics = dict[str, float]
 def build_validation(
     encoder: NormalizedModel,
     corpora: Corpora,
-    tokenizer: Tokenizer,
+    bundle: ModelBundle,
     config: TrainingConfig,
     asked: Asked,
-    answers: Sequence[str] = (),
 ) -> Validate | None:
     """Build the validation of a training, on the first texts and videos that it asks for.
 
     Args:
         encoder: The model, as it is trained.
         corpora: Folders of the corpora.
-        tokenizer: Tokenizer of the model.
+        bundle: The model with its tokenizer and answers.
         config: Configuration of the training.
         asked: What to score: retrieval or answers.
-        answers: Answers of the model.
 
     Returns:
         The validation. None for a model's first training if no corpus has validation texts.
@@ -60,10 +57,12 @@ def build_validation(
     column = "questions" if "qa" in asked.tasks else "captions"
     galleries = read_galleries(encoder, corpora, config, column)
     if galleries:
-        length = config.max_text_tokens
-        model = LoadedModel("", encoder, tokenizer, length, answers)
-        score = partial(measure, model, asked)
-        return partial(average, galleries, score)
+        model = LoadedModel(
+            "", encoder, bundle.tokenizer, config.max_text_tokens, bundle.answers
+        )
+        return lambda: average(
+            {name: measure(model, asked, one) for name, one in galleries.items()}
+        )
     if isinstance(config, EncoderConfig):
         return None
     raise InputError(
@@ -125,13 +124,9 @@ def read_galleries(
     return galleries
 
 
-def average(
-    galleries: Mapping[str, Gallery], measure: Callable[[Gallery], Metrics]
-) -> Metrics:
+def average(by_corpus: Mapping[str, Metrics]) -> Metrics:
     """Return metrics averaged over corpora; for several corpora, also the metrics of each as
     `<metric>/of/<corpus>`."""
-    by_corpus = {corpus: measure(gallery) for corpus, gallery in galleries.items()}
-
     # A corpus lacks the accuracy of types of questions that it does not have.
     values_by_name: dict[str, list[float]] = {}
     for metrics in by_corpus.values():

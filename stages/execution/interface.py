@@ -5,9 +5,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -56,6 +64,11 @@ def path_kind(field: FieldInfo, value: str) -> str:
     if not isinstance(extra, dict) or value in extra.get("words", ()):
         return ""
     return extra.get("path", "")
+
+
+# Types of keys: a number of objects, and a fraction.
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class StageConfig(BaseModel, frozen=True, extra="forbid"):
@@ -146,9 +159,8 @@ class Resources(StageConfig, frozen=True):
     """How work is distributed and where it runs. It is not part of fingerprints: results change
     only by dropout, stochastic depth and rounding."""
 
-    workers: int = Field(
+    workers: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="processes that decode and load data; 0: one per core",
     )
     scheduler: str = Field(
@@ -156,14 +168,12 @@ class Resources(StageConfig, frozen=True):
         description="address of a Dask scheduler, tcp://HOST:8786, whose workers decode, index and "
         "tag; empty: `workers` of this machine",
     )
-    processes: int = Field(
+    processes: Count = Field(
         default=1,
-        ge=1,
         description="processes on this machine that share a training or an evaluation (torchrun)",
     )
-    max_stages: int = Field(
+    max_stages: Count = Field(
         default=1,
-        ge=1,
         description="stages that run at the same time; on a CPU, their models share its cores, "
         "each has its own GPUs",
     )
@@ -178,22 +188,20 @@ class Resources(StageConfig, frozen=True):
         description="torch.compile the encoders' layers for training, on a GPU and from width 512 "
         "on",
     )
-    nodes: int = Field(
+    nodes: Count = Field(
         default=1,
-        ge=1,
         description="machines that train together, each with `processes`",
     )
     rendezvous: str = Field(
         default="",
         description="host:port of this machine, which the other nodes connect to",
     )
-    rank_timeout: float = Field(
+    rank_timeout: PositiveFloat = Field(
         default=600.0,
-        gt=0,
         description="seconds that training processes wait for each other",
     )
-    checkpoint_interval: float = Field(
-        default=600.0, gt=0, description="seconds between checkpoints of a training"
+    checkpoint_interval: PositiveFloat = Field(
+        default=600.0, description="seconds between checkpoints of a training"
     )
 
     @model_validator(mode="after")

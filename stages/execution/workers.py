@@ -9,14 +9,15 @@ from alpro.stages.execution.interface import Resources
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+# Returns the results of tasks whose processes died.
+Retry = Callable[[list[tuple[Task, Died]]], Iterable[tuple[Task, Result]]]
 
 
 def run_tasks(
     tasks: Iterable[Task],
     work: Callable[[Task], Result],
     resources: Resources,
-    retry: Callable[[list[tuple[Task, Died]]], Iterable[tuple[Task, Result]]]
-    | None = None,
+    retry: Retry[Task, Result] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
     """Run a function on tasks, on this machine or on a cluster (`alpro.pool.each`).
 

@@ -137,6 +137,12 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the trainable parameters on the CPU, by name."""
+    weights = trainable(model)
+    return {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+
+
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state as tensors named `<parameter index>.<state>`."""
     tensors = {}

@@ -4,12 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    model_validator,
+)
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
-from alpro.stages.execution.interface import FILE_OR_NAME, NO_EFFECT, StageConfig
+from alpro.stages.execution.interface import (
+    FILE_OR_NAME,
+    NO_EFFECT,
+    Count,
+    Share,
+    StageConfig,
+)
 
 Corpora = Mapping[str, Path]  # folders of the corpora by name
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
@@ -26,10 +38,10 @@ class Phase(StageConfig, frozen=True):
         default=(),
         description="relative number of steps per corpus; empty: by number of examples",
     )
-    steps: int = Field(
-        default=0, ge=0, description="optimizer steps; set either steps or epochs"
+    steps: NonNegativeInt = Field(
+        default=0, description="optimizer steps; set either steps or epochs"
     )
-    epochs: float = Field(default=0, ge=0, description="passes over the examples")
+    epochs: NonNegativeFloat = Field(default=0, description="passes over the examples")
     group_batches: bool = Field(
         default=False,
         description="put samples of a group into one batch, as negatives of each other",
@@ -49,14 +61,12 @@ class Phase(StageConfig, frozen=True):
 class Validation(StageConfig, frozen=True):
     """Frequency of validation, and the part of each corpus's validation split that it uses."""
 
-    times: int = Field(
+    times: Count = Field(
         default=1,
-        ge=1,
         description="validations, equally spaced; the last at the end",
     )
-    videos: int = Field(
+    videos: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="validation videos per corpus, the first ones; 0: all",
     )
 
@@ -64,14 +74,12 @@ class Validation(StageConfig, frozen=True):
 class ContrastValidation(Validation, frozen=True):
     """Validation of retrieval by similarity (VTC)."""
 
-    videos: int = Field(
+    videos: NonNegativeInt = Field(
         default=500,
-        ge=0,
         description="validation videos per corpus, the first ones; 0: all",
     )
-    captions: int = Field(
+    captions: NonNegativeInt = Field(
         default=1,
-        ge=0,
         description="captions per video that are queries, the first ones; 0: all",
     )
 
@@ -79,12 +87,11 @@ class ContrastValidation(Validation, frozen=True):
 class MatchingValidation(Validation, frozen=True):
     """Validation of retrieval by matching (VTM). The default is the test protocol."""
 
-    captions: int = Field(
+    captions: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="captions per video that are queries, the first ones; 0: all",
     )
-    top_k: int = Field(default=0, ge=0, description=TOP_K)
+    top_k: NonNegativeInt = Field(default=0, description=TOP_K)
 
 
 class TrainingConfig(StageConfig, frozen=True):
@@ -93,15 +100,13 @@ class TrainingConfig(StageConfig, frozen=True):
     phases: tuple[Phase, ...] = Field(
         min_length=1, description="phases of training, in order"
     )
-    seed: int = Field(default=0, ge=0, description="random seed")
-    batch_size: int = Field(
+    seed: NonNegativeInt = Field(default=0, description="random seed")
+    batch_size: Count = Field(
         default=256,
-        ge=1,
         description="examples per optimizer step, over all processes",
     )
-    accumulation_steps: int = Field(
+    accumulation_steps: Count = Field(
         default=1,
-        ge=1,
         description="micro-batches per step (gradient accumulation)",
     )
     contrast: Literal["micro_batch", "batch"] = Field(
@@ -109,30 +114,27 @@ class TrainingConfig(StageConfig, frozen=True):
         description="pairs that VTC compares: of a micro_batch, or of the whole batch (which "
         "encodes twice, and needs negative_pool_size where it exists)",
     )
-    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    lr: PositiveFloat = Field(default=1e-4, description="peak learning rate")
     warmup_ratio: float = Field(
         default=0.05,
         ge=0,
         lt=1,
         description="fraction of the steps with linear warm-up",
     )
-    min_lr_ratio: float = Field(
+    min_lr_ratio: Share = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="final learning rate of the linear decay, as a fraction of lr",
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
         description="muon: for the matrices of transformer layers; AdamW trains the rest",
     )
-    weight_decay: float = Field(
+    weight_decay: NonNegativeFloat = Field(
         default=1e-3,
-        ge=0,
         description="weight decay, except of biases, norms and position embeddings",
     )
-    max_grad_norm: float = Field(
-        default=20.0, gt=0, description="maximum L2 norm of the gradient"
+    max_grad_norm: PositiveFloat = Field(
+        default=20.0, description="maximum L2 norm of the gradient"
     )
     max_text_tokens: int = Field(
         default=30,
@@ -158,16 +160,13 @@ class TrainingConfig(StageConfig, frozen=True):
         description="official: RandAugment; for images also a random resized crop, and a flip "
         "unless the text says left or right",
     )
-    max_unreadable_share: float = Field(
+    max_unreadable_share: Share = Field(
         default=0.01,
-        ge=0,
-        le=1,
         description="maximum fraction of unreadable examples, which are replaced",
     )
     validation: Validation = Validation()
-    log_every: int = Field(
+    log_every: Count = Field(
         default=10,
-        ge=1,
         description="steps between logged metrics (means)",
         json_schema_extra=NO_EFFECT,
     )
@@ -213,9 +212,8 @@ class TrainingConfig(StageConfig, frozen=True):
 class MatchingConfig(TrainingConfig, frozen=True):
     """Settings of the stages that train video-text matching."""
 
-    negative_pool_size: int = Field(
+    negative_pool_size: NonNegativeInt = Field(
         default=0,
-        ge=0,
         description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. "
         "The paper uses 16, the per-GPU batch size",
     )

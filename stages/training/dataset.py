@@ -43,6 +43,11 @@ MAX_ATTEMPTS = 20  # consecutive samples that are tried if one cannot be read
 MAX_WORKERS = 16
 
 
+def text_column(granularity: Granularity) -> str:
+    """Return the column of the texts of a corpus: captions or questions."""
+    return "questions" if granularity == "question" else "captions"
+
+
 class CorpusExamples:
     """The training examples of one corpus and one kind.
 
@@ -68,9 +73,7 @@ class CorpusExamples:
         self.first_video = first_video
         self.reader = ShardReader(folder, "train", kind)
 
-        texts = self.reader.column(
-            "questions" if granularity == "question" else "captions"
-        )
+        texts = self.reader.column(text_column(granularity))
         counts = pc.list_value_length(texts).to_numpy(zero_copy_only=False)
         self.skipped = int((counts == 0).sum())
 
@@ -201,7 +204,7 @@ class TrainingDataset(Dataset[Batch]):
         """Yield a warning for each source with texts of more than `max_text_tokens` tokens, which
         are truncated."""
         limit = self.config.max_text_tokens
-        column = "questions" if self.spec.granularity == "question" else "captions"
+        column = text_column(self.spec.granularity)
         for source in self.sources:
             texts = pc.list_flatten(source.reader.column(column).slice(0, MAX_MEASURED))
             if column == "questions":
@@ -223,9 +226,9 @@ class TrainingDataset(Dataset[Batch]):
         for phase in self.config.phases:
             sources = [i for i, s in enumerate(self.sources) if s.name in phase.corpora]
             if not sources:
-                text = "question" if self.spec.granularity == "question" else "caption"
+                column = text_column(self.spec.granularity)
                 raise InputError(
-                    f"no training examples with a {text} in {', '.join(phase.corpora)}"
+                    f"no training examples with {column} in {', '.join(phase.corpora)}"
                 )
 
             shares = np.array([self._share(source, phase) for source in sources])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.ranks import broadcast
-from alpro.stages.training.checkpoint import trainable
+from alpro.stages.training.checkpoint import copy_trainable, trainable
 
 # 0: the weights before fine-tuning, 1: those after it.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,7 +37,7 @@ def interpolate_(
     # Only rank 0 has loaded the weights that were the best on validation (`Run.train`).
     broadcast(list(weights.values()))
 
-    after = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+    after = copy_trainable(model)
 
     def set_share(share: float) -> None:
         for name, weight in weights.items():

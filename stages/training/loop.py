@@ -20,7 +20,7 @@ from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.checkpoint import Checkpoints, random_state, trainable
+from alpro.stages.training.checkpoint import Checkpoints, copy_trainable, random_state
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, distributed
@@ -29,7 +29,7 @@ from alpro.stages.training.layers import (
     configure_layers,
     training_precision,
 )
-from alpro.stages.training.metrics import Mean, MetricsFile, Skipped
+from alpro.stages.training.metrics import Mean, MetricsFile
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
@@ -123,7 +123,9 @@ class Run:
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
         self.mean = Mean()
         self.mean.restore(self.state.unlogged, world.device)
-        self.skipped = Skipped(self.state.skipped_in_row)
+        # Step, names of metrics, and the number of ranks on which each is not finite, of the steps
+        # since the last count. The numbers stay on the device until then.
+        self.unchecked: list[tuple[int, tuple[str, ...], Tensor]] = []
         # Errors of this rank since the last count.
         self.unreadable: list[str] = []
 
@@ -189,7 +191,7 @@ class Run:
                 logged = step % self.config.log_every == 0 or last
                 # On a GPU this is a synchronization.
                 if logged or world.device.type == "cpu":
-                    self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+                    self.count_skipped()
                 message = self.log(clock) if logged else ""
                 if world.main:
                     advance(1, message)
@@ -280,7 +282,7 @@ class Run:
         step_if(self.optimizer, finite)
         self.objective.model.clamp_temperature_()
         self.mean.add(names, values, finite)
-        self.skipped.add(self.state.step, names, wrong)
+        self.unchecked.append((self.state.step, names, wrong))
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Return a context that averages gradients over the ranks only in the last micro-batch."""
@@ -297,6 +299,27 @@ class Run:
         times = self.config.validation.times
         steps = len(self.data)
         return step * times // steps > (step - 1) * times // steps
+
+    def count_skipped(self) -> None:
+        """Count the steps that were skipped because a loss or the gradient was not finite.
+
+        Raises:
+            InputError: If MAX_SKIPPED_IN_ROW consecutive steps were skipped.
+        """
+        for step, names, wrong in self.unchecked:
+            ranks = zip(names, wrong.tolist(), strict=True)
+            quantities = [name for name, count in ranks if count]
+            if not quantities:
+                self.state.skipped_in_row = 0
+                continue
+            self.state.skipped += 1
+            self.state.skipped_in_row += 1
+            if self.state.skipped_in_row >= MAX_SKIPPED_IN_ROW:
+                raise InputError(
+                    f"{', '.join(quantities)} not finite in {MAX_SKIPPED_IN_ROW} consecutive "
+                    f"steps, the last being step {step}; lower lr or max_grad_norm"
+                )
+        self.unchecked = []
 
     def count_unreadable(self) -> None:
         """Sum the unreadable examples over all ranks, and log the last one of this rank.
@@ -366,10 +389,7 @@ class Run:
             self.state.best_step = self.state.step
             self.state.best_metrics = values
             if self.world.main:
-                weights = trainable(self.objective)
-                self.best = {
-                    name: value.to("cpu", copy=True) for name, value in weights.items()
-                }
+                self.best = copy_trainable(self.objective)
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
 
     def write(self, values: dict[str, float]) -> None:
@@ -391,9 +411,8 @@ class Run:
         If it cannot be written, for example because the disk is full, a warning is logged and
         training continues.
         """
-        self.state.skipped += self.skipped.read(MAX_SKIPPED_IN_ROW)
+        self.count_skipped()
         self.count_unreadable()
-        self.state.skipped_in_row = self.skipped.in_row
         self.state.unlogged = self.mean.state()
         rng = gather(random_state().to(self.world.device)).cpu().chunk(self.world.size)
         if not self.world.main:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alpro.errors import InputError
 from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.models.ranks import all_reduce_sum
@@ -108,42 +107,3 @@ class Mean:
             self.sums = torch.tensor(
                 list(state.values()), dtype=torch.double, device=device
             )
-
-
-class Skipped:
-    """Counter of the steps that were skipped because a loss or the gradient was not finite.
-
-    The flags stay on the device until `read`.
-    """
-
-    def __init__(self, in_row: int):
-        self.in_row = in_row
-        self.pending: list[tuple[int, tuple[str, ...], Tensor]] = []
-
-    def add(self, step: int, names: tuple[str, ...], wrong: Tensor) -> None:
-        """Add the flags of a step.
-
-        Args:
-            wrong: Number of ranks (M,) on which each metric is not finite.
-        """
-        self.pending.append((step, names, wrong))
-
-    def read(self, limit: int) -> int:
-        """Return the number of skipped steps since the last read.
-
-        Raises:
-            InputError: If `limit` consecutive steps were skipped.
-        """
-        skipped = 0
-        for step, names, wrong in self.pending:
-            ranks = dict(zip(names, wrong.tolist(), strict=True))
-            quantities = [name for name in names if ranks[name]]
-            skipped += bool(quantities)
-            self.in_row = self.in_row + 1 if quantities else 0
-            if self.in_row >= limit:
-                raise InputError(
-                    f"{', '.join(quantities)} not finite in {limit} consecutive steps, the last "
-                    f"being step {step}; lower lr or max_grad_norm"
-                )
-        self.pending = []
-        return skipped

@@ -7,13 +7,15 @@ items such as masked tokens, a micro-batch divides its sum by the mean number of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, DualEncoder, crop
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import sample_hard_negatives, vtc_loss, vtm_loss
 from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
@@ -101,21 +103,33 @@ class Objective(NormalizedModel):
     batch of a step; they are None if it is over the micro-batch. The forward pass has no
     host-device sync. The metrics have a detached `loss_<name>` for each of `losses`, the keys of
     `TRAINED_BY`.
+
+    Args:
+        model: The model, with the mean and standard deviation of its pixels.
+        contents: Further contents of a training example, as fields of `Examples`.
     """
 
     granularity: Granularity
     losses: tuple[str, ...]
 
-    @property
-    def examples(self) -> Examples:
-        """Contents of a training example."""
-        video = self.model.config.video
-        return Examples(
-            granularity=self.granularity,
-            frames=video.frames,
-            image_size=video.image_size,
-            grid=video.grid,
+    def __init__(
+        self,
+        model: DualEncoder,
+        mean: Sequence[float],
+        std: Sequence[float],
+        **contents: Any,
+    ):
+        super().__init__(model, mean, std)
+        video = model.config.video
+        self.examples = Examples(
+            self.granularity, video.frames, video.image_size, video.grid, **contents
         )
+
+    @classmethod
+    def of(cls, bundle: ModelBundle, **options: Any) -> Self:
+        """Return the objective of a model with its own normalization."""
+        pixels = bundle.preprocessing
+        return cls(bundle.model, pixels.mean, pixels.std, **options)
 
     @property
     def unused_parameters(self) -> set[str]:
@@ -241,33 +255,10 @@ class Objective(NormalizedModel):
 
 
 class PrompterObjective(Objective):
-    """Only VTC: training of the prompter (section 3.2.2).
-
-    Args:
-        crop_share: Fraction of the examples that show a crop.
-        crop_area: Range of the fraction of the frame that a crop shows.
-    """
+    """Only VTC: training of the prompter (section 3.2.2). Some examples may show a crop."""
 
     granularity: Granularity = "sample"
     losses = ("vtc",)
-
-    def __init__(
-        self,
-        model: DualEncoder,
-        mean: Sequence[float],
-        std: Sequence[float],
-        crop_share: float = 0.0,
-        crop_area: tuple[float, float] = (0.3, 0.75),
-    ):
-        super().__init__(model, mean, std)
-        self.crop_share = crop_share
-        self.crop_area = crop_area
-
-    @property
-    def examples(self) -> Examples:
-        return replace(
-            super().examples, crop_share=self.crop_share, crop_area=self.crop_area
-        )
 
     def encode_video(self, batch: Batch, cls_only: bool = False) -> Tensor:
         pixels = self.pixels(batch.frames)
@@ -307,8 +298,9 @@ class MatchingObjective(Objective):
         mean: Sequence[float],
         std: Sequence[float],
         negative_pool_size: int = 0,
+        **contents: Any,
     ):
-        super().__init__(model, mean, std)
+        super().__init__(model, mean, std, **contents)
         self.negative_pool_size = negative_pool_size
 
     def sample_negatives(self, batch: Batch, v2t: Tensor, t2v: Tensor) -> Negatives:
@@ -431,29 +423,11 @@ def concatenate(groups: list[Pairs], outputs: int | None = None) -> Pairs:
 
 class QaObjective(Objective):
     """Question answering as classification of the fused [CLS] (section 4.1). Unknown answers are
-    ignored.
-
-    Args:
-        answers: The classes in order.
-    """
+    ignored."""
 
     model: Alpro
     granularity: Granularity = "question"
     losses = ("qa",)
-
-    def __init__(
-        self,
-        model: Alpro,
-        mean: Sequence[float],
-        std: Sequence[float],
-        answers: Sequence[str] = (),
-    ):
-        super().__init__(model, mean, std)
-        self.answers = tuple(answers)
-
-    @property
-    def examples(self) -> Examples:
-        return replace(super().examples, answers=self.answers)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count the known answers."""

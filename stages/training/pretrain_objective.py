@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, crop
@@ -18,9 +18,9 @@ from alpro.models.frames import NormalizedModel, scale_frames
 from alpro.models.losses import box_mask, find_confident, mlm_loss, pem_loss
 from alpro.models.ranks import world_size
 from alpro.models.text import Pairs
-from alpro.stages.execution.interface import StageConfig
+from alpro.stages.execution.interface import Share, StageConfig
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import Examples, Granularity
+from alpro.stages.training.dataset import Granularity
 from alpro.stages.training.objective import (
     Counts,
     MatchingObjective,
@@ -35,23 +35,21 @@ class LossWeights(StageConfig, frozen=True):
     """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed. If all are 0, nothing
     is trained."""
 
-    vtc: float = Field(default=1.0, ge=0, description="video-text contrast")
-    vtm: float = Field(default=1.0, ge=0, description="video-text matching")
-    mlm: float = Field(default=1.0, ge=0, description="masked language modeling")
-    pem: float = Field(default=1.0, ge=0, description="prompting entity modeling")
+    vtc: NonNegativeFloat = Field(default=1.0, description="video-text contrast")
+    vtm: NonNegativeFloat = Field(default=1.0, description="video-text matching")
+    mlm: NonNegativeFloat = Field(default=1.0, description="masked language modeling")
+    pem: NonNegativeFloat = Field(default=1.0, description="prompting entity modeling")
 
 
 class PretrainSettings(StageConfig, frozen=True):
     """Settings of `PretrainObjective`."""
 
     weights: LossWeights = LossWeights()
-    mlm_probability: float = Field(
-        default=0.15, ge=0, le=1, description="fraction of the tokens that MLM masks"
+    mlm_probability: Share = Field(
+        default=0.15, description="fraction of the tokens that MLM masks"
     )
-    threshold: float = Field(
+    threshold: Share = Field(
         default=0.2,
-        ge=0,
-        le=1,
         description="PEM ignores crops whose most likely entity is less probable",
     )
     negatives: Literal["hard", "uniform"] = Field(
@@ -81,7 +79,13 @@ class PretrainObjective(MatchingObjective):
         settings: PretrainSettings,
         negative_pool_size: int = 0,
     ):
-        super().__init__(model, mean, std, negative_pool_size)
+        super().__init__(
+            model,
+            mean,
+            std,
+            negative_pool_size,
+            mlm_probability=settings.mlm_probability,
+        )
         self.prompter = prompter.requires_grad_(False).eval() if prompter else None
         for kind, embeddings in prompts.items():
             self.register_buffer(f"{kind}_prompts", embeddings, persistent=False)
@@ -96,10 +100,6 @@ class PretrainObjective(MatchingObjective):
         if self.prompter:
             self.prompter.eval()  # pseudo-labels are computed without dropout
         return self
-
-    @property
-    def examples(self) -> Examples:
-        return replace(super().examples, mlm_probability=self.settings.mlm_probability)
 
     def forward(
         self,

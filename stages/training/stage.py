@@ -10,16 +10,21 @@ from typing import cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from alpro.artifact import require
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import ModelBundle, Preprocessing, build_model, start_from
+from alpro.models.folder import (
+    ModelBundle,
+    Preprocessing,
+    Task,
+    build_model,
+    start_from,
+)
 from alpro.models.precision import dtype_name
 from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
-from alpro.stages.training.checkpoint import trainable
+from alpro.stages.training.checkpoint import copy_trainable
 from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, init_distributed
@@ -89,7 +94,7 @@ def train(
         torch.manual_seed(config.seed)
         training = build(world.device)
         bundle = training.bundle
-        objective = training.objective
+        objective = training.objective.to(world.device)
 
         # Texts have one length if ranks use texts of each other, and if layers are compiled, which
         # another length would compile again.
@@ -153,13 +158,7 @@ def fit(
         The metrics of the final weights.
     """
     objective = training.objective
-    initial: dict[str, Tensor] = {}
-    if training.interpolates:
-        weights = trainable(objective)
-        initial = {
-            name: weight.to("cpu", copy=True) for name, weight in weights.items()
-        }
-
+    initial = copy_trainable(objective) if training.interpolates else {}
     run = Run(objective, data, config, out, world, resources)
     metrics = run.train(training.validate, training.select)
     if training.interpolates and training.validate:
@@ -236,11 +235,12 @@ def advance_generator(loaded: ModelBundle) -> None:
 
 
 def build_fine_tuned(
+    task: Task,
     start: ModelBundle,
     frames: int,
     device: torch.device,
     answers: Sequence[str] = (),
-) -> Alpro:
+) -> ModelBundle:
     """Build a model for fine-tuning with the weights of `start`, `frames` frames and a head for the
     answers, if there are any (paper, section 4.1)."""
     advance_generator(start)
@@ -248,10 +248,12 @@ def build_fine_tuned(
     video = config.video.model_copy(update={"frames": frames})
     config = config.model_copy(update={"video": video})
     # Question answering trains neither MLM nor PEM, so the model has no such heads.
-    entities = 0 if answers else len(start.entities)
-    model = Alpro(config, entities=entities, answers=len(answers)).to(device)
+    entities = [] if answers else start.entities
+    model = build_model(task, config, len(entities), len(answers)).to(device)
 
     # The rows of the head's last layer belong to the answers, and are not used for other answers.
     excluded = () if start.answers == answers else ("qa_head.2",)
     start_from(model, start.model, excluded)
-    return model
+    return ModelBundle(
+        task, model, start.tokenizer, start.preprocessing, entities, [*answers]
+    )

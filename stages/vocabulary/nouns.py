@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
@@ -215,10 +215,9 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
     """
     captions: Counter[str] = Counter()
     without = 0
-    for folder in corpora.values():
-        for row in training_rows(folder, ["captions"]):
-            captions.update(row["captions"])
-            without += not row["captions"]
+    for texts in training_texts(corpora.values(), "captions"):
+        captions.update(texts)
+        without += not texts
 
     if not captions:
         raise InputError(
@@ -229,17 +228,16 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
 
 def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
     """Read the questions of the training splits with their counts."""
-    questions: Counter[str] = Counter()
-    for folder in corpora.values():
-        for row in training_rows(folder, ["questions"]):
-            questions.update(q["question"] for q in row["questions"])
-    return questions
+    asked = chain.from_iterable(training_texts(corpora.values(), "questions"))
+    return Counter(question["question"] for question in asked)
 
 
-def training_rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the training split of a corpus, a batch of which is in memory."""
-    for batch in index_batches(folder, ["split", *columns]):
-        for row in batch.to_pylist():
-            # Captions of the test split must not decide entities or tokens.
-            if row["split"] == "train":
-                yield row
+def training_texts(folders: Iterable[Path], column: str) -> Iterator[list[Any]]:
+    """Yield the captions or the questions of each sample in the training splits of corpora. A batch
+    of rows is in memory."""
+    for folder in folders:
+        for batch in index_batches(folder, ["split", column]):
+            for row in batch.to_pylist():
+                # Captions of the test split must not decide entities or tokens.
+                if row["split"] == "train":
+                    yield row[column]

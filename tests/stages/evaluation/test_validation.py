@@ -10,6 +10,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelBundle
 from alpro.shards.reader import Unreadable
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery
@@ -36,6 +37,11 @@ def objective(tiny_model, tokenizer):
     return MatchingObjective(
         Alpro(tiny_model(tokenizer.get_vocab_size())), MEAN, STD
     ).eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(objective, tokenizer):
+    return ModelBundle("qa", objective.model, tokenizer, answers=["ball", "box"])
 
 
 ALL_PAIRS = Asked(tasks=("retrieval",))
@@ -82,10 +88,10 @@ def several(corpus_of, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
+def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer, bundle):
     """By default: every video, every caption, every pair by the matching head."""
     asked = config(Retrieval, ("several",))
-    validate = build_validation(objective, several, tokenizer, asked, ALL_PAIRS)
+    validate = build_validation(objective, several, bundle, asked, ALL_PAIRS)
 
     actual = validate()
 
@@ -100,13 +106,13 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer):
 
 @torch.no_grad()
 def test_fewer_videos_captions_and_pairs_can_be_asked_for(
-    objective, several, tokenizer
+    objective, several, tokenizer, bundle
 ):
     asked = config(Retrieval, ("several",), videos=4, captions=1)
     gallery = Gallery.read(several["several"], "validation", videos=4, texts=1)
 
     top_2 = Asked(tasks=("retrieval",), top_k=2)
-    actual = build_validation(objective, several, tokenizer, asked, top_2)()
+    actual = build_validation(objective, several, bundle, asked, top_2)()
 
     expected = score(objective, gallery, tokenizer, top_k=2)
     assert {name: actual[name] for name in expected} == expected
@@ -114,7 +120,7 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(
 
 @torch.no_grad()
 def test_every_corpus_of_the_phases_is_validated_on(
-    objective, several, lessons, tokenizer
+    objective, several, lessons, bundle
 ):
     """Metrics are the means over the corpora, beside those of each; a corpus without validation
     videos has none."""
@@ -122,7 +128,7 @@ def test_every_corpus_of_the_phases_is_validated_on(
 
     def validated(*names):
         asked = config(Retrieval, names)
-        return build_validation(objective, corpora, tokenizer, asked, ALL_PAIRS)()
+        return build_validation(objective, corpora, bundle, asked, ALL_PAIRS)()
 
     both = validated("several", "few", "lessons")
 
@@ -136,7 +142,7 @@ def test_every_corpus_of_the_phases_is_validated_on(
 
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
-    objective, lessons, tokenizer
+    objective, lessons, bundle
 ):
     inputs = {"lessons": lessons}
     for kind, scored, column in (
@@ -145,26 +151,20 @@ def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
     ):
         asked = config(kind, ("lessons",))
         with pytest.raises(InputError, match=column):
-            build_validation(objective, inputs, tokenizer, asked, scored)
+            build_validation(objective, inputs, bundle, asked, scored)
     asked = config(TrainPrompter, ("lessons",))
-    assert build_validation(objective, inputs, tokenizer, asked, BY_SIMILARITY) is None
+    assert build_validation(objective, inputs, bundle, asked, BY_SIMILARITY) is None
 
 
 @torch.no_grad()
 def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
-    several, tokenizer, tiny_model
+    several, tokenizer, tiny_model, bundle
 ):
     prompter = Prompter(tiny_model(tokenizer.get_vocab_size()))
     objective = PrompterObjective(prompter, MEAN, STD).eval()
     asked = config(TrainPrompter, ("several",))
 
-    validate = build_validation(
-        objective,
-        several,
-        tokenizer,
-        asked,
-        BY_SIMILARITY,
-    )
+    validate = build_validation(objective, several, bundle, asked, BY_SIMILARITY)
     actual = validate()
 
     gallery = Gallery.read(several["several"], "validation", videos=500, texts=1)
@@ -187,14 +187,13 @@ def always(tiny_model, tokenizer):
     return make
 
 
-def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
+def test_questions_of_every_corpus_are_validated_on(always, bundle, several):
     """A head that always answers "box", which is right about the first video of each: 2 of 10 and 2
     of 6 questions."""
-    answers = ["ball", "box"]
     objective = always(1, 2)
     asked = config(Qa, ("several", "few"))
     select = "validation/qa/acc"
-    validate = build_validation(objective, several, tokenizer, asked, ANSWERS, answers)
+    validate = build_validation(objective, several, bundle, asked, ANSWERS)
 
     actual = validate()
 
@@ -203,7 +202,7 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
     assert actual[select] == pytest.approx((20 + 100 / 3) / 2)
 
     fewer = config(Qa, ("several",), videos=1)
-    validate = build_validation(objective, several, tokenizer, fewer, ANSWERS, answers)
+    validate = build_validation(objective, several, bundle, fewer, ANSWERS)
     assert validate() == pytest.approx(
         {"validation/qa/acc": 100, "validation/qa/acc_what": 100}
     )
@@ -211,12 +210,12 @@ def test_questions_of_every_corpus_are_validated_on(always, tokenizer, several):
 
 def test_a_metric_that_one_corpus_lacks_is_the_mean_of_the_others():
     metrics = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}
-    actual = average({name: name for name in metrics}, metrics.get)
+    actual = average(metrics)
     assert actual == {"x": 2.0, "y": 2.0, "x/of/a": 1.0, "y/of/a": 2.0, "x/of/b": 3.0}
 
 
 def test_a_frame_that_cannot_be_read_is_found_before_training(
-    objective, clips, tokenizer, tmp_path
+    objective, clips, bundle, tmp_path
 ):
     broken = tmp_path / "broken"
     shutil.copytree(clips, broken)
@@ -224,5 +223,5 @@ def test_a_frame_that_cannot_be_read_is_found_before_training(
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(Unreadable):
         build_validation(
-            objective, {"clips": broken}, tokenizer, config(Retrieval), ALL_PAIRS
+            objective, {"clips": broken}, bundle, config(Retrieval), ALL_PAIRS
         )

@@ -98,9 +98,13 @@ def objective_at_size(stage: str, config: Any) -> Objective:
     )
     is_clip = stage == "train_prompter" and bool(config.clip)
     if is_clip:
-        return PrompterObjective(clip_towers(frames), HALF, HALF, config.crops.share)
+        return PrompterObjective(
+            clip_towers(frames), HALF, HALF, crop_share=config.crops.share
+        )
     if stage == "train_prompter":
-        return PrompterObjective(Prompter(config.model), HALF, HALF, config.crops.share)
+        return PrompterObjective(
+            Prompter(config.model), HALF, HALF, crop_share=config.crops.share
+        )
     if stage == "pretrain":
         # The frozen prompter of `from_clip` is a CLIP, which has no temporal attention until it is
         # trained.

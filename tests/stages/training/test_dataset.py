@@ -244,9 +244,9 @@ def test_pools_of_negatives_divide_the_batch_and_are_whole_on_every_number_of_pr
 
 
 def test_a_phase_without_examples_is_an_error(corpus, steps_of):
-    with pytest.raises(InputError, match="no training examples with a caption in a"):
+    with pytest.raises(InputError, match="no training examples with captions in a"):
         steps_of({"a": corpus(3, captions=0)})
-    with pytest.raises(InputError, match="no training examples with a question in a"):
+    with pytest.raises(InputError, match="no training examples with questions in a"):
         steps_of({"a": corpus(3)}, unit="question")
 
 

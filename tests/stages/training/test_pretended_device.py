@@ -118,7 +118,7 @@ def fused_adamw(monkeypatch):
 
 
 def prompter_of_a_clip():
-    return PrompterObjective(towers(), *NORM, 0.5)
+    return PrompterObjective(towers(), *NORM, crop_share=0.5)
 
 
 def objective_called(name):

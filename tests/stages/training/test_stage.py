@@ -227,8 +227,9 @@ def test_a_head_of_other_answers_starts_anew(tiny_model, tokenizer):
     start = ModelBundle("qa", model, tokenizer, answers=["a", "b"])
 
     def build_head(*answers):
-        model = stage.build_fine_tuned(start, 2, torch.device("cpu"), list(answers))
-        return model.qa_head[2].weight
+        cpu = torch.device("cpu")
+        built = stage.build_fine_tuned("qa", start, 2, cpu, list(answers))
+        return built.model.qa_head[2].weight
 
     assert torch.equal(build_head("a", "b"), model.qa_head[2].weight)
     assert not torch.equal(build_head("b", "a"), model.qa_head[2].weight)
