@@ -31,11 +31,12 @@ import pyarrow.parquet as pq
 
 from alpro.pool import each
 from alpro.shards.clip import Clip
+from alpro.shards.overlap import overlap
 from alpro.shards.schema import INDEX, MANIFEST, REJECTS, SPLITS, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import COMPARED, write_overlap, write_statistics
+from alpro.stages.corpora.tables import COMPARED, write_statistics
 from alpro.stages.corpora.units import SHARD, Unit, merge_units, open_units
 
 WORKERS = (1, 2, 4, 8)
@@ -246,8 +247,9 @@ def merge(folder: Path) -> None:
     units = [Unit(name, "unit", True) for name in names]
     records = merge_units(units, open_units(out), out)
     none = {"items": 0, "captions": 0, "questions": 0}
-    write_statistics(out, records, dict.fromkeys(SPLITS, none))
-    write_overlap(out, COMPARED)
+    table, overlaps = overlap(out, COMPARED)
+    pq.write_table(table, out / "overlap.parquet")
+    write_statistics(out, records, dict.fromkeys(SPLITS, none), overlaps)
 
 
 def open_data_set(folder: Path) -> Any:

@@ -1,7 +1,6 @@
 """Select the M most frequent nouns of the captions as entities."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +116,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         nouns = list_nouns(count_words(captions, config.tagger, out, resources))
         entities, left_out = select_words(nouns, config)
 
-    write_rows(out / "entities.parquet", ENTITIES, entities)
-    write_rows(out / "left_out.parquet", LEFT_OUT, left_out)
+    for name, schema, rows in (
+        ("entities", ENTITIES, entities),
+        ("left_out", LEFT_OUT, left_out),
+    ):
+        values = [dict(zip(schema.names, row, strict=True)) for row in rows]
+        table = pa.Table.from_pylist(values, schema)
+        pq.write_table(table, out / f"{name}.parquet")
     # Checked after the tables are written: left_out.parquet says why words do not qualify.
     check_enough(entities, config, out)
 
@@ -138,12 +142,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         "samples_without_caption": without,
     }
     return Outcome(counts, warnings=warnings)
-
-
-def write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple]) -> None:
-    """Write rows as a table."""
-    values = [dict(zip(schema.names, row, strict=True)) for row in rows]
-    pq.write_table(pa.Table.from_pylist(values, schema), path)
 
 
 def list_nouns(words: Words) -> list[Candidate]:

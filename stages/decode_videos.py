@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import complete, pixel_sums
+from alpro.stages.corpora.tables import UnitRecord, complete, pixel_sums
 from alpro.stages.corpora.units import (
     RECORD,
     SHARD,
@@ -244,7 +244,7 @@ def unit_key(task: DecodeUnit, config: Config) -> str:
     return digest({"version": VERSION, "config": settings, "rows": rows})
 
 
-def write_unit(task: DecodeUnit, write_item: WriteItem, folder: Path) -> dict[str, Any]:
+def write_unit(task: DecodeUnit, write_item: WriteItem, folder: Path) -> UnitRecord:
     """Write the items of a unit into its folder. Return its record."""
     rejects: list[Reject] = []
     everything = np.zeros((3, 3))
@@ -341,21 +341,16 @@ def copy_item(
 ) -> np.ndarray:
     """Write an item as its own unit has it."""
     unit = outcomes[row.id]
+    if isinstance(unit, Died) and unit.timed_out:
+        seconds = config.timeout + BUSY_SECONDS
+        raise DecodeError("too slow", f"the decoder hangs, longer than {seconds:g} s")
     if isinstance(unit, Died):
-        raise death_error(unit, config)
+        raise DecodeError("crashed", unit.reason)
     part = store.folder(unit.key)
     for reject in pq.read_table(part / "rejects.parquet").to_pylist():
         raise DecodeError(reject["reason"], reject["detail"])
     writer.append(part / SHARD)
     return np.array(read_json(part / RECORD)["everything"])
-
-
-def death_error(death: Died, config: Config) -> DecodeError:
-    """Return the reason of an item that ends its process."""
-    if death.timed_out:
-        seconds = config.timeout + BUSY_SECONDS
-        return DecodeError("too slow", f"the decoder hangs, longer than {seconds:g} s")
-    return DecodeError("crashed", death.reason)
 
 
 def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> Clip:

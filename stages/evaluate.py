@@ -69,15 +69,9 @@ def needs(pipeline: Pipeline) -> list[Needs]:
     pre-trained model again.
     """
     table: EvaluationConfig = pipeline.evaluate
-    values = table.model_dump()
     given = pipeline.start_task
-    shared = {
-        "top_k",
-        "split",
-        "min_decoded_share",
-        "exclude_overlap",
-        "mixed_precision",
-    }
+    shared = {"top_k", "split", "min_decoded_share"}
+    shared |= {"exclude_overlap", "mixed_precision"}
     ranking = {"retrieval", "frames", "max_text_tokens", *shared}
     controls = {"controls", "seed"}
     steps = []
@@ -86,40 +80,39 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         task: str,
         model_name: str,
         keys: set[str],
-        stages: Mapping[str, str],
-        **more: Any,
+        values: Mapping[str, Any] = {},
+        **stages: str,
     ) -> None:
-        chosen = {key: values[key] for key in keys} | more
-        config = Config.model_validate({"model_name": model_name, **chosen})
+        chosen = table.model_dump(include=keys) | {"model_name": model_name, **values}
+        config = Config.model_validate(chosen)
         if config.corpora:
-            folders = (
-                {"model": pipeline.start} if given == task and pipeline.start else {}
-            )
+            start = given == task and pipeline.start
+            folders = {"model": start} if start else {}
             steps.append(Needs(config, stages, folders, config.corpora, name=task))
 
     if pipeline.baseline and table.retrieval:
         frames = table.frames or pipeline.frames
-        name = Path(pipeline.baseline).name
-        add("baseline", name, ranking, {}, baseline=pipeline.baseline, frames=frames)
+        values = {"baseline": pipeline.baseline, "frames": frames}
+        add("baseline", Path(pipeline.baseline).name, ranking, values)
 
     if pipeline.uses_prompter or pipeline.finetunes_clip:
         name = FINE_TUNED if pipeline.finetunes_clip else PROMPTER
-        more: dict[str, Any] = {} if table.retrieval else {"qa": table.qa}
+        values = {} if table.retrieval else {"qa": table.qa}
         if pipeline.pretrain:
-            more["threshold"] = pipeline.pretrain.threshold
+            values["threshold"] = pipeline.pretrain.threshold
+        keys = {*ranking, "entity_crops"}
         stages = {"model": "train_prompter", "prompts": "cache_prompts"}
-        add("prompter", name, {*ranking, "entity_crops"}, stages, **more)
+        add("prompter", name, keys, values, **stages)
 
     # A model that was fine-tuned before has no score as pre-trained.
     if table.retrieval and given in ("", "pretrained") and (pipeline.pretrain or given):
-        add("pretrained", PRETRAINED, ranking, {"model": "pretrain"})
+        add("pretrained", PRETRAINED, ranking, model="pretrain")
     if table.retrieval and (pipeline.finetune_retrieval or given == "retrieval"):
-        stages = {"model": "finetune_retrieval"}
-        add("retrieval", FINE_TUNED, ranking | controls, stages)
+        add("retrieval", FINE_TUNED, ranking | controls, model="finetune_retrieval")
     if table.qa and (pipeline.finetune_qa or given == "qa"):
         # The numbers of frames and tokens are those of retrieval.
         keys = {"qa", "contrasts", *shared, *controls}
-        add("qa", FINE_TUNED, keys, {"model": "finetune_qa"})
+        add("qa", FINE_TUNED, keys, model="finetune_qa")
     return steps
 
 
@@ -141,12 +134,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         if config.frames:
             # This resizes the time embedding, as fine-tuning does.
             bundle.model.set_frames(config.frames)
-        model = LoadedModel.of(
+        model = LoadedModel(
             config.model_name,
             bundle,
+            bundle.normalized(device),
             prompts,
-            device=device,
-            length=config.max_text_tokens,
+            config.max_text_tokens,
         )
         width = bundle.model.config.video.width
         dtype = compute_dtype(width, device, config.mixed_precision)
@@ -186,7 +179,7 @@ def evaluate_corpus(
         entity_crops=config.entity_crops,
         threshold=config.threshold,
     )
-    if model.answers and column == "questions":
+    if model.bundle.answers and column == "questions":
         training = Gallery.read(corpus, "train", column=column)
         asked = replace(asked, training_questions=training.questions)
 

@@ -10,10 +10,10 @@ request instead of about twenty per sample.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import (
     COMPARED,
     TEXTS,
+    UnitRecord,
     complete,
     count_texts,
     pixel_sums,
@@ -149,7 +150,7 @@ def index_unit(shard: Location, config: Config, store: Units) -> Unit:
     return store.find_or_make(str(shard), get_key, partial(write_unit, shard, config))
 
 
-def write_unit(shard: Location, config: Config, folder: Path) -> dict[str, Any]:
+def write_unit(shard: Location, config: Config, folder: Path) -> UnitRecord:
     """Index one shard, decode a frame of each sample, and write the tables of the unit. Return its
     record."""
     try:
@@ -177,7 +178,7 @@ def write_unit(shard: Location, config: Config, folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_frames(index: pa.Table, path: Path, folder: Path) -> dict[str, Any]:
+def check_frames(index: pa.Table, path: Path, folder: Path) -> UnitRecord:
     """Decode the middle frame of each sample of a shard, and write the tables of the unit.
 
     Args:
@@ -241,9 +242,7 @@ def check_ids(out: Path) -> None:
         )
 
 
-def check_sizes(
-    shards: Sequence[Location], records: Sequence[Mapping[str, Any]]
-) -> None:
+def check_sizes(shards: Sequence[Location], records: Sequence[UnitRecord]) -> None:
     """Raise InputError if the videos have different frame sizes, which cannot be batched. Images may
     have any size: they are resized when they are read."""
     # The first shard of each size is enough to say which two differ.
@@ -322,7 +321,7 @@ def join_checksums(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def count_expected(
-    records: Sequence[Mapping[str, Any]], lost: pa.Table
+    records: Sequence[UnitRecord], lost: pa.Table
 ) -> dict[str, Counter[str]]:
     """Return the numbers of items, captions and questions by split that the shards should have. No
     unit has the `lost` samples."""

@@ -1,13 +1,13 @@
 """Pre-train ALPRO: VTC + VTM + MLM + PEM with the frozen prompter (paper, sections 3.2 and 3.4)."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from alpro.artifact import require
 from alpro.errors import InputError
@@ -106,13 +106,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
-        prompts: dict[str, Tensor] = {}
-        if prompter and inputs.prompts:
-            # Moved to the device once, because PEM reads them in each step.
-            stored = read_prompts(inputs.prompts)
-            prompts = {
-                kind: embeddings.to(device) for kind, embeddings in stored.items()
-            }
+        prompts = read_prompts(inputs.prompts) if prompter and inputs.prompts else {}
 
         # Weights of vit and bert are loaded first, because `start` replaces those that it has.
         model = Alpro(
@@ -133,11 +127,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             negative_pool_size=config.negative_pool_size,
         )
 
-        def draw(data: TrainingDataset) -> None:
-            draw_pseudo_labels(
-                objective, data, entities, out / "pictures" / "pseudo_labels.png"
-            )
-
+        draw = partial(
+            draw_pseudo_labels,
+            objective,
+            entities=entities,
+            file=out / "pictures" / "pseudo_labels.png",
+        )
         validate = build_validation(
             objective, inputs.corpora, bundle, config, BY_SIMILARITY
         )

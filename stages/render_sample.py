@@ -210,11 +210,10 @@ def item(
     else:
         drawn = [grammar.full_caption(scene, rng)]
     questions = grammar.questions(scene, rng) if corpus == "clips" else []
-    things = []
-    for thing in scene.things:
-        things.append(
-            {"kind": thing.kind, "color": thing.color, "motion": thing.motion}
-        )
+    things = [
+        {"kind": thing.kind, "color": thing.color, "motion": thing.motion}
+        for thing in scene.things
+    ]
 
     row = {
         "id": name,

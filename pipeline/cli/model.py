@@ -309,7 +309,7 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
         matched=("t2v",),
         training_questions=gallery.questions,
     )
-    loaded = LoadedModel.of(name, model.folder, model.prompts, model.device)
+    loaded = LoadedModel(name, model.folder, model.encoder, model.prompts)
     with model.autocast():
         results = evaluate_model(loaded, gallery, asked)
     assert results.gallery is not None

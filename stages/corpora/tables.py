@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.files import atomic_write, read_json, write_json
+from alpro.files import atomic_write, write_json
 from alpro.shards.overlap import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
@@ -23,6 +23,9 @@ ROW_GROUP = 2048  # rows of a table that are buffered before they are written
 # Samples whose frames are compared between the splits, which takes a few seconds.
 COMPARED = 4000
 TEXTS = ("captions", "questions")
+UnitRecord = Mapping[str, Any]  # values of unit.json
+# Numbers of items, captions and questions by split.
+SplitCounts = Mapping[str, Mapping[str, int]]
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -57,8 +60,9 @@ def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
 
 def write_statistics(
     out: Path,
-    records: Sequence[Mapping[str, Any]],
-    expected: Mapping[str, Mapping[str, int]],
+    records: Sequence[UnitRecord],
+    expected: SplitCounts,
+    overlaps: SplitCounts,
 ) -> dict[str, int]:
     """Write statistics.json, and count the items, samples and rejects.
 
@@ -71,6 +75,7 @@ def write_statistics(
         records: The records of the units, with `pixel_sums` of the training samples and of all
             samples, which count if there are no training samples.
         expected: Numbers of items, captions and questions in the manifest, by split.
+        overlaps: Numbers of items that splits share with training.
 
     Returns:
         The counts of the corpus.
@@ -98,6 +103,7 @@ def write_statistics(
         "hours": round(seconds / 3600, 4),
         "splits": compared,
         "reasons": dict(reasons.most_common()),
+        "overlap": overlaps,
     }
     write_json(out / "statistics.json", statistics)
 
@@ -136,8 +142,8 @@ def count_rejects(out: Path) -> Counter[str]:
 def complete(
     source: Location,
     out: Path,
-    records: Sequence[Mapping[str, Any]],
-    expected: Mapping[str, Mapping[str, int]],
+    records: Sequence[UnitRecord],
+    expected: SplitCounts,
     items: int,
     max_reject_share: float,
     compared: int = COMPARED,
@@ -156,10 +162,12 @@ def complete(
     Raises:
         InputError: If too many items are rejected.
     """
-    totals = write_statistics(out, records, expected)
+    table, overlaps = overlap(out, compared)
+    pq.write_table(table, out / "overlap.parquet")
+    totals = write_statistics(out, records, expected, overlaps)
     # No item is left out in silence: each one is a sample or a reject.
     assert totals["items"] == items
-    shared, warnings = write_overlap(out, compared)
+    shared, warnings = describe_overlaps(overlaps)
     draw_samples(out)
 
     # Checked last, so that the tables and the picture are there to find out why.
@@ -192,22 +200,9 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
     return np.stack([histograms @ values**power for power in range(3)])
 
 
-def write_overlap(out: Path, max_samples: int) -> tuple[dict[str, int], list[str]]:
-    """Write overlap.parquet: the validation and test items that share a caption or equal-looking
-    frames with a training item. Add their counts to statistics.json.
-
-    Args:
-        max_samples: Maximum number of samples whose frames are compared.
-
-    Returns:
-        The counts above 0, and a warning for each split that has any.
-    """
-    table, overlaps = overlap(out, max_samples)
-    pq.write_table(table, out / "overlap.parquet")
-    file = out / "statistics.json"
-    statistics = read_json(file)
-    write_json(file, statistics | {"overlap": overlaps})
-
+def describe_overlaps(overlaps: SplitCounts) -> tuple[dict[str, int], list[str]]:
+    """Return the numbers above 0 of validation and test items that share a caption or equal-looking
+    frames with a training item, and a warning for each split that has any."""
     shared: dict[str, int] = {}
     warnings = []
     for split, counts in overlaps.items():

@@ -11,7 +11,7 @@ tables, merged. `alpro artifacts gc` removes units that no corpus is made of.
 
 import errno
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from alpro.files import (
 )
 from alpro.log import log
 from alpro.shards.schema import INDEX, REJECTS, Reject
-from alpro.stages.corpora.tables import write_tables
+from alpro.stages.corpora.tables import UnitRecord, write_tables
 from alpro.stages.execution.interface import FINISHED_UNITS, Resources
 from alpro.stages.execution.workers import Retry, run_tasks
 from alpro.threads import map_ahead
@@ -68,11 +68,11 @@ class Units:
     def folder(self, key: str) -> Path:
         return self.root / key
 
-    def find(self, key: str) -> Mapping[str, Any] | None:
+    def find(self, key: str) -> UnitRecord | None:
         """Return the record of a unit. None if it is missing or damaged, or if it is transient:
         another try may have another result."""
         folder = self.folder(key)
-        record: Mapping[str, Any] = {}
+        record: UnitRecord = {}
         try:
             record = read_json(folder / RECORD)
             contents = record["files"].items()
@@ -91,7 +91,7 @@ class Units:
         self,
         name: str,
         get_key: Callable[[], str],
-        write: Callable[[Path], Mapping[str, Any]],
+        write: Callable[[Path], UnitRecord],
     ) -> Unit:
         """Find a unit, or make it.
 
@@ -112,7 +112,7 @@ class Units:
         self.make(key, write_unchanged)
         return Unit(name, key, made=True)
 
-    def make(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> None:
+    def make(self, key: str, write: Callable[[Path], UnitRecord]) -> None:
         """Make a unit. See `find_or_make`."""
         temporary = self._temporary_folder()
         make_folder(temporary)
@@ -217,7 +217,7 @@ def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
 
 def merge_units(
     units: Sequence[Unit], store: Units, out: Path, invalid: Iterable[pa.Table] = ()
-) -> list[Mapping[str, Any]]:
+) -> list[UnitRecord]:
     """Make a corpus of units: link their shards, and write index.parquet, rejects.parquet and
     units.parquet.
 
@@ -229,7 +229,7 @@ def merge_units(
         The records of the units.
     """
 
-    def read(unit: Unit) -> tuple[Mapping[str, Any], pa.Table, pa.Table]:
+    def read(unit: Unit) -> tuple[UnitRecord, pa.Table, pa.Table]:
         folder = store.folder(unit.key)
         record = read_json(folder / RECORD)
         # For small files, half of the time of `pq.read_table`.

@@ -66,19 +66,17 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     for row in rows:
         values_a = scores_a[row["name"]]
         values_b = scores_b[row["name"]]
-        queries_a = [query for *query, _ in values_a]
-        queries_b = [query for *query, _ in values_b]
+        queries_a = [value[:2] for value in values_a]
+        queries_b = [value[:2] for value in values_b]
         # A paired test needs the value of each query in both.
         if queries_a != queries_b:
-            shared = Counter(map(tuple, queries_a)) & Counter(map(tuple, queries_b))
+            shared = Counter(queries_a) & Counter(queries_b)
             counts = (len(queries_a), len(queries_b), shared.total())
             other_queries[row["name"]] = counts
         elif row["statistic"] == "mean":  # a median has no sums by video
             videos = np.array([video for video, _ in queries_a], object)
-            first, second = (
-                np.array([value for *_, value in values])
-                for values in (values_a, values_b)
-            )
+            first = np.array([value for *_, value in values_a])
+            second = np.array([value for *_, value in values_b])
             compared.append((row, paired_difference(first, second, videos)))
 
     if other_queries and not compared:

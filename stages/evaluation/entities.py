@@ -2,17 +2,18 @@
 calibration of the labels."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from alpro.inference.encoding import Videos, sample_frames, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_entities
-from alpro.stages.evaluation.gallery import Gallery
+from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
@@ -21,16 +22,16 @@ from alpro.stages.evaluation.metrics import (
     ENTITY_ACCURACY,
     KEPT_CROP_ACCURACY,
     KEPT_CROPS,
+    Metric,
     Queries,
     Score,
 )
-from alpro.stages.evaluation.results import Results
+from alpro.stages.evaluation.results import Results, Row
 from alpro.stages.evaluation.statistics import calibration_error
 from alpro.stages.training.batch import random_box
 
 MIN_SHOWN_FRACTION = 0.5  # fraction of an object that must lie inside the crop
 CROP_SEED = [0, 59]
-ON_CROPS = "on random crops"
 
 
 def add_entities(
@@ -38,7 +39,7 @@ def add_entities(
 ) -> None:
     """Add the accuracy of the most likely entity of each video with a known one, and the accuracy
     of the best constant."""
-    shown = find_shown_entities(gallery, model.entities)
+    shown = find_shown_entities(gallery, model.bundle.entities)
     if not shown:
         return
 
@@ -53,19 +54,31 @@ def add_entities(
     for row, (index, truth) in enumerate(shown.items()):
         metadata = gallery.metadata(index)
         kind = metadata["kind"] if metadata["kind"] in best else "video"
-        named = model.entities[best[kind][row]]
+        named = model.bundle.entities[best[kind][row]]
         captions.append(CAPTIONS.join(metadata["captions"]))
         right = named in truth
         rows.append(
             {"id": gallery.ids[index], "named": named, "truth": truth, "right": right}
         )
 
-    right_percent = np.array([row["right"] for row in rows]) * 100.0
-    chance = best_constant([*shown.values()])
-    queries = Queries.of([row["id"] for row in rows], captions)
-    score = Score(ENTITY_ACCURACY, right_percent, chance, queries)
+    score = accuracy(ENTITY_ACCURACY, rows, captions)
     results.add(score, "entities", "on whole clips")
-    results.tables["entities"] = rows
+    results.tables["entities"] = pa.Table.from_pylist(rows)
+
+
+def accuracy(metric: Metric, rows: list[Row], texts: list[str]) -> Score:
+    """Return the accuracy of what rows name, beside that of the best constant.
+
+    Args:
+        metric: Name of the accuracy.
+        rows: Rows with `id`, `truth` and `right`.
+        texts: Tell the rows of a video apart.
+    """
+    right = np.array([row["right"] for row in rows]) * 100.0
+    # The best constant is the entity that most of them show.
+    counts = Counter(chain.from_iterable({*row["truth"]} for row in rows))
+    chance = 100 * max(counts.values(), default=0) / len(rows)
+    return Score(metric, right, chance, Queries.of([row["id"] for row in rows], texts))
 
 
 def add_crops(
@@ -82,43 +95,32 @@ def add_crops(
     the accuracy of the best constant on the same crops.
     """
     rows = label_crops(model, gallery, crops)
-    if not rows:
-        return
+    for row in rows:
+        row["kept"] = row["probability"] >= threshold
+    showing = [row for row in rows if row["truth"]]
+    kept = [row for row in rows if row["kept"]]
 
-    probability = np.array([row["probability"] for row in rows])
-    right = np.array([row["right"] for row in rows])
-    shows_entity = np.array([bool(row["truth"]) for row in rows])
-    kept = probability >= threshold
-    # The box tells the crops of a video apart.
-    queries = Queries.of([row["id"] for row in rows], [str(row["box"]) for row in rows])
-
-    for metric, subset in ((CROP_ACCURACY, shows_entity), (KEPT_CROP_ACCURACY, kept)):
-        if subset.any():
-            truths = [rows[index]["truth"] for index in np.flatnonzero(subset)]
-            chance = best_constant(truths)
-            score = Score(metric, right[subset] * 100.0, chance, queries.select(subset))
-            results.add(score, "entity_crops", ON_CROPS)
-
-    # PEM cannot know which crops show an entity: this share is of all.
-    results.add(
-        Score(KEPT_CROPS, kept * 100.0, None, queries), "entity_crops", ON_CROPS
-    )
-    if shows_entity.any():
-        error = calibration_error(probability[shows_entity], right[shows_entity])
+    scores = []
+    for metric, subset in ((CROP_ACCURACY, showing), (KEPT_CROP_ACCURACY, kept)):
+        if subset:
+            scores.append(accuracy(metric, subset, [str(row["box"]) for row in subset]))
+    if rows:
+        # PEM cannot know which crops show an entity: this share is of all.
+        share = accuracy(KEPT_CROPS, rows, [str(row["box"]) for row in rows])
+        is_kept = np.array([row["kept"] for row in rows])
+        scores.append(share._replace(values=is_kept * 100.0, chance=None))
+        results.tables["entity_crops"] = pa.Table.from_pylist(rows)
+    if showing:
+        probability = np.array([row["probability"] for row in showing])
+        right = np.array([row["right"] for row in showing])
         # No mean over queries: it has no interval.
-        score = Score(
-            CALIBRATION_ERROR, np.array([error]), items=int(shows_entity.sum())
-        )
-        results.add(score, "entity_crops", ON_CROPS)
-    results.tables["entity_crops"] = [
-        row | {"kept": is_kept}
-        for row, is_kept in zip(rows, kept.tolist(), strict=True)
-    ]
+        error = np.array([calibration_error(probability, right)])
+        scores.append(Score(CALIBRATION_ERROR, error, items=len(showing)))
+    for score in scores:
+        results.add(score, "entity_crops", "on random crops")
 
 
-def label_crops(
-    model: LoadedModel, gallery: Gallery, crops: int
-) -> list[dict[str, Any]]:
+def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
     """Return the most likely entities of `crops` random crops of every video with a known one.
 
     Each crop is black outside as in PEM (paper, section 3.2.2), of 30 to 50 % of the frame, drawn
@@ -128,7 +130,7 @@ def label_crops(
         Rows with the id of the video, the box (left, top, width and height of the crop in patches),
         the entity that is named, its probability, and the entities that the crop shows.
     """
-    shown = find_shown_entities(gallery, model.entities) if crops else {}
+    shown = find_shown_entities(gallery, model.bundle.entities) if crops else {}
     if not shown:
         return []
     prompter = cast(Prompter, model.encoder.model)
@@ -151,7 +153,7 @@ def label_crops(
                 model.encoder.black,
             ).max(dim=1)
             for row, index in enumerate(batch):
-                named = model.entities[int(best[row])]
+                named = model.bundle.entities[int(best[row])]
                 metadata = gallery.metadata(index)
                 truth = entities_in_crop(
                     metadata, shown[index], boxes[row], config.grid
@@ -170,7 +172,7 @@ def label_crops(
 
 
 def entities_in_crop(
-    metadata: Mapping[str, Any],
+    metadata: Labels,
     entities: list[str],
     box: Sequence[int],
     grid: int,
@@ -217,17 +219,7 @@ def find_shown_entities(
     return shown
 
 
-def best_constant(shown: Sequence[Sequence[str]]) -> float:
-    """Return the accuracy (%) of always predicting the entity that most videos show.
-
-    Args:
-        shown: Entities that each video shows.
-    """
-    counts = Counter(chain.from_iterable(map(set, shown)))
-    return 100 * max(counts.values(), default=0) / len(shown)
-
-
-def true_entities(metadata: Mapping[str, Any], entities: Sequence[str]) -> list[str]:
+def true_entities(metadata: Labels, entities: Sequence[str]) -> list[str]:
     """Return the entities that a sample shows: those in the column `entities` of the manifest if it
     is a list, otherwise those in the words of the captions."""
     stated = metadata["meta"].get("entities")

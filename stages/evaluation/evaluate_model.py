@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from alpro.inference.encoding import Videos, match_all, match_top_k, similarities
@@ -31,7 +32,7 @@ from alpro.stages.evaluation.metrics import (
     by_query,
     retrieval_scores,
 )
-from alpro.stages.evaluation.results import Results, list_rows
+from alpro.stages.evaluation.results import Results
 
 SHOWN_ITEMS = 5  # items that a table of queries lists
 SIMILARITY = "similarity"
@@ -81,7 +82,7 @@ def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Result
         that the gallery has labels for.
     """
     results = Results(model.name, gallery)
-    if gallery.questions and model.answers and "qa" in asked.tasks:
+    if gallery.questions and model.bundle.answers and "qa" in asked.tasks:
         add_answers(results, model, gallery, asked)
 
     ranks = gallery.texts and not gallery.questions and "retrieval" in asked.tasks
@@ -112,16 +113,16 @@ def add_retrieval(
     similarity = similarities(texts.features, videos.features).cpu().numpy()
     results.similarity = similarity
     protocol = model.describe_protocol()
-    ranked: dict[str, np.ndarray] = dict.fromkeys(DIRECTIONS, similarity)
+    ranked = dict.fromkeys(DIRECTIONS, similarity)
     add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)
 
-    if model.alpro and asked.matched:
+    matched = tuple(asked.matched)
+    if model.alpro and matched:
         if asked.top_k:
-            directions = tuple(asked.matched)
-            scores = match_top_k(model.alpro, texts, videos, asked.top_k, directions)
-            ranked = dict(zip(directions, scores, strict=True))
+            scores = match_top_k(model.alpro, texts, videos, asked.top_k, matched)
+            ranked = dict(zip(matched, scores, strict=True))
         else:
-            ranked = dict.fromkeys(asked.matched, match_all(model.alpro, texts, videos))
+            ranked = dict.fromkeys(matched, match_all(model.alpro, texts, videos))
         top_k = model.describe_protocol(asked.top_k)
         add_ranking(results, MATCHING, "by matching", ranked, gallery, top_k)
 
@@ -162,13 +163,14 @@ def add_ranking(
 
         items = np.array(gallery.ids if direction == "t2v" else gallery.texts, object)
         best = ranked.argsort(axis=1)[:, ::-1][:, :SHOWN_ITEMS]
-        results.tables[f"{name}_{direction}"] = list_rows(
-            id=queries.ids,
-            text=queries.texts,
-            rank=ranks.expected.tolist(),
-            best=items[best].tolist(),
-            best_scores=np.take_along_axis(ranked, best, axis=1).tolist(),
-        )
+        columns = {
+            "id": queries.ids,
+            "text": queries.texts,
+            "rank": ranks.expected,
+            "best": items[best].tolist(),
+            "best_scores": np.take_along_axis(ranked, best, axis=1).tolist(),
+        }
+        results.tables[f"{name}_{direction}"] = pa.table(columns)
 
 
 def add_answers(
@@ -177,7 +179,8 @@ def add_answers(
     """Add the accuracy of answers overall and by type, and two-way accuracy, also under the
     controls, with the most frequent answers of training as the chance level."""
     # No training lifts the limit that the list of answers sets.
-    results.warnings += describe_unanswerable(gallery.questions, model.answers)
+    answers = model.bundle.answers
+    results.warnings += describe_unanswerable(gallery.questions, answers)
     for control in (None, *order_controls(asked)):
         decoded, logits = answer_under(control, asked.seed, model, gallery)
         results.gallery = decoded
@@ -188,26 +191,27 @@ def add_answers(
             what = f"control: {CONTROLS[control].label}"
 
         questions = decoded.questions
-        predicted = [model.answers[int(index)] for index in logits.argmax(1)]
+        predicted = [answers[int(index)] for index in logits.argmax(1)]
         guessed = predict_majority(asked.training_questions, questions)
         queries = decoded.queries("t2v")
         scores = accuracy_scores(predicted, guessed, questions, queries)
         scores += contrast_scores(
-            logits.numpy(), model.answers, asked.contrasts, questions, queries
+            logits.numpy(), answers, asked.contrasts, questions, queries
         )
         for score in scores:
             results.add(score, name, what)
 
         truth = [question["answer"] for question in questions]
-        results.tables[name] = list_rows(
-            id=queries.ids,
-            question=[question["question"] for question in questions],
-            answer=truth,
-            type=[question["type"] for question in questions],
-            predicted=predicted,
-            probability=logits.softmax(1).amax(1).tolist(),
-            right=list(map(str.__eq__, truth, predicted)),
-        )
+        columns = {
+            "id": queries.ids,
+            "question": queries.texts,
+            "answer": truth,
+            "type": [question["type"] for question in questions],
+            "predicted": predicted,
+            "probability": logits.softmax(1).amax(1).tolist(),
+            "right": list(map(str.__eq__, truth, predicted)),
+        }
+        results.tables[name] = pa.table(columns)
 
 
 def order_controls(asked: Asked) -> list[ControlName]:

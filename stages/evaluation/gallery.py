@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Row
 from alpro.stages.evaluation.metrics import CAPTIONS, Queries
 
+Labels = dict[str, Any]  # what a corpus or a manifest says of a video
 Question = dict[str, str]  # question, answer, type
 SHOWN_TEXTS = 4  # best, and worst, texts that a picture shows
 SHOWN_VIDEOS = 4  # videos that a picture shows for a text
@@ -44,12 +44,7 @@ def pick(items: Any, indices: Iterable[int]) -> Any:
     return [items[index] for index in indices]
 
 
-def as_pairs(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return pairs as an array (P, 2), also if there are none."""
-    return np.array(pairs, int).reshape(-1, 2)
-
-
-def read_labels(video: Sample | Row) -> dict[str, Any]:
+def read_labels(video: Sample | Row) -> Labels:
     """Return what a corpus or a manifest says of a video."""
     return video.model_dump() if isinstance(video, Row) else video.metadata
 
@@ -108,17 +103,39 @@ class Gallery:
         ids: list[str],
         items: Sequence[list[Any]],
         column: str,
+        relevant: Sequence[Collection[int]] | None = None,
     ) -> "Gallery":
-        """Return videos with the captions or questions of each."""
-        listed = list(chain.from_iterable(items))
-        pairs: list[tuple[int, int]] = []
-        for video, texts in enumerate(items):
-            pairs += [(len(pairs) + i, video) for i in range(len(texts))]
+        """Return videos with the captions or questions of each.
 
+        Args:
+            videos: The videos.
+            ids: Their ids.
+            items: Captions or questions of each video.
+            column: captions or questions.
+            relevant: For each video, others for which its captions are right. With it, equal
+                captions, whatever their case, are one text with several right videos.
+        """
+        listed: dict[Any, Any] = {}  # by their key, as the first video writes them
+        right: dict[Any, set[int]] = {}
+        for video, texts in enumerate(items):
+            for text in texts:
+                key = len(listed) if relevant is None else text.casefold()
+                listed.setdefault(key, text)
+                right.setdefault(key, {video})
+                if relevant is not None:
+                    right[key] |= {video, *relevant[video]}
+
+        pairs = [
+            (i, v)
+            for i, videos_of in enumerate(right.values())
+            for v in sorted(videos_of)
+        ]
+        pair_array = np.array(pairs, int).reshape(-1, 2)
+        questions = [*listed.values()]
         if column == "captions":
-            return cls(videos, ids, listed, as_pairs(pairs))
-        texts = [question["question"] for question in listed]
-        return cls(videos, ids, texts, as_pairs(pairs), questions=listed)
+            return cls(videos, ids, questions, pair_array)
+        texts = [question["question"] for question in questions]
+        return cls(videos, ids, texts, pair_array, questions)
 
     @cached_property
     def relevant(self) -> np.ndarray:
@@ -139,7 +156,7 @@ class Gallery:
         assert isinstance(sample, Sample)
         return sample
 
-    def metadata(self, video: int) -> dict[str, Any]:
+    def metadata(self, video: int) -> Labels:
         """Return what a corpus or a manifest says of a video."""
         return read_labels(self.videos[video])
 

@@ -1,10 +1,8 @@
 """Labeled videos of any data, for `alpro eval`: a decoded corpus, a manifest or a folder."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -20,7 +18,6 @@ from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.gallery import (
     Gallery,
     Samples,
-    as_pairs,
     pick,
     read_labels,
 )
@@ -71,37 +68,17 @@ def read_labeled(
     videos = pick(videos, labeled)
     labels = pick(labels, labeled)
     ids = [str(label["id"]) for label in labels]
-    if column == "captions":
-        return caption_gallery(videos, ids, labels), description
-    questions = [label["questions"] for label in labels]
-    return Gallery.of(videos, ids, questions, column), description
+    items = [label[column] for label in labels]
+    if column != "captions":
+        return Gallery.of(videos, ids, items, column), description
 
-
-def caption_gallery(
-    videos: Sequence[Sample | Row], ids: list[str], labels: list[dict[str, Any]]
-) -> Gallery:
-    """Return videos with their captions. Equal captions, whatever their case, are one text with
-    several right videos.
-
-    Args:
-        labels: The `captions` of each video, and in `meta` perhaps `relevant`, the ids of other
-            videos for which they are right.
-    """
+    # Another relevant video may be of another split.
     index_of_id = {name: index for index, name in enumerate(ids)}
-    texts: dict[str, str] = {}  # by their key, as the first video writes them
-    videos_of_text: dict[str, set[int]] = defaultdict(set)
-    for index, label in enumerate(labels):
-        # Another relevant video may be of another split.
-        relevant = label["meta"].get("relevant") or ()
-        right = {index_of_id[name] for name in relevant if name in index_of_id}
-        for text in label["captions"]:
-            texts.setdefault(text.casefold(), text)
-            videos_of_text[text.casefold()] |= {index, *right}
-
-    pairs = []
-    for text, right in enumerate(videos_of_text.values()):
-        pairs += [(text, video) for video in sorted(right)]
-    return Gallery(videos, ids, list(texts.values()), as_pairs(pairs))
+    relevant = []
+    for label in labels:
+        named = label["meta"].get("relevant") or ()
+        relevant.append([index_of_id[name] for name in named if name in index_of_id])
+    return Gallery.of(videos, ids, items, column, relevant), description
 
 
 def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:

@@ -1,11 +1,10 @@
 """A model that is evaluated: how it encodes texts and videos, and answers questions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.inference.encoding import (
@@ -36,49 +35,17 @@ class LoadedModel:
 
     Attributes:
         name: What results call it.
+        bundle: Its tokenizer and labels.
         encoder: The model with its normalization.
-        tokenizer: Its tokenizer.
-        length: Maximum tokens of a text.
-        answers: Answers of its answer head.
-        entities: Entities that it names, if it has prompts.
-        prompts: (M, E) embeddings of the prompts of the entities, by the kind of a sample.
+        prompts: (M, E) embeddings of the prompts of its entities, by the kind of a sample.
+        length: Maximum tokens of a text; 0: as in training.
     """
 
     name: str
+    bundle: ModelBundle
     encoder: NormalizedModel
-    tokenizer: Tokenizer
-    length: int
-    answers: Sequence[str] = ()
-    entities: Sequence[str] = ()
     prompts: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        bundle: ModelBundle,
-        prompts: Mapping[str, Tensor],
-        device: torch.device,
-        length: int = 0,
-    ) -> "LoadedModel":
-        """Return the contents of a model folder under a name.
-
-        Args:
-            name: What results call it.
-            bundle: The model.
-            prompts: Its prompts, if it has entities.
-            device: Device of the model.
-            length: Maximum tokens of a text; 0: as in training.
-        """
-        return cls(
-            name,
-            bundle.normalized(device),
-            bundle.tokenizer,
-            length=length or bundle.preprocessing.max_text_tokens,
-            answers=bundle.answers,
-            entities=bundle.entities,
-            prompts=prompts,
-        )
+    length: int = 0
 
     @property
     def frames(self) -> int:
@@ -102,7 +69,8 @@ class LoadedModel:
 
     def encode_texts(self, texts: list[str]) -> Texts:
         """Encode texts."""
-        return encode_texts(self.encoder.model, self.tokenizer, texts, self.length)
+        length = self.length or self.bundle.preprocessing.max_text_tokens
+        return encode_texts(self.encoder.model, self.bundle.tokenizer, texts, length)
 
     @torch.no_grad()
     def encode_videos(
@@ -183,5 +151,7 @@ class LoadedModel:
                         score(model, model.qa_head, texts, videos, pairs).cpu()
                     )
                     advance(len(questions))
-        found = torch.cat(logits) if logits else torch.empty(0, len(self.answers))
+        found = (
+            torch.cat(logits) if logits else torch.empty(0, len(self.bundle.answers))
+        )
         return gallery.select(decoded), found

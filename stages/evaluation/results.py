@@ -4,7 +4,6 @@ Every score gets its interval, and its part in a comparison, from `Results.add`,
 values of the queries and not their mean.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from alpro.stages.evaluation.statistics import (
     bootstrap_interval,
     count_independent_videos,
 )
+from alpro.stages.training.metrics import Metrics
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Results:
         model: Name of the model.
         gallery: The gallery that was scored, without videos that could not be decoded.
         scores: Rows without intervals, each with the score that it shows.
-        tables: Rows of the queries by the names of tables, for people.
+        tables: Tables of the queries by name, for people.
         similarity: (N, V) similarities of the texts and videos of the gallery.
         warnings: Lines for the end of a run and its report.
     """
@@ -42,7 +42,7 @@ class Results:
     model: str
     gallery: Gallery | None = None
     scores: list[tuple[Row, Score]] = field(default_factory=list)
-    tables: dict[str, list[Row]] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)
     similarity: np.ndarray | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class Results:
         data.add(Score(metric, percent, items=items), name, what)
         self.extend(data)
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> Metrics:
         """Return the scores by name, without computing intervals."""
         return {row["name"]: row["value"] for row, _ in self.scores}
 
@@ -125,7 +125,7 @@ class Results:
         self.tables |= other.tables
         self.warnings += other.warnings
 
-    def write(self, out: Path, split: str) -> tuple[list[Row], dict[str, float]]:
+    def write(self, out: Path, split: str) -> tuple[list[Row], Metrics]:
         """Write results.json, scores.parquet and the tables.
 
         Returns:
@@ -140,7 +140,7 @@ class Results:
         if values:
             pq.write_table(pa.concat_tables(values).unify_dictionaries(), out / SCORES)
         for name, table in self.tables.items():
-            pq.write_table(pa.Table.from_pylist(table), out / f"{name}.parquet")
+            pq.write_table(table, out / f"{name}.parquet")
         return rows, {f"{split}/{full_name(row)}": row["value"] for row in rows}
 
 
@@ -169,15 +169,3 @@ def list_values(name: str, values: np.ndarray, queries: Queries) -> pa.Table:
     return pa.Table.from_arrays(
         [*columns, pa.array(values, pa.float64())], SCORE_COLUMNS
     )
-
-
-def list_rows(**columns: Iterable[Any]) -> list[Row]:
-    """Return columns of equal length as rows.
-
-    >>> list_rows(id=["a", "b"], rank=[1, 2])
-    [{'id': 'a', 'rank': 1}, {'id': 'b', 'rank': 2}]
-    """
-    return [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*columns.values(), strict=True)
-    ]

@@ -39,9 +39,9 @@ class PairedDifference(NamedTuple):
     a: float
     b: float
     difference: float
-    low: float | None
-    high: float | None
-    p: float
+    low: float | None = None
+    high: float | None = None
+    p: float = 1.0
 
 
 def count_independent_videos(videos: np.ndarray) -> float:
@@ -98,9 +98,10 @@ def paired_difference(
 
     mean_a = float(np.mean(a))
     mean_b = float(np.mean(b))
+    difference = PairedDifference(mean_a, mean_b, mean_b - mean_a)
     differences, counts = sum_by_video(b - a, videos)
     if len(counts) < 2:
-        return PairedDifference(mean_a, mean_b, mean_b - mean_a, None, None, p=1.0)
+        return difference
 
     # Sums of whole numbers are exact: rounding must not make an equal difference a smaller one.
     units = np.rint(differences / PRECISION)
@@ -114,9 +115,7 @@ def paired_difference(
         batch=max(1, PERMUTATION_ELEMENTS // len(counts)),
         rng=SEED,
     )
-    return PairedDifference(
-        mean_a, mean_b, mean_b - mean_a, low, high, float(test.pvalue)
-    )
+    return difference._replace(low=low, high=high, p=float(test.pvalue))
 
 
 def sum_by_video(

@@ -23,13 +23,12 @@ from alpro.stages.training.config import (
     TrainingConfig,
 )
 from alpro.stages.training.loop import Validate
+from alpro.stages.training.metrics import Metrics
 
 # A model is trained with the similarity of all pairs, and matching them would take longer.
 BY_SIMILARITY = Asked(tasks=("retrieval",), matched=())
 # The prefixes of metrics by the names of scores: a training selects by matching, as in the paper.
 PREFIXES = {MATCHING: "validation", SIMILARITY: "validation/vtc"}
-
-Metrics = dict[str, float]
 
 
 def build_validation(
@@ -57,9 +56,7 @@ def build_validation(
     column = "questions" if "qa" in asked.tasks else "captions"
     galleries = read_galleries(encoder, corpora, config, column)
     if galleries:
-        model = LoadedModel(
-            "", encoder, bundle.tokenizer, config.max_text_tokens, bundle.answers
-        )
+        model = LoadedModel("", bundle, encoder, length=config.max_text_tokens)
         return lambda: average(
             {name: measure(model, asked, one) for name, one in galleries.items()}
         )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alpro.files import checksum, make_folder, publish
 from alpro.log import log
 from alpro.models.folder import write_tensors
 
+Weights = dict[str, Tensor]  # parameters by name
 KEPT_CHECKPOINTS = 2
 FILES = {
     "model.safetensors",
@@ -25,12 +27,12 @@ FILES = {
 }
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """Checkpoints of a training run: folders step-00000123 with model, optimizer, the best
     weights on validation, state and checksums."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    folder: Path
 
     def save(
         self,
@@ -39,7 +41,7 @@ class Checkpoints:
         optimizer: Optimizer,
         state: dict[str, Any],
         rng: Sequence[Tensor],
-        best: dict[str, Tensor],
+        best: Weights,
     ) -> None:
         """Write the checkpoint after `step` steps, and delete all but the newest two.
 
@@ -88,7 +90,7 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Optimizer,
         rank: int = 0,
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Any], Weights]:
         """Load the newest intact checkpoint.
 
         A corrupt checkpoint is logged and deleted, and the previous one is used. The random state of
@@ -128,7 +130,7 @@ class Checkpoints:
         return state, load_file(newest / "best.safetensors")
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
+def trainable(model: nn.Module) -> Weights:
     """Return the trainable parameters by name. Checkpoints do not store the frozen prompter."""
     weights = {}
     for name, parameter in model.named_parameters():
@@ -137,13 +139,13 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
+def copy_trainable(model: nn.Module) -> Weights:
     """Return copies of the trainable parameters on the CPU, by name."""
     weights = trainable(model)
     return {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
 
 
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> Weights:
     """Return the optimizer's state as tensors named `<parameter index>.<state>`."""
     tensors = {}
     for index, values in optimizer.state_dict()["state"].items():
@@ -152,9 +154,9 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Weights) -> None:
     """Load the tensors of `optimizer_tensors` into an optimizer."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, Weights] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value

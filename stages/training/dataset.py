@@ -6,7 +6,7 @@ one number.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from alpro.shards.sampling import (
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.batch import Batch, collate, mask_words, random_box
-from alpro.stages.training.config import Phase, TrainingConfig
+from alpro.stages.training.config import Corpora, Phase, TrainingConfig
 
 # An epoch has one example per sample, caption or question; see `CorpusExamples`.
 Granularity = Literal["sample", "caption", "question"]
@@ -154,6 +154,7 @@ class Examples:
     answers: tuple[str, ...] = ()
 
 
+@dataclass(eq=False)
 class TrainingDataset(Dataset[Batch]):
     """The batches of a training run. Item n is this rank's part of step n, a pure function of seed,
     step and rank.
@@ -167,24 +168,19 @@ class TrainingDataset(Dataset[Batch]):
         InputError: If a phase has no examples, or the batch size is not divisible.
     """
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        corpora: Mapping[str, Path],
-        tokenizer: Tokenizer,
-        spec: Examples,
-        rank: int = 0,
-        ranks: int = 1,
-        one_length: bool = False,
-    ):
-        config.check_division(ranks)
-        self.config = config
-        self.words = wrap_tokenizer(tokenizer)
-        self.spec = spec
-        self.answers = {answer: index for index, answer in enumerate(spec.answers)}
-        self.rank = rank
-        self.ranks = ranks
-        self.one_length = one_length
+    config: TrainingConfig
+    corpora: Corpora
+    tokenizer: Tokenizer
+    spec: Examples
+    rank: int = 0
+    ranks: int = 1
+    one_length: bool = False
+
+    def __post_init__(self) -> None:
+        config = self.config
+        config.check_division(self.ranks)
+        self.words = wrap_tokenizer(self.tokenizer)
+        self.answers = {answer: i for i, answer in enumerate(self.spec.answers)}
 
         self.sources: list[CorpusExamples] = []
         self.skipped = 0
@@ -193,7 +189,7 @@ class TrainingDataset(Dataset[Batch]):
                 # Videos are numbered across sources: equal numbers are the same video.
                 first_video = sum(len(source.reader) for source in self.sources)
                 source = CorpusExamples(
-                    name, corpora[name], kind, spec.granularity, first_video
+                    name, self.corpora[name], kind, self.spec.granularity, first_video
                 )
                 self.skipped += source.skipped  # including sources without examples
                 if len(source):
@@ -232,7 +228,9 @@ class TrainingDataset(Dataset[Batch]):
                 )
 
             shares = np.array([self._share(source, phase) for source in sources])
-            steps = self._count_steps(phase, sources)
+            examples = sum(len(self.sources[i]) for i in sources)
+            passes = round(phase.epochs * examples / self.config.batch_size)
+            steps = phase.steps or max(1, passes)
             sources_of_phases.append(
                 rng.choice(sources, steps, p=shares / shares.sum())
             )
@@ -256,12 +254,6 @@ class TrainingDataset(Dataset[Batch]):
         weight = phase.weights[phase.corpora.index(name)]
         in_corpus = sum(len(source) for source in self.sources if source.name == name)
         return weight * examples / in_corpus
-
-    def _count_steps(self, phase: Phase, sources: list[int]) -> int:
-        examples = sum(len(self.sources[i]) for i in sources)
-        return phase.steps or max(
-            1, round(phase.epochs * examples / self.config.batch_size)
-        )
 
     def __len__(self) -> int:
         return len(self.step_sources)

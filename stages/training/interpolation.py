@@ -5,10 +5,11 @@ score best, and keep more of what the CLIP knew."""
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alpro.models.ranks import broadcast
-from alpro.stages.training.checkpoint import copy_trainable, trainable
+from alpro.stages.training.checkpoint import Weights, copy_trainable, trainable
+from alpro.stages.training.metrics import Metrics
 
 # 0: the weights before fine-tuning, 1: those after it.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -17,10 +18,10 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 @torch.no_grad()
 def interpolate_(
     model: nn.Module,
-    before: dict[str, Tensor],
-    validate: Callable[[], dict[str, float]],
+    before: Weights,
+    validate: Callable[[], Metrics],
     metric: str,
-) -> dict[str, float]:
+) -> Metrics:
     """Set the trained weights to the interpolation that is the best on validation. Among equally
     good ones, the largest share is chosen. Every rank calls this function.
 
@@ -43,7 +44,7 @@ def interpolate_(
         for name, weight in weights.items():
             weight.copy_(torch.lerp(before[name].float(), after[name].float(), share))
 
-    results = dict[float, dict[str, float]]()
+    results = dict[float, Metrics]()
     for share in SHARES:
         set_share(share)
         results[share] = validate()

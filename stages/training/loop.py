@@ -20,7 +20,12 @@ from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.checkpoint import Checkpoints, copy_trainable, random_state
+from alpro.stages.training.checkpoint import (
+    Checkpoints,
+    Weights,
+    copy_trainable,
+    random_state,
+)
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import World, distributed
@@ -29,7 +34,7 @@ from alpro.stages.training.layers import (
     configure_layers,
     training_precision,
 )
-from alpro.stages.training.metrics import Mean, MetricsFile
+from alpro.stages.training.metrics import Mean, Metrics, MetricsFile
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
@@ -37,7 +42,7 @@ SYNC_SECONDS = 2.0  # interval at which ranks agree on stopping and saving
 MIN_UNREADABLE = 10  # fewer unreadable examples never stop a training
 MAX_SKIPPED_IN_ROW = 5  # consecutive non-finite steps after which training fails
 
-Validate = Callable[[], dict[str, float]]
+Validate = Callable[[], Metrics]
 
 
 @dataclass
@@ -48,9 +53,9 @@ class TrainerState:
     step: int = 0
     best: float = float("-inf")
     best_step: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
+    best_metrics: Metrics = field(default_factory=dict)
     # Metric sums since the last logged step.
-    unlogged: dict[str, float] = field(default_factory=dict)
+    unlogged: Metrics = field(default_factory=dict)
     skipped: int = 0  # non-finite steps
     skipped_in_row: int = 0  # consecutive non-finite steps
     unreadable: int = 0  # examples that could not be read from their shards
@@ -77,6 +82,7 @@ class Clock:
         return max(time.monotonic() - self.started, 1e-9)
 
 
+@dataclass
 class Run:
     """Training of an objective's model on all steps of a data set. It continues from the newest
     checkpoint in `out`.
@@ -85,37 +91,33 @@ class Run:
         InputError: If ranks find different checkpoints.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        data: TrainingDataset,
-        config: TrainingConfig,
-        out: Path,
-        world: World,
-        resources: Resources,
-    ):
-        self.objective = objective
-        self.data = data
-        self.config = config
-        self.out = out
-        self.world = world
-        self.resources = resources
+    objective: Objective
+    data: TrainingDataset
+    config: TrainingConfig
+    out: Path
+    world: World
+    resources: Resources
+
+    def __post_init__(self) -> None:
+        objective = self.objective
+        config = self.config
+        world = self.world
         self.dtype = training_precision(objective, config, world)
 
         # DDP waits for the gradient of every parameter that requires one.
         for name in objective.unused_parameters:
             getattr(objective.model, name).requires_grad_(False)
-        compiled = are_layers_compiled(objective, resources, world)
-        configure_layers(objective, compiled, resources.checkpoint_activations)
+        compiled = are_layers_compiled(objective, self.resources, world)
+        configure_layers(objective, compiled, self.resources.checkpoint_activations)
 
         if world.rank:  # ranks need different random numbers for dropout
             torch.manual_seed(config.seed + world.rank)
         self.optimizer = build_optimizer(objective, config)
-        self.checkpoints = Checkpoints(out / "checkpoints")
+        self.checkpoints = Checkpoints(self.out / "checkpoints")
         # The best weights on validation, which rank 0 keeps on the CPU.
-        self.best: dict[str, Tensor] = {}
+        self.best: Weights = {}
         self.state = self.restore()
-        self.file = MetricsFile(out)
+        self.file = MetricsFile(self.out)
         if world.main:
             self.file.drop_after(self.state.step)
 
@@ -148,9 +150,7 @@ class Run:
             state.unlogged = {}  # rank 0 restores the sums over all ranks
         return state
 
-    def train(
-        self, validate: Validate | None = None, select: str = ""
-    ) -> dict[str, float]:
+    def train(self, validate: Validate | None = None, select: str = "") -> Metrics:
         """Train to the last step and return the final metrics.
 
         The file STOP_FILE in `out`, SIGTERM and Ctrl-C write a checkpoint and exit with
@@ -171,7 +171,7 @@ class Run:
         if world.main and first_step:
             log.info(f"continuing from step {first_step} of {steps}")
 
-        final: dict[str, float] = {}
+        final: Metrics = {}
         clock = Clock()
         next_sync = first_step
         bar = progress(
@@ -373,7 +373,7 @@ class Run:
             f"{values['train/samples_per_second']:.3g} samples/s"
         )
 
-    def validate(self, validate: Validate, select: str) -> dict[str, float]:
+    def validate(self, validate: Validate, select: str) -> Metrics:
         """Validate in the precision of training, and keep the weights if they are the best so far.
 
         Returns:
@@ -392,12 +392,12 @@ class Run:
                 self.best = copy_trainable(self.objective)
         return self.state.best_metrics | {"selected_step": float(self.state.best_step)}
 
-    def write(self, values: dict[str, float]) -> None:
+    def write(self, values: Metrics) -> None:
         """Write metrics of this step, on rank 0."""
         if self.world.main:
             self.file.write(self.state.step, values)
 
-    def measure(self, validate: Validate) -> dict[str, float]:
+    def measure(self, validate: Validate) -> Metrics:
         """Return the metrics of the current weights in the precision of training."""
         self.objective.eval()
         with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):

@@ -14,6 +14,8 @@ from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.models.ranks import all_reduce_sum
 
+Metrics = dict[str, float]  # values by name
+
 
 class MetricsFile:
     """metrics.jsonl of a stage: one object per line with `step`, `time` and the metrics. Only rank 0
@@ -22,7 +24,7 @@ class MetricsFile:
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Metrics) -> None:
         """Append a line. A failed write is logged and does not stop training."""
         line = {"step": step, "time": round(time.time(), 3), **values}
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -85,14 +87,14 @@ class Mean:
         self.names = names
         self.sums = row if self.sums is None else self.sums + row
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> Metrics:
         """Return the means over all ranks since the last read; empty if no step was counted."""
         sums = self.state()
         self.sums = None
         count = sums.pop("", 0)
         return {name: value / count for name, value in sums.items()} if count else {}
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> Metrics:
         """Return the sums over all ranks by name, and the number of steps under "", for a checkpoint.
         Rank 0 restores them."""
         if self.sums is None:
@@ -101,7 +103,7 @@ class Mean:
         sums = all_reduce_sum(self.sums).tolist()
         return dict(zip(names, sums, strict=True))
 
-    def restore(self, state: dict[str, float], device: torch.device) -> None:
+    def restore(self, state: Metrics, device: torch.device) -> None:
         if state:
             self.names = tuple(name for name in state if name)
             self.sums = torch.tensor(

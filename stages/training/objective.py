@@ -6,7 +6,7 @@ items such as masked tokens, a micro-batch divides its sum by the mean number of
 (`Counts`), so that each item has the same weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,8 +24,9 @@ from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Granularity
 
 Metrics = dict[str, Tensor]
+Term = tuple[Tensor, Metrics]  # a loss and its metrics
 # Mean number of items in a micro-batch of a step on all ranks, by loss.
-Counts = Mapping[str, Tensor]
+Counts = dict[str, Tensor]
 
 # Submodules that each loss trains. Every loss also trains the video and text encoders.
 TRAINED_BY = {
@@ -152,7 +153,7 @@ class Objective(NormalizedModel):
         length."""
         return False
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
         """Count the items in this micro-batch that a loss is averaged over, for each loss that has
         items."""
         return {}
@@ -273,7 +274,7 @@ class PrompterObjective(Objective):
         batch: Batch,
         counts: Counts,
         features: StepFeatures | None = None,
-    ) -> tuple[Tensor, Metrics]:
+    ) -> Term:
         video = self.encode_video(batch, cls_only=True)
         text = self.model.encode_text(batch.text, batch.mask)
         loss, _, _, metrics = self.contrast(batch, video, text, features)
@@ -368,7 +369,7 @@ class MatchingObjective(Objective):
         same_video = batch.video[:, None] == column_videos[None]
         return other_pool | same_video
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
         """Count the pairs of VTM: B positives, and 2B negatives without the rows that have none."""
         has_negative = ~self.find_excluded(batch).all(dim=1)
         return {"vtm": len(batch.video) + 2 * has_negative.sum()}
@@ -378,7 +379,7 @@ class MatchingObjective(Objective):
         batch: Batch,
         counts: Counts,
         features: StepFeatures | None = None,
-    ) -> tuple[Tensor, Metrics]:
+    ) -> Term:
         video = self.encode_video(batch)
         text = self.model.encode_text(batch.text, batch.mask)
         vtc, v2t, t2v, metrics = self.contrast(batch, video, text, features)
@@ -393,9 +394,7 @@ class MatchingObjective(Objective):
         vtm, vtm_metrics = self.matching(cls, negatives.valid, counts)
         return vtc + vtm, metrics | vtm_metrics
 
-    def matching(
-        self, cls: Tensor, valid: Tensor, counts: Counts
-    ) -> tuple[Tensor, Metrics]:
+    def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> Term:
         """Compute VTM, averaged over the positives and the valid negatives.
 
         Args:
@@ -429,7 +428,7 @@ class QaObjective(Objective):
     granularity: Granularity = "question"
     losses = ("qa",)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
         """Count the known answers."""
         assert batch.answers is not None
         return {"qa": (batch.answers != -100).sum()}
@@ -439,7 +438,7 @@ class QaObjective(Objective):
         batch: Batch,
         counts: Counts,
         features: StepFeatures | None = None,
-    ) -> tuple[Tensor, Metrics]:
+    ) -> Term:
         assert batch.answers is not None
         text = self.model.encode_text(batch.text, batch.mask)
         video = self.encode_video(batch)

@@ -27,6 +27,7 @@ from alpro.stages.training.objective import (
     Metrics,
     Negatives,
     StepFeatures,
+    Term,
     concatenate,
 )
 
@@ -106,8 +107,8 @@ class PretrainObjective(MatchingObjective):
         batch: Batch,
         counts: Counts,
         features: StepFeatures | None = None,
-    ) -> tuple[Tensor, Metrics]:
-        terms: dict[str, tuple[Tensor, Metrics]] = {}
+    ) -> Term:
+        terms: dict[str, Term] = {}
         video = self.encode_video(batch)
         text, masked = self.encode_texts(batch)
 
@@ -162,11 +163,9 @@ class PretrainObjective(MatchingObjective):
             masked: Tokens (B, L, D) of the masked texts.
         """
         # Positives are fused once: VTM reads [CLS] and PEM the patches.
-        if "pem" in self.losses:
-            yield "positive", Pairs(text, batch.mask, video)
-        elif "vtm" in self.losses:
-            yield "positive", Pairs(text, batch.mask, video, outputs=1)
-
+        if {"pem", "vtm"}.intersection(self.losses):
+            outputs = None if "pem" in self.losses else 1
+            yield "positive", Pairs(text, batch.mask, video, outputs)
         if negatives is not None:
             groups = self.negative_pairs(batch, video, text, negatives)
             yield "negative", concatenate(groups, outputs=1)
@@ -205,7 +204,7 @@ class PretrainObjective(MatchingObjective):
         crops = crop(scaled, boxes, video.patch_size, black)
         return self.prompter.model.probabilities(self.prompter.pixels(crops), prompts)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
         """Count the pairs of VTM, the masked tokens of MLM, and the confident pseudo-labels of PEM."""
         counts = super().counts(batch) if "vtm" in self.losses else {}
         if "mlm" in self.losses:
@@ -228,9 +227,7 @@ class PretrainObjective(MatchingObjective):
         both = self.model.encode_text(ids, batch.mask.repeat(2, 1))
         return both[: len(batch.text)], both[len(batch.text) :]
 
-    def masked_words(
-        self, batch: Batch, words: Tensor, counts: Counts
-    ) -> tuple[Tensor, Metrics]:
+    def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> Term:
         """Compute MLM, averaged over the masked tokens.
 
         Args:
@@ -244,9 +241,7 @@ class PretrainObjective(MatchingObjective):
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(
-        self, batch: Batch, patches: Tensor, counts: Counts
-    ) -> tuple[Tensor, Metrics]:
+    def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> Term:
         """Compute PEM (equation 5), averaged over the confident pseudo-labels.
 
         Args:

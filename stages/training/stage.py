@@ -31,6 +31,7 @@ from alpro.stages.training.distributed import World, init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.layers import are_layers_compiled, training_precision
 from alpro.stages.training.loop import Run, Validate
+from alpro.stages.training.metrics import Metrics
 from alpro.stages.training.objective import Objective
 
 # Mean and standard deviation of each channel of pixels in [0, 1].
@@ -124,7 +125,7 @@ def train(
             if training.draw:
                 training.draw(data)
 
-        metrics: dict[str, float] = {}
+        metrics: Metrics = {}
         if objective.losses:
             metrics = fit(training, data, config, out, world, resources)
         elif training.validate:
@@ -150,7 +151,7 @@ def fit(
     out: Path,
     world: World,
     resources: Resources,
-) -> dict[str, float]:
+) -> Metrics:
     """Train the objective. If the training `interpolates`, its weights are interpolated with the
     initial ones.
 

@@ -20,6 +20,7 @@ from alpro.errors import InputError
 from alpro.files import digest, read_json, write_json
 from alpro.log import progress
 from alpro.shards.reader import index_batches
+from alpro.stages.corpora.tables import UnitRecord
 from alpro.stages.corpora.units import Unit, Units, finish_units, open_units
 from alpro.stages.execution.interface import Resources
 
@@ -116,7 +117,7 @@ def tag_in_workers(
 def find_or_tag(task: CaptionUnit, tagger: str, version: str, store: Units) -> Unit:
     """Find the unit of the captions, or tag them."""
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> UnitRecord:
         rows = [
             (word, is_noun, n) for (word, is_noun), n in tag_unit(task, tagger).items()
         ]

@@ -20,6 +20,7 @@ from alpro.inference.encoding import (
     score,
 )
 from alpro.models.alpro import Alpro, Prompter
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import loaded_model
@@ -176,7 +177,8 @@ def loaded(tiny_model, tokenizer):
     torch.manual_seed(1)
     alpro = Alpro(tiny_model(tokenizer.get_vocab_size()), answers=4)
     encoder = QaObjective(alpro, [0.5] * 3, [0.25] * 3).eval()
-    return LoadedModel("", encoder, tokenizer, 24, answers=list("abcd"))
+    bundle = ModelBundle("qa", alpro, tokenizer, answers=list("abcd"))
+    return LoadedModel("", bundle, encoder, length=24)
 
 
 @pytest.fixture(scope="module")

@@ -46,10 +46,10 @@ def mixed(videos, tmp_path):
     ]
 
 
-def test_embeddings_are_those_of_the_evaluation(models, clips, tokenizer):
+def test_embeddings_are_those_of_the_evaluation(models, clips):
     model = models["retrieval"]
     gallery = Gallery.read(clips, "test")
-    loaded = LoadedModel("", model.encoder, tokenizer, 30)
+    loaded = LoadedModel("", model.folder, model.encoder, length=30)
     _, evaluated = loaded.encode_videos(gallery)
 
     embeddings = model.encode(list(gallery.videos))

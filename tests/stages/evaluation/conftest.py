@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.models.alpro import Alpro, ModelConfig
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -166,6 +167,7 @@ def reading(tiny_model):
         answers = ["rising", "falling", "other"]
         model = Reading(tiny_model(own.get_vocab_size()), answers, words, certainty)
         encoder = NormalizedModel(model, (mean,) * 3, (std,) * 3).eval()
-        return LoadedModel("reader", encoder, own, length=12, answers=answers)
+        bundle = ModelBundle("qa", model, own, answers=answers)
+        return LoadedModel("reader", bundle, encoder, length=12)
 
     return make

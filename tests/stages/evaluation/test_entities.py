@@ -1,6 +1,5 @@
 """How often the prompter's best entity is in the clip, and the best constant guess."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alpro.inference.encoding import Videos
+from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation import entities as entities_module
 from alpro.stages.evaluation.entities import (
@@ -89,11 +89,12 @@ def gallery(corpus_of, tmp_path):
     return Gallery.read(corpus_of(tmp_path / "corpus", ROWS), "test")
 
 
-def load(model=None):
+def load(model=None, entities=ENTITIES):
     """A prompter with prompts along the axes; those of images are turned by one."""
     encoder = NormalizedModel(model or nn.Identity(), (0.5,) * 3, (0.5,) * 3)
     prompts = {"video": torch.eye(3), "image": torch.eye(3).roll(1, 0)}
-    return LoadedModel("mine", encoder, None, 8, entities=ENTITIES, prompts=prompts)
+    bundle = ModelBundle("prompter", encoder.model, None, entities=entities)
+    return LoadedModel("mine", bundle, encoder, prompts)
 
 
 def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
@@ -114,13 +115,15 @@ def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
     assert row["items"] == 3
     assert row["value"] == 100
     assert row["chance"] == pytest.approx(200 / 3)  # "ball", in two of three
-    named = [(row["id"], row["named"]) for row in results.tables["entities"]]
+    named = [
+        (row["id"], row["named"]) for row in results.tables["entities"].to_pylist()
+    ]
     assert named == [("a", "ball"), ("c", "star"), ("d", "box")]
 
 
 def test_nothing_known_is_no_score(gallery):
     results = Results("mine")
-    unknown = replace(load(), entities=["moon of mars"])
+    unknown = load(entities=["moon of mars"])
 
     add_entities(results, unknown, gallery, Videos(torch.zeros(0), torch.zeros(4, 3)))
     add_crops(results, unknown, gallery, crops=2, threshold=0.2)
@@ -204,7 +207,7 @@ def test_the_accuracy_of_crops_and_their_calibration(monkeypatch):
         "kept": (6, pytest.approx(400 / 6), None),
         "ece": (5, pytest.approx(100 * (2 * 0.4 + 0.5 + 0.8 + 0.1) / 5), None),
     }
-    kept = [row["kept"] for row in results.tables["entity_crops"]]
+    kept = results.tables["entity_crops"]["kept"].to_pylist()
     assert kept == [False, False, True, True, True, True]
 
 

@@ -84,14 +84,16 @@ def test_items_that_training_has_too_are_left_out(
 def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     """By default those of the model; the paper's pre-training has 4 frames, and is evaluated with
     8."""
-    own = LoadedModel.of("own", load_model(folders["retrieval"], CPU), {}, CPU)
-    bundle = load_model(folders["retrieval"], CPU)
-    bundle.model.set_frames(8)
-    longer = LoadedModel.of("longer", bundle, {}, CPU, length=3)
+    own, longer = (load_model(folders["retrieval"], CPU) for _ in range(2))
+    longer.model.set_frames(8)
+    own, longer = (
+        LoadedModel("", bundle, bundle.normalized(CPU), length=length)
+        for bundle, length in ((own, 0), (longer, 3))
+    )
 
     assert own.frames == 4
     assert longer.frames == 8
-    assert longer.length == 3
+    assert longer.encode_texts(["a long text"]).mask.sum() == 3
     # Nearest neighbour, as in fine-tuning: each embedding stands for two frames.
     before = own.encoder.model.video_encoder.time_embed
     after = longer.encoder.model.video_encoder.time_embed

@@ -76,13 +76,13 @@ def test_a_row_says_what_was_asked_of_how_many(results):
 
 
 def test_a_table_lists_the_best_items_of_each_query(results):
-    row = results.tables["matching_t2v"][0]
+    row = results.tables["matching_t2v"].to_pylist()[0]
     assert row["text"] == "ball 0"
     assert row["id"] == "v0"
     assert row["rank"] == 1.0
     assert row["best"] == ["v0", "v2", "v1"]
     assert row["best_scores"] == [0.5, 0.1, -np.inf]
-    assert [row["rank"] for row in results.tables["matching_t2v"]] == [1, 1, 3]
+    assert results.tables["matching_t2v"]["rank"].to_pylist() == [1, 1, 3]
 
 
 def test_a_text_with_several_right_videos_has_their_average_precision():

@@ -57,7 +57,8 @@ def config(kind, corpora=("clips",), **validation):
 
 def score(objective, gallery, tokenizer, top_k=0):
     """The scores of an evaluation, under the names of validation."""
-    loaded = LoadedModel("", objective, tokenizer, 24)
+    bundle = ModelBundle("retrieval", objective.model, tokenizer)
+    loaded = LoadedModel("", bundle, objective, length=24)
     values = evaluate_model(loaded, gallery, Asked(top_k=top_k)).values()
     prefixes = {"matching": "validation/", "similarity": "validation/vtc/"}
     scores = {}

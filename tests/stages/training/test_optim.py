@@ -10,7 +10,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.text import Layer, TextConfig
 from alpro.stages.train_prompter import Config as PrompterConfig
 from alpro.stages.training.config import EncoderConfig
-from alpro.stages.training.objective import Objective
+from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
 # steps, warm-up share, share left at the end: the rate of every step, in shares of the highest.
@@ -35,7 +35,9 @@ def test_the_learning_rate_of_every_step(steps, warmup, last, shares, training):
 @pytest.fixture
 def objective(tiny_model):
     torch.manual_seed(0)
-    return Objective(Alpro(tiny_model(), entities=4, answers=3), [0.5] * 3, [0.5] * 3)
+    return MatchingObjective(
+        Alpro(tiny_model(), entities=4, answers=3), [0.5] * 3, [0.5] * 3
+    )
 
 
 PLACE_AND_TIME = [
