@@ -124,7 +124,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         table = pa.Table.from_pylist(values, schema)
         pq.write_table(table, out / f"{name}.parquet")
     # Checked after the tables are written: left_out.parquet says why words do not qualify.
-    check_enough(entities, config, out)
+    if len(entities) < 2:
+        raise InputError(
+            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are "
+            f"needed; {out / 'left_out.parquet'} says why the others do not (tagger = "
+            f"{config.tagger!r}), and build_vocabulary.entities_file takes a list of your own"
+        )
 
     # Fewer than M are no error: PEM has fewer classes then.
     warnings = []
@@ -195,16 +200,6 @@ def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOu
         else:
             chosen.append((word.name, word.count))
     return chosen, left_out
-
-
-def check_enough(entities: Chosen, config: Config, out: Path) -> None:
-    """Raise InputError if there are fewer than two entities."""
-    if len(entities) < 2:
-        raise InputError(
-            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are "
-            f"needed; {out / 'left_out.parquet'} says why the others do not (tagger = "
-            f"{config.tagger!r}), and build_vocabulary.entities_file takes a list of your own"
-        )
 
 
 def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
-from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.inference.encoding import load_model, load_prompter
 from alpro.inference.prompts import read_entities, read_prompts
@@ -38,6 +37,7 @@ from alpro.stages.training.stage import (
     Training,
     advance_generator,
     measure_preprocessing,
+    read_tokenizer,
     train,
     with_vocab_size,
 )
@@ -159,7 +159,7 @@ def load_teacher(
         advance_generator(teacher)
         return teacher, teacher.tokenizer, teacher.preprocessing
 
-    tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
+    tokenizer = read_tokenizer(inputs.tokenizer)
     return teacher, tokenizer, measure_preprocessing(config, inputs.corpora)
 
 

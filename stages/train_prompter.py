@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, model_validator
-from tokenizers import Tokenizer
 
-from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.models.alpro import Prompter
@@ -40,6 +38,7 @@ from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import (
     Training,
     measure_preprocessing,
+    read_tokenizer,
     train,
     with_vocab_size,
 )
@@ -197,7 +196,7 @@ def build_prompter(config: Config, inputs: Inputs, device: torch.device) -> Mode
     """Build a prompter with the configured sizes, initial weights and normalization."""
     # `needs` omits the tokenizer only for `clip`.
     assert inputs.tokenizer is not None
-    tokenizer = Tokenizer.from_file(str(require(inputs.tokenizer, "tokenizer.json")))
+    tokenizer = read_tokenizer(inputs.tokenizer)
     model = Prompter(with_vocab_size(config.model, tokenizer)).to(device)
     config.load_initial(model)
     return ModelBundle(

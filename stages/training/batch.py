@@ -2,7 +2,7 @@
 (paper, section 3.2)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -41,11 +41,11 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with `change` applied to each tensor."""
-        values: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            values[entry.name] = change(value) if isinstance(value, Tensor) else value
-        return Batch(**values)
+        tensors: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                tensors[name] = change(value)
+        return replace(self, **tensors)
 
     def to(self, device: torch.device) -> "Batch":
         # The memory is pinned, so it is copied while the GPU computes.
@@ -70,17 +70,13 @@ class Batch:
                 lengths=self.lengths[rows],
             )
             if micro_batch.lengths:
-                micro_batch.truncate_texts_(pad_length(max(micro_batch.lengths)))
+                length = pad_length(max(micro_batch.lengths))
+                for name in ("text", "mask", "masked", "labels"):
+                    tokens = getattr(micro_batch, name)
+                    if tokens is not None:
+                        setattr(micro_batch, name, tokens[:, :length])
             micro_batches.append(micro_batch)
         return micro_batches
-
-    def truncate_texts_(self, length: int) -> None:
-        """Truncate the texts to `length` positions, in place."""
-        self.text = self.text[:, :length]
-        self.mask = self.mask[:, :length]
-        if self.masked is not None and self.labels is not None:
-            self.masked = self.masked[:, :length]
-            self.labels = self.labels[:, :length]
 
 
 def collate(step: int, kind: str, items: list[dict], pad_id: int, length: int) -> Batch:

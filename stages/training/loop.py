@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -439,12 +438,9 @@ def catch_stop_signals() -> Iterator[list[int]]:
     """Yield a list that receives SIGTERM and SIGINT instead of the process, so that the current step
     can finish."""
     received: list[int] = []
-
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        received.append(signal_number)
-
     previous = {
-        name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)
+        name: signal.signal(name, lambda number, _: received.append(number))
+        for name in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield received

@@ -27,7 +27,7 @@ from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
 from alpro.stages.training.checkpoint import copy_trainable
 from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import World, init_distributed
+from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.layers import are_layers_compiled, training_precision
 from alpro.stages.training.loop import Run, Validate
@@ -127,7 +127,12 @@ def train(
 
         metrics: Metrics = {}
         if objective.losses:
-            metrics = fit(training, data, config, out, world, resources)
+            initial = copy_trainable(objective) if training.interpolates else {}
+            run = Run(objective, data, config, out, world, resources)
+            metrics = run.train(training.validate, training.select)
+            if training.interpolates and training.validate:
+                validate = partial(run.measure, training.validate)
+                metrics |= interpolate_(objective, initial, validate, training.select)
         elif training.validate:
             objective.eval()
             with torch.no_grad():
@@ -142,30 +147,6 @@ def train(
             "samples_without_text": data.skipped,
         }
         return Outcome(counts, metrics, warnings, dtype_name(dtype))
-
-
-def fit(
-    training: Training,
-    data: TrainingDataset,
-    config: TrainingConfig,
-    out: Path,
-    world: World,
-    resources: Resources,
-) -> Metrics:
-    """Train the objective. If the training `interpolates`, its weights are interpolated with the
-    initial ones.
-
-    Returns:
-        The metrics of the final weights.
-    """
-    objective = training.objective
-    initial = copy_trainable(objective) if training.interpolates else {}
-    run = Run(objective, data, config, out, world, resources)
-    metrics = run.train(training.validate, training.select)
-    if training.interpolates and training.validate:
-        validate = partial(run.measure, training.validate)
-        metrics |= interpolate_(objective, initial, validate, training.select)
-    return metrics
 
 
 def save_model(
@@ -193,6 +174,11 @@ def save_model(
     if by_matching > by_similarity:
         bundle.ranking = "matching"
     bundle.save_pretrained(folder)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a train_tokenizer artifact."""
+    return Tokenizer.from_file(str(require(folder, "tokenizer.json")))
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
