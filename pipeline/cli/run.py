@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from alpro.environment import outside_current_folder
 from alpro.locks import check_locks
 from alpro.log import log
-from alpro.names import Artifact, write_refs
+from alpro.names import Artifact
 from alpro.pipeline.cli.options import RunOptions, Source, print_json
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ def run(
     root, wait = prepare_run(options)
 
     # Slow to import: meanwhile the temporary server starts.
-    from alpro.pipeline.config.load import variations
     from alpro.pipeline.plan.checks import check_plan, fetch_models
-    from alpro.pipeline.plan.plan import make_plan
+    from alpro.pipeline.plan.plan import make_plan, write_names
     from alpro.pipeline.reports.terminal import print_results
 
     # Refuse what would fail before anything starts.
@@ -63,8 +62,7 @@ def run(
     if artifacts:
         log.info("every artifact exists: no run was started")
         # STAGE stands for what the last command built or found.
-        fingerprints = {record.name: record.fingerprint for _, record in artifacts}
-        write_refs(root, command.config, variations(command), fingerprints)
+        write_names(plan, artifacts)
     else:
         fetch_models(plan)
         artifacts = run_flow(plan, options.tracking_uri, wait)

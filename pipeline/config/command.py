@@ -1,9 +1,8 @@
 """A command: a configuration, changes of its values, and the last stage to run."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import tomli_w
 
 from alpro.artifact import Record
 from alpro.names import config_name
@@ -58,5 +57,5 @@ def text_change(key: str, text: str) -> str:
     >>> text_change("corpora.data.data", "my videos")
     'corpora.data.data="my videos"'
     """
-    value = tomli_w.dumps({"value": text}).removeprefix("value = ").rstrip("\n")
-    return f"{key}={value}"
+    # A string of JSON is one of TOML.
+    return f"{key}={json.dumps(text, ensure_ascii=False)}"

@@ -8,8 +8,6 @@ from pydantic.fields import FieldInfo
 
 from alpro.pipeline.config.files import suggest
 
-ALIASES = {"learning_rate": "lr"}  # other names of keys, which are not spelled alike
-
 
 def find_field(
     model: type[BaseModel], keys: Sequence[str]
@@ -23,20 +21,25 @@ def find_field(
     field = None
     annotation: Any = model
     for key in keys:
-        # Finds the table of `Table | None`.
         for kind in (annotation, *get_args(annotation)):
-            fields = getattr(kind, "model_fields", {})
-            if key in fields:
-                field = fields[key]
-                annotation = field.annotation
-                break
             if get_origin(kind) in (dict, tuple):
                 # A key or an index; of tuple[T, ...] the last argument is an ellipsis.
                 annotation = [one for one in get_args(kind) if one is not ...][-1]
                 break
         else:
-            return None, None
+            field = list_fields(annotation).get(key)
+            if field is None:
+                return None, None
+            annotation = field.annotation
     return field, annotation
+
+
+def list_fields(annotation: Any) -> dict[str, FieldInfo]:
+    """Return the fields of a table, also of `Table | None`."""
+    fields: dict[str, FieldInfo] = {}
+    for kind in (annotation, *get_args(annotation)):
+        fields |= getattr(kind, "model_fields", {})
+    return fields
 
 
 def error_line(error: ValidationError, model: type[BaseModel]) -> str:
@@ -46,23 +49,12 @@ def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     *parents, last = map(str, first["loc"] or [""])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        names = list_keys(model, parents)
-        message = (
-            f"unknown key; {suggest(ALIASES.get(last, last), names, 'the keys are')}"
-        )
+        _, table = find_field(model, parents)
+        fields = list_fields(table).items()
+        names = [field.alias or name for name, field in fields]
+        message = f"unknown key; {suggest(last, names, 'the keys are')}"
     # A whole table would be too long for the line.
     elif not isinstance(first["input"], dict | BaseModel):
         message += f" (it is {first['input']!r})"
     key = ".".join([*parents, last])
     return f"{key}: {message}" if key else message
-
-
-def list_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
-    """Return the keys of a table."""
-    _, annotation = find_field(model, parents)
-    names = []
-    # Finds the table of `Table | None`.
-    for kind in (annotation, *get_args(annotation)):
-        fields = getattr(kind, "model_fields", {})
-        names += [field.alias or name for name, field in fields.items()]
-    return names

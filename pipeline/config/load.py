@@ -70,36 +70,12 @@ def validate(values: Values, command: Command) -> PipelineConfig:
 
 def check_corpora(settings: PipelineConfig, command: Command) -> None:
     """Check that a change adds no corpus that nothing reads, as `--data` does where the corpora have
-    other names, and that every corpus that a stage reads has data."""
-    used = settings.used_corpora
+    other names."""
     # A file may have a corpus in reserve.
     defined = read_config(find_config(command.config)).get("corpora", {})
-    for name in settings.corpora.keys() - used.keys() - defined.keys():
+    for name in settings.corpora.keys() - settings.used_corpora.keys() - defined.keys():
         options = " or ".join(f"corpora.{name}.data" for name in defined)
         raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
-
-    for name in used:
-        corpus = settings.corpora[name]
-        if not (corpus.manifest or corpus.data or corpus.shards):
-            option = ", or --data" if name == "data" else ""
-            raise InputError(f"{command.config}: set corpora.{name}.data{option}")
-
-
-def variations(command: Command) -> list[str]:
-    """Return the changes of a command that make a variant of its configuration: all but those that
-    name the user's files and models, and the resources."""
-    varied = []
-    for change in command.changes:
-        key, _, text = change.partition("=")
-        keys = key.strip().split(".")
-        value = str(parse_value(text.strip(), keys))
-        kind = kind_of_path(keys, value)
-
-        # A model on the hub is a variant, as any other value.
-        is_file = kind in ("file", "root") or (kind and Path(value).exists())
-        if not is_file and keys[0] != "resources":
-            varied.append(change)
-    return varied
 
 
 # Files.
@@ -192,7 +168,7 @@ def read_change(change: str) -> Values:
     """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
     key, equals, text = change.partition("=")
     refuse_credentials(key.strip(), text)
-    if not equals or not key.strip():
+    if not equals:
         raise InputError(
             f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4"
         )
@@ -228,13 +204,11 @@ def share_tables(values: Values) -> Values:
     for stage in TEXT_STAGES:
         values.setdefault(stage, {})
     for key, stages in SHARED.items():
-        shared = values.get(key, {})
         for stage in stages:
             table = values.get(stage)
             if not isinstance(table, dict):
                 continue
-            own = table.get(key, {})
-            if own and stage != "train_prompter":
+            if table.get(key) and stage != "train_prompter":
                 raise InputError(f"{stage}.{key}: set it once, in [{key}]")
-            values[stage] = {**table, key: merge(shared, own)}
+            values[stage] = merge({key: values.get(key, {})}, table)
     return values

@@ -28,6 +28,8 @@ from alpro.stages.training.config import TrainingConfig
 
 # The value of evaluate.baseline for the CLIP that training starts from.
 OWN_CLIP = "clip"
+# Tasks of models in `pretrained`, as the inputs that take them are called.
+START_TASKS = {"pretrain": "pretrained", "retrieval": "retrieval", "qa": "qa"}
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -79,9 +81,7 @@ class Corpus(DecodeVideos, frozen=True):
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        values = self.model_dump(
-            exclude={"data", "shards", "annotations", "root", "columns"}
-        )
+        values = self.model_dump(include={*DecodeVideos.model_fields})
         return DecodeVideos.model_validate(values)
 
     @property
@@ -144,13 +144,12 @@ class PipelineConfig(BaseModel):
     def _one_start(self) -> "PipelineConfig":
         """Check that there is one model to start from: a prompter that this pipeline trains or names
         for pre-training, a CLIP that it fine-tunes, or a model that is there already."""
-        teacher = self.train_prompter
-        student = self.pretrain
         named_clip = self.cache_prompts.prompter
-
         if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
-        has_start = self.pretrained or ((named_clip or teacher) and student)
+
+        has_prompter = bool(named_clip or self.train_prompter)
+        has_start = self.pretrained or (has_prompter and self.pretrain)
         if not has_start and not self.finetunes_clip:
             raise ValueError(
                 "set [train_prompter] or cache_prompts.prompter, and [pretrain]; or only "
@@ -160,27 +159,24 @@ class PipelineConfig(BaseModel):
             raise ValueError(
                 "evaluate.baseline: no CLIP is trained; set it to a hub name or a folder"
             )
-
-        # The weights of a CLIP's towers do not fit into ours.
-        if self.clip and student and student.start == "prompter":
-            raise ValueError(
-                f"pretrain.start: the prompter has the towers of {self.clip!r}, not ours; set it to "
-                "scratch"
-            )
         return self
 
     @model_validator(mode="after")
     def _equal_encoders(self) -> "PipelineConfig":
-        """Check that a prompter with our towers fits the model of pre-training."""
+        """Check that the prompter fits the model of pre-training."""
         teacher = self.train_prompter
         student = self.pretrain
-        if not teacher or not student or self.clip or teacher.model == student.model:
+        if not student or (
+            teacher and teacher.model == student.model and not self.clip
+        ):
             return self
         if student.start == "prompter":
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but train_prompter and pretrain "
-                "have different ones: leave out [train_prompter.model], or start from scratch"
+                "pretrain.start = prompter copies both encoders, but the prompter has other ones: "
+                "set it to scratch, or leave out [train_prompter.model] and the CLIP"
             )
+        if not teacher or self.clip:
+            return self
         # A prompter may be smaller than the student, if both see the same patches.
         for key in ("patch_size", "image_size", "frames"):
             size = getattr(teacher.model.video, key)
@@ -199,8 +195,13 @@ class PipelineConfig(BaseModel):
                 raise ValueError(
                     f"{key}: no corpus {name!r}; the corpora are {', '.join(self.corpora)}"
                 )
-            if self.corpora[name].manifest and self.render_sample is None:
+            corpus = self.corpora[name]
+            if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
+            if not (corpus.manifest or corpus.data or corpus.shards):
+                raise ValueError(
+                    f"set corpora.{name}.data; --data sets corpora.data.data"
+                )
         return self
 
     @property
@@ -243,12 +244,12 @@ class PipelineConfig(BaseModel):
         """Whether the pipeline ends with a CLIP that it trains further."""
         others = (
             self.pretrained,
+            self.cache_prompts.prompter,
             self.pretrain,
             self.finetune_retrieval,
             self.finetune_qa,
         )
-        is_clip = bool(self.train_prompter and self.train_prompter.clip)
-        return is_clip and not any(others) and not self.cache_prompts.prompter
+        return bool(self.clip) and not any(others)
 
     @property
     def start(self) -> Path | None:
@@ -263,18 +264,11 @@ class PipelineConfig(BaseModel):
             return ""
 
         task = read_kind(self.start, "task")
-        if not task:
+        if task not in START_TASKS:
             raise InputError(
-                f"pretrained: {self.start}: no readable config.json; this is not a model folder"
+                f"pretrained: {self.start}: not a model folder of pre-training or fine-tuning"
             )
-        if task == "prompter":
-            raise InputError(
-                f"pretrained: {self.start} is a prompter; give a model of pre-training or "
-                f"fine-tuning"
-            )
-
-        # The stages call the input that takes such a model `pretrained`.
-        return "pretrained" if task == "pretrain" else task
+        return START_TASKS[task]
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training stages that this pipeline has, by name."""

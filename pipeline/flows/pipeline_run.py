@@ -15,11 +15,10 @@ from prefect.artifacts import create_markdown_artifact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write
 from alpro.log import log
-from alpro.names import Artifact, write_refs
-from alpro.pipeline.config.load import variations
+from alpro.names import Artifact
 from alpro.pipeline.execution.processes import Processes, find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
-from alpro.pipeline.plan.plan import Plan
+from alpro.pipeline.plan.plan import Plan, write_names
 from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
@@ -175,9 +174,7 @@ class PipelineRun:
             states=states,
         )
         Runs(self.plan.workspace).write(run)
-        write_refs(
-            self.plan.workspace, run.config, variations(run.command), fingerprints
-        )
+        write_names(self.plan, self.artifacts)
         return run
 
     def describe_changes(self, earlier: Sequence[Run]) -> list[str]:

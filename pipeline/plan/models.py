@@ -1,10 +1,19 @@
-"""Settings of a command on this machine, where the models that they name may be local folders."""
+"""Settings of a command on this machine, where the models that they name may be local folders, and
+which of its changes make a variant."""
 
+from pathlib import Path
 from typing import Literal
 
 from alpro.models.initial import read_sizes
 from alpro.pipeline.config.command import MODEL_STAGES, Command
-from alpro.pipeline.config.load import Values, merge, read_values, validate
+from alpro.pipeline.config.load import (
+    Values,
+    kind_of_path,
+    merge,
+    parse_value,
+    read_values,
+    validate,
+)
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 
 ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (
@@ -59,3 +68,19 @@ def with_encoder_sizes(values: Values) -> Values:
         if encoder == "text":
             values = merge({"train_tokenizer": {"tokenizer": names[first]}}, values)
     return values
+
+
+def variations(command: Command) -> list[str]:
+    """Return the changes of a command that make a variant of its configuration: all but those that
+    name the user's files and models, and the resources."""
+    varied = []
+    for change in command.changes:
+        key, _, text = change.partition("=")
+        keys = key.strip().split(".")
+        value = str(parse_value(text.strip(), keys))
+        kind = kind_of_path(keys, value)
+        # A model on the hub is a variant, as any other value.
+        is_file = kind in ("file", "root") or (kind and Path(value).exists())
+        if not is_file and keys[0] != "resources":
+            varied.append(change)
+    return varied

@@ -1,6 +1,6 @@
 """The plan of a command: its steps with their inputs and outside files, and which have to run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,13 +11,13 @@ from alpro.errors import InputError
 from alpro.files import digest
 from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
-from alpro.names import Artifact
+from alpro.names import Artifact, write_refs
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import suggest
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
-from alpro.pipeline.plan.models import read_settings
+from alpro.pipeline.plan.models import read_settings, variations
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.snapshot import Snapshot
@@ -80,6 +80,13 @@ class Plan:
                 return []
             artifacts.append((self.store.folder(step), record))
         return artifacts
+
+
+def write_names(plan: Plan, artifacts: Iterable[Artifact]) -> None:
+    """Let STAGE, and CONFIG/STAGE if the command makes no variant, stand for artifacts."""
+    fingerprints = {record.name: record.fingerprint for _, record in artifacts}
+    command = plan.command
+    write_refs(plan.workspace, command.config, variations(command), fingerprints)
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:

@@ -10,7 +10,8 @@ from alpro.artifact import flatten
 from alpro.errors import InputError
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import CONFIGS, shipped
-from alpro.pipeline.config.load import read_config, variations
+from alpro.pipeline.config.load import read_config
+from alpro.pipeline.plan.models import variations
 from docs.write_configuration import document
 from tests.conftest import ROOT, one_line
 from tests.pipeline.conftest import TINY
@@ -225,7 +226,7 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", "'lr'"]),
+        ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", ", lr, "]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "than 0 (it is -1"]),
         ("pretrain.lr=fast", ["pretrain.lr: ", "number", "(it is 'fast')"]),
@@ -259,7 +260,7 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
             ["train_prompter.crops.area = [0.3, 0.31]", "4 x 4"],
         ),
         # A pipeline has one start, and encoders that fit.
-        (CLIP, ["pretrain.start: "]),
+        (CLIP, ["pretrain.start = prompter"]),
         ("train_prompter=false", ["cache_prompts.prompter"]),
         ("pretrain=false", ["pretrained"]),
         (f"pretrained=m & {CLIP}", ["pretrained", "cache_prompts.prompter"]),
