@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 15
+VERSION = 16
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"(\{([^{}]+?)(?::0(\d+))?\})")
@@ -56,6 +56,7 @@ NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
 BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
+BETWEEN_OPTIONS = "|"
 BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
 
 Time = float | None  # in seconds
@@ -424,6 +425,8 @@ def read_option(record: Record, form: Form, answer: str) -> str:
         (options,) = options
     if isinstance(options, dict):
         options = [*options.values()]
+    if isinstance(options, str) and BETWEEN_OPTIONS in options:
+        options = options.split(BETWEEN_OPTIONS)
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
 

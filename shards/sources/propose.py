@@ -15,6 +15,8 @@ from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
+    BETWEEN_OPTIONS,
+    OPTION_NAME,
     SEVERAL,
     TABLE,
     TEMPLATE_COLUMN,
@@ -47,8 +49,10 @@ MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
 # Lines to complete where no column has one of these meanings.
 NOT_FOUND = {
     "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
-    "captions answer": '# captions = ""  # the column of the texts, or `question` and `answer`',
+    "captions question": '# captions = ""  # the column of the texts, or `question` and `answer`',
 }
+NO_ANSWER = '# answer = ""  # the column of the answers; write those of another file into this one'
+UNKNOWN_FIRST = '# first_option = "0"  # or "1": the answers do not tell'
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -95,10 +99,13 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
         unit = "  # in seconds" if key in ("end", "span") else ""
-        lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}{unit}")
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}{unit}"
+        lines.append(line if key != "first_option" or value else UNKNOWN_FIRST)
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
             lines.append(line)
+    if "question" in columns and "answer" not in columns:
+        lines.append(NO_ANSWER)
 
     preview = Items(
         items.root,
@@ -211,7 +218,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
             free.pop(name)
     times = propose_times(free)
     proposed |= times
-    free.pop(times.get("span", ""), None)
+    for name in times.values():
+        free.pop(name, None)
 
     if "question" in proposed:
         # Answers follow their questions.
@@ -320,47 +328,75 @@ def propose_times(cells: Cells) -> dict[str, str]:
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
-    """Return the column of the answers, and those of the options if each answer names one."""
+    """Return the column of the answers, and those of the options if each answer names one. If it is
+    not known what answers call the first option, `first_option` is empty."""
     texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
     # The names of options differ in their last character, or one column has the list of all.
     stems = Counter(name[:-1] for name in texts)
     largest = max(stems.values(), default=0)
     options = [name for name in texts if stems[name[:-1]] == largest > 1]
-    lists = [name for name in texts if read_text(texts[name][0]).startswith(SEVERAL)]
-    options = options or lists[:1]
-    # Columns that are named as answers are, first.
+    lists = [name for name in texts if is_list(texts[name][0])]
+    options = options or [name for name in lists if not is_named_answer(name)][:1]
+
     others = [
         name
         for name in cells
         if name not in options and not is_row_number(name, cells[name])
     ]
-    others.sort(key=lambda name: fold(name) not in WORDS["usual"]["answer"])
-
+    others.sort(key=lambda name: not is_named_answer(name))
     rows = [
         dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
     ]
-    zero_first = bool(options) and options[0].endswith("0")
-    firsts = ("", "A", "0", "1") if zero_first else ("", "A", "1", "0")
-    choices = product(others, firsts) if options else ()
-    for name, first in choices:
+    for name in others if options else ():
         columns: dict[str, Any] = {"answer": name, "options": options}
-        if first:
-            columns["first_option"] = first
-        form = Form.model_validate(columns)
-        with suppress(ValueError):
-            # An answer that names no option is an error.
-            answers = [read_answer(row, form) for row in rows]
-            if any(answers):
-                return columns
-    for name in [*others, *lists]:
-        if any(map(has_words, map(read_text, cells[name]))):
+        names = [
+            first for first in ("", "A", "0", "1") if name_options(rows, columns, first)
+        ]
+        if names and names[0]:
+            # Numbers may be from 0 or from 1, unless the options are named so.
+            is_told = len(names) == 1 or options[0].endswith("0")
+            columns["first_option"] = names[0] if is_told else ""
+        if names:
+            return columns
+
+    # Beside options, another text is an answer if most cells have words.
+    others.sort(key=lambda name: not (is_named_answer(name) and name in texts))
+    for name in others:
+        answers = [*map(read_text, cells[name])]
+        has_name = is_named_answer(name) or any(map(has_words, answers))
+        if name in texts or (has_name and not options):
             return {"answer": name}
+        if options and all(map(OPTION_NAME.fullmatch, answers)):
+            # Numbers from 0 to the number of options.
+            return {"answer": name, "options": options, "first_option": ""}
     return {}
+
+
+def is_named_answer(name: str) -> bool:
+    folded = fold(name)
+    is_usual = folded in WORDS["usual"]["answer"]
+    return is_usual or folded.endswith(("answer", "answers"))
+
+
+def is_list(cell: Any) -> bool:
+    """Return whether a cell has several texts."""
+    text = read_text(cell)
+    return text.startswith(SEVERAL) or BETWEEN_OPTIONS in text
+
+
+def name_options(rows: list[Record], columns: Record, first: str) -> bool:
+    """Return whether each answer names an option if `first` means the first one."""
+    form = Form.model_validate(columns | {"first_option": first})
+    try:
+        answers = [read_answer(row, form) for row in rows]
+    except ValueError:
+        return False
+    return any(answers)
 
 
 def is_row_number(name: str, cells: list[Any]) -> bool:
     """Return whether the cells of a column, unless it is named as answers are, count the rows."""
-    if fold(name) in WORDS["usual"]["answer"]:
+    if is_named_answer(name):
         return False
     texts = [*map(read_text, cells)]
     counts = [[str(row + first) for row in range(len(texts))] for first in (0, 1)]
