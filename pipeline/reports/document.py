@@ -166,9 +166,11 @@ def describe_run(
         )
     parts["Rejected"] = show_rejects(artifacts)
     parts["Stages"] = show_stages(run, steps, artifacts)
-    words = escape(" ".join(["alpro", *run.command.words]))
+    start = run.at[:19].replace("T", " ")
+    words = " ".join(["alpro", *run.command.words])
     parts["Run"] = (
-        f"Started {run.at}, took {format_duration(run.seconds)}: {words}, commit {run.commit}."
+        f"Started {start} UTC, took {format_duration(run.seconds)}. {format_code(words)}, commit "
+        f"{run.commit}."
     )
 
     sections = [f"## {heading}\n\n{body}" for heading, body in parts.items() if body]
@@ -186,13 +188,18 @@ def summarize(
     state = f"**{run.state.capitalize()}**"
     reason = f": {escape(run.reason)}" if run.reason else ""
     scores = escape(headline(results))
-    changed = escape(", ".join(changes))
+    codes = [format_code(change) for change in changes]
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        f"Changed: {changed}." if changed else "No value was changed.",
+        f"Changed: {', '.join(codes)}." if codes else "No value was changed.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
+
+
+def format_code(text: str) -> str:
+    """Return a text as code in Markdown. A backtick would end it, and what follows be Markdown."""
+    return escape(text) if "`" in text else f"`{text}`"
 
 
 def show_list(items: Iterable[str]) -> str:
