@@ -56,7 +56,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
 
         about = manifest.about
-        codes = plan.columns["kind"][plan.row_indices].tolist()
+        codes = plan.columns["kind"].tolist()
         kinds = Counter(KINDS[code] for code in codes)
         splits = plan.splits()
         silent = kinds.total() - sum(split["items"] for split in splits.values())
@@ -130,8 +130,8 @@ def find_leaks(plan: DecodePlan) -> Iterator[str]:
 
 def texts_of(plan: DecodePlan, split: str) -> Iterator[tuple[list[int], list[str]]]:
     """Yield the hashes of the captions, and the answers, of each item of a split."""
-    is_split = plan.columns["split"][plan.row_indices] == SPLITS.index(split)
-    for table in plan.tables(plan.row_indices[is_split]):
+    is_split = plan.columns["split"] == SPLITS.index(split)
+    for table in plan.tables(is_split.nonzero()[0]):
         for item in table.select(["captions", "questions"]).to_pylist():
             answers = [one["answer"] for one in item["questions"]]
             yield [hash(text) for text in item["captions"]], answers

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from alpro.files import (
     temporary_name,
 )
 from alpro.log import progress
-from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Row
+from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
 from alpro.shards.sources.media import TEXT_SUFFIXES, read_suffix
@@ -45,6 +45,7 @@ ROW_GROUP = 8192  # rows of a manifest that are written and read together
 # Files whose contents the rows depend on.
 STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
 TEXT_COUNTS = ("captions", "questions")
+NO_TEXTS = dict.fromkeys(("items", *TEXT_COUNTS, "answers"), 0)
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
@@ -182,7 +183,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
     Args:
         base: The folder that paths are relative to in the digest.
     """
-    splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    splits: defaultdict[str, dict[str, int]] = defaultdict(NO_TEXTS.copy)
     answers: defaultdict[str, set[int]] = defaultdict(set)
     content = hashlib.sha256()
     counts = {"rows": 0, "rejects": 0}
@@ -210,31 +211,29 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             inside = fields["path"].removeprefix(f"{base}/")
             text = json.dumps(fields | {"path": inside}, sort_keys=True)
             content.update(text.encode())
-            if isinstance(record, Row):
-                # Only the id is hashed: another row does not move this cut.
-                id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
-                fields["cut"] = int.from_bytes(id_hash, "big")
-                fields["meta"] = json.dumps(record.meta)
-                pending["rows"].append(fields)
-                split = splits[record.split]
-                split["items"] += bool(record.captions or record.questions)
-                split["captions"] += len(record.captions)
-                split["questions"] += len(record.questions)
-                known = answers[record.split]
-                known.update(hash(asked.answer) for asked in record.questions)
+            if isinstance(record, Reject):
+                # An invalid row has nothing in the columns of a missing item.
+                pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | fields)
+                if isinstance(record, MissingItem):
+                    # Its split is named, also if no item of it has a file.
+                    splits[record.split]
                 continue
-            if isinstance(record, MissingItem):
-                # Its split is named, also if no item of it has a file.
-                splits.setdefault(record.split, Counter())
-            # An invalid row has nothing in the columns of a missing item.
-            pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | fields)
 
-    split_counts = {}
-    for name, counted in splits.items():
-        split_counts[name] = {key: counted[key] for key in ("items", *TEXT_COUNTS)}
-        split_counts[name]["answers"] = len(answers[name])
+            # Only the id is hashed: another row does not move this cut.
+            id_hash = hashlib.blake2b(record.id.encode(), digest_size=4).digest()
+            fields["cut"] = int.from_bytes(id_hash, "big")
+            fields["meta"] = json.dumps(record.meta)
+            pending["rows"].append(fields)
+            counted = splits[record.split]
+            counted["items"] += bool(record.captions or record.questions)
+            for name in TEXT_COUNTS:
+                counted[name] += len(fields[name])
+            known = answers[record.split]
+            known.update(hash(asked.answer) for asked in record.questions)
+            counted["answers"] = len(known)
+
     return {
         **counts,
         "digest": content.hexdigest(),
-        "splits": split_counts,
+        "splits": splits,
     }

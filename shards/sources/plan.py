@@ -126,15 +126,14 @@ class DecodePlan:
         batches = manifest.batches(["kind", "split", "cut", *TEXT_COUNTS, *NAMES])
         # An empty manifest has no batch, so the schema is given.
         numbers = pa.Table.from_batches(map(self._read_columns, batches), NUMBERS)
-        self.columns: dict[str, np.ndarray] = {}
-        for name in NUMBERS.names:
-            self.columns[name] = numbers[name].to_numpy()
-
-        # A boolean for each row of the manifest.
         planned_kinds = [KINDS.index(kind) for kind in self.kinds]
-        self.is_planned = np.isin(self.columns["kind"], planned_kinds)
-        self.row_indices = np.flatnonzero(self.is_planned)
-        self.rows_of_unit = dict(self._cut(max_rows))  # indices of rows in the manifest
+        is_planned = np.isin(numbers["kind"], planned_kinds)
+        # Of each planned row: its index in the manifest, and its numbers.
+        self.row_indices = np.flatnonzero(is_planned)
+        self.columns = {
+            name: numbers[name].to_numpy()[is_planned] for name in NUMBERS.names
+        }
+        self.rows_of_unit = dict(self._cut(max_rows))  # positions of planned rows
         file = pq.ParquetFile(manifest.file)
         # Consecutive units are in the same row groups.
         self._row_group = lru_cache(maxsize=4)(file.read_row_group)
@@ -199,7 +198,7 @@ class DecodePlan:
         for split, kind in product(SPLITS, KINDS):
             is_split = self.columns["split"] == SPLITS.index(split)
             is_kind = self.columns["kind"] == KINDS.index(kind)
-            rows = np.flatnonzero(self.is_planned & is_split & is_kind)
+            rows = np.flatnonzero(is_split & is_kind)
             possible_ends = np.flatnonzero(is_possible_end[rows]) + 1
 
             first = 0
@@ -215,23 +214,19 @@ class DecodePlan:
                 first = last
                 unit_count += 1
 
-    def tables(self, indices: np.ndarray) -> Iterator[pa.Table]:
-        """Yield the rows of the manifest with these indices, with their splits and groups, in
-        parts."""
-        if not len(indices):
+    def tables(self, rows: np.ndarray) -> Iterator[pa.Table]:
+        """Yield planned rows by their positions, with their splits and groups, in parts."""
+        if not len(rows):
             return
+        indices = self.row_indices[rows]
+        split_codes = self.columns["split"][rows]
         # The file is read by row groups: each run of indices in one group is taken at once.
-        group_indices = indices // ROW_GROUP
-        group_starts = np.flatnonzero(np.diff(group_indices)) + 1
-        for in_group in np.split(indices, group_starts):
-            group_index = int(in_group[0]) // ROW_GROUP
-            row_group = self._row_group(group_index)
-            in_row_group = pa.array(in_group % ROW_GROUP)
-            table = row_group.take(in_row_group)
-
-            split_codes = pa.array(self.columns["split"][in_group])
+        group_starts = np.flatnonzero(np.diff(indices // ROW_GROUP)) + 1
+        for run in np.split(np.arange(len(rows)), group_starts):
+            row_group = self._row_group(int(indices[run[0]]) // ROW_GROUP)
+            table = row_group.take(pa.array(indices[run] % ROW_GROUP))
             columns = {
-                "split": pa.array(SPLITS).take(split_codes),
+                "split": pa.array(SPLITS).take(pa.array(split_codes[run])),
                 "group": pa.array(self._groups(table), pa.string()),
             }
             for name, values in columns.items():
@@ -241,8 +236,8 @@ class DecodePlan:
 
     def units(self) -> Iterator[DecodeUnit]:
         """Yield the units in order, read one at a time."""
-        for name, indices in self.rows_of_unit.items():
-            yield DecodeUnit(name, pa.concat_tables(self.tables(indices)))
+        for name, rows in self.rows_of_unit.items():
+            yield DecodeUnit(name, pa.concat_tables(self.tables(rows)))
 
     def rejects(self) -> Iterator[Reject]:
         return (Reject(**row) for row in self.reject_table().to_pylist())
@@ -261,31 +256,26 @@ class DecodePlan:
         columns = {"split": self._assign_splits(missing)}
         for name in TEXT_COUNTS:
             columns[name] = missing[name].to_numpy()
-        for name in columns:
-            planned = self.columns[name][self.is_planned]
-            columns[name] = np.concatenate([planned, columns[name]])
+        for name, values in columns.items():
+            columns[name] = np.concatenate([self.columns[name], values])
         return count_by_split(columns)
 
     def evenly_spaced(self, count: int) -> list[Row]:
         """Return at most `count` rows, evenly spaced in the order of the manifest."""
         planned = len(self.row_indices)
-        places = np.linspace(
+        rows = np.linspace(
             0,
             planned,
             min(count, planned),
             endpoint=False,
             dtype=int,
         )
-        tables = self.tables(self.row_indices[places])
-        return [row for table in tables for row in read_rows(table)]
+        return [row for table in self.tables(rows) for row in read_rows(table)]
 
     def splits(self) -> dict[str, dict[str, Any]]:
         """Return what each split has: the numbers of `items` with a caption or a question, of
         `captions` and of `questions`, and `why_empty`, if it has no items."""
-        planned = {
-            name: numbers[self.is_planned] for name, numbers in self.columns.items()
-        }
-        counts = count_by_split(planned)
+        counts = count_by_split(self.columns)
         items = {split: counted["items"] for split, counted in counts.items()}
         named = [f"{split} ({count})" for split, count in items.items() if count]
         splits: dict[str, dict[str, Any]] = {}

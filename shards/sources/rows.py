@@ -232,10 +232,11 @@ class Items:
             else:
                 self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
         part |= {"captions": list(dict.fromkeys(texts)), "paragraphs": {}}
-        if paragraph:
-            # Each row is one, or all rows of a table that have this file.
-            number = self.count if paragraph == "row" else -table_number
-            part |= {"captions": [], "paragraphs": {str(number): texts}}
+        if paragraph == "file":
+            # All rows of a table that have this file are one.
+            part |= {"captions": [], "paragraphs": {str(table_number): texts}}
+        elif paragraph and texts:
+            part["captions"] = [" ".join(texts)]
 
         if part["split"] != TEXTS:
             self._splits.add(part["split"])

@@ -177,26 +177,20 @@ class Table:
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
-        path: list[str] | None = None
+        is_first = True
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
-            where = f"line {number}"
             record = parse_object(line)
             if isinstance(record, str):
-                yield where, record
+                yield f"line {number}", record
                 continue
-            if path is None:
+            # Each line is an entry of a list.
+            if is_first:
                 self.form = self.form or find_form([record], self.extension)
-                # Each line is an entry of a list, in which `*` stands for its entries.
-                records = self.form.records if self.form else ""
-                path = [*filter(None, records.removeprefix("*.").split("."))]
-            yield from walk(
-                record,
-                path,
-                where,
-                {},
-            )
+                is_first = False
+            for where, found in records_in([record], self.form or TABLE):
+                yield where.replace("entry 1", f"line {number}", 1), found
 
     def _read_lines(self, text: IO[str]) -> Records:
         """Yield the lines of a text: by the pattern of a form, as rows below a header, or as values.
