@@ -8,7 +8,6 @@ import pytest
 
 from alpro.interpreter import interpreter
 from alpro.pipeline.execution.processes import Processes
-from alpro.stages.execution.lifecycle import supervised
 from tests.conftest import ROOT
 
 SHADOWING = (
@@ -25,7 +24,7 @@ SHADOWING = (
 
 def run_supervised(program, lines):
     """Run a program as this project runs one; returns its exit status."""
-    command = supervised(interpreter("-c", program))
+    command = interpreter("-c", program)
     return Processes(command, os.environ, on_line=lines.append).wait()
 
 

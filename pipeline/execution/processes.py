@@ -40,14 +40,23 @@ GRACE_SECONDS = 45.0  # to write a checkpoint
 # NFS shows a file that another node has written up to a minute later.
 RESULT_SECONDS = 60.0
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
+# How a stage ended without a result, by its exit status.
+ENDS = {
+    0: f"ended well but left no {RESULT_FILE}; all nodes must share its folder",
+    128
+    + signal.SIGKILL: "was killed, probably for memory: fewer resources.workers or a smaller "
+    "batch need less; the same command resumes",
+}
 
 
 class Processes:
-    """A running program: a process group, which this process watches and ends.
+    """A running program: a process group under a supervisor, which this process watches and ends.
 
     Args:
-        command: the program, which must be a `supervised` one.
+        command: the program.
         environment: its environment variables.
+        grace: seconds that it has to end.
+        stop_file: file at which it ends; without one, it receives SIGTERM.
         descriptors: open files that the group inherits, such as a lock that it holds until it ends,
             even if this process is killed.
         on_line: receives the output line by line, in place of this terminal.
@@ -56,8 +65,10 @@ class Processes:
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: list[str],
         environment: Mapping[str, str],
+        grace: float = 0.0,
+        stop_file: Path | None = None,
         descriptors: Sequence[int] = (),
         on_line: Callable[[str], None] | None = None,
         folder: str | None = None,
@@ -67,7 +78,7 @@ class Processes:
         self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
         self._leader = subprocess.Popen(
-            command,
+            supervised(command, grace, stop_file),
             start_new_session=True,  # Ctrl-C reaches this process only
             env=environment,
             cwd=folder,
@@ -154,32 +165,29 @@ def run_stage(
         StageFailed: If it ended for any other reason.
     """
     work_file = write_work(step, out, store, resources)
-    stop_file = work_file.with_name(STOP_FILE)
-    stop_file.unlink(missing_ok=True)
     command = get_command(step.stage, work_file, resources)
-    supervisor = supervised(command)
-    if step.stage in TRAININGS:
-        supervisor = supervised(command, GRACE_SECONDS, stop_file)
-        if resources.nodes > 1:  # the user starts it on each other node
-            log.info(f"{step.name}: {shlex.join(command)}")
+    is_training = step.stage in TRAININGS
+    if is_training and resources.nodes > 1:  # the user starts it on each other node
+        log.info(f"{step.name}: {shlex.join(command)}")
 
     finished = count_finished(out)
     running = Processes(
-        supervisor,
+        command,
         get_environment(step, resources, launch),
+        GRACE_SECONDS if is_training else 0.0,
+        work_file.with_name(STOP_FILE),
         launch.descriptors,
         launch.on_line,
     )
     launch.on_start(running)
     status = running.wait()
-    stop_file.unlink(missing_ok=True)
 
     result = read_result(work_file, wait=status == 0)
     if "error" in result:
         raise InputError(f"{step.name}: {result['error']}")
     if result:
-        work_file.unlink()
-        work_file.with_name(RESULT_FILE).unlink()
+        for name in (WORK_FILE, RESULT_FILE, STOP_FILE):
+            work_file.with_name(name).unlink(missing_ok=True)
         return Outcome(**result)
 
     if running.stopped:
@@ -211,8 +219,9 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
         "resources": resources.model_dump(mode="json"),
     }
     write_json(file, described)
-    # The result of an earlier attempt would be taken for this one's.
-    file.with_name(RESULT_FILE).unlink(missing_ok=True)
+    # Those of an earlier attempt would be taken for this one's.
+    for name in (RESULT_FILE, STOP_FILE):
+        file.with_name(name).unlink(missing_ok=True)
     return file
 
 
@@ -231,15 +240,8 @@ def read_result(work_file: Path, wait: bool) -> dict[str, Any]:
 
 def describe_end(status: int, last_lines: Sequence[str]) -> str:
     """Say how the processes of a stage ended without a result."""
-    if status == 0:
-        return f"ended well but left no {RESULT_FILE}; all nodes must share its folder"
-    if status == 128 + signal.SIGKILL:
-        return (
-            "was killed, probably for memory: fewer resources.workers or a smaller batch need "
-            "less; the same command resumes"
-        )
     output = f": {' | '.join(last_lines)}" if last_lines else "; its output is above"
-    return f"ended with status {status}{output}"
+    return ENDS.get(status, f"ended with status {status}{output}")
 
 
 def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
@@ -250,20 +252,16 @@ def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
     if processes * nodes == 1:
         return interpreter(*module)
 
-    # Otherwise torchrun leaves an empty folder for logs.
-    torchrun = interpreter("-m", "torch.distributed.run", "--log-dir", os.devnull)
-    torchrun += [f"--nproc-per-node={processes}"]
-    if nodes == 1:
-        return [*torchrun, "--standalone", *module]
-
-    # The folder is named by the fingerprint, so its name is the same on all nodes.
-    rendezvous = [
-        f"--nnodes={resources.nodes}",
+    options = [
+        f"--log-dir={os.devnull}",  # otherwise torchrun leaves an empty folder
+        f"--nnodes={nodes}",
+        f"--nproc-per-node={processes}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={resources.rendezvous}",
+        f"--rdzv-endpoint={resources.rendezvous if nodes > 1 else 'localhost:0'}",
+        # The folder is named by the fingerprint, so its name is the same on all nodes.
         f"--rdzv-id={work_file.parent.name}",
     ]
-    return [*torchrun, *rendezvous, *module]
+    return interpreter("-m", "torch.distributed.run", *options, *module)
 
 
 def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[str, str]:

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -101,14 +102,11 @@ def report(result: Path, message: str) -> None:
     if result.exists():
         return
 
-    try:
+    with suppress(OSError):  # a full disk has no room for the file
         write_json(result, {"error": message})
-    except OSError:  # a full disk has no room for the file
+    # The pipeline prints what it can read. On another node, this process must.
+    if PARENT not in os.environ or not result.exists():
         print(f"error: {message}", file=sys.stderr)
-    else:
-        # The pipeline prints it. On another node, this process must.
-        if PARENT not in os.environ:
-            print(f"error: {message}", file=sys.stderr)
 
 
 def describe_memory(stage: str, error: Exception) -> str:
@@ -132,7 +130,8 @@ def describe_memory(stage: str, error: Exception) -> str:
 
 
 def start(file: Path) -> NoReturn:
-    """Run `main` and end the process with its status, or with 1 and a traceback."""
+    """Run `main` and end the process with its status, or with 1 and a traceback, at once, whatever
+    state its threads and children are in."""
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # deprecated name
         # Batch sizes vary; expandable segments avoid fragmentation.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -148,19 +147,12 @@ def start(file: Path) -> NoReturn:
             status = EXIT_STOPPED
         else:
             traceback.print_exc()
-    finally:
-        end(status, is_rank)
 
-
-def end(status: int, is_rank: bool) -> NoReturn:
-    """End this process at once, whatever state its threads and children are in.
-
-    If the cause is known, torchrun is killed as well. It would wait for ranks that wait for this
-    one, and print 47 lines about its status.
-    """
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        # The cause is known: torchrun would wait for ranks that wait for this one, and print 47
+        # lines about its status.
         if is_rank and status in (EXIT_INPUT_ERROR, EXIT_STOPPED):
             os.kill(get_parent(), signal.SIGKILL)
     finally:

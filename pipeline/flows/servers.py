@@ -4,6 +4,7 @@ up`."""
 import atexit
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -18,11 +19,9 @@ from alpro.errors import InputError
 from alpro.files import create_database, digest, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
-from alpro.log import log
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
 from alpro.pipeline.tracking.store import check_store
 from alpro.stages.execution.interface import Resources, StageFailed
-from alpro.stages.execution.lifecycle import supervised
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
@@ -69,8 +68,9 @@ def start_temporary_server() -> Callable[[], None]:
     acquire(starting)
     create_database(home / "prefect.db")
 
-    for name in [name for name in os.environ if name.startswith(SERVER_PREFIXES)]:
-        del os.environ[name]
+    for name in [*os.environ]:
+        if name.startswith(SERVER_PREFIXES):
+            del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": str(home),
@@ -78,23 +78,20 @@ def start_temporary_server() -> Callable[[], None]:
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
-    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    options = ["--port", str(port), "--log-level", "error"]
-    server = Processes(
-        supervised(interpreter("-m", *app, *options), SERVER_SECONDS),
-        {**os.environ, **settings, **guard(address), **ISOLATED},
-        on_line=log.debug,
-        folder=NEUTRAL_FOLDER,
+    command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
+    programs = Programs(home)
+    programs.start(
+        "server",
+        f"{command} --port {port}",
+        {**os.environ, **settings, **guard(address)},
+        SERVER_SECONDS,
     )
-    # Called in reverse order.
-    atexit.register(server.wait)
-    atexit.register(server.stop)
+    atexit.register(programs.end)
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
-        deadline = time.monotonic() + START_SECONDS
-        wait_until(lambda: answers(port), {"Prefect's server": server}, deadline)
+        programs.wait_until(lambda: answers(port), START_SECONDS)
         starting.release()
 
     return wait
@@ -110,39 +107,37 @@ def guard(address: str, *more: str) -> dict[str, str]:
     }
 
 
-def wait_until(
-    condition: Callable[[], bool],
-    programs: Mapping[str, Processes],
-    deadline: float = math.inf,
-) -> None:
-    """Wait. Raises StageFailed if one of the programs has ended, or it is later than a deadline."""
-    while not condition():
-        for name, program in programs.items():
-            if not program.is_running() or time.monotonic() > deadline:
-                reason = " | ".join(program.last_lines)
-                raise StageFailed(f"{name} ended or does not answer: {reason}")
-        time.sleep(POLL_SECONDS)
-
-
 class Programs:
-    """The programs of `alpro up`, each with a log. They run until one of them ends, or this process
-    does."""
+    """Programs that run until one of them ends, or this process does. Each has a log."""
 
     def __init__(self, logs: Path):
         self.logs = logs
         self.running: dict[str, Processes] = {}
 
     def start(
-        self, name: str, words: list[str], environment: Mapping[str, str], grace: float
+        self, name: str, command: str, environment: Mapping[str, str], grace: float
     ) -> None:
-        """Start the program `python -m WORDS...`, which has some seconds to end."""
+        """Start the program `python -m COMMAND`, which has some seconds to end."""
         log_file = open(self.logs / f"{name}.log", "a")
         self.running[name] = Processes(
-            supervised(interpreter("-m", *words), grace),
+            interpreter("-m", *shlex.split(command)),
             {**environment, **ISOLATED},
+            grace,
             on_line=lambda line: print(line, file=log_file, flush=True),
             folder=NEUTRAL_FOLDER,
         )
+
+    def wait_until(
+        self, condition: Callable[[], bool], seconds: float = math.inf
+    ) -> None:
+        """Wait. Raises StageFailed if one of the programs has ended, or after some seconds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            for name, program in self.running.items():
+                if not program.is_running() or time.monotonic() > deadline:
+                    reason = " | ".join(program.last_lines)
+                    raise StageFailed(f"{name} ended or does not answer: {reason}")
+            time.sleep(POLL_SECONDS)
 
     def end(self, kind: str = "") -> None:
         """End the programs whose names begin so, and wait for them."""
@@ -180,32 +175,26 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        address = ["--host", "127.0.0.1", "--port"]
-        start = ["prefect", "server", "start", *address, str(prefect_port)]
-        programs.start("prefect", start, server, SERVER_SECONDS)
-        start = ["mlflow", "server", *address, str(mlflow_port), "--workers", "1"]
+        command = f"prefect server start --host 127.0.0.1 --port {prefect_port}"
+        programs.start("prefect", command, server, SERVER_SECONDS)
+        command = f"mlflow server --host 127.0.0.1 --port {mlflow_port} --workers 1"
         # Workers write artifacts to the folder; the server would pass every byte on.
-        start += [
-            "--no-serve-artifacts",
-            "--default-artifact-root",
-            (workspace / "mlflow").as_uri(),
-        ]
-        programs.start("mlflow", start, server, SERVER_SECONDS)
-        wait_until(
-            lambda: answers(prefect_port) and answers(mlflow_port), programs.running
-        )
+        command += " --no-serve-artifacts --default-artifact-root "
+        command += (workspace / "mlflow").as_uri()
+        programs.start("mlflow", command, server, SERVER_SECONDS)
+        programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
         # The names are the same in each life, and other ones in another workspace.
         mark = digest(str(workspace))[:8]
         for name, gpus in get_workers().items():
             pool = name.partition("-")[0]
-            start = ["alpro.pipeline.flows.worker", pool, f"{name}-{mark}"]
-            start += ["1"] if pool == "gpu" else []
-            programs.start(f"worker-{name}", start, worker | gpus, WORKER_SECONDS)
+            limit = "1" if pool == "gpu" else ""
+            command = f"alpro.pipeline.flows.worker {pool} {name}-{mark} {limit}"
+            programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
 
         print("Prefect and MLflow answer; registering the deployments", flush=True)
         # It fails until the workers have made their pools.
-        wait_until(lambda: deploy(programs, worker), programs.running)
+        programs.wait_until(lambda: deploy(programs, worker))
         print(
             f"Prefect    {prefect}\nMLflow     {mlflow}\n"
             f"workspace  {workspace}\nlogs       {programs.logs}\n"
@@ -215,7 +204,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             "Ctrl-C stops everything.",
             flush=True,
         )
-        wait_until(lambda: False, programs.running)
+        programs.wait_until(lambda: False)
     finally:
         programs.end("worker")  # their runs report to the servers
         programs.end()
@@ -224,9 +213,9 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
 def deploy(programs: Programs, environment: Mapping[str, str]) -> bool:
     """Register the deployments. Returns whether that succeeded."""
     # Nobody would see Prefect's questions in the log.
-    words = ["prefect", "--no-prompt", "deploy", "--all"]
-    words += ["--prefect-file", str(DEPLOYMENTS)]
-    programs.start("deploy", words, environment, SERVER_SECONDS)
+    file = shlex.quote(str(DEPLOYMENTS))
+    command = f"prefect --no-prompt deploy --all --prefect-file {file}"
+    programs.start("deploy", command, environment, SERVER_SECONDS)
     return programs.running.pop("deploy").wait() == 0
 
 
@@ -256,7 +245,6 @@ def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
         "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
         "ALPRO_WORKSPACE": str(workspace),
         "ALPRO_TRACKING_URI": mlflow,

@@ -40,12 +40,6 @@ PRETRAIN = Step(
 )
 
 NODES = {"nodes": 2, "rendezvous": "host:29500"}
-RENDEZVOUS = [
-    "--nnodes=2",
-    "--rdzv-backend=c10d",
-    "--rdzv-endpoint=host:29500",
-    "--rdzv-id=0123",
-]
 SINGLE = [stage for stage in STAGES if stage not in (*TRAININGS, *EVALUATIONS)]
 
 # Starting a stage.
@@ -61,7 +55,7 @@ class Group:
         self.stopped = False
         self.last_lines: list[str] = []
 
-    def __call__(self, command, environment, descriptors, on_line):
+    def __call__(self, command, environment, grace, stop_file, descriptors, on_line):
         self.file = Path(command[-1])
         self.command = command
         self.environment = environment
@@ -165,23 +159,21 @@ def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stages", "resources", "torchrun"),
+    ("stages", "resources", "nodes", "endpoint"),
     [
-        (STAGES, {}, []),
-        (SINGLE, {"processes": 4, **NODES}, []),
-        (
-            EVALUATIONS,
-            {"processes": 4, **NODES},
-            ["--nproc-per-node=4", "--standalone"],
-        ),
-        (TRAININGS, {"processes": 4}, ["--nproc-per-node=4", "--standalone"]),
-        (TRAININGS, {"processes": 4, **NODES}, ["--nproc-per-node=4", *RENDEZVOUS]),
+        (STAGES, {}, 0, ""),
+        (SINGLE, {"processes": 4, **NODES}, 0, ""),
+        (EVALUATIONS, {"processes": 4, **NODES}, 1, "localhost:0"),
+        (TRAININGS, {"processes": 4}, 1, "localhost:0"),
+        (TRAININGS, {"processes": 4, **NODES}, 2, "host:29500"),
     ],
 )
-def test_several_processes_start_under_torchrun(stages, resources, torchrun):
+def test_several_processes_start_under_torchrun(stages, resources, nodes, endpoint):
     start = [sys.executable, "-P", "-m"]
-    if torchrun:
-        start += ["torch.distributed.run", "--log-dir", "/dev/null", *torchrun, "-m"]
+    if nodes:
+        start += ["torch.distributed.run", "--log-dir=/dev/null", f"--nnodes={nodes}"]
+        start += ["--nproc-per-node=4", "--rdzv-backend=c10d"]
+        start += [f"--rdzv-endpoint={endpoint}", "--rdzv-id=0123", "-m"]
 
     for stage in stages:
         command = get_command(

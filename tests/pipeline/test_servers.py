@@ -39,9 +39,9 @@ def own_server(tmp_path, monkeypatch):
     create = servers.Processes
 
     def start(program):
-        def processes(command, environment, **more):
+        def processes(command, *more, **values):
             here = [sys.executable, "-c", program]
-            return create(servers.supervised(here), environment, **more)
+            return create(here, *more, **values)
 
         monkeypatch.setattr(servers, "Processes", processes)
         return servers.start_temporary_server()

@@ -19,7 +19,6 @@ from alpro.files import checksum, write_json
 from alpro.pipeline.execution import run_stage
 from alpro.pipeline.execution.processes import Processes, write_work
 from alpro.pipeline.store.artifacts import Step, Store
-from alpro.stages.execution.lifecycle import supervised
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY
 from tests.pipeline.stops import ROLES, SIGNALS, end_at_random, start
@@ -160,15 +159,13 @@ def python(text):
 
 def run_group(text, on_line=lambda line: None, **options):
     """Run a Python program as a supervised group; returns its exit status."""
-    return Processes(
-        supervised(python(text)), os.environ, on_line=on_line, **options
-    ).wait()
+    return Processes(python(text), os.environ, on_line=on_line, **options).wait()
 
 
 def test_the_output_of_a_group_is_read_to_its_end():
     lines: list[str] = []
     both = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(3)"
-    group = Processes(supervised(python(both)), os.environ, on_line=lines.append)
+    group = Processes(python(both), os.environ, on_line=lines.append)
 
     assert group.wait() == 3
     assert sorted(lines) == ["to stderr", "to stdout"]
@@ -208,7 +205,7 @@ def test_a_group_is_killed_before_its_leader_is_reaped(monkeypatch):
         killpg(leader, number)
 
     monkeypatch.setattr(os, "killpg", record)
-    group = Processes(supervised(python("")), os.environ, on_line=print)
+    group = Processes(python(""), os.environ, on_line=print)
     group.wait()
     group.kill()  # of a user who presses Ctrl-C again
     group.stop()
@@ -229,17 +226,17 @@ sys.exit(75)
 """
 
 
-def run_until_ready(command):
-    """Start a supervised command that prints `ready`, and wait for it."""
+def run_until_ready(command, *grace):
+    """Start a command that prints `ready`, and wait for it."""
     ready = threading.Event()
-    group = Processes(command, os.environ, on_line=lambda line: ready.set())
+    group = Processes(command, os.environ, *grace, on_line=lambda line: ready.set())
     assert ready.wait(60)
     return group
 
 
 def test_sigterm_to_a_supervisor_creates_the_stop_file_however_often_it_comes(tmp_path):
     file = tmp_path / "stop"
-    group = run_until_ready(supervised([*python(STOPS), str(file)], 600, file))
+    group = run_until_ready([*python(STOPS), str(file)], 600, file)
 
     for _ in range(3):
         group.stop()
@@ -249,13 +246,13 @@ def test_sigterm_to_a_supervisor_creates_the_stop_file_however_often_it_comes(tm
 
 
 def test_a_command_that_does_not_stop_in_time_is_killed(tmp_path):
-    group = run_until_ready(supervised(python(WAITS), 0.1, tmp_path / "stop"))
+    group = run_until_ready(python(WAITS), 0.1, tmp_path / "stop")
     group.stop()
     assert group.wait() == 128 + signal.SIGKILL
 
 
 def test_a_command_without_a_stop_file_receives_sigterm():
-    group = run_until_ready(supervised(python(WAITS), 600))
+    group = run_until_ready(python(WAITS), 600)
     group.stop()
     assert group.wait() == 128 + signal.SIGTERM
 
