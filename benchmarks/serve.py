@@ -131,7 +131,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     from alpro.models.folder import ModelBundle
     from alpro.models.word_pieces import train_tokenizer
     from alpro.pipeline.config.command import Command
-    from alpro.pipeline.config.load import load_config
+    from alpro.pipeline.plan.models import read_settings
     from alpro.stages import render_sample
     from alpro.stages.execution.interface import Resources
     from alpro.stages.training.stage import with_vocab_size
@@ -151,7 +151,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     )
     texts = [row["captions"][0] for row in chosen]
     tokenizer = train_tokenizer(texts, 400)
-    sizes = with_vocab_size(load_config(Command("sample")).model, tokenizer)
+    sizes = with_vocab_size(read_settings(Command("sample")).model, tokenizer)
     ModelBundle("retrieval", Alpro(sizes), tokenizer).save_pretrained(folder / "model")
     command = [
         "index",

@@ -14,8 +14,8 @@ from alpro.models.clip_prompter import is_clip
 from alpro.models.official import import_checkpoint
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.files import CONFIGS, shipped
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import build_steps
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import TRAININGS
@@ -409,7 +409,7 @@ def test_a_checkpoint_is_scored_as_it_is_or_searches_own_videos_and_is_fine_tune
     def evaluations(task, *changes):
         """Run `from_weights`; returns the steps that have results."""
         source = Source(data, str(official / task), set=(*SIZES, *changes))
-        settings = load_config(source.command("from_weights", tmp_path / "w"))
+        settings = read_settings(source.command("from_weights", tmp_path / "w"))
         folders = make(settings, tmp_path / "run")
         return {
             name

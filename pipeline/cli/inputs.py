@@ -58,12 +58,12 @@ def check(
         samples: Number of items to decode.
     """
     from alpro.pipeline.config.command import Command, data_changes
-    from alpro.pipeline.config.load import load_config
     from alpro.pipeline.plan.check_data import check_data
+    from alpro.pipeline.plan.models import read_settings
     from alpro.shards.sources.propose import UnknownColumns
 
     check_exists("data", data)
-    settings = load_config(Command(config, data_changes(data, set)))
+    settings = read_settings(Command(config, data_changes(data, set)))
     if settings.corpora["data"].shards:
         raise InputError(
             "`alpro data check` cannot check shards (corpora.data.shards); run `alpro run index_shards`"

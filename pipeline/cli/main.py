@@ -144,8 +144,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
 def fail(message: str, status: int = EXIT_INPUT_ERROR) -> int:
     """Print a message as one line, with the table of a configuration that it may end with."""
     line, table, keys = message.partition("\n\n[corpora.")
-    print(printable(line), file=sys.stderr)
-    for part in f"{table}{keys}".splitlines():
+    for part in [line, *f"{table}{keys}".splitlines()]:
         print(printable(part), file=sys.stderr)
     return status
 

@@ -34,16 +34,6 @@ ALTERNATIVES = ({"steps", "epochs"}, {"manifest", "data", "shards"})
 Values = dict[str, Any]
 
 
-def load_config(command: Command) -> PipelineConfig:
-    """Load a TOML file, or a shipped configuration by name, with changes such as
-    `pretrain.lr=1e-4`.
-
-    Raises:
-        InputError: If a value is invalid. The message is one line.
-    """
-    return validate(read_values(command), command)
-
-
 def read_values(command: Command) -> Values:
     """Read the file of a command, over its base, and apply the changes."""
     values = read_config(find_config(command.config))

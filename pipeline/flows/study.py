@@ -5,12 +5,11 @@ artifact is found by its fingerprint, so a study that was stopped continues when
 The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
@@ -22,8 +21,8 @@ from alpro.log import log
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.files import STUDIES, find_config, read_toml
-from alpro.pipeline.config.load import load_config
 from alpro.pipeline.plan.checks import check_plan, fetch_models
+from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
     Rows,
@@ -107,7 +106,7 @@ def plan_members(
             every = [*study.changes, *changes, *variant_changes, f'name="{study.name}"']
             try:
                 # Only the seeds of stages that a variant has are set.
-                settings = load_config(Command(config, tuple(every)))
+                settings = read_settings(Command(config, tuple(every)))
                 for name, table in settings:
                     if hasattr(table, "seed"):
                         every.append(f"{name}.seed={seed}")
@@ -195,7 +194,7 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in scores:
         if row["value"] is not None:
-            name = full_name({"model": ""} | row)
+            name = full_name(row)
             groups.setdefault((name, row["variant"]), {})[row["seed"]] = row
 
     summaries = []
@@ -240,10 +239,9 @@ def interval(values: Sequence[float]) -> float | None:
     values."""
     from scipy import stats
 
-    count = len(values)
-    if count < 2:
+    if len(values) < 2:
         return None
-    return float(stats.t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def make_table(title: str, summaries: Rows) -> Table:

@@ -23,10 +23,12 @@ ENCODERS: tuple[tuple[str, Literal["vit", "bert"]], ...] = (
 
 
 def read_settings(command: Command) -> PipelineConfig:
-    """Load the configuration of a command as it runs on this machine.
+    """Load the configuration of a command as it runs on this machine: a TOML file, or a shipped one by
+    name, with changes such as `pretrain.lr=1e-4`.
 
     Raises:
-        InputError: If the configuration is invalid, or its encoders do not go together.
+        InputError: If a value is invalid, or its encoders do not go together. The message is one
+            line.
     """
     return validate(with_encoder_sizes(read_values(command)), command)
 
