@@ -9,12 +9,12 @@ call is repeated if the change of another process has overtaken it.
 
 import errno
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from unicodedata import normalize
 
 import numpy as np
@@ -48,9 +48,10 @@ REPEATS = 4  # a call that was overtaken is made again
 # What the engine says if the files of the state that it reads are gone, or if others changed it first.
 OVERTAKEN = "Not found: |[Cc]ommit conflict|concurrent writers"
 
-P = ParamSpec("P")
 T = TypeVar("T")
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
+ColumnTypes = dict[str, pa.DataType]  # types of columns of a manifest, by name
 # Columns that a search shows and a condition may name, beside the manifest's columns.
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
@@ -86,17 +87,15 @@ def call_engine(place: str, call: Callable[[], T], columns: Collection[str] = ()
     raise OSError(errno.ESTALE, f"another process changes the index: {message}", place)
 
 
-def engine_call(
-    call: Callable[Concatenate["Index", P], T],
-) -> Callable[Concatenate["Index", P], T]:
+def engine_call(method: MethodT) -> MethodT:
     """Call a method of an index by `call_engine`."""
 
-    @wraps(call)
-    def repeat(index: "Index", *args: P.args, **kwargs: P.kwargs) -> T:
-        work = partial(call, index, *args, **kwargs)
+    @wraps(method)
+    def repeat(index: "Index", *args: Any, **kwargs: Any) -> Any:
+        work = partial(method, index, *args, **kwargs)
         return call_engine(index.place, work, index.columns)
 
-    return repeat
+    return cast(MethodT, repeat)
 
 
 class IndexSettings(BaseModel):
@@ -132,11 +131,12 @@ class Index:
     def __init__(self, place: str, table: "Table"):
         self.place = place
         self.table = table
-        own = {*SCHEMA.names, "vector"}
-        self.columns: dict[str, pa.DataType] = {
-            field.name: field.type for field in table.schema if field.name not in own
+        types = {field.name: field.type for field in table.schema}
+        del types["vector"]
+        self._shown = [*types]
+        self.columns: ColumnTypes = {
+            name: types[name] for name in self._shown if name not in SCHEMA.names
         }
-        self._shown = [name for name in table.schema.names if name != "vector"]
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
     @classmethod
@@ -164,7 +164,7 @@ class Index:
         place: str | Path,
         settings: IndexSettings,
         size: int,
-        columns: Mapping[str, pa.DataType],
+        columns: ColumnTypes,
     ) -> "Index":
         """Create an index, or open the one that another process created at the same time.
 
@@ -179,13 +179,13 @@ class Index:
         vector = pa.field("vector", pa.list_(pa.float32(), size), metadata=metadata)
         schema = pa.schema([*SCHEMA, *columns.items(), vector])
 
-        def make() -> "Index":
-            database = connect(address)
-            return cls(
-                address, database.create_table("clips", schema=schema, exist_ok=True)
-            )
-
-        return call_engine(address, make)
+        return call_engine(
+            address,
+            lambda: cls(
+                address,
+                connect(address).create_table("clips", schema=schema, exist_ok=True),
+            ),
+        )
 
     def __len__(self) -> int:
         return self.count()
@@ -450,12 +450,10 @@ def record_index(workspace: Path, index: Index) -> None:
     record = read_record(model.parent if model.name == "model" else model)
     if not record or not workspace.is_dir():
         return
-
-    line = f"{record.fingerprint}\t{index.place}\n"
-    file = workspace / INDEXES
-    if not file.is_file() or line not in file.read_text("utf-8"):
-        with file.open("a", encoding="utf-8") as notes:
-            notes.write(line)
+    note = (record.fingerprint, index.place)
+    if note not in noted_indexes(workspace):
+        with open(workspace / INDEXES, "a", encoding="utf-8") as file:
+            print(*note, sep="\t", file=file)
 
 
 def note_indexes_beside(workspace: Path) -> None:

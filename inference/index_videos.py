@@ -21,6 +21,7 @@ from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.index import (
     LOCK,
+    ColumnTypes,
     Index,
     IndexSettings,
     check_digest,
@@ -33,7 +34,6 @@ from alpro.inference.items import SCHEMA, Item, get_source
 from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.log import log, progress
 from alpro.pool import Died, each
-from alpro.shards.clip import DecodeError
 from alpro.shards.schema import TRANSIENT_REASONS
 from alpro.shards.storage import Location, absolute, identities, located
 
@@ -169,7 +169,7 @@ def find_moved_root(index: Index, folder: str) -> str:
     return root
 
 
-def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataType]:
+def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
     """Infer the types of columns of a manifest from all values.
 
     Raises:
@@ -178,7 +178,7 @@ def infer_types(videos: Location, columns: Sequence[str]) -> dict[str, pa.DataTy
     if not columns:
         return {}
     rows = [item["columns"] for item in scan_videos(videos, None)]
-    types = {}
+    types: ColumnTypes = {}
     for name in columns:
         values = [row.get(name) for row in rows]
         try:
@@ -204,7 +204,7 @@ class Addition:
     place: str | Path
     index: Index | None
     settings: IndexSettings
-    types: dict[str, pa.DataType]
+    types: ColumnTypes
     embedder: Embedder
 
     counts: Counts = field(default_factory=Counts, init=False)
@@ -300,9 +300,11 @@ class Addition:
         A unit whose process dies is repeated one item at a time, so that a file that crashes its
         decoder costs no others.
         """
+        remaining = iter(items)
+        first = iter(lambda: list(islice(remaining, self.unit_size)), [])
         repeated: list[Item] = []
         work = partial(embed, self.embedder)
-        for units in (self._units(items), ([item] for item in repeated)):
+        for units in (first, ([item] for item in repeated)):
             for unit, result in each(units, work, 1, self.embedder.scheduler):
                 if not isinstance(result, Died):
                     rows, seconds = result
@@ -314,11 +316,6 @@ class Addition:
                     repeated += unit
                 else:
                     yield unit, [{"reason": "crashed", "detail": result.reason}]
-
-    def _units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        remaining = iter(items)
-        while unit := list(islice(remaining, self.unit_size)):
-            yield unit
 
     def _add(self, row: Item) -> None:
         """Take a row that is written with the next unit."""
@@ -405,16 +402,12 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
     model = load_model(embedder)
     began = time.monotonic()
     rows: list[Item] = []
-    for batch, videos in model.batches(map(get_source, items), cls_only=True):
-        vectors = iter(videos.features.cpu().numpy())
-        for _, clip in batch:
-            if isinstance(clip, DecodeError):
-                rows.append({"reason": clip.reason, "detail": clip.detail})
-            else:
-                # An image has the duration 0.
-                rows.append(
-                    {"vector": next(vectors), "duration": clip.duration or None}
-                )
+    for one in model.stream(map(get_source, items)):
+        if one.error:
+            rows.append({"reason": one.error.reason, "detail": one.error.detail})
+        else:
+            # An image has the duration 0.
+            rows.append({"vector": one.embedding, "duration": one.duration or None})
     return rows, time.monotonic() - began
 
 

@@ -63,11 +63,13 @@ class Embedded:
         file: The file as it was given.
         embedding: Its embedding (E,) float32.
         error: Why it has none.
+        duration: Seconds of a video.
     """
 
     file: Any
     embedding: np.ndarray | None
     error: DecodeError | None = None
+    duration: float = 0.0
 
 
 class Model:
@@ -243,7 +245,7 @@ class Model:
                 if isinstance(clip, DecodeError):
                     yield Embedded(source, None, clip)
                 else:
-                    yield Embedded(source, next(embeddings))
+                    yield Embedded(source, next(embeddings), duration=clip.duration)
 
     def _score_files(
         self,

@@ -12,6 +12,7 @@ from alpro.errors import InputError
 from alpro.models.words import WORD, Templates, read_word_list
 from alpro.stages.execution.interface import (
     FILE,
+    Corpora,
     Needs,
     Outcome,
     Pipeline,
@@ -95,7 +96,7 @@ class Candidate:
 class Inputs(StageInputs):
     """Decoded corpora."""
 
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:

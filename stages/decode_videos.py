@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +26,7 @@ from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
 from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
-from alpro.stages.corpora.tables import UnitRecord, complete, pixel_sums
+from alpro.stages.corpora.tables import CorpusConfig, UnitRecord, complete, pixel_sums
 from alpro.stages.corpora.units import (
     RECORD,
     SHARD,
@@ -39,12 +38,9 @@ from alpro.stages.corpora.units import (
     write_unit_tables,
 )
 from alpro.stages.execution.interface import (
-    NO_EFFECT,
     Count,
     Outcome,
     Resources,
-    Share,
-    StageConfig,
     StageInputs,
 )
 
@@ -56,7 +52,7 @@ MAX_DEATHS = 50  # if all of more items end their processes, the machine is the 
 DECODERS: tuple[Decoder, ...] = ("auto", "ffmpeg")
 
 
-class Config(StageConfig, frozen=True):
+class Config(CorpusConfig, frozen=True):
     """Settings of a decoded corpus."""
 
     manifest: str = Field(
@@ -99,14 +95,6 @@ class Config(StageConfig, frozen=True):
         "capturing group, or "
         "the whole match, is the group",
     )
-    max_reject_share: Share = Field(
-        default=0.2,
-        description="maximum fraction of rejected items",
-        json_schema_extra=NO_EFFECT,
-    )
-    kinds: Literal["all", "video", "image"] = Field(
-        default="all", description="which items of the manifest to decode"
-    )
 
     @field_validator("group_pattern")
     @classmethod
@@ -142,7 +130,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     else:
         assert inputs.manifest is not None
         manifest = Manifest(inputs.manifest)
-    source = manifest.about["source"]
     plan = make_plan(config, manifest)
 
     for note in manifest.about.get("notes", []):
@@ -166,7 +153,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     records = merge_units(ordered, store, out, [plan.reject_table()])
     items = len(plan.row_indices) + manifest.about["rejects"]
     outcome = complete(
-        source, out, records, plan.annotated(), items, config.max_reject_share
+        manifest.about["source"],
+        out,
+        records,
+        plan.annotated(),
+        items,
+        config.max_reject_share,
     )
     outcome.counts["linked"] = 0
     for unit, record in zip(ordered, records, strict=True):

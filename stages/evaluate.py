@@ -30,6 +30,7 @@ from alpro.stages.evaluation.protocol import (
 from alpro.stages.evaluation.results import Results
 from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import (
+    Corpora,
     Needs,
     Outcome,
     Pipeline,
@@ -59,7 +60,7 @@ class Inputs(StageInputs):
 
     model: Path | None = None
     prompts: Path | None = None
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
@@ -146,15 +147,11 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         results = Results(config.model_name)
         describe_data(results, config, inputs.corpora)
         with autocast(dtype, device):
-            for column, name in (
-                ("captions", config.retrieval),
-                ("questions", config.qa),
-            ):
-                if name:
-                    corpus = inputs.corpora[name]
-                    results.extend(
-                        evaluate_corpus(model, config, corpus, column, results_folder)
-                    )
+            for column, name in config.texts:
+                corpus = inputs.corpora[name]
+                results.extend(
+                    evaluate_corpus(model, config, corpus, column, results_folder)
+                )
 
         rows, metrics = results.write(results_folder, config.split)
         return Outcome(

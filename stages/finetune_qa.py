@@ -11,9 +11,9 @@ from alpro.errors import InputError
 from alpro.inference.encoding import load_model
 from alpro.models.words import read_word_list
 from alpro.stages.evaluation.evaluate_model import Asked
-from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
     FILE,
+    Corpora,
     Count,
     Needs,
     Outcome,
@@ -63,7 +63,7 @@ class Inputs(StageInputs):
     """The pre-trained model, and the corpora of the phases."""
 
     model: Path
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
@@ -88,8 +88,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         bundle = build_fine_tuned("qa", start, config.frames, device, answers)
         objective = QaObjective.of(bundle, answers=tuple(answers))
         asked = Asked(tasks=("qa",))
-        validate = build_validation(objective, inputs.corpora, bundle, config, asked)
-        return Training(bundle, objective, validate, select="validation/qa/acc")
+        return Training(bundle, objective, asked, select="validation/qa/acc")
 
     return train(build, config, inputs.corpora, out, resources)
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from alpro.inference.encoding import load_model
 from alpro.stages.evaluation.evaluate_model import Asked
-from alpro.stages.evaluation.validation import build_validation
 from alpro.stages.execution.interface import (
+    Corpora,
     Count,
     Needs,
     Outcome,
@@ -42,7 +42,7 @@ class Inputs(StageInputs):
     """The pre-trained model, and the corpora of the phases."""
 
     model: Path
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
@@ -61,8 +61,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             bundle, negative_pool_size=config.negative_pool_size
         )
         asked = Asked(tasks=("retrieval",), top_k=config.validation.top_k)
-        validate = build_validation(objective, inputs.corpora, bundle, config, asked)
         # The metric is by matching, as in the paper.
-        return Training(bundle, objective, validate, select="validation/mean_recall")
+        return Training(bundle, objective, asked, select="validation/mean_recall")
 
     return train(build, config, inputs.corpora, out, resources)

@@ -13,13 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
@@ -40,6 +38,7 @@ from alpro.shards.writer import index_shard
 from alpro.stages.corpora.tables import (
     COMPARED,
     TEXTS,
+    CorpusConfig,
     UnitRecord,
     complete,
     count_texts,
@@ -55,11 +54,8 @@ from alpro.stages.corpora.units import (
     write_unit_tables,
 )
 from alpro.stages.execution.interface import (
-    NO_EFFECT,
     Outcome,
     Resources,
-    Share,
-    StageConfig,
     StageInputs,
 )
 
@@ -67,17 +63,8 @@ VERSION = 4
 EARLIER_COLUMNS = ["id", "shard", "split", *TEXTS, "json_crc32", "frame_crc32s"]
 
 
-class Config(StageConfig, frozen=True):
+class Config(CorpusConfig, frozen=True):
     """Selection of the samples of the shards."""
-
-    kinds: Literal["all", "video", "image"] = Field(
-        default="all", description="which samples of the shards to index"
-    )
-    max_reject_share: Share = Field(
-        default=0.2,
-        description="maximum fraction of rejected samples",
-        json_schema_extra=NO_EFFECT,
-    )
 
 
 def list_shards(folder: Location) -> list[Location]:
@@ -131,8 +118,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     items = sum(counts["items"] for counts in expected.values())
 
     # At a URL, the frames of each sample take a request.
-    is_local = all(isinstance(shard, Path) for shard in shards)
-    compared = COMPARED if is_local else 0
+    compared = COMPARED if all(isinstance(shard, Path) for shard in shards) else 0
     outcome = complete(
         inputs.shards, out, records, expected, items, config.max_reject_share, compared
     )

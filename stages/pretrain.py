@@ -18,11 +18,8 @@ from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.evaluation.entities import entities_in_crop, true_entities
-from alpro.stages.evaluation.validation import (
-    BY_SIMILARITY,
-    build_validation,
-)
 from alpro.stages.execution.interface import (
+    Corpora,
     Needs,
     Outcome,
     Pipeline,
@@ -41,8 +38,10 @@ from alpro.stages.training.stage import (
     train,
     with_vocab_size,
 )
+from alpro.stages.training.validation import BY_SIMILARITY
 
 VERSION = 9
+MAX_PICTURES = 12  # crops that a picture shows
 
 
 class Config(PretrainSettings, EncoderConfig, MatchingConfig, frozen=True):
@@ -83,7 +82,7 @@ class Inputs(StageInputs):
     vocabulary: Path
     prompter: Path | None = None
     prompts: Path | None = None
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
@@ -133,11 +132,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             entities=entities,
             file=out / "pictures" / "pseudo_labels.png",
         )
-        validate = build_validation(
-            objective, inputs.corpora, bundle, config, BY_SIMILARITY
-        )
         return Training(
-            bundle, objective, validate, draw=draw if config.weights.pem else None
+            bundle, objective, BY_SIMILARITY, draw=draw if config.weights.pem else None
         )
 
     return train(build, config, inputs.corpora, out, resources)
@@ -199,7 +195,6 @@ def draw_pseudo_labels(
     data: TrainingDataset,
     entities: list[str],
     file: Path,
-    count: int = 12,
 ) -> None:
     """Draw the pseudo-labels of crops in the first batch. The frozen prompter gives the same labels
     throughout training.
@@ -216,7 +211,7 @@ def draw_pseudo_labels(
     grid = objective.model.config.video.grid
     middle = batch.frames.shape[1] // 2
     pictures = []
-    for i in range(min(count, len(labels))):
+    for i in range(min(MAX_PICTURES, len(labels))):
         top = labels[i].argsort(descending=True)[:3].tolist()
         box = batch.boxes[i].tolist()
         metadata = source.reader[int(batch.video[i]) - source.first_video].metadata

@@ -13,17 +13,13 @@ import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from alpro.errors import InputError
-from alpro.log import log
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle
-from alpro.models.ranks import rank
-from alpro.stages.evaluation.validation import (
-    BY_SIMILARITY,
-    build_validation,
-)
+from alpro.stages.evaluation.entities import random_box
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
+    Corpora,
     Needs,
     Outcome,
     Pipeline,
@@ -32,7 +28,6 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
-from alpro.stages.training.batch import random_box
 from alpro.stages.training.config import EncoderConfig
 from alpro.stages.training.objective import PrompterObjective
 from alpro.stages.training.stage import (
@@ -42,6 +37,7 @@ from alpro.stages.training.stage import (
     train,
     with_vocab_size,
 )
+from alpro.stages.training.validation import BY_SIMILARITY
 
 VERSION = 8  # a CLIP keeps the best weights on validation
 
@@ -142,7 +138,7 @@ class Inputs(StageInputs):
     own."""
 
     tokenizer: Path | None = None
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:
@@ -170,23 +166,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         objective = PrompterObjective.of(
             bundle, crop_share=config.crops.share, crop_area=config.crops.area
         )
-        validate = build_validation(
-            objective, inputs.corpora, bundle, config, BY_SIMILARITY
-        )
-        if config.interpolate and validate is None and rank() == 0:
-            log.warning(
-                "warning: interpolate = true chooses weights on validation, and no corpus has a "
-                "validation split: the last weights are kept"
-            )
-
         # The paper's prompter has the last weights. A short training may make a CLIP worse.
-        selects = bool(config.clip) and validate is not None
         return Training(
             bundle,
             objective,
-            validate,
-            select=SELECTED if selects else "",
-            interpolates=selects and config.interpolate,
+            BY_SIMILARITY,
+            select=SELECTED if config.clip else "",
+            interpolates=config.interpolate,
         )
 
     return train(build, config, inputs.corpora, out, resources)

@@ -12,6 +12,7 @@ from pydantic import Field
 from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
+    Corpora,
     Needs,
     Outcome,
     Pipeline,
@@ -43,7 +44,7 @@ class Config(StageConfig, frozen=True):
 class Inputs(StageInputs):
     """Decoded corpora. A tokenizer that is not trained has none."""
 
-    corpora: dict[str, Path]
+    corpora: Corpora
 
 
 def needs(pipeline: Pipeline) -> list[Needs]:

@@ -52,7 +52,7 @@ ONLY_IN = {  # packages that one room or file may import
 # The folders of a room, each of which imports only those before it. The modules beside them, such
 # as the stages, may import all of them.
 FOLDERS_IN_ORDER = {
-    "stages": ["execution", "corpora", "vocabulary", "training", "evaluation"],
+    "stages": ["execution", "corpora", "vocabulary", "evaluation", "training"],
     "pipeline": [
         "config",
         "store",

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, write_json
@@ -17,15 +18,29 @@ from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
 from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location
-from alpro.stages.execution.interface import Outcome
+from alpro.stages.execution.interface import NO_EFFECT, Outcome, Share, StageConfig
 
 ROW_GROUP = 2048  # rows of a table that are buffered before they are written
 # Samples whose frames are compared between the splits, which takes a few seconds.
 COMPARED = 4000
+SHOWN_SAMPLES = 8  # evenly spaced samples that a picture shows
 TEXTS = ("captions", "questions")
 UnitRecord = Mapping[str, Any]  # values of unit.json
 # Numbers of items, captions and questions by split.
 SplitCounts = Mapping[str, Mapping[str, int]]
+
+
+class CorpusConfig(StageConfig, frozen=True):
+    """Keys of the stages that make a corpus."""
+
+    kinds: Literal["all", "video", "image"] = Field(
+        default="all", description="which items of the data to take"
+    )
+    max_reject_share: Share = Field(
+        default=0.2,
+        description="maximum fraction of rejected items",
+        json_schema_extra=NO_EFFECT,
+    )
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -95,7 +110,12 @@ def write_statistics(
     for record in records:
         training += record["training"]
         everything += record["everything"]
-    mean, std = mean_and_std(training if training.any() else everything)
+    pixels, sums, squares = training if training.any() else everything
+    pixels = np.maximum(pixels, 1)
+    mean = sums / pixels
+    # At least 0.001: frames are divided by it, and rounding may give a corpus of one color a negative
+    # variance.
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-6))
     seconds = pc.sum(index["duration"]).as_py() or 0
     statistics = {
         "mean": mean.round(5).tolist(),
@@ -119,18 +139,6 @@ def write_statistics(
     for name in TEXTS:
         totals[name] = sum(counts[name] for counts in splits.values())
     return totals
-
-
-def mean_and_std(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the mean (3,) and standard deviation (3,) of each channel from `pixel_sums`.
-
-    The standard deviation is at least 0.001: frames are divided by it, and rounding may give a
-    corpus of one color a negative variance.
-    """
-    pixels = np.maximum(sums[0], 1)
-    mean = sums[1] / pixels
-    variance = sums[2] / pixels - mean**2
-    return mean, np.sqrt(np.maximum(variance, 1e-6))
 
 
 def count_rejects(out: Path) -> Counter[str]:
@@ -168,7 +176,11 @@ def complete(
     # No item is left out in silence: each one is a sample or a reject.
     assert totals["items"] == items
     shared, warnings = describe_overlaps(overlaps)
-    draw_samples(out)
+    strips = sample_strips(ShardReader(out), SHOWN_SAMPLES)
+    if strips:
+        (out / "pictures").mkdir(exist_ok=True)
+        picture = sheet(strips, columns=2 if len(strips) > 1 else 1)
+        picture.save(out / "pictures" / "samples.png")
 
     # Checked last, so that the tables and the picture are there to find out why.
     reasons = count_rejects(out)
@@ -216,14 +228,3 @@ def describe_overlaps(overlaps: SplitCounts) -> tuple[dict[str, int], list[str]]
                 "(overlap.parquet)"
             )
     return shared, warnings
-
-
-def draw_samples(out: Path, count: int = 8) -> None:
-    """Write pictures/samples.png: evenly spaced samples of the corpus with their texts."""
-    strips = sample_strips(ShardReader(out), count)
-    if not strips:
-        return
-    (out / "pictures").mkdir(exist_ok=True)
-
-    picture = sheet(strips, columns=2 if len(strips) > 1 else 1)
-    picture.save(out / "pictures" / "samples.png")

@@ -34,10 +34,10 @@ def accuracy_scores(
     right = np.array(predicted, object) == truth
     guessed_right = np.array(guessed, object) == truth
 
+    subsets = [(ACCURACY, np.ones(len(types), bool))]
+    subsets += [(accuracy_of_type(kind), types == kind) for kind in sorted(set(types))]
     scores = []
-    for kind in (None, *sorted(set(types))):
-        chosen = types == kind if kind is not None else np.ones(len(types), bool)
-        metric = accuracy_of_type(kind) if kind is not None else ACCURACY
+    for metric, chosen in subsets:
         chance = float(guessed_right[chosen].mean() * 100)
         scores.append(
             Score(metric, right[chosen] * 100.0, chance, queries.select(chosen))

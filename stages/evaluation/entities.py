@@ -28,7 +28,6 @@ from alpro.stages.evaluation.metrics import (
 )
 from alpro.stages.evaluation.results import Results, Row
 from alpro.stages.evaluation.statistics import calibration_error
-from alpro.stages.training.batch import random_box
 
 MIN_SHOWN_FRACTION = 0.5  # fraction of an object that must lie inside the crop
 CROP_SEED = [0, 59]
@@ -169,6 +168,42 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
                     }
                 )
     return rows
+
+
+def random_box(
+    grid: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.3, 0.5),
+    aspect: tuple[float, float] = (0.3, 3.3),
+) -> tuple[int, int, int, int]:
+    """Sample a crop as random resized cropping does, rounded to the patch grid.
+
+    A crop that rounds to an area outside the range is sampled again. After 100 failures, because the
+    grid is too coarse, the result is the central half.
+
+    Args:
+        grid: Side of the grid in patches.
+        area: Range of the fraction of the grid.
+        aspect: Range of width : height.
+
+    Returns:
+        left, top, width and height in patches.
+    """
+    smallest, largest = area
+    for _ in range(100):
+        target = rng.uniform(smallest, largest) * grid * grid
+        # Uniform in the logarithm: wide and tall crops are equally frequent.
+        narrowest, widest = np.log(aspect)
+        ratio = np.exp(rng.uniform(narrowest, widest))
+        height = round(float(np.sqrt(target / ratio)))
+        width = round(float(np.sqrt(target * ratio)))
+
+        inside = 1 <= height <= grid and 1 <= width <= grid
+        if inside and smallest <= height * width / grid**2 <= largest:
+            top = int(rng.integers(0, grid - height + 1))
+            left = int(rng.integers(0, grid - width + 1))
+            return left, top, width, height
+    return 0, grid // 4, grid, max(1, grid // 2)
 
 
 def entities_in_crop(

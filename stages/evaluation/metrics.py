@@ -43,9 +43,6 @@ class Ranks:
             gallery=scores.shape[1],
         )
 
-    def __len__(self) -> int:
-        return len(self.better)
-
     def recall(self, k: int) -> np.ndarray:
         """Recall at k (Q,): the probability that a right item is among the first k, with ties in
         random order."""

@@ -1,6 +1,5 @@
 """The evaluation protocol: its configuration, and the items of a split."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +12,9 @@ from alpro.files import read_json
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation.controls import ControlName
 from alpro.stages.evaluation.results import Results
-from alpro.stages.execution.interface import Share, StageConfig, file_or_word
-from alpro.stages.training.config import TOP_K
+from alpro.stages.execution.interface import Corpora, Share, StageConfig, file_or_word
 
+TOP_K = "most similar pairs of each query that matching scores; 0: all"
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
@@ -72,9 +71,15 @@ class EvaluationConfig(StageConfig, frozen=True):
     )
 
     @property
+    def texts(self) -> list[tuple[str, str]]:
+        """The columns of texts to evaluate, each with the name of its corpus."""
+        columns = (("captions", self.retrieval), ("questions", self.qa))
+        return [(column, name) for column, name in columns if name]
+
+    @property
     def corpora(self) -> list[str]:
         """The distinct names of the corpora to evaluate."""
-        return list(dict.fromkeys(filter(None, (self.retrieval, self.qa))))
+        return list(dict.fromkeys(name for _, name in self.texts))
 
 
 def also_in_training(folder: Path, split: str) -> set[str]:
@@ -105,7 +110,7 @@ def check_items(
         InputError: If no item, or too small a fraction, is decoded.
     """
     counts = []
-    for evaluated, column in ((config.retrieval, "captions"), (config.qa, "questions")):
+    for column, evaluated in config.texts:
         if evaluated != name:
             continue
 
@@ -133,9 +138,7 @@ def check_items(
     return counts
 
 
-def describe_data(
-    results: Results, config: EvaluationConfig, corpora: Mapping[str, Path]
-) -> None:
+def describe_data(results: Results, config: EvaluationConfig, corpora: Corpora) -> None:
     """Add the items that could not be decoded or are also in training, if any.
 
     Raises:

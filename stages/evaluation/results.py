@@ -21,7 +21,7 @@ from alpro.stages.evaluation.statistics import (
     bootstrap_interval,
     count_independent_videos,
 )
-from alpro.stages.training.metrics import Metrics
+from alpro.stages.execution.interface import Metrics
 
 Row = dict[str, Any]
 

@@ -93,6 +93,9 @@ class StageConfig(BaseModel, frozen=True, extra="forbid"):
         return keys
 
 
+Corpora = Mapping[str, Path]  # folders of decoded corpora by name
+
+
 class StageInputs(BaseModel):
     """Base of every stage's inputs: frozen, a folder for each name. A stage that reads corpora has
     a field `corpora`, their folders by name."""
@@ -215,6 +218,9 @@ class Resources(StageConfig, frozen=True):
         return self.workers or cores()
 
 
+Metrics = dict[str, float]  # values by name
+
+
 @dataclass
 class Outcome:
     """The result of a stage.
@@ -229,7 +235,7 @@ class Outcome:
     """
 
     counts: dict[str, int] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     precision: str = ""
     sha256: dict[str, str] = field(default_factory=dict)

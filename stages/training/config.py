@@ -1,7 +1,5 @@
 """The configuration of all training stages: data, schedule and optimizer."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -15,6 +13,7 @@ from pydantic import (
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import load_bert, load_vit
+from alpro.stages.evaluation.protocol import TOP_K
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
     NO_EFFECT,
@@ -22,9 +21,6 @@ from alpro.stages.execution.interface import (
     Share,
     StageConfig,
 )
-
-Corpora = Mapping[str, Path]  # folders of the corpora by name
-TOP_K = "most similar pairs of each query that matching scores; 0: all"
 
 
 class Phase(StageConfig, frozen=True):

@@ -29,9 +29,10 @@ from alpro.shards.sampling import (
     grouped_order,
 )
 from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
-from alpro.stages.execution.interface import Resources
-from alpro.stages.training.batch import Batch, collate, mask_words, random_box
-from alpro.stages.training.config import Corpora, Phase, TrainingConfig
+from alpro.stages.evaluation.entities import random_box
+from alpro.stages.execution.interface import Corpora, Resources
+from alpro.stages.training.batch import Batch, collate, mask_words
+from alpro.stages.training.config import Phase, TrainingConfig
 
 # An epoch has one example per sample, caption or question; see `CorpusExamples`.
 Granularity = Literal["sample", "caption", "question"]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from alpro.models.ranks import broadcast
+from alpro.stages.execution.interface import Metrics
 from alpro.stages.training.checkpoint import Weights, copy_trainable, trainable
-from alpro.stages.training.metrics import Metrics
 
 # 0: the weights before fine-tuning, 1: those after it.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.log import log, progress
 from alpro.models.precision import autocast
 from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
-from alpro.stages.execution.interface import EXIT_STOPPED, Resources
+from alpro.stages.execution.interface import EXIT_STOPPED, Metrics, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import (
@@ -33,7 +33,7 @@ from alpro.stages.training.layers import (
     configure_layers,
     training_precision,
 )
-from alpro.stages.training.metrics import Mean, Metrics, MetricsFile
+from alpro.stages.training.metrics import Mean, MetricsFile
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.optim import build_optimizer, learning_rate, step_if
 
@@ -122,8 +122,7 @@ class Run:
 
         # Wrapped after `restore`, because DDP broadcasts the weights of rank 0.
         self.module: nn.Module = distributed(objective) if world.size > 1 else objective
-        self.mean = Mean()
-        self.mean.restore(self.state.unlogged, world.device)
+        self.mean = Mean(self.state.unlogged, world.device)
         # Step, names of metrics, and the number of ranks on which each is not finite, of the steps
         # since the last count. The numbers stay on the device until then.
         self.unchecked: list[tuple[int, tuple[str, ...], Tensor]] = []

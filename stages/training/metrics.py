@@ -13,8 +13,7 @@ from torch import Tensor
 from alpro.files import atomic_write, sync
 from alpro.log import log
 from alpro.models.ranks import all_reduce_sum
-
-Metrics = dict[str, float]  # values by name
+from alpro.stages.execution.interface import Metrics
 
 
 class MetricsFile:
@@ -65,10 +64,14 @@ class Mean:
     """Means of metrics over the steps since the last `read`. The sums stay on the device: only
     `read` synchronizes with it."""
 
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
+    def __init__(self, state: Metrics, device: torch.device) -> None:
+        """Continue from the `state` of a checkpoint, or with an empty one."""
+        self.names = tuple(name for name in state if name)
         # Sum of each metric, followed by the number of steps.
         self.sums: Tensor | None = None
+        if state:
+            values = [*state.values()]
+            self.sums = torch.tensor(values, dtype=torch.double, device=device)
 
     def add(self, names: tuple[str, ...], values: Tensor, counted: Tensor) -> None:
         """Add the metrics of a step.
@@ -102,10 +105,3 @@ class Mean:
         names = (*self.names, "")
         sums = all_reduce_sum(self.sums).tolist()
         return dict(zip(names, sums, strict=True))
-
-    def restore(self, state: Metrics, device: torch.device) -> None:
-        if state:
-            self.names = tuple(name for name in state if name)
-            self.sums = torch.tensor(
-                list(state.values()), dtype=torch.double, device=device
-            )

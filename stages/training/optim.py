@@ -149,25 +149,18 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         }
         groups.append(group)
 
+    if muon:  # its group is the last one
+        group = {
+            "params": matrices,
+            "weight_decay": config.weight_decay,
+            "lr_scale": 1.0,
+            "qkv": [stacked[id(matrix)] for matrix in matrices],
+            "dtype": compute_dtype(WIDE, matrices[0].device, config.mixed_precision),
+        }
+        groups.append(group)
     # Only the fused AdamW reads `found_inf`; see `step_if`.
-    settings: dict[str, Any] = {
-        "lr": config.lr,
-        "betas": BETAS,
-        "eps": EPS,
-        "fused": True,
-    }
-    if not muon:
-        return torch.optim.AdamW(groups, **settings)
-
-    # Muon's group is the last one.
-    group = {
-        "params": matrices,
-        "weight_decay": config.weight_decay,
-        "lr_scale": 1.0,
-        "qkv": [stacked[id(matrix)] for matrix in matrices],
-        "dtype": compute_dtype(WIDE, matrices[0].device, config.mixed_precision),
-    }
-    return Muon([*groups, group], **settings)
+    optimizer = Muon if muon else torch.optim.AdamW
+    return optimizer(groups, lr=config.lr, betas=BETAS, eps=EPS, fused=True)
 
 
 def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The common steps of the four training stages: seed, model, data, objective, validation, training,
 model folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,24 @@ from alpro.models.folder import (
     start_from,
 )
 from alpro.models.precision import dtype_name
-from alpro.stages.execution.interface import Needs, Outcome, Pipeline, Resources
+from alpro.stages.evaluation.evaluate_model import Asked
+from alpro.stages.execution.interface import (
+    Corpora,
+    Needs,
+    Outcome,
+    Pipeline,
+    Resources,
+)
 from alpro.stages.training.checkpoint import copy_trainable
-from alpro.stages.training.config import Corpora, EncoderConfig, TrainingConfig
+from alpro.stages.training.config import EncoderConfig, TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.layers import are_layers_compiled, training_precision
-from alpro.stages.training.loop import Run, Validate
+from alpro.stages.training.loop import Run
 from alpro.stages.training.metrics import Metrics
 from alpro.stages.training.objective import Objective
+from alpro.stages.training.validation import build_validation
 
 # Mean and standard deviation of each channel of pixels in [0, 1].
 CONSTANTS = {
@@ -50,16 +58,18 @@ class Training:
     Attributes:
         bundle: Model to train with its tokenizer, preprocessing and labels; it is saved as the
             result.
-        validate: Validation function, if any.
+        asked: What validation scores.
         select: Metric for model selection. Empty: the last weights are the result.
         draw: Called by rank 0 with the data set before training.
         interpolates: Whether the result is the best interpolation between the initial and the
             trained weights on validation (needs `select`).
+
+    Without validation videos, the last weights are the result.
     """
 
     bundle: ModelBundle
     objective: Objective
-    validate: Validate | None
+    asked: Asked
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
     interpolates: bool = False
@@ -96,6 +106,7 @@ def train(
         training = build(world.device)
         bundle = training.bundle
         objective = training.objective.to(world.device)
+        validate = build_validation(objective, corpora, bundle, config, training.asked)
 
         # Texts have one length if ranks use texts of each other, and if layers are compiled, which
         # another length would compile again.
@@ -122,6 +133,11 @@ def train(
             warnings += data.find_truncated_texts()
             for warning in warnings:
                 log.warning(f"warning: {warning}")
+            if training.interpolates and not validate:
+                log.warning(
+                    "warning: interpolate = true chooses weights on validation, and no corpus has a "
+                    "validation split: the last weights are kept"
+                )
             if training.draw:
                 training.draw(data)
 
@@ -129,14 +145,14 @@ def train(
         if objective.losses:
             initial = copy_trainable(objective) if training.interpolates else {}
             run = Run(objective, data, config, out, world, resources)
-            metrics = run.train(training.validate, training.select)
-            if training.interpolates and training.validate:
-                validate = partial(run.measure, training.validate)
-                metrics |= interpolate_(objective, initial, validate, training.select)
-        elif training.validate:
+            metrics = run.train(validate, training.select if validate else "")
+            if training.interpolates and validate:
+                measure = partial(run.measure, validate)
+                metrics |= interpolate_(objective, initial, measure, training.select)
+        elif validate:
             objective.eval()
             with torch.no_grad():
-                metrics = training.validate()
+                metrics = validate()
 
         if world.main:
             save_model(training, config, metrics, out / "model")
@@ -152,7 +168,7 @@ def train(
 def save_model(
     training: Training,
     config: TrainingConfig,
-    metrics: Mapping[str, float],
+    metrics: Metrics,
     folder: Path,
 ) -> None:
     """Write the trained model with its text length and its better ranking on validation."""

@@ -7,7 +7,7 @@ of processes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import metadata
@@ -22,7 +22,7 @@ from alpro.log import progress
 from alpro.shards.reader import index_batches
 from alpro.stages.corpora.tables import UnitRecord
 from alpro.stages.corpora.units import Unit, Units, finish_units, open_units
-from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.interface import Corpora, Resources
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -76,8 +76,7 @@ def count_words(
     """
     units = split_captions(captions, CAPTIONS_PER_UNIT)
     counted: Iterator[tuple[CaptionUnit, Words]]
-    is_small = len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT
-    if is_small:
+    if len(captions) <= MAX_LOCAL_UNITS * CAPTIONS_PER_UNIT:
         counted = ((unit, tag_unit(unit, tagger)) for unit in units)
     else:
         counted = tag_in_workers(units, tagger, out, resources)
@@ -94,11 +93,9 @@ def split_captions(captions: Counter[str], size: int) -> Iterator[CaptionUnit]:
     """Split distinct captions and their counts into units of `size`; the last may be smaller."""
     remaining = iter(captions.items())
     number = 0
-    while items := list(islice(remaining, size)):
-        texts = [text for text, _ in items]
-        counts = [count for _, count in items]
-        yield CaptionUnit(f"captions {number}", texts, counts)
-        number += len(items)
+    while part := dict(islice(remaining, size)):
+        yield CaptionUnit(f"captions {number}", [*part], [*part.values()])
+        number += len(part)
 
 
 def tag_in_workers(
@@ -205,7 +202,7 @@ def load_tagger(name: str) -> "Language":
     return nlp
 
 
-def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
+def read_captions(corpora: Corpora) -> tuple[Counter[str], int]:
     """Read the captions of the training splits. Memory holds each distinct caption once.
 
     Returns:
@@ -227,7 +224,7 @@ def read_captions(corpora: Mapping[str, Path]) -> tuple[Counter[str], int]:
     return captions, without
 
 
-def read_questions(corpora: Mapping[str, Path]) -> Counter[str]:
+def read_questions(corpora: Corpora) -> Counter[str]:
     """Read the questions of the training splits with their counts."""
     asked = chain.from_iterable(training_texts(corpora.values(), "questions"))
     return Counter(question["question"] for question in asked)

@@ -21,6 +21,7 @@ from alpro.models.words import Templates
 from alpro.stages import cache_prompts, evaluate, pretrain, train_prompter
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.train_prompter import load_towers
+from alpro.stages.training import stage
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.checkpoint import trainable
 from alpro.stages.training.layers import configure_layers
@@ -89,8 +90,8 @@ def trained(folder, clips, stills, vocabulary, tmp_path_factory, resources):
         return next_scores
 
     config = configured(folder, interpolate=True, validation={"times": 2, "videos": 2})
-    build_validation = train_prompter.build_validation
-    with mock.patch.object(train_prompter, "build_validation", scripted):
+    build_validation = stage.build_validation
+    with mock.patch.object(stage, "build_validation", scripted):
         outcome = train_prompter.run(
             config, train_prompter.Inputs.of(inputs), out, resources
         )

@@ -6,8 +6,9 @@ import torch
 
 from alpro.models.losses import box_mask
 from alpro.models.word_pieces import load_tokenizer
+from alpro.stages.evaluation.entities import random_box
 from alpro.stages.training import dataset
-from alpro.stages.training.batch import mask_words, random_box
+from alpro.stages.training.batch import mask_words
 from alpro.stages.training.dataset import Examples, TrainingDataset
 from tests.stages.training.conftest import sample_rows
 

@@ -15,11 +15,6 @@ from alpro.shards.reader import Unreadable
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
-from alpro.stages.evaluation.validation import (
-    BY_SIMILARITY,
-    average,
-    build_validation,
-)
 from alpro.stages.finetune_qa import Config as Qa
 from alpro.stages.finetune_retrieval import Config as Retrieval
 from alpro.stages.train_prompter import Config as TrainPrompter
@@ -27,6 +22,11 @@ from alpro.stages.training.objective import (
     MatchingObjective,
     PrompterObjective,
     QaObjective,
+)
+from alpro.stages.training.validation import (
+    BY_SIMILARITY,
+    average,
+    build_validation,
 )
 from tests.stages.training.conftest import MEAN, STD
 

@@ -17,13 +17,12 @@ from alpro.stages.evaluation.evaluate_model import (
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.evaluation.metrics import mean_recall
+from alpro.stages.execution.interface import Corpora, Metrics
 from alpro.stages.training.config import (
-    Corpora,
     EncoderConfig,
     TrainingConfig,
 )
 from alpro.stages.training.loop import Validate
-from alpro.stages.training.metrics import Metrics
 
 # A model is trained with the similarity of all pairs, and matching them would take longer.
 BY_SIMILARITY = Asked(tasks=("retrieval",), matched=())
