@@ -231,9 +231,6 @@ class Alpro(Prompter):
 
     def __init__(self, config: ModelConfig, entities: int = 0, answers: int = 0):
         super().__init__(config)
-        self.entities = entities
-        self.answers = answers
-
         width = config.text.width
         self.multimodal_encoder = MultimodalEncoder(config.text)
         self.vtm_head = nn.Linear(width, 2)

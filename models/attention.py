@@ -83,11 +83,10 @@ class Attention(nn.Module):
         """Split (B, L, count * D) into `count` tensors (B, heads, L, D / heads)."""
         # The gradient of `chunk` is one concatenation. The gradient of `unbind` on a permuted tensor
         # is a stack and a copy.
-        by_head = []
-        for part in x.chunk(count, dim=2):
-            heads = part.unflatten(2, (self.heads, -1))
-            by_head.append(heads.transpose(1, 2))
-        return tuple(by_head)
+        return tuple(
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in x.chunk(count, dim=2)
+        )
 
 
 def attention_on_gpu(
@@ -118,11 +117,8 @@ def attention_on_gpu(
 
 def sequences_per_tile(sequences: int, length: int) -> int:
     """Return the largest divisor of the number of sequences that fits a tile."""
-    # One sequence always fits.
-    for count in range(TILE // length, 1, -1):
-        if sequences % count == 0:
-            return count
-    return 1
+    counts = range(1, TILE // length + 1)
+    return max(count for count in counts if sequences % count == 0)
 
 
 def tile_mask(x: Tensor, sequences: int, length: int) -> Tensor | None:
@@ -153,9 +149,8 @@ def block_mask(
 ) -> Tensor:
     """Return the mask (S, S) of `packed` sequences: 0 within a sequence, -inf between two."""
     sequence_index = torch.arange(packed * length, device=device) // length
-    is_other = sequence_index[:, None] != sequence_index
-    mask = torch.zeros(is_other.shape, dtype=dtype, device=device)
-    return mask.masked_fill(is_other, -torch.inf)
+    is_same = sequence_index[:, None] == sequence_index
+    return torch.where(is_same, 0.0, -torch.inf).to(dtype)
 
 
 def is_on_gpu(x: Tensor) -> bool:

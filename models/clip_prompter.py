@@ -2,10 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,18 @@ from torch.nn.functional import normalize
 from alpro.errors import InputError, one_line
 from alpro.files import use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
+from alpro.models.attention import Attention, tile_mask
 from alpro.models.folder import ModelBundle, Preprocessing, read_kind
 from alpro.models.precision import as_residual
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
-from alpro.models.temporal_attention import TemporalAttention
 from alpro.models.timesformer import VideoConfig
-from alpro.models.weights import load_weights, read_weights, select_prefix
+from alpro.models.weights import (
+    CLIP,
+    convert,
+    load_weights,
+    read_weights,
+    select_prefix,
+)
 from alpro.models.word_pieces import BertTokenizer, check_tokens
 
 CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
@@ -35,6 +40,55 @@ def embeddings_as_residual(
 ) -> Tensor:
     """Cast the embeddings of a text tower to the dtype of the residual stream (a forward hook)."""
     return as_residual(embeddings)
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the frames of a clip, at each patch, before a layer of the vision tower.
+
+    Together with the layer it is divided space-time attention. Its norm, queries, keys and values
+    start as copies of the layer's, its output projection at zero, so the tower starts unchanged. The
+    time embedding is inside this branch. For another number of frames, the nearest time is used.
+
+    Args:
+        layer: The layer of the tower.
+        heads: Attention heads of the tower.
+        frames: Frames of a clip.
+
+    Shape:
+        x: (B * T, N, D) of clips of T frames.
+        output: Same as x.
+    """
+
+    def __init__(self, layer: Any, heads: int, frames: int):
+        super().__init__()
+        width = layer.self_attn.q_proj.in_features
+        self.norm = nn.LayerNorm(width, eps=layer.layer_norm1.eps)
+        self.attn = Attention(width, heads)
+        self.time_embed = nn.Parameter(0.02 * torch.randn(frames, width))
+
+        spatial = convert(layer.state_dict(prefix="layer."), CLIP)
+        self.norm.load_state_dict(select_prefix(spatial, "layer.norm1."))
+        self.attn.load_state_dict(select_prefix(spatial, "layer.attn."))
+        nn.init.zeros_(self.attn.proj.weight)
+        nn.init.zeros_(self.attn.proj.bias)
+
+    def times(self, frames: int) -> Tensor:
+        """Return the time embeddings (T, D) of a clip of `frames` frames."""
+        index = torch.arange(frames, device=self.time_embed.device)
+        nearest = index * len(self.time_embed) // frames
+        return self.time_embed[nearest]
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        # A sequence of T frames for each patch.
+        clips = self.norm(x).unflatten(0, (-1, frames))  # (B, T, N, D)
+        y = clips.transpose(1, 2) + self.times(frames)  # (B, N, T, D)
+        clips_and_patches = y.shape[:2]
+        sequences = y.flatten(0, 1)
+        mask = tile_mask(sequences, len(sequences), frames)
+        attended = self.attn(sequences, mask)
+        # (B, T, N, D).
+        update = attended.unflatten(0, clips_and_patches).transpose(1, 2)
+        return x + update.flatten(0, 1)
 
 
 class ClipPrompter(DualEncoder):
@@ -65,7 +119,7 @@ class ClipPrompter(DualEncoder):
         video = VideoConfig(image_size=size, patch_size=max(divisors))
         self.config = ModelConfig(video=video)
 
-        self.temporal = nn.ModuleList()
+        self.temporal: Any = nn.ModuleList()  # TemporalAttention of each layer
         # The towers apply their own projections.
         self.video_proj = self.text_proj = nn.Identity()
         self.eval()
@@ -164,7 +218,7 @@ class ClipPrompter(DualEncoder):
         self.clip.logit_scale.clamp_(-math.log(high), -math.log(low))
 
     def set_frames(self, frames: int) -> None:
-        for temporal in cast(Iterable[TemporalAttention], self.temporal):
+        for temporal in self.temporal:
             if frames != len(temporal.time_embed):
                 temporal.time_embed = nn.Parameter(temporal.times(frames).detach())
         video = self.config.video.model_copy(update={"frames": frames})
@@ -208,12 +262,8 @@ def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
 class ClipBundle(ModelBundle):
     """A CLIP or SigLIP in the format of transformers."""
 
+    model: ClipPrompter
     tokenizer: Any  # a tokenizer of transformers
-
-    @property
-    def prompter(self) -> ClipPrompter:
-        """The model with its type."""
-        return cast(ClipPrompter, self.model)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and its normalization.
@@ -225,10 +275,10 @@ class ClipBundle(ModelBundle):
 
         # "Writing model shards", also into files.
         transformers_log.disable_progress_bar()
-        weights = dict(self.prompter.clip.state_dict())
-        for name, value in self.prompter.temporal.state_dict().items():
+        weights = dict(self.model.clip.state_dict())
+        for name, value in self.model.temporal.state_dict().items():
             weights[f"{TEMPORAL}{name}"] = value
-        self.prompter.clip.save_pretrained(folder, state_dict=weights)
+        self.model.clip.save_pretrained(folder, state_dict=weights)
         use_default_mode(folder / "model.safetensors")
 
         self.tokenizer.save_pretrained(folder)

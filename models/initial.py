@@ -239,7 +239,7 @@ def load_bert(model: Prompter, name: str) -> None:
     for key, value in read_weights(find_weights(Path(config.name_or_path))).items():
         if BERT_WEIGHT.match(key):
             state[f"text_encoder.{key}"] = value
-    weights = split_bert(convert(state, BERT), text.fusion_layer)
+    weights = convert(state, (*BERT, *split_bert(text.fusion_layer, text.depth)))
 
     for part in BERT_PARTS:
         module = getattr(model, part, None)

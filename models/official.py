@@ -100,61 +100,47 @@ def import_checkpoint(
         try:
             state = read_weights(file)
             prompter = select_prefix(state, PROMPTER)
-            state = {
-                key: value
-                for key, value in state.items()
-                if not key.startswith(PROMPTER)
-            }
             if task == "prompter":
                 state = prompter or state
-            models = [make(state, task)]
+            models = {building: make(state, task)}
             if task == "pretrain" and prompter:
-                models.append(make(prompter, "prompter"))
+                models[building / "prompter"] = make(prompter, "prompter")
         except ValueError as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise InputError(f"{file}: {reason}") from error
 
-        for folder, imported in zip(
-            (building, building / "prompter"), models, strict=False
-        ):
+        for folder, imported in models.items():
             imported.save(folder)
-    return models
+    return list(models.values())
 
 
 def build(
     state: StateDict,
     task: Task,
     tokenizer: Tokenizer,
-    words: Path | None = None,
-    max_text_tokens: int | None = None,
-    sizes: ModelConfig = PAPER,
+    words: Path | None,
+    max_text_tokens: int | None,
+    sizes: ModelConfig,
 ) -> Imported:
     """Build the model of a task from official weights. Raise ValueError if they do not match."""
-    prompts = {}
-    for kind in ("video", "image"):
-        if f"{kind}_prompt_feat" in state:
-            prompts[kind] = state[f"{kind}_prompt_feat"].contiguous()
-    state = {
-        key: value for key, value in state.items() if not key.endswith("prompt_feat")
-    }
-    weights = convert(state, OFFICIAL)
+    text = sizes.text
+    weights = convert(state, (*OFFICIAL, *split_bert(text.fusion_layer, text.depth)))
     times = weights.get("video_encoder.time_embed", torch.zeros(0))
     if times.dim() != 3:
         raise ValueError("not the weights of ALPRO's official code: no time_embed")
     video = sizes.video.model_copy(update={"frames": times.shape[1]})
     config = sizes.model_copy(update={"video": video})
-    weights = split_bert(weights, config.text.fusion_layer)
 
-    limit = config.text.max_length // 8 * 8  # texts are padded to a multiple of 8
+    limit = text.max_length // 8 * 8  # texts are padded to a multiple of 8
     length = max_text_tokens or min(MAX_TEXT_TOKENS[task], limit)
     if not 4 <= length <= limit:
         raise InputError(
             f"--max-text-tokens {length} must be from 4 to {limit}, the limit of this text encoder"
         )
     tokens = tokenizer.get_vocab_size()
-    if tokens != config.text.vocab_size:
+    if tokens != text.vocab_size:
         raise ValueError(
-            f"{config.text.vocab_size} word embeddings, but the tokenizer has {tokens} tokens; set "
+            f"{text.vocab_size} word embeddings, but the tokenizer has {tokens} tokens; set "
             "--tokenizer to the one it was trained with"
         )
 
@@ -164,8 +150,8 @@ def build(
         answers = read_labels(words, weights.get("qa_head.2.bias"), "answer")
     elif task == "pretrain":
         entities = read_labels(words, weights.get("pem_head.2.bias"), "entity")
-    elif "video" in prompts:
-        entities = read_labels(words, prompts["video"], "entity")
+    elif "prompts.video" in weights:
+        entities = read_labels(words, weights["prompts.video"], "entity")
 
     with meta_device():
         model = build_model(task, config, len(entities), len(answers))
@@ -181,8 +167,13 @@ def build(
         entities=entities,
         answers=answers,
     )
+    prompts = select_prefix(weights, "prompts.")
     unknown = weights.keys() - all_parts.state_dict().keys()
-    return Imported(bundle, prompts, sorted(unknown))
+    return Imported(
+        bundle,
+        prompts={kind: value.contiguous() for kind, value in prompts.items()},
+        unknown=sorted(name for name in unknown if not name.startswith("prompts.")),
+    )
 
 
 def read_labels(file: Path | None, rows: Tensor | None, what: str) -> list[str]:

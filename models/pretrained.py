@@ -89,11 +89,11 @@ class HubName:
             return folder
         except Exception as error:
             # No network, no such model: each library raises its own type.
-            options = f" --revision {self.revision}" if self.revision else ""
             raise InputError(
                 f"{self}: no such folder or artifact, and it cannot be downloaded "
                 f"({one_line(error)}); where there is a network: hf download "
-                f"{self.repository}{options} --local-dir FOLDER, and name the folder"
+                f"{self.repository} --revision {self.revision or 'main'} --local-dir FOLDER, and "
+                "name the folder"
             ) from error
 
 

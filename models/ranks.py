@@ -10,7 +10,6 @@ from torch.distributed.nn.functional import all_gather
 from alpro.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
-NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
 
 
 def pick_device(name: Device, local: int = 0) -> torch.device:
@@ -23,10 +22,9 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
     Raises:
         InputError: If the name is `cuda`, and there is no GPU.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    check_devices(name, processes=1)
+    if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(NO_GPU)
 
     device = torch.device("cuda", local)
     # NCCL and functions without a device use the current one, by default GPU 0 for all.
@@ -42,7 +40,9 @@ def check_devices(name: Device, processes: int) -> None:
     """
     count = 0 if name == "cpu" else torch.cuda.device_count()
     if name == "cuda" and not count:
-        raise InputError(NO_GPU)
+        raise InputError(
+            "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
+        )
     if 0 < count < processes:
         raise InputError(
             f"resources.processes = {processes}, but this machine has {count} visible GPUs"

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 from alpro.models.precision import as_residual
-from alpro.models.timesformer import MAX_DEPTH, MAX_WIDTH
+from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH
 
 
 class TextConfig(BaseModel):
@@ -26,7 +26,7 @@ class TextConfig(BaseModel):
         le=2_000_000,
         description="vocabulary size, tokens",
     )
-    width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
+    width: int = WIDTH
     depth: int = Field(
         default=12,
         ge=2,
@@ -38,10 +38,8 @@ class TextConfig(BaseModel):
         ge=1,
         description="layers of the text encoder; the others fuse text and video",
     )
-    heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(
-        default=4.0, gt=0, le=64, description="hidden size of the MLP / width"
-    )
+    heads: int = HEADS
+    mlp_ratio: float = MLP_RATIO
     max_length: int = Field(
         default=512, ge=8, le=65_536, description="position embeddings"
     )

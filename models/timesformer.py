@@ -18,6 +18,12 @@ CLIP_EPS = 1e-5
 # Bounds of the sizes of a model, because a configuration may come from a stranger.
 MAX_DEPTH = 64
 MAX_WIDTH = 8192
+# Fields of both encoders.
+WIDTH = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
+HEADS = Field(default=12, ge=1, description="attention heads")
+MLP_RATIO = Field(
+    default=4.0, gt=0, le=64, description="hidden size of the MLP / width"
+)
 
 
 class VideoConfig(BaseModel):
@@ -43,12 +49,10 @@ class VideoConfig(BaseModel):
         "random weights (conv)",
     )
     frames: int = Field(default=4, ge=1, le=4096, description="frames of a clip")
-    width: int = Field(default=768, ge=8, le=MAX_WIDTH, description="hidden size")
+    width: int = WIDTH
     depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="blocks")
-    heads: int = Field(default=12, ge=1, description="attention heads")
-    mlp_ratio: float = Field(
-        default=4.0, gt=0, le=64, description="hidden size of the MLP / width"
-    )
+    heads: int = HEADS
+    mlp_ratio: float = MLP_RATIO
     pre_norm: bool = Field(
         default=False, description="layer norm before the first block, as in CLIP"
     )

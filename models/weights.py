@@ -72,6 +72,8 @@ OFFICIAL: Names = (
     (r"^temp$", "temperature"),
     (r"^itm_head\.", "vtm_head."),
     (r"^mpm_head\.", "pem_head."),
+    (r"^(\w+)_prompt_feat$", r"prompts.\1"),
+    (r"^prompter\..*", ""),  # a model of its own
     (r"^classifier\.", "qa_head."),
     *BERT,
 )
@@ -132,36 +134,33 @@ def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
     weights = {rename(key, names): value for key, value in state.items()}
     weights.pop("", None)
 
-    for query in [name for name in weights if re.search(r"\.q\.(weight|bias)$", name)]:
-        attention, _, kind = query.rpartition(".q.")
-        parts = [f"{attention}.{letter}.{kind}" for letter in "qkv"]
+    for query in [name for name in weights if ".q." in name]:
+        parts = [query.replace(".q.", f".{letter}.") for letter in "qkv"]
         shapes = {weights[part].shape if part in weights else None for part in parts}
         # Parts that do not fit together stay, and are reported as unknown.
         if len(shapes) == 1:
             tensors = [weights.pop(part) for part in parts]
-            weights[f"{attention}.qkv.{kind}"] = torch.cat(tensors)
+            weights[query.replace(".q.", ".qkv.")] = torch.cat(tensors)
     return weights
 
 
 def select_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
     """Return the weights whose names begin with a prefix, without the prefix."""
-    selected = {}
-    for name, value in weights.items():
-        if name.startswith(prefix):
-            selected[name.removeprefix(prefix)] = value
-    return selected
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
 
 
-def split_bert(weights: StateDict, fusion_layer: int) -> StateDict:
-    """Move the layers of a BERT from `fusion_layer` on to the multimodal encoder."""
-    split = {}
-    for name, value in weights.items():
-        match = re.match(r"text_encoder\.layers\.(\d+)\.", name)
-        if match and int(match[1]) >= fusion_layer:
-            layer = int(match[1]) - fusion_layer
-            name = f"multimodal_encoder.layers.{layer}.{name[match.end() :]}"
-        split[name] = value
-    return split
+def split_bert(fusion_layer: int, depth: int) -> Names:
+    """Return the names that move the layers of a BERT from `fusion_layer` on to the multimodal
+    encoder, after the table BERT."""
+    names = []
+    for layer in range(fusion_layer, depth):
+        fused = f"multimodal_encoder.layers.{layer - fusion_layer}."
+        names.append((rf"^text_encoder\.layers\.{layer}\.", fused))
+    return tuple(names)
 
 
 class _WithoutNormal(TorchFunctionMode):
@@ -196,23 +195,12 @@ def load_weights(
         ValueError: One line, if weights are missing, unknown, of another shape or dtype, or not
             finite.
     """
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            fault = "is missing"
-        elif name not in expected:
-            fault = "is unknown"
-        elif weights[name].shape != expected[name].shape:
-            fault = (
-                f"is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
-            )
-        else:
-            continue
-        raise ValueError(f"{source}: {name} {fault}{remedy}")
-
     check_finite(weights, source)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    model.load_state_dict(weights, assign=on_meta)
+    try:
+        model.load_state_dict(weights, assign=on_meta)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: {one_line(error)}{remedy}") from error
 
 
 def check_finite(weights: Mapping[str, Tensor], source: object) -> None:

@@ -11,10 +11,19 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 from unicodedata import normalize
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from alpro.errors import InputError
 from alpro.files import read_text
@@ -29,8 +38,13 @@ WITHOUT_SPACES = regex.compile(
 OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("utf-8"))
 
 
+WORDS = TypeAdapter(
+    list[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]]
+)
+
+
 class Templates(BaseModel):
-    """Prompt templates for entities by kind of sample. The defaults are the official code's."""
+    """Prompt templates for entities by kind of sample, its keys. The defaults are the official code's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,11 +68,6 @@ class Templates(BaseModel):
                     f"{template!r} must contain {{}}, the place of the entity, exactly once"
                 )
         return templates
-
-    @property
-    def kinds(self) -> dict[str, tuple[str, ...]]:
-        """Templates by kind of sample."""
-        return {"video": self.video, "image": self.image}
 
     def words(self) -> set[str]:
         """Return all words of the templates, in lower case."""
@@ -124,15 +133,13 @@ def read_word_list(file: Path, key: str) -> list[str]:
     if isinstance(value, dict):
         by_number = {str(number): word for word, number in value.items()}
         value = [by_number.get(str(number)) for number in range(len(value))]
-    are_words = isinstance(value, list) and all(
-        isinstance(word, str) and word.strip() for word in value
-    )
-    if not are_words:
+    try:
+        words = WORDS.validate_python(value)
+    except ValidationError as error:
         raise InputError(
             f"{where}: neither a list of words nor an object of words with the numbers 0, 1, 2 ..., "
             "each once"
-        )
-    words = [word.strip() for word in value]
+        ) from error
     # Two outputs of a head must not have one name.
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:

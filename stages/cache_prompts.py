@@ -72,7 +72,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     entities = read_entities(inputs.vocabulary)
     prompts = {}
-    for kind, templates in config.templates.kinds.items():
+    for kind, templates in config.templates.model_dump().items():
         embeddings = embed(prompter.model, prompter.tokenizer, entities, templates)
         prompts[kind] = embeddings.cpu()
 

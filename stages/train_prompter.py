@@ -203,5 +203,5 @@ def load_towers(config: Config, device: torch.device) -> ModelBundle:
             f"train_prompter.max_text_tokens = {config.max_text_tokens}: the texts of this CLIP "
             f"have at most {length} tokens"
         )
-    bundle.prompter.unfreeze(config.model.video.frames, config.trained_layers)
+    bundle.model.unfreeze(config.model.video.frames, config.trained_layers)
     return bundle

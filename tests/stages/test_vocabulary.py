@@ -305,7 +305,8 @@ def test_the_tokenizer_has_the_letters_of_all_training_texts_and_prompts_and_of_
     assert counts == {"captions": 2, "word_pieces": tokenizer.get_vocab_size()}
     assert "[UNK]" in tokenizer.encode("ζεβρα").tokens
     prompts = [
-        templates[0].replace("{}", "dog") for templates in Templates().kinds.values()
+        templates[0].replace("{}", "dog")
+        for templates in Templates().model_dump().values()
     ]
     for text in (*prompts, "which xylophone is it?"):
         assert "[UNK]" not in tokenizer.encode(text).tokens
@@ -472,7 +473,7 @@ def test_the_default_templates_are_the_official_ones():
         "video": ("footage", "video", "portrait", "video footage"),
         "image": ("photo", "picture", "good photo", "good picture"),
     }
-    for kind, templates in Templates().kinds.items():
+    for kind, templates in Templates().model_dump().items():
         pairs = product(names[kind], ("a", "the", "one"))
         assert templates == tuple(
             f"A {name} of {article} {{}}." for name, article in pairs

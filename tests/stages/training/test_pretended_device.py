@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from alpro.models import alpro, attention, precision
-from alpro.models.temporal_attention import TemporalAttention
+from alpro.models.clip_prompter import TemporalAttention
 from alpro.models.text import Layer
 from alpro.models.timesformer import Block
 from alpro.stages.training import loop
