@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from alpro.models.losses import box_mask
@@ -22,10 +22,8 @@ from alpro.models.text import (
 from alpro.models.timesformer import MAX_WIDTH, Block, TimeSformer, VideoConfig
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes and initialization of a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: VideoConfig = VideoConfig()
     text: TextConfig = TextConfig()
@@ -46,6 +44,11 @@ class ModelConfig(BaseModel):
         description="bert: normal(0.02), for a start from a ViT and a BERT; scratch: for training "
         "from random weights",
     )
+
+    def with_frames(self, frames: int) -> "ModelConfig":
+        """Return the configuration with another number of frames of a clip."""
+        video = self.video.model_copy(update={"frames": frames})
+        return self.model_copy(update={"video": video})
 
     @model_validator(mode="after")
     def _check_width(self) -> "ModelConfig":
@@ -193,9 +196,7 @@ class Prompter(DualEncoder):
 
     def set_frames(self, frames: int) -> None:
         self.video_encoder.set_frames(frames)
-        self.config = self.config.model_copy(
-            update={"video": self.video_encoder.config}
-        )
+        self.config = self.config.with_frames(frames)
 
     def text_length(self, length: int) -> int:
         # Texts are padded to a multiple of 8 tokens, which must have position embeddings.
@@ -294,17 +295,11 @@ class Alpro(Prompter):
             inside: Boolean (B, P), True in the region.
         """
         assert self.pem_head is not None
-        region = average_inside(fused_patches, inside)
+        # Multiply by the mask, because the number of patches inside differs between examples.
+        weights = inside.to(fused_patches.dtype)
+        sums = (weights[:, None] @ fused_patches).squeeze(1)
+        region = sums / weights.sum(dim=1, keepdim=True)
         return self.pem_head(region)
-
-
-def average_inside(tokens: Tensor, inside: Tensor) -> Tensor:
-    """Return the mean (B, D) of the tokens (B, P, D) where `inside` (B, P) is True."""
-    # Multiply by the mask, because the number of tokens inside differs between examples.
-    weights = inside.to(tokens.dtype)
-    sums = (weights[:, None] @ tokens).squeeze(1)
-    counts = weights.sum(dim=1, keepdim=True)
-    return sums / counts
 
 
 def build_head(width: int, outputs: int) -> nn.Sequential:

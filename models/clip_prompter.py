@@ -221,8 +221,7 @@ class ClipPrompter(DualEncoder):
         for temporal in self.temporal:
             if frames != len(temporal.time_embed):
                 temporal.time_embed = nn.Parameter(temporal.times(frames).detach())
-        video = self.config.video.model_copy(update={"frames": frames})
-        self.config = self.config.model_copy(update={"video": video})
+        self.config = self.config.with_frames(frames)
 
     def text_length(self, length: int) -> int:
         return self.clip.config.text_config.max_position_embeddings

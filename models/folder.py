@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     PositiveFloat,
@@ -31,15 +30,13 @@ Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(BaseModel, frozen=True, extra="forbid"):
     """Preprocessing of frames and texts.
 
     Attributes:
         mean, std: Statistics of pixels in [0, 1] per channel.
         max_text_tokens: Length to which texts are truncated.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (
         0.48145466,
@@ -54,10 +51,8 @@ class Preprocessing(BaseModel):
     max_text_tokens: int = Field(default=30, ge=2)
 
 
-class FolderConfig(BaseModel):
+class FolderConfig(BaseModel, frozen=True, extra="forbid"):
     """Values of config.json in a model folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: Literal["alpro"] = "alpro"
     task: Task

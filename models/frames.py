@@ -57,8 +57,9 @@ class NormalizedModel(nn.Module):
     def __init__(self, model: DualEncoder, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            by_channel = torch.tensor(values).view(3, 1, 1)
+            self.register_buffer(name, by_channel, persistent=False)
 
     @property
     def black(self) -> Tensor:

@@ -169,8 +169,7 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
     vit = convert(select_prefix(state, "vision_model."), CLIP)
     # The tower's have no dimension of the batch, and [CLS] has none of the position.
     for key in {"cls_token", "pos_embed"} & vit.keys():
-        absent = 3 - vit[key].dim()
-        vit[key] = vit[key][(None,) * absent]
+        vit[key] = torch.atleast_2d(vit[key])[None]
     return vit
 
 

@@ -128,8 +128,7 @@ def build(
     times = weights.get("video_encoder.time_embed", torch.zeros(0))
     if times.dim() != 3:
         raise ValueError("not the weights of ALPRO's official code: no time_embed")
-    video = sizes.video.model_copy(update={"frames": times.shape[1]})
-    config = sizes.model_copy(update={"video": video})
+    config = sizes.with_frames(times.shape[1])
 
     limit = text.max_length // 8 * 8  # texts are padded to a multiple of 8
     length = max_text_tokens or min(MAX_TEXT_TOKENS[task], limit)
@@ -190,9 +189,9 @@ def read_labels(file: Path | None, rows: Tensor | None, what: str) -> list[str]:
         raise ValueError(
             f"it has no head for {what} labels; choose the --task of this checkpoint"
         )
-    if file is None:
-        return [f"{what} {index}" for index in range(len(rows))]
-    words = read_word_list(file, "--words")
+    words = [f"{what} {index}" for index in range(len(rows))]
+    if file:
+        words = read_word_list(file, "--words")
     if len(words) != len(rows):
         raise InputError(
             f"--words {file}: {len(words)} words, but the checkpoint's head has {len(rows)}"

@@ -1,6 +1,5 @@
 """Pre-trained models of transformers, in a folder or on the hub: names, configuration, weights."""
 
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,6 @@ from alpro.models.timesformer import MAX_DEPTH
 from alpro.models.weights import check_finite
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
-# transformers logs a table of the weights that a file has or lacks. `load_pretrained` reports what
-# is wrong.
-logging.getLogger("transformers.modeling_utils").addFilter(
-    lambda record: "LOAD REPORT" not in record.getMessage()
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,9 @@ def load_pretrained(config: Any) -> Any:
     from transformers import AutoModel
     from transformers import logging as transformers_log
 
-    transformers_log.disable_progress_bar()  # "Loading weights", also into files
+    # "Loading weights", also into files; and a table of the weights that the file has or lacks.
+    transformers_log.disable_progress_bar()
+    transformers_log.set_verbosity_error()
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
     file = find_weights(Path(config.name_or_path))

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,10 +15,8 @@ from alpro.models.precision import as_residual
 from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH
 
 
-class TextConfig(BaseModel):
+class TextConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of BERT; the defaults are BERT-base's, split after layer 6 as in the paper."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab_size: int = Field(
         default=30522,
@@ -261,13 +259,12 @@ class MultimodalEncoder(nn.Module):
             video_indices: Video (P,) of each pair.
         """
         x = torch.cat([text[text_indices], video[video_indices]], dim=1)
-        *layers, last = self.layers
+        # Pairs share the queries, keys and values of their texts and videos.
+        text_qkv = self.project(text)
+        shared = [text_qkv[text_indices], video_qkv[video_indices]]
+        qkv: Tensor | None = torch.cat(shared, dim=1)
 
-        qkv = None
-        if layers:
-            # Pairs share the queries, keys and values of their texts and videos.
-            text_qkv = self.project(text)
-            qkv = torch.cat([text_qkv[text_indices], video_qkv[video_indices]], dim=1)
+        *layers, last = self.layers
         for layer in layers:
             x = layer(x, None, qkv=qkv)
             qkv = None  # later layers project their own input

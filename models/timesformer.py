@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,10 +26,8 @@ MLP_RATIO = Field(
 )
 
 
-class VideoConfig(BaseModel):
+class VideoConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of the video encoder. The defaults are the paper's (ViT-B/16, 224 x 224, 4 frames)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int = Field(
         default=224,
@@ -255,18 +253,15 @@ class TimeSformer(nn.Module):
         x = as_residual(self.pre_norm(tokens))
 
         # Computed once, because it depends on no weights of a block.
-        keep = self.sample_drop_path(x)
+        keeps = self.sample_drop_path(x)
         mask = tile_mask(x, b * patches.shape[2], t)
         last = len(self.blocks) - 1
         for depth, block in enumerate(self.blocks):
-            block_keep = None if keep is None else keep[depth]
-            only_cls = cls_only and depth == last
+            arguments = (x, t, keeps[depth], mask, cls_only and depth == last)
             if self.checkpoint_activations and self.training:
-                x = checkpoint(
-                    block, x, t, block_keep, mask, only_cls, use_reentrant=False
-                )
+                x = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x = block(x, t, block_keep, mask, only_cls)
+                x = block(*arguments)
 
         # The paper's temporal mean pooling averages normalized tokens.
         x = self.norm(x)
@@ -283,17 +278,17 @@ class TimeSformer(nn.Module):
         self.time_embed = nn.Parameter(resize_times(self.time_embed.data, frames))
         self.config = self.config.model_copy(update={"frames": frames})
 
-    def sample_drop_path(self, x: Tensor) -> Tensor | None:
+    def sample_drop_path(self, x: Tensor) -> Tensor | list[None]:
         """Sample the stochastic depth of all blocks, with one call to the generator.
 
         The rate grows linearly from 0 in the first block to `drop_path` in the last.
 
         Returns:
             Factors (depth, 3, B) of the branches for tokens `x` (B, L, D), in their compute dtype:
-            0 for a dropped branch, else 1 / keep probability. None in eval mode.
+            0 for a dropped branch, else 1 / keep probability. None for each block in eval mode.
         """
         if not self.training or self.config.drop_path == 0.0:
-            return None
+            return [None] * self.config.depth
         depth = self.config.depth
         # Made on the device, so nothing is copied; in double precision, 1 - rate is exact.
         blocks = torch.arange(depth, dtype=torch.float64, device=x.device)

@@ -103,15 +103,15 @@ def read_weights(file: Path) -> StateDict:
             f"the state dict only ({one_line(error)})"
         ) from error
 
+    content = content if isinstance(content, dict) else {}
     for key in NESTED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict):
             content = content[key]
 
     weights = {}
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if isinstance(value, Tensor):
-                weights[str(key).removeprefix("module.")] = value
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            weights[str(key).removeprefix("module.")] = value
     if not weights:
         raise ValueError(f"{file}: contains no weights")
     return weights

@@ -31,7 +31,7 @@ class BertTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = without_padding(tokenizer)
+        self.tokenizer = tokenizer
         self.size = self.tokenizer.get_vocab_size()
         vocabulary = self.tokenizer.get_vocab()
         if not vocabulary.keys() >= {*USED}:
@@ -144,20 +144,24 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"tokenizer {name!r}: not readable, and no model on the hub ({one_line(error)}); use a "
             "folder with its tokenizer.json or vocab.txt"
         ) from error
-    return without_padding(tokenizer)
+    return tokenizer
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Read a tokenizer.json, of at most MAX_TOKENIZER_BYTES.
+    """Read a tokenizer.json, of at most MAX_TOKENIZER_BYTES, without padding and truncation.
 
     Raises:
         ValueError: One line, if it is not readable.
     """
     values = read_small_json(file, MAX_TOKENIZER_BYTES)
     try:
-        return Tokenizer.from_str(json.dumps(values))
+        tokenizer = Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f"{file}: not readable: {one_line(error)}") from error
+    # Both are applied later, with an attention mask.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def check_tokens(tokenizer: Any, embeddings: int, source: Path) -> None:
@@ -166,15 +170,3 @@ def check_tokens(tokenizer: Any, embeddings: int, source: Path) -> None:
     last_id = max(tokenizer.get_vocab().values(), default=0)
     if last_id >= embeddings:
         raise ValueError(f"{source}: token {last_id}, but {embeddings} embeddings")
-
-
-def without_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer without the padding and truncation that a file may enable.
-
-    Both are applied later, with an attention mask. The argument is not modified.
-    """
-    if tokenizer.padding or tokenizer.truncation:
-        tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-    return tokenizer

@@ -17,7 +17,6 @@ from unicodedata import normalize
 import regex
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -43,10 +42,8 @@ WORDS = TypeAdapter(
 )
 
 
-class Templates(BaseModel):
+class Templates(BaseModel, frozen=True, extra="forbid"):
     """Prompt templates for entities by kind of sample, its keys. The defaults are the official code's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: tuple[str, ...] = Field(
         default=tuple(OFFICIAL["video"]),

@@ -247,9 +247,7 @@ def build_fine_tuned(
     """Build a model for fine-tuning with the weights of `start`, `frames` frames and a head for the
     answers, if there are any (paper, section 4.1)."""
     advance_generator(start)
-    config = start.model.config
-    video = config.video.model_copy(update={"frames": frames})
-    config = config.model_copy(update={"video": video})
+    config = start.model.config.with_frames(frames)
     # Question answering trains neither MLM nor PEM, so the model has no such heads.
     entities = [] if answers else start.entities
     model = build_model(task, config, len(entities), len(answers)).to(device)
