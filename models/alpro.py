@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from alpro.models.losses import box_mask
+from alpro.models.precision import is_on_gpu
 from alpro.models.text import (
     MlmHead,
     MultimodalEncoder,
     Pairs,
     TextConfig,
     TextEncoder,
-    are_groups_merged,
 )
 from alpro.models.timesformer import MAX_WIDTH, Block, TimeSformer, VideoConfig
 
@@ -93,13 +93,11 @@ class DualEncoder(nn.Module, ABC):
 
         This is g_v in equation 1.
         """
-        cls = tokens[:, 0]
-        return F.normalize(self.video_proj(cls), dim=-1)
+        return F.normalize(self.video_proj(tokens[:, 0]), dim=-1)
 
     def project_text(self, tokens: Tensor) -> Tensor:
         """Project [CLS] of text tokens (B, L, D) to L2-normalized embeddings (B, E): g_t."""
-        cls = tokens[:, 0]
-        return F.normalize(self.text_proj(cls), dim=-1)
+        return F.normalize(self.text_proj(tokens[:, 0]), dim=-1)
 
     @abstractmethod
     def clamped_temperature(self) -> Tensor:
@@ -213,13 +211,12 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
     """
     grid = frames.shape[-1] // patch
 
-    inside = box_mask(boxes, grid).view(-1, grid, grid)
-    inside = inside.repeat_interleave(patch, dim=1)
-    inside = inside.repeat_interleave(patch, dim=2)  # (B, S, S)
-    inside = inside[:, None, None]  # the same in every frame and channel
+    # The same in every frame and channel.
+    inside = box_mask(boxes, grid).view(-1, 1, 1, grid, grid)
+    inside = inside.repeat_interleave(patch, dim=3)
+    inside = inside.repeat_interleave(patch, dim=4)  # (B, 1, 1, S, S)
     # `where` would promote half precision to float32.
-    fill = black.to(frames.dtype)
-    return torch.where(inside, frames, fill)
+    return torch.where(inside, frames, black.to(frames.dtype))
 
 
 class Alpro(Prompter):
@@ -254,7 +251,9 @@ class Alpro(Prompter):
 
     def fuse_groups(self, groups: Iterable[tuple[str, Pairs]]) -> dict[str, Tensor]:
         """Return the fused tokens of groups of pairs by name."""
-        if are_groups_merged(self.vtm_head.weight):
+        # On a GPU, a compiled step of pre-training has fewer kernels in one pass (docs/gpu.md). On a
+        # CPU, one pass is not faster, and sums would be rounded differently.
+        if is_on_gpu(self.vtm_head.weight):
             pairs = dict(groups)
             fused = self.multimodal_encoder(list(pairs.values()))
             return dict(zip(pairs, fused, strict=True))
@@ -264,13 +263,11 @@ class Alpro(Prompter):
 
     def fuse_cls(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """Return the fused [CLS] token (B, D)."""
-        cls = self.fuse(text, mask, video, outputs=1)
-        return cls[:, 0]
+        return self.fuse(text, mask, video, outputs=1)[:, 0]
 
     def match(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """Apply the VTM head to the fused [CLS]: logits (B, 2), index 1 = match."""
-        cls = self.fuse_cls(text, mask, video)
-        return self.vtm_head(cls)
+        return self.vtm_head(self.fuse_cls(text, mask, video))
 
     def answer(self, text: Tensor, mask: Tensor, video: Tensor) -> Tensor:
         """Apply the question-answering head to the fused [CLS]: logits (B, answers)."""
@@ -278,8 +275,7 @@ class Alpro(Prompter):
             raise ValueError(
                 "this model has no question-answering head: fine-tune one, or load a QA model"
             )
-        cls = self.fuse_cls(text, mask, video)
-        return self.qa_head(cls)
+        return self.qa_head(self.fuse_cls(text, mask, video))
 
     def mlm_scores(self, tokens: Tensor) -> Tensor:
         """Apply the MLM head to fused text tokens (..., D): scores (..., vocab)."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpro.models.precision import get_autocast_dtype
+from alpro.models.precision import get_autocast_dtype, is_on_gpu
 
 # CUDA allows at most this many blocks in the grid dimension of the batch. More fail with "invalid
 # configuration".
@@ -39,13 +39,12 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, outputs: int | None = None
     ) -> Tensor:
-        length = x.shape[1]
-        width = x.shape[-1]
+        width = x.shape[2]
         weight = self.qkv.weight
         bias = self.qkv.bias
 
         # A token that attends only to itself, such as the one frame of an image, returns its value.
-        if length == 1 and mask is None and not self.dropout:
+        if x.shape[1] == 1 and mask is None and not self.dropout:
             value = F.linear(x, weight[-width:], bias[-width:])
             return self.proj(value)
         if outputs is None:
@@ -153,10 +152,6 @@ def block_mask(
     return torch.where(is_same, 0.0, -torch.inf).to(dtype)
 
 
-def is_on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
 def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0
 ) -> Tensor:
@@ -217,7 +212,5 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
         if self.quick:
-            activated = hidden * F.sigmoid(1.702 * hidden)
-        else:
-            activated = F.gelu(hidden)
-        return self.fc2(activated)
+            return self.fc2(hidden * F.sigmoid(1.702 * hidden))
+        return self.fc2(F.gelu(hidden))

@@ -35,13 +35,6 @@ NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
-def embeddings_as_residual(
-    _module: nn.Module, _inputs: tuple, embeddings: Tensor
-) -> Tensor:
-    """Cast the embeddings of a text tower to the dtype of the residual stream (a forward hook)."""
-    return as_residual(embeddings)
-
-
 class TemporalAttention(nn.Module):
     """Attention over the frames of a clip, at each patch, before a layer of the vision tower.
 
@@ -82,12 +75,9 @@ class TemporalAttention(nn.Module):
         # A sequence of T frames for each patch.
         clips = self.norm(x).unflatten(0, (-1, frames))  # (B, T, N, D)
         y = clips.transpose(1, 2) + self.times(frames)  # (B, N, T, D)
-        clips_and_patches = y.shape[:2]
         sequences = y.flatten(0, 1)
         mask = tile_mask(sequences, len(sequences), frames)
-        attended = self.attn(sequences, mask)
-        # (B, T, N, D).
-        update = attended.unflatten(0, clips_and_patches).transpose(1, 2)
+        update = self.attn(sequences, mask).view_as(y).transpose(1, 2)  # (B, T, N, D)
         return x + update.flatten(0, 1)
 
 
@@ -107,16 +97,18 @@ class ClipPrompter(DualEncoder):
     def __init__(self, model: Any, pad_id: int = 0):
         super().__init__()
         self.clip = model.float().requires_grad_(False)
-        self.clip.text_model.embeddings.register_forward_hook(embeddings_as_residual)
+        # transformers leaves the embeddings in float32.
+        self.clip.text_model.embeddings.register_forward_hook(
+            lambda _module, _inputs, embeddings: as_residual(embeddings)
+        )
         self.pad_id = pad_id
 
         vision = model.config.vision_config
         # Boxes are in patches, so the patch size must divide the image size; 14 often does not.
         size = vision.image_size
-        divisors = [
-            patch for patch in range(1, vision.patch_size + 1) if size % patch == 0
-        ]
-        video = VideoConfig(image_size=size, patch_size=max(divisors))
+        patches = range(vision.patch_size, 0, -1)
+        patch = next(patch for patch in patches if size % patch == 0)
+        video = VideoConfig(image_size=size, patch_size=patch)
         self.config = ModelConfig(video=video)
 
         self.temporal: Any = nn.ModuleList()  # TemporalAttention of each layer
@@ -270,10 +262,6 @@ class ClipBundle(ModelBundle):
         Temporal attention is in the same file of weights. transformers ignores it, and reads a CLIP
         or SigLIP that encodes frames one by one.
         """
-        from transformers import logging as transformers_log
-
-        # "Writing model shards", also into files.
-        transformers_log.disable_progress_bar()
         weights = dict(self.model.clip.state_dict())
         for name, value in self.model.temporal.state_dict().items():
             weights[f"{TEMPORAL}{name}"] = value

@@ -17,9 +17,7 @@ def scale_frames(frames: Tensor, size: int) -> Tensor:
         frames: (B, T, 3, H, W), uint8 or in [0, 1].
         output: (B, T, 3, size, size).
     """
-    pixels = frames
-    if not frames.is_floating_point():
-        pixels = frames.float().div_(255)
+    pixels = frames if frames.is_floating_point() else frames.float().div_(255)
     if pixels.shape[-2:] == (size, size):
         return pixels
 
@@ -78,9 +76,6 @@ class NormalizedModel(nn.Module):
 
     def clip_pixels(self, clips: Iterable[np.ndarray]) -> Tensor:
         """Return `pixels` of clips (T, 3, H, W) uint8, which may differ in height and width."""
-        pixels = []
+        frames = (torch.from_numpy(clip)[None].to(self.mean.device) for clip in clips)
         # One by one, because clips of different sizes fit no batch before they are resized.
-        for clip in clips:
-            frames = torch.from_numpy(clip)[None].to(self.mean.device)
-            pixels.append(self.pixels(frames))
-        return torch.cat(pixels)
+        return torch.cat([self.pixels(clip) for clip in frames])

@@ -131,18 +131,13 @@ def plain_vit(vit: StateDict) -> StateDict:
     so it is zero.
     """
     weights = dict(vit)
-    scales = [
-        key for key in weights if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", key)
-    ]
-    for key in scales:
-        block, scale = key.split(".ls")
-        layer = "attn.proj" if scale.startswith("1") else "mlp.fc2"
-        weight = f"{block}.{layer}.weight"
-        bias = f"{block}.{layer}.bias"
-        gamma = weights.pop(key)
-        # gamma * (W x + b): an output of the layer is a row of W.
-        weights[weight] = weights[weight] * gamma[:, None]
-        weights[bias] = weights[bias] * gamma
+    for scale, layer in ((".ls1.gamma", ".attn.proj"), (".ls2.gamma", ".mlp.fc2")):
+        for key in [key for key in weights if key.endswith(scale)]:
+            scaled = key.replace(scale, layer)
+            gamma = weights.pop(key)
+            # gamma * (W x + b): an output of the layer is a row of W.
+            weights[f"{scaled}.weight"] = weights[f"{scaled}.weight"] * gamma[:, None]
+            weights[f"{scaled}.bias"] = weights[f"{scaled}.bias"] * gamma
 
     if "pre_norm.weight" in weights:
         no_bias = torch.zeros_like(weights["pre_norm.weight"])

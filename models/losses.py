@@ -79,8 +79,7 @@ def vtm_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         weights: (N,), 1 for rows that count, 0 for others.
     """
     losses = F.cross_entropy(logits, labels, reduction="none")
-    weighted = losses * weights
-    return weighted.sum()
+    return (losses * weights).sum()
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:

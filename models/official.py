@@ -55,12 +55,6 @@ class Imported:
     prompts: dict[str, Tensor]
     unknown: list[str]
 
-    def save(self, folder: Path) -> None:
-        """Write the model folder, and prompts.safetensors as cache_prompts does."""
-        self.bundle.save_pretrained(folder)
-        if self.prompts:
-            write_tensors(self.prompts, folder / "prompts.safetensors")
-
 
 def import_checkpoint(
     file: Path,
@@ -110,7 +104,9 @@ def import_checkpoint(
             raise InputError(f"{file}: {reason}") from error
 
         for folder, imported in models.items():
-            imported.save(folder)
+            imported.bundle.save_pretrained(folder)
+            if imported.prompts:  # as cache_prompts writes them
+                write_tensors(imported.prompts, folder / "prompts.safetensors")
     return list(models.values())
 
 
@@ -155,8 +151,9 @@ def build(
     with meta_device():
         model = build_model(task, config, len(entities), len(answers))
         all_parts = Alpro(config, entities=1, answers=1)
-    names = model.state_dict().keys() & weights.keys()
-    load_weights(model, {name: weights[name] for name in names}, f"--task {task}")
+    parts = model.state_dict()
+    used = {name: value for name, value in weights.items() if name in parts}
+    load_weights(model, used, f"--task {task}")
 
     bundle = ModelBundle(
         task,

@@ -147,9 +147,9 @@ def load_pretrained(config: Any) -> Any:
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
     file = find_weights(Path(config.name_or_path))
-    for tower in (config.text_config, config.vision_config):
-        if tower.num_hidden_layers > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} layers")
+    towers = (config.text_config, config.vision_config)
+    if max(tower.num_hidden_layers for tower in towers) > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} layers")
     with torch.device("meta"):
         count = AutoModel.from_config(config).num_parameters()
     # transformers would take memory for all weights that are missing.

@@ -77,7 +77,7 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
     if not dist.is_initialized():
         return values
 
-    maxima = torch.tensor([float(value) for value in values], device=device)
+    maxima = torch.tensor(values, dtype=torch.float32, device=device)
     dist.all_reduce(maxima, dist.ReduceOp.MAX)
     return maxima.tolist()
 

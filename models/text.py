@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alpro.models.attention import Attention, Mlp
 from alpro.models.precision import as_residual
-from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH
+from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH, check_multiple
 
 
 class TextConfig(BaseModel, frozen=True, extra="forbid"):
@@ -49,10 +49,7 @@ class TextConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"fusion_layer {self.fusion_layer} leaves no fusion layer of depth {self.depth}"
             )
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not a multiple of heads {self.heads}"
-            )
+        check_multiple(self, "width", "heads")
         return self
 
 
@@ -194,15 +191,6 @@ class Pairs:
     mask: Tensor
     video: Tensor
     outputs: int | None = None
-
-
-def are_groups_merged(x: Tensor) -> bool:
-    """Return True if groups of pairs go through the multimodal encoder in one pass.
-
-    On a GPU, a compiled step of pre-training then has fewer kernels (docs/gpu.md). On a CPU, one
-    pass is not faster, and sums would be rounded differently.
-    """
-    return x.is_cuda
 
 
 class MultimodalEncoder(nn.Module):

@@ -26,6 +26,14 @@ MLP_RATIO = Field(
 )
 
 
+def check_multiple(config: BaseModel, key: str, divisor: str) -> None:
+    """Raise ValueError if one value of a configuration is not a multiple of another."""
+    value = getattr(config, key)
+    factor = getattr(config, divisor)
+    if value % factor:
+        raise ValueError(f"{key} {value} is not a multiple of {divisor} {factor}")
+
+
 class VideoConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of the video encoder. The defaults are the paper's (ViT-B/16, 224 x 224, 4 frames)."""
 
@@ -66,18 +74,12 @@ class VideoConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_divisions(self) -> "VideoConfig":
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "width", "heads")
         # Each convolution of the stem halves the sides.
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
             raise ValueError(
                 f"a conv stem needs a patch_size that is a power of 2, not {self.patch_size}"
-            )
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not a multiple of heads {self.heads}"
             )
         return self
 
@@ -136,13 +138,12 @@ class Block(nn.Module):
     def __init__(self, config: VideoConfig):
         super().__init__()
         width = config.width
-        heads = config.heads
         eps = config.norm_eps
         self.temporal_norm1 = nn.LayerNorm(width, eps=eps)
-        self.temporal_attn = Attention(width, heads)
+        self.temporal_attn = Attention(width, config.heads)
         self.temporal_fc = nn.Linear(width, width)
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, config.heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
 
@@ -231,13 +232,12 @@ class TimeSformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
 
     def forward(self, frames: Tensor, cls_only: bool = False) -> Tensor:
-        b, t, _, height, width = frames.shape
+        b, t, *shape = frames.shape
         size = self.config.image_size
-        is_square = (height, width) == (size, size)
-        if not is_square or t not in (1, self.config.frames):
+        if shape != [3, size, size] or t not in (1, self.config.frames):
             raise ValueError(
-                f"(T, H, W) is ({t}, {height}, {width}); the encoder takes "
-                f"({self.config.frames}, {size}, {size})"
+                f"frames are {tuple(frames.shape)}; the encoder takes (B, {self.config.frames}, 3, "
+                f"{size}, {size})"
             )
 
         # Patches (B, T, N, D) with the embeddings of their positions and times; [CLS] has no time.

@@ -169,10 +169,9 @@ class _WithoutNormal(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
         if func is nn.init.normal_:
             return kwargs["tensor"]
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -207,14 +206,10 @@ def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
     """Raise ValueError if a weight has no floating-point dtype, or is not a finite number."""
     for name, value in weights.items():
         # `load_state_dict` would convert integers silently.
-        if not value.is_floating_point():
+        if not value.is_floating_point() or not value.float().isfinite().all():
             raise ValueError(
-                f"{source}: {name} has {value.dtype}, not a floating-point dtype"
-            )
-        if not value.float().isfinite().all():
-            raise ValueError(
-                f"{source}: {name} has weights that are not finite numbers; delete it, or train it "
-                "again"
+                f"{source}: {name} ({value.dtype}) has weights that are not finite floating-point "
+                "numbers; delete it, or train it again"
             )
 
 

@@ -99,7 +99,7 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     tokens = [*SPECIAL, *frequent_letters, *inner_letters, *sort_by_frequency(words)]
 
     # A word of one letter is in the list twice.
-    distinct = list(dict.fromkeys(tokens))[:size]
+    distinct = [*dict.fromkeys(tokens)][:size]
     return build_bert_tokenizer({token: i for i, token in enumerate(distinct)})
 
 
@@ -135,16 +135,14 @@ def load_tokenizer(name: str) -> Tokenizer:
             path = hub_name.snapshot("tokenizer.json", "vocab.txt")
         files = [path, path / "tokenizer.json", path / "vocab.txt"]
         file = next((file for file in files if file.is_file()), files[1])
-        if file.suffix == ".txt":
-            tokenizer = build_bert_tokenizer(WordPiece.read_file(str(file)))
-        else:
-            tokenizer = read_tokenizer(file)
+        if file.suffix == ".json":
+            return read_tokenizer(file)
+        return build_bert_tokenizer(WordPiece.read_file(str(file)))
     except Exception as error:  # the libraries raise nothing narrower
         raise InputError(
             f"tokenizer {name!r}: not readable, and no model on the hub ({one_line(error)}); use a "
             "folder with its tokenizer.json or vocab.txt"
         ) from error
-    return tokenizer
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

@@ -124,8 +124,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
             json.loads(text) if file.suffix.lower() == ".json" else parse_lines(text)
         )
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{where}: cannot be read: {reason}") from error
+        raise InputError(f"{where}: cannot be read: {error}") from error
 
     if isinstance(value, dict):
         by_number = {str(number): word for word, number in value.items()}

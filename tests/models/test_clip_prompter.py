@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
-from transformers.utils.logging import enable_progress_bar
 
 from alpro.inference.encoding import embed_texts
 from alpro.models.clip_prompter import ClipBundle, is_clip, load_clip
@@ -165,7 +164,6 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
 
 
 def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
-    enable_progress_bar()
     loaded.save_pretrained(tmp_path)
     assert capfd.readouterr().err == ""
     # The weights are readable, too.

@@ -53,9 +53,9 @@ def test_a_conv_stem_halves_the_frame_and_a_wrong_size_is_refused(tiny, frames):
         )
         assert encoder(frames).shape == (2, 1 + (32 // patch) ** 2, 16)
     for count, height, width in ((4, 24, 32), (4, 40, 40), (3, 32, 32)):
-        size = f"({count}, {height}, {width})"
-        with one_line("encoder takes", size, "(4, 32, 32)", of=ValueError):
-            encoder(torch.zeros(2, count, 3, height, width))
+        shape = (2, count, 3, height, width)
+        with one_line(f"{shape}; the encoder takes (B, 4, 3, 32, 32)", of=ValueError):
+            encoder(torch.zeros(shape))
 
 
 def stochastic(rate, depth):

@@ -169,14 +169,14 @@ def as_on_a_gpu() -> Iterator[None]:
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         patch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
-        patch.setattr(precision, "casts_residual", lambda _: True)
+        patch.setattr(precision, "is_on_gpu", lambda _: True)
         # Everything is float32 and on one device from the start; a conversion of fake parameters
         # fails.
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(attention.Attention, "output", output)
         patch.setattr(attention, "is_on_gpu", lambda _: True)
-        patch.setattr(alpro, "are_groups_merged", lambda _: True)
+        patch.setattr(alpro, "is_on_gpu", lambda _: True)
         yield
 
 

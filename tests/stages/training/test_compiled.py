@@ -58,7 +58,7 @@ def towers():
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_layers_of_pretraining_are_few_whole_graphs(graphs, monkeypatch, mixed):
     """`mixed`: in bfloat16 with the residual stream of a GPU."""
-    monkeypatch.setattr(precision, "casts_residual", lambda _: True)
+    monkeypatch.setattr(precision, "is_on_gpu", lambda _: True)
     objective = objective_of("pretrain").train()
     configure_layers(objective, compiled=True)
     batch = objective.with_pseudo_labels(whole_batch())

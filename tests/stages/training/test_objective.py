@@ -277,7 +277,7 @@ def test_one_pass_for_all_pairs_has_the_losses_and_gradients_of_three(
     expected, _ = objective(batch, counts)
     expected_gradients = gradients(expected, objective)
 
-    monkeypatch.setattr(alpro, "are_groups_merged", lambda _: True)
+    monkeypatch.setattr(alpro, "is_on_gpu", lambda _: True)
     passes = []
     layers = objective.model.multimodal_encoder.layers
     layers.register_forward_hook(lambda *_: passes.append(1))

@@ -98,8 +98,8 @@ def packed(monkeypatch):
 
     monkeypatch.setattr(attention, "is_on_gpu", lambda _: True)
     monkeypatch.setattr(attention, "packed_attention", counted)
-    monkeypatch.setattr(precision, "casts_residual", lambda _: True)
-    monkeypatch.setattr(alpro, "are_groups_merged", lambda _: True)
+    monkeypatch.setattr(precision, "is_on_gpu", lambda _: True)
+    monkeypatch.setattr(alpro, "is_on_gpu", lambda _: True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: is_enabled("cpu"))
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(loop, "training_precision", lambda *_: torch.bfloat16)
