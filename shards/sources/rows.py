@@ -38,6 +38,7 @@ from alpro.shards.sources.form import (
     split_in,
 )
 from alpro.shards.sources.media import Folder, Notes, cut_extension, read_suffix, show
+from alpro.shards.sources.tables import NO_ORIGIN, Origin
 from alpro.shards.storage import Location, is_url, resolve, suffix
 
 TEXTS = "texts"  # In place of a split: the texts of files that other tables only list.
@@ -81,23 +82,6 @@ Rows = Iterator[Row | Reject]
 Part = dict[str, Any]  # The fields of a row, and `where` and `paragraphs`.
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where records come from.
-
-    Args:
-        split: The split of their table.
-        inside: The folder that its names are relative to.
-        number: Its number among the tables.
-        selects: Whether only rows of this split are read.
-    """
-
-    split: str = ""
-    inside: str = ""
-    number: int = 0
-    selects: bool = False
-
-
 @dataclass
 class Items:
     """The records of a source, joined by split, file, start and end.
@@ -110,7 +94,7 @@ class Items:
         names_root: The folder that corresponds to `root` in the names.
 
     Attributes:
-        count: The number of parts that were added.
+        count: The number of parts and rejects that were added.
     """
 
     root: Location
@@ -129,12 +113,12 @@ class Items:
     def add(
         self,
         where: str,
-        record: Record,
+        record: Record | str,
         form: Form,
-        origin: Origin = Origin(),
+        origin: Origin = NO_ORIGIN,
         media: Part | None = None,
     ) -> Iterator[Reject]:
-        """Add a record. Yield the reject of an invalid one.
+        """Add a record, or the reason why it could not be read. Yield the reject of an invalid one.
 
         Args:
             media: The file, if the record does not name it.
@@ -143,12 +127,15 @@ class Items:
             InputError: If it has a URL with a secret.
         """
         try:
+            if isinstance(record, str):
+                raise ValueError(record)
             record = check_record(record)
             form = form.bind(record)
             part = {"where": where} | (media or {})
             for each in self._read(part, record, form, origin):
                 self._write(each, form.paragraph, origin.number)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            self.count += 1
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None

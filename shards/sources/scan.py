@@ -32,18 +32,21 @@ from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
     Items,
-    Origin,
     Rows,
-    reject_row,
     split_of_path,
 )
-from alpro.shards.sources.tables import LINES, TABLES, Table, UnreadableTable
+from alpro.shards.sources.tables import (
+    LINES,
+    TABLES,
+    Origin,
+    Table,
+    UnreadableTable,
+)
 from alpro.shards.storage import Location, parent
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
-Tables = list[tuple[Table, list[Origin]]]
 
 
 def scan_source(data: Location, require_texts: bool = True) -> tuple[str, Rows]:
@@ -123,7 +126,7 @@ class Source:
         if read_suffix(str(self.data)) in MEDIA_EXTENSIONS and not folder:
             raise InputError(f"{self.data}: a single file; name its folder")
         if not folder:
-            return self.scan_tables([(Table(self.data, self.form), [Origin()])])
+            return self.scan_tables([Table(self.data, self.form)])
 
         # The texts beside the videos, if most videos have one.
         text_folders = self.form.texts if self.form else ()
@@ -138,7 +141,7 @@ class Source:
         tables = choose_tables(folder, opened)
         if self.form and not tables:
             # None has the columns of the user.
-            tables = [(table, [Origin()]) for table in opened.values()]
+            tables = [*opened.values()]
         if tables:
             for text in texts.values():
                 reason = "texts beside videos are not read, as a table has captions"
@@ -153,7 +156,7 @@ class Source:
             raise error
         return BESIDE.title, self.read_texts(sidecars or Sidecars(folder, ()))
 
-    def open_annotations(self) -> Tables:
+    def open_annotations(self) -> list[Table]:
         if not self.is_folder:
             raise InputError(f"{self.data}: no such folder of videos")
         origins: defaultdict[Path, list[Origin]] = defaultdict(list)
@@ -166,7 +169,7 @@ class Source:
                     selects=split != TEXTS,
                 )
                 origins[file].append(origin)
-        return [(Table(file, self.form), each) for file, each in origins.items()]
+        return [Table(file, self.form, each) for file, each in origins.items()]
 
     def read_texts(self, sidecars: Sidecars) -> Rows:
         """Yield a row for each video or image, with the captions in its text, and a reject for each
@@ -250,10 +253,10 @@ class Source:
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
 
-    def scan_tables(self, tables: Tables) -> tuple[str, Rows]:
+    def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:
         """Return what tables are, and their rows. Raises InputError if columns are not known."""
-        has_texts = any(origins[0].split == TEXTS for _, origins in tables)
-        for table, _ in tables:
+        has_texts = any(table.origins[0].split == TEXTS for table in tables)
+        for table in tables:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
@@ -265,23 +268,21 @@ class Source:
             has_named = not self.form or self.form.meanings <= {*table.columns}
             if is_unknown and table.columns and has_named:
                 raise unknown_columns(table, self.items)
-        titles = dict.fromkeys(table.bound.title for table, _ in tables)
-        names = dict.fromkeys(table.name for table, _ in tables)
+        titles = dict.fromkeys(table.bound.title for table in tables)
+        names = dict.fromkeys(table.name for table in tables)
         return f"{', '.join(titles)} ({', '.join(names)})", self.read_tables(tables)
 
-    def read_tables(self, tables: Tables) -> Rows:
+    def read_tables(self, tables: list[Table]) -> Rows:
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
         naming: Record = {}  # how the table of the texts names their files
-        is_empty = True
-
         # Answers are read before their questions, and texts before the lists of their files.
-        for table, origins in sorted(
+        for table in sorted(
             tables,
-            key=lambda pair: (not pair[0].is_partner, pair[1][0].split != TEXTS),
+            key=lambda table: (not table.is_partner, table.origins[0].split != TEXTS),
         ):
             form = table.form or table.bound
-            if origins[0].split == TEXTS:
+            if table.origins[0].split == TEXTS:
                 naming = form.model_dump(include={"prefixes", "anywhere"})
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
@@ -289,12 +290,12 @@ class Source:
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
             for where, record in table.records:
+                where = f"{prefix}{where}"
                 if isinstance(record, str):
-                    is_empty = False
-                    yield reject_row(f"{prefix}{where}", record)
+                    yield from self.items.add(where, record, form)
                     continue
                 columns.update(record)
-                for origin in origins:
+                for origin in table.origins:
                     if table.is_partner:
                         partners[origin.split, read_text(record[form.id])] = record
                         continue
@@ -302,18 +303,11 @@ class Source:
                     if form.join and not form.join.list:
                         key = read_text(record[form.join.on])
                         joined = partners.get((origin.split, key), {}) | record
-                    for reject in self.items.add(
-                        f"{prefix}{where}",
-                        joined,
-                        form,
-                        origin,
-                    ):
-                        is_empty = False
-                        yield reject
+                    yield from self.items.add(where, joined, form, origin)
             if self.form:
                 check_columns(table, columns, self.form)
-        if is_empty and not self.items.count:
-            lines = [f"{tables[0][0].path}: no rows", *self.notes.lines()]
+        if not self.items.count:
+            lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
             raise InputError("; ".join(lines))
         yield from self.items.rows()
 
@@ -337,7 +331,7 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
         )
 
 
-def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
+def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
     """Return the tables that are read, with their splits; none if none has texts.
 
     Several must each name their split: by their own name, as `val_1.json`, by their folder's, as
@@ -375,13 +369,15 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
                 "[corpora.data.annotations] of a configuration, or pass one of them"
             )
 
-    tables: Tables = []
+    tables: list[Table] = []
     for path, split in chosen.items():
         inside = path[: path.rfind("/") + 1]
         has_media = any(media.startswith(inside) for media in folder.files.media)
         origin = Origin(split, inside if has_media else "", len(tables))
         table = opened[path]
-        for other, (before,) in tables:
+        table.origins = [origin]
+        for other in tables:
+            before = other.origins[0]
             is_same_place = (before.split, before.inside) == (split, origin.inside)
             pairs = zip(other.head_records, table.head_records, strict=False)
             if is_same_place and all(one == two for one, two in pairs):
@@ -389,7 +385,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> Tables:
                     f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
                     "name the tables of each split in [corpora.data.annotations]"
                 )
-        tables.append((table, [origin]))
+        tables.append(table)
     for path in opened if tables else ():
         if path not in chosen:
             folder.notes.add(NOT_READ, path)

@@ -16,7 +16,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -60,6 +61,26 @@ READING_ERRORS = (
 csv.field_size_limit(MAX_JSON_BYTES // 2)  # by default 131,072 characters
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where records come from.
+
+    Args:
+        split: The split of their table.
+        inside: The folder that its names are relative to.
+        number: Its number among the tables.
+        selects: Whether only rows of this split are read.
+    """
+
+    split: str = ""
+    inside: str = ""
+    number: int = 0
+    selects: bool = False
+
+
+NO_ORIGIN = Origin()
+
+
 class UnreadableTable(InputError):
     """Raised if a table is a pointer file (Git LFS, git-annex), or has the bytes of media in it."""
 
@@ -73,8 +94,14 @@ class Table:
             placeholder.
     """
 
-    def __init__(self, path: Location, form: Form | None = None):
+    def __init__(
+        self,
+        path: Location,
+        form: Form | None = None,
+        origins: Sequence[Origin] = (NO_ORIGIN,),
+    ):
         self.path = path
+        self.origins = origins
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
         self.form = form
