@@ -116,7 +116,7 @@ class Columns(BaseModel):
     type: str = ""
     """its type; default: its first word"""
     options: Names = ()
-    """the columns of the options, or the one with their list"""
+    """the columns of the options, or the one with their list or with `a|b`"""
     first_option: Literal["", "0", "1", "A"] = ""
     """the answer that means the first option; default: answers are texts of options"""
     start: str = ""
