@@ -198,9 +198,7 @@ def test_keys_that_do_not_go_together_are_refused(clip_folders, tmp_path):
             configured(clip, **changes)
     with pytest.raises(InputError, match="max_text_tokens"):  # of the text tower
         load_towers(configured(clip, max_text_tokens=30), CPU)
-    with pytest.raises(
-        InputError, match=r"pretrain.start: the prompter has the towers of 'a/clip'"
-    ):
+    with pytest.raises(InputError, match=r"pretrain\.start"):
         configure("own_videos", "train_prompter.clip=a/clip", data=tmp_path)
 
 
