@@ -4,7 +4,7 @@ The record is written last. It has the checksums of the other files, and of itse
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -67,23 +67,18 @@ class Record:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
         """Return the record of a JSON object. Fields that an older record lacks are empty."""
-        names = {one.name for one in fields(cls)} - {"inputs", "values"}
-        present = {name: value for name, value in values.items() if name in names}
+        present = {
+            one.name: values[one.name] for one in fields(cls) if one.name in values
+        }
         inputs = {}
         for name, source in values.get("inputs", {}).items():
             inputs[name] = Source(source["stage"], source["fingerprint"])
-        return cls(**present, inputs=inputs, values=values)
+        return cls(**{**present, "inputs": inputs, "values": values})
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of a new record, with its digest."""
-        values: dict[str, Any] = {"version": RECORD_VERSION}
-        for one in fields(self):
-            if one.name != "values":
-                values[one.name] = getattr(self, one.name)
-
-        values["inputs"] = {
-            name: asdict(source) for name, source in self.inputs.items()
-        }
+        values = {"version": RECORD_VERSION, **asdict(self)}
+        del values["values"]
         # Last, because it covers all other values.
         values[RECORD_DIGEST] = digest_record(values)
         return values
@@ -181,7 +176,7 @@ def check_record(folder: Path, record: Record) -> None:
         )
 
 
-def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
+def check_artifact(folder: Path, names: Collection[str] = ()) -> dict[Path, str]:
     """Compare the files of an artifact with its record.
 
     Args:
@@ -201,18 +196,17 @@ def check_artifact(folder: Path, names: Iterable[str] = ()) -> dict[Path, str]:
         return {}
     check_record(folder, record)
 
-    contents = record.contents
-    files = []
-    for name in names or contents:
-        if name in contents and not name.endswith(".tar"):
-            files.append(name)
-    paths = [folder / name for name in files]
+    paths = {
+        folder / name: content["sha256"]
+        for name, content in record.contents.items()
+        if not name.endswith(".tar") and (not names or name in names)
+    }
     with ThreadPoolExecutor(THREADS) as threads:
         checksums = threads.map(try_checksum, paths)
-        for name, path, sha256 in zip(files, paths, checksums, strict=True):
-            if sha256 != contents[name]["sha256"]:
-                raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
-    return {folder / name: contents[name]["sha256"] for name in files}
+    for (path, sha256), actual in zip(paths.items(), checksums, strict=True):
+        if actual != sha256:
+            raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
+    return paths
 
 
 def try_checksum(path: Path) -> str:

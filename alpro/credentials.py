@@ -69,9 +69,8 @@ def find_credentials(value: object) -> str:
 
 def find_in_url(text: str) -> str:
     """Say which credentials are in a text as it is (see `find_credentials`)."""
-    has_link = False
-    for link in islice(LINK.finditer(text), MAX_LINKS):
-        has_link = True
+    links = [*islice(LINK.finditer(text), MAX_LINKS)]
+    for link in links:
         protocol = (link[1] or link[2]).lower()
         end = link.end() + MAX_LINK
         if PASSWORD.match(text, link.end(), end):
@@ -79,11 +78,11 @@ def find_in_url(text: str) -> str:
         if protocol in USER_IS_SECRET and USER.match(text, link.end(), end):
             return "a user name"
 
-    names = (
-        [unquote(match[1]) for match in PARAMETER.finditer(text)] if has_link else []
-    )
-    secrets = [name for name in names if SECRET.search(name)]
-    return f"the parameter {secrets[0]}" if secrets else ""
+    for parameter in PARAMETER.finditer(text) if links else ():
+        name = unquote(parameter[1])
+        if SECRET.search(name):
+            return f"the parameter {name}"
+    return ""
 
 
 def refuse_credentials(where: str, value: object) -> None:

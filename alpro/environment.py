@@ -62,10 +62,8 @@ def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
     's3.corp.example,127.0.0.1,localhost'
     """
     # Programs differ in which of the two forms they read, so both get the hosts of both.
-    hosts: dict[str, None] = {}
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts |= dict.fromkeys(environment.get(name, "").split(","))
-    hosts |= dict.fromkeys(LOCAL)
+    given = [environment.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    hosts = dict.fromkeys(",".join([*given, *LOCAL]).split(","))
     hosts.pop("", None)
 
     # `*` means all hosts only if it stands alone.

@@ -208,12 +208,10 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
     """
     # Check before opening the file: opening a pipe waits for a writer.
     state = file_state(path)
-    if state is None:
-        raise ValueError(f"{path}: missing, or not a regular file")
-    size, _ = state
-    if size > max_bytes:
-        raise ValueError(f"{path}: {size:,} bytes; at most {max_bytes:,} are read")
-
+    if state is None or state[0] > max_bytes:
+        raise ValueError(
+            f"{path}: missing, no regular file, or larger than {max_bytes:,} bytes"
+        )
     try:
         return read_json(path)
     except (OSError, ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ NO_REGION = (
 ROUNDING = 1e-3  # tolerance by which left + width, or top + height, may exceed 1
 
 
-def check_box(box: Sequence[float]) -> Box:
+def check_box(box: Sequence[float | str]) -> Box:
     """Return a region inside the frame. Raise ValueError for anything else."""
     try:
         left, top, width, height = (float(side) for side in box)
@@ -34,7 +34,7 @@ def check_box(box: Sequence[float]) -> Box:
 def parse_box(text: str) -> Box:
     """Parse a region `left,top,width,height`. Raise ValueError if it is not one."""
     try:
-        return check_box([float(part) for part in text.split(",")])
+        return check_box(text.split(","))
     except ValueError:
         raise ValueError(f"{text} {NO_REGION}") from None
 

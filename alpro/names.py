@@ -121,9 +121,8 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             "`alpro artifacts ls` lists all, which have their fingerprints as names"
         )
     if len(matches) > 1:
-        listed = []
-        for _, record in matches:
-            listed.append(f"{record.stage}@{record.fingerprint[:8]} ({record.name})")
+        records = [record for _, record in matches]
+        listed = [f"{one.stage}@{one.fingerprint[:8]} ({one.name})" for one in records]
         raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
 
     folder, record = matches[0]

@@ -26,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from glob import glob
 from hashlib import sha256
 from importlib import metadata
 from itertools import chain, islice
@@ -438,11 +439,10 @@ def versions() -> dict[str, str]:
             installed[name] = metadata.version(name).partition("+")[0]
 
     source = sha256()
-    for folder, folders, files in os.walk(Path(__file__).parent, followlinks=True):
-        folders.sort()
-        for file in sorted(files):
-            if file.endswith(".py"):
-                source.update(Path(folder, file).read_bytes())
+    root = Path(__file__).parent
+    # Path.rglob does not follow the links to the rooms.
+    for file in sorted(glob("**/*.py", root_dir=root, recursive=True)):  # noqa: PTH207
+        source.update((root / file).read_bytes())
     installed["alpro-pipeline"] = source.hexdigest()[:12]
     return installed
 

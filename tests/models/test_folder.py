@@ -269,7 +269,7 @@ INVALID = [
     ("entities.json", '{"dog": 1}', "entities.json: not a list of strings"),
     ("entities.json", json.dumps(ENTITIES[:2]), "size mismatch for pem_head.2"),
     (TOKENIZER, NESTED, "tokenizer.json: not readable"),
-    (TOKENIZER, " " * (MAX_TOKENIZER_BYTES + 1), "at most 33,554,432 are read"),
+    (TOKENIZER, " " * (MAX_TOKENIZER_BYTES + 1), "larger than 33,554,432 bytes"),
     (TOKENIZER, '{"model": {"type": "WordLevel"}}', "tokenizer.json: not readable"),
 ]
 

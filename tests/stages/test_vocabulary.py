@@ -364,7 +364,7 @@ def test_a_tokenizer_is_loaded_from_a_file_or_folder_in_both_formats(tmp_path):
     by_json = load_tokenizer(str(tmp_path))
     by_file = load_tokenizer(str(tmp_path / "tokenizer.json"))
 
-    with pytest.raises(InputError, match="missing, or not a regular file"):
+    with pytest.raises(InputError, match="missing, no regular file"):
         load_tokenizer(str(tmp_path / "nothing" / "here"))
     ids = trained.encode("A red FISH, unknowable").ids
     for tokenizer in (by_words, by_json, by_file):
