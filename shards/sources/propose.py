@@ -234,8 +234,9 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     return proposed
 
 
-def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
-    """Return the columns of which most cells fit, without those that are empty."""
+def find_fitting(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> Cells:
+    """Return the columns, or those with the name of a time, of which most cells fit, without those
+    that are empty."""
     columns: Cells = {}
     for name in cells:
         filled = [cell for cell in cells[name] if read_text(cell)]
@@ -243,14 +244,14 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool]) -> Cells:
         for cell in filled:
             with suppress(ValueError):
                 fitting += fits(cell)
-        if 2 * fitting > len(filled):
+        if 2 * fitting > len(filled) and time in ("", time_in(name)):
             columns[name] = cells[name]
     return columns
 
 
-def find_first(cells: Cells, fits: Callable[[Any], bool]) -> str:
-    """Return the first column of which most cells fit, or an empty name."""
-    return next(iter(find_fitting(cells, fits)), "")
+def find_first(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> str:
+    """Return the first column that fits, or an empty name."""
+    return next(iter(find_fitting(cells, fits, time)), "")
 
 
 def is_split(cell: Any) -> bool:
@@ -301,21 +302,15 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     return {"file": url} if url else {}
 
 
-def find_times(cells: Cells, time: str, fits: Callable[[Any], bool]) -> Cells:
-    """Return the columns with the name of a time of which most cells fit."""
-    named = {name: cells[name] for name in cells if time_in(name) == time}
-    return find_fitting(named, fits)
-
-
 def propose_times(cells: Cells) -> dict[str, str]:
     """Return the columns of times: those with names of times, or adjacent ones of which the first is
     the smaller, or any with spans."""
-    span = next(iter(find_times(cells, "span", is_span)), "")
+    span = find_first(cells, is_span, "span")
     if span:
         return {"span": span}
     times = find_fitting(cells, is_time)
-    starts = [name for name in times if time_in(name) == "start"]
-    ends = [name for name in times if time_in(name) == "end"]
+    starts = find_fitting(cells, is_time, "start")
+    ends = find_fitting(cells, is_time, "end")
     for start, end in [*product(starts, ends), *pairwise(cells)]:
         if times.keys() >= {start, end}:
             spans = [*map(list, zip(times[start], times[end], strict=True))]
@@ -335,8 +330,11 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     stems = Counter(name[:-1] for name in texts)
     largest = max(stems.values(), default=0)
     options = [name for name in texts if stems[name[:-1]] == largest > 1]
-    lists = [name for name in texts if is_list(texts[name][0])]
-    options = options or [name for name in lists if not is_named_answer(name)][:1]
+    for name in texts:
+        first = read_text(texts[name][0])
+        is_list = first.startswith(SEVERAL) or BETWEEN_OPTIONS in first
+        if is_list and not (options or is_named_answer(name)):
+            options = [name]
 
     others = [
         name
@@ -378,12 +376,6 @@ def is_named_answer(name: str) -> bool:
     return is_usual or folded.endswith(("answer", "answers"))
 
 
-def is_list(cell: Any) -> bool:
-    """Return whether a cell has several texts."""
-    text = read_text(cell)
-    return text.startswith(SEVERAL) or BETWEEN_OPTIONS in text
-
-
 def name_options(rows: list[Record], columns: Record, first: str) -> bool:
     """Return whether each answer names an option if `first` means the first one."""
     form = Form.model_validate(columns | {"first_option": first})
@@ -411,9 +403,9 @@ def hides_meanings(table: Table) -> bool:
     for name in form.meanings - {form.answer}:
         cells.pop(name, None)
     is_told = form.span or (form.start and form.end)
-    starts = form.start or find_times(cells, "start", is_time)
-    has_times = find_times(cells, "span", is_span) or (
-        starts and find_times(cells, "end", is_time)
+    starts = form.start or find_fitting(cells, is_time, "start")
+    has_times = find_fitting(cells, is_span, "span") or (
+        starts and find_fitting(cells, is_time, "end")
     )
     has_split = not form.split and find_fitting(cells, is_split)
     if has_split or (has_times and not is_told):

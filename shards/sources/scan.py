@@ -9,7 +9,6 @@ from posixpath import splitext
 
 from alpro.errors import InputError
 from alpro.log import log, printable
-from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
@@ -26,7 +25,6 @@ from alpro.shards.sources.media import (
     Folder,
     Notes,
     Sidecars,
-    read_suffix,
 )
 from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
@@ -123,8 +121,6 @@ class Source:
         has_tars = any(name.endswith(".tar") for name in files)
         if (has_tars or self.folder is None) and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
-        if read_suffix(str(self.data)) in MEDIA_EXTENSIONS and not folder:
-            raise InputError(f"{self.data}: a single file; name its folder")
         if not folder:
             return self.scan_tables([Table(self.data, self.form)])
 

@@ -157,6 +157,11 @@ class Table:
                 if self._start.startswith(b"PAR1") or self.extension == ".parquet":
                     yield from self._read_parquet(raw)
                     return
+                if self.extension not in TABLES:
+                    raise ValueError(
+                        "unsupported format; name the folder of the videos, or a table: .csv, .tsv, .jsonl, "
+                        ".json, .parquet or .txt"
+                    )
                 file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
                 head = file.peek(1024)[:1024]
                 # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole,
@@ -178,12 +183,8 @@ class Table:
                     yield from self._read_document(text.read())
                 elif self.extension in (".jsonl", ".ndjson"):
                     yield from self._read_json_lines(text)
-                elif self.extension in (".csv", ".tsv", *LINES):
-                    yield from self._read_lines(text)
                 else:
-                    raise ValueError(
-                        "unsupported format; a table is .csv, .tsv, .jsonl, .json, .parquet or .txt"
-                    )
+                    yield from self._read_lines(text)
         except READING_ERRORS as error:
             self.refuse_placeholder()
             raise InputError(f"{self.path}: cannot be read: {error}") from error

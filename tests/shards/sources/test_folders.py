@@ -521,7 +521,7 @@ def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("none.csv", "No such file"), ("a.mp4", "a single file")]
+    ("name", "says"), [("none.csv", "No such file"), ("a.mp4", "name the folder")]
 )
 def test_a_source_that_is_none_is_one_line(name, says, read):
     with one_line(says):
