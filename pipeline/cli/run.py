@@ -194,9 +194,5 @@ def create_workspace(folder: Path) -> None:
     """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        # Creates a file: a mode does not tell that a disk is full or mounted read-only.
-        check_locks(home)
-    except OSError as error:
-        # Not the name of a file that never was.
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+    # Creates a file: a mode does not tell that a disk is full or mounted read-only.
+    check_locks(home)

@@ -54,18 +54,7 @@ def validate(values: Values, command: Command) -> PipelineConfig:
         line = error_line(error, PipelineConfig)
         raise InputError(f"{command.config}: {line}") from error
 
-    check_corpora(settings, command)
     return settings.limited() if settings.max_steps else settings
-
-
-def check_corpora(settings: PipelineConfig, command: Command) -> None:
-    """Check that a change adds no corpus that nothing reads, as `--data` does where the corpora have
-    other names."""
-    # A file may have a corpus in reserve.
-    defined = read_config(find_config(command.config)).get("corpora", {})
-    for name in settings.corpora.keys() - settings.used_corpora.keys() - defined.keys():
-        options = " or ".join(f"corpora.{name}.data" for name in defined)
-        raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
 
 
 # Files.

@@ -4,13 +4,16 @@ which of its changes make a variant."""
 from pathlib import Path
 from typing import Literal
 
+from alpro.errors import InputError
 from alpro.models.initial import read_sizes
 from alpro.pipeline.config.command import MODEL_STAGES, Command
+from alpro.pipeline.config.files import find_config
 from alpro.pipeline.config.load import (
     Values,
     kind_of_path,
     merge,
     parse_value,
+    read_config,
     read_values,
     validate,
 )
@@ -30,7 +33,19 @@ def read_settings(command: Command) -> PipelineConfig:
         InputError: If a value is invalid, or its encoders do not go together. The message is one
             line.
     """
-    return validate(with_encoder_sizes(read_values(command)), command)
+    settings = validate(with_encoder_sizes(read_values(command)), command)
+    check_corpora(settings, command)
+    return settings
+
+
+def check_corpora(settings: PipelineConfig, command: Command) -> None:
+    """Check that a change adds no corpus that nothing reads, as `--data` does where the corpora have
+    other names."""
+    # A file may have a corpus in reserve.
+    defined = read_config(find_config(command.config)).get("corpora", {})
+    for name in settings.corpora.keys() - settings.used_corpora.keys() - defined.keys():
+        options = " or ".join(f"corpora.{name}.data" for name in defined)
+        raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
 
 
 def with_encoder_sizes(values: Values) -> Values:

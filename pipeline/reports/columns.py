@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,12 +15,10 @@ NUMBER = re.compile(r"[-+]?[\d,.]* ?%?")  # such a column is aligned on the righ
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of equal keys below these as heads, without the columns that have no value."""
     if rows:
-        keys = [
-            key for key in rows[0] if any(row[key] not in (None, "") for row in rows)
-        ]
+        keys = [key for key in rows[0] if any(row[key] != "" for row in rows)]
         lines = []
         for row in rows:
-            lines.append(["" if row[key] is None else str(row[key]) for key in keys])
+            lines.append([str(row[key]) for key in keys])
         print_columns(keys, lines)
 
 
@@ -34,8 +32,7 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     grid = Table(box=None, pad_edge=False)
     for column, head in enumerate(heads):
         is_number = all(NUMBER.fullmatch(line[column]) for line in lines)
-        justify: Literal["left", "right"] = "right" if is_number else "left"
-        grid.add_column(head, justify=justify, overflow="fold")
+        grid.add_column(head, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         grid.add_row(*line)
 

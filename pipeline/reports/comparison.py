@@ -20,15 +20,14 @@ def compare_runs(
     Raises:
         InputError: As `compare` does.
     """
-    folders = [first[0], second[0]]
-    names = [folder.name[:8] for folder in folders]
     comparison = compare(first[0], second[0])
+    results = [(folder.name[:8], read_results(folder)) for folder, _ in (first, second)]
+    names = [name for name, _ in results]
 
     origins = find_origins(snapshot, first, second)
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
     different = Table("What differs", ["", "", *names], lines)
 
-    results = list(zip(names, map(read_results, folders), strict=True))
     scores = comparison_tables(results, comparison)
     return [different, *scores], compare_models(names[0], names[1], comparison)
 

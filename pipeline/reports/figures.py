@@ -27,8 +27,8 @@ def draw_scores(rows: Rows) -> dict[str, Figure]:
     if not scores:
         return {}
 
-    height = 0.5 * len(scores) + 0.8
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    bottom = len(scores) - 0.5
+    figure = Figure(figsize=(WIDTH, 0.5 * bottom + 1), layout="constrained")
     axes = figure.subplots()
     for line, row in enumerate(scores):
         text = f"{row_label(row)}, {metric_text(row)}: {score_text(row)}"
@@ -38,9 +38,8 @@ def draw_scores(rows: Rows) -> dict[str, Figure]:
         axes.plot([row["low"], row["high"]], [line, line], "C0", lw=4, alpha=0.4)
         axes.plot([row["chance"]], [line], "k|", ms=9)
 
-    label = "%: ● score, ━ 95 % interval, | chance"
-    bottom = len(scores) - 0.5
-    axes.set(xlim=(-1, 101), ylim=(bottom, -0.9), yticks=[], xlabel=label)
+    axes.set(xlim=(-1, 101), ylim=(bottom, -0.9), yticks=[])
+    axes.set_xlabel("%: ● score, ━ 95 % interval, | chance")
     return {"scores.png": figure}
 
 

@@ -106,10 +106,15 @@ def score_table(title: str, scores: Rows) -> Table:
     protocols."""
     lines = []
     for row in scores:
-        label = [row_label(row), metric_text(row)]
-        chance = number_text(row["chance"], row["unit"])
-        numbers = [score_text(row), chance, str(row["items"])]
-        lines.append([*label, *numbers, row["protocol"]])
+        line = [
+            row_label(row),
+            metric_text(row),
+            score_text(row),
+            number_text(row["chance"], row["unit"]),
+            str(row["items"]),
+            row["protocol"],
+        ]
+        lines.append(line)
 
     baseline = scores[0]["baseline"] or "chance"
     heads = ["", "", "score [95 %]", baseline, "items", "protocol"]
