@@ -158,8 +158,7 @@ def digest_shards(folder: Location, digests: Digests) -> str:
     """Return the digest of existing shards: their locations, which are also in the index, and their
     contents. The identity in the store (size, and ETag, digest or time) represents the contents of
     shards at a URL."""
-    names = [str(shard) for shard in list_shards(folder)]
-    return digest(dict(zip(names, digests.of(names), strict=True)))
+    return digest_named({str(shard): shard for shard in list_shards(folder)}, digests)
 
 
 def digest_model(folder: Path, digests: Digests) -> str:
@@ -189,7 +188,7 @@ def digest_files(path: Path, digests: Digests) -> str:
     return digest_named(files, digests)
 
 
-def digest_named(files: Mapping[str, Path], digests: Digests) -> str:
+def digest_named(files: Mapping[str, Location], digests: Digests) -> str:
     """Return the digest of files and their names, which is the same in another folder."""
     contents = digests.of([*files.values()])
     return digest(dict(zip(files, contents, strict=True)))
