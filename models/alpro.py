@@ -198,8 +198,7 @@ class Prompter(DualEncoder):
 
     def text_length(self, length: int) -> int:
         # Texts are padded to a multiple of 8 tokens, which must have position embeddings.
-        max_padded = self.config.text.max_length // 8 * 8
-        return min(length, max_padded)
+        return min(length, self.config.text.max_length // 8 * 8)
 
 
 def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
     """
     config = read_encoder_config("vit", name)
     check_values(f"vit = {name!r}: model.video", video, encoder_sizes("vit", config))
-    state = read_weights(find_weights(Path(config.name_or_path)))
+    state = read_weights(find_weights(config.name_or_path))
     if select_prefix(state, TEMPORAL):
         raise ValueError(
             f"vit = {name!r}: it has the temporal attention of train_prompter; name the CLIP that "
@@ -230,7 +230,7 @@ def load_bert(model: Prompter, name: str) -> None:
     check_values(f"{source}: model.text", text, {"heads": config.num_attention_heads})
 
     state = {}
-    for key, value in read_weights(find_weights(Path(config.name_or_path))).items():
+    for key, value in read_weights(find_weights(config.name_or_path)).items():
         if BERT_WEIGHT.match(key):
             state[f"text_encoder.{key}"] = value
     weights = convert(state, (*BERT, *split_bert(text.fusion_layer, text.depth)))

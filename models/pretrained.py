@@ -91,9 +91,9 @@ class HubName:
             ) from error
 
 
-def find_weights(folder: Path) -> Path:
+def find_weights(folder: Path | str) -> Path:
     """Return the file of weights in a folder of transformers, which may be missing."""
-    files = [folder / name for name in WEIGHTS]
+    files = [Path(folder, name) for name in WEIGHTS]
     return next((file for file in files if file.is_file()), files[0])
 
 
@@ -146,7 +146,7 @@ def load_pretrained(config: Any) -> Any:
     transformers_log.set_verbosity_error()
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
-    file = find_weights(Path(config.name_or_path))
+    file = find_weights(config.name_or_path)
     towers = (config.text_config, config.vision_config)
     if max(tower.num_hidden_layers for tower in towers) > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} layers")

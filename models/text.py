@@ -249,8 +249,9 @@ class MultimodalEncoder(nn.Module):
         x = torch.cat([text[text_indices], video[video_indices]], dim=1)
         # Pairs share the queries, keys and values of their texts and videos.
         text_qkv = self.project(text)
-        shared = [text_qkv[text_indices], video_qkv[video_indices]]
-        qkv: Tensor | None = torch.cat(shared, dim=1)
+        qkv: Tensor | None = torch.cat(
+            [text_qkv[text_indices], video_qkv[video_indices]], dim=1
+        )
 
         *layers, last = self.layers
         for layer in layers:

@@ -303,8 +303,8 @@ class TimeSformer(nn.Module):
 
 def resize_times(times: Tensor, frames: int) -> Tensor:
     """Resize a time embedding (1, T, D) to (1, frames, D) by the nearest earlier times."""
-    resized = F.interpolate(times.transpose(1, 2), size=frames, mode="nearest")
-    return resized.transpose(1, 2)
+    by_channel = times.transpose(1, 2)
+    return F.interpolate(by_channel, size=frames, mode="nearest").transpose(1, 2)
 
 
 def resize_positions(positions: Tensor, grid: int, name: str = "pos_embed") -> Tensor:

@@ -145,12 +145,21 @@ def test_a_bert_of_other_sizes_is_refused_in_one_line(changes, message, bert):
 
 
 def test_a_bert_without_its_mlm_head_leaves_the_models_own(model, bert, tmp_path):
-    bert[0].bert.save_pretrained(tmp_path)
+    """Also with a head of another task, and in a pickle of 2018, which has other names of norms."""
+    bert[0].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    weights = {"pooler.dense.bias": torch.zeros(64)}
+    for key, value in bert[0].bert.state_dict().items():
+        old = key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+        weights[old] = value
+    torch.save(weights, tmp_path / "pytorch_model.bin")
     before = deepcopy(model.mlm_head.state_dict())
 
     load_bert(model, str(tmp_path))
 
     near(model.mlm_head.state_dict(), before, atol=0)
+    norm = bert[0].bert.embeddings.LayerNorm
+    assert torch.equal(model.text_encoder.embeddings.norm.weight, norm.weight)
 
 
 def test_a_bert_without_a_weight_of_its_body_is_refused(model, bert, tmp_path):
