@@ -8,13 +8,12 @@ import re
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from alpro.errors import InputError
-from alpro.files import new_folder, use_default_mode, write_json
+from alpro.files import new_folder, use_default_mode
 from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.inference.model import Model
 from alpro.models.alpro import Alpro, Prompter
@@ -26,27 +25,36 @@ OWN_DATA = re.compile(
 )
 # Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts
 # and videos.
-SENTENCE_TRANSFORMERS: dict[str, Any] = {
-    "modules.json": [
-        {
-            "idx": 0,
-            "name": "0",
-            "path": "",
-            "type": "sentence_transformers.base.modules.transformer.Transformer",
-        }
-    ],
-    "sentence_bert_config.json": {
-        "transformer_task": "feature-extraction",
-        "modality_config": {
-            kind: {"method": f"get_{kind}_features", "method_output_name": None}
-            for kind in ("text", "video")
-        },
-        "module_output_name": "sentence_embedding",
-    },
-    "config_sentence_transformers.json": {
-        "model_type": "SentenceTransformer",
-        "similarity_fn_name": "cosine",
-    },
+SENTENCE_TRANSFORMERS = {
+    "modules.json": """[
+ {
+  "idx": 0,
+  "name": "0",
+  "path": "",
+  "type": "sentence_transformers.base.modules.transformer.Transformer"
+ }
+]
+""",
+    "sentence_bert_config.json": """{
+ "transformer_task": "feature-extraction",
+ "modality_config": {
+  "text": {
+   "method": "get_text_features",
+   "method_output_name": null
+  },
+  "video": {
+   "method": "get_video_features",
+   "method_output_name": null
+  }
+ },
+ "module_output_name": "sentence_embedding"
+}
+""",
+    "config_sentence_transformers.json": """{
+ "model_type": "SentenceTransformer",
+ "similarity_fn_name": "cosine"
+}
+""",
 }
 SPECIAL = {
     "pad": "[PAD]",
@@ -84,16 +92,12 @@ def export(model: Model, folder: Path, card: str) -> None:
 
         make_processor(model).save_pretrained(building)
 
-        for name, text in exported_code().items():
-            (building / f"{name}.py").write_text(text, "utf-8")
-        for name, values in SENTENCE_TRANSFORMERS.items():
-            write_json(building / name, values)
-        (building / "README.md").write_text(card, "utf-8")
-
         # The installed package has the license; there may be no checkout.
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
-        (building / "LICENSE").write_text(license, "utf-8")
+        texts = exported_code() | SENTENCE_TRANSFORMERS
+        for name, text in {**texts, "README.md": card, "LICENSE": license}.items():
+            (building / name).write_text(text, "utf-8")
 
 
 def make_processor(model: Model) -> processing_alpro.AlproProcessor:
@@ -134,7 +138,7 @@ def configuration(model: Model) -> configuration_alpro.AlproConfig:
 
 
 def exported_code() -> dict[str, str]:
-    """Return the source of each exported module by name, with imports relative to the folder.
+    """Return the source of each exported module by file name, with imports relative to the folder.
 
     These are the classes, and the modules of this package that they import.
     """
@@ -142,12 +146,10 @@ def exported_code() -> dict[str, str]:
     pending: list[ModuleType] = [configuration_alpro, modeling_alpro, processing_alpro]
     while pending:
         module = pending.pop()
-        name = module.__name__.rpartition(".")[2]
-        if name in sources:
-            continue
-
         assert module.__file__ is not None
         path = Path(module.__file__)
+        if path.name in sources:
+            continue
         source = path.read_text("utf-8")
         for data in OWN_DATA.finditer(source):
             text = path.with_name(data[1]).read_text("utf-8")
@@ -156,7 +158,7 @@ def exported_code() -> dict[str, str]:
             importlib.import_module(other) for other in OWN_IMPORT.findall(source)
         ]
         # transformers loads modules of a folder without installing them.
-        sources[name] = OWN_IMPORT.sub(
+        sources[path.name] = OWN_IMPORT.sub(
             lambda match: f"from .{match[1].rpartition('.')[2]} import", source
         )
     return sources

@@ -9,31 +9,29 @@ from alpro.shards.schema import Member, Row, arrow_type
 from alpro.shards.storage import located
 
 SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),  # digest of the path and of the part of the file
-        ("id", pa.string()),
-        (
-            "path",
-            pa.string(),
-        ),  # location of the file or shard, stored relative to the root of the index
-        ("kind", pa.string()),
-        ("start", pa.float64()),  # seconds; null: the whole file
-        ("end", pa.float64()),
-        ("duration", pa.float64()),  # seconds of the clip; null: an image, or unknown
-        ("caption", pa.string()),
-        ("words", pa.string()),  # caption, file name and id, case folded
+    {
+        "key": pa.string(),  # digest of the path and of the part of the file
+        "id": pa.string(),
+        # Location of the file or shard, stored relative to the root of the index.
+        "path": pa.string(),
+        "kind": pa.string(),
+        "start": pa.float64(),  # seconds; null: the whole file
+        "end": pa.float64(),
+        "duration": pa.float64(),  # seconds of the clip; null: an image, or unknown
+        "caption": pa.string(),
+        "words": pa.string(),  # caption, file name and id, case folded
         # Table or corpus, stored like `path`; empty: a folder.
-        ("listed_by", pa.string()),
-        ("listed_as", pa.string()),  # digest of what it says
+        "listed_by": pa.string(),
+        "listed_as": pa.string(),  # digest of what it says
         # Changes with the file; empty: a bad row of a manifest.
-        ("identity", pa.string()),
-        ("member", arrow_type(Member)),  # place in a tar of downloads
+        "identity": pa.string(),
+        "member": arrow_type(Member),  # place in a tar of downloads
         # Offsets of the frames in the shard of a decoded corpus.
-        ("frame_offsets", pa.list_(pa.int64())),
-        ("frame_sizes", pa.list_(pa.int64())),
-        ("reason", pa.string()),  # why there is no embedding
-        ("detail", pa.string()),
-    ]
+        "frame_offsets": pa.list_(pa.int64()),
+        "frame_sizes": pa.list_(pa.int64()),
+        "reason": pa.string(),  # why there is no embedding
+        "detail": pa.string(),
+    }
 )
 COMPUTED = ["vector", "duration", "reason", "detail"]  # columns that an embedding fills
 Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `columns`

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -144,12 +143,6 @@ class Model:
         return encode_texts(
             model, self.folder.tokenizer, check_texts(texts), self.text_length
         )
-
-    @cached_property
-    def embed_dim(self) -> int:
-        """E, the length of an embedding."""
-        # The configuration of a CLIP has another name for it.
-        return self.texts(["a"]).features.shape[1]
 
     @property
     def text_length(self) -> int:

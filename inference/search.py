@@ -289,18 +289,17 @@ def drop_neighbors(items: list[Item]) -> list[Item]:
     best_of_file: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         of_file = best_of_file[item["path"]]
+        is_window = None not in (item["start"], item["end"])
         # A window that touches only a neighbor of a hit is a hit of its own.
-        if not any(are_neighbors(item, other) for other in of_file):
+        if is_window and any(
+            item["start"] <= other["end"] and other["start"] <= item["end"]
+            for other in of_file
+        ):
+            continue
+        best.append(item)
+        if is_window:
             of_file.append(item)
-            best.append(item)
     return best
-
-
-def are_neighbors(a: Item, b: Item) -> bool:
-    """Check whether two clips of a file are windows that overlap or touch."""
-    if None in (a["start"], a["end"], b["start"], b["end"]):
-        return False
-    return bool(a["start"] <= b["end"] and a["end"] >= b["start"])
 
 
 def flag_changed_files(hits: list[Hit]) -> list[Hit]:

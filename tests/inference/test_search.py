@@ -214,8 +214,9 @@ WINDOWS = [("a", 10), ("a", 11), ("a", 12), ("a", 9), ("a", 8), ("a", 20), ("b",
 def test_neighbors_of_a_hit_hide_no_other(tmp_path, model):
     """Windows of two seconds, in the order of their similarity."""
     settings = IndexSettings(model="", digest="", window=2.0, stride=1.0)
-    index = Index.create(tmp_path / "index", settings, model.embed_dim, {})
-    query = np.eye(1, model.embed_dim, dtype=np.float32)[0]
+    size = model.encode("a").size
+    index = Index.create(tmp_path / "index", settings, size, {})
+    query = np.eye(1, size, dtype=np.float32)[0]
     rows = []
     for number, (path, start) in enumerate(WINDOWS):
         item = EMPTY | {"key": f"{number}", "path": path, "id": path, "identity": ""}
