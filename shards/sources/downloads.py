@@ -187,15 +187,9 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
         except OSError as error:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
 
-        name = PurePosixPath(str(shard)).name
         if problem or not samples:
             detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
-            yield Reject(
-                id=name,
-                path=str(shard),
-                reason="unreadable",
-                detail=detail,
-            )
+            yield unreadable(shard, detail)
         for key, sample in samples.items():
             if (
                 sample.media is None
@@ -206,8 +200,12 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
                 reject = reject_row(key, sample.problem, str(shard))
                 yield from [reject] * max(sample.copies.values())
             else:
-                media: Part = {"name": key, "path": str(shard), "kind": sample.kind}
-                media |= {"member": sample.media.model_dump()}
+                media: Part = {
+                    "name": key,
+                    "path": str(shard),
+                    "kind": sample.kind,
+                    "member": sample.media.model_dump(),
+                }
                 yield from items.add(
                     key,
                     sample.record(key),
@@ -217,15 +215,18 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):
-        name = PurePosixPath(str(shard)).name
-        detail = "a compressed shard is not read: gunzip it"
-        yield Reject(
-            id=name,
-            path=str(shard),
-            reason="unreadable",
-            detail=detail,
-        )
+        yield unreadable(shard, "a compressed shard is not read: gunzip it")
     yield from items.rows()
+
+
+def unreadable(shard: Location, detail: str) -> Reject:
+    """Return the reject of a shard."""
+    return Reject(
+        id=PurePosixPath(str(shard)).name,
+        path=str(shard),
+        reason="unreadable",
+        detail=detail,
+    )
 
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
@@ -307,10 +308,8 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
     if not exists(table):
         return
 
-    for where, record in Table(table).records:
-        if isinstance(record, str):
-            yield reject_row(f"{name}.parquet {where}", record)
-            continue
+    for _, record in Table(table).records:
+        assert isinstance(record, dict)  # in Parquet, every record is one
         key = str(record.get("key"))
         if key in keys:
             continue

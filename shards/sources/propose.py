@@ -107,16 +107,10 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     if "question" in columns and "answer" not in columns:
         lines.append(NO_ANSWER)
 
-    preview = Items(
-        items.root,
-        Notes(),
-        items.folder,
-        names_root=None,
-    )
+    preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []
     for where, record in islice(records_in(document, form), SHOWN_ROWS):
-        if isinstance(record, dict):
-            rows += preview.add(where, record, form)
+        rows += preview.add(where, record, form)
     rows += preview.rows()
     block = "\n".join(lines)
     return UnknownColumns(

@@ -168,9 +168,10 @@ class Items:
             if read_text(read_cell(record, column)) != value:
                 self.notes.add("rows are left out by `where`", part["where"])
                 return
-        cells = {}
-        for key in ("id", "group", "split", "kind"):
-            cells[key] = read_text(read_cell(record, getattr(form, key)))
+        cells = {
+            key: read_text(read_cell(record, getattr(form, key)))
+            for key in ("id", "group", "split", "kind")
+        }
         split = split_in(cells["split"])
         if split is None:
             raise ValueError(
@@ -181,10 +182,11 @@ class Items:
             self.notes.add(reason, part["where"])
             return
 
-        meta = {}
-        for key, cell in record.items():
-            if key not in form.meanings and cell not in (None, ""):
-                meta[key] = cell
+        meta = {
+            key: cell
+            for key, cell in record.items()
+            if key not in form.meanings and cell not in (None, "")
+        }
         for key, cell in (*cells.items(), *meta.items()):
             refuse_credentials(key, cell)
         # Media have their kind.

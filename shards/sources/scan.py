@@ -310,10 +310,8 @@ class Source:
 
 def check_columns(table: Table, columns: set[str], form: Form) -> None:
     """Raise InputError if no record of a table has a column that the user has named."""
-    missing = []
-    for name in sorted(form.meanings | form.where.keys()):
-        if columns.isdisjoint((name, name.split(".")[0])):
-            missing.append(name)
+    named = sorted(form.meanings | form.where.keys())
+    missing = [name for name in named if columns.isdisjoint({name, name.split(".")[0]})]
     problem = ""
     present = sorted(columns)
     if not columns and form.records:
@@ -342,10 +340,11 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
     chosen = {path: splits[path] for path in opened if opened[path].has_texts}
     # Tables that only list the videos of each split.
-    lists: dict[str, str] = {}
-    for path, split in splits.items():
-        if split and opened[path].lists_files:
-            lists[path] = split
+    lists = {
+        path: split
+        for path, split in splits.items()
+        if split and opened[path].lists_files
+    }
     are_listed = len({*lists.values()}) == len(lists) > 1
     folders = {path.rpartition("/")[0] for path in chosen}
     if len(chosen) == 1:
@@ -403,12 +402,7 @@ def scan_media(folder: Path) -> Rows:
             raise
         # The videos are there without their captions.
         log.info(f"note: {printable(str(error))}")
-    items = Items(
-        folder,
-        source.notes,
-        source.folder,
-        names_root=None,
-    )
+    items = Items(folder, source.notes, source.folder)
     for path in source.folder.files.media:
         if path in texts:
             yield texts[path]

@@ -380,28 +380,25 @@ def find_form(document: Any, extension: str) -> Form | None:
     return None
 
 
-def records_in(document: Any, form: Columns) -> Iterator[tuple[str, Record | str]]:
+def records_in(document: Any, form: Columns) -> Records:
     """Yield the records of a JSON document with their places, joined with the records of its other
     list; a reason in place of an invalid record."""
-    join = form.join if form.join and form.join.list else None
-    partners: dict[str, Record | str] = {}
-    others = walk(document, join.list.split("."), "") if join else ()
-    for _, partner in others:
-        if join and isinstance(partner, dict):
-            key = str(partner.get(join.key))
-            if partners.setdefault(key, partner) != partner:
-                reason = f"two entries of `{join.list}` have the {join.key} {key}"
-                partners[key] = reason
+    records = walk(document, form.records.split(".") if form.records else [], "entry")
+    join = form.join
+    if not (join and join.list):
+        yield from records
+        return
 
-    path = form.records.split(".") if form.records else []
-    for where, record in walk(document, path, "entry"):
-        if join and isinstance(record, dict):
-            key = str(record.get(join.on))
-            reason = f"no entry of `{join.list}` has the {join.key} {key}"
-            found = partners.get(key, reason)
-            yield where, found if isinstance(found, str) else found | record
-        else:
-            yield where, record
+    partners: dict[str, Record | str] = {}
+    for _, partner in walk(document, join.list.split("."), ""):
+        key = str(partner.get(join.key))
+        if partners.setdefault(key, partner) != partner:
+            partners[key] = f"two entries of `{join.list}` have the {join.key} {key}"
+    for where, record in records:
+        key = str(record.get(join.on))
+        reason = f"no entry of `{join.list}` has the {join.key} {key}"
+        found = partners.get(key, reason)
+        yield where, found if isinstance(found, str) else found | record
 
 
 def walk(
@@ -409,7 +406,7 @@ def walk(
     path: list[str],
     where: str,
     outer: Record | None = None,
-) -> Iterator[tuple[str, Record | str]]:
+) -> Iterator[tuple[str, Record]]:
     """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
 
     Args:
