@@ -50,7 +50,8 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
     # A temporary folder, because a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as folder:
         manifest = import_corpus(corpus, Path(folder))
-        settings = without_questions(settings, {CORPUS: manifest})
+        silent = set() if manifest.has_questions else {CORPUS}
+        settings = without_questions(settings, silent)
         plan = make_plan(corpus.decoding, manifest)
         decoded = plan.evenly_spaced(samples)
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
@@ -59,11 +60,11 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         codes = plan.columns["kind"].tolist()
         kinds = Counter(KINDS[code] for code in codes)
         splits = plan.splits()
-        silent = kinds.total() - sum(split["items"] for split in splits.values())
+        textless = kinds.total() - sum(split["items"] for split in splits.values())
 
         problems = []
         items = kinds.total() + about["rejects"]
-        unusable = about["rejects"] + silent
+        unusable = about["rejects"] + textless
         if unusable > corpus.max_reject_share * items:
             problems.append(
                 f"{unusable} of {items} items have no file, no text or an invalid row, more than "
@@ -82,8 +83,8 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
                 problems.append("no item of the split train has a text")
 
         findings = [f"splits: {describe_split_source(plan)}", *list_rejects(plan)]
-        if silent:
-            findings.append(f"{silent:,} items without a text")
+        if textless:
+            findings.append(f"{textless:,} items without a text")
         findings += find_leaks(plan)
         findings += [f"note: {note}" for note in about["notes"]]
         hint = plan.group_hint()

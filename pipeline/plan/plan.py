@@ -123,7 +123,7 @@ def build_steps(
                 corpora = corpus_steps(
                     settings.corpora, built.get("render_sample"), digests
                 )
-                settings = without_questions(settings, read_manifests(corpora))
+                settings = without_questions(settings, find_silent(corpora))
                 steps += corpora.values()
             continue
 
@@ -191,32 +191,27 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
     return files
 
 
-def read_manifests(corpora: Mapping[str, Step]) -> dict[str, Manifest]:
-    """Return the manifest of each corpus whose files are imported."""
-    manifests = {}
+def find_silent(corpora: Mapping[str, Step]) -> set[str]:
+    """Return the corpora whose files are imported and have no questions."""
+    silent = set()
     for name, step in corpora.items():
         folder = step.given.get("manifest")
-        if folder:
-            manifests[name] = Manifest(Path(folder))
-    return manifests
+        if folder and not Manifest(Path(folder)).has_questions:
+            silent.add(name)
+    return silent
 
 
-def without_questions(
-    settings: PipelineConfig, manifests: Mapping[str, Manifest]
-) -> PipelineConfig:
+def without_questions(settings: PipelineConfig, silent: set[str]) -> PipelineConfig:
     """Leave out question answering on corpora that have no questions.
 
     A configuration that only answers questions stays as it is: such data is a mistake then.
 
     Args:
-        manifests: the manifests of corpora that are imported, by name.
+        silent: the corpora that have no questions.
     """
     if not (settings.finetune_retrieval or settings.evaluate.retrieval):
         return settings
 
-    silent = {
-        name for name, manifest in manifests.items() if not manifest.has_questions
-    }
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):
         names = ", ".join(settings.corpora[name].data for name in answering.corpora)

@@ -6,7 +6,7 @@ first.
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -70,8 +70,12 @@ class Runs:
     def all(self) -> list[Run]:
         """Return the runs in the order in which they began."""
         values: dict[str, dict[str, Any]] = {}
-        for line in self._lines():
-            values.setdefault(line["id"], {}).update(line)
+        text = self.file.read_text("utf-8", "replace") if self.file.is_file() else ""
+        for part in text.split("\n"):
+            with suppress(ValueError):  # a power failure has cut the line
+                line = json.loads(part)
+                if isinstance(line, dict) and "id" in line:
+                    values.setdefault(line["id"], {}).update(line)
 
         return [RUN.validate_python(one) for one in values.values()]
 
@@ -89,16 +93,6 @@ class Runs:
     def last(self, report: str) -> Run | None:
         """Return the last run of the steps that a page reports."""
         return next((run for run in reversed(self.all()) if run.report == report), None)
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of runs, without one that a power failure has cut."""
-        if not self.file.is_file():
-            return
-        for text in self.file.read_text("utf-8", "replace").split("\n"):
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and "id" in line:
-                    yield line
 
 
 @cache
