@@ -134,9 +134,8 @@ class Table:
     @property
     def lists_files(self) -> bool:
         """Whether it only lists files."""
-        columns = [column for _, column, _ in chain(*self.bound.templates)]
-        first_parts = {column.split(".")[0] for column in columns}
-        return not self.has_texts and not first_parts.isdisjoint(self.columns)
+        files = {name.split(".")[0] for _, name, _ in chain(*self.bound.templates)}
+        return not self.has_texts and not files.isdisjoint(self.columns)
 
     @property
     def names_splits(self) -> bool:
