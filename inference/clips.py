@@ -29,6 +29,7 @@ from alpro.threads import map_ahead
 
 Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
 S = TypeVar("S", bound=Source)
+Decoded = tuple[S, Clip | DecodeError]  # a source, and its clip or why it has none
 
 MAX_FETCHED_BYTES = 4 * 2**30  # maximum size of a file at a URL
 DEFAULT_LIMITS = Limits()
@@ -144,13 +145,11 @@ def read_frames(
     return squash(frames, size) if is_image(sample) else frames
 
 
-def decode_ahead(
-    sources: Iterable[S], video: VideoConfig
-) -> Iterator[tuple[S, Clip | DecodeError]]:
+def decode_ahead(sources: Iterable[S], video: VideoConfig) -> Iterator[Decoded[S]]:
     """Yield each source with the clip that a model takes, or why it cannot be decoded. Some are
     decoded ahead by other threads."""
 
-    def decode(source: S) -> tuple[S, Clip | DecodeError]:
+    def decode(source: S) -> Decoded[S]:
         try:
             return source, load_clip(source, video.frames, video.image_size)
         except DecodeError as error:

@@ -33,6 +33,7 @@ OPTIONAL_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+PathLike = str | Path
 PROMPTS = "prompts.safetensors"
 
 
@@ -56,7 +57,7 @@ class Found:
         return model_digest(self.model, self.checksums)
 
 
-def resolve(name: str | Path, workspace: str | Path | None = None) -> Found:
+def resolve(name: PathLike, workspace: PathLike | None = None) -> Found:
     """Return the model that a name stands for.
 
     Args:

@@ -28,7 +28,7 @@ from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json
 from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.names import find_workspace
-from alpro.shards.storage import absolute, is_url
+from alpro.shards.storage import Location, absolute, is_url
 
 if TYPE_CHECKING:
     from lancedb import DBConnection
@@ -140,7 +140,7 @@ class Index:
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
     @classmethod
-    def open(cls, place: str | Path) -> "Index":
+    def open(cls, place: Location) -> "Index":
         """Open an existing index.
 
         Raises:
@@ -161,7 +161,7 @@ class Index:
     @classmethod
     def create(
         cls,
-        place: str | Path,
+        place: Location,
         settings: IndexSettings,
         size: int,
         columns: ColumnTypes,
@@ -344,7 +344,7 @@ class Index:
                 self.table.create_index("vector", config=config)
 
 
-def index_exists(place: str | Path) -> bool:
+def index_exists(place: Location) -> bool:
     """Check whether there is an index.
 
     Raises:
@@ -361,7 +361,7 @@ def index_exists(place: str | Path) -> bool:
     return any((location / "clips.lance/_versions").glob("*.manifest"))
 
 
-def old_index(place: str | Path, model: str) -> InputError:
+def old_index(place: Location, model: str) -> InputError:
     """Return the error for an index that an earlier version made."""
     return InputError(
         f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
@@ -423,7 +423,7 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
         )
 
 
-def find_recorded_model(index: Index, workspace: str | Path | None) -> Path:
+def find_recorded_model(index: Index, workspace: Location | None) -> Path:
     """Return the folder of the model of an index, also if its workspace has moved.
 
     Raises:

@@ -83,7 +83,7 @@ class Counts:
 
 
 def add_videos(
-    place: str | Path,
+    place: Location,
     embedder: Embedder,
     videos: Location,
     window: float | None = None,
@@ -201,7 +201,7 @@ def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
 class Addition:
     """One run of `add_videos`. Its first clip creates an index that does not exist."""
 
-    place: str | Path
+    place: Location
     index: Index | None
     settings: IndexSettings
     types: ColumnTypes
@@ -419,7 +419,7 @@ def load_model(embedder: Embedder) -> "Model":
     return Model.load(embedder.model, device=embedder.device, dtype=embedder.dtype)
 
 
-def remove_videos(place: str | Path, names: Sequence[str]) -> list[Item]:
+def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
     """Remove clips and rejects from an index, also from the disk.
 
     Args:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
+    Decoded,
     Source,
     check_file,
     decode_ahead,
@@ -35,8 +35,8 @@ from alpro.inference.encoding import (
     encode_texts,
     match_all,
 )
-from alpro.inference.find import Found, resolve
-from alpro.inference.prompts import load_with_prompts
+from alpro.inference.find import Found, PathLike, resolve
+from alpro.inference.prompts import Prompts, load_with_prompts
 from alpro.inference.unknown_words import describe_unread, truncate
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.log import progress
@@ -46,9 +46,12 @@ from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
 from alpro.shards.clip import Clip, DecodeError, Limits
 
-PathLike = str | Path
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# Scores, and why a file has none.
+Scored = tuple[np.ndarray, list[DecodeError | None]]
+# Labels with their probabilities, in descending order.
+RankedWords = list[tuple[str, float]]
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
 BATCH = 16  # videos that are encoded together
@@ -87,7 +90,7 @@ class Model:
     def __init__(
         self,
         folder: ModelBundle,
-        prompts: dict[str, Tensor],
+        prompts: Prompts,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ):
@@ -211,7 +214,7 @@ class Model:
     @torch.inference_mode()
     def batches(
         self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False
-    ) -> Iterator[tuple[list[tuple[S, Clip | DecodeError]], Videos]]:
+    ) -> Iterator[tuple[list[Decoded[S]], Videos]]:
         """Encode a stream of sources batch by batch. Memory holds one batch.
 
         Args:
@@ -246,7 +249,7 @@ class Model:
         batch_size: int,
         score: Callable[[Videos], np.ndarray],
         cls_only: bool = True,
-    ) -> tuple[np.ndarray, list[DecodeError | None]]:
+    ) -> Scored:
         """Score one or more files.
 
         Args:
@@ -258,7 +261,7 @@ class Model:
         Returns:
             The row of each file, NaN if it cannot be decoded; and why it cannot.
         """
-        parts: list[np.ndarray] = []
+        parts = []
         errors: list[DecodeError | None] = []
         with progress("encoding", len(files), "videos") as advance:
             for batch, videos in self.batches(files, batch_size, cls_only):
@@ -289,7 +292,7 @@ class Model:
         Raises:
             InputError: If a file does not exist, or texts and files are mixed.
         """
-        if isinstance(inputs, str | Path):
+        if isinstance(inputs, PathLike):
             return self.encode([inputs], batch_size)[0]
         listed = non_empty_list(inputs)
         are_files = [is_file(item) for item in listed]
@@ -346,7 +349,7 @@ class Model:
     @torch.inference_mode()
     def match_margins(
         self, texts: Texts, files: Sequence[Source], batch_size: int = BATCH
-    ) -> tuple[np.ndarray, list[DecodeError | None]]:
+    ) -> Scored:
         """Compute the logit margins of `match` (texts, files), and why a file has none."""
         model = self._alpro("match")
 
@@ -360,7 +363,7 @@ class Model:
     @torch.inference_mode()
     def ask(
         self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
-    ) -> list[tuple[str, float]]:
+    ) -> RankedWords:
         """Answer a question from the model's closed list.
 
         Args:
@@ -396,7 +399,7 @@ class Model:
         box: Box = WHOLE,
         top_k: int = 3,
         frames: Tensor | None = None,
-    ) -> list[tuple[str, float]]:
+    ) -> RankedWords:
         """Label a region by a prompter, which sees the region alone.
 
         Args:
@@ -463,9 +466,7 @@ def warn_undecoded(
             warnings.warn(f"{file_name(file)}: {error}", stacklevel=3)
 
 
-def rank_words(
-    probabilities: Tensor, words: list[str], top_k: int
-) -> list[tuple[str, float]]:
+def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWords:
     """Return the words with the highest probabilities (words,), in descending order."""
     best = probabilities.topk(min(top_k, len(words)))
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -477,7 +478,7 @@ def non_empty_list(items: Iterable[T]) -> list[T]:
     empty list."""
     listed: list[T] = []
     # A str is iterable as well, but its letters are no texts.
-    if isinstance(items, Iterable) and not isinstance(items, str | Path):
+    if isinstance(items, Iterable) and not isinstance(items, PathLike):
         listed = list(items)
     if not listed:
         raise InputError(f"expected a list of one or more items, not {items!r}")

@@ -14,6 +14,8 @@ from alpro.inference.encoding import load_prompter
 from alpro.inference.find import Found
 from alpro.models.folder import ModelBundle, load_labels
 
+Prompts = dict[str, Tensor]  # (M, E) embeddings by the kind of a sample
+
 
 def read_entities(vocabulary: Path) -> list[str]:
     """Read the entities of a build_vocabulary artifact, in order."""
@@ -22,7 +24,7 @@ def read_entities(vocabulary: Path) -> list[str]:
 
 def load_with_prompts(
     found: Found, device: torch.device
-) -> tuple[ModelBundle, dict[str, Tensor]]:
+) -> tuple[ModelBundle, Prompts]:
     """Load a model, and the embedded prompts of its entities, if it has any.
 
     Raises:
@@ -39,7 +41,7 @@ def load_with_prompts(
     return bundle, {kind: value.to(device) for kind, value in prompts.items()}
 
 
-def read_prompts(folder: Path) -> dict[str, Tensor]:
+def read_prompts(folder: Path) -> Prompts:
     """Read the prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E).
     Raise InputError if they are missing or invalid."""
     file = require(folder, "prompts.safetensors")

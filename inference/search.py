@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts
-from alpro.inference.find import Found, resolve
+from alpro.inference.find import Found, PathLike, resolve
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
@@ -25,7 +24,7 @@ from alpro.inference.index import (
 )
 from alpro.inference.items import Item, describe_location, get_source
 from alpro.inference.model import BATCH, Model
-from alpro.shards.storage import identities, located
+from alpro.shards.storage import Location, identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
 
@@ -117,9 +116,9 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        index: str | Path | Index,
-        model: str | Path | Found = "",
-        workspace: str | Path | None = None,
+        index: Location | Index,
+        model: PathLike | Found = "",
+        workspace: PathLike | None = None,
         **options: Any,
     ) -> "Searcher":
         """Open an index and load its model.
@@ -207,7 +206,7 @@ class Searcher:
         Raises:
             DecodeError: If the file cannot be decoded.
         """
-        if isinstance(query, str | Path):
+        if isinstance(query, PathLike):
             check_file(query)
             (embedded,) = self.model.stream([query])
             if embedded.error:
@@ -261,7 +260,7 @@ class Searcher:
 
 
 def find_model(
-    index: Index, name: str | Path | Found, workspace: str | Path | None
+    index: Index, name: PathLike | Found, workspace: PathLike | None
 ) -> Found:
     """Find the model of an index: where it was, or `name`, if it has moved.
 
