@@ -113,7 +113,7 @@ def add_retrieval(
     similarity = similarities(texts.features, videos.features).cpu().numpy()
     results.similarity = similarity
     protocol = model.describe_protocol()
-    ranked = dict.fromkeys(DIRECTIONS, similarity)
+    ranked: dict[str, np.ndarray] = dict.fromkeys(DIRECTIONS, similarity)
     add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)
 
     matched = tuple(asked.matched)
