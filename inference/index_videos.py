@@ -207,15 +207,14 @@ class Addition:
     types: ColumnTypes
     embedder: Embedder
 
-    counts: Counts = field(default_factory=Counts, init=False)
-    unit_size: int = field(default=1, init=False)  # clips of the next unit
-    pending: list[Item] = field(default_factory=list, init=False)  # rows to write
-    indexed: dict[str, str] = field(default_factory=dict, init=False)  # identity by key
-    # Digests of what tables said.
-    listed: set[str] = field(default_factory=set, init=False)
-    scanned: set[str] = field(default_factory=set, init=False)  # keys of this run
-    # Identities of the files of this run, by path.
-    identities: dict[str, str] = field(default_factory=dict, init=False)
+    def __post_init__(self) -> None:
+        self.counts = Counts()
+        self.unit_size = 1  # clips of the next unit
+        self.pending: list[Item] = []  # rows to write
+        self.indexed: dict[str, str] = {}  # identity by key
+        self.listed: set[str] = set()  # digests of what tables said
+        self.scanned: set[str] = set()  # keys of this run
+        self.identities: dict[str, str] = {}  # of the files of this run, by path
 
     def run(self, videos: Location) -> Counts:
         old_rows = (
@@ -227,7 +226,7 @@ class Addition:
             if row["reason"] not in TRANSIENT_REASONS:
                 self.indexed[row["key"]] = row["identity"]
 
-        items: Iterable[Item] = scan_videos(videos, list(self.types))
+        items = scan_videos(videos, list(self.types))
         if self.settings.window and self.settings.stride:
             items = split_into_windows(
                 items, self.settings.window, self.settings.stride
@@ -286,12 +285,8 @@ class Addition:
         # What an item is, whatever its file contains.
         parts = (path, member, sample, item["start"], item["end"], item["detail"])
         identity = "" if item["reason"] else self.identities[item["path"]]
-        listed_by = stored_path(item["listed_by"] or "", self.settings.root)
-        row = item | {
-            "key": hash_repr(parts),
-            "identity": identity,
-            "listed_by": listed_by,
-        }
+        row = item | {"key": hash_repr(parts), "identity": identity}
+        row["listed_by"] = stored_path(item["listed_by"] or "", self.settings.root)
         return row | {"listed_as": hash_repr(row | {"path": path})}
 
     def _embed(self, items: Iterable[Item]) -> Iterator[tuple[list[Item], list[Item]]]:
@@ -320,10 +315,9 @@ class Addition:
     def _add(self, row: Item) -> None:
         """Take a row that is written with the next unit."""
         reason = row["reason"]
+        self.counts.embedded += not reason
         if reason:
             self.counts.reasons[reason] += 1
-        else:
-            self.counts.embedded += 1
         # What the index has of a file stays while its store does not answer.
         if reason not in TRANSIENT_REASONS or row["key"] not in self.indexed:
             self.pending.append(row)
