@@ -97,12 +97,7 @@ def import_source(
     """
     if isinstance(data, Path):
         data = Path(os.path.normpath(data.absolute()))
-    source = Source(
-        data,
-        annotations,
-        root,
-        columns=columns,
-    )
+    source = Source(data, annotations, root, columns=columns)
 
     column_keys = columns.model_dump(mode="json", exclude_unset=True) if columns else {}
     tables = {split: [*map(str, files)] for split, files in source.annotations.items()}
