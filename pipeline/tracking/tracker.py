@@ -234,6 +234,9 @@ class Tracker:
             ended = False
             while not ended:
                 ended = done.wait(FOLLOW_SECONDS)
+                if ended:
+                    # A short outage while the stage ran costs no lines and no results.
+                    self._end_pause(run)
                 # A training that resumes has a shorter file, and writes the same lines again.
                 lines = read_metrics(folder / METRICS)
                 logged = min(logged, len(lines))
@@ -253,8 +256,6 @@ class Tracker:
             try:
                 yield
             finally:
-                # A short outage while the stage ran costs no lines and no results.
-                self._end_pause(run)
                 done.set()
                 following.result()
 
