@@ -226,7 +226,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ("pretrain.learning_rate=1", ["pretrain.learning_rate: ", ", lr, "]),
         ("nothing.lr=1", ["nothing: ", "pretrain, "]),
         ("pretrain.lr=-1", ["pretrain.lr: ", "than 0 (it is -1"]),
         ("pretrain.lr=fast", ["pretrain.lr: ", "number", "(it is 'fast')"]),

@@ -38,9 +38,7 @@ pytestmark = pytest.mark.usefixtures("prefect")
 
 def test_every_stage_leaves_its_artifact_and_nothing_unfinished(first):
     folders = [Path(folder) for folder in first.values()]
-    artifacts = [
-        (folder, record) for folder in folders if (record := read_record(folder))
-    ]
+    artifacts = list(zip(folders, map(read_record, folders), strict=True))
 
     assert list(first) == [record.name for _, record in artifacts] == STAGES
     assert list(verify(artifacts)) == []  # every file is recorded

@@ -51,12 +51,6 @@ def test_a_store_whose_creation_was_interrupted_is_created_by_the_next_run(
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
 
 
-def test_two_runs_share_an_experiment(mlflow_store, tmp_path):
-    mlflow_store(tmp_path)
-    first, second = (Tracker.open("", tmp_path, "x") for _ in range(2))
-    assert second.experiment == first.experiment
-
-
 def test_a_workspace_whose_path_would_be_cut_in_an_address_is_refused(tmp_path):
     with one_line("?"):
         Tracker.open("", tmp_path / "a?b", "x")

@@ -40,8 +40,7 @@ def own_server(tmp_path, monkeypatch):
 
     def start(program):
         def processes(command, *more, **values):
-            here = [sys.executable, "-c", program]
-            return create(here, *more, **values)
+            return create([sys.executable, "-c", program], *more, **values)
 
         monkeypatch.setattr(servers, "Processes", processes)
         return servers.start_temporary_server()
