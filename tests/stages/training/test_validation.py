@@ -55,9 +55,8 @@ def config(kind, corpora=("clips",), **validation):
     )
 
 
-def score(objective, gallery, tokenizer, top_k=0):
+def score(objective, gallery, bundle, top_k=0):
     """The scores of an evaluation, under the names of validation."""
-    bundle = ModelBundle("retrieval", objective.model, tokenizer)
     loaded = LoadedModel("", bundle, objective, length=24)
     values = evaluate_model(loaded, gallery, Asked(top_k=top_k)).values()
     prefixes = {"matching": "validation/", "similarity": "validation/vtc/"}
@@ -89,16 +88,14 @@ def several(corpus_of, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer, bundle):
+def test_retrieval_is_validated_as_it_is_tested(objective, several, bundle):
     """By default: every video, every caption, every pair by the matching head."""
     asked = config(Retrieval, ("several",))
     validate = build_validation(objective, several, bundle, asked, ALL_PAIRS)
 
     actual = validate()
 
-    expected = score(
-        objective, Gallery.read(several["several"], "validation"), tokenizer
-    )
+    expected = score(objective, Gallery.read(several["several"], "validation"), bundle)
     names = product(("t2v", "v2t"), (1, 5, 10))
     recalls = [expected[f"validation/{way}/R{k}"] for way, k in names]
     assert actual["validation/mean_recall"] == pytest.approx(np.mean(recalls))
@@ -106,16 +103,14 @@ def test_retrieval_is_validated_as_it_is_tested(objective, several, tokenizer, b
 
 
 @torch.no_grad()
-def test_fewer_videos_captions_and_pairs_can_be_asked_for(
-    objective, several, tokenizer, bundle
-):
+def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, bundle):
     asked = config(Retrieval, ("several",), videos=4, captions=1)
     gallery = Gallery.read(several["several"], "validation", videos=4, texts=1)
 
     top_2 = Asked(tasks=("retrieval",), top_k=2)
     actual = build_validation(objective, several, bundle, asked, top_2)()
 
-    expected = score(objective, gallery, tokenizer, top_k=2)
+    expected = score(objective, gallery, bundle, top_k=2)
     assert {name: actual[name] for name in expected} == expected
 
 
@@ -169,7 +164,7 @@ def test_contrast_is_validated_by_similarity_on_one_caption_a_video(
     actual = validate()
 
     gallery = Gallery.read(several["several"], "validation", videos=500, texts=1)
-    expected = score(objective, gallery, tokenizer)
+    expected = score(objective, gallery, bundle)
     assert {name: actual[name] for name in expected} == expected
     assert actual.keys() - expected.keys() == {"validation/vtc/mean_recall"}
 
