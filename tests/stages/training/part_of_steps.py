@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.stages.execution.interface import Resources
@@ -140,12 +139,7 @@ def train(
     objective = Spoiled(model, *NORM, pool)
     objective.spoil = spoil
     objective.last = world.rank == world.size - 1
-    noted = {"apart": torch.tensor(0)}
-    no_sync = DistributedDataParallel.no_sync
-
-    def apart(module):
-        noted["apart"] += 1
-        return no_sync(module)
+    noted = {}
 
     def note(_, args, result):
         noted.setdefault("kept", (result != 0).float())
@@ -158,7 +152,7 @@ def train(
         # after every step.
         eps = patch.object(optim, "EPS", 1e-3)
         often = patch.object(loop, "SYNC_SECONDS", 0)
-        with eps, often, patch.object(DistributedDataParallel, "no_sync", apart):
+        with eps, often:
             Run(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:

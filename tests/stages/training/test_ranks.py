@@ -11,7 +11,7 @@ from alpro.stages.training.distributed import World
 from alpro.stages.training.metrics import read_metrics
 from tests.stages.training.part_of_steps import RUNS, train
 
-NOTED = {"kept", "apart", "starts"}
+NOTED = {"kept", "starts"}
 close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 
@@ -80,15 +80,6 @@ def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(
     assert any(
         not torch.allclose(one[name], accumulated[name], atol=1e-3) for name in one
     )
-
-
-def test_gradients_are_averaged_once_a_step_with_its_last_part(both):
-    for run, apart in (
-        ("plain", 0),
-        ("accumulated", 2),
-        ("contrast over the batch", 2),
-    ):
-        assert [actual["apart"] for actual in both(run)] == [apart, apart]
 
 
 @pytest.mark.parametrize(
