@@ -22,7 +22,6 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -34,10 +33,11 @@ from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
+from threading import get_ident
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
@@ -246,8 +246,7 @@ class _Processes:
     def __init__(self, workers: int = 1):
         self._workers = workers
         self._threads = ThreadPoolExecutor(workers)
-        self._idle: list[ProcessPool] = []
-        self._busy: dict[ProcessFuture, ProcessPool] = {}
+        self._pools: dict[int, ProcessPool] = {}  # by the threads that wait for them
         self._is_stopped = False
 
     def capacity(self) -> int:
@@ -260,7 +259,8 @@ class _Processes:
         return future.result()
 
     def run(self, call: bytes, output: str = "") -> bytes | Died:
-        """Run a task in a child process. Return the answer of `_attempt`, or Died."""
+        """Run a task in the child process of this thread. Return the answer of `_attempt`, or
+        Died."""
         for _ in range(MAX_LOST):
             answer = None if self._is_stopped else self._run_once(call, output)
             if answer is not None:
@@ -268,52 +268,39 @@ class _Processes:
         return Died("its process ended")
 
     def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
-        """Run a task in a child process. Returns None if the process ended before Pebble knew of its
-        task: why is not known then."""
-        pool = self._find_pool()
-        future = pool.schedule(_attempt, (call, output))
-        self._busy[future] = pool
-        # A process that is killed while it starts breaks its pool, which then forgets the task.
-        while pool.active and not wait([future], timeout=1).done:
-            continue
-
-        answer: bytes | Died | None
-        try:
-            answer = future.result(timeout=0)
-        except ProcessExpired as expired:
-            answer = Died(f"its process ended with status {expired.exitcode}")
-            if expired.exitcode == EXIT_TIMEOUT:
-                answer = Died("its process took too long", timed_out=True)
-        except (BrokenProcessPool, TimeoutError):
-            answer = None
-
-        del self._busy[future]
-        # Whatever state the pool of a dead process is in, it is not used again.
-        if isinstance(answer, bytes):
-            self._idle.append(pool)
-        else:
-            _stop([pool])
-        return answer
-
-    def _find_pool(self) -> ProcessPool:
-        with suppress(IndexError):
-            while True:
-                pool = self._idle.pop()
-                if pool.active:  # its process may have been killed since
-                    return pool
-                _stop([pool])
+        """Run a task in the child process of this thread. Returns None if the process ended before
+        Pebble knew of its task: why is not known then."""
+        thread = get_ident()
         # Spawned: a fork would copy the locks of this process's threads.
         context: Any = get_context("spawn")  # Pebble's annotation does not admit it
-        return ProcessPool(1, initializer=_initialize, context=context)
+        if thread not in self._pools:
+            pool = ProcessPool(1, initializer=_initialize, context=context)
+            self._pools[thread] = pool
+        pool = self._pools[thread]
+
+        answer: bytes | Died | None = None
+        # A pool whose process was killed refuses tasks, or forgets them.
+        with suppress(RuntimeError, TimeoutError):
+            future = pool.schedule(_attempt, (call, output))
+            while pool.active and not wait([future], timeout=1).done:
+                continue
+            try:
+                return future.result(timeout=0)
+            except ProcessExpired as expired:
+                answer = Died(f"its process ended with status {expired.exitcode}")
+                if expired.exitcode == EXIT_TIMEOUT:
+                    answer = Died("its process took too long", timed_out=True)
+
+        # Whatever state the pool of a dead process is in, it is not used again.
+        del self._pools[thread]
+        _stop([pool])
+        return answer
 
     def stop(self, running: Iterable[Future] = ()) -> None:
-        """End all processes. Threads in `run` raise CancelledError."""
+        """End all processes."""
         self._is_stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        busy = dict(self._busy)
-        for future in busy:
-            future.cancel()
-        _stop([*self._idle, *busy.values()])
+        _stop([*self._pools.values()])
 
 
 def _stop(pools: list[ProcessPool]) -> None:
