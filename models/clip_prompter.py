@@ -253,7 +253,7 @@ def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
 class ClipBundle(ModelBundle):
     """A CLIP or SigLIP in the format of transformers."""
 
-    model: ClipPrompter
+    model: ClipPrompter  # pyright: ignore[reportIncompatibleVariableOverride]
     tokenizer: Any  # a tokenizer of transformers
 
     def save_pretrained(self, folder: Path) -> None:
