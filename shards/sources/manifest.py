@@ -45,7 +45,7 @@ ROW_GROUP = 8192  # rows of a manifest that are written and read together
 # Files whose contents the rows depend on.
 STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
 TEXT_COUNTS = ("captions", "questions")
-NO_TEXTS = dict.fromkeys(("items", *TEXT_COUNTS, "answers"), 0)
+NO_TEXTS: dict[str, int] = dict.fromkeys(("items", *TEXT_COUNTS, "answers"), 0)
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
