@@ -14,9 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
+from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.prompts import load_with_prompts
 from alpro.log import log
+from alpro.models.folder import read_kind
 from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
@@ -42,6 +44,8 @@ from alpro.stages.training.distributed import init_distributed
 
 # One step for each model; a row names its model; intervals of scipy.
 VERSION = f"17 {TABLE_VERSION}"
+# Tasks of the models in `pretrained`, with the steps that evaluate them.
+START_TASKS = {"pretrain": "pretrained", "retrieval": "retrieval", "qa": "qa"}
 
 
 class Config(EvaluationConfig, frozen=True):
@@ -70,7 +74,7 @@ def needs(pipeline: Pipeline) -> list[Needs]:
     pre-trained model again.
     """
     table: EvaluationConfig = pipeline.evaluate
-    given = pipeline.start_task
+    given = find_start_task(pipeline.start)
     shared = {"top_k", "split", "min_decoded_share"}
     shared |= {"exclude_overlap", "mixed_precision"}
     ranking = {"retrieval", "frames", "max_text_tokens", *shared}
@@ -115,6 +119,20 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         keys = {"qa", "contrasts", *shared, *controls}
         add("qa", FINE_TUNED, keys, model="finetune_qa")
     return steps
+
+
+def find_start_task(start: Path | None) -> str:
+    """Return the step that evaluates the model which a pipeline starts from; empty without one.
+    Raises InputError if the folder has no model that is pre-trained or fine-tuned."""
+    if start is None:
+        return ""
+
+    task = read_kind(start, "task")
+    if task not in START_TASKS:
+        raise InputError(
+            f"pretrained: {start}: not a model folder of pre-training or fine-tuning"
+        )
+    return START_TASKS[task]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -51,7 +51,7 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     """Show an artifact, what it was built from, and the command that builds it again."""
     folder, record = find_artifact(artifact, workspace)
     command = command_of(record)
-    if command:
+    if command.config:
         print(shlex.join(["alpro", *command.words]))
     print_artifacts(read_store(workspace).lineage(record))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
@@ -184,9 +184,7 @@ def log_artifacts(
 
     named = [find_artifact(name, workspace) for name in artifacts]
     for folder, record in named or read_store(workspace).artifacts:
-        command = command_of(record)
-        experiment = command.config_name if command else "alpro"
-
+        experiment = command_of(record).config_name or "alpro"
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
         # A tracker only warns, so that a run goes on without MLflow.
@@ -248,7 +246,7 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
             "s": round(record.run["seconds"]),
             "MB": f"{size / 1e6:,.1f}",
             "score": main_score(record.metrics),
-            "run": " ".join([command.config_name, *command.changes] if command else []),
+            "run": " ".join([command.config_name, *command.changes]),
         }
         lines.append(line)
 

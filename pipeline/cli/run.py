@@ -166,22 +166,19 @@ def print_plan(plan: "Plan", json: bool) -> None:
     from alpro.pipeline.plan.difference import explain
     from alpro.pipeline.reports.columns import print_rows
 
-    earlier = []
-    for _, record in plan.snapshot.artifacts:
-        command = command_of(record)
-        if command and command.config_name == plan.command.config_name:
-            earlier.append(record)
+    name = plan.command.config_name
+    records = [record for _, record in plan.store.snapshot().artifacts]
+    earlier = [one for one in records if command_of(one).config_name == name]
 
     rows = []
     for step in plan.steps:
-        row = {"state": "cached", "name": step.name, "fingerprint": step.fingerprint}
-        row["reason"] = ""
-        if step not in plan.required:
-            row["state"] = "not needed"
-        elif not plan.snapshot.find(step):
-            row["state"] = "to run"
-            row["reason"] = explain(step.description, earlier)
-        rows.append(row)
+        state, reason = "not needed", ""
+        if step.fingerprint in plan.records:
+            state = "cached"
+        elif step in plan.required:
+            state, reason = "to run", explain(step.description, earlier)
+        row = {"state": state, "name": step.name, "fingerprint": step.fingerprint}
+        rows.append(row | {"reason": reason})
 
     if json:
         print_json(rows)

@@ -37,12 +37,10 @@ class Command:
         return words
 
 
-def command_of(record: Record) -> Command | None:
-    """Return the command that builds an artifact; None if its record has none."""
-    arguments = record.run.get("arguments")
-    if not arguments:
-        return None
-    return Command(arguments["config"], tuple(arguments["changes"]), record.stage)
+def command_of(record: Record) -> Command:
+    """Return the command that builds an artifact, without a configuration if its record has none."""
+    run = {"config": "", "changes": ()} | record.run.get("arguments", {})
+    return Command(run["config"], tuple(run["changes"]), record.stage)
 
 
 def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:

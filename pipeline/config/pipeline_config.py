@@ -6,9 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig
-from alpro.models.folder import read_kind
 from alpro.models.words import Templates
 from alpro.pipeline.config.command import SHARED
 from alpro.shards.sources.form import Columns
@@ -28,8 +26,6 @@ from alpro.stages.training.config import TrainingConfig
 
 # The value of evaluate.baseline for the CLIP that training starts from.
 OWN_CLIP = "clip"
-# Tasks of models in `pretrained`, as the inputs that take them are called.
-START_TASKS = {"pretrain": "pretrained", "retrieval": "retrieval", "qa": "qa"}
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -164,21 +160,20 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _equal_encoders(self) -> "PipelineConfig":
         """Check that the prompter fits the model of pre-training."""
-        teacher = self.train_prompter
+        # A CLIP is used as it is, with sizes of its own.
+        teacher = None if self.clip else self.train_prompter
         student = self.pretrain
-        if not student or (
-            teacher and teacher.model == student.model and not self.clip
-        ):
+        if student is None:
             return self
-        if student.start == "prompter":
+
+        is_equal = teacher is not None and teacher.model == student.model
+        if student.start == "prompter" and not is_equal:
             raise ValueError(
                 "pretrain.start = prompter copies both encoders, but the prompter has other ones: "
                 "set it to scratch, or leave out [train_prompter.model] and the CLIP"
             )
-        if not teacher or self.clip:
-            return self
         # A prompter may be smaller than the student, if both see the same patches.
-        for key in ("patch_size", "image_size", "frames"):
+        for key in ("patch_size", "image_size", "frames") if teacher else ():
             size = getattr(teacher.model.video, key)
             student_size = getattr(student.model.video, key)
             if size != student_size:
@@ -255,20 +250,6 @@ class PipelineConfig(BaseModel):
     def start(self) -> Path | None:
         """The model folder that the pipeline starts from, instead of pre-training."""
         return Path(self.pretrained) if self.pretrained else None
-
-    @property
-    def start_task(self) -> str:
-        """The task of the model in `start`: pretrained, retrieval or qa; empty without one. Raises
-        InputError if the folder has no model that is pre-trained or fine-tuned."""
-        if self.start is None:
-            return ""
-
-        task = read_kind(self.start, "task")
-        if task not in START_TASKS:
-            raise InputError(
-                f"pretrained: {self.start}: not a model folder of pre-training or fine-tuning"
-            )
-        return START_TASKS[task]
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training stages that this pipeline has, by name."""

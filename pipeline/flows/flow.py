@@ -314,7 +314,7 @@ def submit_steps(
     futures: receives the future of each step by its name.
     """
     plan = current.plan
-    steps = required(plan.steps, plan.store)
+    steps = required(plan.steps, plan.store.find_all(plan.steps))
     if plan.settings.resources.max_stages > 1:
         # Trainings take longest: none waits for an evaluation that could run later.
         steps.sort(key=lambda step: step.stage in EVALUATIONS)

@@ -50,8 +50,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
     # A temporary folder, because a check leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as folder:
         manifest = import_corpus(corpus, Path(folder))
-        silent = set() if manifest.has_questions else {CORPUS}
-        settings = without_questions(settings, silent)
+        settings = without_questions(settings, {CORPUS: manifest})
         plan = make_plan(corpus.decoding, manifest)
         decoded = plan.evenly_spaced(samples)
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
@@ -82,7 +81,9 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
             if not splits["train"]["items"]:
                 problems.append("no item of the split train has a text")
 
-        findings = [f"splits: {describe_split_source(plan)}", *list_rejects(plan)]
+        generated = "generated" if plan.generated_splits else "none"
+        source = "named" if plan.named_splits else generated
+        findings = [f"splits: {source}", *list_rejects(plan)]
         if textless:
             findings.append(f"{textless:,} items without a text")
         findings += find_leaks(plan)
@@ -148,9 +149,3 @@ def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[st
         except DecodeError as error:
             failures.append(f"{row.id}: {error}")
     return failures
-
-
-def describe_split_source(plan: DecodePlan) -> str:
-    if plan.named_splits:
-        return "named"
-    return "generated" if plan.generated_splits else "none"

@@ -16,7 +16,7 @@ from alpro.shards.sources.manifest import Manifest
 from alpro.shards.storage import Location, identities, is_url
 from alpro.stages.index_shards import list_shards
 
-State = tuple[int, int] | None  # size and time of a file
+State = tuple[int | None, int | None]  # size and time of a file
 
 WAIT_SECONDS = 60  # for another program that writes into the cache
 THREADS = 8  # that read files
@@ -24,6 +24,9 @@ BATCH = 512  # files that are read before their digests are kept
 # In place of a digest: the file does not exist, or must not be read.
 MISSING = "missing"
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
+NOT_FOUND = ("", NOT_FETCHED)  # are not kept
+SELECT = "select digest from digests where path = ? and size = ? and changed = ?"
+INSERT = "insert or replace into digests values (?, ?, ?, ?)"
 # Errors of a file that is not there, or must not be read.
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
@@ -31,6 +34,7 @@ ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 # In place of the size and the time: the digest is the identity of a file at a URL.
 REMOTE = (-1, 0)
+NO_FILE = (None, None)  # is no state of the cache
 
 
 class Digests:
@@ -72,67 +76,54 @@ class Digests:
             InputError: If reading fails otherwise. One error of a disk or a network must not decide a
                 fingerprint.
         """
-        files = [str(path) for path in paths]
         digests: list[str] = []
         with self._open() as db, ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(files), BATCH):
+            for start in range(0, len(paths), BATCH):
+                batch = [str(path) for path in paths[start : start + BATCH]]
                 # Taken before the files are read: one that changes meanwhile is read again next time.
-                batch = files[start : start + BATCH]
                 states = {
-                    file: REMOTE if is_url(file) else file_state(file) for file in batch
+                    file: REMOTE if is_url(file) else file_state(file) or NO_FILE
+                    for file in batch
                 }
-                cached = {
-                    file: self._find(db, file, state) for file, state in states.items()
-                }
-                remote = [file for file in states if is_url(file)]
-                unread = [
-                    file
-                    for file, digest in cached.items()
-                    if not digest and states[file] != REMOTE
-                ]
-                checksums = pool.map(checksum_or_missing, unread)
-                fresh = dict(zip(unread, checksums, strict=True))
-                if ask and remote:
-                    answers = zip(remote, identities(remote), strict=True)
-                    fresh |= {url: one for url, one in answers if one != NOT_FETCHED}
-                self._keep(db, fresh, states)
-                known = cached | fresh
-                digests += [known[file] or NOT_FETCHED for file in batch]
+                known = read_cache(db, states)
+                urls = [file for file, state in states.items() if state == REMOTE]
+                unread = [file for file in states if file not in {*urls, *known}]
+                fresh = [*zip(unread, pool.map(try_checksum, unread), strict=True)]
+                if ask and urls:
+                    fresh += zip(urls, identities(urls), strict=True)
+
+                # What is not there now may be there the next time.
+                found = {file: one for file, one in fresh if one not in NOT_FOUND}
+                with db:
+                    rows = [(file, *states[file], one) for file, one in found.items()]
+                    db.executemany(INSERT, rows)
+                known |= found
+                for file in batch:
+                    absent = NOT_FETCHED if is_url(file) else MISSING
+                    digests.append(known.get(file, absent))
         return digests
 
-    def _find(self, db: sqlite3.Connection, file: str, state: State) -> str:
-        """Return the cached digest of a file that is still in a state; empty without one."""
-        query = "select digest from digests where path = ? and size = ? and changed = ?"
-        row = db.execute(query, (file, *(state or (None, None)))).fetchone()
-        return row[0] if row else ""
 
-    def _keep(
-        self,
-        db: sqlite3.Connection,
-        fresh: Mapping[str, str],
-        states: Mapping[str, State],
-    ) -> None:
-        """Cache digests, each with the state that its file had before it was read."""
-        rows = []
-        for file, value in fresh.items():
-            state = states[file]
-            # A local file that is missing now may be there the next time.
-            if state and (state == REMOTE or value != MISSING):
-                rows.append((file, *state, value))
-        with db:
-            db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
+def read_cache(db: sqlite3.Connection, states: Mapping[str, State]) -> dict[str, str]:
+    """Return the cached digests of the files that are still in these states."""
+    known = {}
+    for file, state in states.items():
+        row = db.execute(SELECT, (file, *state)).fetchone()
+        if row:
+            known[file] = row[0]
+    return known
 
 
-def checksum_or_missing(file: str) -> str:
-    """Return the SHA-256 of a file; "missing" if it is not a file or must not be read. Raises InputError
+def try_checksum(file: str) -> str:
+    """Return the SHA-256 of a file; empty if it is not a file or must not be read. Raises InputError
     if reading fails otherwise."""
     try:
         # Raises where Path.is_file would be False, such as for a failing disk.
         os.stat(file)
-        return checksum(file) if Path(file).is_file() else MISSING
+        return checksum(file) if Path(file).is_file() else ""
     except OSError as error:
         if error.errno in ABSENT:
-            return MISSING
+            return ""
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
 
 

@@ -1,12 +1,13 @@
 """The plan of a command: its steps with their inputs and outside files, and which have to run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
 
+from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import digest
 from alpro.log import warn_once
@@ -20,7 +21,6 @@ from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
 from alpro.pipeline.plan.models import read_settings, variations
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
-from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.stages import CORPUS_STAGES, STAGES
@@ -48,19 +48,19 @@ class Plan:
         return self.workspace / "reports" / f"{self.settings.name}-{mark}.html"
 
     @cached_property
-    def snapshot(self) -> Snapshot:
-        """The store as it is when the plan is first asked about it."""
-        return self.store.snapshot()
+    def records(self) -> dict[str, Record]:
+        """The artifacts that exist when the plan is first asked about them, by fingerprint."""
+        return self.store.find_all(self.steps)
 
     @cached_property
     def required(self) -> list[Step]:
         """The steps whose artifacts exist or have to be built, in order."""
-        return required(self.steps, self.snapshot)
+        return required(self.steps, self.records)
 
     @property
     def steps_to_run(self) -> list[Step]:
         """The steps whose artifacts have to be built, in order."""
-        return [step for step in self.required if not self.snapshot.find(step)]
+        return [step for step in self.required if step.fingerprint not in self.records]
 
     @property
     def finished(self) -> list[Artifact]:
@@ -70,16 +70,13 @@ class Plan:
         last = Runs(self.workspace).last(self.report.name)
         if last and not (last.state == FINISHED and self.report.is_file()):
             return []
-        if not (self.workspace / "mlflow.db").is_file():
+        if self.steps_to_run or not (self.workspace / "mlflow.db").is_file():
             return []
 
-        artifacts = []
-        for step in self.required:
-            record = self.snapshot.find(step)
-            if record is None:
-                return []
-            artifacts.append((self.store.folder(step), record))
-        return artifacts
+        return [
+            (self.store.folder(step), self.records[step.fingerprint])
+            for step in self.required
+        ]
 
 
 def write_names(plan: Plan, artifacts: Iterable[Artifact]) -> None:
@@ -123,7 +120,12 @@ def build_steps(
                 corpora = corpus_steps(
                     settings.corpora, built.get("render_sample"), digests
                 )
-                settings = without_questions(settings, find_silent(corpora))
+                manifests = {
+                    name: Manifest(Path(step.given["manifest"]))
+                    for name, step in corpora.items()
+                    if "manifest" in step.given
+                }
+                settings = without_questions(settings, manifests)
                 steps += corpora.values()
             continue
 
@@ -191,27 +193,20 @@ def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
     return files
 
 
-def find_silent(corpora: Mapping[str, Step]) -> set[str]:
-    """Return the corpora whose files are imported and have no questions."""
-    silent = set()
-    for name, step in corpora.items():
-        folder = step.given.get("manifest")
-        if folder and not Manifest(Path(folder)).has_questions:
-            silent.add(name)
-    return silent
-
-
-def without_questions(settings: PipelineConfig, silent: set[str]) -> PipelineConfig:
+def without_questions(
+    settings: PipelineConfig, manifests: Mapping[str, Manifest]
+) -> PipelineConfig:
     """Leave out question answering on corpora that have no questions.
 
     A configuration that only answers questions stays as it is: such data is a mistake then.
 
     Args:
-        silent: the corpora that have no questions.
+        manifests: the corpora whose files are imported.
     """
     if not (settings.finetune_retrieval or settings.evaluate.retrieval):
         return settings
 
+    silent = {name for name, rows in manifests.items() if not rows.has_questions}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):
         names = ", ".join(settings.corpora[name].data for name in answering.corpora)
@@ -226,38 +221,34 @@ def without_questions(settings: PipelineConfig, silent: set[str]) -> PipelineCon
 def needed(steps: list[Step], stage: str) -> list[Step]:
     """Return the steps of one stage, or one step by its name, and everything that they depend on,
     in order."""
-    wanted = {step.fingerprint for step in steps if stage in (step.stage, step.name)}
+    wanted = [step for step in steps if stage in (step.stage, step.name)]
     if not wanted:
         names = [step.name for step in steps]
         hint = suggest(stage, names, "this configuration has")
         raise InputError(f"no stage {stage!r}; {hint}")
 
-    # Walk from the end, because inputs come before their users.
-    for step in reversed(steps):
-        if step.fingerprint in wanted:
-            wanted |= input_fingerprints(step)
-    return [step for step in steps if step.fingerprint in wanted]
+    return [
+        step
+        for step in steps
+        if step in wanted or any(one.needs(step) for one in wanted)
+    ]
 
 
-def required(steps: list[Step], store: Store | Snapshot) -> list[Step]:
+def required(steps: list[Step], finished: Collection[str]) -> list[Step]:
     """Return the steps whose artifacts exist or have to be built, in order.
 
     An input is built only for a step that runs: if decoded shards were deleted but everything that
     was computed from them exists, nothing is decoded again.
+
+    Args:
+        finished: the fingerprints of artifacts that exist.
     """
-    finished = {step.fingerprint for step in steps if store.find(step)}
-    wanted = {step.fingerprint for step in steps}
-    for step in steps:
-        # The results that no other step reads are left.
-        wanted -= input_fingerprints(step)
-
+    read = {source.name for step in steps for source in step.inputs.values()}
+    # Results that no other step reads, and the inputs of those that have to be built.
+    wanted = {step.name for step in steps} - read
     for step in reversed(steps):
-        is_needed = step.fingerprint in wanted
-        if is_needed and step.fingerprint not in finished:
-            wanted |= input_fingerprints(step)
-    shown = wanted | finished
-    return [step for step in steps if step.fingerprint in shown]
-
-
-def input_fingerprints(step: Step) -> set[str]:
-    return {source.fingerprint for source in step.inputs.values()}
+        if step.name in wanted and step.fingerprint not in finished:
+            wanted.update(source.name for source in step.inputs.values())
+    return [
+        step for step in steps if step.name in wanted or step.fingerprint in finished
+    ]

@@ -25,6 +25,8 @@ from alpro.artifact import (
     RECORD,
     Record,
     check_artifact,
+    check_record,
+    read_record,
 )
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
@@ -55,7 +57,16 @@ class Store:
         Raises:
             InputError: If the record was changed.
         """
-        return self.snapshot().find(step)
+        folder = self.folder(step)
+        record = read_record(folder)
+        if record:
+            check_record(folder, record)
+        return record
+
+    def find_all(self, steps: Iterable[Step]) -> dict[str, Record]:
+        """Return the records of the steps that have an artifact, by fingerprint."""
+        records = {step.fingerprint: self.find(step) for step in steps}
+        return {name: record for name, record in records.items() if record}
 
     def snapshot(self) -> Snapshot:
         """Read every record once, for a command that asks several questions."""

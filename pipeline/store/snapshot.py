@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from alpro.artifact import Record, artifacts, check_record, read_record
+from alpro.artifact import Record, artifacts
 from alpro.names import Artifact
-from alpro.pipeline.store.step import Step
 
 
 class Snapshot:
@@ -18,7 +17,6 @@ class Snapshot:
 
     def __init__(self, root: Path):
         self.root = root
-        self._records: dict[Path, Record | None] = {}
 
     @cached_property
     def artifacts(self) -> list[Artifact]:
@@ -33,20 +31,6 @@ class Snapshot:
             sources = record.inputs.values()
             inputs[record.fingerprint] = [source.fingerprint for source in sources]
         return inputs
-
-    def find(self, step: Step) -> Record | None:
-        """Return the record of a step's artifact, None if there is none.
-
-        Raises:
-            InputError: If the record was changed.
-        """
-        folder = step.folder(self.root)
-        if folder not in self._records:
-            record = read_record(folder)
-            if record is not None:
-                check_record(folder, record)
-            self._records[folder] = record
-        return self._records[folder]
 
     def ancestors(self, fingerprints: Iterable[str]) -> set[str]:
         """Return the fingerprints of artifacts and of all that they were built from.

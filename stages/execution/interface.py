@@ -125,8 +125,8 @@ class StageInputs(BaseModel):
 
 
 # The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
-# that is left out, and `baseline`, `clip`, `frames`, `uses_prompter`, `finetunes_clip`, `start` and
-# `start_task`. Its class is in a room above.
+# that is left out, and `baseline`, `clip`, `frames`, `uses_prompter`, `finetunes_clip` and `start`.
+# Its class is in a room above.
 Pipeline: TypeAlias = Any
 
 
