@@ -4,12 +4,12 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from alpro.artifact import Record
+from alpro.artifact import artifacts
 from alpro.errors import InputError
+from alpro.names import Artifact as Built
 from alpro.names import find_artifact, referenced_fingerprints
 from alpro.pipeline.cli.options import (
     WORKSPACE,
@@ -23,37 +23,40 @@ from alpro.pipeline.config.command import command_of
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.score_names import main_score
 
-if TYPE_CHECKING:
-    from alpro.pipeline.store.snapshot import Snapshot
-
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 
 
-def read_store(workspace: Path) -> "Snapshot":
-    """Return the artifacts of a workspace. Raises InputError if it has no store: another one was
-    probably meant."""
-    from alpro.pipeline.store.snapshot import Snapshot
-
+def read_store(workspace: Path) -> list[Built]:
+    """Return the artifacts of a workspace, oldest first. Raises InputError if it has no store:
+    another one was probably meant."""
     root = workspace / "artifacts"
     if not root.is_dir():
         raise InputError(f"{root}: no artifacts; --workspace names the folder of a run")
-    return Snapshot(root)
+    return artifacts(root)
+
+
+def choose(names: Sequence[str], workspace: Path) -> list[Built]:
+    """Return the artifacts that names stand for; without any, all of a workspace."""
+    every = read_store(workspace)
+    return [find_artifact(name, workspace) for name in names] or every
 
 
 @group.command(name="ls")
 def list_artifacts(*, workspace: Workspace = WORKSPACE) -> None:
     """List the artifacts, oldest first, with their scores and the run that built each."""
-    print_artifacts(read_store(workspace).artifacts)
+    print_artifacts(read_store(workspace))
 
 
 @group.command(name="show")
 def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) -> None:
     """Show an artifact, what it was built from, and the command that builds it again."""
+    from alpro.pipeline.store.lineage import lineage
+
     folder, record = find_artifact(artifact, workspace)
     command = command_of(record)
     if command.config:
         print(shlex.join(["alpro", *command.words]))
-    print_artifacts(read_store(workspace).lineage(record))
+    print_artifacts(lineage(read_store(workspace), record))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
     print_json({"folder": str(folder), **shown})
 
@@ -67,11 +70,9 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     from alpro.pipeline.reports.columns import print_rows
     from alpro.pipeline.store.checksums import unreadable_records, verify
 
-    snapshot = read_store(workspace)
-    named = [find_artifact(name, workspace) for name in artifacts]
-    # Records that cannot be read count as unfinished, so the snapshot lacks them.
-    unreadable = [] if named else unreadable_records(snapshot.root)
-    chosen = named or snapshot.artifacts
+    chosen = choose(artifacts, workspace)
+    # Artifacts whose records cannot be read count as unfinished.
+    unreadable = [] if artifacts else unreadable_records(workspace / "artifacts")
     problems = [*unreadable, *verify(chosen)]
 
     print_rows([{"problem": kind, "file": str(file)} for kind, file in problems])
@@ -95,17 +96,17 @@ def remove_artifacts(
         yes: Remove them; otherwise only say what was built from them.
     """
     from alpro.pipeline.store.artifacts import Store
+    from alpro.pipeline.store.lineage import dependents
 
-    snapshot = read_store(workspace)
-    chosen = dict(find_artifact(name, workspace) for name in (artifact, *more))
+    chosen = dict(choose([artifact, *more], workspace))
     fingerprints = {record.fingerprint for record in chosen.values()}
-    users = snapshot.dependents(fingerprints)
+    users = dependents(read_store(workspace), fingerprints)
     if users:
         names = [f"{record.name} {record.fingerprint[:8]}" for _, record in users]
         print(f"built from what is removed, and stays: {', '.join(names)}")
     if not yes:
         raise InputError(f"remove {', '.join(map(str, chosen))}? Add --yes")
-    Store(snapshot.root).remove(chosen)
+    Store(workspace / "artifacts").remove(chosen)
     print(*(f"removed {folder}" for folder in chosen), sep="\n")
 
 
@@ -127,11 +128,12 @@ def collect_garbage(
     """
     from alpro.inference.index import note_indexes_beside, noted_indexes
     from alpro.pipeline.store.artifacts import Store
+    from alpro.pipeline.store.lineage import unreachable
     from alpro.shards.sources.manifest import find_outdated
     from alpro.stages.corpora.units import find_unused
 
-    snapshot = read_store(workspace)
-    store = Store(snapshot.root)
+    built = read_store(workspace)
+    store = Store(workspace / "artifacts")
     used = referenced_fingerprints(workspace)
     if not used:  # such as artifacts that were copied here
         raise InputError(
@@ -149,9 +151,7 @@ def collect_garbage(
         used |= registered_fingerprints(tracking_uri or f"sqlite:///{database}")
 
     # Other workspaces may use what a link leads to.
-    chosen = [
-        one for one in snapshot.unreachable(used) if not store.is_elsewhere(one[0])
-    ]
+    chosen = [one for one in unreachable(built, used) if not store.is_elsewhere(one[0])]
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
     manifests = find_outdated(workspace / "manifests")
@@ -182,8 +182,7 @@ def log_artifacts(
     """
     from alpro.pipeline.tracking.tracker import Tracker
 
-    named = [find_artifact(name, workspace) for name in artifacts]
-    for folder, record in named or read_store(workspace).artifacts:
+    for folder, record in choose(artifacts, workspace):
         experiment = command_of(record).config_name or "alpro"
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)
@@ -208,34 +207,33 @@ def compare_artifacts(
     from alpro.pipeline.reports.comparison import compare_runs
     from alpro.pipeline.reports.terminal import print_tables
 
-    snapshot = read_store(workspace)
     names = [name for name in (first, second) if name]
-    chosen = [find_artifact(name, workspace) for name in names] or last_two(snapshot)
+    chosen = choose(names, workspace) if names else last_two(workspace)
     if len({record.fingerprint for _, record in chosen}) < 2:
         raise InputError("name two different evaluations, or none for the last two")
 
-    print_tables(*compare_runs(snapshot, *chosen))
+    print_tables(*compare_runs(read_store(workspace), *chosen))
 
 
-def last_two(snapshot: "Snapshot") -> list[tuple[Path, Record]]:
+def last_two(workspace: Path) -> list[Built]:
     """Return the last evaluation, and before it the previous one of the same model of a pipeline."""
-    evaluations = [one for one in snapshot.artifacts if one[1].stage in EVALUATIONS]
+    evaluations = [one for one in read_store(workspace) if one[1].stage in EVALUATIONS]
     same = [one for one in evaluations if one[1].name == evaluations[-1][1].name]
     if len(same) < 2:
         raise InputError(
-            f"{snapshot.root}: no two evaluations of one model to compare; name two, as "
+            f"{workspace}: no two evaluations of one model to compare; name two, as "
             "`alpro artifacts ls` lists them"
         )
     return same[-2:]
 
 
-def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
+def print_artifacts(listed: Sequence[Built]) -> None:
     """Print a line for each artifact; at the end the number and the size of all."""
     from alpro.pipeline.reports.columns import print_rows
 
     lines = []
     total = 0
-    for _, record in artifacts:
+    for _, record in listed:
         size = sum(file["size"] for file in record.contents.values())
         total += size
         command = command_of(record)
@@ -251,4 +249,4 @@ def print_artifacts(artifacts: Sequence[tuple[Path, Record]]) -> None:
         lines.append(line)
 
     print_rows(lines)
-    print(f"{len(artifacts)} artifacts, {total / 1e6:,.1f} MB")
+    print(f"{len(listed)} artifacts, {total / 1e6:,.1f} MB")

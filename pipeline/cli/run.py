@@ -167,7 +167,7 @@ def print_plan(plan: "Plan", json: bool) -> None:
     from alpro.pipeline.reports.columns import print_rows
 
     name = plan.command.config_name
-    records = [record for _, record in plan.store.snapshot().artifacts]
+    records = [record for _, record in plan.store.artifacts()]
     earlier = [one for one in records if command_of(one).config_name == name]
 
     rows = []

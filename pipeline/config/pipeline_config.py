@@ -160,7 +160,7 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _equal_encoders(self) -> "PipelineConfig":
         """Check that the prompter fits the model of pre-training."""
-        # A CLIP is used as it is, with sizes of its own.
+        # A CLIP has encoders of its own.
         teacher = None if self.clip else self.train_prompter
         student = self.pretrain
         if student is None:
@@ -172,8 +172,11 @@ class PipelineConfig(BaseModel):
                 "pretrain.start = prompter copies both encoders, but the prompter has other ones: "
                 "set it to scratch, or leave out [train_prompter.model] and the CLIP"
             )
+        if teacher is None:
+            return self
+
         # A prompter may be smaller than the student, if both see the same patches.
-        for key in ("patch_size", "image_size", "frames") if teacher else ():
+        for key in ("patch_size", "image_size", "frames"):
             size = getattr(teacher.model.video, key)
             student_size = getattr(student.model.video, key)
             if size != student_size:

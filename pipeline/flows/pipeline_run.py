@@ -188,8 +188,7 @@ class PipelineRun:
         for run in reversed(earlier):
             steps |= run.steps
         records = {
-            record.fingerprint: record
-            for _, record in self.plan.store.snapshot().artifacts
+            record.fingerprint: record for _, record in self.plan.store.artifacts()
         }
         before = []
         after = []

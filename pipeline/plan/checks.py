@@ -1,6 +1,6 @@
 """Checks of a plan before anything runs, so that no mistake is found after hours of training."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,7 @@ from alpro.shards.sources.manifest import Manifest
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
-from alpro.stages.execution.interface import FILE_OR_NAME, Resources, path_kind
+from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
 
 PADDING = 8  # texts are padded to a multiple of it
@@ -55,19 +55,12 @@ def fetch_models(plan: Plan, elsewhere: Collection[str] = ()) -> None:
         InputError: If one cannot be downloaded.
     """
     for step in plan.steps_to_run:
-        for name in find_hub_names(step) if step.stage not in elsewhere else ():
-            name.folder()
-
-
-def find_hub_names(step: Step) -> Iterator[HubName]:
-    """Yield the models of the hub that a step names, without those of timm."""
-    for key, field in type(step.config).model_fields.items():
-        value = getattr(step.config, key)
-        if key == "vit" or not value or path_kind(field, value) != FILE_OR_NAME["path"]:
+        if step.stage in elsewhere:
             continue
-        name = HubName.parse(value, needs_owner=key != "bert")
-        if name:
-            yield name
+        for key, model in step.hub_models.items():
+            name = HubName.parse(model, needs_owner=key != "bert")
+            if name and key != "vit":  # timm has names of its own
+                name.folder()
 
 
 def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from alpro.artifact import Record, read_record, read_results
+from alpro.artifact import Record, artifacts, read_record, read_results
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import Rows, count_text, tables
-from alpro.pipeline.store.snapshot import Snapshot
 from alpro.stages import EVALUATIONS
 
 NOT_EVALUATED = "Not recorded: no evaluation of this model is known."
@@ -89,7 +88,7 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     training = "Not recorded: the model was exported from a folder without an artifact."
     if record:
         # The folder of an artifact is STORE/STAGE/FINGERPRINT.
-        split, scores = find_newest_scores(Snapshot(artifact.parents[1]), record)
+        split, scores = find_newest_scores(artifact.parents[1], record)
         settings = json.dumps(record.config, indent=1)
         training = (
             f"The artifact {record.name} {record.fingerprint}, built {record.run['at'][:10]}, commit "
@@ -117,9 +116,9 @@ def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "")
     )
 
 
-def find_newest_scores(store: Snapshot, record: Record) -> tuple[str, Rows]:
+def find_newest_scores(store: Path, record: Record) -> tuple[str, Rows]:
     """Return the split and the scores of the newest evaluation of a model; empty without one."""
-    for folder, evaluation in reversed(store.artifacts):
+    for folder, evaluation in reversed(artifacts(store)):
         model = evaluation.inputs.get("model")
         is_of_model = model and model.fingerprint == record.fingerprint
         if evaluation.stage in EVALUATIONS and is_of_model:

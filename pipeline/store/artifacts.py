@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from huggingface_hub import constants
 from alpro.artifact import (
     RECORD,
     Record,
+    artifacts,
     check_artifact,
     check_record,
     read_record,
@@ -31,11 +32,11 @@ from alpro.artifact import (
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
+from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.pipeline.store.snapshot import Snapshot
 from alpro.pipeline.store.step import Step
 from alpro.shards.storage import Location, located
-from alpro.stages.execution.interface import FILE_OR_NAME, Outcome, path_kind
+from alpro.stages.execution.interface import Outcome
 
 LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
@@ -68,9 +69,9 @@ class Store:
         records = {step.fingerprint: self.find(step) for step in steps}
         return {name: record for name, record in records.items() if record}
 
-    def snapshot(self) -> Snapshot:
-        """Read every record once, for a command that asks several questions."""
-        return Snapshot(self.root)
+    def artifacts(self) -> list[Artifact]:
+        """Read every artifact's record. Returns the artifacts with their records, oldest first."""
+        return artifacts(self.root)
 
     @contextmanager
     def lock(
@@ -129,9 +130,7 @@ class Store:
             raise InputError(
                 f"{step.name}: its input files changed during the run ({files}); run again"
             )
-        return write_record(
-            folder, step.description, outcome, {"seconds": seconds, **run_info}
-        )
+        return write_record(folder, step, outcome, {"seconds": seconds, **run_info})
 
     def is_elsewhere(self, folder: Path) -> bool:
         """Return whether a folder is a link to another place, or in one. Such a folder is never
@@ -185,7 +184,7 @@ def check_inputs(locations: Iterable[Location | str]) -> None:
 
 
 def write_record(
-    folder: Path, description: Record, outcome: Outcome, run_info: Mapping[str, Any]
+    folder: Path, step: Step, outcome: Outcome, run_info: Mapping[str, Any]
 ) -> Record:
     """Write the record that completes an artifact, and delete files that only a resumed run
     needs.
@@ -194,13 +193,13 @@ def write_record(
     the stage has not hashed.
     """
     record = replace(
-        description,
+        step.description,
         counts=outcome.counts,
         metrics=outcome.metrics,
         warnings=outcome.warnings,
         precision=outcome.precision,
         contents=describe_contents(folder, outcome.sha256),
-        versions=versions() | hub_commits(description),
+        versions=versions() | hub_commits(step),
         run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
     )
 
@@ -226,23 +225,16 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def hub_commits(description: Record) -> dict[str, str]:
-    """Return the commits of the hub's models that a stage names without a revision, as the hub's
+def hub_commits(step: Step) -> dict[str, str]:
+    """Return the commits of the hub's models that a step names without a revision, as the hub's
     cache has them, by STAGE.KEY."""
     commits: dict[str, str] = {}
-    fields = import_module(f"alpro.stages.{description.stage}").Config.model_fields
-    for key, field in fields.items():
-        setting = f"{description.stage}.{key}"
-        model = description.config.get(key) or ""
-        is_model = path_kind(field, model) == FILE_OR_NAME["path"]
-        if not is_model or setting in description.files:
-            continue
-
+    for key, model in step.hub_models.items():
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             repository = f"models--{name}".replace("/", "--")
             # The commit that a name without a revision stands for.
             head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
             if head.is_file():
-                commits[setting] = head.read_text()
+                commits[f"{step.stage}.{key}"] = head.read_text()
     return commits

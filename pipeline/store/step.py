@@ -9,7 +9,7 @@ from types import ModuleType
 
 from alpro.artifact import Record, Source, compute_fingerprint
 from alpro.shards.storage import Location, absolute
-from alpro.stages.execution.interface import StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig, path_kind
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,20 @@ class Step:
             step.name == other.name or step.needs(other)
             for step in self.inputs.values()
         )
+
+    @property
+    def hub_models(self) -> dict[str, str]:
+        """The models that its configuration names and that are no local files, by key."""
+        models = {}
+        for key, described in type(self.config).model_fields.items():
+            name = getattr(self.config, key)
+            kind = path_kind(described, name) if name else ""
+            if (
+                kind == FILE_OR_NAME["path"]
+                and f"{self.stage}.{key}" not in self.digests
+            ):
+                models[key] = name
+        return models
 
     @property
     def module(self) -> ModuleType:

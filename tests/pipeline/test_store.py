@@ -11,14 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpro.artifact import Record, require
+from alpro.artifact import require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
 from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
+from alpro.pipeline.store.lineage import lineage, unreachable
 from alpro.pipeline.store.step import Step
-from alpro.stages import STAGES, decode_videos, render_sample
+from alpro.stages import STAGES, decode_videos, render_sample, train_prompter
 from alpro.stages.execution.interface import Outcome, Resources
 from tests.clip_models import REVISION
 from tests.pipeline.lineage import add_artifacts, folder_of
@@ -125,15 +126,21 @@ def test_a_finished_artifact_has_no_unfinished_work(store):
 def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_one(
     hub, clip_folders
 ):
-    config = {"clip": hub(clip_folders["clip"]), "vit": "vit.tag", "bert": ""}
+    clip = hub(clip_folders["clip"])
     hub(clip_folders["clip"], "timm/vit.tag")
-    assert hub_commits(Record(stage="train_prompter", config=config)) == {
+
+    def commits(**config):
+        # Together they are invalid.
+        step = Step(
+            "train_prompter", "", train_prompter.Config.model_construct(**config)
+        )
+        return hub_commits(step)
+
+    assert commits(clip=clip, vit="vit.tag", bert="") == {
         "train_prompter.clip": REVISION,
         "train_prompter.vit": REVISION,
     }
-
-    config = {"clip": f"{config['clip']}@{REVISION}"}
-    assert hub_commits(Record(stage="train_prompter", config=config)) == {}
+    assert commits(clip=f"{clip}@{REVISION}") == {}
 
 
 # Work that fails, stops or waits.
@@ -152,7 +159,7 @@ def test_work_that_fails_is_continued(store):
 
     with pytest.raises(OSError, match="disk full"):
         store.make(step, fail, {})
-    assert store.snapshot().artifacts == []
+    assert store.artifacts() == []
 
     store.make(step, finish, {})
     assert store.find(step)
@@ -226,8 +233,7 @@ def built(store):
 def problems(store):
     root = store.folder(sample_step())
     return [
-        (kind, str(file.relative_to(root)))
-        for kind, file in verify(store.snapshot().artifacts)
+        (kind, str(file.relative_to(root))) for kind, file in verify(store.artifacts())
     ]
 
 
@@ -315,9 +321,9 @@ def listed(artifacts):
 
 def test_a_lineage_lacks_what_was_removed(many):
     (folder_of(many.root.parent, "b") / "artifact.json").unlink()
-    snapshot = many.snapshot()
-    _, evaluated = snapshot.artifacts[2]
-    assert listed(snapshot.lineage(evaluated)) == "acd"
+    artifacts = many.artifacts()
+    _, evaluated = artifacts[2]
+    assert listed(lineage(artifacts, evaluated)) == "acd"
 
 
 def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folder(
@@ -330,20 +336,20 @@ def test_a_removal_that_is_interrupted_leaves_no_record_over_an_incomplete_folde
     monkeypatch.setattr(shutil, "rmtree", killed)
     folders = [
         folder
-        for folder, _ in many.snapshot().unreachable(["e" * 64, "0" * 64, "b" * 64])
+        for folder, _ in unreachable(many.artifacts(), ["e" * 64, "0" * 64, "b" * 64])
     ]
     with pytest.raises(KeyboardInterrupt):
         many.remove(folders)
 
-    assert listed(many.snapshot().artifacts) == "abce0"
+    assert listed(many.artifacts()) == "abce0"
     assert not (folders[0] / "artifact.json").exists()
-    assert all((folder / "data").is_file() for folder, _ in many.snapshot().artifacts)
+    assert all((folder / "data").is_file() for folder, _ in many.artifacts())
 
 
 def test_nothing_is_removed_while_a_stage_is_built(many):
     with many.lock(sample_step()), pytest.raises(InputError, match="render_sample/"):
         many.remove([folder_of(many.root.parent, "d")])
-    assert len(many.snapshot().artifacts) == 6
+    assert len(many.artifacts()) == 6
 
 
 def test_what_lies_outside_of_the_store_is_not_removed(many, tmp_path):
@@ -356,4 +362,4 @@ def test_what_lies_outside_of_the_store_is_not_removed(many, tmp_path):
         with pytest.raises(InputError, match=str(other)):
             many.remove([folder_of(many.root.parent, "d"), place])
     assert (other / "data").is_file()
-    assert len(many.snapshot().artifacts) == 6
+    assert len(many.artifacts()) == 6
