@@ -55,7 +55,7 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     folder, record = find_artifact(artifact, workspace)
     command = command_of(record)
     if command.config:
-        print(shlex.join(["alpro", *command.words]))
+        print(shlex.join(command.words))
     print_artifacts(lineage(read_store(workspace), record))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
     print_json({"folder": str(folder), **shown})

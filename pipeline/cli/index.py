@@ -34,7 +34,6 @@ Rerank = Annotated[
         validator=Number(gte=0),
     ),
 ]
-SHOWN_CAPTION = 60  # characters of a caption in a table
 
 
 @group.command(name="add")
@@ -72,16 +71,15 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     )
     from alpro.inference.index_videos import Embedder, add_videos
 
-    name = model
-    if not name and index_exists(index):
-        name = str(find_recorded_model(Index.open(index), models.workspace))
-    if not name:
+    if not model and index_exists(index):
+        model = str(find_recorded_model(Index.open(index), models.workspace))
+    if not model:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
     try:
         counts = add_videos(
             index,
-            Embedder(models.find(name), models.device, models.dtype, scheduler),
+            Embedder(models.find(model), models.device, models.dtype, scheduler),
             models.videos(videos),
             window,
             stride,
@@ -204,17 +202,11 @@ def print_hits(result: "SearchResult") -> None:
             "match": "" if hit.match is None else f"{hit.match:.3f}",
             "video": printable(hit.location),
             "note": hit.note,
-            "caption": printable(shorten(hit.caption or "")),
+            "caption": printable(" ".join((hit.caption or "").split())),
         }
         rows.append(row)
     print_rows(rows)
     print(printable(result.summary))
-
-
-def shorten(text: str) -> str:
-    """Return a text of at most SHOWN_CAPTION characters, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CAPTION else f"{line[: SHOWN_CAPTION - 1]}…"
 
 
 def open_index(place: str) -> "Index":

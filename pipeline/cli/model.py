@@ -162,8 +162,7 @@ def ask(
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
 
-    answer = partial(loaded.ask, question=question, top_k=k)
-    show_words(video, answer, "answer")
+    show_words(partial(loaded.ask, video, question, top_k=k), "answer")
 
 
 @group.command
@@ -192,19 +191,18 @@ def entities(
         raise InputError(f"--box {error}") from None
 
     loaded = models.load(models.find(model))
-    name = partial(loaded.entities, box=region, top_k=k)
-    show_words(video, name, "entity")
+    show_words(partial(loaded.entities, video, region, top_k=k), "entity")
     print(f"note: {loaded.entities_note}", file=sys.stderr)
 
 
-def show_words(video: str, name: Name, head: str) -> None:
-    """Print words with their probabilities, best first. Raises InputError if the video cannot be
-    decoded."""
+def show_words(name: Name, head: str) -> None:
+    """Print the words of a video with their probabilities, best first. Raises InputError if it cannot
+    be decoded."""
     from alpro.pipeline.reports.columns import print_rows
     from alpro.shards.clip import DecodeError
 
     try:
-        ranked = name(video)
+        ranked = name()
     except DecodeError as error:
         raise InputError(str(error)) from error
     print_rows([{head: word, "probability": f"{p:.3f}"} for word, p in ranked])
@@ -241,14 +239,13 @@ def evaluate(
 
     names = [name for name in (model, baseline) if name]
     found = [models.find(name) for name in names]
-    folders = [one.model for one in found]
-
     loaded = [models.load(one) for one in found]
-    column = "questions" if loaded[0].folder.answers else "captions"
+    bundle = loaded[0].folder
+    column = "questions" if bundle.answers else "captions"
+    folders = [one.model for one in found]
     videos = models.videos(data)
     gallery, description = read_labeled(videos, split, folders, column)
     log.info(f"{len(gallery.ids):,} videos ({description})")
-    frames = loaded[0].folder.model.config.video.frames
 
     rows: dict[str, list[dict[str, Any]]] = {}
     compared = Comparison([], {})
@@ -257,7 +254,7 @@ def evaluate(
         root = out or Path(temporary)
         for name, one in zip(names, loaded, strict=True):
             # The baseline sees the same frames, and only the videos that the model could decode.
-            one.folder.model.set_frames(frames)
+            one.folder.model.set_frames(bundle.model.config.video.frames)
             results = score_model(name, one, gallery)
             gallery = results.gallery or gallery
             folder = root / "baseline" if rows else root
@@ -322,8 +319,9 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     # No score counts the others.
     videos = len(gallery.ids)
     if decoded < videos:
-        name = "decoded/data"
-        results.add_share(name, "decoded", "videos of the data", decoded, videos)
+        results.add_share(
+            "decoded/data", "decoded", "videos of the data", decoded, videos
+        )
     if not results.scores:
         raise InputError(
             f"no labels that this {model.folder.task} model could be scored on"

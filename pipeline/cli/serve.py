@@ -140,10 +140,8 @@ def load_models(
     searcher = None
     if index:
         opened = open_index(index)
-        search_model = find_model(
-            opened, models.find(own) if own else "", models.workspace
-        )
-        searcher = Searcher(opened, load(search_model))
+        named = models.find(own) if own else ""
+        searcher = Searcher(opened, load(find_model(opened, named, models.workspace)))
 
     answering = load(models.find(ask)) if ask else None
     if answering and not answering.folder.answers:

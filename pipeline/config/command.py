@@ -19,7 +19,7 @@ SHARED = {"model": MODEL_STAGES, "templates": TEXT_STAGES}
 class Command:
     """What a user asks a pipeline to run."""
 
-    config: str  # name or file
+    config: str = ""  # name or file
     changes: tuple[str, ...] = ()  # each KEY=VALUE, where VALUE is TOML or plain text
     stage: str = ""  # empty: the whole pipeline
 
@@ -30,8 +30,8 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """The words of the command line, after `alpro`."""
-        words = ["run", *filter(None, [self.stage]), "--config", self.config]
+        """The words of the command line."""
+        words = ["alpro", "run", *filter(None, [self.stage]), "--config", self.config]
         for change in self.changes:
             words += ["--set", change]
         return words

@@ -256,10 +256,7 @@ class PipelineConfig(BaseModel):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training stages that this pipeline has, by name."""
-        configs = {stage: getattr(self, stage) for stage in TRAININGS}
-        return {
-            stage: config for stage, config in configs.items() if config is not None
-        }
+        return {stage: table for stage, table in self if stage in TRAININGS and table}
 
     def limited(self) -> "PipelineConfig":
         """Return the configuration with at most `max_steps` in each phase of training."""

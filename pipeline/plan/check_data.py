@@ -5,7 +5,7 @@ All rows are imported. Only a few items are decoded; no other media are read.
 """
 
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.checks import check_manifest
+from alpro.pipeline.plan.checks import check_rows
 from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
@@ -74,7 +74,7 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
                 f"{len(failures)} of {len(decoded)} items cannot be decoded"
             )
         try:
-            check_manifest(settings, settings.evaluate, CORPUS, manifest)
+            check_rows(settings.evaluate, CORPUS, plan)
         except InputError as error:
             problems.append(str(error))
         else:
@@ -98,10 +98,9 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
 
 def list_rejects(plan: DecodePlan) -> Iterator[str]:
     """Yield how many rows the import rejected for each reason, with a few of them."""
-    rejects: dict[str, list[str]] = {}
+    rejects = defaultdict(list)
     for reject in plan.rejects():
-        text = f"{reject.id}: {reject.detail}".rstrip(": ")
-        rejects.setdefault(reject.reason, []).append(text)
+        rejects[reject.reason].append(f"{reject.id}: {reject.detail}".rstrip(": "))
 
     for reason, texts in rejects.items():
         yield f"{len(texts):,} rejected, {reason}: {', '.join(texts[:MAX_EXAMPLES])}"

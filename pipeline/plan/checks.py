@@ -13,6 +13,7 @@ from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.plan import Plan
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
+from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
@@ -109,15 +110,13 @@ def check_test_items(plan: Plan) -> None:
                 check_items(config, name, plan.store.folder(source))
             # Shards and the sample are checked once the corpus is made.
             elif "manifest" in source.given:
+                decoding = plan.settings.corpora[name].decoding
                 manifest = Manifest(Path(source.given["manifest"]))
-                check_manifest(plan.settings, config, name, manifest)
+                check_rows(config, name, make_plan(decoding, manifest))
 
 
-def check_manifest(
-    settings: PipelineConfig, config: EvaluationConfig, name: str, manifest: Manifest
-) -> None:
+def check_rows(config: EvaluationConfig, name: str, plan: DecodePlan) -> None:
     """Raise InputError if a corpus, once decoded, would have no item to evaluate."""
-    plan = make_plan(settings.corpora[name].decoding, manifest)
     check_texts(plan)
     counts = plan.splits()[config.split]
     reason = f": {counts['why_empty']}" if counts["why_empty"] else ""

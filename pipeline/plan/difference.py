@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 from alpro.artifact import Record, fingerprinted_config
@@ -31,15 +32,11 @@ def differences(*origins: Origin) -> list[Difference]:
     Args:
         origins: the origin, or the recipe, of each run.
     """
-    keys: dict[Key, None] = {}
-    for one in origins:
-        keys |= dict.fromkeys(one)
-
     different = []
-    for kind, name in keys:
+    # In order, and each once.
+    for kind, name in dict.fromkeys(chain.from_iterable(origins)):
         values = tuple(one.get((kind, name), MISSING) for one in origins)
-        distinct = set(values)
-        if len(distinct) > 1:
+        if len(set(values)) > 1:
             different.append(Difference(kind, name, values))
     # The sort is stable: within a kind, names keep the order of the runs.
     return sorted(different, key=lambda one: KINDS.index(one.kind))
@@ -52,21 +49,14 @@ def recipe(record: Record) -> dict[Key, str]:
         record: the record of an artifact, or the description of a step that has not run.
     """
     values: dict[Key, str] = {}
-    ignored = without_effect(record)
-    config = fingerprinted_config(record, ignored)
+    config = fingerprinted_config(record, without_effect(record))
     for key, value in config.items():
-        setting = setting_name(record, key)
-        values["configuration", setting] = value_text(value)
-
+        values["configuration", setting_name(record, key)] = value_text(value)
     for name, source in record.inputs.items():
-        title = f"{record.name} input {name}"
-        values["data", title] = source.fingerprint[:8]
+        values["data", f"{record.name} input {name}"] = source.fingerprint[:8]
     for name, digest in record.files.items():
-        title = f"{record.name} file {name}"
-        values["data", title] = digest[:8]
-
-    title = f"{record.stage} version"
-    values["code", title] = str(record.stage_version)
+        values["data", f"{record.name} file {name}"] = digest[:8]
+    values["code", f"{record.stage} version"] = str(record.stage_version)
     return values
 
 
@@ -89,18 +79,15 @@ def origin(*records: Record) -> Origin:
     values: dict[Key, dict[str, None]] = {}
     present = {record.fingerprint for record in records}
     for record in records:
-        described = recipe(record)
-        described |= circumstances(record)
+        described = recipe(record) | circumstances(record)
         for name, source in record.inputs.items():
             # The records of a run describe its artifacts. Of a removed one, only the fingerprint
             # is left.
             if source.fingerprint in present:
-                title = f"{record.name} input {name}"
-                del described["data", title]
+                del described["data", f"{record.name} input {name}"]
 
         for key, value in described.items():
-            different = values.setdefault(key, {})
-            different[value] = None
+            values.setdefault(key, {})[value] = None
     return {key: ", ".join(different) for key, different in values.items()}
 
 
@@ -109,15 +96,12 @@ def circumstances(record: Record) -> dict[Key, str]:
     values: dict[Key, str] = {}
     if record.stage in CORPUS_STAGES:
         counts = [f"{count} {what}" for what, count in record.counts.items() if count]
-        start = record.fingerprint[:8]
-        corpus = corpus_name(record)
-        values["data", corpus] = f"{start}: {', '.join(counts)}"
+        described = f"{record.fingerprint[:8]}: {', '.join(counts)}"
+        values["data", corpus_name(record)] = described
 
-    commit = record.run.get("commit")
-    values["code", "commit"] = commit or MISSING
+    values["code", "commit"] = record.run.get("commit") or MISSING
     if record.precision:
-        title = f"{record.name} precision"
-        values["code", title] = record.precision
+        values["code", f"{record.name} precision"] = record.precision
     for package, version in record.versions.items():
         values["version", package] = version
     return values
@@ -163,11 +147,8 @@ def setting_name(record: Record, key: str) -> str:
         return f"corpora.{corpus_name(record)}.{rest}"
 
     # [model] and [templates] are set once. Only the prompter may have sizes of its own.
-    table = rest.partition(".")[0]
-    is_shared = stage in SHARED.get(table, ())
-    if is_shared and stage != "train_prompter":
-        return rest
-    return f"{stage}.{rest}"
+    is_shared = stage in SHARED.get(rest.partition(".")[0], ())
+    return rest if is_shared and stage != "train_prompter" else key
 
 
 def corpus_name(record: Record) -> str:

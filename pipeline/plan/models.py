@@ -58,15 +58,12 @@ def with_encoder_sizes(values: Values) -> Values:
     Args:
         values: values of a configuration that are not validated.
     """
-    tables = {stage: values.get(stage) for stage in MODEL_STAGES}
-    stages = {
-        stage: table for stage, table in tables.items() if isinstance(table, dict)
-    }
     if values.get("pretrained"):
         return values
 
+    stages = [stage for stage in MODEL_STAGES if isinstance(values.get(stage), dict)]
     for encoder, key in ENCODERS:
-        names = {stage: table.get(key) for stage, table in stages.items()}
+        names = {stage: values[stage].get(key) for stage in stages}
         sizes = {}
         for stage, name in names.items():
             sizes[stage] = read_sizes(key, name) if isinstance(name, str) else {}

@@ -24,7 +24,7 @@ from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.stages import CORPUS_STAGES, STAGES
-from alpro.stages.execution.interface import FILE_OR_NAME, path_kind
+from alpro.stages.execution.interface import FILE_OR_NAME
 
 
 @dataclass(frozen=True)
@@ -156,41 +156,33 @@ def with_digests(step: Step, digests: Digests) -> Step:
     try:
         for name, folder in step.given.items():
             files[name] = digest_model(Path(folder), digests)
-        for key in type(step.config).model_fields:
-            files |= digest_value(step, key, digests)
+        for key, (value, kind) in step.path_values.items():
+            setting = f"{step.stage}.{key}"
+            content = digest_value(setting, value, kind, digests)
+            if content:
+                files[setting] = content
+            if key in ("clip", "prompter", "baseline"):
+                # Now, rather than after the videos are decoded.
+                check_clip(value, setting)
     except InputError as error:
         return replace(step, unreadable=str(error))
     return replace(step, digests=files)
 
 
-def digest_value(step: Step, key: str, digests: Digests) -> dict[str, str]:
-    """Return the digest of the file, folder or package that a key of a step names, by STAGE.KEY;
-    empty for any other value, and for a name on the hub.
-
-    Raises:
-        InputError: If a file that must exist does not, or a CLIP cannot be used.
-    """
-    value = getattr(step.config, key)
-    field = type(step.config).model_fields[key]
-    kind = path_kind(field, value) if value else ""
-    if not kind:
-        return {}
-
-    name = f"{step.stage}.{key}"
+def digest_value(setting: str, value: str, kind: str, digests: Digests) -> str:
+    """Return the digest of the file, folder or package that a key names; empty for a name on the hub.
+    Raises InputError if a file that must exist does not."""
     path = Path(value)
-    files = {}
     if path.exists():
-        files[name] = digest_files(path, digests)
-    elif key == "tagger":  # perhaps an installed package, such as a spaCy pipeline
-        with suppress(metadata.PackageNotFoundError):
-            files[name] = f"{value} {metadata.version(value)}"
-    elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
-        raise InputError(f"{name} = {value!r}: no such file or folder")
+        return digest_files(path, digests)
 
-    if key in ("clip", "prompter", "baseline"):
-        # Now, rather than after the videos are decoded.
-        check_clip(value, name)
-    return files
+    # Perhaps an installed package, such as a spaCy pipeline.
+    if setting == "build_vocabulary.tagger":
+        with suppress(metadata.PackageNotFoundError):
+            return f"{value} {metadata.version(value)}"
+    elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
+        raise InputError(f"{setting} = {value!r}: no such file or folder")
+    return ""
 
 
 def without_questions(

@@ -167,7 +167,7 @@ def describe_run(
     parts["Rejected"] = show_rejects(artifacts)
     parts["Stages"] = show_stages(run, steps, artifacts)
     start = run.at[:19].replace("T", " ")
-    words = " ".join(["alpro", *run.command.words])
+    words = " ".join(run.words)
     parts["Run"] = (
         f"Started {start} UTC, took {format_duration(run.seconds)}. {format_code(words)}, commit "
         f"{run.commit}."

@@ -25,13 +25,10 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Command):
     """A command that ran in a workspace."""
 
     at: str = ""  # time of its start in ISO 8601
-    config: str = ""
-    changes: tuple[str, ...] = ()
-    stage: str = ""
     folder: str = ""  # that relative paths are relative to
     commit: str = ""
     title: str = ""
@@ -44,10 +41,6 @@ class Run:
     # Fingerprints of artifacts by step.
     steps: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
-
-    @property
-    def command(self) -> Command:
-        return Command(self.config, self.changes, self.stage)
 
 
 RUN = TypeAdapter(Run)  # reads a run, without the keys that another version wrote
@@ -86,7 +79,7 @@ class Runs:
         for one in self.all():
             if one.id == run.id:
                 break
-            if one.command.config_name == run.command.config_name:
+            if one.config_name == run.config_name:
                 runs.insert(0, one)
         return runs
 

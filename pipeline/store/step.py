@@ -43,18 +43,26 @@ class Step:
         )
 
     @property
+    def path_values(self) -> dict[str, tuple[str, str]]:
+        """The values of its configuration that are paths, or names on the hub, with their
+        `path_kind`, by key."""
+        values = {}
+        for key, described in type(self.config).model_fields.items():
+            value = getattr(self.config, key)
+            kind = path_kind(described, value) if value else ""
+            if kind:
+                values[key] = value, kind
+        return values
+
+    @property
     def hub_models(self) -> dict[str, str]:
         """The models that its configuration names and that are no local files, by key."""
-        models = {}
-        for key, described in type(self.config).model_fields.items():
-            name = getattr(self.config, key)
-            kind = path_kind(described, name) if name else ""
-            if (
-                kind == FILE_OR_NAME["path"]
-                and f"{self.stage}.{key}" not in self.digests
-            ):
-                models[key] = name
-        return models
+        return {
+            key: value
+            for key, (value, kind) in self.path_values.items()
+            if kind == FILE_OR_NAME["path"]
+            and f"{self.stage}.{key}" not in self.digests
+        }
 
     @property
     def module(self) -> ModuleType:
