@@ -131,10 +131,8 @@ def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_on
 
     def commits(**config):
         # Together they are invalid.
-        step = Step(
-            "train_prompter", "", train_prompter.Config.model_construct(**config)
-        )
-        return hub_commits(step)
+        built = train_prompter.Config.model_construct(phases=(), **config)
+        return hub_commits(Step("train_prompter", "", built))
 
     assert commits(clip=clip, vit="vit.tag", bert="") == {
         "train_prompter.clip": REVISION,
