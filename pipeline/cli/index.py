@@ -34,6 +34,7 @@ Rerank = Annotated[
         validator=Number(gte=0),
     ),
 ]
+SHOWN_CAPTION = 60  # characters of a caption in a table
 
 
 @group.command(name="add")
@@ -202,11 +203,17 @@ def print_hits(result: "SearchResult") -> None:
             "match": "" if hit.match is None else f"{hit.match:.3f}",
             "video": printable(hit.location),
             "note": hit.note,
-            "caption": printable(" ".join((hit.caption or "").split())),
+            "caption": printable(shorten(hit.caption or "")),
         }
         rows.append(row)
     print_rows(rows)
     print(printable(result.summary))
+
+
+def shorten(text: str) -> str:
+    """Return a text of at most SHOWN_CAPTION characters, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CAPTION else f"{line[: SHOWN_CAPTION - 1]}…"
 
 
 def open_index(place: str) -> "Index":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from alpro.pipeline.config.command import Command
 from alpro.pipeline.store.runs import FILE, Run, Runs
 
 
@@ -35,9 +34,8 @@ def test_a_run_is_read_as_it_was_written(runs):
         "finished",
         1.5,
     )
-    assert read.command == Command(
-        "my/own.toml", ("pretrain.lr=1e-4", 'name="ä"'), "pretrain"
-    )
+    words = ["alpro", "run", "pretrain", "--config", "my/own.toml"]
+    assert read.words == [*words, "--set", "pretrain.lr=1e-4", "--set", 'name="ä"']
     assert read.steps == {"pretrain": "ab" * 32}
 
 
