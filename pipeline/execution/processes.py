@@ -166,6 +166,7 @@ def run_stage(
     """
     work_file = write_work(step, out, store, resources)
     command = get_command(step.stage, work_file, resources)
+    stop_file = work_file.with_name(STOP_FILE)
     is_training = step.stage in TRAININGS
     if is_training and resources.nodes > 1:  # the user starts it on each other node
         log.info(f"{step.name}: {shlex.join(command)}")
@@ -175,19 +176,21 @@ def run_stage(
         command,
         get_environment(step, resources, launch),
         GRACE_SECONDS if is_training else 0.0,
-        work_file.with_name(STOP_FILE),
+        stop_file if is_training else None,
         launch.descriptors,
         launch.on_line,
     )
     launch.on_start(running)
     status = running.wait()
+    # Other nodes may see it for a minute on NFS, and would stop the next attempt.
+    stop_file.unlink(missing_ok=True)
 
     result = read_result(work_file, wait=status == 0)
     if "error" in result:
         raise InputError(f"{step.name}: {result['error']}")
     if result:
-        for name in (WORK_FILE, RESULT_FILE, STOP_FILE):
-            work_file.with_name(name).unlink(missing_ok=True)
+        work_file.unlink()
+        work_file.with_name(RESULT_FILE).unlink()
         return Outcome(**result)
 
     if running.stopped:
@@ -218,10 +221,10 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
     }
-    write_json(file, described)
     # Those of an earlier attempt would be taken for this one's.
     for name in (RESULT_FILE, STOP_FILE):
         file.with_name(name).unlink(missing_ok=True)
+    write_json(file, described)
     return file
 
 

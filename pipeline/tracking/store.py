@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
-from alpro.errors import InputError, one_line
+from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write, create_database
 from alpro.locks import acquire
 
@@ -96,7 +96,9 @@ def find_store(workspace: Path) -> str:
     would create, or as `check_store` does."""
     database = workspace / "mlflow.db"
     if not database.is_file():
-        raise InputError(f"{database}: no MLflow store; `alpro run` creates it")
+        raise InputError(
+            f"{database}: no MLflow store; `alpro run` creates it, or name another by --tracking-uri"
+        )
     return check_store(workspace)
 
 
@@ -149,7 +151,8 @@ def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
 
 def unusable(uri: str, error: Exception) -> InputError:
     """Return the error of a store that does not work, with what the user can do."""
-    reason = one_line(error)
+    # The first line is the reason; SQLAlchemy appends the query.
+    reason = str(error).partition("\n")[0][:MAX_REASON]
     is_damaged = re.search("not a database|malformed", reason)
     remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
     return InputError(f"MLflow store {uri}: {reason}{remedy}")

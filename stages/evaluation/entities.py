@@ -105,9 +105,10 @@ def add_crops(
             scores.append(accuracy(metric, subset, [str(row["box"]) for row in subset]))
     if rows:
         # PEM cannot know which crops show an entity: this share is of all.
-        share = accuracy(KEPT_CROPS, rows, [str(row["box"]) for row in rows])
-        is_kept = np.array([row["kept"] for row in rows])
-        scores.append(share._replace(values=is_kept * 100.0, chance=None))
+        boxes = [str(row["box"]) for row in rows]
+        queries = Queries.of([row["id"] for row in rows], boxes)
+        is_kept = np.array([100.0 * row["kept"] for row in rows])
+        scores.append(Score(KEPT_CROPS, is_kept, queries=queries))
         results.tables["entity_crops"] = pa.Table.from_pylist(rows)
     if showing:
         probability = np.array([row["probability"] for row in showing])

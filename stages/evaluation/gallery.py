@@ -126,16 +126,16 @@ class Gallery:
                     right[key] |= {video, *relevant[video]}
 
         pairs = [
-            (i, v)
-            for i, videos_of in enumerate(right.values())
-            for v in sorted(videos_of)
+            (index, video)
+            for index, right_videos in enumerate(right.values())
+            for video in sorted(right_videos)
         ]
         pair_array = np.array(pairs, int).reshape(-1, 2)
-        questions = [*listed.values()]
+        distinct = [*listed.values()]
         if column == "captions":
-            return cls(videos, ids, questions, pair_array)
-        texts = [question["question"] for question in questions]
-        return cls(videos, ids, texts, pair_array, questions)
+            return cls(videos, ids, distinct, pair_array)
+        texts = [question["question"] for question in distinct]
+        return cls(videos, ids, texts, pair_array, distinct)
 
     @cached_property
     def relevant(self) -> np.ndarray:
