@@ -129,8 +129,9 @@ def find_start_task(start: Path | None) -> str:
 
     task = read_kind(start, "task")
     if task not in START_TASKS:
+        kind = task or "no model folder"
         raise InputError(
-            f"pretrained: {start}: not a model folder of pre-training or fine-tuning"
+            f"pretrained: {start}: {kind}; give a model of pre-training or fine-tuning"
         )
     return START_TASKS[task]
 

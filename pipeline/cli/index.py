@@ -1,5 +1,6 @@
 """`alpro index ...` and `alpro search`: an index of embedded videos."""
 
+import json as json_format
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ from cyclopts.validators import Number
 
 from alpro.errors import InputError
 from alpro.log import printable
-from alpro.pipeline.cli.options import Count, Json, ModelOptions, print_json
+from alpro.pipeline.cli.options import Count, Json, ModelOptions
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -184,7 +185,8 @@ def search(  # noqa: PLR0913 - options of a command
     result = searcher.search(text, k, where, words, rerank=rerank, exact=exact)
 
     if json:
-        print_json({"text": text, **result.json()})
+        # A line, as scripts read one for each search.
+        print(json_format.dumps({"text": text, **result.json()}))
     else:
         print_hits(result)
 

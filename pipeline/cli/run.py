@@ -112,7 +112,8 @@ def study(
     if options.json:
         print(scores.read_text("utf-8"))
     else:
-        print_tables(tables, f"all scores: {scores}")
+        all_scores = f"all scores: {scores}"
+        print_tables(tables, all_scores if tables else "no run evaluated a model")
     if failed:
         raise StageFailed(
             f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}"

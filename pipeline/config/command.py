@@ -55,5 +55,6 @@ def text_change(key: str, text: str) -> str:
     >>> text_change("corpora.data.data", "my videos")
     'corpora.data.data="my videos"'
     """
-    # A string of JSON is one of TOML.
-    return f"{key}={json.dumps(text, ensure_ascii=False)}"
+    # A string of JSON is one of TOML, which has no DEL.
+    quoted = json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
+    return f"{key}={quoted}"

@@ -147,7 +147,7 @@ def read_change(change: str) -> Values:
     """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
     key, equals, text = change.partition("=")
     refuse_credentials(key.strip(), text)
-    if not equals:
+    if not equals or not key.strip():
         raise InputError(
             f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4"
         )

@@ -168,9 +168,10 @@ class PipelineConfig(BaseModel):
 
         is_equal = teacher is not None and teacher.model == student.model
         if student.start == "prompter" and not is_equal:
+            encoders = repr(self.clip) if self.clip else "[train_prompter.model]"
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but the prompter has other ones: "
-                "set it to scratch, or leave out [train_prompter.model] and the CLIP"
+                "pretrain.start = prompter copies both encoders, but the prompter has those of "
+                f"{encoders}; set it to scratch"
             )
         if teacher is None:
             return self
@@ -197,9 +198,8 @@ class PipelineConfig(BaseModel):
             if corpus.manifest and self.render_sample is None:
                 raise ValueError(f"corpora.{name}.manifest needs [render_sample]")
             if not (corpus.manifest or corpus.data or corpus.shards):
-                raise ValueError(
-                    f"set corpora.{name}.data; --data sets corpora.data.data"
-                )
+                option = ", or --data" if name == "data" else ""
+                raise ValueError(f"set corpora.{name}.data{option}")
         return self
 
     @property
