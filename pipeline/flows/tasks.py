@@ -29,9 +29,9 @@ from alpro.pipeline.flows.pipeline_run import (
 )
 from alpro.pipeline.plan.checks import check_test_items
 from alpro.pipeline.store.artifacts import Step
+from alpro.pipeline.store.scores import main_score
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
-from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
