@@ -1,5 +1,7 @@
 """Errors that every part of the project raises, and messages that quote errors of libraries."""
 
+from typing import Any
+
 MAX_REASON = 200  # characters of a library's message that a message of ours quotes
 MAX_MESSAGE = 2000  # characters of a message of ours, with its paths
 
@@ -28,3 +30,10 @@ def one_line(error: BaseException, max_length: int = MAX_REASON) -> str:
     if len(line) > max_length:
         line = line[: max_length - 1] + "…"
     return line
+
+
+def first_fault(error: Any) -> str:
+    """Return the first fault of a pydantic ValidationError: its key and its message."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}"

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import one_line
+from alpro.errors import first_fault
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
@@ -149,10 +149,10 @@ class ModelBundle:
         tokenizer = read_tokenizer(file)
         check_tokens(tokenizer, config.model.text.vocab_size, file)
         return cls(
-            task=config.task,
-            model=model.float().eval(),
-            tokenizer=tokenizer,
-            preprocessing=config.preprocessing,
+            config.task,
+            model.float().eval(),
+            tokenizer,
+            config.preprocessing,
             entities=entities,
             answers=answers,
             ranking=config.ranking,
@@ -165,7 +165,7 @@ def read_config(folder: Path) -> FolderConfig:
     try:
         return FolderConfig.model_validate(read_small_json(file))
     except ValidationError as error:
-        raise ValueError(f"{file}: {one_line(error)}") from error
+        raise ValueError(f"{file}: {first_fault(error)}") from error
 
 
 def read_kind(folder: Path, key: str) -> str:

@@ -168,7 +168,7 @@ def build(
     return Imported(
         bundle,
         prompts={kind: value.contiguous() for kind, value in prompts.items()},
-        unknown=sorted(name for name in unknown if not name.startswith("prompts.")),
+        unknown=sorted(unknown - {"prompts.video", "prompts.image"}),
     )
 
 

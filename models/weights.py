@@ -5,6 +5,7 @@ Weights may come from a stranger. What protects against them is here, with the b
 its shapes were compared with the file, and every weight is a finite number.
 """
 
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ OFFICIAL: Names = (
     (r"^temp$", "temperature"),
     (r"^itm_head\.", "vtm_head."),
     (r"^mpm_head\.", "pem_head."),
-    (r"^(\w+)_prompt_feat$", r"prompts.\1"),
+    (r"^(video|image)_prompt_feat$", r"prompts.\1"),
+    (r".*prompt_feat$", ""),
     (r"^prompter\..*", ""),  # a model of its own
     (r"^classifier\.", "qa_head."),
     *BERT,
@@ -96,11 +98,15 @@ def read_weights(file: Path) -> StateDict:
             content = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A truncated zip file, a text file: torch raises many types.
+    except pickle.UnpicklingError as error:
+        # The message of torch advises to run the code.
         raise ValueError(
-            f"{file}: refused: not readable as weights, or it contains code; ask its author for "
-            f"the state dict only ({one_line(error)})"
+            f"{file}: refused: no plain checkpoint, or it contains code; ask its author for the "
+            "state dict only"
+        ) from error
+    except Exception as error:  # a truncated file: the libraries raise many types
+        raise ValueError(
+            f"{file}: not readable as weights: {one_line(error)}"
         ) from error
 
     content = content if isinstance(content, dict) else {}
@@ -199,7 +205,9 @@ def load_weights(
     try:
         model.load_state_dict(weights, assign=on_meta)
     except RuntimeError as error:
-        raise ValueError(f"{source}: {one_line(error)}{remedy}") from error
+        # torch lists all problems, in lines with lists of names. The first is enough.
+        problem = re.split(r'(?m):\n\t|, "|\. ?$', str(error))[1]
+        raise ValueError(f"{source}: {problem}{remedy}") from error
 
 
 def check_finite(weights: Mapping[str, Tensor], source: object) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import ValidationError
 
-from alpro.errors import InputError
+from alpro.errors import InputError, first_fault
 from alpro.shards.clip import Clip, DecodeError
 from alpro.shards.schema import INDEX, MAX_JSON_BYTES, Row, SampleMetadata
 from alpro.shards.tar import BLOCK, DamagedTar, TarMember, samples_in
@@ -199,6 +199,4 @@ def _read_metadata(
     try:
         return SampleMetadata.model_validate_json(member.read(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{shard}: sample {key}: {where}: {first['msg']}") from error
+        raise InputError(f"{shard}: sample {key}: {first_fault(error)}") from error

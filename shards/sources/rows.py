@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from alpro.credentials import refuse_credentials
-from alpro.errors import InputError
+from alpro.errors import InputError, first_fault
 from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
 from alpro.shards.sources.form import (
@@ -334,10 +334,7 @@ class Items:
             try:
                 yield Row.model_validate(item)
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                reason = f"{where}: {first['msg']}"
-                yield reject_row(item["where"], reason, item["name"])
+                yield reject_row(item["where"], first_fault(error), item["name"])
 
         if names_no_split and folders and not has_split_folders:
             reason = (

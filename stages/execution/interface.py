@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from alpro.errors import InputError
+from alpro.errors import InputError, first_fault
 from alpro.shards.storage import Location
 from alpro.threads import cores
 
@@ -118,10 +118,8 @@ class StageInputs(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             # Only the first mistake is reported, in one line.
-            mistake = error.errors()[0]
-            name = ".".join(str(part) for part in mistake["loc"])
             stage = cls.__module__.rpartition(".")[2]
-            raise InputError(f"{stage}: input {name}: {mistake['msg']}") from error
+            raise InputError(f"{stage}: input {first_fault(error)}") from error
 
 
 # The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one

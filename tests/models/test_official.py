@@ -33,6 +33,7 @@ UNUSED = {
     "text_encoder.bert.embeddings.position_ids": (1, 63),
     "text_encoder.cls.predictions.decoder.weight": (300, 32),
     "text_encoder.cls.predictions.decoder.bias": (300,),
+    "text_prompt_feat": (5, 16),
 }
 
 
@@ -271,7 +272,7 @@ def write_checkpoint(path, what, state):
         ("bomb", "or it contains code"),
         ("config object", "or it contains code"),
         ("cut", "not readable as weights"),
-        ("text", "not readable as weights"),
+        ("text", "no plain checkpoint"),
         ("nothing", "no such file"),
         ("pipe", "not a regular file"),
     ],
