@@ -127,9 +127,8 @@ class DualEncoder(nn.Module, ABC):
         """
         with torch.inference_mode():
             tokens = self.encode_video(frames, cls_only=True)
-            device_type = "cuda" if frames.is_cuda else "cpu"
             # Computed in float32: bfloat16 would leave two digits of similarity / temperature.
-            with torch.autocast(device_type, enabled=False):
+            with torch.autocast(frames.device.type, enabled=False):
                 # The weights of an exported model may be half precision. A CLIP has no projection.
                 weight = getattr(self.video_proj, "weight", tokens)
 
@@ -212,10 +211,9 @@ def crop(frames: Tensor, boxes: Tensor, patch: int, black: Tensor) -> Tensor:
 
     # The same in every frame and channel.
     inside = box_mask(boxes, grid).view(-1, 1, 1, grid, grid)
-    inside = inside.repeat_interleave(patch, dim=3)
-    inside = inside.repeat_interleave(patch, dim=4)  # (B, 1, 1, S, S)
+    pixels = inside.repeat_interleave(patch, 3).repeat_interleave(patch, 4)
     # `where` would promote half precision to float32.
-    return torch.where(inside, frames, black.to(frames.dtype))
+    return torch.where(pixels, frames, black.to(frames.dtype))
 
 
 class Alpro(Prompter):

@@ -1,10 +1,12 @@
 """Multi-head self-attention on PyTorch's fused kernel, and the MLP of both encoders."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from alpro.models.precision import get_autocast_dtype, is_on_gpu
 
@@ -214,3 +216,14 @@ class Mlp(nn.Module):
         if self.quick:
             return self.fc2(hidden * F.sigmoid(1.702 * hidden))
         return self.fc2(F.gelu(hidden))
+
+
+def compute_layer(encoder: Any, layer: nn.Module, *inputs: Any) -> Tensor:
+    """Compute a layer of an encoder.
+
+    With `checkpoint_activations`, training computes it again in the backward pass, which takes less
+    memory.
+    """
+    if encoder.checkpoint_activations and encoder.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)

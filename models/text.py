@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from alpro.models.attention import Attention, Mlp
+from alpro.models.attention import Attention, Mlp, compute_layer
 from alpro.models.precision import as_residual
 from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH, check_multiple
 
@@ -58,6 +57,9 @@ class TextEmbeddings(nn.Module):
 
     Shape:
         ids (B, L) -> (B, L, D).
+
+    Raises:
+        ValueError: If the text is longer than the position embeddings.
     """
 
     def __init__(self, config: TextConfig):
@@ -69,10 +71,15 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        limit = self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(f"text of {length} tokens; the encoder takes {limit}")
+
         x = (
             self.word_embeddings(ids)
             + self.token_type_embeddings.weight[0]
-            + self.position_embeddings.weight[: ids.shape[1]]
+            + self.position_embeddings.weight[:length]
         )
         return as_residual(self.dropout(self.norm(x)))
 
@@ -138,25 +145,14 @@ class Layers(nn.ModuleList):
         mask = mask.bool()[:, None, None, :]  # for all heads and queries
         *layers, last = self
         for layer in layers:
-            x = self.compute(layer, x, mask)
+            x = compute_layer(self, layer, x, mask)
 
         sizes = [size for size, _ in groups]
         parts = zip(groups, x.split(sizes), mask.split(sizes), strict=True)
         return [
-            self.compute(last, tokens, part_mask, outputs)
+            compute_layer(self, last, tokens, part_mask, outputs)
             for (_, outputs), tokens, part_mask in parts
         ]
-
-    def compute(
-        self,
-        layer: nn.Module,
-        x: Tensor,
-        mask: Tensor,
-        outputs: int | None = None,
-    ) -> Tensor:
-        if self.checkpoint_activations and self.training:
-            return checkpoint(layer, x, mask, outputs, use_reentrant=False)
-        return layer(x, mask, outputs)
 
 
 class TextEncoder(nn.Module):
@@ -210,13 +206,14 @@ class MultimodalEncoder(nn.Module):
         self.layers = Layers(config, config.depth - config.fusion_layer)
 
     def forward(self, groups: Sequence[Pairs]) -> list[Tensor]:
-        tokens = []
-        masks = []
-        for pairs in groups:
-            parts = [as_residual(pairs.text), as_residual(pairs.video)]
-            tokens.append(torch.cat(parts, dim=1))
-            # All video tokens are attended to.
-            masks.append(F.pad(pairs.mask, (0, pairs.video.shape[1]), value=1))
+        tokens = [
+            torch.cat([as_residual(pairs.text), as_residual(pairs.video)], dim=1)
+            for pairs in groups
+        ]
+        # All video tokens are attended to.
+        masks = [
+            F.pad(pairs.mask, (0, pairs.video.shape[1]), value=1) for pairs in groups
+        ]
 
         sizes = [(len(pairs.text), pairs.outputs) for pairs in groups]
         return self.layers(torch.cat(tokens), torch.cat(masks), sizes)
@@ -247,13 +244,13 @@ class MultimodalEncoder(nn.Module):
             video_indices: Video (P,) of each pair.
         """
         x = torch.cat([text[text_indices], video[video_indices]], dim=1)
-        # Pairs share the queries, keys and values of their texts and videos.
-        text_qkv = self.project(text)
-        qkv: Tensor | None = torch.cat(
-            [text_qkv[text_indices], video_qkv[video_indices]], dim=1
-        )
-
         *layers, last = self.layers
+
+        qkv = None
+        if layers:
+            # Pairs share the queries, keys and values of their texts and videos.
+            text_qkv = self.project(text)
+            qkv = torch.cat([text_qkv[text_indices], video_qkv[video_indices]], dim=1)
         for layer in layers:
             x = layer(x, None, qkv=qkv)
             qkv = None  # later layers project their own input

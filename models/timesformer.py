@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from alpro.models.attention import Attention, Mlp, tile_mask
+from alpro.models.attention import Attention, Mlp, compute_layer, tile_mask
 from alpro.models.precision import as_residual, get_autocast_dtype
 
 # Epsilon of the layer norms of most ViTs, and of a CLIP, which has `pre_norm`.
@@ -255,13 +254,9 @@ class TimeSformer(nn.Module):
         # Computed once, because it depends on no weights of a block.
         keeps = self.sample_drop_path(x)
         mask = tile_mask(x, b * patches.shape[2], t)
-        last = len(self.blocks) - 1
-        for depth, block in enumerate(self.blocks):
-            arguments = (x, t, keeps[depth], mask, cls_only and depth == last)
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x = block(*arguments)
+        last = self.blocks[-1]
+        for block, keep in zip(self.blocks, keeps, strict=True):
+            x = compute_layer(self, block, x, t, keep, mask, cls_only and block is last)
 
         # The paper's temporal mean pooling averages normalized tokens.
         x = self.norm(x)
@@ -287,9 +282,9 @@ class TimeSformer(nn.Module):
             Factors (depth, 3, B) of the branches for tokens `x` (B, L, D), in their compute dtype:
             0 for a dropped branch, else 1 / keep probability. None for each block in eval mode.
         """
-        if not self.training or self.config.drop_path == 0.0:
-            return [None] * self.config.depth
         depth = self.config.depth
+        if not self.training or self.config.drop_path == 0.0:
+            return [None] * depth
         # Made on the device, so nothing is copied; in double precision, 1 - rate is exact.
         blocks = torch.arange(depth, dtype=torch.float64, device=x.device)
         drop_rates = self.config.drop_path * blocks / max(1, depth - 1)

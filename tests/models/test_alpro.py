@@ -11,8 +11,8 @@ import torch
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
 from alpro.models.attention import attention_by_products
 from alpro.models.precision import WIDE, compute_dtype
-from alpro.models.text import Layers, TextConfig
-from alpro.models.timesformer import TimeSformer, VideoConfig
+from alpro.models.text import Layers
+from alpro.models.timesformer import TimeSformer
 from tests.models.conftest import near
 
 LENGTH = 6
@@ -59,6 +59,8 @@ def test_what_a_model_cannot_do_is_an_error(tiny, frames, ids, mask):
     model = Alpro(tiny)
     with pytest.raises(ValueError, match="no question-answering head"):
         model.answer(model.encode_text(ids, mask), mask, model.encode_video(frames))
+    with pytest.raises(ValueError, match="text of 18 tokens; the encoder takes 12"):
+        model.encode_text(ids.repeat(1, 3), mask)
 
 
 def test_the_temperature_is_clamped(tiny):
@@ -121,9 +123,7 @@ def test_the_full_size_model_has_the_papers_parameters():
     """ViT-B/16 with divided attention, BERT-base cut after layer 6, 256-d projections, 1000
     entities."""
     with torch.device("meta"):
-        model = Alpro(
-            ModelConfig(video=VideoConfig(), text=TextConfig()), entities=1000
-        )
+        model = Alpro(ModelConfig(), entities=1000)
 
     sizes = {}
     for name, part in model.named_children():
