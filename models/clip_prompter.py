@@ -128,9 +128,11 @@ class ClipPrompter(DualEncoder):
 
     def layers(self) -> list[nn.Module]:
         """Return the layers of both towers and of temporal attention."""
-        vision = self.clip.vision_model.encoder.layers
-        text = self.clip.text_model.encoder.layers
-        return [*self.temporal, *vision, *text]
+        return [
+            *self.temporal,
+            *self.clip.vision_model.encoder.layers,
+            *self.clip.text_model.encoder.layers,
+        ]
 
     def unfreeze(self, frames: int, layers: int = -1) -> None:
         """Make the model trainable, with temporal attention for clips of `frames` frames.
@@ -148,8 +150,7 @@ class ClipPrompter(DualEncoder):
             for tower in (self.clip.vision_model, self.clip.text_model):
                 tower.embeddings.requires_grad_(False)
                 frozen = max(0, len(tower.encoder.layers) - layers)
-                for layer in tower.encoder.layers[:frozen]:
-                    layer.requires_grad_(False)
+                tower.encoder.layers[:frozen].requires_grad_(False)
             # SigLIP has no LayerNorm after the embeddings.
             if self.clip.config.model_type == "clip":
                 self.clip.vision_model.pre_layrnorm.requires_grad_(False)
@@ -262,9 +263,8 @@ class ClipBundle(ModelBundle):
         Temporal attention is in the same file of weights. transformers ignores it, and reads a CLIP
         or SigLIP that encodes frames one by one.
         """
-        weights = dict(self.model.clip.state_dict())
-        for name, value in self.model.temporal.state_dict().items():
-            weights[f"{TEMPORAL}{name}"] = value
+        temporal = self.model.temporal.state_dict(prefix=TEMPORAL)
+        weights = self.model.clip.state_dict() | temporal
         self.model.clip.save_pretrained(folder, state_dict=weights)
         use_default_mode(folder / "model.safetensors")
 
@@ -302,7 +302,7 @@ def check_clip(name: str, key: str) -> None:
 def load_clip(
     name: str,
     device: torch.device | str = "cpu",
-    key: str = "cache_prompts.prompter",
+    key: str = "prompter",
 ) -> ClipBundle:
     """Load a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
 
@@ -313,7 +313,6 @@ def load_clip(
     Raises:
         InputError: If it is not available, not readable, or another kind of model.
     """
-    key = key.rpartition(".")[2]
     config = read_model_config(key, name, CLIP_TYPES)
     folder = Path(config.name_or_path)
     try:

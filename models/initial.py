@@ -26,11 +26,8 @@ from alpro.models.weights import (
 )
 
 Encoder = Literal["vit", "bert"]
-# Type of transformers that each key of the configuration takes. A SigLIP has no [CLS] token, from
-# which the video encoder takes its embedding. Relatives of BERT have other tokens or layers.
-TYPES: dict[Encoder, str] = {"vit": "clip", "bert": "bert"}
 # Keys of `[model.video]` and `[model.text]` with the names that transformers has for them.
-SIZES: dict[Encoder, dict[str, str]] = {
+SIZES = {
     "vit": {
         "width": "hidden_size",
         "depth": "num_hidden_layers",
@@ -63,11 +60,8 @@ def read_sizes(key: Encoder, name: str) -> dict[str, Any]:
     """
     if not name or not (Path(name) / "config.json").is_file():
         return {}
-    return encoder_sizes(key, read_encoder_config(key, name))
-
-
-def read_encoder_config(key: Encoder, name: str) -> Any:
-    return read_model_config(key, name, (TYPES[key],))
+    kind = "clip" if key == "vit" else "bert"
+    return encoder_sizes(key, read_model_config(key, name, (kind,)))
 
 
 def encoder_sizes(key: Encoder, config: Any) -> dict[str, Any]:
@@ -148,11 +142,13 @@ def plain_vit(vit: StateDict) -> StateDict:
 def clip_tower(name: str, video: VideoConfig) -> StateDict:
     """Read the vision tower of a CLIP of transformers, with the names of the video encoder.
 
+    A SigLIP has no [CLS] token, from which the video encoder takes its embedding.
+
     Raises:
         InputError: As in `read_model_config`.
         ValueError: If the video encoder would not start as the tower on each frame.
     """
-    config = read_encoder_config("vit", name)
+    config = read_model_config("vit", name, ("clip",))
     check_values(f"vit = {name!r}: model.video", video, encoder_sizes("vit", config))
     state = read_weights(find_weights(config.name_or_path))
     if select_prefix(state, TEMPORAL):
@@ -161,6 +157,8 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
             "it was"
         )
 
+    # Some files of transformers have the prefix of the whole model.
+    state = select_prefix(state, "clip.") or state
     vit = convert(select_prefix(state, "vision_model."), CLIP)
     # The tower's have no dimension of the batch, and [CLS] has none of the position.
     for key in {"cls_token", "pos_embed"} & vit.keys():
@@ -225,14 +223,17 @@ def load_bert(model: Prompter, name: str) -> None:
         ValueError: One line, if the weights are not readable or do not match.
     """
     source = f"bert = {name!r}"
-    config = read_encoder_config("bert", name)
+    config = read_model_config("bert", name, ("bert",))
     text = model.config.text
-    check_values(f"{source}: model.text", text, {"heads": config.num_attention_heads})
+    sizes = {"heads": config.num_attention_heads, "depth": config.num_hidden_layers}
+    check_values(f"{source}: model.text", text, sizes)
 
-    state = {}
+    state: StateDict = {}
     for key, value in read_weights(find_weights(config.name_or_path)).items():
         if BERT_WEIGHT.match(key):
-            state[f"text_encoder.{key}"] = value
+            # A file may have either name of the tied bias.
+            key = key.replace("decoder.bias", "bias")
+            state.setdefault(f"text_encoder.{key}", value)
     weights = convert(state, (*BERT, *split_bert(text.fusion_layer, text.depth)))
 
     for part in BERT_PARTS:

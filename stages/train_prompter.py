@@ -196,7 +196,7 @@ def load_towers(config: Config, device: torch.device) -> ModelBundle:
     Raises:
         InputError: If they are not available or too small for the texts.
     """
-    bundle = load_clip(config.clip, device, "train_prompter.clip")
+    bundle = load_clip(config.clip, device, "clip")
     length = bundle.preprocessing.max_text_tokens
     if config.max_text_tokens > length:
         raise InputError(

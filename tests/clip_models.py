@@ -14,7 +14,7 @@ REVISION = "0" * 40  # of the model of `hub`
 def clip_folders(tmp_path_factory) -> dict[str, Path]:
     """Small random models of transformers with images of 32 x 32, texts of 24 tokens (characters)
     and dropout in training: the folders of a `clip`, a `siglip`, and the `clip` without
-    safetensors, as OpenAI's are on the hub."""
+    safetensors, as OpenAI's are on the hub, with the prefix of a whole model."""
     import torch
     from transformers import (
         CLIPConfig,
@@ -64,7 +64,7 @@ def clip_folders(tmp_path_factory) -> dict[str, Path]:
     pickled = tmp_path_factory.mktemp("pickled")
     shutil.copytree(folders["clip"], pickled, dirs_exist_ok=True)
     (pickled / "model.safetensors").unlink()
-    torch.save(clip.state_dict(), pickled / "pytorch_model.bin")
+    torch.save(clip.state_dict(prefix="clip."), pickled / "pytorch_model.bin")
     return folders | {"pickled": pickled}
 
 
