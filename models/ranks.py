@@ -10,6 +10,7 @@ from torch.distributed.nn.functional import all_gather
 from alpro.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
+NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
 
 
 def pick_device(name: Device, local: int = 0) -> torch.device:
@@ -22,8 +23,9 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
     Raises:
         InputError: If the name is `cuda`, and there is no GPU.
     """
-    check_devices(name, processes=1)
     if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise InputError(NO_GPU)
         return torch.device("cpu")
 
     device = torch.device("cuda", local)
@@ -40,9 +42,7 @@ def check_devices(name: Device, processes: int) -> None:
     """
     count = 0 if name == "cpu" else torch.cuda.device_count()
     if name == "cuda" and not count:
-        raise InputError(
-            "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
-        )
+        raise InputError(NO_GPU)
     if 0 < count < processes:
         raise InputError(
             f"resources.processes = {processes}, but this machine has {count} visible GPUs"

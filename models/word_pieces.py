@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from alpro.files import read_small_json
 from alpro.models.pretrained import HubName
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-USED = ("[PAD]", "[SEP]", "[MASK]")  # those that encoding inserts
 MAX_TOKENIZER_BYTES = 32 << 20
 
 
@@ -31,14 +31,17 @@ class BertTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+        self.tokenizer = without_padding(tokenizer)
         self.size = self.tokenizer.get_vocab_size()
-        vocabulary = self.tokenizer.get_vocab()
-        if not vocabulary.keys() >= {*USED}:
+        ids = self.tokenizer.get_vocab()
+        try:
+            self.pad_id = ids["[PAD]"]
+            self.sep_id = ids["[SEP]"]
+            self.mask_id = ids["[MASK]"]
+        except KeyError as error:
             raise InputError(
-                f"the tokenizer lacks one of {', '.join(USED)}; use a BERT tokenizer (WordPiece)"
-            )
-        self.pad_id, self.sep_id, self.mask_id = (vocabulary[token] for token in USED)
+                f"the tokenizer has no {error}; use a BERT tokenizer (WordPiece)"
+            ) from error
 
     def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
         """Return the token ids of each text, truncated to `length`. The last one is [SEP]."""
@@ -109,6 +112,9 @@ def sort_by_frequency(counts: Counter[str]) -> list[str]:
 
 
 def build_bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    for token in SPECIAL:
+        if token not in vocabulary:
+            raise ValueError(f"it has no {token}")
     built = BertWordPieceTokenizer(vocabulary, lowercase=True)
     tokenizer = Tokenizer.from_str(built.to_str())
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
@@ -153,12 +159,20 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """
     values = read_small_json(file, MAX_TOKENIZER_BYTES)
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(values))
+        return without_padding(Tokenizer.from_str(json.dumps(values)))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f"{file}: not readable: {one_line(error)}") from error
-    # Both are applied later, with an attention mask.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+
+
+def without_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer without the padding and truncation that a file may enable.
+
+    Both are applied later, with an attention mask. The argument is not modified.
+    """
+    if tokenizer.padding or tokenizer.truncation:
+        tokenizer = deepcopy(tokenizer)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     return tokenizer
 
 

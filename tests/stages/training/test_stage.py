@@ -70,7 +70,9 @@ def weights(folder):
 
 
 def test_a_model_is_on_the_configured_device_or_on_a_gpu_if_there_is_one(monkeypatch):
+    """NVML may count one that CUDA cannot use."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device("cpu") == pick_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="no GPU"):
         pick_device("cuda")
