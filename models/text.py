@@ -112,11 +112,11 @@ class Layer(nn.Module):
         outputs: int | None = None,
         qkv: Tensor | None = None,
     ) -> Tensor:
-        if qkv is None:
-            attended = self.attention(x, mask, outputs)
-        else:
-            attended = self.attention.attend(qkv, mask)
-
+        attended = (
+            self.attention(x, mask, outputs)
+            if qkv is None
+            else self.attention.attend(qkv, mask)
+        )
         x = as_residual(self.norm1(x[:, :outputs] + self.dropout(attended)))
         y = self.dropout(self.mlp(x))
         return as_residual(self.norm2(x + y))
