@@ -86,12 +86,12 @@ def train_tokenizer(texts: Iterable[str] | Mapping[str, int], size: int) -> Toke
     """
     normalizer = BertNormalizer(lowercase=True)
     splitter = BertPreTokenizer()
-    words: Counter[str] = Counter()
+    words = Counter[str]()
     for text, count in Counter(texts).items():
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
             words[word] += count
 
-    letters: Counter[str] = Counter()
+    letters = Counter[str]()
     for word, count in words.items():
         letters.update(dict.fromkeys(word, count))
 
