@@ -136,6 +136,7 @@ class Items:
                 self._write(each, form.paragraph, origin.number)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             self.count += 1
+            refuse_credentials(where, str(error))
             yield reject_row(where, str(error))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None

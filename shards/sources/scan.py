@@ -9,6 +9,7 @@ from posixpath import splitext
 
 from alpro.errors import InputError
 from alpro.log import log, printable
+from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
@@ -40,7 +41,7 @@ from alpro.shards.sources.tables import (
     Table,
     UnreadableTable,
 )
-from alpro.shards.storage import Location, parent
+from alpro.shards.storage import Location, parent, suffix
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
@@ -122,6 +123,8 @@ class Source:
         if (has_tars or self.folder is None) and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
         if not folder:
+            if suffix(self.data) in MEDIA_EXTENSIONS:
+                raise InputError(f"{self.data}: a single file; name its folder")
             return self.scan_tables([Table(self.data, self.form)])
 
         # The texts beside the videos, if most videos have one.

@@ -134,7 +134,12 @@ class Table:
     @property
     def lists_files(self) -> bool:
         """Whether it only lists files."""
-        files = {name.split(".")[0] for _, name, _ in chain(*self.bound.templates)}
+        # A column, or the object that has it.
+        files = {
+            column
+            for _, name, _ in chain(*self.bound.templates)
+            for column in (name, name.split(".")[0])
+        }
         return not self.has_texts and not files.isdisjoint(self.columns)
 
     @property
@@ -204,7 +209,7 @@ class Table:
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
-        is_first = True
+        form: Form | None = None
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
@@ -212,11 +217,13 @@ class Table:
             if isinstance(record, str):
                 yield f"line {number}", record
                 continue
-            # Each line is an entry of a list.
-            if is_first:
+            # Each line is an entry of a list, whose keys `*` alone means.
+            if form is None:
                 self.form = self.form or find_form([record], self.extension)
-                is_first = False
-            for where, found in records_in([record], self.form or TABLE):
+                form = self.form or TABLE
+                if form.records == "*":
+                    form = form.model_copy(update={"records": "*.*"})
+            for where, found in records_in([record], form):
                 yield where.replace("entry 1", f"line {number}", 1), found
 
     def _read_lines(self, text: IO[str]) -> Records:

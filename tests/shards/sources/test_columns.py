@@ -29,7 +29,9 @@ def test_every_published_form_has_the_keys_of_columns():
 def test_columns_that_a_user_tells_are_read(kind, read):
     case = CASES["told"][kind]
 
-    imported = read({"x.json": case["table"]}, MEDIA, columns=case["columns"])
+    name = case.get("file", "x.json")
+
+    imported = read({name: case["table"]}, MEDIA, columns=case["columns"])
 
     assert {file: [*texts] for file, texts in imported.captions.items()} == case[
         "captions"

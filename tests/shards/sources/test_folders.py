@@ -375,10 +375,12 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
 @pytest.mark.parametrize(
     "other", [{"videos.csv": "video,duration\na,1\n"}, {"all.txt": "a\nb\n"}]
 )
-def test_lists_of_each_split_are_used_beside_a_list_of_none(other, read):
-    lists = {"train.csv": "video\na\n", "test.csv": "video\nb\n"}
+@pytest.mark.parametrize("column", ["video", "video.id"])
+def test_lists_of_each_split_are_used_beside_a_list_of_none(other, column, read):
+    lists = {"train.csv": f"{column}\na\n", "test.csv": f"{column}\nb\n"}
+    lists["captions.csv"] = TABLE.replace("video", column)
 
-    imported = read({"captions.csv": TABLE, **lists, **other}, "a.mp4 b.mp4")
+    imported = read({**lists, **other}, "a.mp4 b.mp4", columns={"file": column})
 
     assert [row.split for row in imported.rows] == ["test", "train"]
 
@@ -521,7 +523,7 @@ def test_what_is_known_of_a_source_has_the_splits_that_its_rows_name(read):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("none.csv", "No such file"), ("a.mp4", "name the folder")]
+    ("name", "says"), [("none.csv", "No such file"), ("a.mp4", "name its folder")]
 )
 def test_a_source_that_is_none_is_one_line(name, says, read):
     with one_line(says):
