@@ -50,8 +50,8 @@ MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
 NOT_FOUND = {
     "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
     "captions question": '# captions = ""  # the column of the texts, or `question` and `answer`',
+    "captions answer": '# answer = ""  # of a `question`; write the answers of another file into this one',
 }
-NO_ANSWER = '# answer = ""  # the column of the answers; write those of another file into this one'
 UNKNOWN_FIRST = '# first_option = "0"  # or "1": the answers do not tell'
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
@@ -104,8 +104,6 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
             lines.append(line)
-    if "question" in columns and "answer" not in columns:
-        lines.append(NO_ANSWER)
 
     preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []
@@ -211,17 +209,21 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
             proposed[key] = name
             free.pop(name)
     times = propose_times(free)
-    proposed |= times
     for name in times.values():
-        free.pop(name, None)
+        numbers = free.pop(name)
+        if not time_in(name):
+            free[name] = numbers
 
     if "question" in proposed:
-        # Answers follow their questions.
+        # Answers follow their questions, and are rather other columns than possible times.
         names = [*cells]
         position = names.index(proposed["question"])
         order = sorted(free, key=lambda name: names.index(name) < position)
-        return proposed | propose_answer({name: free[name] for name in order})
+        proposed |= propose_answer({name: free[name] for name in order})
+        is_time = proposed.get("answer") in times.values()
+        return proposed if is_time else proposed | times
 
+    proposed |= times
     texts = [*find_fitting(free, is_caption)]
     if texts:
         proposed["captions"] = texts[0] if len(texts) == 1 else texts
@@ -320,42 +322,44 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     """Return the column of the answers, and those of the options if each answer names one. If it is
     not known what answers call the first option, `first_option` is empty."""
     texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
-    # The names of options differ in their last character, or one column has the list of all.
+    # The names of options differ in their last character, or one column has the list of all, rather
+    # one that is not named as answers are.
     stems = Counter(name[:-1] for name in texts)
     largest = max(stems.values(), default=0)
-    options = [name for name in texts if stems[name[:-1]] == largest > 1]
-    for name in texts:
-        first = read_text(texts[name][0])
-        is_list = first.startswith(SEVERAL) or BETWEEN_OPTIONS in first
-        if is_list and not (options or is_named_answer(name)):
-            options = [name]
+    columns = [name for name in texts if stems[name[:-1]] == largest > 1]
+    lists = sorted(
+        filter(is_list, texts.items()), key=lambda item: is_named_answer(item[0])
+    )
+    choices = [columns] if columns else [[name] for name, _ in lists]
 
-    others = [
-        name
-        for name in cells
-        if name not in options and not is_row_number(name, cells[name])
-    ]
+    others = [name for name in cells if not is_row_number(name, cells[name])]
     others.sort(key=lambda name: not is_named_answer(name))
     rows = [
         dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
     ]
-    for name in others if options else ():
-        columns: dict[str, Any] = {"answer": name, "options": options}
+    for options, name in product(choices, others):
+        proposed: dict[str, Any] = {"answer": name, "options": options}
         names = [
-            first for first in ("", "A", "0", "1") if name_options(rows, columns, first)
+            first
+            for first in ("", "A", "0", "1")
+            if name not in options and name_options(rows, proposed, first)
         ]
         if names and names[0]:
             # Numbers may be from 0 or from 1, unless the options are named so.
             is_told = len(names) == 1 or options[0].endswith("0")
-            columns["first_option"] = names[0] if is_told else ""
+            proposed["first_option"] = names[0] if is_told else ""
         if names:
-            return columns
+            return proposed
 
     # Beside options, another text is an answer if most cells have words.
+    named = [*filter(is_named_answer, others)]
+    options = choices[0] if choices and choices[0] != named else []
     others.sort(key=lambda name: not (is_named_answer(name) and name in texts))
     for name in others:
         answers = [*map(read_text, cells[name])]
         has_name = is_named_answer(name) or any(map(has_words, answers))
+        if name in options:
+            continue
         if name in texts or (has_name and not options):
             return {"answer": name}
         if options and all(map(OPTION_NAME.fullmatch, answers)):
@@ -368,6 +372,15 @@ def is_named_answer(name: str) -> bool:
     folded = fold(name)
     is_usual = folded in WORDS["usual"]["answer"]
     return is_usual or folded.endswith(("answer", "answers"))
+
+
+def is_list(column: tuple[str, list[Any]]) -> bool:
+    """Return whether a column has lists of texts. Those with `|` in a column of another name may be
+    tags."""
+    name, cells = column
+    first = read_text(cells[0])
+    is_named = any(word in fold(name) for word in WORDS["options"])
+    return first.startswith(SEVERAL) or (is_named and BETWEEN_OPTIONS in first)
 
 
 def name_options(rows: list[Record], columns: Record, first: str) -> bool:

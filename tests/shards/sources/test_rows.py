@@ -215,6 +215,8 @@ def test_a_url_with_a_password_ends_an_import(read):
     for cells in (
         {"video": "https://me:pw@host.example/a.mp4"},
         {"page": "https://me:pw@host.example"},
+        {"split": "https://me:pw@host.example"},
+        {"end": "https://me:pw@host.example"},
     ):
         with one_line("line 1", "password"):
             read({"x.jsonl": [{**A, **cells}]}, "a.mp4")
@@ -290,6 +292,12 @@ def test_numbers_of_rows_are_no_answers(read):
 
     with pytest.raises(InputError, match='answer = "Loesung"'):
         read({"x.jsonl": table}, "a.mp4 b.mp4")
+
+
+def test_tags_beside_numbers_are_no_options(read):
+    table = "video,question,answer,tags\na.mp4,how many?,2,red|green\n"
+
+    assert read({"x.csv": table}, "a.mp4").answers == ["2"]
 
 
 SEVERAL = [
