@@ -546,7 +546,5 @@ def test_a_table_of_several_splits_is_read_for_one(read):
         table, "a.mp4 b.mp4", annotations={"train": "all.csv", "validation": "all.csv"}
     )
 
-    assert {row.id: row.split for row in imported.rows} == {
-        "a": "train",
-        "b": "validation",
-    }
+    splits = {row.id: row.split for row in imported.rows}
+    assert splits == {"a": "train", "b": "validation"}
