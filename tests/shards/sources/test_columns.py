@@ -15,7 +15,7 @@ from tests.conftest import one_line
 from tests.shards.sources.conftest import write_files
 
 CASES = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
-MEDIA = "clips/a.mp4 clips/b.mp4 c.mp4 7.mp4"
+MEDIA = "clips/a.mp4 clips/b.mp4 c.mp4 7.mp4 c_007.mp4"
 
 
 def test_every_published_form_has_the_keys_of_columns():
@@ -39,12 +39,9 @@ def test_columns_that_a_user_tells_are_read(kind, read):
     assert imported.rejects == []
 
 
-def test_records_inside_of_json_lines_and_the_lines_of_a_text_are_told(read):
-    nested = {"x.jsonl": [{"film": "c.mp4", "parts": [{"text": "a dog"}]}]}
-    told = {"records": "parts", "file": "film"}
+def test_the_lines_of_a_text_are_told(read):
     line = {"line": r"(?P<file>\S+)\|(?P<text>.+)"}
 
-    assert read(nested, MEDIA, columns=told).captions == {"c.mp4": ("a dog",)}
     imported = read(
         {"x.txt": "c.mp4|a dog\nno line of it\n"}, MEDIA, data="x.txt", columns=line
     )
@@ -175,16 +172,6 @@ def test_a_text_of_any_extension_is_read_by_a_line_that_is_told(read):
     imported = read({"x.tsv": "c.mp4\ta dog\n"}, MEDIA, columns=line)
 
     assert imported.captions == {"c.mp4": ("a dog",)}
-
-
-def test_digits_of_a_template_are_filled_with_zeros(read):
-    table = {"x.csv": "clip,second,said\nc,7,a dog\n"}
-
-    imported = read(
-        table, "c_007.mp4", columns={"file": "{clip}_{second:03}", "captions": "said"}
-    )
-
-    assert imported.captions == {"c_007.mp4": ("a dog",)}
 
 
 def test_two_records_of_one_key_are_no_partner(read):
