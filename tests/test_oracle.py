@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alpro.models.alpro import ModelConfig, VideoConfig
 from alpro.models.frames import NormalizedModel
-from alpro.models.official import PROMPTER, build
+from alpro.models.official import PAPER, PROMPTER, build
 from alpro.models.text import TextConfig
 from alpro.models.weights import select_prefix
 from alpro.stages.training.batch import Batch
@@ -209,7 +209,10 @@ def inputs(arrays):
 
 def imported(task, arrays, weights=None):
     """The model of `alpro model import`."""
-    model = build(weights or official_weights(task, arrays), task, tokenizer())
+    state = weights or official_weights(task, arrays)
+    model = build(
+        state, task, tokenizer(), words=None, max_text_tokens=None, sizes=PAPER
+    )
     assert model.unknown == []
     frames = int(arrays["num_frames"])
     assert model.bundle.model.config == ModelConfig(video=VideoConfig(frames=frames))

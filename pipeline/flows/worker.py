@@ -38,7 +38,8 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
-WAIT_SECONDS = 3.0  # between looks whether the server answers
+WAIT_SECONDS = 3.0  # between looks whether a server answers
+MLFLOW_ATTEMPTS = 5
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -89,9 +90,14 @@ async def end_earlier_runs(pool: str, name: str) -> None:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    # A worker works without MLflow, as its runs do.
-    with suppress(InputError):
-        end_runs(uri, map(str, unfinished))
+    for _ in range(MLFLOW_ATTEMPTS):
+        try:
+            end_runs(uri, map(str, unfinished))
+            break
+        except InputError as error:
+            # It may be starting. A worker works without MLflow, as its runs do.
+            print(error, flush=True)
+            await asyncio.sleep(WAIT_SECONDS)
     async with get_client() as client:
         for run in unfinished:
             # Forced, because nothing else leads out of Cancelling.
