@@ -44,8 +44,7 @@ def headline(results: Rows) -> str:
     if not present:
         return ""
     row = rows_by_name[present[0]]
-    baseline = row["baseline"] or "chance"
-    chance = f"{baseline} {number_text(row['chance'], row['unit'])}"
+    chance = f"{row['baseline'] or 'chance'} {number_text(row['chance'], row['unit'])}"
     score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
     return f"{score} on {count_clips(row)}, {chance}"
 

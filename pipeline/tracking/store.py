@@ -94,10 +94,9 @@ def create_store(database: Path, files: Path) -> None:
 def find_store(workspace: Path) -> str:
     """Return the address of the store of a workspace. Raises InputError if there is none, which MLflow
     would create, or as `check_store` does."""
-    database = workspace / "mlflow.db"
-    if not database.is_file():
+    if not (workspace / "mlflow.db").is_file():
         raise InputError(
-            f"{database}: no MLflow store; `alpro run` creates it, or name another by --tracking-uri"
+            f"{workspace}: no MLflow store; `alpro run` creates it, or name another by --tracking-uri"
         )
     return check_store(workspace)
 

@@ -124,7 +124,7 @@ class Tracker:
         record: Record,
         folder: Path,
         parent: str = "",
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] = {},
     ) -> Iterator[str]:
         """Open the run of a stage for the time of the body.
 
@@ -140,7 +140,7 @@ class Tracker:
             "fingerprint": record.fingerprint,
             # An artifact that is logged again keeps the commit that built it.
             mlflow_tags.MLFLOW_GIT_COMMIT: record.run.get("commit", git_commit()),
-            **(tags or {}),
+            **tags,
         }
         trains_now = record.stage in TRAININGS and not record.run
         with self.run(
