@@ -214,7 +214,7 @@ class Addition:
         self.indexed: dict[str, str] = {}  # identity by key
         self.listed: set[str] = set()  # digests of what tables said
         self.scanned: set[str] = set()  # keys of this run
-        self.identities: dict[str, str] = {}  # of the files of this run, by path
+        self.identities: dict[str, str] = {}  # by the path of a file of this run
 
     def run(self, videos: Location) -> Counts:
         old_rows = (

@@ -221,7 +221,7 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
         "out": str(out.resolve()),
         "resources": resources.model_dump(mode="json"),
     }
-    # Those of an earlier attempt would be taken for this one's.
+    # Files of an earlier attempt would be taken for this one's.
     for name in (RESULT_FILE, STOP_FILE):
         file.with_name(name).unlink(missing_ok=True)
     write_json(file, described)

@@ -92,8 +92,8 @@ def create_store(database: Path, files: Path) -> None:
 
 
 def find_store(workspace: Path) -> str:
-    """Return the address of the store of a workspace. Raises InputError if there is none, which MLflow
-    would create, or as `check_store` does."""
+    """Return the address of the store of a workspace. Raises InputError if the workspace has no store,
+    which MLflow would create, or as `check_store` does."""
     if not (workspace / "mlflow.db").is_file():
         raise InputError(
             f"{workspace}: no MLflow store; `alpro run` creates it, or name another by --tracking-uri"

@@ -418,7 +418,7 @@ def read_answer(record: Record, form: Form) -> str:
 
 
 def read_option(record: Record, form: Form, answer: str) -> str:
-    """Return the text of the option that an answer names. Raises ValueError if there is none."""
+    """Return the text of the option that an answer names. Raises ValueError if it names no option."""
     cells = [read_cell(record, column) for column in form.options]
     options: Any = [*map(parse_cell, cells)]
     if len(options) == 1:
@@ -491,7 +491,7 @@ def read_span(value: Any) -> tuple[Time, Time]:
 
 
 def read_seconds(value: Any) -> Time:
-    """Return a time in seconds, which may be written as 01:02:03.5; None if there is none."""
+    """Return a time in seconds, which may be written as 01:02:03.5; None for an empty cell."""
     text = read_text(value).replace(",", ".")
     if text.lower() in NO_TEXT:
         return None

@@ -128,7 +128,7 @@ class DecodePlan:
         numbers = pa.Table.from_batches(map(self._read_columns, batches), NUMBERS)
         planned_kinds = [KINDS.index(kind) for kind in self.kinds]
         is_planned = np.isin(numbers["kind"], planned_kinds)
-        # Of each planned row: its index in the manifest, and its numbers.
+        # Each planned row has its index in the manifest, and its numbers.
         self.row_indices = np.flatnonzero(is_planned)
         self.columns = {
             name: numbers[name].to_numpy()[is_planned] for name in NUMBERS.names
