@@ -1,20 +1,18 @@
 """Frames and texts to the inputs of an exported model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from alpro.inputs import check_text
 from alpro.models.frames import normalize_frames
 from alpro.shards.clip import DecodeError
-from alpro.shards.decoding import decode_image, decode_video
-from alpro.shards.images import square_frame
+from alpro.shards.decoding import decode_video
 from alpro.shards.sampling import segment_starts
 
 # Options that transformers and sentence-transformers pass to every processor. This one always pads to
@@ -35,13 +33,12 @@ UNUSED_OPTIONS = {
 class AlproProcessor(ProcessorMixin):
     """Makes the inputs of an exported model.
 
-    A call with `videos` or `images`, and `text` returns `pixel_values` (V, T, 3, S, S), and
-    `input_ids` and `attention_mask` (N, L).
+    A call with `videos` and `text` returns `pixel_values` (V, T, 3, S, S), and `input_ids` and
+    `attention_mask` (N, L).
 
     A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all
     of them or any number: the first of each of T equal segments is used, and resized to S x S. An
-    image is a file, an image of Pillow or an array (H, W, 3) uint8. One video, image or text needs
-    no list.
+    image is a video of one frame. One video or text needs no list.
 
     Raises ValueError for an empty text and for other frames, and TypeError for an unknown argument.
     """
@@ -72,23 +69,17 @@ class AlproProcessor(ProcessorMixin):
         self,
         videos: Any = None,
         text: str | Sequence[str] | None = None,
-        images: Any = None,
         **options: Any,
     ) -> BatchFeature:
         unknown = options.keys() - UNUSED_OPTIONS
         if unknown:
             raise TypeError(
-                f"unknown arguments {sorted(unknown)}: videos, images and text are known"
+                f"unknown arguments {sorted(unknown)}: videos and text are known"
             )
-        if videos is not None and images is not None:
-            raise ValueError("videos or images, not both: the model takes one of them")
 
         data: dict[str, Tensor] = {}
         if videos is not None:
-            data["pixel_values"] = self._pixels(videos, 4, self._read_video)
-        if images is not None:
-            data["pixel_values"] = self._pixels(images, 3, self._read_image)
-
+            data["pixel_values"] = self._pixels(videos)
         if text is not None:
             texts = [text] if isinstance(text, str) else text
             encoded = self.tokenizer(
@@ -102,42 +93,22 @@ class AlproProcessor(ProcessorMixin):
             data["attention_mask"] = encoded["attention_mask"]
         return BatchFeature(data)
 
-    def _pixels(
-        self, inputs: Any, dimensions: int, read: Callable[[Any], np.ndarray]
-    ) -> Tensor:
-        """Return the pixel values (V, T, 3, S, S) of one or more videos or images.
-
-        Args:
-            inputs: A video or an image, or several.
-            dimensions: Dimensions of an array that is a single one.
-            read: Reads the frames of one.
-        """
-        batch = inputs
-        is_array = getattr(inputs, "ndim", None) == dimensions
-        if is_array or isinstance(inputs, str | Path | Image.Image):
-            batch = [inputs]
+    def _pixels(self, videos: Any) -> Tensor:
+        """Return the pixel values (V, T, 3, S, S) of one or more videos."""
+        is_single = isinstance(videos, str | Path) or getattr(videos, "ndim", 0) == 4
         pixels = []
-        for one in batch:
+        for video in [videos] if is_single else videos:
             try:
-                pixels.append(self._normalize(read(one)))
+                pixels.append(self._normalize(self._read(video)))
             except DecodeError as error:
-                raise ValueError(f"{one}: {error}") from error
+                raise ValueError(f"{video}: {error}") from error
         return torch.cat(pixels)
 
-    def _read_video(self, video: Any) -> np.ndarray:
+    def _read(self, video: Any) -> np.ndarray:
         """Return the frames (F, H, W, 3) of an array, or of a file as the pipeline decodes it."""
         if isinstance(video, str | Path):
             return decode_video(Path(video), self.frames, self.image_size).frames
         return np.asarray(video)
-
-    def _read_image(self, image: Any) -> np.ndarray:
-        """Return the frame (1, H, W, 3) uint8 of a file, an image of Pillow or an array
-        (H, W, 3)."""
-        if isinstance(image, str | Path):
-            return decode_image(Path(image), self.image_size).frames
-        if isinstance(image, Image.Image):
-            return square_frame(image, self.image_size)[None]
-        return np.asarray(image)[None]
 
     def _normalize(self, frames: np.ndarray) -> Tensor:
         """Choose, scale and normalize frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""

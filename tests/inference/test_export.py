@@ -8,11 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from alpro.errors import InputError
 from alpro.inference.export import export, make_processor
-from alpro.inference.find import Found
 from alpro.inference.model import Model
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
 from tests.conftest import ROOT
@@ -40,7 +38,6 @@ for task in ("retrieval", "qa", "prompter"):
     assert one_file.equal(processor(videos=files[:1])["pixel_values"])
     assert one_file.equal(processor(videos=files[-1])["pixel_values"])
     assert processor(videos=videos[0])["pixel_values"].equal(processor(videos=videos[:1])["pixel_values"])
-    assert processor(images=videos[0][0])["pixel_values"].equal(processor(images=[videos[0][0]])["pixel_values"])
     assert model.get_input_embeddings().weight.ndim == 2
     batch, one = processor(videos=videos, text=texts), processor(text=texts[0])["input_ids"][0].tolist()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -50,23 +47,18 @@ for task in ("retrieval", "qa", "prompter"):
         out = model(**batch)
         results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
         if task == "prompter":
-            results["entities"] = model.entities(batch["pixel_values"])
-            results["region"] = model.entities(batch["pixel_values"], torch.tensor([[0.5, 0, 0.25, 1]]).expand(3, -1))
-            results["image"] = model.entities(batch["pixel_values"], image=True)
-            over = [(0.5, 0, 0.6, 1)] * 3
             try:
-                processor(pictures=[])
+                processor(images=[])
             except TypeError as error:
-                assert "pictures" in str(error), error
+                assert "images" in str(error), error
             else:
                 raise AssertionError("accepted")
-            for wrong in (lambda: model.entities(batch["pixel_values"], over), lambda: processor(text="")):
-                try:
-                    wrong()
-                except ValueError as error:
-                    assert "is not a region of the frame" in str(error) or "the text is empty" in str(error), error
-                else:
-                    raise AssertionError("accepted")
+            try:
+                processor(text="")
+            except ValueError as error:
+                assert "the text is empty" in str(error), error
+            else:
+                raise AssertionError("accepted")
         else:
             results["match"] = model.match(**batch)
         if task == "qa":
@@ -78,9 +70,7 @@ for task in ("retrieval", "qa", "prompter"):
             near = half(**batch)
             assert near.similarity.dtype == dtype
             assert (near.similarity.float() - out.similarity).abs().max() < 0.1
-            if task == "prompter":
-                half.entities(batch["pixel_values"])
-            else:
+            if task != "prompter":
                 half.match(**batch)
             if task == "qa":
                 half.answer(**batch)
@@ -119,8 +109,7 @@ def exported(folders, videos, tmp_path_factory):
     root = tmp_path_factory.mktemp("exported")
     models = {}
     for task in ("retrieval", "qa", "prompter"):
-        prompts = folders["prompts"] if task == "prompter" else None
-        models[task] = Model.load(Found(folders[task], prompts), device="cpu")
+        models[task] = Model.load(folders[task], device="cpu")
         export(models[task], root / task, "# A model\n")
     frames = np.concatenate([models["qa"].frames(video) for video in videos])
     np.savez(
@@ -171,20 +160,8 @@ def test_a_model_computes_the_same_without_this_package(exported, videos):
         expected = dict(qa.ask(video, text, top_k=9))
         assert_close(row, [expected[answer] for answer in qa.folder.answers])
 
-    prompter = models["prompter"]
     results = np.load(root / "prompter.npz")
-    for key, box in (("entities", (0, 0, 1, 1)), ("region", (0.5, 0, 0.25, 1))):
-        for row, video in zip(results[key], videos, strict=True):
-            expected = dict(prompter.entities(video, box, top_k=99))
-            assert_close(row, [expected[name] for name in prompter.folder.entities])
-    pixels = prompter.encoder.pixels(prompter.frames(videos[0]))
-    whole = torch.tensor([[0, 0, 4, 4]])
-    prompts = prompter.prompts["image"]
-    expected = prompter.folder.model.pseudo_labels(
-        pixels, whole, prompts, prompter.encoder.black
-    )
-    assert_close(results["image"][0], expected[0])
-    assert not np.allclose(results["image"], results["entities"], atol=1e-5)
+    assert_close(results["similarity"], models["prompter"].similarity(TEXTS, videos))
 
 
 @pytest.mark.long
@@ -201,20 +178,15 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_an_exported_folder_has_the_labels_prompts_code_and_license(folders, tmp_path):
-    from safetensors.torch import load_file
-
-    model = Model.load(Found(folders["prompter"], folders["prompts"]), device="cpu")
+def test_an_exported_folder_has_the_labels_code_and_license(folders, tmp_path):
+    model = Model.load(folders["qa"], device="cpu")
     out = tmp_path / "out"
 
     export(model, out, "# A card\n")
 
     config = json.loads((out / "config.json").read_text())
-    assert config["task"] == "prompter"
-    assert config["entities"] == model.folder.entities
-    weights = load_file(out / "model.safetensors")
-    for kind in ("video", "image"):
-        assert torch.equal(weights[f"{kind}_prompts"], model.prompts[kind])
+    assert config["task"] == "qa"
+    assert config["answers"] == model.folder.answers
     assert {file.name for file in out.iterdir()} >= {"README.md", "modules.json"}
     # transformers copies the modules of the folder, without the files beside them.
     assert not [
@@ -266,28 +238,9 @@ def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name)
     assert torch.equal(pixels, model.encoder.pixels(model.frames(odd_files / name)))
 
 
-def test_the_processor_sees_the_images_of_the_pipeline(folders, tmp_path):
-    """Also one of 16 bits, turned by its EXIF, from a file and opened."""
-    model = Model.load(folders["retrieval"], device="cpu")
-    processor = make_processor(model)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture = Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20)
-    picture.save(tmp_path / "a.png", exif=exif)
-
-    pixels = processor(images=tmp_path / "a.png")["pixel_values"]
-
-    assert torch.equal(
-        processor(images=Image.open(tmp_path / "a.png"))["pixel_values"], pixels
-    )
-    assert torch.equal(pixels, model.encoder.pixels(model.frames(tmp_path / "a.png")))
-
-
 def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):
     processor = make_processor(Model.load(folders["retrieval"], device="cpu"))
     (tmp_path / "a.mp4").write_text("<!DOCTYPE html>")
 
     with pytest.raises(ValueError, match=r"a\.mp4: unreadable: HTML page"):
         processor(videos=tmp_path / "a.mp4")
-    with pytest.raises(ValueError, match=r"b\.png: missing"):
-        processor(images=tmp_path / "b.png")
