@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.files import new_folder, use_default_mode
 from alpro.inference.hub import configuration_alpro, modeling_alpro, processing_alpro
 from alpro.inference.model import Model
-from alpro.models.alpro import Alpro, Prompter
+from alpro.models.alpro import Prompter
 
 OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
 # transformers copies only the modules of a folder: the text of a data file becomes part of them.
@@ -85,8 +85,6 @@ def export(model: Model, folder: Path, card: str) -> None:
     with new_folder(folder) as building:
         exported = modeling_alpro.AlproModel(configuration(model))
         exported.model.load_state_dict(source.model.state_dict())
-        for kind, embeddings in model.prompts.items():
-            getattr(exported, f"{kind}_prompts").copy_(embeddings)
         exported.eval().save_pretrained(building)
         use_default_mode(building / "model.safetensors")
 
@@ -124,13 +122,11 @@ def configuration(model: Model) -> configuration_alpro.AlproConfig:
         "AutoModel": "modeling_alpro.AlproModel",
         "AutoProcessor": "processing_alpro.AlproProcessor",
     }
-    # A prompter without the prompts of its entities cannot label them.
-    labels_entities = isinstance(source.model, Alpro) or bool(model.prompts)
     return configuration_alpro.AlproConfig(
         task=source.task,
         sizes=source.model.config.model_dump(mode="json"),
         **source.preprocessing.model_dump(mode="json"),
-        entities=source.entities if labels_entities else [],
+        entities=source.entities,
         answers=source.answers,
         auto_map=classes,
         architectures=["AlproModel"],

@@ -14,7 +14,7 @@ class AlproConfig(PretrainedConfig):
         sizes: Values of `ModelConfig`.
         mean, std: Statistics of pixels in [0, 1] per channel.
         max_text_tokens: Length to which texts are truncated.
-        entities, answers: Labels of the heads and of the prompts, in order.
+        entities, answers: Labels of the heads, in order.
     """
 
     model_type = "alpro"

@@ -1,6 +1,5 @@
 """ALPRO (Align and Prompt, arXiv 2112.09583) as a model of `transformers`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,6 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from alpro.inference.hub.configuration_alpro import AlproConfig
-from alpro.inputs import WHOLE, region_to_patches
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 
 
@@ -39,8 +37,6 @@ class AlproModel(PreTrainedModel):
     config_class = AlproConfig
     base_model_prefix = "alpro"
     main_input_name = "pixel_values"
-    video_prompts: Tensor
-    image_prompts: Tensor
 
     def __init__(self, config: AlproConfig):
         super().__init__(config)
@@ -48,10 +44,6 @@ class AlproModel(PreTrainedModel):
         self.model: DualEncoder
         if config.task == "prompter":
             self.model = Prompter(sizes)
-            # Buffers, so the file of weights has the prompts of the entities.
-            shape = (len(config.entities), sizes.embed_dim)
-            self.register_buffer("video_prompts", torch.zeros(shape))
-            self.register_buffer("image_prompts", torch.zeros(shape))
         else:
             self.model = Alpro(sizes, len(config.entities), len(config.answers))
         self.post_init()
@@ -132,49 +124,8 @@ class AlproModel(PreTrainedModel):
         text = model.encode_text(input_ids, attention_mask)
         return model.answer(text, attention_mask, video).softmax(dim=-1)
 
-    def entities(
-        self,
-        pixel_values: Tensor,
-        boxes: Sequence[Sequence[float]] | Tensor | None = None,
-        image: bool = False,
-    ) -> Tensor:
-        """Return the probabilities (V, entities) of `config.entities` in a region of each video.
-
-        Args:
-            boxes: Regions (V, 4): left, top, width, height as fractions of the frame; by default
-                the whole frame.
-            image: If True, use the prompts of images.
-
-        Raises:
-            ValueError: If a region is not inside the frame, or the model is not a prompter with the
-                prompts of entities.
-        """
-        if not isinstance(self.model, Prompter) or not self.config.entities:
-            raise ValueError(
-                "this model cannot label entities: it is not a prompter with prompts"
-            )
-
-        if boxes is None:
-            boxes = [WHOLE] * len(pixel_values)
-        regions = boxes.tolist() if isinstance(boxes, Tensor) else boxes
-        frames = pixel_values.to(self.dtype)
-        grid = self.model.config.video.grid
-        patches = torch.tensor(
-            [region_to_patches(region, grid) for region in regions],
-            device=frames.device,
-        )
-
-        # Pixels outside of the region are black: 0, normalized.
-        mean = frames.new_tensor(self.config.mean).view(3, 1, 1)
-        std = frames.new_tensor(self.config.std).view(3, 1, 1)
-        black = -mean / std
-        prompts = self.image_prompts if image else self.video_prompts
-        return self.model.pseudo_labels(frames, patches, prompts, black)
-
     def _alpro(self) -> Alpro:
         """Return the model. Raise ValueError if it is a prompter."""
         if not isinstance(self.model, Alpro):
-            raise ValueError(
-                "a prompter has no multimodal encoder: it only embeds, and labels entities"
-            )
+            raise ValueError("a prompter has no multimodal encoder: it only embeds")
         return self.model
