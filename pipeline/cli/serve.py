@@ -1,34 +1,25 @@
 """`alpro serve`, `alpro up` and `alpro ui`: servers of this machine, until Ctrl-C."""
 
 import os
-import re
 import socket
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
-from alpro.files import read_text
 from alpro.interpreter import interpreter
 from alpro.pipeline.cli.index import IndexPlace, Rerank, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
-    File,
     ModelOptions,
     Port,
     Workspace,
-    check_exists,
 )
 
 if TYPE_CHECKING:
     from alpro.pipeline.serving.models import ServedModels
 
 MIN_TOKEN = 16  # characters: guesses are not counted
-NEEDS_TOKEN = (
-    "other machines need a token; write one with `openssl rand -hex 32 > token`, and add "
-    "--token-file token"
-)
 
 
 def serve(  # noqa: PLR0913 - options of a command
@@ -41,46 +32,28 @@ def serve(  # noqa: PLR0913 - options of a command
     rerank: Rerank = None,
     host: str = "127.0.0.1",
     port: Port = 7860,
-    token_file: File | None = None,
-    public_name: str = "",
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Serve a page and an API to search videos, ask questions and name entities.
 
     What they offer follows from the models. Only this machine reaches them, unless --host says
-    otherwise.
+    otherwise. If $ALPRO_TOKEN is set, every request needs this token.
 
     Args:
         model: The model of INDEX, if it has moved.
         ask: A model of finetune_qa, for questions.
         entities: A prompter with prompts, or a model of pretrain.
-        host: Address to listen on.
+        host: Address to listen on; for another than this machine, $ALPRO_TOKEN must be set.
         port: Port to listen on.
-        token_file: A token that every request needs; required with another --host; by default
-            $ALPRO_TOKEN.
-        public_name: The NAME or NAME:PORT of a TLS proxy before it, such as search.example.com;
-            needs a token.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
 
-    token = read_token(host, token_file)
-    check_public_name(public_name, token)
+    token = read_token(host)
     # Checked before the models are loaded, which takes longer.
     with open_port("--port", port, host) as listening:
         app = application(load_models(index, model, ask, entities, models), rerank)
-        guard.serve(guard.guarded(app, host, token, public_name), listening)
-
-
-def check_public_name(name: str, token: str) -> None:
-    """Raise InputError if a proxy's name is no name, or if others could do without a token."""
-    if name and not re.fullmatch(r"[\w.-]+(:\d+)?", name):
-        raise InputError(
-            f"--public-name {name}: only the name that browsers show, such as search.example.com, "
-            "or with its port"
-        )
-    if name and not token:
-        raise InputError(f"--public-name {name}: {NEEDS_TOKEN}")
+        guard.serve(guard.guarded(app, token), listening)
 
 
 def open_port(option: str, port: int, host: str = "127.0.0.1") -> socket.socket:
@@ -94,30 +67,30 @@ def open_port(option: str, port: int, host: str = "127.0.0.1") -> socket.socket:
         ) from error
 
 
-def read_token(host: str, file: Path | None) -> str:
-    """Return the token that requests need; empty: none.
+def read_token(host: str) -> str:
+    """Return the token that requests need, $ALPRO_TOKEN; empty: none.
 
     Args:
         host: Address that the server listens on.
-        file: File whose first line is the token; by default the token is $ALPRO_TOKEN.
 
     Raises:
         InputError: If the token is too short, or other machines could do without one.
     """
-    token = os.environ.get("ALPRO_TOKEN", "")
-    if file:
-        check_exists("--token-file", str(file))
-        # An editor ends the file with a line break.
-        token = read_text(file).partition("\n")[0].strip()
+    token = os.environ.get("ALPRO_TOKEN")
+    if token is None:
+        if host not in ("127.0.0.1", "localhost"):
+            raise InputError(
+                f"--host {host}: other machines need a token; set ALPRO_TOKEN, such as to the output "
+                "of `openssl rand -hex 32`"
+            )
+        return ""
 
-    # An empty file must not let everybody in.
-    if (file or token) and len(token) < MIN_TOKEN:
+    # It may be that of an empty file, which must not let everybody in.
+    token = token.strip()
+    if len(token) < MIN_TOKEN:
         raise InputError(
-            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or "
-            "more"
+            f"ALPRO_TOKEN: the token has {len(token)} characters; use {MIN_TOKEN} or more"
         )
-    if not token and host not in ("127.0.0.1", "localhost"):
-        raise InputError(f"--host {host}: {NEEDS_TOKEN}")
     return token
 
 

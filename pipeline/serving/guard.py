@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOCAL = ("127.0.0.1", "localhost")
+LOCAL = ["127.0.0.1", "localhost"]
 MAX_CONNECTIONS = 256  # browsers keep several open
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -27,17 +27,12 @@ CHALLENGE = {
 class Guard:
     """Refuse requests without the token, if there is one, and requests from pages of other sites.
 
-    A name that is made to resolve to this machine is known by Host, which `guarded` checks; other
-    pages by Sec-Fetch-Site and Origin.
+    Other pages are known by Sec-Fetch-Site and Origin.
     """
 
-    def __init__(self, app: ASGIApp, token: str = "", public_name: str = ""):
+    def __init__(self, app: ASGIApp, token: str = ""):
         self.app = app
         self.token = token.encode()
-        # Origin of the page that a TLS proxy passes on, whatever Host the proxy sends.
-        self.public_origin = (
-            f"https://{public_name}".lower().encode() if public_name else None
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -55,8 +50,9 @@ class Guard:
 
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"")
-        # Without a proxy, the origin is the Host that the browser has asked. A program sends none.
-        own_origins = (None, b"http://" + host, b"https://" + host, self.public_origin)
+        # The origin is the Host that the browser has asked, of a proxy with https. A program sends
+        # none.
+        own_origins = (None, b"http://" + host, b"https://" + host)
         # Browsers send "none" for an address that was typed, programs send no such header. A link
         # of another site may open the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
@@ -65,7 +61,10 @@ class Guard:
             b"same-origin",
         )
         if is_foreign or headers.get(b"origin") not in own_origins:
-            return PlainTextResponse("a page of another site", 403)
+            return PlainTextResponse(
+                "a page of another site; if it is your proxy, let it pass on the header Host",
+                403,
+            )
 
         sent = parse_token(headers.get(b"authorization", b""))
         if self.token and not compare_digest(sent, self.token):
@@ -89,22 +88,15 @@ def parse_token(authorization: bytes) -> bytes:
         return b""
 
 
-def guarded(app: ASGIApp, host: str, token: str = "", public_name: str = "") -> ASGIApp:
+def guarded(app: ASGIApp, token: str = "") -> ASGIApp:
     """Put an application behind the checks.
 
     Args:
-        app: The application.
-        host: Address that it listens on.
         token: The token that each request needs; empty: none.
-        public_name: NAME or NAME:PORT of the TLS proxy before it, as browsers show it.
     """
-    # Other machines may know this one by any name, but they need a token.
-    names = ["*"]
-    if host in LOCAL:
-        names = [*LOCAL, public_name.partition(":")[0].lower() or host]
-    return TrustedHostMiddleware(
-        Guard(app, token, public_name), names, www_redirect=False
-    )
+    # Without a token, a page whose name is made to resolve to this machine could ask.
+    names = ["*"] if token else LOCAL
+    return TrustedHostMiddleware(Guard(app, token), names, www_redirect=False)
 
 
 def serve(app: ASGIApp, listening: socket) -> None:

@@ -79,7 +79,6 @@ MISTAKES = {
     ],
     "loop.toml": ["run --config {tmp}/loop.toml", "run --data {tmp}/loop.toml"],
     "fifo": [
-        "serve {tmp}/none --token-file {tmp}/fifo",
         "run --data {tmp}/fifo",
         "run --config {tmp}/fifo",
     ],
@@ -87,8 +86,8 @@ MISTAKES = {
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
     "INDEX": ["serve"],
-    "--token-file": ["serve {tmp}/none --host 0.0.0.0"],
-    "there.toml": ["serve {tmp}/none --token-file {tmp}/there.toml"],
+    "ALPRO_TOKEN": ["serve {tmp}/none --host 0.0.0.0"],
+    "--public-name": ["serve {tmp}/none --public-name a.example"],
     "--model": ["index add {tmp}/i {tmp}"],
     "no/clip": ["eval no/clip {tmp}/asked.jsonl"],
 }

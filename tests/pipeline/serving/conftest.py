@@ -87,7 +87,5 @@ def app(models):
 
 @pytest.fixture
 def client(app):
-    with TestClient(
-        guarded(app, "127.0.0.1"), base_url="http://127.0.0.1:7860"
-    ) as client:
+    with TestClient(guarded(app), base_url="http://127.0.0.1:7860") as client:
         yield client

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 
 @pytest.fixture(scope="module")
 def address(models):
-    app = guarded(application(models), "127.0.0.1")
+    app = guarded(application(models))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
