@@ -90,20 +90,14 @@ def remove_artifacts(
     yes: Yes = False,
     workspace: Workspace = WORKSPACE,
 ) -> None:
-    """Remove artifacts.
+    """Remove artifacts. What was built from them stays.
 
     Args:
-        yes: Remove them; otherwise only say what was built from them.
+        yes: Remove them.
     """
     from alpro.pipeline.store.artifacts import Store
-    from alpro.pipeline.store.lineage import dependents
 
     chosen = dict(choose([artifact, *more], workspace))
-    fingerprints = {record.fingerprint for record in chosen.values()}
-    users = dependents(read_store(workspace), fingerprints)
-    if users:
-        names = [f"{record.name} {record.fingerprint[:8]}" for _, record in users]
-        print(f"built from what is removed, and stays: {', '.join(names)}")
     if not yes:
         raise InputError(f"remove {', '.join(map(str, chosen))}? Add --yes")
     Store(workspace / "artifacts").remove(chosen)

@@ -1,6 +1,6 @@
 """What was built from what, among the artifacts of a store."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from alpro.artifact import Record
 from alpro.names import Artifact
@@ -28,19 +28,6 @@ def lineage(artifacts: Sequence[Artifact], record: Record) -> list[Artifact]:
     of `artifacts`."""
     reached = ancestors(artifacts, [record.fingerprint])
     return [one for one in artifacts if one[1].fingerprint in reached]
-
-
-def dependents(
-    artifacts: Sequence[Artifact], fingerprints: Collection[str]
-) -> list[Artifact]:
-    """Return the artifacts that were built from others, without these."""
-    users = []
-    for folder, record in artifacts:
-        built_from = ancestors(artifacts, [record.fingerprint])
-        is_user = record.fingerprint not in fingerprints
-        if is_user and not built_from.isdisjoint(fingerprints):
-            users.append((folder, record))
-    return users
 
 
 def unreachable(

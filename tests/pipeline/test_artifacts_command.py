@@ -1,15 +1,13 @@
 """`alpro artifacts ...`: list, show, verify and remove."""
 
 import os
-import re
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.artifact import Source, read_record
+from alpro.artifact import read_record
 from alpro.files import read_json, write_json
 from alpro.inference.index import Index, IndexSettings, record_index
 from alpro.names import write_refs
@@ -270,28 +268,8 @@ def test_rm_removes_artifacts(workspace, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_rm_names_what_was_built_from_it_and_removes_nothing_before_yes(
-    workspace, capsys
-):
+def test_rm_removes_nothing_before_yes(workspace, capsys):
     assert alpro(workspace, "rm", "bb") == 2
 
-    out, err = capsys.readouterr()
-    assert re.findall(r"(?:train|evaluate) (\w)", out) == ["c", "d"]
-    assert "--yes" in err
+    assert "--yes" in capsys.readouterr().err
     assert marks(workspace) == "abcde0"
-
-
-def test_rm_reads_each_record_a_few_times_however_many_there_are(tmp_path, monkeypatch):
-    count = 40
-    for number in range(count):
-        inputs = {"x": Source("train", f"{number - 1:064}")} if number else {}
-        write_artifact(tmp_path, "train", fingerprint=f"{number:064}", inputs=inputs)
-    reads: list[Path] = []
-    read = read_json
-    monkeypatch.setattr(
-        "alpro.artifact.read_json", lambda path: reads.append(path) or read(path)
-    )
-
-    alpro(tmp_path, "rm", f"{0:064}")
-
-    assert 0 < len(reads) <= 2 * count + 2
