@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -12,11 +13,16 @@ from alpro.errors import InputError
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
-def acquire(lock: FileLock, blocking: bool = True) -> bool:
+def acquire(
+    lock: FileLock,
+    blocking: bool = True,
+    cancel_check: Callable[[], bool] | None = None,
+) -> bool:
     """Acquire a lock.
 
     Args:
         blocking: If True, wait until the lock is free.
+        cancel_check: If it returns True, waiting ends.
 
     Returns:
         True if this process has the lock.
@@ -25,7 +31,7 @@ def acquire(lock: FileLock, blocking: bool = True) -> bool:
         InputError: If the file system has no locks. Without them, two runs would write the same files.
     """
     try:
-        lock.acquire(blocking=blocking)
+        lock.acquire(blocking=blocking, cancel_check=cancel_check)
     except Timeout:
         return False
     except OSError as error:

@@ -110,7 +110,7 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
     if not existed and step.stage in run.remote_deployments:
         run_remotely(run, step, position)
 
-    with store.lock(step, announce, run.stopping) as lock:
+    with store.lock(step, announce, run.stopping.is_set) as lock:
         record = store.find(step)
         if record is None:
             record = build(run, step, position, lock)

@@ -7,7 +7,6 @@ the next run with the same fingerprint resumes.
 
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -32,13 +31,13 @@ from alpro.artifact import (
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
+from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.step import Step
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
 
-LOCK_SECONDS = 0.2  # between two looks at a lock
 PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
 PACKAGES += ["av", "imageio-ffmpeg", "spacy", "numpy", "pillow", "pyarrow"]
 
@@ -77,25 +76,21 @@ class Store:
     def lock(
         self,
         step: Step,
-        announce: Callable[[str], None] | None = None,
-        stopping: threading.Event | None = None,
+        announce: Callable[[str], None] = log.info,
+        is_stopping: Callable[[], bool] | None = None,
     ) -> Iterator[FileLock]:
         """Lock a step's folder for writing. Of two runs with the same fingerprint, the second
         announces that it waits, and reads the artifact of the first.
 
         Raises:
-            CancelledError: `stopping` was set while it waited.
+            CancelledError: `is_stopping` returned True while it waited.
         """
-        stopping = stopping or threading.Event()
         folder = self.folder(step)
         lock = FileLock(folder.with_suffix(".lock"))
         make_folder(folder.parent)
-        while not acquire(lock, blocking=False):
-            if announce:
-                announce(f"{step.name}: waiting for another run to build it")
-            # Once, however long it waits.
-            announce = None
-            if stopping.wait(LOCK_SECONDS):
+        if not acquire(lock, blocking=False):
+            announce(f"{step.name}: waiting for another run to build it")
+            if not acquire(lock, cancel_check=is_stopping):
                 raise CancelledError(f"{step.name} was stopped")
 
         try:

@@ -2,12 +2,10 @@
 
 import hashlib
 import shutil
-import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -178,27 +176,30 @@ def test_nothing_stays_of_work_whose_files_changed(store):
     assert store.find(step)
 
 
-def test_a_run_waits_for_another(store, monkeypatch):
+@pytest.fixture
+def release(store):
+    """release(): ends another run, which has the lock."""
+    held = store.lock(sample_step())
+    with ThreadPoolExecutor(1) as run:
+        lock = run.submit(held.__enter__).result()
+        yield lambda: run.submit(lock.release).result()
+
+
+def test_a_run_waits_for_another(store, release):
     """It says so once."""
-    step = sample_step()
     lines: list[str] = []
-    with store.lock(step, pytest.fail) as held:
-        looks = iter([lambda: None, lambda: None, held.release])
-        stopping = SimpleNamespace(wait=lambda seconds: next(looks)())
-        with store.lock(step, lines.append, stopping):
-            assert lines == [f"{step.name}: waiting for another run to build it"]
+    looks = iter([lambda: None, release])
+    with store.lock(sample_step(), lines.append, lambda: next(looks)()):
+        assert lines == ["render_sample: waiting for another run to build it"]
 
 
-def test_a_run_that_is_stopped_does_not_wait(store):
-    step = sample_step()
-    stopping = threading.Event()
-    stopping.set()
+def test_a_run_that_is_stopped_does_not_wait(store, release):
     with (
-        store.lock(step),
         pytest.raises(CancelledError),
-        store.lock(step, None, stopping),
+        store.lock(sample_step(), is_stopping=lambda: True),
     ):
         pass
+    release()
 
 
 def test_a_file_that_an_artifact_lacks_is_an_input_error(tmp_path):
