@@ -2,7 +2,6 @@
 documentation; real clips with captions and questions, from the folder that ALPRO_CLIPS names
 (default ../shared/clips); the benchmarks."""
 
-import json
 import os
 import re
 import subprocess
@@ -12,7 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from alpro.artifact import artifacts
 from alpro.files import read_json
+from alpro.pipeline.reports.results import rows
 from alpro.stages import TRAININGS
 from alpro.stages.decode_videos import Config
 from alpro.stages.evaluation.score_names import full_name
@@ -57,9 +58,10 @@ def alpro(tmp_path):
     return call
 
 
-def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
-    whole = json.loads(alpro("run", "--json"))
-    scores = {full_name(row): row["value"] for row in whole["results"]}
+def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro, tmp_path):
+    alpro("run")
+    results = artifacts(tmp_path / "artifacts")
+    scores = {full_name(row): row["value"] for row in rows(results)}
     for name, floor in FLOORS.items():
         assert scores[name] >= floor, name
 
@@ -70,7 +72,7 @@ def test_the_sample_reaches_its_scores_and_answers_the_examples(alpro):
             question
         }, page
 
-    videos = Path(whole["artifacts"]["render_sample"]["folder"], "videos")
+    (videos,) = tmp_path.glob("artifacts/render_sample/*/videos")
     alpro("index", "add", "index", videos, "--model", "finetune_retrieval")
     text = "a red ball gets smaller beside an orange flower"
     assert "test-00071.mp4" in alpro("search", "index", text, "-k", 1)

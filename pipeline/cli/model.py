@@ -18,12 +18,10 @@ from alpro.pipeline.cli.options import (
     Artifact,
     Count,
     File,
-    Json,
     ModelOptions,
     Named,
     TrackingUri,
     Workspace,
-    print_json,
 )
 
 if TYPE_CHECKING:
@@ -216,7 +214,6 @@ def evaluate(
     split: Literal["train", "validation", "test"] = "test",
     baseline: str = "",
     out: File | None = None,
-    json: Json = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Score any model on any videos with labels.
@@ -234,7 +231,7 @@ def evaluate(
     from alpro.pipeline.reports.results import comparison_tables, tables
     from alpro.pipeline.reports.terminal import print_tables
     from alpro.pipeline.reports.verdict import compare_models
-    from alpro.stages.evaluation.comparison import Comparison, compare
+    from alpro.stages.evaluation.comparison import compare
     from alpro.stages.evaluation.labeled_data import read_labeled
 
     names = [name for name in (model, baseline) if name]
@@ -247,10 +244,9 @@ def evaluate(
     gallery, description = read_labeled(videos, split, folders, column)
     log.info(f"{len(gallery.ids):,} videos ({description})")
 
-    rows: dict[str, list[dict[str, Any]]] = {}
-    compared = Comparison([], {})
+    rows: list[tuple[str, list[dict[str, Any]]]] = []
     with TemporaryDirectory() as temporary:
-        # Without --out, the results are only read below.
+        # Without --out, the results are only compared below.
         root = out or Path(temporary)
         for name, one in zip(names, loaded, strict=True):
             # The baseline sees the same frames, and only the videos that the model could decode.
@@ -259,23 +255,15 @@ def evaluate(
             gallery = results.gallery or gallery
             folder = root / "baseline" if rows else root
             folder.mkdir(parents=True, exist_ok=True)
-            rows[name], _ = results.write(folder, split)
+            scores, _ = results.write(folder, split)
+            rows.append((name, scores))
+
         if baseline:
             compared = compare(root / "baseline", root)
-
-    sentence = compare_models(baseline, model, compared)
-    if json:
-        differences = {row["name"]: one._asdict() for row, one in compared.scores}
-        values = {"results": rows[model], "baseline": rows.get(baseline, [])}
-        print_json(values | {"differences": differences, "verdict": sentence})
-        return
-
-    if baseline:
-        columns = [(name, rows[name]) for name in (baseline, model)]
-        shown = comparison_tables(columns, compared)
-    else:
-        shown = tables(rows[model])
-    print_tables(shown, sentence)
+            shown = comparison_tables([*reversed(rows)], compared)
+            print_tables(shown, compare_models(baseline, model, compared))
+        else:
+            print_tables(tables(scores))
 
 
 def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":

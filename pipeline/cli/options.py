@@ -161,7 +161,6 @@ class RunOptions:
 
     dry_run: bool = False
     "Only print which stages would run, and which are cached."
-    json: Json = False
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
 

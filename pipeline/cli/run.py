@@ -10,7 +10,7 @@ from alpro.environment import outside_current_folder
 from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import Artifact
-from alpro.pipeline.cli.options import RunOptions, Source, print_json
+from alpro.pipeline.cli.options import RunOptions, Source
 
 if TYPE_CHECKING:
     from alpro.pipeline.plan.plan import Plan
@@ -54,7 +54,7 @@ def run(
     plan = make_plan(command, root)
     check_plan(plan)
     if options.dry_run:
-        print_plan(plan, options.json)
+        print_plan(plan)
         return
 
     # Another MLflow server gets a run of its own, also if everything exists.
@@ -66,7 +66,7 @@ def run(
     else:
         fetch_models(plan)
         artifacts = run_flow(plan, options.tracking_uri, wait)
-    print_results(artifacts, root, plan.report, options.json)
+    print_results(artifacts, root, plan.report)
 
 
 def study(
@@ -104,16 +104,13 @@ def study(
         steps = {
             step.fingerprint: step for member in members for step in member.plan.steps
         }
-        print_plan(replace(members[0].plan, steps=list(steps.values())), options.json)
+        print_plan(replace(members[0].plan, steps=list(steps.values())))
         return
 
     wait()
     tables, scores, failed = run_study(loaded, members, root, options.tracking_uri)
-    if options.json:
-        print(scores.read_text("utf-8"))
-    else:
-        all_scores = f"all scores: {scores}"
-        print_tables(tables, all_scores if tables else "no run evaluated a model")
+    all_scores = f"all scores: {scores}"
+    print_tables(tables, all_scores if tables else "no run evaluated a model")
     if failed:
         raise StageFailed(
             f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}"
@@ -161,7 +158,7 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     return root, start_temporary_server()
 
 
-def print_plan(plan: "Plan", json: bool) -> None:
+def print_plan(plan: "Plan") -> None:
     """Print for each step whether its artifact exists, and if not, why it has to be built."""
     from alpro.pipeline.config.command import command_of
     from alpro.pipeline.plan.difference import explain
@@ -178,14 +175,15 @@ def print_plan(plan: "Plan", json: bool) -> None:
             state = "cached"
         elif step in plan.required:
             state, reason = "to run", explain(step.description, earlier)
-        row = {"state": state, "name": step.name, "fingerprint": step.fingerprint}
-        rows.append(row | {"reason": reason})
-
-    if json:
-        print_json(rows)
-    else:
-        # The folder of an artifact has 16 characters of its fingerprint.
-        print_rows([row | {"fingerprint": row["fingerprint"][:16]} for row in rows])
+        row = {
+            "state": state,
+            "name": step.name,
+            # As many characters as the name of its folder has.
+            "fingerprint": step.fingerprint[:16],
+            "reason": reason,
+        }
+        rows.append(row)
+    print_rows(rows)
 
 
 def create_workspace(folder: Path) -> None:

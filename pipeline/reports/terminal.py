@@ -1,6 +1,5 @@
 """Print results on standard output."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,28 +9,11 @@ from alpro.pipeline.reports.results import Table, main_table, rows
 from alpro.pipeline.reports.verdict import compare_with_start
 
 
-def print_results(
-    artifacts: Sequence[Artifact], workspace: Path, report: Path, as_json: bool = False
-) -> None:
+def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) -> None:
     """Print the main results of a run, or the numbers of its last stage if nothing was evaluated;
     the warnings of the stages; and where the rest is.
     """
     results = rows(artifacts)
-    if as_json:
-        # Print nothing else: a program reads the output.
-        described = {}
-        for folder, record in artifacts:
-            described[record.name] = {
-                "folder": str(folder),
-                "fingerprint": record.fingerprint,
-                "counts": record.counts,
-                "metrics": record.metrics,
-            }
-        file = str(report) if report.is_file() else ""
-        values = {"results": results, "artifacts": described, "report": file}
-        print(json.dumps(values, indent=1, ensure_ascii=False))
-        return
-
     table = main_table(results)
     if table:
         print_tables([table], compare_with_start(artifacts))

@@ -2,7 +2,6 @@
 slow is imported."""
 
 import errno
-import json
 import os
 import re
 import signal
@@ -188,13 +187,13 @@ def test_own_data_without_a_configuration_is_that_of_own_videos(
     (tmp_path / "a.mp4").write_bytes(b"")
     row = {"path": "a.mp4", "caption": "x", "split": "test"}
     write_lines(tmp_path / "manifest.jsonl", [row])
-    words = ["run", "--dry-run", "--workspace=~/w", "--json", "--data=~/manifest.jsonl"]
+    words = ["run", "--dry-run", "--workspace=~/w", "--data=~/manifest.jsonl"]
 
     _, out, err = call(*words)
 
     assert "own_videos" in err
     assert "question answering is skipped" in err
-    assert json.loads(out)[0]["name"] == "decode_videos data"
+    assert "decode_videos data" in out
     assert (tmp_path / "w" / "manifests").is_dir()
 
 

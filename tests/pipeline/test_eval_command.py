@@ -16,6 +16,7 @@ from alpro.inference.search import Searcher
 from alpro.models.folder import ModelBundle
 from alpro.pool import in_this_process
 from alpro.stages import decode_videos
+from alpro.stages.evaluation.comparison import compare
 from alpro.stages.evaluation.labeled_data import read_labeled
 from tests.conftest import decode_data, write_lines
 from tests.pipeline.conftest import QA, RETRIEVAL, write_artifact
@@ -56,22 +57,15 @@ RIGHT = [(0, 1), (0,), (2, 3), (3,)]
 
 
 @pytest.fixture
-def scored(call, trained):
-    """scored(model, data, ...): the parsed output of `alpro eval`."""
+def scored(call, trained, tmp_path):
+    """scored(model, data, ...): the rows that `alpro eval` writes, by name, and its output."""
+    out = tmp_path / "out"
 
     def run(*arguments):
-        options = (
-            "--json",
-            "--workspace",
-            trained,
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-        )
-        status, out, err = call("eval", *arguments, *options)
+        options = ("--workspace", trained, "--device", "cpu", "--dtype", "float32")
+        status, printed, err = call("eval", *arguments, *options, "--out", out)
         assert status == 0, err
-        return json.loads(out)
+        return by_name(read_json(out / "results.json")), printed
 
     return run
 
@@ -167,7 +161,7 @@ def by_name(rows):
 
 
 def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
-    rows = by_name(scored(RETRIEVAL, data)["results"])
+    rows, _ = scored(RETRIEVAL, data)
 
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     videos = [row.path for row in read_labeled(data, "test")[0].videos[:4]]
@@ -190,21 +184,23 @@ def test_retrieval_has_every_right_video_and_its_chance(scored, data, trained):
 def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_path):
     clip = clip_folders["clip"]
 
-    found = scored(RETRIEVAL, data, "--baseline", clip, "--out", tmp_path / "out")
+    rows, printed = scored(RETRIEVAL, data, "--baseline", clip)
 
-    rows = by_name(found["results"])
-    rivals = by_name(found["baseline"])
+    out = tmp_path / "out"
+    rivals = by_name(read_json(out / "baseline" / "results.json"))
+    differences = {
+        row["name"]: one.difference
+        for row, one in compare(out / "baseline", out).scores
+    }
     # A median rank has no test.
     tested = {name for name in rivals if not name.endswith("MdR")}
     assert len(tested) == 8
-    assert found["differences"].keys() == tested
+    assert differences.keys() == tested
     for name in tested:
         expected = rows[name]["value"] - rivals[name]["value"]
-        assert found["differences"][name]["difference"] == pytest.approx(expected)
+        assert differences[name] == pytest.approx(expected)
     # Four test clips cannot show a difference: the baseline is kept, by the name that was typed.
-    assert f"keep {clip}" in found["verdict"]
-    assert (tmp_path / "out" / "baseline" / "scores.parquet").is_file()
-    assert read_json(tmp_path / "out" / "results.json") == found["results"]
+    assert f"keep {clip}" in printed.splitlines()[-1]
 
 
 def test_a_baseline_sees_the_frames_of_the_model(
@@ -214,12 +210,11 @@ def test_a_baseline_sees_the_frames_of_the_model(
     bundle.model.set_frames(2)
     bundle.save_pretrained(tmp_path / "model")
 
-    found = scored(tmp_path / "model", data, "--baseline", hub(clip_folders["clip"]))
+    rows, _ = scored(tmp_path / "model", data, "--baseline", hub(clip_folders["clip"]))
 
-    scores = [
-        by_name(found[key])["similarity/t2v/R1"] for key in ("results", "baseline")
-    ]
-    assert [score["protocol"] for score in scores] == ["all pairs, 2 frames"] * 2
+    rivals = by_name(read_json(tmp_path / "out" / "baseline" / "results.json"))
+    for scores in (rows, rivals):
+        assert scores["similarity/t2v/R1"]["protocol"] == "all pairs, 2 frames"
 
 
 def test_the_order_of_a_search_with_rerank_is_scored(
@@ -232,7 +227,7 @@ def test_the_order_of_a_search_with_rerank_is_scored(
     model = Model.load(RETRIEVAL, trained, device="cpu", dtype="float32")
     searcher = Searcher(Index.open(tmp_path / "index"), model)
 
-    scored(RETRIEVAL, data, "--out", tmp_path / "out")
+    scored(RETRIEVAL, data)
 
     rows = pq.read_table(tmp_path / "out" / "matching_t2v.parquet").to_pylist()
     best = {row["text"]: row["best"] for row in rows}
@@ -242,7 +237,7 @@ def test_the_order_of_a_search_with_rerank_is_scored(
 
 
 def test_answers_are_scored(scored, data, trained):
-    score = by_name(scored(QA, data)["results"])["qa/acc"]
+    score = scored(QA, data)[0]["qa/acc"]
 
     model = Model.load(QA, trained, device="cpu", dtype="float32")
     videos = read_labeled(data, "test")[0].videos[:2]

@@ -1,7 +1,6 @@
 """The DAG end to end at its smallest size: artifacts, cache, MLflow, documentation. One pipeline is
 run and then looked at."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -107,16 +106,16 @@ def test_a_run_that_finds_every_artifact_starts_nothing(
     before = len(runs(workspace)[0])
 
     def run(*words):
-        options = ("--config", TINY, "--workspace", str(workspace), "--json")
+        options = ("--config", TINY, "--workspace", str(workspace))
         assert cli.execute(["run", *words, *options]) == 0
-        return json.loads(capsys.readouterr().out)
+        return capsys.readouterr().out
 
     whole = run()
-    assert {name: one["folder"] for name, one in whole["artifacts"].items()} == first
-    assert whole["results"]
-    assert Path(whole["report"]).is_file()
+    assert whole.startswith("Results")
+    assert "report, all " in whole
     assert run("--set", "resources.workers=1") == whole
-    assert [*run("train_prompter")["artifacts"]] == [*STAGES[:4], "train_prompter"]
+    folder = first["train_prompter"]
+    assert run("train_prompter").startswith(f"train_prompter: {folder}")
     assert len(runs(workspace)[0]) == before
 
 
@@ -243,12 +242,10 @@ def test_a_changed_value_reruns_its_stage_and_what_follows(first, workspace, cap
     words = re.findall(r"^alpro (run .+)$", capsys.readouterr().out, re.MULTILINE)[
         0
     ].split()
-    assert (
-        cli.execute([*words, "--workspace", str(workspace), "--dry-run", "--json"]) == 0
-    )
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert cli.execute([*words, "--workspace", str(workspace), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
     for name in STAGES:
-        assert rows[name]["fingerprint"].startswith(Path(changed[name]).name)
+        assert Path(changed[name]).name in printed
 
 
 @pytest.mark.usefixtures("copied")
