@@ -55,7 +55,7 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 # How many are read, written or computed together: so few that a small corpus or index has several
 # groups of each.
 SMALL = {
-    "shards.reader.ROWS_PER_BATCH": 3,
+    "shards.reader.ROWS_PER_BATCH": 8,
     "shards.sources.tables.PARQUET_BATCH_ROWS": 2,
     "inference.search.BATCH": 2,
     "inference.index_videos.CHUNK": 2,

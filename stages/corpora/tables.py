@@ -180,7 +180,8 @@ def complete(
     if strips:
         (out / "pictures").mkdir(exist_ok=True)
         picture = sheet(strips, columns=2 if len(strips) > 1 else 1)
-        picture.save(out / "pictures" / "samples.png")
+        # A third of the time of the default level, a quarter more bytes.
+        picture.save(out / "pictures" / "samples.png", compress_level=1)
 
     # Checked last, so that the tables and the picture are there to find out why.
     reasons = count_rejects(out)

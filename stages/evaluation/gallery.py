@@ -219,4 +219,4 @@ def draw_searches(gallery: Gallery, scores: np.ndarray, file: Path) -> None:
         queries.append((gallery.texts[text], note, results))
 
     file.parent.mkdir(exist_ok=True)
-    retrieval_picture(queries).save(file)
+    retrieval_picture(queries).save(file, compress_level=1)
