@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import islice, pairwise, product
+from itertools import chain, islice, pairwise
 from typing import Any
 
 from alpro.errors import InputError
@@ -16,7 +16,7 @@ from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
     BETWEEN_OPTIONS,
-    OPTION_NAME,
+    OPTION_NAMES,
     SEVERAL,
     TABLE,
     TEMPLATE_COLUMN,
@@ -208,22 +208,18 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         if name:
             proposed[key] = name
             free.pop(name)
-    times = propose_times(free)
+    is_asked = "question" in proposed
+    times = propose_times(free, are_named=is_asked)
     for name in times.values():
-        numbers = free.pop(name)
-        if not time_in(name):
-            free[name] = numbers
+        free.pop(name)
+    proposed |= times
 
-    if "question" in proposed:
-        # Answers follow their questions, and are rather other columns than possible times.
+    if is_asked:
+        # Answers follow their questions.
         names = [*cells]
         position = names.index(proposed["question"])
         order = sorted(free, key=lambda name: names.index(name) < position)
-        proposed |= propose_answer({name: free[name] for name in order})
-        is_time = proposed.get("answer") in times.values()
-        return proposed if is_time else proposed | times
-
-    proposed |= times
+        return proposed | propose_answer({name: free[name] for name in order})
     texts = [*find_fitting(free, is_caption)]
     if texts:
         proposed["captions"] = texts[0] if len(texts) == 1 else texts
@@ -258,7 +254,7 @@ def is_split(cell: Any) -> bool:
 
 
 def is_span(cell: Any) -> bool:
-    return all(None not in span for span in read_spans(cell))
+    return all(map(is_time, chain.from_iterable(read_spans(cell))))
 
 
 def is_time(cell: Any) -> bool:
@@ -298,74 +294,66 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells) -> dict[str, str]:
-    """Return the columns of times: those with names of times, or adjacent ones of which the first is
-    the smaller, or any with spans."""
+def propose_times(cells: Cells, are_named: bool) -> dict[str, str]:
+    """Return the columns of times: those with names of times, or otherwise, unless the times must be
+    named, adjacent ones of which the first is the smaller, or one with spans."""
     span = find_first(cells, is_span, "span")
-    if span:
-        return {"span": span}
-    times = find_fitting(cells, is_time)
-    starts = find_fitting(cells, is_time, "start")
-    ends = find_fitting(cells, is_time, "end")
-    for start, end in [*product(starts, ends), *pairwise(cells)]:
-        if times.keys() >= {start, end}:
-            spans = [*map(list, zip(times[start], times[end], strict=True))]
-            # The width and the height of files are also two numbers.
-            is_told = start in starts and end in ends
-            if is_told or (spans[1:] and find_fitting({start: spans}, is_span)):
-                return {"start": start, "end": end}
+    start = find_first(cells, is_time, "start")
+    end = find_first(cells, is_time, "end")
+    if span or (start and end):
+        return {"span": span} if span else {"start": start, "end": end}
+    if are_named:
+        return {}
+    for start, end in pairwise(cells):
+        spans = [*zip(cells[start], cells[end], strict=True)]
+        # The width and the height of one file are also two numbers.
+        if spans[1:] and find_first({start: spans}, is_span):
+            return {"start": start, "end": end}
     span = find_first(cells, is_span)
     return {"span": span} if span else {}
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
-    """Return the column of the answers, and those of the options if each answer names one. If it is
-    not known what answers call the first option, `first_option` is empty."""
-    texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
-    # The names of options differ in their last character, or one column has the list of all, rather
-    # one that is not named as answers are.
-    stems = Counter(name[:-1] for name in texts)
-    largest = max(stems.values(), default=0)
-    columns = [name for name in texts if stems[name[:-1]] == largest > 1]
-    lists = sorted(
-        filter(is_list, texts.items()), key=lambda item: is_named_answer(item[0])
-    )
-    choices = [columns] if columns else [[name] for name, _ in lists]
+    """Return the column of the answers, and those of the options, if there are some. If it is not
+    known what answers call the first option, `first_option` is empty."""
+    options = find_options(cells)
+    names = [name for name in cells if name not in options]
+    names.sort(key=lambda name: not is_named_answer(name))
+    if not options:
+        for name in names:
+            if is_named_answer(name) or any(
+                map(has_words, map(read_text, cells[name]))
+            ):
+                return {"answer": name}
+        return {}
 
-    others = [name for name in cells if not is_row_number(name, cells[name])]
-    others.sort(key=lambda name: not is_named_answer(name))
-    rows = [
-        dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
-    ]
-    for options, name in product(choices, others):
+    for name in names:
         proposed: dict[str, Any] = {"answer": name, "options": options}
-        names = [
+        columns = {each: cells[each] for each in (name, *options)}
+        firsts = [
             first
-            for first in ("", "A", "0", "1")
-            if name not in options and name_options(rows, proposed, first)
+            for first in ("", *OPTION_NAMES)
+            if fits_options(columns, proposed | {"first_option": first})
         ]
-        if names and names[0]:
+        if firsts and firsts[0]:
             # Numbers may be from 0 or from 1, unless the options are named so.
-            is_told = len(names) == 1 or options[0].endswith("0")
-            proposed["first_option"] = names[0] if is_told else ""
-        if names:
+            is_told = len(firsts) == 1 or options[0].endswith("0")
+            proposed["first_option"] = firsts[0] if is_told else ""
+        if firsts:
             return proposed
+    return {"answer": names[0], "options": options, "first_option": ""} if names else {}
 
-    # Beside options, another text is an answer if most cells have words.
-    named = [*filter(is_named_answer, others)]
-    options = choices[0] if choices and choices[0] != named else []
-    others.sort(key=lambda name: not (is_named_answer(name) and name in texts))
-    for name in others:
-        answers = [*map(read_text, cells[name])]
-        has_name = is_named_answer(name) or any(map(has_words, answers))
-        if name in options:
-            continue
-        if name in texts or (has_name and not options):
-            return {"answer": name}
-        if options and all(map(OPTION_NAME.fullmatch, answers)):
-            # Numbers from 0 to the number of options.
-            return {"answer": name, "options": options, "first_option": ""}
-    return {}
+
+def find_options(cells: Cells) -> list[str]:
+    """Return the columns of options: those whose names differ in their last character, or else the
+    one with the list of all."""
+    texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
+    stems = Counter(name[:-1] for name in texts)
+    most = max(stems, key=stems.__getitem__, default="")
+    if stems[most] > 1:
+        return [name for name in texts if name[:-1] == most]
+    lists = [name for name in texts if is_list(name, cells[name])]
+    return sorted(lists, key=is_named_answer)[:1]
 
 
 def is_named_answer(name: str) -> bool:
@@ -374,18 +362,20 @@ def is_named_answer(name: str) -> bool:
     return is_usual or folded.endswith(("answer", "answers"))
 
 
-def is_list(column: tuple[str, list[Any]]) -> bool:
+def is_list(name: str, cells: list[Any]) -> bool:
     """Return whether a column has lists of texts. Those with `|` in a column of another name may be
     tags."""
-    name, cells = column
     first = read_text(cells[0])
     is_named = any(word in fold(name) for word in WORDS["options"])
     return first.startswith(SEVERAL) or (is_named and BETWEEN_OPTIONS in first)
 
 
-def name_options(rows: list[Record], columns: Record, first: str) -> bool:
-    """Return whether each answer names an option if `first` means the first one."""
-    form = Form.model_validate(columns | {"first_option": first})
+def fits_options(cells: Cells, columns: Record) -> bool:
+    """Return whether each answer names one of the options."""
+    form = Form.model_validate(columns)
+    rows = (
+        dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
+    )
     try:
         answers = [read_answer(row, form) for row in rows]
     except ValueError:
@@ -393,34 +383,20 @@ def name_options(rows: list[Record], columns: Record, first: str) -> bool:
     return any(answers)
 
 
-def is_row_number(name: str, cells: list[Any]) -> bool:
-    """Return whether the cells of a column, unless it is named as answers are, count the rows."""
-    if is_named_answer(name):
-        return False
-    texts = [*map(read_text, cells)]
-    counts = [[str(row + first) for row in range(len(texts))] for first in (0, 1)]
-    return texts in counts
-
-
 def hides_meanings(table: Table) -> bool:
     """Return whether columns of a table that are only stored may be splits, times, without which an
     item is a whole file, or options, whose names would be answers of their own."""
     form = table.bound
     cells = read_columns(table.head_records)
-    for name in form.meanings - {form.answer}:
+    for name in form.meanings - {form.answer, form.start}:
         cells.pop(name, None)
-    is_told = form.span or (form.start and form.end)
-    starts = form.start or find_fitting(cells, is_time, "start")
-    has_times = find_fitting(cells, is_span, "span") or (
-        starts and find_fitting(cells, is_time, "end")
-    )
-    has_split = not form.split and find_fitting(cells, is_split)
-    if has_split or (has_times and not is_told):
+    are_told = form.span or (form.start and form.end)
+    times = {} if are_told else propose_times(cells, are_named=True)
+    if times or (not form.split and find_first(cells, is_split)):
         return True
 
     is_asked = form.question and form.answer and not form.options
     proposed = propose_answer(cells) if is_asked else {}
-    is_text_of_option = (
-        proposed.get("answer") == form.answer and "first_option" not in proposed
-    )
-    return "options" in proposed and not is_text_of_option
+    # Answers that are texts of options need no options.
+    names_options = proposed.get("answer") != form.answer or "first_option" in proposed
+    return "options" in proposed and names_options
