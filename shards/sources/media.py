@@ -13,13 +13,12 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, product
 from pathlib import Path
 from posixpath import splitext
-from typing import Any
 from unicodedata import normalize
 
 from alpro.errors import InputError
@@ -31,7 +30,7 @@ from alpro.shards.file_type import (
     read_head,
 )
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import BESIDE, TABLE, WORDS, Record, fold, time_in
+from alpro.shards.sources.form import BESIDE, WORDS, Record
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 WORKSPACE = {*WORDS["workspace"]["names"]}
@@ -272,31 +271,7 @@ class Sidecars:
             value = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
-        record = value if isinstance(value, dict) else {"captions": value}
-        for column in BESIDE.bind(record).captions:
-            record[column] = read_objects(record[column])
-        return record
-
-    def find_alone(self) -> Iterator[str]:
-        """Yield the texts whose videos are missing, in the folders of the other texts."""
-        used = {*self.texts.values()}
-        stems = {compose(splitext(path)[0]) for path in self.folder.files.media}
-        folders = {text.rpartition("/")[0] for text in used}
-        for path in self._by_name.values():
-            stem = compose(splitext(path)[0])
-            folder = path.rpartition("/")[0]
-            is_alone = path not in used and stem not in stems
-            is_text = folder in folders and not NOT_TEXTS.match(path)
-            if not (is_alone and is_text and self.has_texts(path)):
-                continue
-            texts = self.read(path).get("captions")
-            if isinstance(texts, list) and any(
-                isinstance(each, dict) for each in texts
-            ):
-                reason = "lists of records are no texts (`annotations` names a table)"
-                self.folder.notes.add(reason, path)
-            else:
-                yield path
+        return value if isinstance(value, dict) else {"captions": value}
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""
@@ -309,24 +284,8 @@ class Sidecars:
             if suffix not in remedies or path in used or NOT_TEXTS.match(path):
                 continue
             placeholder = find_placeholder(read_head(self.folder.path / path))
-            remedy = remedies[suffix]
-            if placeholder:
-                remedy = f"{placeholder.kind}s: {placeholder.remedy}"
+            remedy = placeholder or remedies[suffix]
             self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
-
-
-def read_objects(value: Any) -> Any:
-    """Return the captions of a list of objects, if each has one, and neither a file nor times; any
-    other value unchanged."""
-    texts = []
-    for each in value if isinstance(value, list) else ():
-        columns = each if isinstance(each, dict) else {}
-        named = [key for key in columns if fold(key) in WORDS["usual"]["captions"]]
-        is_table = TABLE.bind(columns).file or any(map(time_in, columns))
-        if len(named) != 1 or is_table:
-            return value
-        texts.append(columns[named[0]])
-    return texts or value
 
 
 def show(text: str) -> str:

@@ -10,7 +10,7 @@ from posixpath import splitext
 from alpro.errors import InputError
 from alpro.log import log, printable
 from alpro.shards.file_type import MEDIA_EXTENSIONS
-from alpro.shards.schema import Reject, Row
+from alpro.shards.schema import Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
@@ -171,8 +171,7 @@ class Source:
         return [Table(file, self.form, each) for file, each in origins.items()]
 
     def read_texts(self, sidecars: Sidecars) -> Rows:
-        """Yield a row for each video or image, with the captions in its text, and a reject for each
-        text whose video is missing.
+        """Yield a row for each video or image, with the captions in its text.
 
         Raises:
             InputError: If there is no video or image.
@@ -185,14 +184,6 @@ class Source:
             if not text:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)
-        for path in sidecars.find_alone():
-            detail = "a text without its video"
-            yield Reject(
-                id=path,
-                path=path,
-                reason="missing",
-                detail=detail,
-            )
         yield from self.items.rows()
         sidecars.note_others()
         if not folder.files.media:
@@ -341,53 +332,40 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
     for path in opened:
         name = path.removesuffix(".gz").rpartition("/")[2]
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
-    chosen = {path: splits[path] for path in opened if opened[path].has_texts}
-    # Tables that only list the videos of each split.
-    lists = {
-        path: split
-        for path, split in splits.items()
-        if split and opened[path].lists_files
-    }
-    are_listed = len({*lists.values()}) == len(lists) > 1
-    folders = {path.rpartition("/")[0] for path in chosen}
-    if len(chosen) == 1:
-        ((path, split),) = chosen.items()
-        if are_listed and not split:
-            chosen = {path: TEXTS, **lists}
-        elif {*splits.values()} <= {"", split}:
-            # Alone, its name says nothing about the splits of its rows.
-            chosen = {path: ""}
-    elif len(folders) < len(chosen):
-        unnamed = [path for path, split in chosen.items() if not split]
-        are_told = all(opened[path].names_splits for path in unnamed)
-        if (unnamed and lists) or not are_told:
-            examples = ", ".join([*chosen][:5])
-            raise InputError(
-                f"{folder.path}: several tables ({examples}): name those of each split in "
-                "[corpora.data.annotations] of a configuration, or pass one of them"
-            )
+    chosen = [path for path in opened if opened[path].has_texts]
+    unnamed = [path for path in chosen if not splits[path]]
+    # These may list the videos of a split.
+    lists = [path for path in opened if splits[path] and path not in chosen]
+    are_told = all(opened[path].names_splits for path in unnamed)
+    are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
+    if (unnamed and lists) or not (are_told or are_apart):
+        examples = ", ".join([*chosen, *lists][:5])
+        raise InputError(
+            f"{folder.path}: several tables ({examples}): name those of each split, and the `texts` of "
+            "lists, in [corpora.data.annotations] of a configuration, or pass one of them"
+        )
+    if len(chosen) == 1 and {splits[path] for path in lists} <= {splits[chosen[0]]}:
+        # Alone, its name says nothing about the splits of its rows.
+        splits[chosen[0]] = ""
 
-    tables: list[Table] = []
-    for path, split in chosen.items():
-        inside = path[: path.rfind("/") + 1]
-        has_media = any(media.startswith(inside) for media in folder.files.media)
-        origin = Origin(split, inside if has_media else "", len(tables))
+    starts: dict[tuple[str, ...], str] = {}
+    for number, path in enumerate(chosen):
         table = opened[path]
-        table.origins = [origin]
-        for other in tables:
-            before = other.origins[0]
-            is_same_place = (before.split, before.inside) == (split, origin.inside)
-            pairs = zip(other.head_records, table.head_records, strict=False)
-            if is_same_place and all(one == two for one, two in pairs):
-                raise InputError(
-                    f"{table.path} begins as {other.name} does; if it is a copy, move it away, otherwise "
-                    "name the tables of each split in [corpora.data.annotations]"
-                )
-        tables.append(table)
-    for path in opened if tables else ():
+        inside = path[: path.rfind("/") + 1]
+        if not any(media.startswith(inside) for media in folder.files.media):
+            inside = ""
+        table.origins = [Origin(splits[path], inside, number)]
+        start = splits[path], inside, str(table.head_records[:1])
+        if start in starts:
+            raise InputError(
+                f"{table.path} begins as {starts[start]} does; if it is a copy, move it away, otherwise "
+                "name the tables of each split in [corpora.data.annotations]"
+            )
+        starts[start] = table.name
+    for path in opened if chosen else ():
         if path not in chosen:
             folder.notes.add(NOT_READ, path)
-    return tables
+    return [opened[path] for path in chosen]
 
 
 def scan_media(folder: Path) -> Rows:

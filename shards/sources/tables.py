@@ -132,17 +132,6 @@ class Table:
         self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
 
     @property
-    def lists_files(self) -> bool:
-        """Whether it only lists files."""
-        # A column, or the object that has it.
-        files = {
-            column
-            for _, name, _ in chain(*self.bound.templates)
-            for column in (name, name.split(".")[0])
-        }
-        return not self.has_texts and not files.isdisjoint(self.columns)
-
-    @property
     def names_splits(self) -> bool:
         split = self.bound.split
         return any(split and record.get(split) for record in self.head_records)

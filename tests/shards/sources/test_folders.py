@@ -372,34 +372,29 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
         read(files, "a.mp4", annotations={"train": "train.9k.csv"})
 
 
-@pytest.mark.parametrize(
-    "other", [{"videos.csv": "video,duration\na,1\n"}, {"all.txt": "a\nb\n"}]
-)
-@pytest.mark.parametrize("column", ["video", "video.id"])
-def test_lists_of_each_split_are_used_beside_a_list_of_none(other, column, read):
-    lists = {"train.csv": f"{column}\na\n", "test.csv": f"{column}\nb\n"}
-    lists["captions.csv"] = TABLE.replace("video", column)
-
-    imported = read({**lists, **other}, "a.mp4 b.mp4", columns={"file": column})
-
-    assert [row.split for row in imported.rows] == ["test", "train"]
+@pytest.mark.parametrize("name", ["train.csv", "val_list.txt"])
+def test_a_list_of_a_split_beside_a_table_of_none_is_asked_for(name, read):
+    with one_line(f"x.csv, {name}", "`texts` of lists", "annotations"):
+        read({"x.csv": TABLE, name: "video\na\n"}, "a.mp4 b.mp4")
 
 
 def test_lists_find_files_as_the_published_texts_do(read):
     """As of MSVD: lists of names beside a folder of clips, and texts that begin with comments."""
-    names = {"train": "mv89psg6zh4_33_46", "val": "lMznyaeimxk_1_10"}
+    names = {"train": "mv89psg6zh4_33_46", "validation": "lMznyaeimxk_1_10"}
     texts = "".join(f"{name} a bird bathes\n" for name in names.values())
-    files = {f"{split}_list.txt": f"{name}\n" for split, name in names.items()}
+    files = {f"{split}.txt": f"{name}\n" for split, name in names.items()}
     media = " ".join(f"YouTubeClips/{name}.avi" for name in names.values())
 
     imported = read(
-        {**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"}, media
+        {**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"},
+        media,
+        annotations={name: f"{name}.txt" for name in names}
+        | {"texts": "AllVideoDescriptions.txt"},
     )
 
-    assert {row.split: row.captions for row in imported.rows} == {
-        "train": ("a bird bathes",),
-        "validation": ("a bird bathes",),
-    }
+    assert {row.split: row.captions for row in imported.rows} == dict.fromkeys(
+        names, ("a bird bathes",)
+    )
     assert imported.rejects == []
 
 

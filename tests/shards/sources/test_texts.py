@@ -182,43 +182,20 @@ def test_texts_whose_videos_are_missing_are_counted(read):
     )
 
     assert [*imported.captions] == ["a.mp4", "b.mp4"]
-    assert {(reject.id, reject.reason) for reject in imported.rejects} == {
-        (f"{name}.txt", "missing") for name in "cde"
-    }
+    assert "3 .txt files are not read" in imported.notes
     assert (
         "1 files that a cloud has not downloaded are left out: .e.mp4.icloud"
         in imported.notes
     )
 
 
-def test_metadata_whose_videos_are_missing_are_counted(read):
-    files = {f"{name}.json": {"caption": "a dog runs"} for name in "abc"}
+def test_objects_in_a_text_are_rejects(read):
+    texts = [{"caption": "a dog"}]
 
-    imported = read({**files, "settings.json": {"fps": 30}}, "a.mp4 b.mp4")
+    imported = read({"a.json": texts, "b.json": {"captions": texts}}, "a.mp4 b.mp4")
 
-    assert [reject.id for reject in imported.rejects] == ["c.json"]
-
-
-def test_a_table_among_texts_is_no_text_without_its_video(read):
-    files = {f"{name}.json": {"caption": "a dog runs"} for name in "ab"}
-    table = [{"video": "a.mp4", "caption": "a cat"}]
-
-    imported = read({**files, "dataset.json": table}, "a.mp4 b.mp4")
-
-    assert imported.rejects == []
-    assert "1 lists of records are no texts" in imported.notes
-
-
-@pytest.mark.parametrize(
-    "text", [[{"caption": "a dog"}], {"captions": [{"text": "a dog", "id": 3}]}]
-)
-def test_objects_in_a_text_are_its_captions_unless_they_have_times(text, read):
-    times = [{"start": 0, "end": 1, "text": "a cat"}]
-
-    imported = read({"a.json": text, "b.json": times}, "a.mp4 b.mp4")
-
-    assert imported.captions == {"a.mp4": ("a dog",)}
-    assert "a caption is an object" in imported.details[0]
+    assert imported.captions == {}
+    assert all("a caption is an object" in detail for detail in imported.details)
 
 
 def test_texts_alone_are_no_table(read):
