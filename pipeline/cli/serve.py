@@ -139,9 +139,12 @@ def up(
     Starts a Prefect server, an MLflow server and a worker for each work pool on 127.0.0.1,
     registers the deployments, and prints the addresses. Ctrl-C stops all of it.
     """
-    # Bound only for a moment: the servers bind them again.
-    open_port("--prefect-port", prefect_port).close()
-    open_port("--mlflow-port", mlflow_port).close()
+    # Bound only for a moment, both at once: they must differ. The servers bind them again.
+    with (
+        open_port("--prefect-port", prefect_port),
+        open_port("--mlflow-port", mlflow_port),
+    ):
+        pass
 
     from alpro.pipeline.cli.run import create_workspace
 
