@@ -25,8 +25,6 @@ from alpro.stages.execution.interface import Resources, StageFailed
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
-# Prefixes of variables that may belong to another, permanent server: its password, its database.
-SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 START_SECONDS = 600.0  # the first start creates the databases
@@ -68,9 +66,6 @@ def start_temporary_server() -> Callable[[], None]:
     acquire(starting)
     create_database(home / "prefect.db")
 
-    for name in [*os.environ]:
-        if name.startswith(SERVER_PREFIXES):
-            del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": str(home),
@@ -79,13 +74,10 @@ def start_temporary_server() -> Callable[[], None]:
         "PREFECT__SERVER_FINAL": "1",
     }
     command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
+    command += f" --port {port}"
     programs = Programs(home)
-    programs.start(
-        "server",
-        f"{command} --port {port}",
-        {**os.environ, **settings, **guard(address)},
-        SERVER_SECONDS,
-    )
+    environment = {**os.environ, **settings, **guard(address)}
+    programs.start("server", command, environment, SERVER_SECONDS)
     atexit.register(programs.end)
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
