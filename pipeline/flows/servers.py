@@ -2,7 +2,6 @@
 up`."""
 
 import atexit
-import math
 import os
 import shlex
 import signal
@@ -27,7 +26,6 @@ DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
 # uvicorn, which all servers run on, would import from the current folder first.
 ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
-START_SECONDS = 600.0  # the first start creates the databases
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
@@ -83,7 +81,7 @@ def start_temporary_server() -> Callable[[], None]:
     os.environ["PREFECT_API_URL"] = f"{address}/api"
 
     def wait() -> None:
-        programs.wait_until(lambda: answers(port), START_SECONDS)
+        programs.wait_until(lambda: answers(port))
         starting.release()
 
     return wait
@@ -119,16 +117,12 @@ class Programs:
             folder=NEUTRAL_FOLDER,
         )
 
-    def wait_until(
-        self, condition: Callable[[], bool], seconds: float = math.inf
-    ) -> None:
-        """Wait. Raises StageFailed if one of the programs has ended, or after some seconds."""
-        deadline = time.monotonic() + seconds
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait. Raises StageFailed if one of the programs has ended."""
         while not condition():
             for name, program in self.running.items():
-                if not program.is_running() or time.monotonic() > deadline:
-                    reason = " | ".join(program.last_lines)
-                    raise StageFailed(f"{name} ended or does not answer: {reason}")
+                if not program.is_running():
+                    raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
             time.sleep(POLL_SECONDS)
 
     def end(self, kind: str = "") -> None:
