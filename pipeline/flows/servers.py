@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from alpro.environment import NEUTRAL_FOLDER, exempt_local_hosts
+from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
 from alpro.files import create_database, digest, make_folder
 from alpro.interpreter import interpreter
@@ -24,8 +24,6 @@ from alpro.stages.execution.interface import Resources, StageFailed
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
-# uvicorn, which all servers run on, would import from the current folder first.
-ISOLATED = {"UVICORN_APP_DIR": NEUTRAL_FOLDER}
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
@@ -111,10 +109,10 @@ class Programs:
         log_file = open(self.logs / f"{name}.log", "a")
         self.running[name] = Processes(
             interpreter("-m", *shlex.split(command)),
-            {**environment, **ISOLATED},
+            environment,
             grace,
             on_line=lambda line: print(line, file=log_file, flush=True),
-            folder=NEUTRAL_FOLDER,
+            folder=NEUTRAL_FOLDER,  # uvicorn imports from the current folder first
         )
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -222,7 +220,7 @@ def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str
     environment = (
         store | os.environ | guard(prefect, prefect.replace("127.0.0.1", "localhost"))
     )
-    environment |= {
+    return environment | {
         "PREFECT_HOME": str(workspace / "prefect"),
         "PREFECT_API_URL": f"{prefect}/api",
         "PREFECT_SERVER_UI_API_URL": f"{prefect}/api",
@@ -235,8 +233,6 @@ def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str
         "ALPRO_WORKSPACE": str(workspace),
         "ALPRO_TRACKING_URI": mlflow,
     }
-    exempt_local_hosts(environment)
-    return environment
 
 
 def get_worker_workspace() -> Path:
