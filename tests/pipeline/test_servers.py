@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 from unittest.mock import Mock
 
@@ -92,25 +91,6 @@ def test_clients_take_a_socks_proxy():
 
 
 # `alpro up`.
-
-
-def test_ctrl_c_ends_what_a_script_started_in_the_background(tmp_path, monkeypatch):
-    """Such a shell has SIGINT ignored."""
-
-    def press_ctrl_c(*_, **__):
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("Ctrl-C was ignored")
-
-    monkeypatch.setattr(servers, "Processes", press_ctrl_c)
-    (tmp_path / "prefect").mkdir()
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            servers.up(tmp_path, 4200, 5000)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
