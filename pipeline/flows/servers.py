@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
-from alpro.files import create_database, digest, make_folder
+from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
@@ -162,12 +162,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
         programs.start("mlflow", command, server, SERVER_SECONDS)
         programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
-        # The names are the same in each life, and other ones in another workspace.
-        mark = digest(str(workspace))[:8]
         for name, gpus in get_workers().items():
             pool = name.partition("-")[0]
             limit = "1" if pool == "gpu" else ""
-            command = f"alpro.pipeline.flows.worker {pool} {name}-{mark} {limit}"
+            command = f"alpro.pipeline.flows.worker {pool} {name} {limit}"
             programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
 
         print("Prefect and MLflow answer; registering the deployments", flush=True)
