@@ -6,9 +6,8 @@ work pool.
 
 import os
 import signal
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,38 +62,32 @@ def start(
     """
     title = title or get_title(plan)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    # Prefect's own result lacks the error if the server's answer to its first request is lost.
-    result: Future[list[Artifact]] = Future()
+    has_begun = False
 
-    def body() -> Any:
-        result.set_running_or_notify_cancel()
-        # When a flow starts in the main thread, Prefect replaces the handler of SIGTERM. The
-        # command's own goes back, so that the command ends as after Ctrl-C.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
-        try:
-            result.set_result(run(plan, tracker, title=title, tags=tags))
-        except EXPECTED as error:
-            result.set_exception(error)
-            return get_failed_state(error)
+    def body() -> list[Artifact]:
+        nonlocal has_begun
+        has_begun = True
+        # Prefect replaces the handler of SIGTERM. The command's own goes back, so that the command
+        # ends as after Ctrl-C.
+        signal.signal(signal.SIGTERM, on_sigterm)
+        return run(plan, tracker, title=title, tags=tags)
 
     # A function: in a text, Prefect would take braces for the names of parameters.
-    flow: Any = Flow(
+    flow = Flow(
         body,
         name="alpro",
         flow_run_name=lambda: title,
         persist_result=False,
     )
     try:
-        state = flow(return_state=True)
+        return flow()
     except (RuntimeError, HTTPError) as error:
-        if result.running() or result.done():
+        if has_begun:
             raise
         raise InputError(
             f"{error}; start a server with `alpro up`, set PREFECT_API_AUTH_STRING if it has a "
             "password, or unset PREFECT_API_URL: a command then has a server of its own"
         ) from error
-    return result.result() if result.done() else state.result()
 
 
 @prefect.flow(
