@@ -104,14 +104,15 @@ def plan_members(
     members = []
     for seed in study.seeds:
         for variant, variant_changes in study.variants.items():
-            every = [*study.changes, *changes, *variant_changes, f'name="{study.name}"']
+            every = (*study.changes, *changes, *variant_changes, f'name="{study.name}"')
             try:
                 # Only the seeds of stages that a variant has are set.
-                settings = read_settings(Command(config, tuple(every)))
-                for name, table in settings:
-                    if hasattr(table, "seed"):
-                        every.append(f"{name}.seed={seed}")
-                plan = make_plan(Command(config, tuple(every), study.until), root)
+                seeds = [
+                    f"{name}.seed={seed}"
+                    for name, table in read_settings(Command(config, every))
+                    if hasattr(table, "seed")
+                ]
+                plan = make_plan(Command(config, (*every, *seeds), study.until), root)
             except InputError as error:
                 raise InputError(f"variant {variant!r}: {error}") from error
 
@@ -134,7 +135,6 @@ def run_study(
     with outside_current_folder():
         from alpro.pipeline.flows import flow
 
-    from alpro.pipeline.tracking.contents import status_after
     from alpro.pipeline.tracking.tracker import Tracker
 
     for member in members:
@@ -147,14 +147,11 @@ def run_study(
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
         labels = {"variant": member.variant, "seed": member.seed}
-        tags = {"study": study.name, "variant": member.variant}
-        tags["seed"] = str(member.seed)
+        tags = {name: str(label) for name, label in labels.items()}
+        tags["study"] = study.name
         try:
             artifacts = flow.start(member.plan, tracker, title=member.title, tags=tags)
-        except Exception as error:
-            # The study was stopped, and not only this run.
-            if status_after(error) == "KILLED":
-                raise
+        except Exception as error:  # Ctrl-C and SIGTERM are none, and end the study
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue
@@ -165,11 +162,13 @@ def run_study(
     mark = digest([member.plan.steps[-1].fingerprint for member in members])[:6]
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    described = {
+    content = {
         "study": study.model_dump(mode="json", by_alias=True),
         "config": members[0].plan.command.config,
+        "failed": failed,
+        "scores": summaries,
     }
-    write_json(file, described | {"failed": failed, "scores": summaries})
+    write_json(file, content)
 
     selected = []
     for row in summaries:
