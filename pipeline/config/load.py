@@ -67,10 +67,11 @@ def read_config(path: Path, below: tuple[Path, ...] = ()) -> Values:
     if base is None:
         return values
 
-    # A base that leads back to this file would be read for ever.
-    if not isinstance(base, str) or path in below:
+    # A base that leads back to this file, by whatever path, would be read for ever.
+    file = path.resolve()
+    if not isinstance(base, str) or file in below:
         raise InputError(f"{path}: base must be another configuration (it is {base!r})")
-    return merge(read_config(find_config(base, path.parent), (*below, path)), values)
+    return merge(read_config(find_config(base, path.parent), (*below, file)), values)
 
 
 def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:

@@ -190,15 +190,13 @@ class PipelineRun:
         records = {
             record.fingerprint: record for _, record in self.plan.store.artifacts()
         }
-        before = []
-        after = []
-        for _, record in self.artifacts:
-            earlier_record = records.get(steps.get(record.name, ""))
-            if earlier_record:
-                before.append(earlier_record)
-                after.append(record)
-        if not before:
+        after = [
+            record for _, record in self.artifacts if steps.get(record.name) in records
+        ]
+        if not after:
             return list(self.log_entry.changes)
+
+        before = [records[steps[record.name]] for record in after]
         return [describe(one) for one in differences(origin(*before), origin(*after))]
 
 

@@ -180,7 +180,9 @@ class Table:
                     yield from self._read_lines(text)
         except READING_ERRORS as error:
             self.refuse_placeholder()
-            raise InputError(f"{self.path}: cannot be read: {error}") from error
+            # The message of an OSError repeats the path.
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path}: cannot be read: {reason}") from error
 
     def _read_document(self, content: str) -> Records:
         """Return the records of a JSON document, where its form says."""

@@ -135,10 +135,10 @@ def test_a_corpus_of_a_base_needs_data_only_if_a_stage_reads_it(tmp_path):
         configure("msrvtt_retrieval", given)
 
 
-@pytest.mark.parametrize("base", ["'a.toml'", "3"])
-def test_a_base_must_be_another_configuration(base, write):
+@pytest.mark.parametrize("base", ["'a.toml'", "'../{}/a.toml'", "3"])
+def test_a_base_must_be_another_configuration(base, write, tmp_path):
     with pytest.raises(InputError, match="base must be"):
-        configure(write("a.toml", f"base = {base}"))
+        configure(write("a.toml", f"base = {base.format(tmp_path.name)}"))
 
 
 def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch):
