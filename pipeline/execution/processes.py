@@ -39,6 +39,8 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
 # NFS shows a file that another node has written up to a minute later.
 RESULT_SECONDS = 60.0
+POLL_SECONDS = 0.1  # between looks whether a program has ended, or is to end
+NEVER = threading.Event()  # stands for an event that does not come
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
 # How a stage ended without a result, by its exit status.
 ENDS = {
@@ -73,9 +75,7 @@ class Processes:
         on_line: Callable[[str], None] | None = None,
         folder: str | None = None,
     ):
-        self.stopped = False
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
         self._leader = subprocess.Popen(
             supervised(command, grace, stop_file),
@@ -96,31 +96,38 @@ class Processes:
             self._reader.start()
 
     def stop(self) -> None:
-        """Ask the group to end: a training writes a checkpoint."""
-        self.stopped = True
-        with self._lock:
-            if self._leader.returncode is None:
-                os.kill(self._leader.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End the group at once."""
-        with self._lock:
-            if self._leader.returncode is None:
-                os.killpg(self._leader.pid, signal.SIGKILL)
+        """Ask the group to end: a training writes a checkpoint. Call it before `wait`."""
+        os.kill(self._leader.pid, signal.SIGTERM)
 
     def is_running(self) -> bool:
         """Return whether the leader has not ended."""
         options = os.WEXITED | os.WNOWAIT | os.WNOHANG
         return os.waitid(os.P_PID, self._leader.pid, options) is None
 
-    def wait(self) -> int:
-        """Wait until the leader has ended, and end what is left. Returns the exit status."""
+    def wait(
+        self,
+        stopping: threading.Event = NEVER,
+        killing: threading.Event = NEVER,
+    ) -> int:
+        """Wait until the leader has ended, and end what is left. Returns the exit status.
+
+        Args:
+            stopping: the event at which the group is asked to end.
+            killing: the event at which it is ended at once.
+        """
+        is_asked = False
+        while self.is_running():
+            if killing.is_set():
+                os.killpg(self._leader.pid, signal.SIGKILL)
+            elif stopping.is_set() and not is_asked:
+                is_asked = True
+                self.stop()
+            time.sleep(POLL_SECONDS)
+
         # The leader is not reaped before the group is gone: until then, no other group can get its
         # number.
-        os.waitid(os.P_PID, self._leader.pid, os.WEXITED | os.WNOWAIT)
-        self.kill()
-        with self._lock:
-            status = self._leader.wait()
+        os.killpg(self._leader.pid, signal.SIGKILL)
+        status = self._leader.wait()
         if self._reader:
             self._reader.join(timeout=5)
         return status
@@ -143,14 +150,15 @@ class Launch:
     Attributes:
         gpus: the GPUs that it uses, by names that CUDA_VISIBLE_DEVICES accepts.
         descriptors, on_line: as of `Processes`.
-        on_start: receives the running processes.
+        stopping, killing: as of `Processes.wait`.
         models: stages that share the cores of this machine, including this one.
     """
 
     gpus: Sequence[str] = ()
     descriptors: Sequence[int] = ()
     on_line: Callable[[str], None] | None = None
-    on_start: Callable[[Processes], None] = lambda running: None
+    stopping: threading.Event = NEVER
+    killing: threading.Event = NEVER
     models: int = 1
 
 
@@ -180,8 +188,7 @@ def run_stage(
         launch.descriptors,
         launch.on_line,
     )
-    launch.on_start(running)
-    status = running.wait()
+    status = running.wait(launch.stopping, launch.killing)
     # Other nodes may see it for a minute on NFS, and would stop the next attempt.
     stop_file.unlink(missing_ok=True)
 
@@ -193,7 +200,7 @@ def run_stage(
         work_file.with_name(RESULT_FILE).unlink()
         return Outcome(**result)
 
-    if running.stopped:
+    if launch.stopping.is_set():
         raise CancelledError(f"{step.name} was stopped")
     rest = f"unfinished results are in {work_file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result

@@ -273,13 +273,12 @@ def run_steps(current: PipelineRun) -> None:
             join(futures)
         except BaseException:
             try:
+                current.stopping.set()
                 for future in futures.values():
                     future.wrapped_future.cancel()  # unless it has begun
-                current.stop()
                 join(futures)
             except KeyboardInterrupt:
-                for processes in current.processes:
-                    processes.kill()
+                current.killing.set()
                 join(futures)
                 raise
             raise

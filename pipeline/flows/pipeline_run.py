@@ -16,7 +16,7 @@ from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write
 from alpro.log import log
 from alpro.names import Artifact
-from alpro.pipeline.execution.processes import Processes, find_gpus
+from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, write_names
 from alpro.pipeline.reports.document import describe_run
@@ -44,8 +44,8 @@ class PipelineRun:
         artifacts_by_name: the artifact of each finished step.
         states: what became of each step that has ended, in a word.
         failures: why a step has no artifact, by its name.
-        processes: processes of the stages that run or ran here.
-        stopping: set once the run is to stop.
+        stopping: set once the run is to stop: its stages write checkpoints, and no other starts.
+        killing: set once its stages are to end at once.
     """
 
     plan: Plan
@@ -56,8 +56,8 @@ class PipelineRun:
     artifacts_by_name: dict[str, Artifact] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
-    processes: list[Processes] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
+    killing: threading.Event = field(default_factory=threading.Event)
 
     @property
     def artifacts(self) -> list[Artifact]:
@@ -104,19 +104,6 @@ class PipelineRun:
             and other.name != step.name
         ]
         return min(self.plan.settings.resources.max_stages, 1 + len(beside))
-
-    def add_processes(self, processes: Processes) -> None:
-        """Add a stage's processes to those that `stop` stops."""
-        self.processes.append(processes)
-        # `stop` may have looked at the list just before.
-        if self.stopping.is_set():
-            processes.stop()
-
-    def stop(self) -> None:
-        """Stop all stages of this run, and start no other."""
-        self.stopping.set()
-        for processes in self.processes:
-            processes.stop()
 
     def write_report(self, error: BaseException | None) -> None:
         """Write the end of the run into the log, and the report, and show the results in MLflow and

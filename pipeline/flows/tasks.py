@@ -143,7 +143,8 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
             gpus,
             [lock_descriptor(lock)],
             on_line=get_log_sink(),
-            on_start=run.add_processes,
+            stopping=run.stopping,
+            killing=run.killing,
             models=run.count_models(step),
         )
 

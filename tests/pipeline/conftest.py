@@ -178,16 +178,12 @@ def write_artifact(
 class InProcess:
     """Stands for `Processes`: the stage runs in the thread that waits for it."""
 
-    stopped = False
     last_lines = ()
 
     def __init__(self, command: list[str], *_: object):
         self.work_file = Path(command[-1])
 
-    def stop(self) -> None:
-        self.stopped = True
-
-    def wait(self) -> int:
+    def wait(self, *_: object) -> int:
         from alpro.pipeline.execution import run_stage
 
         return run_stage.main(self.work_file)

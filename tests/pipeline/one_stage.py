@@ -6,11 +6,12 @@ not import torch.
 
 import signal
 import sys
+import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from alpro.files import read_json
-from alpro.pipeline.execution.processes import Launch, Processes, run_stage
+from alpro.pipeline.execution.processes import Launch, run_stage
 from alpro.pipeline.store.artifacts import Step, Store
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import Resources, StageConfig, StageFailed
@@ -58,17 +59,16 @@ def main(file: str, root: str, processes: str) -> int:
     resources = Resources(
         device="cpu", processes=int(processes), checkpoint_interval=0.05
     )
-    running: list[Processes] = []
-    launch = Launch(on_start=running.append)
+    stopping, killing = threading.Event(), threading.Event()
+    launch = Launch(stopping=stopping, killing=killing)
 
     with ThreadPoolExecutor(1) as thread:
         status = thread.submit(build, step, Store(Path(root)), resources, launch)
-        for end in (Processes.stop, Processes.kill):
+        for event in (stopping, killing):
             try:
                 return status.result()
             except KeyboardInterrupt:
-                for one in running:
-                    end(one)
+                event.set()
         return status.result()
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from threading import Event
 from unittest.mock import Mock
 
 import pytest
@@ -52,7 +53,6 @@ class Group:
         self.result = {"counts": {"items": 3}, "metrics": {"score": 0.5}}
         self.status = 0
         self.work = lambda folder: None  # what it does in the stage's folder
-        self.stopped = False
         self.last_lines: list[str] = []
 
     def __call__(self, command, environment, grace, stop_file, descriptors, on_line):
@@ -62,7 +62,7 @@ class Group:
         self.descriptors = descriptors
         return self
 
-    def wait(self):
+    def wait(self, stopping, killing):
         self.work(self.file.parent)
         if self.result is not None:
             write_json(self.file.with_name("result.json"), self.result)
@@ -198,10 +198,10 @@ def test_a_users_mistake_has_the_name_of_the_stage(group, run):
 def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
     group.result = None
     group.status = 75
-    group.stopped = True
+    (stopping := Event()).set()
 
     with one_line("evaluate was stopped", of=processes.CancelledError):
-        run(EVALUATE)
+        run(EVALUATE, Launch(stopping=stopping))
 
 
 @pytest.mark.parametrize(

@@ -149,33 +149,26 @@ def test_stages_side_by_side_use_different_gpus(
 
 
 class Endless:
-    """Stands for `run_stage` and its processes: runs until it is stopped, or until it is killed.
+    """Stands for `run_stage`: runs until it is stopped, or until it is killed.
 
     Its Ctrl-C is one that arrives just before the main thread begins to wait, which no signal
     interrupts any more.
     """
 
     def __init__(self, stages, until):
-        self.running = threading.Barrier(stages)
+        self.together = threading.Barrier(stages)
         self.until = until
-        self.ended = threading.Event()
-        self.pressed_again = False
 
-    def stop(self):
-        if self.until == "stop":
-            self.ended.set()
-        elif not self.pressed_again:
-            self.pressed_again = True
+    def press_ctrl_c(self):
+        if self.together.wait(120) == 0:
             interrupt_main()
-
-    def kill(self):
-        self.ended.set()
 
     def __call__(self, step, out, store, resources, launch):
-        launch.on_start(self)
-        if self.running.wait(120) == 0:
-            interrupt_main()
-        assert self.ended.wait(120), "not stopped"
+        self.press_ctrl_c()
+        assert launch.stopping.wait(120), "not stopped"
+        if self.until == "kill":
+            self.press_ctrl_c()
+            assert launch.killing.wait(120), "not killed"
         raise CancelledError(f"{step.name} was stopped")
 
 
