@@ -8,8 +8,6 @@ from PIL import Image, ImageDraw
 
 from alpro.shards.sample.scene import COLORS, WORDS, Scene, Thing
 
-Color = tuple[int, int, int]
-
 SPRITE = 64  # pixels of a sprite's side; a thing of radius 1 fills it
 OVERSAMPLE = 4
 MARKS = {name: tuple(color) for name, color in WORDS["marks"].items()}
@@ -93,10 +91,12 @@ def sprite(kind: str, color: str) -> np.ndarray:
     """Draw a thing as premultiplied RGBA (SPRITE, SPRITE, 4) uint8."""
     side = SPRITE * OVERSAMPLE
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    pen = _Pen(ImageDraw.Draw(image), side)
+    draw = ImageDraw.Draw(image)
     fills = MARKS | {"thing": COLORS[color]}
     for shape, fill, *coordinates in WORDS["drawings"][kind]:
-        getattr(pen, shape)(fills[fill], *coordinates)
+        # From -1 to 1, where 0.47 instead of 0.5 leaves a margin, to pixels.
+        corners = [(0.5 + 0.47 * value) * side for value in coordinates]
+        getattr(draw, shape)(corners, fill=fills[fill])
 
     # Premultiplied before it is averaged: otherwise the edge would take on transparent black.
     rgba = np.asarray(image, np.float32)
@@ -105,47 +105,3 @@ def sprite(kind: str, color: str) -> np.ndarray:
     blocks = rgba.reshape(SPRITE, OVERSAMPLE, SPRITE, OVERSAMPLE, 4)
     small = blocks.mean(axis=(1, 3))
     return small.round().astype(np.uint8)
-
-
-class _Pen:
-    """Draws in coordinates from -1 to 1, y downwards, with a margin."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, side: int):
-        self.draw = draw
-        self.side = side
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        # 0.47 instead of 0.5 leaves the margin.
-        pixel_x = (0.5 + 0.47 * x) * self.side
-        pixel_y = (0.5 + 0.47 * y) * self.side
-        return pixel_x, pixel_y
-
-    def disc(
-        self,
-        fill: Color,
-        x: float = 0.0,
-        y: float = 0.0,
-        rx: float = 1.0,
-        ry: float | None = None,
-    ) -> None:
-        if ry is None:  # a circle
-            ry = rx
-        top_left = self.at(x - rx, y - ry)
-        bottom_right = self.at(x + rx, y + ry)
-        self.draw.ellipse([top_left, bottom_right], fill=fill)
-
-    def box(
-        self,
-        fill: Color,
-        left: float,
-        top: float,
-        right: float,
-        bottom: float,
-    ) -> None:
-        top_left = self.at(left, top)
-        bottom_right = self.at(right, bottom)
-        self.draw.rectangle([top_left, bottom_right], fill=fill)
-
-    def polygon(self, fill: Color, *points: tuple[float, float]) -> None:
-        corners = [self.at(x, y) for x, y in points]
-        self.draw.polygon(corners, fill=fill)

@@ -3,13 +3,15 @@ splits; their captions in plain English, and questions with answers."""
 
 import hashlib
 import tomllib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+Combination = tuple[str, str, str]  # kind, color and motion
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("sample.toml").read_text("utf-8")
 )
@@ -22,6 +24,9 @@ DIRECTIONS = {
     "down": (0, 1),
 }
 MOTIONS = (*DIRECTIONS, "circle", "growing", "shrinking", "spinning", "still")
+# The radius of a thing at the start of the clip, and its growth, as factors. A thing shrinks as it
+# grows backwards, so that a reversed clip has the same sizes.
+GROWTH = {"growing": (0.45, 0.85), "shrinking": (1.30, -0.85)}
 MOTION_WEIGHTS = (0.15, 0.15, 0.15, 0.15, 0.08, 0.08, 0.08, 0.08, 0.08)
 OPPOSITES = (("left", "right"), ("up", "down"), ("growing", "shrinking"))
 REVERSED = dict(OPPOSITES) | {second: first for first, second in OPPOSITES}
@@ -29,7 +34,7 @@ HELD_OUT_SHARE = 0.25
 COMBINATIONS = tuple(product(THING_KINDS, COLORS, MOTIONS))
 
 
-def _share(combination: tuple[str, str, str]) -> float:
+def _share(combination: Combination) -> float:
     text = "/".join(combination)
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
@@ -56,36 +61,29 @@ class Thing:
 
     def pose(self, time: float) -> tuple[float, float, float, float]:
         """Position, radius and angle at time 0..1 of the clip."""
-        x = self.x
-        y = self.y
-        radius = self.radius
-        angle = self.angle
-        turn = 1 if self.clockwise else -1
+        # Its position is the middle of the path.
+        from_middle = time - 0.5
+        dx, dy = DIRECTIONS.get(self.motion, (0, 0))
+        x = self.x + dx * self.reach * from_middle
+        y = self.y + dy * self.reach * from_middle
 
-        if self.motion in DIRECTIONS:
-            dx, dy = DIRECTIONS[self.motion]
-            # Its position is the middle of the path.
-            from_middle = time - 0.5
-            x += dx * self.reach * from_middle
-            y += dy * self.reach * from_middle
+        start, growth = GROWTH.get(self.motion, (1, 0))
+        radius = self.radius * (start + growth * time)
+
+        angle = self.angle
+        turns = time if self.clockwise else -time
+        if self.motion == "spinning":
+            angle += 360 * turns
         elif self.motion == "circle":
             # The tilt, which a circling thing does not have, is where on the circle it begins.
-            first_phase = np.radians(self.angle) * 6
-            phase = 2 * np.pi * (turn * time) + first_phase
+            phase = 2 * np.pi * turns + np.radians(self.angle) * 6
             x += self.reach * np.cos(phase)
             y += self.reach * np.sin(phase)
             angle = 0.0
-        elif self.motion == "growing":
-            radius *= 0.45 + 0.85 * time
-        elif self.motion == "shrinking":
-            # Shrinks as growing backwards, so that a reversed clip has the same sizes.
-            radius *= 1.30 - 0.85 * time
-        elif self.motion == "spinning":
-            angle += turn * 360 * time
-        return float(x), float(y), float(radius), float(angle)
+        return x, y, radius, angle
 
     @property
-    def combination(self) -> tuple[str, str, str]:
+    def combination(self) -> Combination:
         return self.kind, self.color, self.motion
 
     @property
@@ -125,26 +123,15 @@ def draw_scene(
     count: int,
     motion: str | None = None,
     wide: bool = False,
-    main: tuple[str, str] | None = None,
+    main: Sequence[str] = (),
 ) -> Scene:
     """Draw a random scene of 1 to 3 things; the main thing moves, the others are still beside its path.
 
     wide: a single thing is anywhere in the frame and its size varies more (for still images). main:
-    kind and color of the main thing; None: random.
+    kind and color of the main thing; empty: random.
     """
-    main_kind, main_color = main or (None, None)
-    kinds = draw_names(
-        rng,
-        THING_KINDS,
-        count,
-        first=main_kind,
-    )
-    colors = draw_names(
-        rng,
-        tuple(COLORS),
-        count,
-        first=main_color,
-    )
+    kinds = draw_names(rng, THING_KINDS, count, first=main[:1])
+    colors = draw_names(rng, COLORS, count, first=main[1:])
     motion = motion or str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
     relation, centers = _arrange(rng, count, motion)
 
@@ -176,12 +163,12 @@ def draw_scene(
             kind,
             color,
             motion=thing_motion,
-            x=float(x),
-            y=float(y),
-            radius=float(radius),
-            reach=float(reach),
-            angle=float(rng.uniform(-15, 15)),
-            clockwise=bool(rng.random() < 0.5),
+            x=x,
+            y=y,
+            radius=radius,
+            reach=reach,
+            angle=rng.uniform(-15, 15),
+            clockwise=rng.random() < 0.5,
         )
         things.append(thing)
 
@@ -191,22 +178,21 @@ def draw_scene(
 
 def draw_names(
     rng: np.random.Generator,
-    names: tuple[str, ...],
+    names: Iterable[str],
     count: int,
-    first: str | None,
+    first: Sequence[str],
 ) -> list[str]:
-    """`count` different names, `first` first unless it is None."""
-    given = [] if first is None else [first]
-    others = [name for name in names if name != first]
-    drawn = rng.choice(others, count - len(given), replace=False)
-    return [*given, *(str(name) for name in drawn)]
+    """Draw `count` different names, which begin with those of `first`."""
+    others = [name for name in names if name not in first]
+    drawn = rng.choice(others, count - len(first), replace=False)
+    return [*first, *drawn.tolist()]
 
 
 def _arrange(
     rng: np.random.Generator,
     count: int,
     motion: str,
-) -> tuple[str | None, list[np.ndarray]]:
+) -> tuple[str | None, list[Any]]:
     """Return the relation of the main thing to the others, and the center of each.
 
     Nothing lies on the path of the main thing: beside a lane that runs left or right, the others
@@ -215,28 +201,21 @@ def _arrange(
     if count == 1:
         return None, [rng.uniform(0.38, 0.62, 2)]
 
-    across_path = "beside" if count == 2 else "between"
-    choices: tuple[str, ...] = ("above", "below", across_path)
+    choices = ["above", "below", "beside" if count == 2 else "between"]
     if motion in ("left", "right"):
-        choices = ("above", "below")
+        choices = choices[:2]
     elif motion in ("up", "down"):
-        choices = (across_path,)
-
+        choices = choices[2:]
     relation = str(rng.choice(choices))
+    if relation == "between":
+        return relation, [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
 
-    if relation in ("above", "below"):
-        main, other = (0.28, 0.74) if relation == "above" else (0.72, 0.26)
-        across = [0.27, 0.73]
-        if count == 2:
-            across = [float(rng.uniform(0.3, 0.7))]
-        centers = [(0.5, main)]
-        centers += [(x, other) for x in across]
-    elif relation == "between":
-        centers = [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
-    else:
-        main, other = (0.28, 0.74) if rng.random() < 0.5 else (0.72, 0.26)
-        centers = [(main, 0.5), (other, 0.5)]
-    return relation, [np.array(center) for center in centers]
+    is_first = relation == "above" or (relation == "beside" and rng.random() < 0.5)
+    main, other = (0.28, 0.74) if is_first else (0.72, 0.26)
+    if relation == "beside":
+        return relation, [(main, 0.5), (other, 0.5)]
+    across = [0.27, 0.73] if count == 3 else [rng.uniform(0.3, 0.7)]
+    return relation, [(0.5, main), *((x, other) for x in across)]
 
 
 def training_scene(
@@ -247,12 +226,7 @@ def training_scene(
 ) -> Scene:
     """Draw a scene without held-out combinations, forwards and reversed."""
     while True:
-        scene = draw_scene(
-            rng,
-            count,
-            motion,
-            wide=wide,
-        )
+        scene = draw_scene(rng, count, motion, wide=wide)
         # Its reverse is a training clip, too.
         things = (*scene.things, *scene.reverse().things)
         if not any(thing.held_out for thing in things):
@@ -262,16 +236,15 @@ def training_scene(
 def draw_main(
     rng: np.random.Generator,
     held_out: bool,
-    taken: set[tuple[str, str, str]],
-) -> tuple[str, str, str]:
+    taken: Collection[Combination],
+) -> Combination:
     """Draw a combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
         kind = str(rng.choice(THING_KINDS))
-        color = str(rng.choice(list(COLORS)))
+        color = str(rng.choice([*COLORS]))
         motion = str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
         combination = (kind, color, motion)
-        is_held_out = combination in HELD_OUT
-        if is_held_out == held_out and combination not in taken:
+        if (combination in HELD_OUT) == held_out and combination not in taken:
             return combination
 
 
@@ -287,48 +260,37 @@ def evaluation_scenes(
     true for only one clip. The combinations of all splits are drawn before they are divided: each
     draw leaves fewer, so one split after the other would have different distributions.
     """
-    mains: set[tuple[str, str, str]] = set()
-    splits: list[list[tuple[str, str, str]]] = [[] for _ in sizes]
+    mains: list[Combination] = []
+    parts = []
     unseen_counts = [round(size * unseen) for size in sizes]
-    seen_counts = [
-        size - count for size, count in zip(sizes, unseen_counts, strict=True)
-    ]
-
+    seen_counts = np.subtract(sizes, unseen_counts).tolist()
     for held_out, counts in ((True, unseen_counts), (False, seen_counts)):
-        drawn = []
+        drawn: list[Combination] = []
         for _ in range(sum(counts)):
-            main = draw_main(rng, held_out, mains)
-            drawn.append(main)
-            mains.add(main)
-
-        shuffled = iter(rng.permutation(len(drawn)))
-        for split, count in zip(splits, counts, strict=True):
-            split += [drawn[i] for i in islice(shuffled, count)]
+            drawn.append(draw_main(rng, held_out, taken=[*mains, *drawn]))
+        mains += drawn
+        ends = np.cumsum(counts)
+        parts.append(np.split(rng.permutation(drawn), ends[:-1]))
 
     scenes = []
-    for split in splits:
+    for unseen_mains, seen_mains in zip(*parts, strict=True):
         # Shuffled: the unseen ones are the first of each split.
-        order = rng.permutation(len(split))
-        scenes.append([scene_of(rng, split[i], mains) for i in order])
+        shuffled = rng.permutation([*unseen_mains, *seen_mains])
+        scenes.append([scene_of(rng, main, mains) for main in shuffled.tolist()])
     return scenes
 
 
 def scene_of(
     rng: np.random.Generator,
-    main: tuple[str, str, str],
-    mains: set[tuple[str, str, str]],
+    main: Sequence[str],
+    mains: Collection[Combination],
 ) -> Scene:
     """Draw a scene with this main combination, in which the other things are neither held out nor one of
     `mains`."""
-    kind, color, motion = main
+    *kind_and_color, motion = main
     count = draw_count(rng)
     while True:
-        scene = draw_scene(
-            rng,
-            count,
-            motion,
-            main=(kind, color),
-        )
+        scene = draw_scene(rng, count, motion, main=kind_and_color)
         others = scene.things[1:]
         if not any(thing.held_out or thing.combination in mains for thing in others):
             return scene
@@ -365,7 +327,6 @@ def _relation_phrase(
     kind: bool = True,
 ) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
-    assert scene.relation
     preposition = rng.choice(WORDS["relations"][scene.relation])
     others = [name(thing, color=color, kind=kind) for thing in scene.things[1:]]
     return f" {preposition} {' and '.join(others)}"
