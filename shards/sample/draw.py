@@ -37,15 +37,10 @@ def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
     x, y, radius, angle = thing.pose(time)
 
     # The square of the picture that the rotated sprite can reach, in pixels.
-    center_x = x * size
-    center_y = y * size
+    center = np.array([x, y]) * size
     reach = np.sqrt(2) * radius * size + 1
-    left = int(max(0, center_x - reach))
-    top = int(max(0, center_y - reach))
-    right = int(min(size, center_x + reach + 1))
-    bottom = int(min(size, center_y + reach + 1))
-    if left >= right or top >= bottom:
-        return
+    left, top = np.maximum(0, center - reach).astype(int)
+    right, bottom = np.minimum(size, center + reach + 1).astype(int)
 
     # Pillow's matrix leads from a pixel of this square to one of the sprite: it rotates about the
     # sprite's center.
@@ -53,8 +48,7 @@ def paste(picture: np.ndarray, thing: Thing, time: float) -> None:
     radians = np.radians(angle)
     cos = np.cos(radians) * scale
     sin = np.sin(radians) * scale
-    center_x -= left
-    center_y -= top
+    center_x, center_y = center - (left, top)
     offset_x = SPRITE / 2 - cos * center_x - sin * center_y
     offset_y = SPRITE / 2 + sin * center_x - cos * center_y
 
