@@ -100,12 +100,11 @@ def draw_sample(artifacts: Path) -> None:
         "Clips of the sample with captions and questions": sheet(
             sample_strips(ShardReader(clips, "train"), 2), 2
         ),
-        "The prompter's pseudo-labels on crops (Figure 3 of the paper), and whether the "
-        "crop shows them": Image.open(
+        "The prompter's pseudo-labels on crops (Figure 3 of the paper)": Image.open(
             find_newest(artifacts, "pretrain/*/pictures/pseudo_labels.png")
         ),
-        "The four best test clips for the texts with the best ranks (left) and the worst "
-        "(right)": Image.open(
+        "The four best test clips for the texts with the best ranks (above) and the worst "
+        "(below)": Image.open(
             find_newest(artifacts, "evaluate/*/pictures/retrieval.png")
         ),
     }
@@ -114,7 +113,12 @@ def draw_sample(artifacts: Path) -> None:
         heading = Image.new("RGB", (SHEET_WIDTH, 34), PAPER)
         ImageDraw.Draw(heading).text((2, 8), title, INK, font(20))
         rows += [heading, picture]
-    write_image(sheet(rows), "sample")
+    image = Image.new("RGB", (SHEET_WIDTH, sum(row.height for row in rows)), PAPER)
+    top = 0
+    for row in rows:
+        image.paste(row, (0, top))
+        top += row.height
+    write_image(image, "sample")
 
 
 def save(page: Page, name: str) -> None:

@@ -2,10 +2,10 @@
 3), retrieval."""
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from alpro.shards.reader import ShardReader, Unreadable
 from alpro.shards.sampling import segment_starts
@@ -29,47 +29,37 @@ def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image
     """Draw a frame (H, W, 3) uint8 as a tile, with an optional colored border."""
     image = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
     if border:
-        last = TILE - 1
-        ImageDraw.Draw(image).rectangle([0, 0, last, last], outline=border, width=5)
+        image = ImageOps.expand(ImageOps.crop(image, 5), 5, border)
     return image
 
 
 def strip(tiles: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
     """Draw tiles side by side, with wrapped texts below; texts alone are as wide as one tile."""
     width = max(len(tiles), 1) * (TILE + GAP)
-    lines = []
-    for text in texts:
-        lines += textwrap.wrap(
-            text[:MAX_CHARACTERS],
-            width // 7,  # a character takes about 7 pixels
-            max_lines=MAX_LINES,
-            placeholder=" ...",
-        )
+    wrapper = textwrap.TextWrapper(
+        width // 7,  # a character takes about 7 pixels
+        max_lines=MAX_LINES,
+        placeholder=" ...",
+    )
+    text = "\n".join(wrapper.fill(text[:MAX_CHARACTERS]) for text in texts)
 
-    height = TILE + LINE_HEIGHT * len(lines) + 20
-    image = Image.new("RGB", (width, height), PAPER)
+    line_count = text.count("\n") + 1
+    image = Image.new("RGB", (width, TILE + LINE_HEIGHT * line_count + 20), PAPER)
     for i, picture in enumerate(tiles):
         image.paste(picture, (i * (TILE + GAP), 0))
-    draw = ImageDraw.Draw(image)
-    for i, line in enumerate(lines):
-        draw.text((2, TILE + 6 + LINE_HEIGHT * i), line, INK, font())
+    ImageDraw.Draw(image).text((2, TILE + 6), text, INK, font())
     return image
 
 
-def sheet(rows: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Stack strips in columns."""
-    width = max(row.width for row in rows) + 12
-    rows_per_column = -(-len(rows) // columns)  # rounded up
-    starts = range(0, len(rows), rows_per_column)
-    stacks = [rows[start : start + rows_per_column] for start in starts]
-    height = max(sum(row.height for row in stack) for stack in stacks)
-
-    image = Image.new("RGB", (width * columns, height), PAPER)
-    for column, stack in enumerate(stacks):
-        top = 0
-        for row in stack:
-            image.paste(row, (column * width, top))
-            top += row.height
+def sheet(strips: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Draw strips in rows of `columns`, in cells of equal size."""
+    width = max(strip.width for strip in strips) + 12
+    height = max(strip.height for strip in strips)
+    row_count = -(-len(strips) // columns)  # rounded up
+    image = Image.new("RGB", (width * columns, height * row_count), PAPER)
+    for i, picture in enumerate(strips):
+        row, column = divmod(i, columns)
+        image.paste(picture, (column * width, row * height))
     return image
 
 
@@ -80,8 +70,7 @@ def sample_strips(reader: ShardReader, count: int) -> list[Image.Image]:
     for sample_index in segment_starts(len(reader), min(count, len(reader))):
         try:
             sample = reader[sample_index]
-            frame_count = 4 if len(sample) > 1 else 1
-            frames = sample.frames(segment_starts(len(sample), frame_count))
+            frames = sample.frames(segment_starts(len(sample), min(4, len(sample))))
         except Unreadable:
             continue
 
@@ -101,7 +90,6 @@ def draw_entities(
     entities: Sequence[tuple[str, float]],
     caption: str,
     kept: bool,
-    shown: Collection[str] | None,
 ) -> Image.Image:
     """Draw a crop with its entities, as in Figure 3: the frame outside of it is darkened.
 
@@ -110,12 +98,8 @@ def draw_entities(
         box: Left, top, width and height of the crop, as fractions of the frame.
         entities: With their probabilities, best first.
         kept: Whether the pseudo-label passed the threshold.
-        shown: The entities that the crop shows, if this is known.
     """
-    texts = []
-    for name, probability in entities:
-        mark = " (shown)" if shown and name in shown else ""
-        texts.append(f"{probability:.2f} {name}{mark}")
+    texts = [f"{probability:.2f} {name}" for name, probability in entities]
     texts.append("kept" if kept else "dropped: below the threshold")
     texts.append(caption)
 

@@ -17,7 +17,6 @@ from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle
 from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
-from alpro.stages.evaluation.entities import entities_in_crop, true_entities
 from alpro.stages.execution.interface import (
     Corpora,
     Needs,
@@ -198,10 +197,7 @@ def draw_pseudo_labels(
 ) -> None:
     """Draw the pseudo-labels of crops in the first batch. The frozen prompter gives the same labels
     throughout training.
-
-    Entities of the crop are green and others red; see `entities_in_crop`.
     """
-    source = data.sources[data.step_sources[0]]
     batch = objective.with_pseudo_labels(data[0].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
@@ -214,14 +210,12 @@ def draw_pseudo_labels(
     for i in range(min(MAX_PICTURES, len(labels))):
         top = labels[i].argsort(descending=True)[:3].tolist()
         box = batch.boxes[i].tolist()
-        metadata = source.reader[int(batch.video[i]) - source.first_video].metadata
         picture = draw_entities(
             batch.frames[i, middle].permute(1, 2, 0).cpu().numpy(),
             [side / grid for side in box],
             [(entities[index], float(labels[i, index])) for index in top],
             data.words.tokenizer.decode(batch.text[i].tolist()),
             bool(labels[i].max() >= objective.threshold),
-            entities_in_crop(metadata, true_entities(metadata, entities), box, grid),
         )
         pictures.append(picture)
 

@@ -39,8 +39,7 @@ Artifacts = Sequence[Artifact]
 CAPTIONS = {
     "samples": "Evenly spaced samples of the corpus with their texts.",
     "pseudo_labels": "The prompter's pseudo-labels on crops of training examples (Figure 3 of the "
-    "paper). If the manifest lists what a clip shows, they are green if the clip shows the entity "
-    "and red if not.",
+    "paper).",
     "search": "Texts of the validation split, and the four videos that are first; the right one "
     "has a green border.",
     "retrieval": "Queries with the best and with the worst ranks by similarity, and the first "
