@@ -1,12 +1,10 @@
 """Decodes what PyAV cannot open: ffmpeg, in a process of its own, makes a clean, lossless copy."""
 
 import errno
-import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits
 from alpro.shards.in_order import decode_in_order
 from alpro.shards.video_file import CONTAINERS
 
-FFMPEG_BYTES = 128 << 20  # memory that the ffmpeg binary needs for itself
 MAX_COPY_BYTES = 4 << 30  # maximum size of the copy on disk
 # As in `in_order`, a frame with a guessed time, or after a joint, follows the last one.
 ASCENDING = "if(gte(PREV_OUTPTS,PTS),PREV_OUTPTS+1/(FRAME_RATE*TB),PTS)"
@@ -33,7 +30,8 @@ def decode_copy(request: ClipRequest) -> Clip:
         video = Path(folder) / "video"
         video.symlink_to(request.path)
         copy = video.with_suffix(".mkv")
-        _run(_copy_command(video, copy, request.limits), request)
+        command = _copy_command(video, copy, request.limits)
+        _run(command, log=video.with_suffix(".log"), request=request)
         clip = decode_in_order(replace(request, path=copy))
         if copy.stat().st_size >= MAX_COPY_BYTES:  # where ffmpeg stops
             raise DecodeError(
@@ -73,34 +71,22 @@ def _copy_command(video: Path, copy: Path, limits: Limits) -> list[str]:
     return [str(word) for word in command]
 
 
-def _run(command: list[str], request: ClipRequest) -> None:
-    left = request.seconds_left()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # its children are killed with it
-    )
+def _run(command: list[str], log: Path, request: ClipRequest) -> None:
+    """Run ffmpeg within the time limit of a request. Its messages go to the file `log`."""
     try:
-        # The limit is set on the child alone, because other threads may start one at the same
-        # time. Other systems have no `resource`, and the child may have ended already.
-        with suppress(ImportError, ProcessLookupError):
-            from resource import RLIMIT_DATA, prlimit
-
-            max_bytes = request.limits.memory + FFMPEG_BYTES
-            prlimit(process.pid, RLIMIT_DATA, (max_bytes, max_bytes))
-        _, log = process.communicate(timeout=left)
+        with log.open("wb") as file:
+            ended = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                timeout=request.seconds_left(),
+            )
     except subprocess.TimeoutExpired:
         raise request.limits.too_slow() from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    if process.returncode:
-        raise ffmpeg_error(
-            process.returncode, log.decode("utf-8", "replace"), request.limits
-        )
+    if ended.returncode:
+        text = log.read_text("utf-8", "replace")
+        raise ffmpeg_error(ended.returncode, text, request.limits)
 
 
 def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:

@@ -85,23 +85,11 @@ def write_ffmpeg(tmp_path, monkeypatch):
     return write
 
 
-def test_a_hanging_ffmpeg_is_killed_with_its_children(
-    tmp_path, make_video, monkeypatch, wait_for_end, write_ffmpeg
-):
-    child = tmp_path / "child"
-    os.mkfifo(f"{child}.started")
-    write_ffmpeg(f"sleep 600 & echo $! > {child}; echo > {child}.started\nwait")
-
-    def communicate(self, timeout):
-        """The time limit is reached after ffmpeg has started its child process."""
-        Path(f"{child}.started").read_text()
-        raise subprocess.TimeoutExpired(self.args, timeout)
-
+def test_a_hanging_ffmpeg_is_killed(make_video, write_ffmpeg):
+    write_ffmpeg("sleep 600")
     path = make_video("a.mp4", 4)
-    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
 
-    assert refusal(path, "ffmpeg", Limits(timeout=60)) == "too slow: longer than 60 s"
-    wait_for_end(int(child.read_text()))
+    assert refusal(path, "ffmpeg", Limits(timeout=0.2)) == "too slow: longer than 0.2 s"
 
 
 @every_way
@@ -175,18 +163,6 @@ def test_decoding_is_imported_where_a_process_has_no_limits():
     """On Windows, with the processor of an exported model."""
     program = "import sys; sys.modules['resource'] = None; import alpro.shards.decoding"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
-
-
-@on_linux
-def test_the_ffmpeg_binary_has_a_memory_limit(tmp_path, make_video, write_ffmpeg):
-    most = (100 + 128) * 1024  # KiB, with what ffmpeg itself takes
-    write_ffmpeg(
-        f"until [ $(ulimit -d) = {most} ]; do :; done; touch {tmp_path}/limited"
-    )
-
-    refusal(make_video("a.mp4", 4), "ffmpeg", Limits(memory=100 << 20))
-
-    assert (tmp_path / "limited").exists()
 
 
 def noise(number):
