@@ -74,12 +74,8 @@ class Row(BaseModel):
     @property
     def file_name(self) -> str:
         """File name without its folder; for a URL, without the query string."""
-        if self.member:
-            return PurePosixPath(self.member.name).name
-        if isinstance(self.path, Path):
-            return self.path.name
-        protocol, _, path = self.path.partition("://")
-        if "http" in protocol.lower():
+        path = self.member.name if self.member else str(self.path)
+        if re.match(r"(\w+::)?https?://", path, re.IGNORECASE):
             path = unquote(re.split("[?#]", path)[0])
         return PurePosixPath(path).name
 

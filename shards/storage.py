@@ -39,6 +39,7 @@ Answer = TypeVar("Answer")
 
 CACHE = "filecache::"  # before a URL: fsspec keeps local copies of its files
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
+HTTP = re.compile(rf"({CACHE})?https?://", re.IGNORECASE)  # # and ? have a meaning there
 LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
@@ -137,18 +138,16 @@ def join(folder: Location, name: str) -> Location:
             f"{folder}: {name!r} contains ::, which has a meaning in URLs; rename it"
         )
 
-    head, path = _split(folder)
     # A file name may have characters that mean something in a URL.
-    if _is_http(head):
+    if HTTP.match(folder):
         name = quote(name)
-    return head + posixpath.join(path, name)
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def parent(location: Location) -> Location:
     if isinstance(location, Path):
         return location.parent
-    head, path = _split(location)
-    return head + posixpath.dirname(path)
+    return location.rpartition("/")[0]
 
 
 def suffix(location: Location) -> str:
@@ -159,26 +158,11 @@ def suffix(location: Location) -> str:
     >>> [suffix(text) for text in ("https://host/a%2Emp4#t=1", "s3://b/a.x y/../z", Path("A.JPG"))]
     ['.mp4', '', '.jpg']
     """
-    if isinstance(location, Path):
-        return location.suffix.lower()
-
-    head, path = _split(location)
-    if _is_http(head):
+    path = str(location)
+    if HTTP.match(path):
         path = unquote(re.split("[?#]", path)[0])
     extension = PurePosixPath(path).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Split a URL into the part before its path, and the path."""
-    match = URL.match(url)
-    assert match, url
-    return match[0], url[match.end() :]
-
-
-def _is_http(head: str) -> bool:
-    """Return whether # and ? have a meaning in a URL that starts so."""
-    return head.lower().endswith(("http://", "https://"))
 
 
 def resolve(root: Location, path: str) -> Location:
