@@ -39,7 +39,8 @@ Answer = TypeVar("Answer")
 
 CACHE = "filecache::"  # before a URL: fsspec keeps local copies of its files
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
-HTTP = re.compile(rf"({CACHE})?https?://", re.IGNORECASE)  # # and ? have a meaning there
+# # and ? have a meaning in these URLs.
+HTTP = re.compile(rf"({CACHE})?https?://", re.IGNORECASE)
 LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
