@@ -9,7 +9,7 @@ call is repeated if the change of another process has overtaken it.
 
 import errno
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial, wraps
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alpro.artifact import read_record
 from alpro.credentials import redact
-from alpro.errors import InputError, one_line
+from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors, read_json
 from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.names import find_workspace
@@ -52,16 +52,12 @@ T = TypeVar("T")
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 ColumnTypes = dict[str, pa.DataType]  # types of columns of a manifest, by name
-# Columns that a search shows and a condition may name, beside the manifest's columns.
+# Columns that a search shows, beside the manifest's columns.
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
-def call_engine(place: str, call: Callable[[], T], columns: Collection[str] = ()) -> T:
+def call_engine(place: str, call: Callable[[], T]) -> T:
     """Call the engine. A call that another process overtook is repeated: it sees the newest state.
-
-    Args:
-        place: Folder or address of the index.
-        columns: Columns of its manifest, for a condition that names an unknown one.
 
     Raises:
         InputError: If the engine raises an error that does not come from the disk.
@@ -75,13 +71,9 @@ def call_engine(place: str, call: Callable[[], T], columns: Collection[str] = ()
         except (ValueError, RuntimeError, pa.ArrowException) as error:
             # Leave out lines of the engine's source, and the query that it made of a condition.
             source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
-            message = redact(one_line(ValueError(re.sub(source, "", str(error)))))
-            unknown = re.search(r'No field named "?([^".]+)', message)
-            if unknown:
-                names = ", ".join([*SHOWN_COLUMNS, *columns])
-                raise InputError(
-                    f"no column {unknown[1]}; the columns are {names}; text is in single quotes"
-                ) from error
+            text = re.sub(source, "", str(error))
+            # Of an unknown column, the engine's message lists all columns.
+            message = redact(one_line(ValueError(text), MAX_MESSAGE))
             if not re.search(OVERTAKEN, message):
                 raise InputError(f"{place}: {message}") from error
     raise OSError(errno.ESTALE, f"another process changes the index: {message}", place)
@@ -93,7 +85,7 @@ def engine_call(method: MethodT) -> MethodT:
     @wraps(method)
     def repeat(index: "Index", *args: Any, **kwargs: Any) -> Any:
         work = partial(method, index, *args, **kwargs)
-        return call_engine(index.place, work, index.columns)
+        return call_engine(index.place, work)
 
     return cast(MethodT, repeat)
 

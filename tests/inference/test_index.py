@@ -152,14 +152,14 @@ def test_a_condition_chooses_what_is_listed_counted_and_ranked(
     assert [item["id"] for item in three.nearest(query, 3, condition)] == names[::-1]
 
 
-COLUMNS_LINE = "no column color; the columns are id, path, kind, caption, start, end, duration, day,"
+COLUMNS_LINE = "No field named color. Valid fields are `key`, `id`, `path`, `kind`"
 
 
 @pytest.mark.parametrize(
     ("where", "reason"),
     [
         ("color = 'red'", COLUMNS_LINE),
-        ("kind = video", "no column video"),
+        ("kind = video", "No field named video"),
         ("kind = 'video' LIMIT 1", "LIMIT"),
         ("kind = 'video'; DROP TABLE clips", ";"),
         ("caption", "boolean"),

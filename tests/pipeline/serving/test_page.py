@@ -136,7 +136,7 @@ def test_a_ready_condition_is_added_and_removed_by_a_click(page):
 def test_a_wrong_condition_keeps_the_results(page):
     page.fill("[name=where]", "color = 'red'")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#warning:text-matches('no column color')")
+    page.wait_for_selector("#warning:text-matches('No field named color')")
     assert page.locator(".card").count() == 12
 
 
