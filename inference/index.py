@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from alpro.artifact import read_record
 from alpro.credentials import redact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.files import os_errors, read_json
+from alpro.files import os_errors
 from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.names import find_workspace
 from alpro.shards.storage import Location, absolute, is_url
@@ -136,19 +136,18 @@ class Index:
         """Open an existing index.
 
         Raises:
-            InputError: If the index does not exist, cannot be read, or was made by an earlier version.
+            InputError: If the index does not exist, cannot be read, or is of another version.
         """
         if not index_exists(place):
             raise InputError(
                 f"{place}: no index; `alpro index add {place} VIDEOS --model MODEL` creates one"
             )
         address = str(absolute(place))
-        index = call_engine(
-            address, lambda: cls(address, connect(address).open_table("clips"))
-        )
-        if {*SCHEMA.names} - {*index.table.schema.names}:
-            raise old_index(place, index.settings.model)
-        return index
+        table = call_engine(address, lambda: connect(address).open_table("clips"))
+        names = {*table.schema.names}
+        if {*SCHEMA.names, "vector"} - names or not read_metadata(table):
+            raise other_table(place)
+        return cls(address, table)
 
     @classmethod
     def create(
@@ -186,8 +185,7 @@ class Index:
     @engine_call
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
-        metadata = self.table.schema.field("vector").metadata
-        return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
+        return IndexSettings.model_validate_json(read_metadata(self.table))
 
     @engine_call
     def change_settings(self, **values: Any) -> None:
@@ -347,17 +345,22 @@ def index_exists(place: Location) -> bool:
         return call_engine(location, lambda: "clips" in connect(location).table_names())
 
     if (location / "index.json").is_file():
-        model = read_json(location / "index.json").get("model", "MODEL")
-        raise old_index(place, model)
+        raise other_table(place)
     # To connect would make the folder. A full disk may have left a table without a version.
     return any((location / "clips.lance/_versions").glob("*.manifest"))
 
 
-def old_index(place: Location, model: str) -> InputError:
-    """Return the error for an index that an earlier version made."""
+def read_metadata(table: "Table") -> bytes:
+    """Return the settings of an index as JSON; empty for a table of others."""
+    metadata = table.schema.field("vector").metadata or {}
+    return metadata.get(SETTINGS.encode(), b"")
+
+
+def other_table(place: Location) -> InputError:
+    """Return the error for an index of an earlier version, or a table of others."""
     return InputError(
-        f"{place}: an earlier version made this index; `rm -r {place}`, then `alpro index add "
-        f"{place} VIDEOS --model {model}` makes it anew"
+        f"{place}: an earlier version made this index, or it is no index; `alpro index add "
+        "NEW_FOLDER VIDEOS --model MODEL` makes it anew"
     )
 
 

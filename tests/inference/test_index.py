@@ -1,6 +1,5 @@
 """An index as a table: what is written is what is read, ranked, filtered and removed."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -327,14 +326,22 @@ def test_what_is_no_index_is_a_line(tmp_path):
         Index.open("s3://me:secret@bucket/index")
     earlier = tmp_path / "earlier"
     earlier.mkdir()
-    (earlier / "index.json").write_text(
-        json.dumps({"model": "/my/model", "version": 3})
-    )
+    (earlier / "index.json").touch()
     for read in (Index.open, index_exists):
-        with pytest.raises(
-            InputError, match=f"alpro index add {earlier} VIDEOS --model /my/model"
-        ):
+        with pytest.raises(InputError, match="alpro index add NEW_FOLDER VIDEOS"):
             read(earlier)
+
+
+@pytest.mark.parametrize("name", ["text", "vector"])
+def test_a_table_of_others_is_a_line(name, index):
+    import lancedb
+
+    table = index.table.to_arrow().drop_columns(["id" if name == "text" else "vector"])
+    schema = table.schema.append(pa.field(name, pa.list_(pa.float32(), SIZE)))
+    lancedb.connect(index.place).create_table("clips", schema=schema, mode="overwrite")
+
+    with pytest.raises(InputError, match="it is no index"):
+        Index.open(index.place)
 
 
 @pytest.mark.parametrize("folder", ["data", "_versions"])

@@ -321,14 +321,13 @@ def test_a_folder_says_nothing_of_captions_and_columns(update, own, rights, open
 
 
 def test_an_index_of_an_earlier_version_is_refused_with_what_makes_it_anew(
-    update, own, opened, folders
+    update, own, opened
 ):
     update(own)
     opened().table.drop_columns(["listed_by", "listed_as"])
 
-    command = f"index VIDEOS --model {folders['retrieval']}` makes it anew"
     for read in (opened, lambda: update(own)):
-        with pytest.raises(InputError, match=command):
+        with pytest.raises(InputError, match="makes it anew"):
             read()
 
 
