@@ -27,7 +27,6 @@ from alpro.credentials import redact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
 from alpro.inference.items import COMPUTED, SCHEMA, Item
-from alpro.names import find_workspace
 from alpro.shards.storage import Location, absolute, is_url
 
 if TYPE_CHECKING:
@@ -418,54 +417,33 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
         )
 
 
-def find_recorded_model(index: Index, workspace: Location | None) -> Path:
-    """Return the folder of the model of an index, also if its workspace has moved.
-
-    Raises:
-        InputError: If it is missing.
-    """
-    recorded = Path(index.settings.model)
-    if recorded.is_dir():
-        return recorded
-    _, is_artifact, inside = str(recorded).partition("/artifacts/")
-    moved = find_workspace(workspace) / "artifacts" / inside
-    if is_artifact and moved.is_dir():
-        return moved
-    raise InputError(
-        f"{index.place}: its model {recorded} is gone; name a copy of it with --model"
-    )
+def find_recorded_model(index: Index) -> Path:
+    """Return the folder of the model of an index. Raise InputError if it is missing."""
+    model = Path(index.settings.model)
+    if not model.is_dir():
+        raise InputError(
+            f"{index.place}: its model {model} is gone; name it, or a copy of it, with --model"
+        )
+    return model
 
 
 def record_index(workspace: Path, index: Index) -> None:
     """Note an index and its model in a workspace, so that the model is not removed as unused."""
-    try:
-        model = find_recorded_model(index, workspace)
-    except InputError:  # the model is in a workspace that is not there now
-        return
+    model = Path(index.settings.model)
     record = read_record(model.parent if model.name == "model" else model)
     if not record or not workspace.is_dir():
         return
-    note = (record.fingerprint, index.place)
-    if note not in noted_indexes(workspace):
+    note = f"{record.fingerprint}\t{index.place}"
+    if note not in read_notes(workspace):
         with open(workspace / INDEXES, "a", encoding="utf-8") as file:
-            print(*note, sep="\t", file=file)
+            print(note, file=file)
 
 
-def note_indexes_beside(workspace: Path) -> None:
-    """Note the indexes in a workspace, beside it and in the current folder: they may be copies, or
-    have moved."""
-    # Earlier versions noted a place without the model.
-    places = [place for model, place in noted_indexes(workspace) if model == place]
-    root = workspace.resolve()
-    for folder in (root, root.parent, Path.cwd()):
-        places += [str(table.parent) for table in folder.glob("*/clips.lance")]
-    for place in places:
-        if index_exists(place):
-            record_index(workspace, Index.open(place))
+def find_indexed_models(workspace: Path) -> set[str]:
+    """Return the fingerprints of the models of noted indexes."""
+    return {note.partition("\t")[0] for note in read_notes(workspace)}
 
 
-def noted_indexes(workspace: Path) -> list[tuple[str, str]]:
-    """Return the fingerprint of the model and the folder or address of each noted index."""
+def read_notes(workspace: Path) -> list[str]:
     file = workspace / INDEXES
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-    return [(line.split("\t")[0], line.split("\t")[-1]) for line in lines]
+    return file.read_text("utf-8").splitlines() if file.is_file() else []

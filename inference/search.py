@@ -273,7 +273,7 @@ def find_model(
         found = resolve(name, workspace)
     else:
         # The digest of the index says which model it is: no record and no name is needed.
-        found = Found(find_recorded_model(index, workspace))
+        found = Found(find_recorded_model(index))
     check_digest(index, found.model, found.digest)
     return found
 

@@ -120,7 +120,7 @@ def collect_garbage(
     Args:
         yes: Remove them.
     """
-    from alpro.inference.index import note_indexes_beside, noted_indexes
+    from alpro.inference.index import find_indexed_models
     from alpro.pipeline.store.artifacts import Store
     from alpro.pipeline.store.lineage import unreachable
     from alpro.shards.sources.manifest import find_outdated
@@ -135,8 +135,7 @@ def collect_garbage(
         )
     # The model of an index embeds the text of each search. An index that is not there now may be on
     # a disk that is not mounted.
-    note_indexes_beside(workspace)
-    used.update(fingerprint for fingerprint, _ in noted_indexes(workspace))
+    used |= find_indexed_models(workspace)
     database = workspace.resolve() / "mlflow.db"
     # MLflow would create a store that is not there.
     if tracking_uri or database.is_file():

@@ -74,7 +74,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     from alpro.inference.index_videos import Embedder, add_videos
 
     if not model and index_exists(index):
-        model = str(find_recorded_model(Index.open(index), models.workspace))
+        model = str(find_recorded_model(Index.open(index)))
     if not model:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 

@@ -1,7 +1,6 @@
 """What a search of an index ranks and groups. Batches have two clips."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -153,15 +152,6 @@ def test_a_model_whose_files_have_changed_or_moved_is_refused(
 
     with pytest.raises(InputError, match=message):
         Searcher.open(searcher.index)
-
-
-def test_a_model_is_found_in_a_workspace_that_has_moved(searcher, folders, tmp_path):
-    moved = tmp_path / "moved/artifacts/finetune_retrieval/abc"
-    shutil.copytree(folders["retrieval"], moved)
-    before = tmp_path / "workspace/artifacts/finetune_retrieval/abc"
-    searcher.index.change_settings(model=str(before))
-
-    assert find_model(searcher.index, "", tmp_path / "moved").model == moved
 
 
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):

@@ -203,7 +203,6 @@ def test_gc_removes_outdated_imports_of_data(workspace):
 @pytest.fixture
 def index(workspace, tmp_path_factory):
     """An index with the model c, which nothing else keeps."""
-    # Not beside the workspace, where indexes are looked for.
     place = tmp_path_factory.mktemp("elsewhere") / "index"
     settings = IndexSettings(model=str(folder_of(workspace, "c")), digest="x")
     return Index.create(place, settings, 8, {})
@@ -218,34 +217,6 @@ def test_gc_keeps_the_model_of_an_index(workspace, index):
     assert marks(workspace) == "abce0"
     shutil.rmtree(index.place)
     alpro(workspace, "gc", "--yes")
-    assert marks(workspace) == "abce0"
-
-
-def note_as_an_earlier_version(workspace, index):
-    (workspace / "indexes.txt").write_text(f"{index.place}\n")
-
-
-def copy_into_the_workspace(workspace, index):
-    shutil.copytree(index.place, workspace / "copy")
-
-
-def copy_beside_the_workspace(workspace, index):
-    shutil.copytree(index.place, workspace.parent / "copy")
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        note_as_an_earlier_version,
-        copy_into_the_workspace,
-        copy_beside_the_workspace,
-    ],
-)
-def test_gc_keeps_the_model_of_an_index_that_is_not_noted(place, workspace, index):
-    place(workspace, index)
-
-    alpro(workspace, "gc", "--yes")
-
     assert marks(workspace) == "abce0"
 
 

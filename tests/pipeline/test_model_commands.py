@@ -8,7 +8,7 @@ import yaml
 
 from alpro import Model
 from alpro.files import digest, write_json
-from alpro.inference.index import Index, noted_indexes
+from alpro.inference.index import INDEXES, Index
 from alpro.inference.search import Searcher
 from alpro.pool import in_this_process
 from tests.conftest import write_lines
@@ -85,7 +85,7 @@ def test_the_index_of_a_failed_run_is_noted_for_gc(
         alpro_model("index add", tmp_path / "index", own, "--model", RETRIEVAL)[0] != 0
     )
 
-    assert str(tmp_path / "index") in dict(map(reversed, noted_indexes(trained)))
+    assert f"\t{tmp_path / 'index'}\n" in (trained / INDEXES).read_text()
 
 
 def test_a_search_prints_what_the_searcher_finds(alpro_model, index, trained):
