@@ -176,15 +176,12 @@ def check_record(folder: Path, record: Record) -> None:
         )
 
 
-def check_artifact(folder: Path, names: Collection[str] = ()) -> dict[Path, str]:
+def check_artifact(folder: Path, names: Collection[str] = ()) -> None:
     """Compare the files of an artifact with its record.
 
     Args:
         folder: An artifact, or the model folder in it. Without a record, nothing is compared.
         names: Files to compare; by default all but the shards, whose samples have checksums.
-
-    Returns:
-        The SHA-256 of each file that was read.
 
     Raises:
         InputError: If a file is damaged or missing.
@@ -193,7 +190,7 @@ def check_artifact(folder: Path, names: Collection[str] = ()) -> dict[Path, str]
         folder = folder.parent
     record = read_record(folder)
     if record is None:
-        return {}
+        return
     check_record(folder, record)
 
     paths = {
@@ -206,7 +203,6 @@ def check_artifact(folder: Path, names: Collection[str] = ()) -> dict[Path, str]
     for (path, sha256), actual in zip(paths.items(), checksums, strict=True):
         if actual != sha256:
             raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
-    return paths
 
 
 def try_checksum(path: Path) -> str:

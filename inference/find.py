@@ -2,8 +2,7 @@
 hub."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -44,17 +43,15 @@ class Found:
     Attributes:
         model: Folder of the model, or the artifact that has it.
         prompts: Folder with the embedded prompts of a prompter's entities; None if there are none.
-        checksums: SHA-256 of the files that were read for the comparison.
     """
 
     model: Path
     prompts: Path | None = None
-    checksums: Mapping[Path, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the files that determine what the model computes (see `model_digest`)."""
-        return model_digest(self.model, self.checksums)
+        return model_digest(self.model)
 
 
 def resolve(name: PathLike, workspace: PathLike | None = None) -> Found:
@@ -73,10 +70,9 @@ def resolve(name: PathLike, workspace: PathLike | None = None) -> Found:
     model, prompts = find_prompts(folder)
     if not has_model(model):
         raise InputError(f"{folder}: not a model folder: it has no config.json")
-    checksums: dict[Path, str] = {}
     for used in {model, prompts or model}:
-        checksums |= check_artifact(used)
-    return Found(model, prompts, checksums)
+        check_artifact(used)
+    return Found(model, prompts)
 
 
 def find_folder(name: str, workspace: Path) -> Path:
@@ -129,22 +125,15 @@ def input_folder(artifact: Path, source: Source) -> Path:
     return source.folder(artifact.parents[1])
 
 
-def model_digest(folder: Path, checksums: Mapping[Path, str] = {}) -> str:
-    """Return the SHA-256 of the files that determine what a model computes.
-
-    Args:
-        checksums: SHA-256 of files that were read already.
-
-    Raises:
-        InputError: If a file is missing.
-    """
+def model_digest(folder: Path) -> str:
+    """Return the SHA-256 of the files that determine what a model computes. Raise InputError if a
+    file is missing."""
     inside = model_folder(folder)
     total = hashlib.sha256()
     for name in ("config.json", find_weights(inside).name, *OPTIONAL_FILES):
         file = inside / name
         if file.is_file():
-            sha256 = checksums.get(file) or checksum(file)
-            total.update(f"{name} {sha256}\n".encode())
+            total.update(f"{name} {checksum(file)}\n".encode())
         elif name not in OPTIONAL_FILES:
             raise InputError(
                 f"{inside}: {name} is missing, or not a regular file; this is not a model folder"

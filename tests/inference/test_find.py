@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from alpro.artifact import RECORD_VERSION
-from alpro.files import checksum, write_json
+from alpro.files import write_json
 from alpro.inference.find import Found, model_digest, resolve
 from alpro.names import write_refs
 from tests.conftest import one_line
@@ -133,25 +133,6 @@ def test_the_digest_of_a_model_has_all_that_decides_what_it_computes(
         file.write(b" ")
 
     assert model_digest(folder) != model_digest(folders["retrieval"])
-
-
-def test_a_file_that_was_compared_with_its_record_is_not_read_again_for_the_digest(
-    folders, tmp_path, monkeypatch
-):
-    folder = shutil.copytree(folders["retrieval"], tmp_path / "copy")
-    contents = {}
-    for file in (folder / "model").iterdir():
-        contents[f"model/{file.name}"] = {"sha256": checksum(file)}
-    record = {"version": RECORD_VERSION, "contents": contents}
-    write_json(folder / "artifact.json", record)
-    found = resolve(folder, tmp_path)
-    expected = model_digest(folder)
-
-    monkeypatch.setattr(
-        "alpro.inference.find.checksum", lambda _: pytest.fail("read again")
-    )
-
-    assert found.digest == expected
 
 
 def test_the_digest_of_a_model_needs_its_config_and_has_its_kind_of_weights(
