@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
-    Decoded,
     Source,
     check_file,
     decode_ahead,
@@ -37,9 +36,8 @@ from alpro.inference.encoding import (
 )
 from alpro.inference.find import Found, PathLike, resolve
 from alpro.inference.prompts import Prompts, load_with_prompts
-from alpro.inference.unknown_words import describe_unread, truncate
+from alpro.inference.unknown_words import is_too_long, unknown_words
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
-from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
 from alpro.models.precision import autocast, compute_dtype
@@ -48,12 +46,11 @@ from alpro.shards.clip import Clip, DecodeError, Limits
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-# Scores, and why a file has none.
-Scored = tuple[np.ndarray, list[DecodeError | None]]
 # Labels with their probabilities, in descending order.
 RankedWords = list[tuple[str, float]]
-T = TypeVar("T")
 S = TypeVar("S", bound=Source)
+# A source, a row of scores or of NaN, and the clip or why it cannot be decoded.
+Scored = tuple[S, np.ndarray, Clip | DecodeError]
 BATCH = 16  # videos that are encoded together
 
 
@@ -124,10 +121,6 @@ class Model:
         Raises:
             InputError: If there is no such model, or a file of it is missing.
         """
-        if dtype not in get_args(Dtype):
-            raise InputError(
-                f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}"
-            )
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded, prompts = load_with_prompts(found, target)
@@ -154,20 +147,28 @@ class Model:
         return folder.model.text_length(folder.preprocessing.max_text_tokens)
 
     def note(self, text: str) -> str:
-        """Return a line on what the model does not read of a text: its end, if it is too long, and
-        unknown words; empty if there is nothing to say."""
-        return describe_unread(self.folder.tokenizer, text, self.text_length)
+        """Return a line that names the unknown words of a text, or says that it is too long; empty
+        if there is nothing to say."""
+        notes = []
+        length = self.text_length
+        if is_too_long(self.folder.tokenizer, text, length):
+            notes.append(
+                f"the text is too long: the model reads only the first {length} tokens"
+            )
+        words = ", ".join(unknown_words(self.folder.tokenizer, text))
+        if words:
+            notes.append(
+                f"the model does not know: {words}; the scores may mean nothing"
+            )
+        return "; ".join(notes)
 
     def _warn_truncated(self, texts: Sequence[str]) -> None:
+        length = self.text_length
         tokenizer = self.folder.tokenizer
-        long = [
-            text
-            for text in texts
-            if truncate(tokenizer, text, self.text_length) != text
-        ]
+        long = [text for text in texts if is_too_long(tokenizer, text, length)]
         if long:
             warnings.warn(
-                f"{len(long)} of {len(texts)} texts have more than the {self.text_length} tokens "
+                f"{len(long)} of {len(texts)} texts have more than the {length} tokens "
                 f"that the model reads, such as {long[0]!r}",
                 stacklevel=3,
             )
@@ -193,8 +194,7 @@ class Model:
     @torch.inference_mode()
     def embed_frames(self, frames: Tensor) -> np.ndarray:
         """Embed videos of decoded frames (N, T, 3, H, W) uint8: (N, E)."""
-        videos = self._encode(list(frames.cpu().numpy()), cls_only=True)
-        return videos.features.cpu().numpy()
+        return get_features(self._encode(list(frames.cpu().numpy()), cls_only=True))
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
         """Encode videos of frames (T, 3, H, W) uint8, of any sizes."""
@@ -211,69 +211,40 @@ class Model:
         """Return the context of matrix products in the compute dtype."""
         return autocast(self.dtype, self.device)
 
-    @torch.inference_mode()
-    def batches(
-        self, files: Iterable[S], batch_size: int = BATCH, cls_only: bool = False
-    ) -> Iterator[tuple[list[Decoded[S]], Videos]]:
-        """Encode a stream of sources batch by batch. Memory holds one batch.
-
-        Args:
-            files: The sources.
-            batch_size: Videos that are encoded together.
-            cls_only: Return only the [CLS] token of a video, which is enough for its features.
-
-        Yields:
-            Each source of a batch with its clip, or why it cannot be decoded; and the encoded
-            clips.
-        """
-        decoded = decode_ahead(files, self.folder.model.config.video)
-        while batch := list(islice(decoded, max(1, batch_size))):
-            clips = [clip for _, clip in batch if isinstance(clip, Clip)]
-            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips]
-            yield batch, self._encode(frames, cls_only)
-
     def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
         """Embed a stream of files, such as `Path("videos").rglob("*.mp4")`, and yield a result for
         each, in order."""
-        for batch, videos in self.batches(files, batch_size, cls_only=True):
-            embeddings = iter(videos.features.cpu().numpy())
-            for source, clip in batch:
-                if isinstance(clip, DecodeError):
-                    yield Embedded(source, None, clip)
-                else:
-                    yield Embedded(source, next(embeddings), duration=clip.duration)
+        for source, embedding, clip in self._score(files, batch_size, get_features):
+            if isinstance(clip, DecodeError):
+                yield Embedded(source, None, clip)
+            else:
+                yield Embedded(source, embedding, duration=clip.duration)
 
-    def _score_files(
+    @torch.inference_mode()
+    def _score(
         self,
-        files: Sequence[Source],
+        files: Iterable[S],
         batch_size: int,
         score: Callable[[Videos], np.ndarray],
         cls_only: bool = True,
-    ) -> Scored:
-        """Score one or more files.
+    ) -> Iterator[Scored[S]]:
+        """Score a stream of files. Memory holds one batch.
 
         Args:
             files: The files.
             batch_size: Videos that are encoded together.
             score: Returns a row of scores for each of the encoded videos.
-            cls_only: Encode only the [CLS] token of a video.
-
-        Returns:
-            The row of each file, NaN if it cannot be decoded; and why it cannot.
+            cls_only: Encode only the [CLS] token of a video, which is enough for its features.
         """
-        parts = []
-        errors: list[DecodeError | None] = []
-        with progress("encoding", len(files), "videos") as advance:
-            for batch, videos in self.batches(files, batch_size, cls_only):
-                scores = score(videos)
-                part = np.full((len(batch), scores.shape[1]), np.nan, np.float32)
-                part[[isinstance(clip, Clip) for _, clip in batch]] = scores
-                parts.append(part)
-                errors += [
-                    clip if isinstance(clip, DecodeError) else None for _, clip in batch
-                ]
-                advance(len(batch))
-        return np.concatenate(parts), errors
+        decoded = decode_ahead(files, self.folder.model.config.video)
+        while batch := list(islice(decoded, max(1, batch_size))):
+            clips = [clip for _, clip in batch if isinstance(clip, Clip)]
+            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips]
+            scores = score(self._encode(frames, cls_only))
+            rows = iter(scores)
+            no_row = np.full(scores.shape[1], np.nan, np.float32)
+            for source, clip in batch:
+                yield source, next(rows) if isinstance(clip, Clip) else no_row, clip
 
     # Scores
 
@@ -294,28 +265,22 @@ class Model:
         """
         if isinstance(inputs, PathLike):
             return self.encode([inputs], batch_size)[0]
-        listed = non_empty_list(inputs)
+
+        listed = as_list(inputs)
         are_files = [is_file(item) for item in listed]
-        if not any(are_files):
-            texts = check_texts(listed)
-            self._warn_truncated(texts)
-            folder = self.folder
-            embedded = embed_texts(
-                folder.model, folder.tokenizer, texts, self.text_length
-            )
-            return embedded.cpu().numpy()
-        if not all(are_files):
+        if all(are_files):
+            check_files(listed)
+            return collect_rows(self._score(listed, batch_size, get_features))
+        if any(are_files):
             raise InputError(
                 "expected a list of texts or a list of files, not both in one"
             )
 
-        def embed(videos: Videos) -> np.ndarray:
-            return videos.features.cpu().numpy()
-
-        check_files(listed)
-        rows, errors = self._score_files(listed, batch_size, embed)
-        warn_undecoded(listed, errors)
-        return rows
+        texts = check_texts(listed)
+        self._warn_truncated(texts)
+        folder = self.folder
+        embedded = embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
+        return embedded.cpu().numpy()
 
     def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
@@ -339,26 +304,23 @@ class Model:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
         texts = check_texts(texts)
-        listed = non_empty_list(files)
+        listed = as_list(files)
         check_files(listed)
         self._warn_truncated(texts)
-        margins, errors = self.match_margins(self.texts(texts), listed, batch_size)
-        warn_undecoded(listed, errors)
-        return torch.from_numpy(margins).sigmoid().numpy()
+        margins = self.match_margins(self.texts(texts), listed, batch_size)
+        return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
-    @torch.inference_mode()
     def match_margins(
-        self, texts: Texts, files: Sequence[Source], batch_size: int = BATCH
-    ) -> Scored:
-        """Compute the logit margins of `match` (texts, files), and why a file has none."""
+        self, texts: Texts, files: Iterable[S], batch_size: int = BATCH
+    ) -> Iterator[Scored[S]]:
+        """Compute the logit margins (texts,) of `match` for each file."""
         model = self._alpro("match")
 
         def score(videos: Videos) -> np.ndarray:
             with self.autocast():
                 return match_all(model, texts, videos).T
 
-        rows, errors = self._score_files(files, batch_size, score, cls_only=False)
-        return rows.T, errors
+        return self._score(files, batch_size, score, cls_only=False)
 
     @torch.inference_mode()
     def ask(
@@ -457,13 +419,19 @@ def check_files(files: Iterable[Source]) -> None:
         check_file(file)
 
 
-def warn_undecoded(
-    files: Sequence[Source], errors: Sequence[DecodeError | None]
-) -> None:
-    """Warn of each file that cannot be decoded."""
-    for file, error in zip(files, errors, strict=True):
-        if error:
-            warnings.warn(f"{file_name(file)}: {error}", stacklevel=3)
+def get_features(videos: Videos) -> np.ndarray:
+    """Return the embeddings (N, E) of encoded videos."""
+    return videos.features.cpu().numpy()
+
+
+def collect_rows(scored: Iterable[Scored[Any]]) -> np.ndarray:
+    """Return the scores of files as an array, and warn of each file that cannot be decoded."""
+    rows = []
+    for source, row, clip in scored:
+        rows.append(row)
+        if isinstance(clip, DecodeError):
+            warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
+    return np.stack(rows)
 
 
 def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWords:
@@ -473,22 +441,17 @@ def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWor
     return [(words[i], probability) for i, probability in ranked]
 
 
-def non_empty_list(items: Iterable[T]) -> list[T]:
-    """Return items as a list. Raise InputError for a string or None instead of a list, and for an
-    empty list."""
-    listed: list[T] = []
-    # A str is iterable as well, but its letters are no texts.
-    if isinstance(items, Iterable) and not isinstance(items, PathLike):
-        listed = list(items)
+def as_list(items: Any) -> list[Any]:
+    """Return one or more texts or files as a list. Raise InputError if there are none."""
+    listed = [items] if isinstance(items, PathLike) else list(items)
     if not listed:
-        raise InputError(f"expected a list of one or more items, not {items!r}")
+        raise InputError(f"expected one or more texts or files, not {items!r}")
     return listed
 
 
-def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return texts as a list. Raise InputError if the list is empty, has an empty text, or is not a list."""
-    listed = non_empty_list(texts)
+def check_texts(texts: Any) -> list[str]:
+    """Return one or more texts as a list. Raise InputError if there are none, or one is empty."""
     try:
-        return [check_text(text) for text in listed]
+        return [check_text(text) for text in as_list(texts)]
     except ValueError as error:
         raise InputError(str(error)) from error

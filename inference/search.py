@@ -23,7 +23,8 @@ from alpro.inference.index import (
     quoted,
 )
 from alpro.inference.items import Item, describe_location, get_source
-from alpro.inference.model import BATCH, Model
+from alpro.inference.model import Model
+from alpro.shards.clip import DecodeError
 from alpro.shards.storage import Location, identities, located
 
 RERANKED = 20  # clips that are matched if the model ranks by matching
@@ -320,14 +321,11 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     scores = {hit.item["key"]: hit.similarity or 0.0 for hit in hits}
     if unchanged:
         sources = [get_source(hit.item) for hit in unchanged]
-        (margins,), errors = model.match_margins(text, sources, BATCH)
-        probabilities = torch.from_numpy(margins).sigmoid().tolist()
-        for hit, margin, match, error in zip(
-            unchanged, margins.tolist(), probabilities, errors, strict=True
-        ):
-            if error:
-                hit.note = str(error)
+        scored = model.match_margins(text, sources)
+        for hit, (_, margin, clip) in zip(unchanged, scored, strict=True):
+            if isinstance(clip, DecodeError):
+                hit.note = str(clip)
             else:
-                hit.match = match
-                scores[hit.item["key"]] += margin
+                hit.match = torch.from_numpy(margin).sigmoid().item()
+                scores[hit.item["key"]] += margin.item()
     return sorted(hits, key=lambda hit: (hit.match is None, -scores[hit.item["key"]]))

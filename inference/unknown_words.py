@@ -1,10 +1,12 @@
-"""Which words of a text a model knows, and which part of it the model reads."""
+"""Which words of a text a model knows, and whether it reads all of them."""
 
 import re
 from typing import Any
 
 import regex
 from tokenizers import Tokenizer
+
+from alpro.models.clip_prompter import wrap_tokenizer
 
 MIN_PIECE = 3  # letters of a token, on average, of a word that the model knows
 # A word with its combining marks, as in models/words.py, or symbols, such as emoji.
@@ -39,43 +41,11 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     return unknown
 
 
-def truncate(tokenizer: Any, text: str, length: int) -> str:
-    """Return the part of a text that a model reads.
+def is_too_long(tokenizer: Any, text: str, length: int) -> bool:
+    """Return whether a text has more than `length` tokens, of which the last one marks the end.
 
     Args:
         tokenizer: That of a BERT, or of a CLIP or SigLIP of transformers.
-        text: A text.
-        length: Maximum number of tokens, of which the last one marks the end.
     """
-    if isinstance(tokenizer, Tokenizer):
-        spans = tokenizer.encode(text).offsets
-    else:
-        spans = tokenizer(text, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-    if len(spans) <= length:
-        return text
-    end = spans[length - 2][1]
-    # If a word is truncated, its rest would look like an unknown word.
-    return (
-        text[:end]
-        if not text[end : end + 1].isalnum()
-        else re.sub(r"\w+$", "", text[:end])
-    )
-
-
-def describe_unread(tokenizer: Any, text: str, length: int) -> str:
-    """Return a line on the end of a text that is too long, and on unknown words; empty if all is
-    read. Arguments are as of `truncate`."""
-    read = truncate(tokenizer, text, length)
-    notes = []
-    if read != text:
-        last_words = " ".join(read.split()[-4:])
-        notes.append(
-            f"the text is too long: the model reads only the first {length} tokens, up to "
-            f"{last_words!r}"
-        )
-    words = ", ".join(unknown_words(tokenizer, read))
-    if words:
-        notes.append(f"the model does not know: {words}; the scores may mean nothing")
-    return "; ".join(notes)
+    (ids,) = wrap_tokenizer(tokenizer).ids([text], length + 1)
+    return len(ids) > length

@@ -57,7 +57,6 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 SMALL = {
     "shards.reader.ROWS_PER_BATCH": 8,
     "shards.sources.tables.PARQUET_BATCH_ROWS": 2,
-    "inference.search.BATCH": 2,
     "inference.index_videos.CHUNK": 2,
     "inference.index_videos.MAX_UNIT": 2,
 }

@@ -72,6 +72,7 @@ def test_similarity_has_the_order_of_its_arguments(models, videos):
     close(model.similarity(videos, TEXTS), scores.T)
     close(model.similarity(model.encode(TEXTS[1]), model.encode(videos)), scores[1:])
     close(model.similarity(TEXTS[0], str(videos[2])), scores[:1, 2:])
+    close(model.match(TEXTS[0], videos[2]), model.match(TEXTS[:1], videos[2:]))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,6 @@ MISTAKES = [
     ("retrieval", "ask", ("a.mp4", "what?"), "finetune_qa"),
     ("qa", "ask", ("a.mp4", " \n"), "empty"),
     ("retrieval", "match", ([None], ["a.mp4"]), "None"),
-    ("retrieval", "match", ("a dog", ["a.mp4"]), "a dog"),
     ("retrieval", "encode", (["a dog", ""],), "empty"),
     ("retrieval", "encode", (["a dog", "\udcff"],), "UTF-8"),
     ("retrieval", "encode", (["a dog", "a.mp4"],), "not both"),
@@ -169,8 +169,6 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
     for prompts in (tmp_path / "nowhere", folders["qa"]):
         with pytest.raises(InputError, match=r"prompts\.safetensors"):
             Model.load(Found(folders["prompter"], prompts), device="cpu")
-    with pytest.raises(InputError, match="float8"):
-        Model.load(folders["retrieval"], device="cpu", dtype="float8")
 
 
 @pytest.mark.parametrize("method", ["match", "similarity"])
