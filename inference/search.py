@@ -71,7 +71,6 @@ class SearchResult:
         hits: The hits of one page.
         clips: Number of clips that fit the filter.
         total: Number of clips in the index.
-        filter: What the clips had to fit: `where` and `words`.
         matched: Number of clips that were ranked by matching.
         note: Remarks on the text, such as unknown words.
     """
@@ -79,7 +78,6 @@ class SearchResult:
     hits: list[Hit]
     clips: int
     total: int
-    filter: str
     matched: int = 0
     note: str = ""
 
@@ -92,9 +90,10 @@ class SearchResult:
     @property
     def summary(self) -> str:
         """A line on what was searched."""
-        searched = f"{self.clips:,} of {self.total:,} clips searched"
-        matched = f"the best {self.matched} ranked by matching" * bool(self.matched)
-        return "; ".join(filter(None, (searched, self.filter, matched)))
+        line = f"{self.clips:,} of {self.total:,} clips searched"
+        if self.matched:
+            line += f"; the best {self.matched} ranked by matching"
+        return line
 
     def json(self) -> dict[str, Any]:
         """Return the values as `Hit.json` does."""
@@ -181,7 +180,7 @@ class Searcher:
                 self.model, flag_changed_files(hits[:rerank]), encoded
             )
 
-        result = self._result(hits[offset : offset + k], where, words)
+        result = self._result(hits[offset : offset + k], condition)
         result.matched = sum(hit.match is not None for hit in hits)
         result.note = self.model.note(text)
         return result
@@ -214,18 +213,18 @@ class Searcher:
                 raise embedded.error
             query = embedded.embedding
 
-        condition = f"{make_condition(where, words)} AND key != {quoted(without)}"
-        hits = self._nearest(
-            np.asarray(query, np.float32), offset + k, condition, exact
-        )
-        return self._result(hits[offset:], where, words)
+        condition = make_condition(where, words)
+        others = f"{condition} AND key != {quoted(without)}"
+        hits = self._nearest(np.asarray(query, np.float32), offset + k, others, exact)
+        return self._result(hits[offset:], condition)
 
     def all(
         self, k: int = 10, where: str = "", words: str = "", offset: int = 0
     ) -> SearchResult:
         """List clips in the order of the index. The arguments are as of `search`."""
-        items = self.index.rows(make_condition(where, words), k, offset)
-        return self._result([Hit(item) for item in items], where, words)
+        condition = make_condition(where, words)
+        items = self.index.rows(condition, k, offset)
+        return self._result([Hit(item) for item in items], condition)
 
     def check_index(self) -> None:
         """Raise OSError if the index is gone, or is of another model than when it was opened."""
@@ -233,14 +232,10 @@ class Searcher:
             reason = "the index is of another model now"
             raise OSError(errno.ESTALE, reason, self.index.place)
 
-    def _result(self, hits: list[Hit], where: str, words: str) -> SearchResult:
-        clips = self.index.count(make_condition(where, words))
-        shown = [where.strip(), f"the words {words!r}" if words.strip() else ""]
+    def _result(self, hits: list[Hit], condition: str) -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
-        return SearchResult(
-            flagged, clips, self.index.count(), " and ".join(filter(None, shown))
-        )
+        return SearchResult(flagged, self.index.count(condition), self.index.count())
 
     def _nearest(
         self, vector: np.ndarray, k: int, condition: str, exact: bool
@@ -256,7 +251,7 @@ class Searcher:
             fetched *= 2 * strides + 1
         items = self.index.nearest(vector, fetched, condition, exact)
         if settings.window:
-            items = drop_neighbors(items)[:k]
+            items = drop_neighbors(items, settings.window)[:k]
         return [Hit(item, item["similarity"]) for item in items]
 
 
@@ -279,26 +274,23 @@ def find_model(
     return found
 
 
-def drop_neighbors(items: list[Item]) -> list[Item]:
+def drop_neighbors(items: list[Item], window: float) -> list[Item]:
     """Leave out windows that overlap or touch a better one of the same file.
 
     Args:
         items: Items in descending order.
+        window: Seconds of a window.
     """
-    best: list[Item] = []
-    best_of_file: dict[str, list[Item]] = defaultdict(list)
+    best = []
+    starts: dict[str, list[float]] = defaultdict(list)  # of the best windows of a file
     for item in items:
-        of_file = best_of_file[item["path"]]
-        is_window = None not in (item["start"], item["end"])
+        start = item["start"]
         # A window that touches only a neighbor of a hit is a hit of its own.
-        if is_window and any(
-            item["start"] <= other["end"] and other["start"] <= item["end"]
-            for other in of_file
-        ):
-            continue
-        best.append(item)
-        if is_window:
-            of_file.append(item)
+        if start is None:
+            best.append(item)
+        elif all(abs(start - other) > window for other in starts[item["path"]]):
+            best.append(item)
+            starts[item["path"]].append(start)
     return best
 
 
