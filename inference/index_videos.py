@@ -4,7 +4,6 @@ Embedding is cut into units, which other processes or machines compute. Each fin
 committed, so an interrupted run continues.
 """
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,7 +66,6 @@ class Counts:
 
     Attributes:
         embedded: Clips that were embedded.
-        replaced: Items whose files had changed.
         updated: Items of which only the caption or a column had changed.
         skipped: Items that were in the index.
         removed: Rows of files that are gone or have fewer windows, or that their table no longer has.
@@ -75,7 +73,6 @@ class Counts:
     """
 
     embedded: int = 0
-    replaced: int = 0
     updated: int = 0
     skipped: int = 0
     removed: int = 0
@@ -160,10 +157,9 @@ def find_moved_root(index: Index, folder: str) -> str:
     root = index.settings.root
     if not root or not folder or Path(root).exists():
         return root
-    items = index.rows(k=MAX_SAMPLED)
-    moved = [Path(folder, stored_path(item["path"], root)) for item in items]
-    for item, identity in zip(items, identities(moved), strict=True):
-        if item["identity"] == identity:
+    for item in index.rows(k=MAX_SAMPLED):
+        moved = Path(folder, stored_path(item["path"], root))
+        if [*identities([moved])] == [item["identity"]]:
             log.info(f"{root} has moved to {folder}: the index has the new paths")
             return folder
     return root
@@ -263,7 +259,6 @@ class Addition:
                 if row["reason"]:
                     self._add(row)
                 elif not is_repeated and self.indexed.get(key) != row["identity"]:
-                    self.counts.replaced += key in self.indexed
                     yield row
                 elif (
                     is_repeated
@@ -335,13 +330,13 @@ class Addition:
         """Remove bad rows of earlier runs, windows that a changed file no longer has, clips that the
         table or the corpus no longer has, and clips of the folder whose files are gone.
 
-        A folder that is missing as a whole may be a disk that is not mounted: its clips stay.
+        A folder that is missing or empty may be a disk that is not mounted: its clips stay.
         """
         assert self.index is not None
         folder = find_root(videos)
         source = stored_path(str(videos), self.settings.root)
         removed = []
-        kept: Counter[Path] = Counter()
+        kept = []  # folders
         for row in iterate_rows(old_rows):
             path = whole_path(row["path"], self.settings.root)
             if row["key"] in self.scanned:
@@ -351,30 +346,19 @@ class Addition:
             if not identity or is_changed or row["listed_by"] == source:
                 removed.append(row["key"])
             elif folder and path.startswith(f"{folder}/") and not Path(path).is_file():
-                if absent := find_absent_folder(Path(path)):
-                    kept[absent] += 1
-                else:
+                parent = Path(path).parent
+                if parent.is_dir() and any(parent.iterdir()):
                     removed.append(row["key"])
-        for absent, count in kept.items():
-            command = shlex.join(["alpro", "index", "rm", str(self.place), str(absent)])
+                else:
+                    kept.append(parent)
+        if kept:
             log.warning(
-                f"{absent}: missing or empty; the index keeps its clips ({count:,}); "
-                f"to remove them: {command}"
+                f"{len(kept):,} clips stay in the index, whose folders are missing or empty, such "
+                f"as {kept[0]}; `alpro index rm {self.place} FOLDER` removes them"
             )
-
         if removed:
             self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
         self.counts.removed = len(removed)
-
-
-def find_absent_folder(path: Path) -> Path | None:
-    """Return the highest folder of a missing file that is missing or empty, if one is."""
-    absent = None
-    for folder in path.parents:
-        if folder.is_dir() and any(folder.iterdir()):
-            break
-        absent = folder
-    return absent
 
 
 def hash_repr(value: Any) -> str:
@@ -429,11 +413,12 @@ def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
     root = quoted(f"{index.settings.root}/")
     conditions = []
     for name in names:
-        path = str(absolute(name))
+        folder = quoted(f"{absolute(name)}/")
         meant = [f"id = {quoted(name)}"]
-        for column in ("path", f"concat({root}, path)"):
-            meant.append(f"{column} = {quoted(path)}")
-            meant.append(f"starts_with({column}, {quoted(f'{path}/')})")
+        # A path is absolute, or relative to the root.
+        for prefix in ("''", root):
+            path = f"concat({prefix}, path, '/')"
+            meant.append(f"starts_with({path}, {folder})")
         conditions.append(" OR ".join(meant))
         if not index.count(conditions[-1]):
             raise InputError(

@@ -102,7 +102,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
         f"{index}: {len(opened):,} clips; {rejects:,} rejected (see `alpro index ls`)"
     )
     print(
-        f"  {counts.embedded:,} embedded ({counts.replaced:,} changed), {counts.updated:,} updated, "
+        f"  {counts.embedded:,} embedded, {counts.updated:,} updated, "
         f"{counts.skipped:,} unchanged, {counts.removed:,} removed"
     )
 

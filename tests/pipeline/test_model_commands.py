@@ -69,7 +69,7 @@ def test_what_changed_in_a_folder_is_indexed_and_a_rejected_video_is_named(
     assert f"rejected: {own / 'bad.mp4'}: unreadable" in err
     assert out.splitlines() == [
         f"{index}: 3 clips; 1 rejected (see `alpro index ls`)",
-        "  0 embedded (1 changed), 0 updated, 3 unchanged, 0 removed",
+        "  0 embedded, 0 updated, 3 unchanged, 0 removed",
     ]
 
 
