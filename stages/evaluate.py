@@ -203,7 +203,8 @@ def evaluate_corpus(
         f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}"
     )
     results = evaluate_model(model, gallery, asked)
-    if results.similarity is not None:
-        # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
-        draw_searches(gallery, results.similarity, out / "pictures" / "retrieval.png")
+    # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
+    ranking = results.tables.get("similarity_t2v")
+    if ranking:
+        draw_searches(gallery, ranking, out / "pictures" / "retrieval.png")
     return results

@@ -111,7 +111,6 @@ def add_retrieval(
     """
     texts = model.encode_texts(gallery.texts)
     similarity = similarities(texts.features, videos.features).cpu().numpy()
-    results.similarity = similarity
     protocol = model.describe_protocol()
     ranked: dict[str, np.ndarray] = dict.fromkeys(DIRECTIONS, similarity)
     add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)

@@ -1,12 +1,13 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from alpro.shards.pictures import retrieval_picture
 from alpro.shards.reader import Sample, ShardReader
@@ -51,21 +52,19 @@ def read_labels(video: Sample | Row) -> Labels:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Videos (V), the texts (N) about them, and which videos are right for each text.
+    """Videos (V) with their captions or questions: the texts (N), each with its right videos.
 
     Attributes:
         videos: Samples of a corpus, or rows of a manifest, which are decoded when they are encoded.
         ids: (V,) their ids.
-        texts: (N,) captions, or questions.
-        right: (P, 2) pairs of the indices of a text and of a video that is right for it, by text.
-        questions: (N,) for question answering, the question, answer and type of each text.
+        items: (V,) captions or questions of each video.
+        merged: Equal captions, whatever their case, are one text with several right videos.
     """
 
     videos: Sequence[Sample | Row]
     ids: list[str]
-    texts: list[str]
-    right: np.ndarray
-    questions: list[Question] = field(default_factory=list)
+    items: Sequence[list[Any]]
+    merged: bool = False
 
     @classmethod
     def read(
@@ -94,61 +93,42 @@ class Gallery:
         ids = reader.column("id").to_pylist()
 
         items = [items_by_sample[index][: texts or None] for index in indices]
-        return cls.of(Samples(reader, indices), pick(ids, indices), items, column)
+        return cls(Samples(reader, indices), pick(ids, indices), items)
 
-    @classmethod
-    def of(
-        cls,
-        videos: Sequence[Sample | Row],
-        ids: list[str],
-        items: Sequence[list[Any]],
-        column: str,
-        relevant: Sequence[Collection[int]] | None = None,
-    ) -> "Gallery":
-        """Return videos with the captions or questions of each.
+    @cached_property
+    def right(self) -> list[tuple[Any, list[int]]]:
+        """(N,) each caption or question, as its first video writes it, and the indices of the
+        videos that are right for it, in ascending order."""
+        right: dict[Any, tuple[Any, list[int]]] = {}
+        for video, items in enumerate(self.items):
+            for item in items:
+                key = item.casefold() if self.merged else len(right)
+                right.setdefault(key, (item, []))[1].append(video)
+        return [*right.values()]
 
-        Args:
-            videos: The videos.
-            ids: Their ids.
-            items: Captions or questions of each video.
-            column: captions or questions.
-            relevant: For each video, others for which its captions are right. With it, equal
-                captions, whatever their case, are one text with several right videos.
-        """
-        listed: dict[Any, Any] = {}  # by their key, as the first video writes them
-        right: dict[Any, set[int]] = {}
-        for video, texts in enumerate(items):
-            for text in texts:
-                key = len(listed) if relevant is None else text.casefold()
-                listed.setdefault(key, text)
-                right.setdefault(key, {video})
-                if relevant is not None:
-                    right[key] |= {video, *relevant[video]}
+    @cached_property
+    def texts(self) -> list[str]:
+        """(N,) captions, or questions."""
+        items = [item for item, _ in self.right]
+        return [item["question"] for item in self.questions] or items
 
-        pairs = [
-            (index, video)
-            for index, right_videos in enumerate(right.values())
-            for video in sorted(right_videos)
-        ]
-        pair_array = np.array(pairs, int).reshape(-1, 2)
-        distinct = [*listed.values()]
-        if column == "captions":
-            return cls(videos, ids, distinct, pair_array)
-        texts = [question["question"] for question in distinct]
-        return cls(videos, ids, texts, pair_array, distinct)
+    @cached_property
+    def questions(self) -> list[Question]:
+        """(N,) the question, answer and type of each text; empty if the texts are captions."""
+        return [item for item, _ in self.right if isinstance(item, dict)]
 
     @cached_property
     def relevant(self) -> np.ndarray:
         """(N, V) boolean: which videos are right for each text."""
         matrix = np.zeros((len(self.texts), len(self.ids)), bool)
-        matrix[self.right[:, 0], self.right[:, 1]] = True
+        for text, (_, videos) in enumerate(self.right):
+            matrix[text, videos] = True
         return matrix
 
     @cached_property
     def video_of_text(self) -> np.ndarray:
         """(N,) index of the first right video of each text."""
-        _, first = np.unique(self.right[:, 0], return_index=True)
-        return self.right[first, 1]
+        return np.array([videos[0] for _, videos in self.right], int)
 
     def sample(self, video: int) -> Sample:
         """Return a video of a decoded corpus."""
@@ -175,48 +155,34 @@ class Gallery:
 
     def select(self, videos: Sequence[int]) -> "Gallery":
         """Return these videos, which are indices in ascending order, and their texts."""
-        if len(videos) == len(self.ids):
-            return self
-        new_index = np.full(len(self.ids), -1)
-        new_index[videos] = np.arange(len(videos))
-        new_videos = new_index[self.right[:, 1]]
-
-        is_chosen = new_videos >= 0
-        # A text without a right video is left out.
-        texts, new_texts = np.unique(self.right[is_chosen, 0], return_inverse=True)
         return Gallery(
             pick(self.videos, videos),
             pick(self.ids, videos),
-            texts=pick(self.texts, texts),
-            right=np.stack([new_texts, new_videos[is_chosen]], axis=1),
-            questions=pick(self.questions, texts) if self.questions else [],
+            pick(self.items, videos),
+            self.merged,
         )
 
 
-def draw_searches(gallery: Gallery, scores: np.ndarray, file: Path) -> None:
+def draw_searches(gallery: Gallery, table: pa.Table, file: Path) -> None:
     """Draw the best videos of the texts with the best and with the worst ranks of their videos.
 
     Args:
-        scores: (N, V), higher is better.
+        gallery: The gallery.
+        table: The table of the texts as queries (`evaluate_model.add_ranking`).
         file: Picture to write.
     """
-    right_scores = scores[np.arange(len(scores)), gallery.video_of_text]
-    # In a picture, a tie counts for the right video.
-    ranks = (scores > right_scores[:, None]).sum(1)
-    # Stable: of equal ranks, the same texts are drawn each time.
-    by_rank = ranks.argsort(kind="stable").tolist()
-
+    # The sort is stable: of equal ranks, the same texts are drawn each time.
+    rows = table.sort_by("rank").to_pylist()
     queries = []
-    for text in [*by_rank[:SHOWN_TEXTS], *by_rank[-SHOWN_TEXTS:]]:
-        right = int(gallery.video_of_text[text])
-        note = f"its video, {gallery.ids[right]}, came {ranks[text] + 1} of {scores.shape[1]}"
+    for row in [*rows[:SHOWN_TEXTS], *rows[-SHOWN_TEXTS:]]:
+        note = f"its video, {row['id']}, came {row['rank']:g} of {len(gallery.ids)}"
         results = []
-        for video in scores[text].argsort()[::-1][:SHOWN_VIDEOS].tolist():
-            sample = gallery.sample(video)
+        for name in row["best"][:SHOWN_VIDEOS]:
+            sample = gallery.sample(gallery.ids.index(name))
             # The first frame of the second of three equal segments.
             (frame,) = sample.frames([len(sample) // 3])
-            results.append((frame, gallery.ids[video], video == right))
-        queries.append((gallery.texts[text], note, results))
+            results.append((frame, name, name == row["id"]))
+        queries.append((row["text"], note, results))
 
     file.parent.mkdir(exist_ok=True)
     retrieval_picture(queries).save(file, compress_level=1)

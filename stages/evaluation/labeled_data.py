@@ -68,17 +68,16 @@ def read_labeled(
     videos = pick(videos, labeled)
     labels = pick(labels, labeled)
     ids = [str(label["id"]) for label in labels]
-    items = [label[column] for label in labels]
+    items = [[*label[column]] for label in labels]
     if column != "captions":
-        return Gallery.of(videos, ids, items, column), description
+        return Gallery(videos, ids, items), description
 
-    # Another relevant video may be of another split.
-    index_of_id = {name: index for index, name in enumerate(ids)}
-    relevant = []
+    # A caption is right for the videos that `relevant` names, too, if they are of the split.
+    items_of_id = dict(zip(ids, items, strict=True))
     for label in labels:
-        named = label["meta"].get("relevant") or ()
-        relevant.append([index_of_id[name] for name in named if name in index_of_id])
-    return Gallery.of(videos, ids, items, column, relevant), description
+        for name in label["meta"].get("relevant") or ():
+            items_of_id.get(name, []).extend(label["captions"])
+    return Gallery(videos, ids, items, merged=True), description
 
 
 def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:

@@ -35,7 +35,6 @@ class Results:
         gallery: The gallery that was scored, without videos that could not be decoded.
         scores: Rows without intervals, each with the score that it shows.
         tables: Tables of the queries by name, for people.
-        similarity: (N, V) similarities of the texts and videos of the gallery.
         warnings: Lines for the end of a run and its report.
     """
 
@@ -43,7 +42,6 @@ class Results:
     gallery: Gallery | None = None
     scores: list[tuple[Row, Score]] = field(default_factory=list)
     tables: dict[str, pa.Table] = field(default_factory=dict)
-    similarity: np.ndarray | None = None
     warnings: list[str] = field(default_factory=list)
 
     def add(

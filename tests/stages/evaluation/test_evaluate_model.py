@@ -26,13 +26,12 @@ def questions(clips_of_brightness):
 
 def gallery_of(relevant):
     """A gallery without frames, by which videos are right for each text."""
-    texts, videos = np.array(relevant).shape
-    return Gallery(
-        [],
-        [f"v{n}" for n in range(videos)],
-        [f"ball {n}" for n in range(texts)],
-        np.argwhere(relevant),
-    )
+    items = [
+        [f"ball {text}" for text in np.flatnonzero(right)]
+        for right in np.transpose(relevant)
+    ]
+    ids = [f"v{video}" for video in range(len(items))]
+    return Gallery([], ids, items, merged=True)
 
 
 @pytest.fixture

@@ -68,8 +68,8 @@ def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of
 
 
 def test_selected_videos_keep_the_texts_that_are_right_for_them():
-    right = np.array([[0, 1], [0, 2], [1, 0], [2, 2]])
-    gallery = Gallery(list("uvw"), ["u", "v", "w"], ["x", "y", "z"], right)
+    items = [["y"], ["x"], ["X", "z"]]
+    gallery = Gallery(list("uvw"), ["u", "v", "w"], items, merged=True)
 
     chosen = gallery.select([1, 2])
 
