@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, model_validator
 
 from alpro.log import progress
+from alpro.pool import Died, each
 from alpro.shards.sample import scene as grammar
 from alpro.shards.sample.draw import render
 from alpro.shards.sample.scene import (
@@ -33,7 +34,6 @@ from alpro.stages.execution.interface import (
     StageConfig,
     StageInputs,
 )
-from alpro.stages.execution.workers import run_tasks
 
 VERSION = 6
 TIMES = 5  # number of evenly spaced times of a clip with stored boxes
@@ -124,7 +124,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     batches = [items[i : i + 50] for i in range(0, len(items), 50)]
     render_batch = partial(render_items, config=config, out=out)
     with progress("rendering", len(items), "files") as advance:
-        for _, count in run_tasks(batches, render_batch, resources):
+        results = each(
+            batches, render_batch, resources.worker_count, resources.scheduler
+        )
+        for _, count in results:
+            if isinstance(count, Died):
+                raise RuntimeError(f"rendering: {count.reason}")
             advance(count)
     broken = write_broken_items(out)
 

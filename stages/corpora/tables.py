@@ -46,18 +46,14 @@ class CorpusConfig(StageConfig, frozen=True):
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write small tables to one Parquet file. Memory holds ROW_GROUP rows."""
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        # `concat_tables` takes no empty list.
-        buffer = [schema.empty_table()]
-        rows = 0
+        buffer = schema.empty_table()
         for table in tables:
-            buffer.append(table)
-            rows += table.num_rows
+            buffer = pa.concat_tables([buffer, table])
             # A row group for each small table would make the file slow to read.
-            if rows >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
-                buffer = [schema.empty_table()]
-                rows = 0
-        writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+            if buffer.num_rows >= ROW_GROUP:
+                writer.write_table(buffer.combine_chunks(), ROW_GROUP)
+                buffer = schema.empty_table()
+        writer.write_table(buffer.combine_chunks(), ROW_GROUP)
 
 
 def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:

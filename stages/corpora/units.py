@@ -9,13 +9,12 @@ A corpus has hard links to the shards of its units (copies on a disk without lin
 tables, merged. `alpro artifacts gc` removes units that no corpus is made of.
 """
 
-import errno
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -31,10 +30,10 @@ from alpro.files import (
     write_json,
 )
 from alpro.log import log
+from alpro.pool import Died, each
 from alpro.shards.schema import INDEX, REJECTS, Reject
 from alpro.stages.corpora.tables import UnitRecord, write_tables
 from alpro.stages.execution.interface import FINISHED_UNITS, Resources
-from alpro.stages.execution.workers import Retry, run_tasks
 from alpro.threads import map_ahead
 
 TaskT = TypeVar("TaskT")
@@ -52,6 +51,10 @@ class Unit(NamedTuple):
     name: str
     key: str
     made: bool
+
+
+# Yields the units of tasks whose processes died.
+Retry = Callable[[list[tuple[TaskT, Died]]], Iterable[tuple[TaskT, Unit]]]
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,7 @@ class Units:
     def _publish(self, temporary: Path, key: str) -> None:
         try:
             publish(temporary, self.folder(key))
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+        except OSError:
             # Another run has made it meanwhile, or it is damaged or transient.
             if self.find(key) is None:
                 self.remove(key)
@@ -175,20 +176,47 @@ def write_unit_tables(folder: Path, index: pa.Table, rejects: Iterable[Reject]) 
     )
 
 
+def fail(died: list[tuple[TaskT, Died]]) -> NoReturn:
+    """Raise the error of a task whose process died. Memory may have been short: a stage that has
+    finished some units runs again."""
+    task, death = died[0]
+    raise RuntimeError(
+        f"{task}: {death.reason}; if memory is short, free some, or lower resources.workers"
+    )
+
+
 def finish_units(
     tasks: Iterable[TaskT],
     work: Callable[[TaskT], Unit],
     out: Path,
     resources: Resources,
-    retry: Retry[TaskT, Unit] | None = None,
+    retry: Retry[TaskT] = fail,
 ) -> Iterator[tuple[TaskT, Unit]]:
-    """Find or make units in processes (`run_tasks`), and yield them in order of completion.
+    """Find or make units in processes, on this machine or on a cluster (`alpro.pool.each`), and
+    yield them in order of completion.
 
     The folder of the stage, `out`, gets a line for each finished unit: a stage that dies with more
     finished units than it began with runs again.
+
+    Args:
+        retry: Yields the units of the tasks whose processes died, after all others.
     """
+    died: list[tuple[TaskT, Died]] = []
+
+    def results() -> Iterator[tuple[TaskT, Unit]]:
+        for task, unit in each(
+            tasks, work, resources.worker_count, resources.scheduler
+        ):
+            if isinstance(unit, Died):
+                died.append((task, unit))
+            else:
+                yield task, unit
+        if died:
+            log.info(f"processes of {len(died)} units died")
+            yield from retry(died)
+
     with open(out / FINISHED_UNITS, "a") as progress:
-        for task, unit in run_tasks(tasks, work, resources, retry):
+        for task, unit in results():
             print(unit.key, file=progress, flush=True)
             yield task, unit
 

@@ -12,8 +12,8 @@ from alpro.errors import InputError
 from alpro.pool import Died, in_this_process
 from alpro.shards.reader import ShardReader, read_index
 from alpro.stages import decode_videos
+from alpro.stages.corpora import units
 from alpro.stages.decode_videos import Config
-from alpro.stages.execution import workers
 from alpro.stages.execution.interface import Resources
 from tests.conftest import decode_data
 from tests.stages.conftest import rejects_of, write_manifest
@@ -47,7 +47,7 @@ def processes_that_die(where):
         yield
         return
     with pytest.MonkeyPatch.context() as patch, in_this_process():
-        for module in (decode_videos, workers):
+        for module in (decode_videos, units):
             patch.setattr(module, "each", each_in_this_process)
         patch.setattr(decode_videos, "decode_image", decode_image)
         patch.setattr(decode_videos, "decode_video", decode_video)
@@ -113,7 +113,7 @@ def test_a_unit_that_always_dies_as_a_whole_is_joined_from_its_items(run, tmp_pa
 
     with pytest.MonkeyPatch.context() as patch, in_this_process():
         decode_data(Config(**SETTINGS), run.manifest, tmp_path / "whole", TWO)
-        for module in (decode_videos, workers):
+        for module in (decode_videos, units):
             patch.setattr(module, "each", each)
         decode_data(Config(**SETTINGS), run.manifest, tmp_path / "apart", TWO)
 

@@ -7,7 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alpro.stages.corpora.units import find_unused, link, open_units
+from alpro.pool import Died
+from alpro.stages.corpora import units as units_module
+from alpro.stages.corpora.units import (
+    Unit,
+    find_unused,
+    finish_units,
+    link,
+    open_units,
+)
+from alpro.stages.execution.interface import Resources
 
 
 @pytest.fixture
@@ -163,3 +172,16 @@ def test_a_unit_is_in_use_by_a_corpus_or_by_an_interrupted_stage(units, out, tmp
 
     assert unused == {"unused", ".killed.part"}
     assert without_corpus == {"unused", ".killed.part", "linked"}
+
+
+def test_a_task_that_dies_ends_the_stage_after_all_others(units, out, monkeypatch):
+    unit = Unit("1", "key", made=True)
+    results = [(0, Died("its process ended with status -11")), (1, unit)]
+    monkeypatch.setattr(units_module, "each", lambda *_: results)
+
+    finished = finish_units(range(2), str, out, Resources())
+
+    assert next(finished) == (1, unit)
+    assert (out / "parts" / "units").read_text() == "key\n"
+    with pytest.raises(RuntimeError, match=r"^0: its process ended.* -11; .*lower"):
+        next(finished)
