@@ -171,7 +171,6 @@ def complete(
     totals = write_statistics(out, records, expected, overlaps)
     # No item is left out in silence: each one is a sample or a reject.
     assert totals["items"] == items
-    shared, warnings = describe_overlaps(overlaps)
     strips = sample_strips(ShardReader(out), SHOWN_SAMPLES)
     if strips:
         (out / "pictures").mkdir(exist_ok=True)
@@ -190,7 +189,7 @@ def complete(
             f"{source}: {rejected} of {items} items are rejected, more than max_reject_share = "
             f"{max_reject_share:g} allows ({by_reason}); see {out / 'rejects.parquet'}"
         )
-    return Outcome(totals | shared, warnings=warnings)
+    return Outcome(totals, warnings=describe_overlaps(overlaps))
 
 
 def pixel_sums(frames: np.ndarray) -> np.ndarray:
@@ -209,19 +208,12 @@ def pixel_sums(frames: np.ndarray) -> np.ndarray:
     return np.stack([histograms @ values**power for power in range(3)])
 
 
-def describe_overlaps(overlaps: SplitCounts) -> tuple[dict[str, int], list[str]]:
-    """Return the numbers above 0 of validation and test items that share a caption or equal-looking
-    frames with a training item, and a warning for each split that has any."""
-    shared: dict[str, int] = {}
-    warnings = []
-    for split, counts in overlaps.items():
-        found = {name: counts[name] for name in ("captions", "frames") if counts[name]}
-        for name, count in found.items():
-            shared[f"{split}_{name}_in_training"] = count
-        if found:
-            warnings.append(
-                f"{split}: {counts['captions']} of {counts['items']} items share a caption with a "
-                f"training item, and {counts['frames']} of {counts['compared']} look like one "
-                "(overlap.parquet)"
-            )
-    return shared, warnings
+def describe_overlaps(overlaps: SplitCounts) -> list[str]:
+    """Return a warning for each split with items that share a caption or equal-looking frames with
+    a training item."""
+    return [
+        f"{split}: {counts['captions']} of {counts['items']} items share a caption with a training "
+        f"item, and {counts['frames']} of {counts['compared']} look like one (overlap.parquet)"
+        for split, counts in overlaps.items()
+        if counts["captions"] or counts["frames"]
+    ]
