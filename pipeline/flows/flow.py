@@ -41,7 +41,6 @@ from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.runs import Run, Runs, git_commit
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.tracker import Tracker
-from alpro.stages import EVALUATIONS
 from alpro.stages.execution.lifecycle import get_parent
 
 # A signal that arrives just before a wait begins does not end it, so no wait is without a limit.
@@ -145,16 +144,14 @@ def open_workspace() -> Path:
     Without a deployment, it is in the current folder. The run of a deployment ends with its worker,
     and the workspace becomes its current folder: Prefect starts it in a temporary one.
     """
-    if not deployment.id:
-        workspace = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace").resolve()
-        workspace.mkdir(parents=True, exist_ok=True)
-        return workspace
-
-    set_parent_death_signal(get_parent(), signal.SIGKILL)
-    prepare()
-    workspace = get_worker_workspace()
+    workspace = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    if deployment.id:
+        set_parent_death_signal(get_parent(), signal.SIGKILL)
+        prepare()
+        workspace = get_worker_workspace()
     workspace.mkdir(parents=True, exist_ok=True)
-    os.chdir(workspace)
+    if deployment.id:
+        os.chdir(workspace)
     return workspace.resolve()
 
 
@@ -307,10 +304,6 @@ def submit_steps(
     """
     plan = current.plan
     steps = required(plan.steps, plan.store.find_all(plan.steps))
-    if plan.settings.resources.max_stages > 1:
-        # Trainings take longest: none waits for an evaluation that could run later.
-        steps.sort(key=lambda step: step.stage in EVALUATIONS)
-
     for number, step in enumerate(steps, 1):
         names = [source.name for source in step.inputs.values()]
         is_here = step.stage not in current.remote_deployments
