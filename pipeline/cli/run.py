@@ -146,7 +146,7 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     # `execute` reports errors; Prefect's log would repeat them and every line of progress.
     for name in ("LOGGING_LEVEL", "LOGGING_INTERNAL_LEVEL", "SERVER_LOGGING_LEVEL"):
         os.environ.setdefault(f"PREFECT_{name}", "CRITICAL")
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         # The database of the command's own server; the person's ~/.prefect stays as it is.
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
 
