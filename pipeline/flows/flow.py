@@ -6,7 +6,7 @@ work pool.
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import wait
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,16 +116,16 @@ def alpro(
     try:
         workspace = open_workspace()
         plan = make_plan(Command(config, data_changes(data, changes), stage), workspace)
-        deployments = find_deployments()
-        check_plan(plan, deployments)
-        fetch_models(plan, deployments)
+        remote_stages = find_remote_stages()
+        check_plan(plan, remote_stages)
+        fetch_models(plan, remote_stages)
         uri = os.environ.get("ALPRO_TRACKING_URI", "")
         tracker = Tracker.open(uri, workspace, plan.settings.name)
         artifacts = run(
             plan,
             tracker,
             title=get_title(plan),
-            deployments=deployments,
+            remote_stages=remote_stages,
             # A pipeline may run this flow as one of its stages.
             parent=os.environ.get(PARENT_RUN, ""),
         )
@@ -155,13 +155,13 @@ def open_workspace() -> Path:
     return workspace.resolve()
 
 
-def find_deployments() -> dict[str, str]:
-    """Return the deployments of single stages in other work pools than this run's, by stage.
+def find_remote_stages() -> set[str]:
+    """Return the stages that have a deployment of their name in another work pool than this run's.
 
     Empty for a run without a deployment: it runs every stage itself.
     """
     if not deployment.id:
-        return {}
+        return set()
 
     of_this_flow = FlowFilter.model_validate({"name": {"any_": ["alpro"]}})
     with get_client(sync_client=True) as client:
@@ -169,7 +169,7 @@ def find_deployments() -> dict[str, str]:
         deployments = client.read_deployments(flow_filter=of_this_flow)
 
     return {
-        other.name: f"alpro/{other.name}"
+        other.name
         for other in deployments
         if other.work_pool_name != own_pool
         and other.parameters.get("stage") == other.name
@@ -192,7 +192,7 @@ def run(
     tracker: Tracker,
     *,
     title: str,
-    deployments: dict[str, str] | None = None,
+    remote_stages: Collection[str] = (),
     tags: dict[str, str] | None = None,
     parent: str = "",
 ) -> list[Artifact]:
@@ -215,7 +215,7 @@ def run(
     current = PipelineRun(
         plan,
         log_entry,
-        remote_deployments=deployments or {},
+        remote_stages=remote_stages,
         tracker=tracker,
         mlflow_run=parent,
     )
@@ -306,8 +306,7 @@ def submit_steps(
     steps = required(plan.steps, plan.store.find_all(plan.steps))
     for number, step in enumerate(steps, 1):
         names = [source.name for source in step.inputs.values()]
-        is_here = step.stage not in current.remote_deployments
-        runner: Any = here if is_here else elsewhere
+        runner: Any = elsewhere if step.stage in current.remote_stages else here
         futures[step.name] = runner.submit(
             step_task.with_options(name=step.name),
             {

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class PipelineRun:
 
     Attributes:
         log_entry: the run in the log of the workspace.
-        remote_deployments: the deployments that run the steps of a stage, by stage.
+        remote_stages: the stages whose steps are runs of their deployments.
         mlflow_run: the id of the run in MLflow.
         artifacts_by_name: the artifact of each finished step.
         states: what became of each step that has ended, in a word.
@@ -50,7 +50,7 @@ class PipelineRun:
 
     plan: Plan
     log_entry: Run
-    remote_deployments: Mapping[str, str]
+    remote_stages: Collection[str]
     tracker: Tracker
     mlflow_run: str
     artifacts_by_name: dict[str, Artifact] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class PipelineRun:
             other
             for other in self.plan.steps
             if other.stage in TRAININGS
-            and other.stage not in self.remote_deployments
+            and other.stage not in self.remote_stages
             # If one of two steps needs the other, only one runs at a time.
             and not (other.needs(step) or step.needs(other))
             and other.name != step.name

@@ -107,7 +107,7 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
     # A corpus that is complete now may have no test items.
     if STAGES[step.stage] != "data":
         check_test_items(run.plan)
-    if not existed and step.stage in run.remote_deployments:
+    if not existed and step.stage in run.remote_stages:
         run_remotely(run, step, position)
 
     with store.lock(step, announce, run.stopping.is_set) as lock:
@@ -130,9 +130,9 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
     folder = store.folder(step)
-    if step.stage in run.remote_deployments:
+    if step.stage in run.remote_stages:
         raise StageFailed(
-            f"{run.remote_deployments[step.stage]} completed, but {folder} does not exist; the "
+            f"alpro/{step.stage} completed, but {folder} does not exist; the "
             "workers must share the workspace and the files that the configuration names"
         )
 
@@ -177,7 +177,7 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
         StageFailed: If it did not complete.
         CancelledError: If the pipeline stops.
     """
-    name = run.remote_deployments[step.stage]
+    name = f"alpro/{step.stage}"
     # With timeout=None, it would not wake up when the pipeline stops.
     submitted: Any = run_deployment(
         name,

@@ -120,7 +120,7 @@ def test_the_limit_holds_where_deployments_run_some_stages(
     together, workspace, monkeypatch
 ):
     """Of decodings, each of which uses all cores."""
-    monkeypatch.setattr(flow, "find_deployments", lambda: dict.fromkeys(WITH_MODEL, ""))
+    monkeypatch.setattr(flow, "find_remote_stages", lambda: WITH_MODEL)
     monkeypatch.setenv("ALPRO_WORKSPACE", str(workspace))
     record = together(1)
 
