@@ -24,18 +24,6 @@ def rows(count, **more):
     ]
 
 
-def asked(split, *answers):
-    """Rows of a split, each with a question."""
-    return [
-        {
-            "id": f"{split}{n}",
-            "split": split,
-            "questions": [{"question": "what?", "answer": one}],
-        }
-        for n, one in enumerate(answers)
-    ]
-
-
 def test_a_manifest_is_described_with_what_is_missing(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data", rows(30))
     lines = [
@@ -115,17 +103,13 @@ def test_a_folder_without_texts_is_a_problem(tmp_path):
     assert any("no captions and no questions" in problem for problem in problems)
 
 
-def test_captions_and_answers_that_splits_share_or_lack_are_counted(tmp_path):
+def test_captions_that_splits_share_are_counted(tmp_path):
     items = [
         {"id": "train", "captions": ["a cat", "a dog"], "split": "train"},
         {"id": "test", "captions": ["a dog", "an owl"], "split": "test"},
-        *asked("train", "Cat", "cat.", "dog", "dog"),
-        *asked("validation", "bird"),
-        *asked("test", "dog", "cow", "owl"),
+        {"id": "other", "captions": ["an owl"], "split": "test"},
     ]
 
     findings = check(write_manifest(tmp_path / "data", items)).findings
 
-    assert "1 of 4 test items have a caption of a training item" in findings
-    assert "1 of 1 validation answers are none of the training answers" in findings
-    assert "2 of 3 test answers are none of the training answers" in findings
+    assert "1 of 2 test items have a caption of a training item" in findings
