@@ -7,7 +7,6 @@ from cyclopts import App
 from alpro.errors import InputError
 from alpro.pipeline.cli.options import (
     WORKSPACE,
-    Count,
     Source,
     Workspace,
     check_exists,
@@ -44,7 +43,6 @@ def check(
     *,
     config: str = "own_videos",
     set: tuple[str, ...] = (),
-    samples: Count = 5,
 ) -> int:
     """Print the items, problems and splits of a data set.
 
@@ -55,7 +53,6 @@ def check(
         data: Your videos, as for `alpro run --data`.
         config: The configuration whose decoding settings are used.
         set: Change a value, such as corpora.data.frames=16; repeatable.
-        samples: Number of items to decode.
     """
     from alpro.pipeline.config.command import Command, data_changes
     from alpro.pipeline.plan.check_data import check_data
@@ -70,7 +67,7 @@ def check(
         )
 
     try:
-        report = check_data(settings, samples)
+        report = check_data(settings)
     except UnknownColumns as error:
         rows = "\n  ".join(["With these columns, the first rows are:", *error.rows])
         print(f"{error}\n\n{rows}")
@@ -83,17 +80,14 @@ def print_check(data: str, report: "DataReport") -> None:
     """Print the report of `check_data`."""
     from alpro.pipeline.reports.columns import print_rows
 
-    count = len(report.problems)
-    verdict = f"a run fails, problems: {count}" if count else "ready to run"
-    kinds = " and ".join(f"{count:,} {kind}s" for kind, count in report.kinds.items())
-    print(f"{data}: {report.form}; {report.items:,} items ({kinds}); {verdict}")
+    verdict = "a run fails" if report.problems else "ready to run"
+    print(f"{data}: {report.form}; {report.items:,} items; {verdict}")
     for problem in report.problems:
         print(f"problem: {problem}")
 
-    columns = ("items", "captions", "questions")
     rows = []
     for split, counts in report.splits.items():
-        rows.append({"split": split, **{column: counts[column] for column in columns}})
+        rows.append({"split": split, **counts, "why_empty": ""})
     print_rows(rows)
     for finding in report.findings:
         print(f"  {finding}")

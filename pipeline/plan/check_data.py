@@ -5,7 +5,7 @@ All rows are imported. Only a few items are decoded; no other media are read.
 """
 
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from alpro.pipeline.plan.checks import check_rows
 from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
-from alpro.shards.schema import KINDS, SPLITS, Row
+from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.plan import DecodePlan
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
+SAMPLES = 5  # items to decode
 MAX_EXAMPLES = 3  # items that a line names
 
 
@@ -31,17 +32,13 @@ class DataReport:
 
     form: str
     items: int
-    kinds: Mapping[str, int]
     splits: Mapping[str, Mapping[str, Any]]  # as `DecodePlan.splits`
     problems: list[str]  # what would end a run, or make it useless
     findings: list[str]  # what a user should know
 
 
-def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
+def check_data(settings: PipelineConfig) -> DataReport:
     """Describe the corpus `data` of a configuration, decoding a few of its items.
-
-    Args:
-        samples: The number of items to decode, evenly spaced.
 
     Raises:
         InputError: If the data cannot be read at all.
@@ -52,17 +49,16 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
         manifest = import_corpus(corpus, Path(folder))
         settings = without_questions(settings, {CORPUS: manifest})
         plan = make_plan(corpus.decoding, manifest)
-        decoded = plan.evenly_spaced(samples)
+        decoded = plan.evenly_spaced(SAMPLES)
         failures = decode_samples(decoded, corpus.decoding, Path(folder))
 
         about = manifest.about
-        codes = plan.columns["kind"].tolist()
-        kinds = Counter(KINDS[code] for code in codes)
         splits = plan.splits()
-        textless = kinds.total() - sum(split["items"] for split in splits.values())
+        rows = len(plan.row_indices)
+        items = rows + about["rejects"]
+        textless = rows - sum(split["items"] for split in splits.values())
 
         problems = []
-        items = kinds.total() + about["rejects"]
         unusable = about["rejects"] + textless
         if unusable > corpus.max_reject_share * items:
             problems.append(
@@ -83,17 +79,17 @@ def check_data(settings: PipelineConfig, samples: int = 5) -> DataReport:
 
         generated = "generated" if plan.generated_splits else "none"
         source = "named" if plan.named_splits else generated
-        findings = [f"splits: {source}", *list_rejects(plan)]
-        if textless:
-            findings.append(f"{textless:,} items without a text")
-        findings += find_leaks(plan)
-        findings += [f"note: {note}" for note in about["notes"]]
-        hint = plan.group_hint()
-        if hint:
-            findings.append(f"hint: {hint}")
-        findings.append(f"decoded {len(decoded)} items, {len(failures)} rejected")
-        findings += failures[:MAX_EXAMPLES]
-        return DataReport(about["form"], items, kinds, splits, problems, findings)
+        findings = [
+            f"splits: {source}",
+            *list_rejects(plan),
+            f"{textless:,} items without a text",
+            *find_leaks(plan),
+            *about["notes"],
+            *filter(None, [plan.group_hint()]),
+            f"decoded {len(decoded)} items, {len(failures)} rejected",
+            *failures[:MAX_EXAMPLES],
+        ]
+        return DataReport(about["form"], items, splits, problems, findings)
 
 
 def list_rejects(plan: DecodePlan) -> Iterator[str]:
