@@ -6,7 +6,7 @@ from typing import Literal
 
 from alpro.errors import InputError
 from alpro.models.initial import read_sizes
-from alpro.pipeline.config.command import MODEL_STAGES, Command
+from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import find_config
 from alpro.pipeline.config.load import (
     Values,
@@ -49,38 +49,27 @@ def check_corpora(settings: PipelineConfig, command: Command) -> None:
 
 
 def with_encoder_sizes(values: Values) -> Values:
-    """Give the models the sizes of a CLIP (`vit`) or a BERT in a local folder, because others could
-    not be loaded. Such a BERT is also the tokenizer, unless one is set.
+    """Give [model] the sizes of a CLIP (`vit`) or a BERT in a local folder, because others could not
+    be loaded. Such a BERT is also the tokenizer, unless one is set.
 
-    A stage that names no such folder has the sizes of the other stage. An encoder that is a name on
-    the hub has the sizes of the configuration.
+    Pre-training decides, if both stages name a folder: later stages continue its model. An encoder
+    that is a name on the hub has the sizes of the configuration.
 
     Args:
         values: values of a configuration that are not validated.
     """
-    if values.get("pretrained"):
-        return values
-
-    stages = [stage for stage in MODEL_STAGES if isinstance(values.get(stage), dict)]
+    stages = [] if values.get("pretrained") else ["pretrain", "train_prompter"]
     for encoder, key in ENCODERS:
-        names = {stage: values[stage].get(key) for stage in stages}
-        sizes = {}
-        for stage, name in names.items():
-            sizes[stage] = read_sizes(key, name) if isinstance(name, str) else {}
-        first = next((stage for stage in stages if sizes[stage]), "")
-        if not first:
-            continue
-
-        models = {
-            stage: {"model": {encoder: sizes[stage] or sizes[first]}}
-            for stage in stages
-        }
-        # The later stages continue the model of pre-training, so [model] has its sizes.
-        values = merge(values, models.pop("pretrain", {}))
-        # A prompter may have sizes of its own.
-        values = merge(models, values)
-        if encoder == "text":
-            values = merge({"train_tokenizer": {"tokenizer": names[first]}}, values)
+        for stage in stages:
+            table = values.get(stage)
+            name = table.get(key) if isinstance(table, dict) else None
+            sizes = read_sizes(key, name) if isinstance(name, str) else {}
+            if sizes:
+                values = merge(values, {"model": {encoder: sizes}})
+                if encoder == "text":
+                    tokenizer = {"train_tokenizer": {"tokenizer": name}}
+                    values = merge(tokenizer, values)
+                break
     return values
 
 
