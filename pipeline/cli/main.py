@@ -115,10 +115,12 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_BROKEN_PIPE
     except Exception as error:
         # Imported only now: `--help` must not wait for it.
+        from alpro.shards.clip import DecodeError
         from alpro.stages.execution.interface import StageFailed
 
-        if isinstance(error, StageFailed):
-            return fail(f"error: {error}", 1)
+        if isinstance(error, (StageFailed, DecodeError)):
+            status = 1 if isinstance(error, StageFailed) else EXIT_INPUT_ERROR
+            return fail(f"error: {error}", status)
         if not isinstance(error, OSError) or not error.strerror:
             raise
 

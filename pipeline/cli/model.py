@@ -1,7 +1,7 @@
 """`alpro model ...` and `alpro eval`: what a person does with a model."""
 
 import sys
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[str, Parameter(help="A video or an image: a file or a URL.")]
-# Labels a video: words with probabilities, best first.
-Name = partial[list[tuple[str, float]]]
 Results = Annotated[
     Count, Parameter(name=("-k", "--results"), help="Number of results.")
 ]
@@ -160,7 +158,7 @@ def ask(
     if note := loaded.note(question):
         print(f"note: {note}", file=sys.stderr)
 
-    show_words(partial(loaded.ask, video, question, top_k=k), "answer")
+    print_words("answer", loaded.ask(video, question, top_k=k))
 
 
 @group.command
@@ -189,20 +187,14 @@ def entities(
         raise InputError(f"--box {error}") from None
 
     loaded = models.load(models.find(model))
-    show_words(partial(loaded.entities, video, region, top_k=k), "entity")
+    print_words("entity", loaded.entities(video, region, top_k=k))
     print(f"note: {loaded.entities_note}", file=sys.stderr)
 
 
-def show_words(name: Name, head: str) -> None:
-    """Print the words of a video with their probabilities, best first. Raises InputError if it cannot
-    be decoded."""
+def print_words(head: str, ranked: Iterable[tuple[str, float]]) -> None:
+    """Print words with their probabilities."""
     from alpro.pipeline.reports.columns import print_rows
-    from alpro.shards.clip import DecodeError
 
-    try:
-        ranked = name()
-    except DecodeError as error:
-        raise InputError(str(error)) from error
     print_rows([{head: word, "probability": f"{p:.3f}"} for word, p in ranked])
 
 
