@@ -2,9 +2,8 @@
 request at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from threading import Semaphore
@@ -15,7 +14,6 @@ from starlette.requests import ClientDisconnect
 
 # Requests that wait or compute. The server has 40 threads, so that some are free for pictures.
 MAX_WAITING = 32
-MAX_UPLOADS = 8  # bodies that are received or decoded at a time
 MAX_UPLOAD_BYTES = 200 << 20
 UPLOAD_SECONDS = 120.0
 T = TypeVar("T")
@@ -26,7 +24,6 @@ class RequestQueue:
 
     def __init__(self) -> None:
         self._places = Semaphore(MAX_WAITING)
-        self._upload_places = Semaphore(MAX_UPLOADS)
         # PyTorch keeps workers for each thread.
         self._thread = ThreadPoolExecutor(1, "models")
 
@@ -44,41 +41,30 @@ class RequestQueue:
             HTTPException: If too many requests wait, or the body is too large or too slow.
         """
         # A longer queue would answer everybody late.
-        with take(self._places, "requests"):
+        if not self._places.acquire(blocking=False):
+            headers = {"Retry-After": "1", "Connection": "close"}
+            raise HTTPException(429, "too many requests are waiting", headers)
+        try:
             if request.method != "POST":
                 yield None
                 return
-            with (
-                take(self._upload_places, "uploads"),
-                NamedTemporaryFile(prefix="alpro-upload-") as file,
-            ):
+            with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await save_body(request, file)
                 yield Path(file.name) if file.tell() else None
-
-
-@contextmanager
-def take(places: Semaphore, name: str) -> Iterator[None]:
-    """Take one of the places, or raise 429."""
-    if not places.acquire(blocking=False):
-        headers = {"Retry-After": "1", "Connection": "close"}
-        raise HTTPException(429, f"too many {name} are waiting", headers)
-    try:
-        yield
-    finally:
-        places.release()
+        finally:
+            self._places.release()
 
 
 async def save_body(request: Request, file: IO[bytes]) -> None:
     """Write the body of a request to a file. Raise HTTPException if it is too large or too slow."""
+    close = {"Connection": "close"}
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
             async for part in request.stream():
                 file.write(part)
                 if file.tell() > MAX_UPLOAD_BYTES:
                     size = f"more than {MAX_UPLOAD_BYTES >> 20} MiB"
-                    raise HTTPException(413, size, {"Connection": "close"})
+                    raise HTTPException(413, size, close)
     except (TimeoutError, ClientDisconnect):
-        raise HTTPException(
-            408, "the upload takes too long", {"Connection": "close"}
-        ) from None
+        raise HTTPException(408, "the upload takes too long", close) from None
     file.flush()  # decoders open the file by its name
