@@ -123,19 +123,16 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     @app.exception_handler(DecodeError)
     @app.exception_handler(ValueError)
-    async def mistake(request: Request, error: Exception) -> Response:
-        text = str(error)
-        if isinstance(error, DecodeError):
-            # The detail is left out: it may name the server's own files.
-            text = f"this file cannot be decoded as a video or an image: {error.reason}"
-        return JSONResponse({"detail": text}, 400)
-
     @app.exception_handler(OSError)
-    async def disk(request: Request, error: OSError) -> Response:
-        """Answer that the server's disk is full or missing, without the name of the file."""
-        log.warning(f"a request was not answered: {error}")
-        reason = error.strerror or "a file cannot be read"
-        return JSONResponse({"detail": f"on the server: {reason}"}, 503)
+    async def refuse(request: Request, error: Exception) -> Response:
+        """Answer with a line, which has no names of the server's own files."""
+        status, text = 400, str(error)
+        if isinstance(error, DecodeError):
+            text = f"this file cannot be decoded as a video or an image: {error.reason}"
+        if isinstance(error, OSError):  # the disk is full or missing
+            log.warning(f"a request was not answered: {error}")
+            status, text = 503, f"on the server: {error.strerror or 'no file'}"
+        return JSONResponse({"detail": text}, status)
 
 
 def _add_searches(
@@ -211,7 +208,7 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         eight frames that move."""
         item = models.current_item(key)
         if view != "file":
-            picture = render_preview(item, PREVIEW_FRAMES if view == "moving" else 1)
+            picture = render_preview(item, view == "moving")
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])
@@ -224,50 +221,38 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
         return FileResponse(path, media_type=PLAYABLE[suffix(path)], headers=PRIVATE)
 
 
-def render_preview(item: dict[str, Any], frames: int) -> bytes:
-    """Render the middle frame of a clip, or some frames that move, as WebP in their original
-    shape."""
-    moves = frames > 1
+def render_preview(item: dict[str, Any], moves: bool) -> bytes:
+    """Render the middle frame of a clip, or frames that move, as WebP in their original shape."""
     # A still is the first frame of the middle third.
-    decoded = load_clip(get_source(item), frames if moves else 3, PREVIEW_PIXELS)
+    count = PREVIEW_FRAMES if moves else 3
+    decoded = load_clip(get_source(item), count, PREVIEW_PIXELS)
+    frames = decoded.frames if moves else decoded.frames[1:2]
     # Decoded frames are squares; `width` and `height` describe the file.
     ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
     size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
 
-    chosen = decoded.frames if moves else decoded.frames[1:2]
-    first, *others = (Image.fromarray(frame).resize(size) for frame in chosen)
-
+    first, *others = (Image.fromarray(frame).resize(size) for frame in frames)
     out = io.BytesIO()
-    first.save(
-        out,
-        "WEBP",
-        save_all=True,
-        append_images=others,
-        duration=PREVIEW_MILLISECONDS,
-        loop=0,
-        quality=80,
-    )
+    options = {"duration": PREVIEW_MILLISECONDS, "loop": 0}
+    first.save(out, "WEBP", save_all=True, append_images=others, **options)
     return out.getvalue()
 
 
 def _add_health(app: FastAPI, models: ServedModels) -> None:
-    searcher = models.search
-    offers = {"search": searcher, "ask": models.ask, "entities": models.entities}
+    offers = {"search": models.search, "ask": models.ask, "entities": models.entities}
 
     @app.get("/api/health")
     def health() -> dict[str, Any]:
         """Return what this server does; it waits for no model."""
         about: dict[str, Any] = {"clips": 0, "index": "", "columns": []}
-        if searcher:
-            searcher.check_index()
-            about["clips"] = len(searcher.index)
-            about["index"] = Path(searcher.index.place).name
-            about["columns"] = [*SHOWN_COLUMNS, *searcher.index.columns]
-        return about | {
-            "status": "ok",
-            "entities": models.entities.entities_note if models.entities else "",
-            "offers": [name for name, model in offers.items() if model],
-        }
+        if models.search:
+            models.search.check_index()
+            index = models.search.index
+            about["clips"] = len(index)
+            about["index"] = Path(index.place).name
+            about["columns"] = [*SHOWN_COLUMNS, *index.columns]
+        names = [name for name, model in offers.items() if model]
+        return {"status": "ok", "offers": names, **about}
 
 
 def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
