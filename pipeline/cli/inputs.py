@@ -9,7 +9,6 @@ from alpro.pipeline.cli.options import (
     WORKSPACE,
     Source,
     Workspace,
-    check_exists,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def check(
     from alpro.pipeline.plan.models import read_settings
     from alpro.shards.sources.propose import UnknownColumns
 
-    check_exists("data", data)
     settings = read_settings(Command(config, data_changes(data, set)))
     if settings.corpora["data"].shards:
         raise InputError(

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from alpro.errors import InputError
 from alpro.files import expand_home
-from alpro.names import find_artifact, matching_artifacts
-from alpro.stages import STAGES
+from alpro.names import find_artifact
 
 if TYPE_CHECKING:
     from alpro import Model
@@ -81,34 +79,11 @@ class Source:
             from alpro.inference.encoding import model_folder
             from alpro.inference.find import resolve
 
-            check_built(self.pretrained, workspace)
             model = model_folder(resolve(self.pretrained, workspace).model)
             changes.append(text_change("pretrained", str(model.resolve())))
-        if self.data:
-            check_exists("--data", self.data)
         if self.max_steps:
             changes.append(f"max_steps={self.max_steps}")
         return Command(config, (*changes, *data_changes(self.data, self.set)), stage)
-
-
-def check_built(name: str, workspace: Path) -> None:
-    """Raise InputError if a CONFIG/STAGE stands for nothing. It would be looked up on the hub, where
-    names are OWNER/MODEL."""
-    config, _, stage = name.partition("/")
-    if stage not in STAGES or Path(name).exists():
-        return
-    if not matching_artifacts(name, workspace):
-        raise InputError(
-            f"{name}: not built in {workspace}; `alpro run {stage} --config {config}` builds it"
-        )
-
-
-def check_exists(option: str, location: str) -> None:
-    """Raise InputError if a location on this machine is no file and no folder: a pipe would be read
-    for ever."""
-    path = expand_home(location)
-    if "://" not in location and not path.is_file() and not path.is_dir():
-        raise InputError(f"{option} {location}: no such file or folder")
 
 
 @Parameter(name="*")
@@ -127,7 +102,6 @@ class ModelOptions:
         """Return the model that a name stands for. Raise InputError if there is none."""
         from alpro.inference.find import resolve
 
-        check_built(name, self.workspace)
         if not name.startswith("models:/"):
             return resolve(name, self.workspace)
 
