@@ -4,7 +4,7 @@ The record is written last. It has the checksums of the other files, and of itse
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -198,11 +198,17 @@ def check_artifact(folder: Path, names: Collection[str] = ()) -> None:
         for name, content in record.contents.items()
         if not name.endswith(".tar") and (not names or name in names)
     }
+    for path in find_damaged(paths):
+        raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
+
+
+def find_damaged(files: Mapping[Path, str]) -> Iterator[Path]:
+    """Yield the files whose SHA-256 is another one, or that are missing."""
     with ThreadPoolExecutor(THREADS) as threads:
-        checksums = threads.map(try_checksum, paths)
-    for (path, sha256), actual in zip(paths.items(), checksums, strict=True):
+        checksums = threads.map(try_checksum, files)
+    for (file, sha256), actual in zip(files.items(), checksums, strict=True):
         if actual != sha256:
-            raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
+            yield file
 
 
 def try_checksum(path: Path) -> str:

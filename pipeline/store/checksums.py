@@ -13,6 +13,7 @@ from alpro.artifact import (
     THREADS,
     Record,
     digest_record,
+    find_damaged,
 )
 from alpro.files import checksum, read_json
 from alpro.log import progress
@@ -24,7 +25,6 @@ UNFINISHED = ("checkpoints", "parts")
 
 # Size in bytes and sha256, by the file's name relative to the folder.
 Contents = dict[str, dict[str, Any]]
-Problem = tuple[str, Path]  # damaged, missing or extra; and the file
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -63,32 +63,26 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     return contents
 
 
-def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Problem]:
-    """Compare the files of artifacts with their records. Files that are as recorded yield
-    nothing."""
+def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Path]:
+    """Yield the files of artifacts that are not as their records say: damaged or missing."""
     with progress("verifying", len(artifacts), "artifacts") as advance:
         for folder, record in artifacts:
             is_own = record.values.get(RECORD_DIGEST) == digest_record(record.values)
             if not is_own or folder.name != record.fingerprint[:16]:
-                yield "damaged", folder / RECORD
+                yield folder / RECORD
 
-            recorded = record.contents
-            found = describe_contents(folder, {})
-            for name in sorted(recorded.keys() | found.keys()):
-                if name not in recorded:
-                    yield "extra", folder / name
-                elif name not in found:
-                    yield "missing", folder / name
-                elif found[name]["sha256"] != recorded[name]["sha256"]:
-                    yield "damaged", folder / name
+            files = record.contents.items()
+            yield from find_damaged(
+                {folder / name: one["sha256"] for name, one in files}
+            )
             advance(1)
 
 
-def unreadable_records(root: Path) -> Iterator[Problem]:
-    """Yield the artifacts in a store whose records are not JSON objects, so that they count as
+def unreadable_records(root: Path) -> Iterator[Path]:
+    """Yield the records in a store that are not JSON objects, so that their artifacts count as
     unfinished."""
     for path in sorted(root.glob(f"*/*/{RECORD}")):
         with suppress(OSError, ValueError):
             if isinstance(read_json(path), dict):
                 continue
-        yield "damaged", path
+        yield path

@@ -244,7 +244,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
         (f"model ask {RETRIEVAL} clip.mp4 what?", "finetune_qa"),
         (
             "model ask mine/finetune_qa clip.mp4 what?",
-            "`alpro run finetune_qa --config mine`",
+            "mine/finetune_qa: no such folder",
         ),
         (f"model ask {QA} none.mp4 what?", "none.mp4"),
         (f"model entities {PROMPTER} clip.mp4 --box 0.5,0,0.6,1", "--box"),

@@ -11,7 +11,7 @@ from PIL import Image
 from alpro.artifact import read_record
 from alpro.files import checksum
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.checksums import verify
+from alpro.pipeline.store.checksums import describe_contents
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Outcome, Resources
 from tests.conftest import decode_data, write_lines
@@ -76,8 +76,8 @@ def power_cuts(tmp_path, monkeypatch, record_property):
         def result():
             folder = store.folder(step)
             record = read_record(folder)
-            assert list(verify([(folder, record)])) == []
             assert record is not None
+            assert record.contents == describe_contents(folder, {})
             contents = {
                 name: record.contents[name] for name in names or record.contents
             }
