@@ -9,7 +9,7 @@ never flipped.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -70,25 +70,42 @@ def crop_box(
     scale: tuple[float, float] = CROP_SCALE,
 ) -> tuple[int, int, int, int]:
     """Draw the crop of `random_resized_crop`: left, top, width, height in pixels."""
-    min_ratio, max_ratio = CROP_RATIO
-    for _ in range(MAX_CROP_ATTEMPTS):
-        area = rng.uniform(*scale) * width * height
-        # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
-        log_aspect = rng.uniform(np.log(min_ratio), np.log(max_ratio))
-        aspect = np.exp(log_aspect)
-        w = round(float(np.sqrt(area * aspect)))
-        h = round(float(np.sqrt(area / aspect)))
+    for w, h in draw_sizes(MAX_CROP_ATTEMPTS, (width, height), scale, CROP_RATIO, rng):
         if 0 < w <= width and 0 < h <= height:
             left = int(rng.integers(width - w + 1))
             top = int(rng.integers(height - h + 1))
             return left, top, w, h
 
+    min_ratio, max_ratio = CROP_RATIO
     # The largest that the bounds of the ratio allow.
     w = min(width, round(height * max_ratio))
     h = min(height, round(width / min_ratio))
     left = (width - w) // 2
     top = (height - h) // 2
     return left, top, w, h
+
+
+def draw_sizes(
+    attempts: int,
+    frame: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> Iterator[tuple[int, int]]:
+    """Yield random widths and heights of crops, which may be larger than the frame.
+
+    Args:
+        attempts: Number of sizes.
+        frame: Width and height of the frame.
+        scale: Range of the fraction of the area.
+        ratio: Range of width to height.
+    """
+    width, height = frame
+    for _ in range(attempts):
+        area = rng.uniform(*scale) * width * height
+        # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        yield round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
 
 
 Picture = Image.Image

@@ -13,6 +13,7 @@ import torch
 from alpro.inference.encoding import Videos, sample_frames, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_entities
+from alpro.shards.transforms import draw_sizes
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
 from alpro.stages.evaluation.metrics import (
@@ -191,14 +192,7 @@ def random_box(
         left, top, width and height in patches.
     """
     smallest, largest = area
-    for _ in range(100):
-        target = rng.uniform(smallest, largest) * grid * grid
-        # Uniform in the logarithm: wide and tall crops are equally frequent.
-        narrowest, widest = np.log(aspect)
-        ratio = np.exp(rng.uniform(narrowest, widest))
-        height = round(float(np.sqrt(target / ratio)))
-        width = round(float(np.sqrt(target * ratio)))
-
+    for width, height in draw_sizes(100, (grid, grid), area, aspect, rng):
         inside = 1 <= height <= grid and 1 <= width <= grid
         if inside and smallest <= height * width / grid**2 <= largest:
             top = int(rng.integers(0, grid - height + 1))

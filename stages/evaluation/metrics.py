@@ -215,17 +215,14 @@ def average_precision(
     `Ranks.of`. With ties it is the mean over their orders."""
     gallery = scores.shape[1]
     harmonic = (1 / np.arange(1, gallery + 1)).sum()
-    precision = []
-    chance = []
-    for row, right in zip(scores, relevant, strict=True):
-        precision.append(expected_precision(row, right))
-        # The probability that another item is right, too.
-        others = (right.sum() - 1) / max(1, gallery - 1)
-        # At rank i, precision is (1 + (i - 1) others) / i on average; all ranks are as likely.
-        chance.append((others * (gallery - harmonic) + harmonic) / gallery)
+    rows = zip(scores, relevant, strict=True)
+    values = np.array([expected_precision(row, right) for row, right in rows]) * 100
 
-    values = np.array(precision) * 100
-    return Score(MEAN_AVERAGE_PRECISION, values, float(np.mean(chance) * 100), queries)
+    # The probability that another item is right, too.
+    others = (relevant.sum(axis=1) - 1) / max(1, gallery - 1)
+    # At rank i, precision is (1 + (i - 1) others) / i on average; all ranks are as likely.
+    chance = (others * (gallery - harmonic) + harmonic) / gallery
+    return Score(MEAN_AVERAGE_PRECISION, values, float(chance.mean() * 100), queries)
 
 
 def expected_precision(scores: np.ndarray, right: np.ndarray) -> float:
