@@ -139,10 +139,8 @@ def comparison_tables(
     changes = {row["name"]: change for row, change in comparison.scores}
     difference = " - ".join(reversed(columns))
     notes = [COMPARED]
-    for score, (of_first, of_second, shared) in comparison.other_queries.items():
-        notes.append(
-            f"Other queries of {score}: {of_first} and {of_second}, {shared} of them shared."
-        )
+    for score, (of_first, of_second) in comparison.other_queries.items():
+        notes.append(f"Other queries of {score}: {of_first} and {of_second}.")
 
     shown = []
     for title, scores in by_title([*(second | first).values()]):

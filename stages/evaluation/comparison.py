@@ -1,7 +1,7 @@
 """Compare two evaluations over the same queries: each score of both, the difference, its interval and
 its p value."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
 from operator import itemgetter
 from pathlib import Path
@@ -28,12 +28,11 @@ class Comparison(NamedTuple):
     Attributes:
         scores: The row of results.json of each score that both have over the same queries, and its
             difference.
-        other_queries: For each score whose queries differ, how many queries a has, b has, and both
-            have.
+        other_queries: For each score whose queries differ, how many queries a and b have.
     """
 
     scores: list[tuple[dict[str, Any], PairedDifference]]
-    other_queries: dict[str, tuple[int, int, int]]
+    other_queries: dict[str, tuple[int, int]]
 
 
 def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
@@ -70,9 +69,7 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
         queries_b = [value[:2] for value in values_b]
         # A paired test needs the value of each query in both.
         if queries_a != queries_b:
-            shared = Counter(queries_a) & Counter(queries_b)
-            counts = (len(queries_a), len(queries_b), shared.total())
-            other_queries[row["name"]] = counts
+            other_queries[row["name"]] = (len(queries_a), len(queries_b))
         elif row["statistic"] == "mean":  # a median has no sums by video
             videos = np.array([video for video, _ in queries_a], object)
             first = np.array([value for *_, value in values_a])
@@ -80,10 +77,9 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             compared.append((row, paired_difference(first, second, videos)))
 
     if other_queries and not compared:
-        name, (of_a, of_b, shared_count) = next(iter(other_queries.items()))
+        name, (of_a, of_b) = next(iter(other_queries.items()))
         raise InputError(
-            f"{names}: the test sets differ: {name} has {of_a} and {of_b} queries, {shared_count} "
-            f"of them shared"
+            f"{names}: the test sets differ in the queries of {name} ({of_a} and {of_b})"
         )
     return Comparison(compared, other_queries)
 
