@@ -4,74 +4,78 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+from torch import Tensor
 
-from alpro.stages.evaluation.gallery import Question
+from alpro.stages.evaluation.gallery import Gallery, Question
 from alpro.stages.evaluation.metrics import (
     ACCURACY,
-    Queries,
     Score,
     accuracy_of_type,
     contrast_metric,
 )
 
 
-def accuracy_scores(
-    predicted: Sequence[str],
-    guessed: Sequence[str],
-    questions: Sequence[Question],
-    queries: Queries,
-) -> list[Score]:
-    """Return the accuracy of answers overall and by the type of the question.
-
-    Args:
-        predicted: (Q,) answers of the model.
-        guessed: (Q,) answers of the baseline, whose accuracy is the chance level.
-        questions: (Q,) questions.
-        queries: The same questions with their videos.
-    """
-    truth = np.array([question["answer"] for question in questions], object)
-    types = np.array([question["type"] for question in questions], object)
-    right = np.array(predicted, object) == truth
-    guessed_right = np.array(guessed, object) == truth
-
-    subsets = [(ACCURACY, np.ones(len(types), bool))]
-    subsets += [(accuracy_of_type(kind), types == kind) for kind in sorted(set(types))]
-    scores = []
-    for metric, chosen in subsets:
-        chance = float(guessed_right[chosen].mean() * 100)
-        scores.append(
-            Score(metric, right[chosen] * 100.0, chance, queries.select(chosen))
-        )
-    return scores
-
-
-def contrast_scores(
-    logits: np.ndarray,
+def score_answers(
+    logits: Tensor,
     answers: Sequence[str],
-    contrasts: Sequence[tuple[str, str]],
-    questions: Sequence[Question],
-    queries: Queries,
-) -> list[Score]:
-    """Return two-way accuracy: of the questions answered by one of a pair, how many rank it above
-    the other.
+    gallery: Gallery,
+    training_questions: Sequence[Question] = (),
+    contrasts: Sequence[tuple[str, str]] = (),
+) -> tuple[list[Score], pa.Table]:
+    """Return the accuracy of answers overall and by the type of the question, and two-way accuracy:
+    of the questions answered by one of a pair, how many rank it above the other.
 
     A pair that nobody asks about, or of which the model does not know both answers, has no score.
 
     Args:
         logits: (Q, answers).
+        answers: Answers of the model.
+        gallery: Videos with the questions (Q).
+        training_questions: Questions whose most frequent answers are the chance level.
+        contrasts: Pairs of answers.
+
+    Returns:
+        The scores, and a table of the questions.
     """
+    questions = gallery.questions
+    queries = gallery.queries("t2v")
     truth = np.array([question["answer"] for question in questions], object)
+    types = np.array([question["type"] for question in questions], object)
+    predicted = np.array(answers, object)[logits.argmax(1).numpy()]
+    guessed = np.array(predict_majority(training_questions, questions), object)
+    right = predicted == truth
+
+    subsets = [(ACCURACY, np.ones(len(types), bool))]
+    subsets += [(accuracy_of_type(kind), types == kind) for kind in sorted(set(types))]
     scores = []
+    for metric, chosen in subsets:
+        chance = float((guessed == truth)[chosen].mean() * 100)
+        values = right[chosen] * 100.0
+        scores.append(Score(metric, values, chance, queries.select(chosen)))
+
     for pair in contrasts:
         chosen = np.isin(truth, pair)
         if not chosen.any() or not set(pair) <= set(answers):
             continue
         columns = [answers.index(answer) for answer in pair]
-        preferred = np.array(pair, object)[logits[chosen][:, columns].argmax(1)]
-        right = (preferred == truth[chosen]) * 100.0
+        preferred = np.array(pair, object)[logits.numpy()[chosen][:, columns].argmax(1)]
+        values = (preferred == truth[chosen]) * 100.0
         # With two answers, chance is one half.
-        scores.append(Score(contrast_metric(pair), right, 50.0, queries.select(chosen)))
-    return scores
+        scores.append(
+            Score(contrast_metric(pair), values, 50.0, queries.select(chosen))
+        )
+
+    table = {
+        "id": queries.ids,
+        "question": queries.texts,
+        "answer": truth,
+        "type": types,
+        "predicted": predicted,
+        "probability": logits.softmax(1).amax(1).tolist(),
+        "right": right.astype(bool),
+    }
+    return scores, pa.table(table)
 
 
 def predict_majority(

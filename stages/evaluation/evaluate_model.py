@@ -11,10 +11,8 @@ import torch
 
 from alpro.inference.encoding import Videos, match_all, match_top_k, similarities
 from alpro.stages.evaluation.answers import (
-    accuracy_scores,
-    contrast_scores,
     describe_unanswerable,
-    predict_majority,
+    score_answers,
 )
 from alpro.stages.evaluation.controls import (
     CONTROLS,
@@ -189,28 +187,15 @@ def add_answers(
             name = f"qa_{control}"
             what = f"control: {CONTROLS[control].label}"
 
-        questions = decoded.questions
-        predicted = [answers[int(index)] for index in logits.argmax(1)]
-        guessed = predict_majority(asked.training_questions, questions)
-        queries = decoded.queries("t2v")
-        scores = accuracy_scores(predicted, guessed, questions, queries)
-        scores += contrast_scores(
-            logits.numpy(), answers, asked.contrasts, questions, queries
+        scores, results.tables[name] = score_answers(
+            logits,
+            answers,
+            decoded,
+            training_questions=asked.training_questions,
+            contrasts=asked.contrasts,
         )
         for score in scores:
             results.add(score, name, what)
-
-        truth = [question["answer"] for question in questions]
-        columns = {
-            "id": queries.ids,
-            "question": queries.texts,
-            "answer": truth,
-            "type": [question["type"] for question in questions],
-            "predicted": predicted,
-            "probability": logits.softmax(1).amax(1).tolist(),
-            "right": list(map(str.__eq__, truth, predicted)),
-        }
-        results.tables[name] = pa.table(columns)
 
 
 def order_controls(asked: Asked) -> list[ControlName]:

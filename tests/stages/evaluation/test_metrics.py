@@ -5,15 +5,17 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.stages.evaluation.answers import (
-    accuracy_scores,
     describe_unanswerable,
     predict_majority,
+    score_answers,
 )
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import (
     Queries,
     Ranks,
@@ -107,9 +109,14 @@ def test_accuracies_have_their_labels_items_and_baselines():
         {"question": "2", "answer": "y", "type": "how_many"},
         {"question": "3", "answer": "z", "type": "who"},
     ]
-    queries = Queries.of(["a", "a", "b"], ["1", "2", "3"])
+    gallery = Gallery([], ["a", "b"], [asked[:2], asked[2:]])
+    training = [
+        {"answer": "y", "type": "who"},
+        {"answer": "x", "type": "how_many"},
+    ]
+    logits = torch.eye(3)[[0, 0, 2]]
 
-    scores = accuracy_scores(["x", "x", "z"], ["x", "y", "x"], asked, queries)
+    scores, _ = score_answers(logits, [*"xyz"], gallery, training)
 
     assert [score.metric.key for score in scores] == ["acc", "acc_how_many", "acc_who"]
     assert [score.metric.label for score in scores] == [
@@ -118,7 +125,7 @@ def test_accuracies_have_their_labels_items_and_baselines():
         "who",
     ]
     assert [score.value for score in scores] == pytest.approx([200 / 3, 50, 100])
-    assert [score.chance for score in scores] == pytest.approx([200 / 3, 100, 0])
+    assert [score.chance for score in scores] == pytest.approx([100 / 3, 50, 0])
     assert {s.metric.baseline for s in scores} == {"most frequent answer"}
     assert [s.queries.texts.tolist() for s in scores] == [
         ["1", "2", "3"],
