@@ -3,7 +3,6 @@
 The record is written last. It has the checksums of the other files, and of itself.
 """
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +16,6 @@ from alpro.log import log
 RECORD = "artifact.json"
 RECORD_VERSION = 2
 RECORD_DIGEST = "sum"  # key of the digest of the record's other values
-THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the GIL
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def check_artifact(folder: Path, names: Collection[str] = ()) -> None:
 
 def find_damaged(files: Mapping[Path, str]) -> Iterator[Path]:
     """Yield the files whose SHA-256 is another one, or that are missing."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
         checksums = threads.map(try_checksum, files)
     for (file, sha256), actual in zip(files.items(), checksums, strict=True):
         if actual != sha256:

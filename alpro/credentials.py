@@ -27,19 +27,18 @@ USER = re.compile(r"[^/?#@\s]*@")
 USER_IS_SECRET = {"http", "https", "ftp", "ftps", "s3", "gs"}
 
 PARAMETER = re.compile("(?<=[?#&;])([^=&;?#]+)=([^&;#]+)")
-# Ends of the names of parameters that are secrets, such as X-Amz-Signature and AWSAccessKeyId.
-SECRET = re.compile(
-    "(token|secret|passw(or)?d|passphrase|signature|credentials?|authorization|sessionid|sessid"
-    "|(api|access|secret|private|account)[-_]?key([-_]?id)?|(^|[-_])(sig|pwd|jwt))$",
+# Names of secrets, and ends of names, such as X-Amz-Signature and AWSAccessKeyId.
+NAMES = (
+    "(?:token|secret|passw(?:or)?d|passphrase|signature|credentials?|authorization|sessionid|sessid"
+    "|(?:api|access|secret|private|account)[-_]?key(?:[-_]?id)?|(?<![a-z0-9])(?:sig|pwd|jwt))"
+)
+SECRET = re.compile(f"{NAMES}$", re.IGNORECASE)
+LABELED = re.compile(
+    rf"((?:{NAMES}|\b(?:user|username|login|pass))['\"]?\s*[:=]\s*)[^\s,;&]+",
     re.IGNORECASE,
 )
 AUTHORIZATION = re.compile(
     r"\b(basic|bearer|digest|negotiate|token|apikey)[ :=]+[^\s,;'\"<>]{3,}",
-    re.IGNORECASE,
-)
-LABELED = re.compile(
-    r"\b((?:user(?:name)?|login|pass(?:word|wd)?|pwd|secret|token|credentials?)\b"
-    r"['\"]?\s*[:=]\s*)[^\s,;&]+",
     re.IGNORECASE,
 )
 
@@ -100,7 +99,7 @@ def refuse_credentials(where: str, value: object) -> None:
 
 
 def redact(message: str) -> str:
-    """Remove credentials from a message of another program: in URLs and after labels.
+    """Remove credentials from a message of another program: in URLs and after names of secrets.
 
     >>> redact("401: no Basic bmV0dXNlcjp=, see https://me:pw@host/a.mp4?id=7&sig=x")
     '401: no Basic ***, see https://***@host/a.mp4?id=7&sig=***'
@@ -108,10 +107,4 @@ def redact(message: str) -> str:
     # A server decides how long its message is: it is truncated before it is searched.
     text = AUTHORIZATION.sub(rf"\1 {HIDDEN}", message[:MAX_MESSAGE])
     text = re.sub(rf"(?<=//)(?:{PASSWORD.pattern}|{USER.pattern})", f"{HIDDEN}@", text)
-    text = LABELED.sub(rf"\1{HIDDEN}", text)
-    return PARAMETER.sub(_redact_parameter, text)
-
-
-def _redact_parameter(match: re.Match[str]) -> str:
-    name = match[1]
-    return f"{name}={HIDDEN}" if SECRET.search(name) else match[0]
+    return LABELED.sub(rf"\1{HIDDEN}", text)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-LOCAL = ("127.0.0.1", "localhost")
+LOCAL = "127.0.0.1,localhost"
 # Variables that torchrun sets for its ranks, and, with PET_, options that it reads.
 RANKS = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_.*)"
@@ -61,14 +61,12 @@ def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
     >>> environment["no_proxy"]
     's3.corp.example,127.0.0.1,localhost'
     """
-    # Programs differ in which of the two forms they read, so both get the hosts of both.
-    given = [environment.get(name, "") for name in ("NO_PROXY", "no_proxy")]
-    hosts = dict.fromkeys(",".join([*given, *LOCAL]).split(","))
-    hosts.pop("", None)
-
-    # `*` means all hosts only if it stands alone.
-    value = "*" if "*" in hosts else ",".join(hosts)
-    environment.update(NO_PROXY=value, no_proxy=value)
+    # Programs differ in which of the two forms they read. Most prefer the second.
+    hosts = environment.get("no_proxy") or environment.get("NO_PROXY", "")
+    # `*` means all hosts only if it stands alone. A parent process may have added this machine.
+    if hosts != "*" and not hosts.endswith(LOCAL):
+        hosts = f"{hosts},{LOCAL}" if hosts else LOCAL
+    environment.update(NO_PROXY=hosts, no_proxy=hosts)
 
 
 def unset_ranks(environment: MutableMapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Lines about a run on standard error, and progress: a bar on a terminal, plain lines elsewhere.
 
 The processes of stages inherit the level. Each line starts with its time, except on a terminal, and
-where the program that reads the lines adds times of its own (TIMES). Short tasks show no progress.
+where the program that reads the lines adds times of its own (TIMES).
 """
 
 import logging
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 
@@ -18,7 +18,6 @@ LEVEL = "ALPRO_LOG_LEVEL"
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
 # Environment variable: 1 while stages run side by side, whose bars would overlap.
 PLAIN = "ALPRO_PLAIN_PROGRESS"
-QUIET_SECONDS = 2.0  # shorter tasks show nothing
 LINE_SECONDS = 15.0  # between plain lines
 # The time left follows from the speed in this window: a step may take minutes.
 SPEED_SECONDS = 600.0
@@ -110,27 +109,20 @@ def progress(
     bar.add_task(what, total=total, completed=done, note="")
     task = bar.tasks[0]
     has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
-    next_line = time.monotonic() + (QUIET_SECONDS if has_bar else LINE_SECONDS)
+    next_line = time.monotonic() + LINE_SECONDS
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal next_line
         bar.update(task.id, advance=n, note=note or task.fields["note"])
         now = time.monotonic()
-        if now < next_line:
-            return
-        if has_bar:
-            bar.start()
+        if has_bar or now < next_line:
             return
 
         next_line = now + LINE_SECONDS
-        of_total = "" if total is None else f" of {total}"
-        details = [f"{task.completed:.0f}{of_total} {unit}", f"{task.elapsed:.0f} s"]
+        details = [f"{task.completed:.0f} of {total or '?'} {unit}"]
         if task.time_remaining is not None:
             details.append(f"{timedelta(seconds=task.time_remaining)} left")
         log.info(f"{what}: {', '.join(filter(None, [*details, task.fields['note']]))}")
 
-    try:
+    with bar if has_bar else nullcontext():
         yield advance
-    finally:
-        if has_bar:
-            bar.stop()

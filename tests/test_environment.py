@@ -24,7 +24,7 @@ from alpro.stages.execution.interface import Resources
     [
         ({}, "127.0.0.1,localhost"),
         ({"NO_PROXY": "s3.corp.example"}, "s3.corp.example,127.0.0.1,localhost"),
-        ({"NO_PROXY": "a,localhost", "no_proxy": "b"}, "a,localhost,b,127.0.0.1"),
+        ({"NO_PROXY": "a,localhost", "no_proxy": "b"}, "b,127.0.0.1,localhost"),
         ({"NO_PROXY": "*"}, "*"),
     ],
 )

@@ -10,7 +10,6 @@ from typing import Any
 from alpro.artifact import (
     RECORD,
     RECORD_DIGEST,
-    THREADS,
     Record,
     digest_record,
     find_damaged,
@@ -53,7 +52,7 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     files = list_files(folder)
     unread = [path for name, path in files.items() if name not in known]
     # hashlib releases the GIL: threads read and hash side by side.
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(8) as threads:
         read = dict(zip(unread, threads.map(checksum, unread), strict=True))
 
     contents = {}
