@@ -5,9 +5,11 @@ The record is written last. It has the checksums of the other files, and of itse
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
@@ -48,13 +50,13 @@ class Record:
     name: str = ""
     fingerprint: str = ""
     stage: str = ""
-    stage_version: int = 0
+    stage_version: int | str = 0
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Source] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     precision: str = ""
     contents: Mapping[str, Any] = field(default_factory=dict)
@@ -65,13 +67,7 @@ class Record:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
         """Return the record of a JSON object. Fields that an older record lacks are empty."""
-        present = {
-            one.name: values[one.name] for one in fields(cls) if one.name in values
-        }
-        inputs = {}
-        for name, source in values.get("inputs", {}).items():
-            inputs[name] = Source(source["stage"], source["fingerprint"])
-        return cls(**{**present, "inputs": inputs, "values": values})
+        return replace(RECORDS.validate_python(values), values=values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of a new record, with its digest."""
@@ -80,6 +76,9 @@ class Record:
         # Last, because it covers all other values.
         values[RECORD_DIGEST] = digest_record(values)
         return values
+
+
+RECORDS = TypeAdapter(Record)
 
 
 def compute_fingerprint(record: Record, without_effect: Collection[str] = ()) -> str:
@@ -145,16 +144,14 @@ def read_record(folder: Path) -> Record | None:
 
     try:
         values = read_json(path)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
+        # An artifact of an earlier version is built again.
+        is_current = values.get("version") == RECORD_VERSION
+        return Record.from_json(values) if is_current else None
+    except (ValueError, AttributeError):
         log.warning(
             f"{path} is corrupt: it counts as missing, and its artifact is built again if a stage needs it"
         )
         return None
-    if values.get("version") != RECORD_VERSION:  # written by an earlier version
-        return None
-    return Record.from_json(values)
 
 
 def digest_record(values: Mapping[str, Any]) -> str:
