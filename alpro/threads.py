@@ -20,13 +20,16 @@ def cores() -> int:
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item]
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    count: int = min(MAX_THREADS, cores()),
 ) -> Iterator[Result]:
     """Yield function(item) of each item in order, prefetching at most two items per thread.
 
-    `items` may be an infinite generator. It is read only as far as items are prefetched.
+    Args:
+        items: They may be an infinite generator, which is read only as far as items are prefetched.
+        count: Number of threads.
     """
-    count = min(MAX_THREADS, cores())
     pending = deque[Future[Result]]()
     pool = ThreadPoolExecutor(count)
     try:

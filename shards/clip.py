@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from alpro.errors import one_line
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 
 # Maximum time in seconds, over eleven days: larger numbers are timestamps or in another unit.
@@ -132,5 +133,4 @@ class ClipRequest:
 
 def error_text(error: BaseException) -> str:
     """Return the message of an error without the file name (the row has it) and the number."""
-    message = getattr(error, "strerror", None) or error
-    return str(message) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error)

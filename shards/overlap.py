@@ -6,7 +6,6 @@ same hash; cropped, mirrored or edited copies do not. Reading frames is slow, so
 limits the number of samples that are hashed.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import SPLITS
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
+from alpro.threads import map_ahead
 
 
 def overlap(
@@ -38,9 +38,9 @@ def overlap(
     captions = captions_in_training(index["captions"], in_training)
 
     chosen = choose(in_training, max_samples)
-    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
-        values = threads.map(partial(hash_sample, ShardReader(folder)), chosen)
-        hashes = dict(zip(chosen, values, strict=True))
+    hash_one = partial(hash_sample, ShardReader(folder))
+    values = map_ahead(hash_one, chosen, MAX_CONCURRENT_REQUESTS)
+    hashes = dict(zip(chosen, values, strict=True))
     # Blank frames have no hash: else all black clips would be copies.
     training_hashes = {value for i, value in hashes.items() if value and in_training[i]}
     frames = np.zeros(len(splits), bool)

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
+from alpro.shards.clip import error_text
 from alpro.shards.schema import INDEX
 from alpro.shards.storage import Location, join, local_copy, read_range
 
@@ -63,20 +64,14 @@ class Sample:
     def frames(self, chosen: list[int] | None = None) -> np.ndarray:
         """Read and decode the chosen frames (all of them by default): (T, H, W, 3) uint8. Raises
         Unreadable."""
-        if chosen is None:
-            chosen = list(range(len(self)))
-        name = f"{self.shard}: {self.metadata['id']}"
-        frames = []
+        spans = self.spans if chosen is None else [self.spans[i] for i in chosen]
         try:
-            spans = [self.spans[i] for i in chosen]
             fetched = self.fetched or _fetch(self.shard, spans)
-            for i in chosen:
-                name = f"{self.shard}: {self.metadata['id']}, frame {i}"
-                data = _member(self.shard, self.spans[i], fetched)
-                frames.append(decode_jpeg(data))
-            return np.stack(frames)
+            members = [_member(self.shard, span, fetched) for span in spans]
+            return np.stack([decode_jpeg(data) for data in members])
         except Exception as error:  # Pillow raises many types for corrupt JPEGs
-            raise Unreadable(f"{name}: {_reason(error)}") from error
+            name = f"{self.shard}: {self.metadata['id']}"
+            raise Unreadable(f"{name}: {error_text(error)}") from error
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -151,7 +146,7 @@ class ShardReader:
                     "shard"
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unreadable(f"{shard}: {row['id']}: {_reason(error)}") from error
+            raise Unreadable(f"{shard}: {row['id']}: {error_text(error)}") from error
         sample = Sample(metadata, shard, frame_spans, fetched)
         if self._keeps:
             self._kept[sample_index] = sample
@@ -222,12 +217,8 @@ def _index_file(folder: Location) -> Iterator[Path]:
         ) from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{folder}: index.parquet cannot be read: {_reason(error)}"
+            f"{folder}: index.parquet cannot be read: {error_text(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or one_line(error)
 
 
 def _fetch(shard: Location, spans: list[Span]) -> Fetched | None:

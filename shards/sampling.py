@@ -43,20 +43,13 @@ def frames_between(
         frames_until = np.searchsorted(nearest_from, seconds + 1e-6, side="right")
         return max(int(frames_until) - 1, 0)
 
-    frame_count = len(times)
-    first = 0
-    if start is not None:
-        first = nearest(start)
-    end_frame = frame_count
-    if end is not None:
-        end_frame = min(nearest(end), frame_count)
-
-    is_after_last = first >= frame_count
-    is_reversed = start is not None and end is not None and end <= start
-    if is_after_last or is_reversed:
+    begin = 0.0 if start is None else start
+    stop = np.inf if end is None else end
+    first = nearest(begin)
+    if first == len(times) or stop <= begin:
         return first, first
     # A window shorter than a frame has one frame.
-    return first, max(end_frame, first + 1)
+    return first, max(nearest(stop), first + 1)
 
 
 def last_frame_seconds(times: np.ndarray) -> float:

@@ -17,9 +17,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -33,6 +31,7 @@ from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import expand_home, file_state
 from alpro.shards.schema import Member
+from alpro.threads import map_ahead
 
 Location = Path | str
 Answer = TypeVar("Answer")
@@ -178,20 +177,19 @@ def resolve(root: Location, path: str) -> Location:
         ValueError: If it is not allowed.
     """
     refuse_credentials("path", path)
-    protocol, _, name = path.partition("://")
-    is_local = not is_url(path) or protocol.lower() in LOCAL_PROTOCOLS
-    if not is_url(path):
-        name = path
+    protocol, _, local_path = path.partition("://")
+    if local_path and protocol.lower() in LOCAL_PROTOCOLS:
+        path = local_path
     resolved: Location | None = None
-    if not is_local:
+    if is_url(path):
         resolved = path if _is_allowed(root, path) else None
     elif isinstance(root, str):
         # Normalized, so that the first part shows whether the path leads out.
-        name = posixpath.normpath(name)
+        name = posixpath.normpath(path)
         if not name.startswith(("/", "..")) and "::" not in name:
             resolved = join(root, name)
     else:
-        whole = os.path.normpath(os.path.join(root, name))  # noqa: PTH118 - much faster than Path
+        whole = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 - much faster than Path
         folder = os.path.normpath(root)
         if whole == folder or whole.startswith(folder.rstrip("/") + "/"):
             resolved = Path(whole)
@@ -338,17 +336,13 @@ def listing(folder: Location, ending: str) -> list[Location]:
 
 
 def identities(locations: Iterable[Location]) -> Iterator[str]:
-    """Yield what changes with each file, in order, without reading it: its size and its ETag, digest
+    """Return what changes with each file, in order, without reading it: its size and its ETag, digest
     or modification time.
 
     "missing" if there is no readable file, and "not fetched" if its store does not respond.
     Requests are concurrent.
     """
-    remaining = iter(locations)
-    with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
-        # Submitted in batches: `map` takes all of its items at once.
-        while batch := list(islice(remaining, 64 * MAX_CONCURRENT_REQUESTS)):
-            yield from threads.map(_identity, batch)
+    return map_ahead(_identity, locations, MAX_CONCURRENT_REQUESTS)
 
 
 def _identity(location: Location) -> str:

@@ -196,7 +196,7 @@ def change_caption(content, row):
     [
         (cut_metadata, 0, "a: .*truncated"),
         (cut_last_byte, 2, "雪.*truncated"),
-        (zeros, 1, r"b/ü, frame 0: damaged: \d+ bytes at byte \d+ .* changed since"),
+        (zeros, 1, r"b/ü: damaged: \d+ bytes at byte \d+ .* changed since"),
         (change_caption, 2, r"雪: damaged: \d+ bytes at byte .* changed since"),
         (None, 0, "a: No such file"),
     ],
