@@ -20,23 +20,19 @@ def check_box(box: Sequence[float | str]) -> Box:
     """Return a region inside the frame. Raise ValueError for anything else."""
     try:
         left, top, width, height = (float(side) for side in box)
+        # All comparisons with NaN are false, so it is refused.
+        has_area = left >= 0 and top >= 0 and width > 0 and height > 0
+        is_region = has_area and max(left + width, top + height) <= 1 + ROUNDING
     except (TypeError, ValueError):
-        raise ValueError(f"{box} {NO_REGION}") from None
-
-    # All comparisons with NaN are false, so it is refused.
-    starts_inside = left >= 0 and top >= 0
-    ends_inside = max(left + width, top + height) <= 1 + ROUNDING
-    if not (starts_inside and ends_inside and width > 0 and height > 0):
+        is_region = False
+    if not is_region:
         raise ValueError(f"{box} {NO_REGION}")
     return left, top, width, height
 
 
 def parse_box(text: str) -> Box:
     """Parse a region `left,top,width,height`. Raise ValueError if it is not one."""
-    try:
-        return check_box(text.split(","))
-    except ValueError:
-        raise ValueError(f"{text} {NO_REGION}") from None
+    return check_box(text.split(","))
 
 
 def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
@@ -55,12 +51,9 @@ def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, i
 
     column = min(grid - 1, round(left * grid))
     row = min(grid - 1, round(top * grid))
-    columns = max(1, round(width * grid))
-    rows = max(1, round(height * grid))
-
     # Both ends are rounded, so the last patch may lie outside of the grid.
-    columns = min(grid - column, columns)
-    rows = min(grid - row, rows)
+    columns = min(grid - column, max(1, round(width * grid)))
+    rows = min(grid - row, max(1, round(height * grid)))
     return column, row, columns, rows
 
 
