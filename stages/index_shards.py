@@ -188,7 +188,7 @@ def check_frames(index: pa.Table, path: Path, folder: Path) -> UnitRecord:
             (frame,) = sample.frames([len(sample) // 2])
         except Unreadable as error:
             # The reject has the id in a column of its own.
-            detail = str(error).rpartition(f"{row['id']}, ")[2]
+            detail = str(error).rpartition(f"{row['id']}: ")[2]
             reject = Reject(
                 id=row["id"], path=row["shard"], reason="unreadable", detail=detail
             )
