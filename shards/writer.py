@@ -116,34 +116,39 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def index_shard(shard: Path) -> pa.Table:
+def index_shard(path: Path, shard: str = "") -> pa.Table:
     """Return the index rows of a shard of this format, with the CRC-32 of each member.
 
-    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted. The column `shard` has
-    the name of the file.
+    Only regular files named `<key>.json` and `<key>.<nn>.jpg` are accepted.
+
+    Args:
+        path: The shard, or a copy of it.
+        shard: What the column `shard` and errors call it; empty: the name of the file, and its path.
 
     Raises:
         InputError: For a damaged tar, for duplicate members, and for any other member, such as a
             pickle.
     """
+    name = shard or str(path)
     rows = []
     try:
-        with open(shard, "rb") as file:
+        with open(path, "rb") as file:
             samples, damage = samples_in(file)
             if damage:
                 raise damage
             for key, sample in samples.items():
-                rows.append(_index_row(shard, key, sample, file))
+                row = _index_row(name, key, sample, file)
+                rows.append(row | {"shard": shard or path.name})
     except (DamagedTar, OSError) as error:
-        raise InputError(f"{shard}: not a readable shard: {error}") from error
+        raise InputError(f"{name}: not a readable shard: {error}") from error
 
     if not rows:
-        raise InputError(f"{shard}: it has no samples")
+        raise InputError(f"{name}: it has no samples")
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
 def _index_row(
-    shard: Path, key: str, sample: dict[str, list[TarMember]], file: BinaryIO
+    shard: str, key: str, sample: dict[str, list[TarMember]], file: BinaryIO
 ) -> dict[str, Any]:
     frames: dict[int, TarMember] = {}
     for extension, (member, *duplicates) in sample.items():
@@ -178,7 +183,6 @@ def _index_row(
     frame_members = [frames[number] for number in sorted(frames)]
     return metadata.model_dump(exclude={"version", "frames", "meta"}) | {
         "key": key,
-        "shard": shard.name,
         "json_offset": metadata_member.offset,
         "json_size": metadata_member.size,
         "json_crc32": zlib.crc32(metadata_member.read(file)),
@@ -189,7 +193,7 @@ def _index_row(
 
 
 def _read_metadata(
-    shard: Path, key: str, member: TarMember, file: BinaryIO
+    shard: str, key: str, member: TarMember, file: BinaryIO
 ) -> SampleMetadata:
     if member.size > MAX_JSON_BYTES:
         raise InputError(

@@ -141,19 +141,9 @@ def write_unit(shard: Location, config: Config, folder: Path) -> UnitRecord:
     record."""
     try:
         with local_copy(shard, folder=folder) as path:
-            try:
-                index = index_shard(path)
-            except InputError as error:  # names the temporary copy
-                raise InputError(
-                    str(error).replace(str(path), str(shard), 1)
-                ) from error
-
+            index = index_shard(path, str(shard))
             if config.kinds != "all":
                 index = index.filter(pc.equal(index["kind"], config.kinds))
-            # The index names the shard where it is, and not the copy that is read.
-            names = pa.array([str(shard)] * index.num_rows, pa.string())
-            column = index.column_names.index("shard")
-            index = index.set_column(column, "shard", names)
             return check_frames(index, path, folder)
     except OSError as error:
         # The shard is not to blame.
