@@ -62,13 +62,11 @@ def file_state(path: Path | str) -> tuple[int, int] | None:
 
     None if it is not a regular file or cannot be reached.
     """
-    try:
+    with suppress(OSError):
         status = os.stat(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_size, status.st_mtime_ns
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size, status.st_mtime_ns
+    return None
 
 
 def create_database(path: Path) -> None:
@@ -148,16 +146,17 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, which is published as `path` at the end of the block.
+    """Yield a temporary path for a file or a folder, which is published as `path` at the end of the
+    block.
 
-    After an exception the temporary file is deleted and `path` is unchanged, so a reader never sees
-    a partial file.
+    After an exception it is deleted and `path` is unchanged, so a reader never sees a partial file.
     """
     temporary = temporary_name(path)
     try:
         yield temporary
         publish(temporary, path)
     except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
         raise
 
@@ -171,20 +170,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: If the folder exists already, or cannot be written.
     """
-    building = temporary_name(folder)
+    if folder.exists():
+        raise InputError(
+            f"{folder}: exists already; choose another folder or delete it"
+        )
     try:
-        if folder.exists():
-            raise InputError(
-                f"{folder}: exists already; choose another folder or delete it"
-            )
-        building.mkdir(parents=True)
-        with os_errors(building):
+        with atomic_write(folder) as building, os_errors(folder):
+            building.mkdir(parents=True)
             yield building
-        building.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def use_default_mode(path: Path) -> None:

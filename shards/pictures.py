@@ -125,4 +125,4 @@ def retrieval_picture(
         ]
         labels = "  |  ".join(label for _, label, _ in results)
         rows.append(strip(tiles, [f'"{text}"', note, labels]))
-    return sheet(rows, columns=2 if len(rows) > 3 else 1)
+    return sheet(rows, columns=2)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -87,7 +87,7 @@ class TooLarge(OSError):
 # Names
 
 
-def is_url(text: object) -> bool:
+def is_url(text: object) -> TypeGuard[str]:
     """Return whether a value is a URL string, chained or not.
 
     >>> [is_url(text) for text in ("s3://b/k", "filecache::s3://b/k", "file:///a", "a::b.mp4", "/a", "a/b")]
@@ -99,7 +99,7 @@ def is_url(text: object) -> bool:
 def located(text: Location) -> Location:
     """Convert user input to a location: a URL stays a str, anything else, including file://,
     becomes a Path. Raises InputError for a chain of URLs other than `filecache::`."""
-    if isinstance(text, Path) or not is_url(text):
+    if not is_url(text):
         return Path(text)
     if "::" in text.removeprefix(CACHE):
         raise InputError(f"{redact(text)}: of chained URLs, only {CACHE} is supported")
@@ -317,7 +317,7 @@ def listing(folder: Location, ending: str) -> list[Location]:
     """List the files of a folder whose names have the ending, in order. Raises FileNotFoundError if
     there is no such folder."""
     if isinstance(folder, Path):
-        files = [path for path in folder.iterdir() if path.name.endswith(ending)]
+        files = (path for path in folder.iterdir() if path.name.endswith(ending))
         return sorted(path for path in files if path.is_file())
 
     entries = call_store(

@@ -114,6 +114,10 @@ class Scene:
         return replace(self, things=things)
 
 
+def pick(rng: np.random.Generator, *words: str) -> str:
+    return str(rng.choice(words))
+
+
 def draw_count(rng: np.random.Generator) -> int:
     return int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
 
@@ -206,7 +210,7 @@ def _arrange(
         choices = choices[:2]
     elif motion in ("up", "down"):
         choices = choices[2:]
-    relation = str(rng.choice(choices))
+    relation = pick(rng, *choices)
     if relation == "between":
         return relation, [(0.5, 0.5), (0.17, 0.5), (0.83, 0.5)]
 
@@ -240,8 +244,8 @@ def draw_main(
 ) -> Combination:
     """Draw a combination of kind, color and motion that is not taken, held out from training or not."""
     while True:
-        kind = str(rng.choice(THING_KINDS))
-        color = str(rng.choice([*COLORS]))
+        kind = pick(rng, *THING_KINDS)
+        color = pick(rng, *COLORS)
         motion = str(rng.choice(MOTIONS, p=MOTION_WEIGHTS))
         combination = (kind, color, motion)
         if (combination in HELD_OUT) == held_out and combination not in taken:
@@ -300,11 +304,11 @@ NUMBERS = ("one", "two", "three")
 
 
 def motion_phrase(motion: str, rng: np.random.Generator) -> str:
-    if motion in DIRECTIONS:
-        verb = rng.choice(WORDS["motions"]["go"])
-        where = rng.choice(WORDS["motions"][motion])
-        return f"{verb} {where}"
-    return str(rng.choice(WORDS["motions"][motion]))
+    phrases = WORDS["motions"]
+    if motion not in DIRECTIONS:
+        return pick(rng, *phrases[motion])
+    verb = pick(rng, *phrases["go"])
+    return f"{verb} {pick(rng, *phrases[motion])}"
 
 
 def name(
@@ -327,14 +331,14 @@ def _relation_phrase(
     kind: bool = True,
 ) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
-    preposition = rng.choice(WORDS["relations"][scene.relation])
+    preposition = pick(rng, *WORDS["relations"][scene.relation])
     others = [name(thing, color=color, kind=kind) for thing in scene.things[1:]]
     return f" {preposition} {' and '.join(others)}"
 
 
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Write a complete caption: kind, color, motion, relation and the other things."""
-    start = rng.choice(["", "", "in this video ", "here ", "we see how "])
+    start = pick(rng, "", "", "in this video ", "here ", "we see how ")
     motion = motion_phrase(scene.main.motion, rng)
     text = f"{start}{name(scene.main)} {motion}"
     if scene.relation:
@@ -352,7 +356,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return full_caption(scene, rng)
 
     if style == "plain":
-        article = str(rng.choice(["a", "the"]))
+        article = pick(rng, "a", "the")
         subject = name(main, article, color=False)
         text = f"{subject} {motion_phrase(main.motion, rng)}"
         if scene.relation and rng.random() < 0.7:
@@ -366,8 +370,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return f"{subject} {motion_phrase(main.motion, rng)}"
 
     if style == "short":
-        medium = rng.choice(["video", "video footage", "footage", "portrait", "clip"])
-        article = str(rng.choice(["a", "the", "one"]))
+        medium = pick(rng, "video", "video footage", "footage", "portrait", "clip")
+        article = pick(rng, "a", "the", "one")
         subject = name(main, article, color=rng.random() < 0.3)
         return f"a {medium} of {subject}"
 
@@ -375,9 +379,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson_caption(scene: Scene, rng: np.random.Generator) -> str:
-    subject = rng.choice(["it", "it", "something"])
-    motion = motion_phrase(scene.main.motion, rng)
-    return f"{subject} {motion}"
+    subject = pick(rng, "it", "it", "something")
+    return f"{subject} {motion_phrase(scene.main.motion, rng)}"
 
 
 def still_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -391,10 +394,10 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
     if style == "count":
         return _count(scene, rng)
 
-    color = bool(style != "kind")
-    kind = bool(style != "color")
-    start = rng.choice(
-        ["a picture of", "a photo of", "a good picture of", "here is", "we see"]
+    color = style != "kind"
+    kind = style != "color"
+    start = pick(
+        rng, "a picture of", "a photo of", "a good picture of", "here is", "we see"
     )
     text = f"{start} {name(scene.main, color=color, kind=kind)}"
     if scene.relation and rng.random() < 0.8:
@@ -404,7 +407,7 @@ def still_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def _count(scene: Scene, rng: np.random.Generator) -> str:
     count = len(scene.things)
-    noun = rng.choice(["thing", "shape"])
+    noun = pick(rng, "thing", "shape")
     ending = "s" if count > 1 else ""
     things = f"{NUMBERS[count - 1]} {noun}{ending}"
     if rng.random() < 0.3:
@@ -424,9 +427,9 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     if main.motion != "still" and rng.random() < 0.5:
         what = f"what {moving}?"
 
-    things = rng.choice(["things", "shapes"])
-    verb = rng.choice(["are there", "do we see"])
-    which = rng.choice(["what", "which"])
+    things = pick(rng, "things", "shapes")
+    verb = pick(rng, "are there", "do we see")
+    which = pick(rng, "what", "which")
     count = NUMBERS[len(scene.things) - 1]
     rows = [
         ("what", what, main.kind),
@@ -435,7 +438,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
     ]
     if main.motion in DIRECTIONS:
         subject = name(main, "the", color=rng.random() < 0.5)
-        go = rng.choice(["go", "move", "slide"])
+        go = pick(rng, "go", "move", "slide")
         rows.append(("where_to", f"where does {subject} {go}?", main.motion))
 
     return [
