@@ -400,11 +400,8 @@ def local_copy(
         system.get_file(name, str(copy), callback=callback)  # pyright: ignore[reportArgumentType]
 
     extension = suffix(Path(member.name) if member else location)
-    handle, name = tempfile.mkstemp(suffix=extension, prefix=".fetched.", dir=folder)
-    # Stores write the copy by its name.
-    os.close(handle)
-    copy = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=".fetched.", dir=folder) as place:
+        copy = Path(place, f"copy{extension}")
         if member:
             check_size(member.size)
             _unpack(member, location, copy)
@@ -412,8 +409,6 @@ def local_copy(
             call_store(location, fetch)
             check_size(copy.stat().st_size)  # not every store reports progress
         yield copy
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def _unpack(member: Member, tar: Location, copy: Path) -> None:
