@@ -64,10 +64,8 @@ class Source:
     "Your videos (a folder, a manifest or a URL), in place of the configuration's corpora."
     pretrained: str = ""
     "Start from this model, a folder or an artifact, in place of the configuration's prompter and pre-training."
-    max_steps: Annotated[int, Parameter(validator=Number(gte=0))] = 0
-    "Stop each phase of training after this many steps, for a first try."
     set: tuple[str, ...] = ()
-    "Change a value, such as pretrain.lr=1e-4, or leave out a stage: finetune_qa=false; repeatable."
+    "Change a value (pretrain.lr=1e-4), leave out a stage (finetune_qa=false), or try few steps (max_steps=20); repeatable."
 
     def command(self, config: str, workspace: Path, stage: str = "") -> "Command":
         """Return the command of a configuration with these options as changes."""
@@ -80,8 +78,6 @@ class Source:
 
             model = model_folder(resolve(self.pretrained, workspace).model)
             changes.append(text_change("pretrained", str(model.resolve())))
-        if self.max_steps:
-            changes.append(f"max_steps={self.max_steps}")
         return Command(config, (*changes, *data_changes(self.data, self.set)), stage)
 
 
