@@ -65,7 +65,7 @@ class Source:
     pretrained: str = ""
     "Start from this model, a folder or an artifact, in place of the configuration's prompter and pre-training."
     set: tuple[str, ...] = ()
-    "Change a value (pretrain.lr=1e-4), leave out a stage (finetune_qa=false), or try few steps (max_steps=20); repeatable."
+    "Change a value (pretrain.lr=1e-4), leave out a stage (finetune_qa=false), try few steps (max_steps=9); repeatable."
 
     def command(self, config: str, workspace: Path, stage: str = "") -> "Command":
         """Return the command of a configuration with these options as changes."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
 from alpro.interpreter import interpreter
-from alpro.pipeline.cli.index import IndexPlace, Rerank, open_index
+from alpro.pipeline.cli.index import IndexPlace, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     ModelOptions,
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 MIN_TOKEN = 16  # characters: guesses are not counted
 
 
-def serve(  # noqa: PLR0913 - options of a command
+def serve(
     index: IndexPlace = "",
     /,
     *,
     model: str = "",
     ask: str = "",
     entities: str = "",
-    rerank: Rerank = None,
     host: str = "127.0.0.1",
     port: Port = 7860,
     models: ModelOptions = ModelOptions(),
@@ -52,7 +51,7 @@ def serve(  # noqa: PLR0913 - options of a command
     token = read_token(host)
     # Checked before the models are loaded, which takes longer.
     with open_port("--port", port, host) as listening:
-        app = application(load_models(index, model, ask, entities, models), rerank)
+        app = application(load_models(index, model, ask, entities, models))
         guard.serve(guard.guarded(app, token), listening)
 
 

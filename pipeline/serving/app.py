@@ -93,13 +93,8 @@ class Region(ClipQuery):
     )
 
 
-def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
-    """Create the API and the page, without the checks of `guard.py`.
-
-    Args:
-        models: What is served.
-        rerank: Clips that a search matches, unless the request says how many.
-    """
+def application(models: ServedModels) -> FastAPI:
+    """Create the API and the page, without the checks of `guard.py`."""
     app = FastAPI(
         title="ALPRO",
         version=version("alpro-pipeline"),
@@ -111,7 +106,7 @@ def application(models: ServedModels, rerank: int | None = None) -> FastAPI:
     queue = RequestQueue()
 
     _add_errors(app)
-    _add_searches(app, models, queue, rerank)
+    _add_searches(app, models, queue)
     _add_answers(app, models, queue)
     _add_clips(app, models)
     _add_health(app, models)
@@ -135,12 +130,7 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": text}, status)
 
 
-def _add_searches(
-    app: FastAPI,
-    models: ServedModels,
-    queue: RequestQueue,
-    rerank: int | None,
-) -> None:
+def _add_searches(app: FastAPI, models: ServedModels, queue: RequestQueue) -> None:
     @app.get("/api/search")
     @app.post("/api/search", operation_id="search_upload")
     def search_clips(
@@ -157,7 +147,7 @@ def _add_searches(
         page = query.model_dump(include={"k", "offset", "where", "words"})
 
         if query.text:
-            page["rerank"] = rerank if query.rerank is None else query.rerank
+            page["rerank"] = query.rerank
             return queue.compute(searcher.search, query.text, **page).json()
         if query.clip:
             models.item(query.clip)  # 404 if there is none

@@ -47,10 +47,9 @@ def test_a_condition_chooses_clips(client, keys):
     assert (clip_keys(found), found["clips"]) == (keys[1:3], 2)
 
 
-def test_the_server_matches_as_many_clips_as_its_option_says(models):
-    client = TestClient(application(models, rerank=2))
+def test_as_many_clips_are_matched_as_the_request_says(client, models):
     expected = models.search.search(TEXT, 10, rerank=2)
-    assert get(client, "search", text=TEXT) == as_json(expected)
+    assert get(client, "search", text=TEXT, rerank=2) == as_json(expected)
     assert expected.json()["matched"] == 2
     assert get(client, "search", text=TEXT, rerank=0)["matched"] == 0
 
