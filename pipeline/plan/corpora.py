@@ -93,7 +93,7 @@ def list_sources(corpus: Corpus) -> dict[str, Location]:
     sources: dict[str, Location] = {"data": located(corpus.data)}
     for split, files in corpus.annotation_files.items():
         for number, file in enumerate(files, 1):
-            sources[split if number == 1 else f"{split}.{number}"] = file
+            sources[f"{split} {number}"] = file
     if corpus.root:
         sources["root"] = Path(corpus.root)
     return sources

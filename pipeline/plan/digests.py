@@ -156,11 +156,11 @@ def digest_model(folder: Path, digests: Digests) -> str:
     """Return the digest of a model folder. Raises InputError if it is not a model folder."""
     names = (*REQUIRED, "entities.json", "answers.json")
     files = {name: folder / name for name in names if (folder / name).is_file()}
-    for name in REQUIRED:
-        if name not in files:
-            raise InputError(
-                f"pretrained = {str(folder)!r}: {name} is missing; this is not a model folder"
-            )
+    missing = {*REQUIRED} - files.keys()
+    if missing:
+        raise InputError(
+            f"pretrained = {str(folder)!r}: {min(missing)} is missing; this is not a model folder"
+        )
     return digest_named(files, digests)
 
 
@@ -172,10 +172,9 @@ def digest_files(path: Path, digests: Digests) -> str:
 
     files: dict[str, Path] = {}
     for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        is_hidden = any(part.startswith(".") for part in name.parts)
-        if file.is_file() and not is_hidden:
-            files[str(name)] = file
+        name = str(file.relative_to(path))
+        if file.is_file() and "/." not in f"/{name}":
+            files[name] = file
     return digest_named(files, digests)
 
 

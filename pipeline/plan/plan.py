@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 from alpro.artifact import Record
 from alpro.errors import InputError
@@ -199,15 +200,15 @@ def without_questions(
         return settings
 
     silent = {name for name, rows in manifests.items() if not rows.has_questions}
+    changes: dict[str, Any] = {}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):
-        names = ", ".join(settings.corpora[name].data for name in answering.corpora)
+        names = ", ".join(answering.corpora)
         warn_once(f"no questions in {names}: question answering is skipped")
-        settings = settings.model_copy(update={"finetune_qa": None})
+        changes["finetune_qa"] = None
     if settings.evaluate.qa in silent:
-        evaluation = settings.evaluate.model_copy(update={"qa": ""})
-        settings = settings.model_copy(update={"evaluate": evaluation})
-    return settings
+        changes["evaluate"] = settings.evaluate.model_copy(update={"qa": ""})
+    return settings.model_copy(update=changes)
 
 
 def needed(steps: list[Step], stage: str) -> list[Step]:
