@@ -234,7 +234,6 @@ def print_artifacts(listed: Sequence[Built]) -> None:
             "artifact": record.fingerprint[:8],
             "name": record.name,
             "built": record.run["at"][:16],
-            "s": round(record.run["seconds"]),
             "MB": f"{size / 1e6:,.1f}",
             "score": main_score(record.metrics),
             "run": " ".join([command.config_name, *command.changes]),

@@ -134,18 +134,13 @@ def list_index(index: IndexPlace, /) -> None:
     from alpro.inference.items import describe_location
 
     opened = Index.open(index)
-    clips = opened.rows()
-    rejects = opened.rows("reason IS NOT NULL")
-    for item in clips:
+    for item in opened.rows():
         print(printable(describe_location(item)))
     # Printed apart from the list, which a program may read.
-    for row in rejects:
-        line = f"{row['path']}: {row['reason']}: {row['detail']}".removesuffix(": ")
-        print(f"rejected: {printable(line)}", file=sys.stderr)
-    print(
-        f"{len(clips):,} clips of {opened.settings.model}, {len(rejects):,} rejected",
-        file=sys.stderr,
-    )
+    for row in opened.rows("reason IS NOT NULL"):
+        line = f"rejected: {row['path']}: {row['reason']} {row['detail']}"
+        print(printable(line), file=sys.stderr)
+    print(f"{len(opened):,} clips of {opened.settings.model}", file=sys.stderr)
 
 
 def search(  # noqa: PLR0913 - options of a command
@@ -199,23 +194,18 @@ def print_hits(result: "SearchResult") -> None:
         print(f"note: {printable(result.note)}", file=sys.stderr)
     rows = []
     for rank, hit in enumerate(result.hits, 1):
+        caption = " ".join((hit.caption or "").split())
         row = {
             "rank": rank,
             "similarity": f"{hit.similarity:.3f}",
             "match": "" if hit.match is None else f"{hit.match:.3f}",
             "video": printable(hit.location),
             "note": hit.note,
-            "caption": printable(shorten(hit.caption or "")),
+            "caption": printable(caption[:SHOWN_CAPTION]),
         }
         rows.append(row)
     print_rows(rows)
     print(printable(result.summary))
-
-
-def shorten(text: str) -> str:
-    """Return a text of at most SHOWN_CAPTION characters, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CAPTION else f"{line[: SHOWN_CAPTION - 1]}…"
 
 
 def open_index(place: str) -> "Index":

@@ -289,21 +289,19 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     loaded = LoadedModel(name, model.folder, model.encoder, model.prompts)
     with model.autocast():
         results = evaluate_model(loaded, gallery, asked)
-    assert results.gallery is not None
-    decoded = len(results.gallery.ids)
-    if not decoded:
-        raise InputError("none of the videos could be decoded")
     for line in results.warnings:
         log.warning(line)
+    if not results.scores:
+        raise InputError(
+            f"none of the videos that could be decoded has a label for this {model.folder.task} model"
+        )
 
     # No score counts the others.
+    assert results.gallery is not None
+    decoded = len(results.gallery.ids)
     videos = len(gallery.ids)
     if decoded < videos:
         results.add_share(
             "decoded/data", "decoded", "videos of the data", decoded, videos
-        )
-    if not results.scores:
-        raise InputError(
-            f"no labels that this {model.folder.task} model could be scored on"
         )
     return results

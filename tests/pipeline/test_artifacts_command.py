@@ -60,8 +60,8 @@ def test_an_artifact_is_listed_with_its_size_and_its_run(workspace, capsys):
 
     lines = capsys.readouterr().out.splitlines()
     (line,) = (text for text in lines if text.startswith("c" * 8))
-    _, name, _, seconds, _, config, change, *_ = line.split()
-    assert [name, seconds, config, change] == ["train", "1", "sample", CHANGE]
+    _, name, _, _, config, change, *_ = line.split()
+    assert [name, config, change] == ["train", "sample", CHANGE]
     assert lines[-1].startswith("6 artifacts, ")
 
 

@@ -241,3 +241,12 @@ def test_answers_are_scored(scored, data, trained):
     videos = read_labeled(data, "test")[0].videos[:2]
     right = [model.ask(video, "what moves?", 1)[0][0] == "ball" for video in videos]
     assert (score["value"], score["items"]) == (pytest.approx(50 * sum(right)), 2)
+
+
+def test_data_that_cannot_be_decoded_has_no_scores(call, trained, tmp_path):
+    (tmp_path / "bad.mp4").write_text("no video")
+    data = write_lines(tmp_path / "data.jsonl", [{"path": "bad.mp4", "caption": "x"}])
+
+    status, _, err = call("eval", RETRIEVAL, data, "--workspace", trained)
+
+    assert (status, "could be decoded" in err) == (2, True)

@@ -115,7 +115,7 @@ def test_clips_are_listed_and_removed_by_file_folder_or_id(
     assert removed.splitlines()[-1] == f"{index}: 3 removed"
     assert alpro_model("index ls", index)[1:] == (
         f"{second}\n",
-        f"1 clips of {Index.open(index).settings.model}, 0 rejected\n",
+        f"1 clips of {Index.open(index).settings.model}\n",
     )
     assert alpro_model("index rm", index, second.stem)[1].splitlines()[0] == str(second)
 
