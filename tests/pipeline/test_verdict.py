@@ -33,8 +33,7 @@ mine is better than clip on 11 test clips \
 mine is worse than clip on 11 test clips \
 (R@1 72.7 and 9.1, difference -63.6, p = 0.0004): keep clip.
 No significant difference between clip and mine on 5 test clips \
-(R@1 0.0 and 100.0, difference +100.0 [+100.0, +100.0], p = 0.06): keep clip. \
-5 test clips cannot show any difference.
+(R@1 0.0 and 100.0, difference +100.0 [+100.0, +100.0], p = 0.06): keep clip.
 """
 
 
