@@ -173,7 +173,7 @@ def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
     """
     if not columns:
         return {}
-    rows = [item["columns"] for item in scan_videos(videos, None)]
+    rows = [item["columns"] for item in scan_videos(videos, columns)]
     types: ColumnTypes = {}
     for name in columns:
         values = [row.get(name) for row in rows]
@@ -185,10 +185,9 @@ def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
         is_taken = name in (*SCHEMA.names, "vector") or "." in name
         is_unusable = pa.types.is_null(types[name]) or pa.types.is_nested(types[name])
         if is_taken or is_unusable:
-            names = ", ".join(dict.fromkeys(chain(*rows)))
             raise InputError(
-                f"{videos}: column {name!r} is no column of only texts or only numbers, or an "
-                f"index has a column of this name; the columns are {names}"
+                f"{videos}: column {name!r} has no values, or not only texts or only numbers, or "
+                "an index has a column of this name"
             )
     return types
 
@@ -254,20 +253,19 @@ class Addition:
             updated = []
             for row in map(self._make_row, chunk):
                 key = row["key"]
-                is_repeated = key in self.scanned
+                if key in self.scanned:
+                    self.counts.skipped += 1
+                    continue
+
                 self.scanned.add(key)
                 if row["reason"]:
                     self._add(row)
-                elif not is_repeated and self.indexed.get(key) != row["identity"]:
+                elif self.indexed.get(key) != row["identity"]:
                     yield row
-                elif (
-                    is_repeated
-                    or row["listed_as"] in self.listed
-                    or not row["listed_by"]
-                ):
-                    self.counts.skipped += 1
-                else:
+                elif row["listed_by"] and row["listed_as"] not in self.listed:
                     updated.append(row)
+                else:
+                    self.counts.skipped += 1
             if self.index is not None and updated:
                 self.index.write(updated, computed=False)
                 self.counts.updated += len(updated)

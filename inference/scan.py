@@ -18,12 +18,12 @@ SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
 CORPUS_COLUMNS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
 
 
-def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterator[Item]:
+def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]:
     """List the items of a folder, a manifest (with or without texts) or a decoded corpus.
 
     Args:
         source: Folder, file or URL.
-        columns: Columns of a manifest that the items keep; None: all.
+        columns: Columns of a manifest that the items keep.
 
     Raises:
         InputError: If there is no such source, or nothing in it.
@@ -56,9 +56,8 @@ def scan_videos(source: Location, columns: Sequence[str] | None = ()) -> Iterato
         values = {"split": row.split, "group": row.group or row.name} | row.meta
         fields = row.model_dump(include={"id", "kind", "start", "end", "member"})
         fields |= {"path": str(row.path), "caption": next(iter(row.captions), None)}
-        if columns is not None:
-            values = {name: values.get(name) for name in columns}
-        yield EMPTY | fields | {"columns": values, "listed_by": str(source)}
+        kept = {name: values.get(name) for name in columns}
+        yield EMPTY | fields | {"columns": kept, "listed_by": str(source)}
 
 
 def is_corpus(source: Location) -> bool:
