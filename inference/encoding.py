@@ -25,7 +25,6 @@ from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.pretrained import HubName
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
-from alpro.models.timesformer import VideoConfig
 from alpro.shards.clip import DecodeError
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
@@ -170,12 +169,12 @@ def encode_videos(
     def decode(index: int) -> np.ndarray | None:
         video = videos[index]
         if isinstance(video, Sample):
-            return sample_frames(video, config, orders[index] if orders else None)
+            order = orders[index] if orders else None
+            return read_frames(video, config.frames, config.image_size, order)
         try:
-            clip = load_clip(video, config.frames, config.image_size)
+            return load_clip(video, config.frames, config.image_size).frames
         except DecodeError:
             return None
-        return clip.frames.transpose(0, 3, 1, 2)
 
     # Filled in place to avoid a second copy.
     tokens = torch.zeros(count, *encode_blank(encoder).shape[1:], device=device)
@@ -215,17 +214,6 @@ def encode_pixels(encoder: NormalizedModel, pixels: Tensor) -> Tensor:
     patches, only [CLS]."""
     model = encoder.model
     return model.encode_video(pixels, cls_only=not isinstance(model, Alpro)).float()
-
-
-def sample_frames(
-    sample: Sample,
-    config: VideoConfig,
-    frame_indices: list[int] | None = None,
-) -> np.ndarray:
-    """Return frames (T, 3, H, W) uint8 of a sample; by default, the first of each of
-    `config.frames` segments."""
-    frames = read_frames(sample, config.frames, config.image_size, frame_indices)
-    return frames.transpose(0, 3, 1, 2)
 
 
 @torch.no_grad()

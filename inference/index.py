@@ -122,12 +122,11 @@ class Index:
     def __init__(self, place: str, table: "Table"):
         self.place = place
         self.table = table
-        types = {field.name: field.type for field in table.schema}
-        del types["vector"]
-        self._shown = [*types]
+        others = (*SCHEMA.names, "vector")
         self.columns: ColumnTypes = {
-            name: types[name] for name in self._shown if name not in SCHEMA.names
+            field.name: field.type for field in table.schema if field.name not in others
         }
+        self._shown = [*SCHEMA.names, *self.columns]
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
     @classmethod

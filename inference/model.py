@@ -175,8 +175,8 @@ class Model:
 
     # Videos
 
-    def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> Tensor:
-        """Decode the frames of a file: (1, T, 3, H, W) uint8.
+    def frames(self, file: Source, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+        """Decode the frames of a file: (T, H, W, 3) uint8.
 
         Raises:
             InputError: If there is no such file.
@@ -185,19 +185,18 @@ class Model:
         check_file(file)
         video = self.folder.model.config.video
         try:
-            clip = load_clip(file, video.frames, video.image_size, limits)
+            return load_clip(file, video.frames, video.image_size, limits).frames
         except DecodeError as error:
             detail = f"{file_name(file)}: {error.detail}".removesuffix(": ")
             raise DecodeError(error.reason, detail) from error
-        return torch.from_numpy(clip.frames.transpose(0, 3, 1, 2))[None].to(self.device)
 
     @torch.inference_mode()
-    def embed_frames(self, frames: Tensor) -> np.ndarray:
-        """Embed videos of decoded frames (N, T, 3, H, W) uint8: (N, E)."""
-        return get_features(self._encode(list(frames.cpu().numpy()), cls_only=True))
+    def embed_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Embed a video of decoded frames (T, H, W, 3) uint8: (E,)."""
+        return get_features(self._encode([frames], cls_only=True))[0]
 
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
-        """Encode videos of frames (T, 3, H, W) uint8, of any sizes."""
+        """Encode videos of frames (T, H, W, 3) uint8, of any sizes."""
         with self.autocast():
             if clips:
                 pixels = self.encoder.clip_pixels(clips)
@@ -239,8 +238,8 @@ class Model:
         decoded = decode_ahead(files, self.folder.model.config.video)
         while batch := list(islice(decoded, max(1, batch_size))):
             clips = [clip for _, clip in batch if isinstance(clip, Clip)]
-            frames = [clip.frames.transpose(0, 3, 1, 2) for clip in clips]
-            scores = score(self._encode(frames, cls_only))
+            videos = self._encode([clip.frames for clip in clips], cls_only)
+            scores = score(videos)
             rows = iter(scores)
             no_row = np.full(scores.shape[1], np.nan, np.float32)
             for source, clip in batch:
@@ -324,7 +323,11 @@ class Model:
 
     @torch.inference_mode()
     def ask(
-        self, file: Source, question: str, top_k: int = 3, frames: Tensor | None = None
+        self,
+        file: Source,
+        question: str,
+        top_k: int = 3,
+        frames: np.ndarray | None = None,
     ) -> RankedWords:
         """Answer a question from the model's closed list.
 
@@ -347,8 +350,7 @@ class Model:
                 "finetune_qa"
             )
 
-        clips = self.frames(file) if frames is None else frames
-        video = self._encode(list(clips.cpu().numpy()))
+        video = self._encode([self.frames(file) if frames is None else frames])
         text = self.texts([question])
         with self.autocast():
             logits = self._alpro("answer").answer(text.tokens, text.mask, video.tokens)
@@ -360,7 +362,7 @@ class Model:
         file: Source,
         box: Box = WHOLE,
         top_k: int = 3,
-        frames: Tensor | None = None,
+        frames: np.ndarray | None = None,
     ) -> RankedWords:
         """Label a region by a prompter, which sees the region alone.
 
@@ -388,7 +390,8 @@ class Model:
         except ValueError as error:
             raise InputError(str(error)) from error
 
-        pixels = self.encoder.pixels(self.frames(file) if frames is None else frames)
+        clip = self.frames(file) if frames is None else frames
+        pixels = self.encoder.clip_pixels([clip])
         boxes = torch.tensor([patches], device=self.device)
         # Images have prompts of their own if cache_prompts was run for images.
         kind = "image" if is_image(file) and "image" in self.prompts else "video"

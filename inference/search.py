@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from alpro.inference.clips import check_file
 from alpro.inference.encoding import Texts
 from alpro.inference.find import Found, PathLike, resolve
 from alpro.inference.index import (
@@ -207,11 +206,7 @@ class Searcher:
             DecodeError: If the file cannot be decoded.
         """
         if isinstance(query, PathLike):
-            check_file(query)
-            (embedded,) = self.model.stream([query])
-            if embedded.error:
-                raise embedded.error
-            query = embedded.embedding
+            query = self.model.embed_frames(self.model.frames(query))
 
         condition = make_condition(where, words)
         others = f"{condition} AND key != {quoted(without)}"

@@ -75,7 +75,10 @@ class NormalizedModel(nn.Module):
         return normalize_frames(frames, size, self.mean, self.std)
 
     def clip_pixels(self, clips: Iterable[np.ndarray]) -> Tensor:
-        """Return `pixels` of clips (T, 3, H, W) uint8, which may differ in height and width."""
-        frames = (torch.from_numpy(clip)[None].to(self.mean.device) for clip in clips)
+        """Return `pixels` of clips (T, H, W, 3) uint8, which may differ in height and width."""
+        frames = (
+            torch.from_numpy(clip).permute(0, 3, 1, 2)[None].to(self.mean.device)
+            for clip in clips
+        )
         # One by one, because clips of different sizes fit no batch before they are resized.
         return torch.cat([self.pixels(clip) for clip in frames])

@@ -155,7 +155,7 @@ def _add_searches(app: FastAPI, models: ServedModels, queue: RequestQueue) -> No
             return searcher.similar(embedding, **page, without=query.clip).json()
         if file:
             _, frames = models.decode(searcher.model, "", file)
-            embedding = queue.compute(searcher.model.embed_frames, frames)[0]
+            embedding = queue.compute(searcher.model.embed_frames, frames)
             return searcher.similar(embedding, **page).json()
         return searcher.all(**page).json()
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import HTTPException
-from torch import Tensor
 
 from alpro.inference.clips import Source
 from alpro.inference.index import quoted
@@ -61,11 +61,11 @@ class ServedModels:
 
     def decode(
         self, model: Model, key: str, file: Path | None
-    ) -> tuple[Source, Tensor]:
+    ) -> tuple[Source, np.ndarray]:
         """Decode the clip or the body of a request.
 
         Returns:
-            What was decoded, and its frames (1, T, 3, H, W) uint8.
+            What was decoded, and its frames (T, H, W, 3) uint8.
 
         Raises:
             HTTPException: If the request has both or none, or the clip's file is another one.

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from alpro.inference.encoding import Videos, sample_frames, similarities
+from alpro.inference.clips import read_frames
+from alpro.inference.encoding import Videos, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_entities
 from alpro.shards.transforms import draw_sizes
@@ -143,7 +144,8 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
         batch = list(shown)[start : start + VIDEO_BATCH]
         # Once for all crops of the batch.
         pixels = model.encoder.clip_pixels(
-            sample_frames(gallery.sample(index), config) for index in batch
+            read_frames(gallery.sample(index), config.frames, config.image_size)
+            for index in batch
         )
         for _ in range(crops):
             boxes = [random_box(config.grid, rng) for _ in batch]

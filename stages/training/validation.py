@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.inference.encoding import sample_frames
+from alpro.inference.clips import read_frames
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation.evaluate_model import (
@@ -115,8 +115,9 @@ def read_galleries(
         )
         if gallery.texts:
             galleries[name] = gallery
+        video = encoder.model.config.video
         for index in range(len(gallery.ids)):
-            sample_frames(gallery.sample(index), encoder.model.config.video)
+            read_frames(gallery.sample(index), video.frames, video.image_size)
     return galleries
 
 

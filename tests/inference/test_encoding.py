@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from alpro.inference.clips import read_frames
 from alpro.inference.encoding import (
     Texts,
     Videos,
     encode_videos,
     match_top_k,
-    sample_frames,
     score,
 )
 from alpro.models.alpro import Alpro, Prompter
@@ -116,7 +116,9 @@ def test_only_the_token_that_a_prompter_compares_is_kept(
     _, videos = encode_videos(encoder, [sample])
 
     config = model.config.video
-    pixels = encoder.clip_pixels([sample_frames(sample, config)])
+    pixels = encoder.clip_pixels(
+        [read_frames(sample, config.frames, config.image_size)]
+    )
     assert videos.tokens.shape == (1, 1, config.width)
     with torch.no_grad():
         close(videos.features, model.project_video(model.encode_video(pixels)))

@@ -111,10 +111,8 @@ def exported(folders, videos, tmp_path_factory):
     for task in ("retrieval", "qa", "prompter"):
         models[task] = Model.load(folders[task], device="cpu")
         export(models[task], root / task, "# A model\n")
-    frames = np.concatenate([models["qa"].frames(video) for video in videos])
-    np.savez(
-        root / "in.npz", videos=frames.transpose(0, 1, 3, 4, 2), texts=np.array(TEXTS)
-    )
+    frames = np.stack([models["qa"].frames(video) for video in videos])
+    np.savez(root / "in.npz", videos=frames, texts=np.array(TEXTS))
     # Copied without encoding it again: only the title is another.
     titled = root / "titled.mp4"
     command = [ffmpeg_binary(), "-v", "error", "-i", videos[0], "-c", "copy"]
@@ -235,7 +233,8 @@ def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name)
 
     pixels = processor(videos=str(odd_files / name))["pixel_values"]
 
-    assert torch.equal(pixels, model.encoder.pixels(model.frames(odd_files / name)))
+    expected = model.encoder.clip_pixels([model.frames(odd_files / name)])
+    assert torch.equal(pixels, expected)
 
 
 def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):

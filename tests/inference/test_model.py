@@ -125,7 +125,7 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(
     region = (0.5, 0.25, 0.25, 0.75)
     named = dict(model.entities(file, region, top_k=99))
 
-    pixels = model.encoder.pixels(model.frames(file))
+    pixels = model.encoder.clip_pixels([model.frames(file)])
     patches = torch.tensor([[2, 1, 1, 3]])  # of 4 x 4
     prompts = model.prompts[kind]
     labels = model.folder.model.pseudo_labels(
