@@ -52,13 +52,6 @@ def is_file(value: Any) -> bool:
     return is_url(value) or suffix(Path(value)) in MEDIA_EXTENSIONS
 
 
-def check_file(source: Source) -> None:
-    """Raise InputError if a source is the path of a file that does not exist."""
-    location = None if isinstance(source, Row | Sample) else absolute(source)
-    if isinstance(location, Path) and not location.exists():
-        raise InputError(f"{source}: no such file")
-
-
 def is_image(source: Source) -> bool:
     """Check whether a source is an image that does not move."""
     if isinstance(source, Sample):

@@ -19,7 +19,6 @@ from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
     Source,
-    check_file,
     decode_ahead,
     file_name,
     is_file,
@@ -179,10 +178,8 @@ class Model:
         """Decode the frames of a file: (T, H, W, 3) uint8.
 
         Raises:
-            InputError: If there is no such file.
             DecodeError: If it cannot be decoded.
         """
-        check_file(file)
         video = self.folder.model.config.video
         try:
             return load_clip(file, video.frames, video.image_size, limits).frames
@@ -260,7 +257,7 @@ class Model:
             cannot be decoded is NaN, and a warning names it.
 
         Raises:
-            InputError: If a file does not exist, or texts and files are mixed.
+            InputError: If texts and files are mixed.
         """
         if isinstance(inputs, PathLike):
             return self.encode([inputs], batch_size)[0]
@@ -268,7 +265,6 @@ class Model:
         listed = as_list(inputs)
         are_files = [is_file(item) for item in listed]
         if all(are_files):
-            check_files(listed)
             return collect_rows(self._score(listed, batch_size, get_features))
         if any(are_files):
             raise InputError(
@@ -303,10 +299,8 @@ class Model:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
         texts = check_texts(texts)
-        listed = as_list(files)
-        check_files(listed)
         self._warn_truncated(texts)
-        margins = self.match_margins(self.texts(texts), listed, batch_size)
+        margins = self.match_margins(self.texts(texts), as_list(files), batch_size)
         return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
     def match_margins(
@@ -341,8 +335,8 @@ class Model:
             The most likely answers with their probabilities, in descending order.
 
         Raises:
-            InputError: If the model does not answer questions, or there is no such file.
-            DecodeError: If the file cannot be decoded.
+            InputError: If the model does not answer questions.
+            DecodeError: If the file is missing, or cannot be decoded.
         """
         if not self.folder.answers:
             raise InputError(
@@ -376,8 +370,8 @@ class Model:
             The most likely entities with their probabilities, in descending order.
 
         Raises:
-            InputError: If the model cannot label entities, or there is no such file.
-            DecodeError: If the file cannot be decoded.
+            InputError: If the model cannot label entities.
+            DecodeError: If the file is missing, or cannot be decoded.
         """
         model = self.folder.model
         if not self.prompts:
@@ -414,12 +408,6 @@ class Model:
                 "fine-tuned model"
             )
         return self.folder.model
-
-
-def check_files(files: Iterable[Source]) -> None:
-    """Raise InputError if a file does not exist."""
-    for file in files:
-        check_file(file)
 
 
 def get_features(videos: Videos) -> np.ndarray:

@@ -148,8 +148,6 @@ MISTAKES = [
     ("retrieval", "encode", (["a dog", "\udcff"],), "UTF-8"),
     ("retrieval", "encode", (["a dog", "a.mp4"],), "not both"),
     ("retrieval", "encode", ([],), "[]"),
-    ("retrieval", "match", (TEXTS, [Path("none")]), "none: no such file"),
-    ("prompter", "entities", ("none.mp4",), "none.mp4: no such file"),
 ]
 
 
