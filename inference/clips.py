@@ -1,14 +1,12 @@
 """Loads clips for a model: of a file, a URL, a part of one, or a sample of a decoded corpus."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from alpro.errors import InputError, one_line
-from alpro.models.timesformer import VideoConfig
 from alpro.shards.clip import Clip, DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, is_animated_file
@@ -25,11 +23,8 @@ from alpro.shards.storage import (
     suffix,
 )
 from alpro.shards.transforms import squash
-from alpro.threads import map_ahead
 
 Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
-S = TypeVar("S", bound=Source)
-Decoded = tuple[S, Clip | DecodeError]  # a source, and its clip or why it has none
 
 MAX_FETCHED_BYTES = 4 * 2**30  # maximum size of a file at a URL
 DEFAULT_LIMITS = Limits()
@@ -136,16 +131,3 @@ def read_frames(
         segment_starts(len(sample), count) if indices is None else indices
     )
     return squash(frames, size) if is_image(sample) else frames
-
-
-def decode_ahead(sources: Iterable[S], video: VideoConfig) -> Iterator[Decoded[S]]:
-    """Yield each source with the clip that a model takes, or why it cannot be decoded. Some are
-    decoded ahead by other threads."""
-
-    def decode(source: S) -> Decoded[S]:
-        try:
-            return source, load_clip(source, video.frames, video.image_size)
-        except DecodeError as error:
-            return source, error
-
-    return map_ahead(decode, sources)

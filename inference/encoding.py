@@ -223,7 +223,6 @@ def score(
     texts: Texts,
     videos: Videos,
     pairs: np.ndarray,
-    batch: int = 0,
 ) -> Tensor:
     """Compute the outputs of a head, in float32 on the device.
 
@@ -232,7 +231,6 @@ def score(
     Args:
         head: Maps fused [CLS] tokens (B, D) to outputs (B, ...).
         pairs: Indices (P, 2) of texts and videos.
-        batch: Number of pairs in a batch; 0: as many as suit the device.
 
     Returns:
         Outputs (P, ...).
@@ -249,7 +247,7 @@ def score(
             tokens = videos.tokens[first_video : first_video + VIDEOS]
             # All pairs of a video share the queries, keys and values of the first layer.
             qkv = model.multimodal_encoder.project(tokens)
-            size = batch or pairs_at_a_time(tokens)
+            size = pairs_at_a_time(tokens)
 
             for in_block in batches(pairs[block, 0], lengths, size):
                 advance(len(in_block))

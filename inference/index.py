@@ -410,9 +410,8 @@ def check_digest(index: Index, model: Path, digest: str) -> None:
     settings = index.settings
     if settings.digest != digest:
         raise InputError(
-            f"{index.place}: this index is of another model, {settings.model} "
-            f"({settings.digest[:8]}), not of {model} ({digest[:8]}), or files of it have changed; "
-            "name a copy of its model with --model, or make a new index"
+            f"{index.place}: this index is of another model, {settings.model}, not of {model}, or "
+            "files of it have changed; name a copy of its model with --model, or make a new index"
         )
 
 

@@ -133,12 +133,12 @@ def add_videos(
     index = Index.open(place)
     before = index.settings
     check_digest(index, embedder.model.model, settings.digest)
-    asked = (window, settings.stride)
-    has_windows = asked in ((None, None), (before.window, before.stride))
-    if not has_windows or list(columns) not in ([], list(index.columns)):
+    asked = (window, settings.stride, list(columns))
+    made = (before.window, before.stride, list(index.columns))
+    if asked not in ((None, None, []), made):
         raise InputError(
-            f"{place}: this index was made with window {before.window}, stride {before.stride} "
-            f"and columns {list(index.columns)}; leave these options out, or choose another folder"
+            f"{place}: this index was made with window {made[0]}, stride {made[1]} and columns "
+            f"{made[2]}; leave these options out, or choose another folder"
         )
     root = find_moved_root(index, settings.root)
     index.change_settings(model=settings.model, root=root)

@@ -55,8 +55,8 @@ def describe_location(item: Item) -> str:
     """
     if item["frame_offsets"] or item["member"]:
         return f"{item['path']}: {item['id']}"
-    start = item["start"]
+    start = item["start"] or 0.0
     end = item["end"]
-    if start is None and end is None:
-        return item["path"]
-    return f"{item['path']} {start or 0:g}-{'' if end is None else f'{end:g}'} s"
+    if start or end:
+        return f"{item['path']} {start:g}-{f'{end:g}' if end else ''} s"
+    return item["path"]

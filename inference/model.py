@@ -19,7 +19,6 @@ from alpro.errors import InputError
 from alpro.inference.clips import (
     DEFAULT_LIMITS,
     Source,
-    decode_ahead,
     file_name,
     is_file,
     is_image,
@@ -42,6 +41,7 @@ from alpro.models.folder import ModelBundle
 from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
 from alpro.shards.clip import Clip, DecodeError, Limits
+from alpro.threads import map_ahead
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -232,7 +232,15 @@ class Model:
             score: Returns a row of scores for each of the encoded videos.
             cls_only: Encode only the [CLS] token of a video, which is enough for its features.
         """
-        decoded = decode_ahead(files, self.folder.model.config.video)
+        video = self.folder.model.config.video
+
+        def decode(source: S) -> tuple[S, Clip | DecodeError]:
+            try:
+                return source, load_clip(source, video.frames, video.image_size)
+            except DecodeError as error:
+                return source, error
+
+        decoded = map_ahead(decode, files)
         while batch := list(islice(decoded, max(1, batch_size))):
             clips = [clip for _, clip in batch if isinstance(clip, Clip)]
             videos = self._encode([clip.frames for clip in clips], cls_only)

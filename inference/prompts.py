@@ -46,8 +46,8 @@ def read_prompts(folder: Path) -> Prompts:
     Raise InputError if they are missing or invalid."""
     file = require(folder, "prompts.safetensors")
     try:
-        prompts = load_file(file) if file.is_file() else {}
-    except SafetensorError as error:
+        prompts = load_file(file)
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not readable: {one_line(error)}") from error
 
     is_valid = "video" in prompts

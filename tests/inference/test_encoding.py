@@ -58,16 +58,17 @@ def encoded(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["vtm_head", "qa_head"])
-@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("values", [1, 3 * 17 * 32, 2**19])
 def test_a_score_is_that_of_the_padded_pair_alone(
-    model, encoded, monkeypatch, head, batch
+    model, encoded, monkeypatch, head, values
 ):
     monkeypatch.setattr("alpro.inference.encoding.VIDEOS", 3)
+    monkeypatch.setattr("alpro.inference.encoding.CPU_VALUES", values)
     texts, videos = encoded
     every_pair = np.argwhere(np.ones((7, 5), bool))
     pairs = np.random.default_rng(0).permutation(every_pair)[:30]
 
-    actual = score(model, getattr(model, head), texts, videos, pairs, batch)
+    actual = score(model, getattr(model, head), texts, videos, pairs)
 
     score_pair = model.match if head == "vtm_head" else model.answer
     for scored, (text, video) in zip(actual, pairs, strict=True):

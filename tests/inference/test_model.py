@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.inference import clips as clips_module
 from alpro.inference.clips import is_file, load_clip
 from alpro.inference.find import Found
 from alpro.inference.model import Model
@@ -202,7 +201,7 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     read = []
     clip = load_clip(videos[0], 4, 64)
     monkeypatch.setattr("alpro.threads.cores", lambda: 2)
-    monkeypatch.setattr(clips_module, "load_clip", lambda *_: clip)
+    monkeypatch.setattr("alpro.inference.model.load_clip", lambda *_: clip)
     files = (read.append(number) or videos[0] for number in range(500))
 
     done = 0
