@@ -77,13 +77,9 @@ def load_clip(
     """
     try:
         if isinstance(source, Sample):
+            frames = read_frames(source, count, size)
             # A sample of an index has no metadata of its video.
-            return Clip(
-                read_frames(source, count, size),
-                duration=source.metadata.get("duration") or 0.0,
-                width=source.metadata.get("width", size),
-                height=source.metadata.get("height", size),
-            )
+            return Clip(frames, duration=0.0, width=size, height=size)
 
         row = get_row(source)
         with local_copy(

@@ -19,7 +19,6 @@ import pyarrow as pa
 from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.index import (
-    LOCK,
     ColumnTypes,
     Index,
     IndexSettings,
@@ -121,9 +120,9 @@ def add_videos(
     )
     if not index_exists(place):
         folder = located(place)
-        # What a creation leaves that a full disk or a kill ended.
-        left = {Path(folder, name) for name in ("clips.lance", LOCK)}
-        if isinstance(folder, Path) and folder.is_dir() and {*folder.iterdir()} - left:
+        is_used = isinstance(folder, Path) and folder.is_dir() and any(folder.iterdir())
+        # A creation that a full disk or a kill ended leaves a table without a version.
+        if is_used and not Path(folder, "clips.lance").is_dir():
             raise InputError(
                 f"{place}: not empty, and not an index; choose another folder"
             )
