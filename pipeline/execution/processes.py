@@ -44,10 +44,10 @@ NEVER = threading.Event()  # stands for an event that does not come
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
 # How a stage ended without a result, by its exit status.
 ENDS = {
-    0: f"ended well but left no {RESULT_FILE}; all nodes must share its folder",
+    0: f"ended well but left no {RESULT_FILE} (all nodes must share its folder)",
     128
-    + signal.SIGKILL: "was killed, probably for memory: fewer resources.workers or a smaller "
-    "batch need less; the same command resumes",
+    + signal.SIGKILL: "was killed, probably for memory (fewer resources.workers or a smaller "
+    "batch need less; the same command resumes)",
 }
 
 
@@ -205,9 +205,11 @@ def run_stage(
     rest = f"unfinished results are in {work_file.parent}"
     if status == EXIT_INPUT_ERROR:  # a full disk has no room for the result
         raise InputError(f"{step.name}: stopped by the error above; {rest}")
-    reason = describe_end(status, running.last_lines)
+    reason = ENDS.get(status, f"ended with status {status}")
+    output = " | ".join(running.last_lines) or "its output is above"
     raise StageFailed(
-        f"{step.name} {reason}; {rest}", progressed=count_finished(out) > finished
+        f"{step.name} {reason}: {output}; {rest}",
+        progressed=count_finished(out) > finished,
     )
 
 
@@ -241,17 +243,11 @@ def read_result(work_file: Path, wait: bool) -> dict[str, Any]:
     wait: they have ended well, so rank 0 may have written it on another node.
     """
     file = work_file.with_name(RESULT_FILE)
-    deadline = time.monotonic() + RESULT_SECONDS
-    while wait and not file.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + RESULT_SECONDS if wait else 0.0
+    while not file.exists() and time.monotonic() < deadline:
         list(file.parent.iterdir())  # has NFS look for new files
         time.sleep(0.1)
     return read_json(file) if file.exists() else {}
-
-
-def describe_end(status: int, last_lines: Sequence[str]) -> str:
-    """Say how the processes of a stage ended without a result."""
-    output = f": {' | '.join(last_lines)}" if last_lines else "; its output is above"
-    return ENDS.get(status, f"ended with status {status}{output}")
 
 
 def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
