@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 17
+VERSION = 18
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"(\{([^{}]+?)(?::0(\d+))?\})")
@@ -449,7 +449,7 @@ def fold_answer(text: str) -> str:
 def read_parts(record: Record, form: Form, captions: list[Any]) -> list[FilePart]:
     """Return the parts of its file that a record is about, each with its captions: one, or as many
     as its lists of times and of captions have. Raises ValueError if a time is invalid."""
-    spans: Any = parse_cell(read_cell(record, form.span))
+    spans: Any = read_cell(record, form.span)
     if not form.span:
         cells = read_cell(record, form.start), read_cell(record, form.end)
         spans = tuple(map(parse_cell, cells))
@@ -477,7 +477,6 @@ def read_spans(value: Any) -> list[tuple[Time, Time]]:
 
 def read_span(value: Any) -> tuple[Time, Time]:
     """Return the two times of a cell, such as [1, 2.5], or 00:01 - 00:03; None of an empty one."""
-    value = parse_cell(value)
     if isinstance(value, str):
         value = BETWEEN_TIMES.split(value.strip(" ()")) if value.strip() else None
     if value is None:

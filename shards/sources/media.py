@@ -33,7 +33,6 @@ from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.sources.form import BESIDE, WORDS, Record
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
-WORKSPACE = {*WORDS["workspace"]["names"]}
 MAX_NAMED = 3  # names that are shown as examples
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
 NOT_TEXTS = re.compile(
@@ -102,8 +101,7 @@ class Folder:
                     f"{self.path / inside}: this folder cannot be listed ({error.strerror}); make it "
                     "readable, or move it out of the data"
                 ) from error
-            is_workspace = {"prefect"} <= children.keys() <= WORKSPACE
-            if inside and (is_workspace or children.keys() & MARKERS):
+            if inside and children.keys() & MARKERS:
                 self.notes.add("folders that alpro writes are left out", inside)
                 continue
             for name, entry in children.items():

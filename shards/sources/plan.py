@@ -301,15 +301,14 @@ class DecodePlan:
         names = {*self._names_without_group()}
         for key, pattern in GROUPINGS.items():
             matches = filter(None, map(pattern.search, names))
-            counts = Counter(match[1] for match in matches)
-            recordings = {name: count for name, count in counts.items() if count > 1}
-            largest = max(recordings.values(), default=0)
+            counts = Counter(match[1] for match in matches).values()
+            recordings = [count for count in counts if count > 1]
+            largest = max(recordings, default=0)
             # Many groups of few files are recordings; a few of many files are collections.
             if 0 < largest <= len(recordings) and 2 * largest < len(names):
                 return (
-                    f"{sum(recordings.values())} files may be parts of {len(recordings)} recordings, "
-                    f"such as {min(recordings)}; group_pattern = {key!r} keeps the files of a recording "
-                    "in one split"
+                    f"{sum(recordings)} files may be parts of {len(recordings)} recordings; "
+                    f"group_pattern = {key!r} keeps the files of a recording in one split"
                 )
         return ""
 

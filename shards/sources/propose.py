@@ -98,8 +98,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
 
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
-        unit = "  # in seconds" if key in ("end", "span") else ""
-        line = f"{key} = {json.dumps(value, ensure_ascii=False)}{unit}"
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if key != "first_option" or value else UNKNOWN_FIRST)
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
@@ -388,11 +387,13 @@ def hides_meanings(table: Table) -> bool:
     item is a whole file, or options, whose names would be answers of their own."""
     form = table.bound
     cells = read_columns(table.head_records)
-    for name in form.meanings - {form.answer, form.start}:
+    for name in form.meanings - {form.answer}:
         cells.pop(name, None)
     are_told = form.span or (form.start and form.end)
-    times = {} if are_told else propose_times(cells, are_named=True)
-    if times or (not form.split and find_first(cells, is_split)):
+    has_end = form.start and find_first(cells, is_time, "end")
+    has_times = has_end or propose_times(cells, are_named=True)
+    has_split = not form.split and find_first(cells, is_split)
+    if has_split or (has_times and not are_told):
         return True
 
     is_asked = form.question and form.answer and not form.options

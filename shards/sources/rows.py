@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from alpro.credentials import refuse_credentials
+from alpro.credentials import redact, refuse_credentials
 from alpro.errors import InputError, first_fault
 from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
@@ -220,7 +220,7 @@ class Items:
             if has_words(text):
                 texts.append(text)
             else:
-                self.notes.add(WORDLESS, f"{text[:60]!r} ({part['where']})")
+                self.notes.add(WORDLESS, f"{redact(text)[:60]!r} ({part['where']})")
         part |= {"captions": list(dict.fromkeys(texts)), "paragraphs": {}}
         if paragraph == "file":
             # All rows of a table that have this file are one.
@@ -280,7 +280,7 @@ class Items:
         if self.folder and self.notes.counts[NO_FILE] < MAX_COMPARED:
             similar = self.folder.similar(name)
             detail = f"similar files: {show(', '.join(similar))}" if similar else ""
-        self.notes.add(NO_FILE, f"{name} ({detail})" if detail else name)
+        self.notes.add(NO_FILE, name)
         values = {key: item[key] for key in ("id", "kind", "split", "group")}
         values["captions"] = len(item["captions"])
         values["questions"] = len(item["questions"])
@@ -307,8 +307,7 @@ class Items:
             )
         # Whether no record names a split, and files are in folders of training and of another.
         folders = self._folder_splits - {""}
-        names_no_split = self._splits <= {""}
-        has_split_folders = names_no_split and "train" in folders and len(folders) > 1
+        has_split_folders = self._splits <= {""} and {"train"} < folders
 
         self._execute(INDEX_OF_TEXTS)
         in_several_splits = {value for (value,) in self._execute(OF_SEVERAL_SPLITS)}
@@ -336,13 +335,6 @@ class Items:
                 yield Row.model_validate(item)
             except ValidationError as error:
                 yield reject_row(item["where"], first_fault(error), item["name"])
-
-        if names_no_split and folders and not has_split_folders:
-            reason = (
-                "folders are named as splits but are not used as such, because `train` and another are "
-                "needed: name the splits in a column `split`"
-            )
-            self.notes.add(reason, ", ".join(sorted(folders)))
 
 
 def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:

@@ -9,7 +9,6 @@ from posixpath import splitext
 
 from alpro.errors import InputError
 from alpro.log import log, printable
-from alpro.shards.file_type import MEDIA_EXTENSIONS
 from alpro.shards.schema import Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
@@ -41,7 +40,7 @@ from alpro.shards.sources.tables import (
     Table,
     UnreadableTable,
 )
-from alpro.shards.storage import Location, parent, suffix
+from alpro.shards.storage import Location, parent
 
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
@@ -120,20 +119,16 @@ class Source:
         folder = self.folder if self.is_folder else None
         files = folder.files.others if folder else ()
         has_tars = any(name.endswith(".tar") for name in files)
-        if (has_tars or self.folder is None) and is_downloads(self.data):
+        if (has_tars or not self.folder) and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
         if not folder:
-            if suffix(self.data) in MEDIA_EXTENSIONS:
-                raise InputError(f"{self.data}: a single file; name its folder")
             return self.scan_tables([Table(self.data, self.form)])
 
         # The texts beside the videos, if most videos have one.
         text_folders = self.form.texts if self.form else ()
-        sidecars = None
-        if text_folders or not self.form:
-            sidecars = Sidecars(folder, text_folders)
-        texts = sidecars.texts if sidecars else {}
-        if sidecars and (text_folders or 2 * len(texts) > len(folder.files.media)):
+        sidecars = Sidecars(folder, text_folders)
+        are_most = 2 * len(sidecars.texts) > len(folder.files.media)
+        if text_folders or (are_most and not self.form):
             return BESIDE.title, self.read_texts(sidecars)
 
         opened = self.open_tables(folder)
@@ -142,7 +137,7 @@ class Source:
             # None has the columns of the user.
             tables = [*opened.values()]
         if tables:
-            for text in texts.values():
+            for text in sidecars.texts.values():
                 reason = "texts beside videos are not read, as a table has captions"
                 folder.notes.add(f"{reason} (`texts` in `columns`)", text)
             return self.scan_tables(tables)
@@ -151,9 +146,10 @@ class Source:
         unknown = [table for table in opened.values() if table.form is not LIST]
         errors = [unknown_columns(table, self.items) for table in unknown]
         error = max(errors, key=lambda error: error.score, default=None)
-        if error and not texts and (error.score[0] or not folder.files.media):
+        may_have_texts = error and (error.score[0] or not folder.files.media)
+        if error and may_have_texts and not sidecars.texts:
             raise error
-        return BESIDE.title, self.read_texts(sidecars or Sidecars(folder, ()))
+        return BESIDE.title, self.read_texts(sidecars)
 
     def open_annotations(self) -> list[Table]:
         if not self.is_folder:
@@ -201,17 +197,16 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.files.media}
-        texts: list[str] = []
         paths: list[str] = []
+        texts: list[str] = []
         for path in folder.files.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
-            if is_beside or NOT_TEXTS.match(path) or not name.endswith(TABLES):
-                continue
-            is_text = "/" in path and name.endswith(LINES)
-            (texts if is_text else paths).append(path)
+            if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.match(path)):
+                is_text = "/" in path and name.endswith(LINES)
+                (texts if is_text else paths).append(path)
 
         tables: dict[str, Table] = {}
         has_texts_at_root = False
@@ -336,9 +331,9 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
     unnamed = [path for path in chosen if not splits[path]]
     # These may list the videos of a split.
     lists = [path for path in opened if splits[path] and path not in chosen]
-    are_told = all(opened[path].names_splits for path in unnamed)
     are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
-    if (unnamed and lists) or not (are_told or are_apart):
+    are_told = are_apart or all(opened[path].names_splits for path in unnamed)
+    if (unnamed and lists) or not are_told:
         examples = ", ".join([*chosen, *lists][:5])
         raise InputError(
             f"{folder.path}: several tables ({examples}): name those of each split, and the `texts` of "

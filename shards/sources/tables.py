@@ -161,10 +161,6 @@ class Table:
                 # which invalidates only its own record.
                 if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
-                # The last byte may be half of a Windows end of a line.
-                if b"\r" in head[:-1] and b"\n" not in head:
-                    raise ValueError("its lines end with \\r alone; save it with \\n")
-
                 # Bytes that are not UTF-8 invalidate only their own record.
                 text = io.TextIOWrapper(
                     file,
@@ -208,12 +204,10 @@ class Table:
             if isinstance(record, str):
                 yield f"line {number}", record
                 continue
-            # Each line is an entry of a list, whose keys `*` alone means.
+            # Each line is an entry of a list.
             if form is None:
                 self.form = self.form or find_form([record], self.extension)
                 form = self.form or TABLE
-                if form.records == "*":
-                    form = form.model_copy(update={"records": "*.*"})
             for where, found in records_in([record], form):
                 yield where.replace("entry 1", f"line {number}", 1), found
 
@@ -419,12 +413,7 @@ def walk(
     if isinstance(value, list) and (path or has_records or not around):
         rest = path[1:] if path[:1] == ["*"] else path
         for number, each in enumerate(value, 1):
-            yield from walk(
-                each,
-                rest,
-                f"{where} {number}",
-                around,
-            )
+            yield from walk(each, rest, f"{where} {number}", around)
         return
 
     if not path:
@@ -440,13 +429,8 @@ def walk(
             }
             around = around | cells
             around.pop(key, None)
-        names = value if key == "*" else value.keys() & {key}
-        for name in names:
-            keys = {"$outer": around["$key"]} if "$key" in around else {}
-            inner = around | keys | {"$key": name} if key == "*" else around
-            yield from walk(
-                value[name],
-                rest,
-                f"{where} {name!r}",
-                inner,
-            )
+        if key == "*" and "$key" in around:
+            around = around | {"$outer": around["$key"]}
+        for name in value if key == "*" else value.keys() & {key}:
+            inner = around | {"$key": name} if key == "*" else around
+            yield from walk(value[name], rest, f"{where} {name!r}", inner)

@@ -46,12 +46,15 @@ def test_texts_without_words_end_an_import(kind, read):
 
 
 def test_a_few_texts_without_words_are_counted_and_are_no_captions(read):
-    lines = "\n".join(["a dog runs"] * 9 + ["00:01 - 00:02"])
+    lines = "\n".join(
+        ["a dog runs"] * 9 + ["00:01 - 00:02", "https://me:pw@h.example/a"]
+    )
 
     imported = read({"a.txt": lines}, "a.mp4")
 
     assert imported.captions == {"a.mp4": ("a dog runs",)}
-    assert "1 texts have no word" in imported.notes
+    assert "2 texts have no word" in imported.notes
+    assert "pw" not in imported.notes
 
 
 CAPTIONS = {
