@@ -61,8 +61,7 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
 
 def is_corpus(source: Location) -> bool:
     """Check whether a location is a decoded corpus."""
-    index = join(source, "index.parquet")
-    return index.is_file() if isinstance(index, Path) else exists(index)
+    return exists(join(source, "index.parquet"))
 
 
 def split_into_windows(

@@ -306,13 +306,11 @@ def match_hits(model: Model, hits: list[Hit], text: Texts) -> list[Hit]:
     # A changed file is another clip than the one whose similarity the index has.
     unchanged = [hit for hit in hits if not hit.note]
     scores = {hit.item["key"]: hit.similarity or 0.0 for hit in hits}
-    if unchanged:
-        sources = [get_source(hit.item) for hit in unchanged]
-        scored = model.match_margins(text, sources)
-        for hit, (_, margin, clip) in zip(unchanged, scored, strict=True):
-            if isinstance(clip, DecodeError):
-                hit.note = str(clip)
-            else:
-                hit.match = torch.from_numpy(margin).sigmoid().item()
-                scores[hit.item["key"]] += margin.item()
+    scored = model.match_margins(text, [get_source(hit.item) for hit in unchanged])
+    for hit, (_, margin, clip) in zip(unchanged, scored, strict=True):
+        if isinstance(clip, DecodeError):
+            hit.note = str(clip)
+        else:
+            hit.match = torch.from_numpy(margin).sigmoid().item()
+            scores[hit.item["key"]] += margin.item()
     return sorted(hits, key=lambda hit: (hit.match is None, -scores[hit.item["key"]]))
