@@ -100,14 +100,16 @@ class ClipRequest:
             raise self.limits.too_slow()
         return left
 
-    def choose(self, times: np.ndarray) -> tuple[np.ndarray, float]:
+    def choose(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """Choose the frames to decode.
 
         Args:
             times: Seconds from the first frame to each frame (n,), ascending.
 
         Returns:
-            Indices into `times` (count,), and the duration of the clip in seconds.
+            Indices into `times` (n,), ascending; which of them each frame of the clip is (count,):
+            with fewer frames than segments, a frame is decoded once and repeated; and the duration
+            of the clip in seconds.
 
         Raises:
             DecodeError: If no frame is in the window, or if the video would be absurdly long.
@@ -128,7 +130,8 @@ class ClipRequest:
         end = total if self.end is None else min(total, self.end)
         duration = max(0.0, end - start)
         indices = first + np.array(segment_starts(last - first, self.count))
-        return indices, duration
+        wanted, inverse = np.unique(indices, return_inverse=True)
+        return wanted, inverse, duration
 
 
 def error_text(error: BaseException) -> str:

@@ -28,8 +28,7 @@ def decode_still(path: Path, size: int, limits: Limits, keep_ratio: bool) -> Cli
 
 def decode_animation(request: ClipRequest) -> Clip:
     """Decode a clip of an animated PNG, WebP or AVIF. Raises DecodeError with the reason."""
-    indices, duration = request.choose(animation_times(request))
-    wanted, inverse = np.unique(indices, return_inverse=True)
+    wanted, inverse, duration = request.choose(animation_times(request))
     frames = []
     with _open_image(request.path, request.limits) as image:
         first = _first_frame(image)

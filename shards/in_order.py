@@ -28,9 +28,7 @@ def decode_in_order(request: ClipRequest) -> Clip:
         InputError: If PyAV is not installed.
     """
     seconds = _read_times(request)
-    indices, duration = request.choose(seconds - seconds[0])
-    # With fewer frames than segments, a frame is drawn once and repeated.
-    wanted, inverse = np.unique(indices, return_inverse=True)
+    wanted, inverse, duration = request.choose(seconds - seconds[0])
     due = set(wanted.tolist())
     with open_video(request) as (container, stream):
         numbered = enumerate(_frames(container, stream, request))

@@ -38,10 +38,7 @@ def decode_by_seeks(request: ClipRequest) -> Clip:
     with open_video(request) as (container, stream):
         timeline = _read_timeline(container, stream, request)
         seconds = (timeline.shown - timeline.origin) * float(stream.time_base)
-        indices, duration = request.choose(seconds)
-        # With fewer frames than segments, a frame is decoded once and repeated.
-        wanted, inverse = np.unique(indices, return_inverse=True)
-
+        wanted, inverse, duration = request.choose(seconds)
         timestamps = timeline.shown[wanted].tolist()
         decoded = _seek_frames(container, stream, timestamps, timeline.keys, request)
         frames, width, height = draw(decoded, len(wanted), request)
