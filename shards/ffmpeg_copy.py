@@ -30,7 +30,13 @@ def decode_copy(request: ClipRequest) -> Clip:
         video = Path(folder) / "video"
         video.symlink_to(request.path)
         copy = video.with_suffix(".mkv")
-        command = _copy_command(video, copy, request.limits)
+        try:
+            command = _copy_command(video, copy, request.limits)
+        except (ImportError, RuntimeError) as error:  # there is no module, or no binary
+            raise InputError(
+                f"PyAV cannot open a video, and there is no ffmpeg ({error}): "
+                "pip install ffmpeg-python imageio-ffmpeg"
+            ) from error
         _run(command, log=video.with_suffix(".log"), request=request)
         clip = decode_in_order(replace(request, path=copy))
         if copy.stat().st_size >= MAX_COPY_BYTES:  # where ffmpeg stops
@@ -45,13 +51,8 @@ def _copy_command(video: Path, copy: Path, limits: Limits) -> list[str]:
 
     The first error stops it: ffmpeg would conceal it with parts of other frames.
     """
-    try:
-        import ffmpeg
-    except ImportError as error:
-        raise InputError(
-            f"PyAV cannot open a video, and there is no ffmpeg-python ({error}): "
-            "pip install ffmpeg-python imageio-ffmpeg"
-        ) from error
+    import ffmpeg
+
     stream = ffmpeg.input(
         str(video),
         max_pixels=limits.max_pixels,
@@ -106,16 +107,15 @@ def ffmpeg_error(code: int, log: str, limits: Limits) -> Exception:
 
 
 def ffmpeg_binary() -> str:
-    """Return the ffmpeg in PATH, otherwise the one of imageio-ffmpeg. Raises InputError without
-    either."""
+    """Return the ffmpeg in PATH, otherwise the one of imageio-ffmpeg.
+
+    Raises:
+        ImportError: If there is no imageio-ffmpeg either.
+        RuntimeError: If it has no binary.
+    """
     path = shutil.which("ffmpeg")
     if path:
         return path
-    try:
-        import imageio_ffmpeg
+    import imageio_ffmpeg
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):  # RuntimeError: imageio-ffmpeg without a binary
-        raise InputError(
-            "no ffmpeg: install it, or the extra alpro-pipeline[video]"
-        ) from None
+    return imageio_ffmpeg.get_ffmpeg_exe()

@@ -61,7 +61,7 @@ def is_animated(head: bytes) -> bool:
         frame_count = int.from_bytes(control[:4], "big")
         return frame_count > 1
     if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
-        flags = head[20] if len(head) > 20 else 0
+        flags = int.from_bytes(head[20:21], "big")
         return bool(flags & 2)
     return head[4:12] == b"ftypavis"
 
