@@ -56,7 +56,7 @@ def animation_times(request: ClipRequest) -> np.ndarray:
 
 def _first_frame(image: Image.Image) -> int:
     """Return 1 for a PNG that begins with a still image, for programs that show no animations."""
-    return int(bool(image.info.get("default_image")))
+    return int("default_image" in image.info)
 
 
 @contextmanager

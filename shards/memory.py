@@ -18,9 +18,7 @@ def memory_limit(size: int) -> Iterator[None]:
         # Pages of data, which RLIMIT_DATA counts, and of the stack, which is small.
         data_pages = int(Path("/proc/self/statm").read_text().split()[5])
         allowed = data_pages * resource.getpagesize() + size
-        limits = [
-            limit for limit in (allowed, soft, hard) if limit != resource.RLIM_INFINITY
-        ]
+        limits = {allowed, soft, hard} - {resource.RLIM_INFINITY}
         resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
 
     try:

@@ -183,8 +183,6 @@ def _seek_frames(
         if codec.is_open:
             codec.flush_buffers()
 
-        due = iter(group)
-        next_due: int | None = next(due)
         latest = -np.inf
         for frame in _frames_from(container, stream, presented, set(group), request):
             if frame.pts is None or frame.pts <= latest:
@@ -200,9 +198,8 @@ def _seek_frames(
             if frame.is_corrupt and latest >= min(presented, group[0]):
                 raise DecodeError("unreadable", "corrupt frames")
 
-            if latest == next_due:
+            if latest in group:
                 yield frame
-                next_due = next(due, None)
 
 
 def _frames_from(

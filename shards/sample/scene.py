@@ -327,7 +327,7 @@ def name(
 def _relation_phrase(
     scene: Scene,
     rng: np.random.Generator,
-    color: bool,
+    color: bool = True,
     kind: bool = True,
 ) -> str:
     """How the main thing lies to the others, such as " next to a red ball"."""
@@ -339,10 +339,9 @@ def _relation_phrase(
 def full_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Write a complete caption: kind, color, motion, relation and the other things."""
     start = pick(rng, "", "", "in this video ", "here ", "we see how ")
-    motion = motion_phrase(scene.main.motion, rng)
-    text = f"{start}{name(scene.main)} {motion}"
+    text = f"{start}{name(scene.main)} {motion_phrase(scene.main.motion, rng)}"
     if scene.relation:
-        text += _relation_phrase(scene, rng, color=True)
+        text += _relation_phrase(scene, rng)
     return text
 
 
