@@ -93,6 +93,13 @@ def test_clients_take_a_socks_proxy():
 # `alpro up`.
 
 
+def test_two_servers_need_two_ports(call, free_port):
+    port = free_port()
+    status, _, error = call("up", "--prefect-port", port, "--mlflow-port", port)
+    assert status == 2
+    assert error.endswith("choose another with --mlflow-port\n")
+
+
 @pytest.mark.parametrize(
     ("gpus", "visible", "expected"),
     [
