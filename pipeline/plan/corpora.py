@@ -9,7 +9,7 @@ from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.digests import Digests, digest_manifest, digest_shards
 from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest, import_source
-from alpro.shards.storage import Location, located
+from alpro.shards.storage import located
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.index_shards import Config as IndexConfig
 
@@ -58,45 +58,30 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
     Raises:
         InputError: If the files cannot be read.
     """
-    if corpus.shards:
-        key = "shards"
-        files = {"shards": located(corpus.shards)}
-        step = replace(step, given=files)
-    else:
-        key = "data"
-        files = list_sources(corpus)
-        manifest = import_corpus(corpus, digests.manifests)
-        given = {"manifest": manifest.folder}
-        step = replace(step, given=given, imported_from=files)
+    place = located(corpus.shards or corpus.data)
+    manifest = None if corpus.shards else import_corpus(corpus, digests.manifests)
 
-    def read_digest(ask: bool) -> str:
+    def read_digest(manifest: Manifest | None, ask: bool) -> str:
         """ask: Ask the stores of files at URLs; otherwise, their last answers count."""
-        if corpus.shards:
-            return digest_shards(files["shards"], digests)
-        return digest_manifest(import_corpus(corpus, digests.manifests), digests, ask)
+        if manifest is None:
+            return digest_shards(place, digests)
+        return digest_manifest(manifest, digests, ask)
 
-    digest = read_digest(True)
+    digest = read_digest(manifest, ask=True)
 
     def is_unchanged() -> bool:
         try:
-            return read_digest(False) == digest
+            again = manifest and import_corpus(corpus, digests.manifests)
+            return read_digest(again, ask=False) == digest
         except InputError:  # they cannot be read any more
             return False
 
-    is_local = all(isinstance(path, Path) for path in files.values())
-    recheck = is_unchanged if is_local else None
-    return replace(step, digests={key: digest}, recheck=recheck)
-
-
-def list_sources(corpus: Corpus) -> dict[str, Location]:
-    """Return the user's files that a manifest is imported from."""
-    sources: dict[str, Location] = {"data": located(corpus.data)}
-    for split, files in corpus.annotation_files.items():
-        for number, file in enumerate(files, 1):
-            sources[f"{split} {number}"] = file
-    if corpus.root:
-        sources["root"] = Path(corpus.root)
-    return sources
+    return replace(
+        step,
+        given={"manifest": manifest.folder} if manifest else {"shards": place},
+        digests={"data" if manifest else "shards": digest},
+        recheck=is_unchanged if isinstance(place, Path) else None,
+    )
 
 
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:

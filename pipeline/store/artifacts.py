@@ -121,9 +121,8 @@ class Store:
             # Results from the changed files must not be reused if the files are restored.
             for name in UNFINISHED:
                 shutil.rmtree(folder / name, ignore_errors=True)
-            files = " or ".join(map(str, (step.imported_from or step.given).values()))
             raise InputError(
-                f"{step.name}: its input files changed during the run ({files}); run again"
+                f"{step.name}: its input files changed during the run; run again"
             )
         return write_record(folder, step, outcome, {"seconds": seconds, **run_info})
 

@@ -24,8 +24,6 @@ class Step:
     digests: Mapping[str, str] = field(default_factory=dict)
     # Inputs that no step builds, such as a model folder of the user's. Only their digests count.
     given: Mapping[str, Location] = field(default_factory=dict)
-    # The user's files that an input in `given` was imported from.
-    imported_from: Mapping[str, Location] = field(default_factory=dict)
     # Tells whether local outside files are unchanged.
     recheck: Callable[[], bool] | None = None
     # Why outside files cannot be read on this machine. The step cannot run then.
@@ -76,12 +74,11 @@ class Step:
     @property
     def description(self) -> Record:
         """The artifact's record as it is known before the stage runs."""
-        paths = {**self.imported_from, **self.given}
         return replace(
             self._recipe(),
             name=self.name,
             fingerprint=self.fingerprint,
-            paths={name: str(absolute(path)) for name, path in paths.items()},
+            paths={name: str(absolute(path)) for name, path in self.given.items()},
         )
 
     def _recipe(self) -> Record:
