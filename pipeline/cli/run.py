@@ -165,8 +165,11 @@ def print_plan(plan: "Plan") -> None:
     from alpro.pipeline.reports.columns import print_rows
 
     name = plan.command.config_name
-    records = [record for _, record in plan.store.artifacts()]
-    earlier = [one for one in records if command_of(one).config_name == name]
+    earlier = [
+        record
+        for _, record in plan.store.artifacts()
+        if command_of(record).config_name == name
+    ]
 
     rows = []
     for step in plan.steps:
