@@ -6,14 +6,16 @@ The record is written last. It has the checksums of the other files, and of itse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
@@ -67,7 +69,7 @@ class Record:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
         """Return the record of a JSON object. Fields that an older record lacks are empty."""
-        return replace(RECORDS.validate_python(values), values=values)
+        return replace(record_type().validate_python(values), values=values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of a new record, with its digest."""
@@ -78,7 +80,12 @@ class Record:
         return values
 
 
-RECORDS = TypeAdapter(Record)
+@cache
+def record_type() -> "TypeAdapter[Record]":
+    # Slow to import: no help needs it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Record)
 
 
 def compute_fingerprint(record: Record, without_effect: Collection[str] = ()) -> str:
