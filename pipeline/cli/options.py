@@ -49,6 +49,7 @@ ARTIFACT = (
 )
 MODEL = (
     "A model folder, a CLIP or SigLIP of the hub (openai/clip-vit-base-patch16), "
+    "models:/NAME@ALIAS of the registry, "
     f"or an artifact: {ARTIFACT[0].lower()}{ARTIFACT[1:]}"
 )
 Artifact = Annotated[str, Parameter(help=ARTIFACT)]
@@ -91,12 +92,19 @@ class ModelOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     "Precision of the encoders; auto: bfloat16 if this machine computes it faster."
     workspace: Workspace = WORKSPACE
+    tracking_uri: TrackingUri = ""
 
     def find(self, name: str) -> "Found":
         """Return the model that a name stands for. Raise InputError if there is none."""
         from alpro.inference.find import resolve
 
-        return resolve(name, self.workspace)
+        if not name.startswith("models:/"):
+            return resolve(name, self.workspace)
+
+        from alpro.pipeline.tracking.registry import registered_folder
+
+        folder = registered_folder(self.tracking_uri, self.workspace.resolve(), name)
+        return resolve(folder, self.workspace)
 
     def load(self, found: "Found") -> "Model":
         from alpro import Model

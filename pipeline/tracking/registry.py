@@ -11,14 +11,16 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.artifacts import download_artifacts
+from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
 
 from alpro import Model
 from alpro.artifact import Record
-from alpro.errors import InputError
-from alpro.pipeline.tracking.store import unusable
+from alpro.errors import InputError, one_line
+from alpro.pipeline.tracking.store import find_store, unusable
 from alpro.pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "models"  # where models from another store are registered
@@ -81,6 +83,29 @@ def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str
             registered_model_name=name,
         )
     return str(model_info.registered_model_version)
+
+
+def registered_folder(uri: str, workspace: Path, name: str) -> Path:
+    """Return the model folder of models:/NAME@ALIAS or models:/NAME/VERSION, downloaded if the store
+    is on another machine.
+
+    Args:
+        uri: Address of the store; empty: the workspace's own.
+
+    Raises:
+        InputError: If the store does not have it.
+    """
+    uri = uri or find_store(workspace)
+    try:
+        mlflow.set_tracking_uri(uri)
+        folder = Path(download_artifacts(artifact_uri=name))
+        # `log_model` chose the name of the folder inside the model's.
+        data = MlflowModel.load(folder).flavors["python_function"]["data"]
+    except Exception as error:
+        raise InputError(
+            f"{name}: not in the MLflow store {uri}: {one_line(error)}"
+        ) from error
+    return folder / data
 
 
 def registered_fingerprints(uri: str) -> set[str]:

@@ -1,7 +1,6 @@
 """The registry: models are registered by the command line, and loaded as users of MLflow would."""
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -11,7 +10,9 @@ from mlflow.tracking import MlflowClient
 
 from alpro import Model
 from alpro.artifact import read_record
+from alpro.errors import InputError
 from alpro.files import digest
+from alpro.pipeline.tracking.registry import registered_folder
 from alpro.pipeline.tracking.store import store_uri
 from alpro.pipeline.tracking.tracker import Tracker
 
@@ -73,9 +74,10 @@ def test_a_registered_model_predicts_what_the_model_does(
         "list"
     )
     assert predicted == expected
-    downloaded = mlflow.artifacts.download_artifacts("models:/shapes@champion")
-    assert Model.load(Path(downloaded, "data", "model"), device="cpu").folder.task
     assert not list(tmp_path.rglob("*.pkl"))
+
+    with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
+        registered_folder("", tmp_path, "models:/shapes/9")
 
     client = MlflowClient(uri)
     version = client.get_model_version_by_alias("shapes", "champion")
