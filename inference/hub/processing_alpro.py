@@ -95,9 +95,11 @@ class AlproProcessor(ProcessorMixin):
 
     def _pixels(self, videos: Any) -> Tensor:
         """Return the pixel values (V, T, 3, S, S) of one or more videos."""
-        is_single = isinstance(videos, str | Path) or getattr(videos, "ndim", 0) == 4
+        batch: Any = videos
+        if isinstance(videos, str | Path) or getattr(videos, "ndim", 0) == 4:
+            batch = [videos]
         pixels = []
-        for video in [videos] if is_single else videos:
+        for video in batch:
             try:
                 pixels.append(self._normalize(self._read(video)))
             except DecodeError as error:
