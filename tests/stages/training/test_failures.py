@@ -185,7 +185,7 @@ def test_a_corrupt_sample_is_logged_and_replaced_by_the_next_readable_one(
         assert batch.ids == [rows[2]["id"] if name in lost else name for name in ids]
         assert len(batch.unreadable) == len(gone)
         for name, line in zip(gone, batch.unreadable, strict=True):
-            assert f": {name}, frame " in line
+            assert f": {name}: " in line
         replaced += len(gone)
     assert replaced > (2 if unit == "sample" else 0)
 
