@@ -203,7 +203,7 @@ def without_questions(
     changes: dict[str, Any] = {}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):
-        names = ", ".join(answering.corpora)
+        names = ", ".join(settings.corpora[name].data for name in answering.corpora)
         warn_once(f"no questions in {names}: question answering is skipped")
         changes["finetune_qa"] = None
     if settings.evaluate.qa in silent:
