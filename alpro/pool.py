@@ -5,17 +5,21 @@ go on. Each process is a Pebble pool of size one. In a larger pool, a process th
 holds the pool's lock stops all others.
 
 A worker of a cluster runs its tasks in child processes in the same way, so a file that crashes its
-decoder has the same result there and here. What they print is in the worker's own output. If a
-worker itself is lost, the scheduler gives its tasks to others.
+decoder has the same result there and here. If a worker itself is lost, the scheduler gives its
+tasks to others.
 
 Results travel through pipes: large ones belong in files.
 """
 
 import faulthandler
+import os
 import pickle
 import platform
 import signal
+import sys
+import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -28,24 +32,26 @@ from itertools import chain, islice
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from tempfile import NamedTemporaryFile
 from threading import get_ident
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from pebble import ProcessExpired, ProcessPool
 
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
-from alpro.log import log
+from alpro.log import TIMES, log
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
 CONNECT_SECONDS = 20.0
-CAPACITY_SECONDS = 5.0  # between looks for new workers of a cluster
+CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
 MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
 # Idle time after which a child process of a cluster's worker ends, with its memory.
-IDLE_SECONDS = 120
+IDLE_SECONDS = 600
 # Packages that may change a result, beside the source of this project.
 PACKAGES = (
     "av",
@@ -188,25 +194,35 @@ def _initialize() -> None:
     set_parent_death_signal(parent.pid, signal.SIGKILL)
 
 
-def _attempt(call: bytes, idle_seconds: int) -> bytes:
+def _attempt(call: bytes, output: str = "") -> bytes:
     """Run a pickled task in a child process.
 
     Args:
         call: The pickled function and task. They are unpickled here, so that only this process
             needs their modules, and one that cannot be unpickled is an error like others.
-        idle_seconds: The process ends if it has no other task for this long; 0: it stays.
+        output: File that receives what is printed, for a child of a cluster's worker, which also
+            ends when it has nothing to do for a while.
 
     Returns:
         The pickled result, and the exception that the function raised.
     """
-    signal.alarm(0)
+    if output:
+        signal.alarm(0)
+        os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
+        with open(output, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
     try:
         work, task = pickle.loads(call)
         return pickle.dumps((work(task), None))
     except Exception as error:
         return pickle.dumps((None, _picklable(error)))
     finally:
-        signal.alarm(idle_seconds)
+        if output:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            signal.alarm(IDLE_SECONDS)
 
 
 def _picklable(error: Exception) -> Exception:
@@ -216,7 +232,8 @@ def _picklable(error: Exception) -> Exception:
         pickle.loads(pickle.dumps(error))
     except Exception:  # pickle rebuilds it with other arguments
         return RuntimeError(text)
-    error.add_note(f"In a worker process:\n{text}")
+    if not isinstance(error, InputError):
+        error.add_note(f"In a worker process:\n{text}")
     return error
 
 
@@ -226,9 +243,8 @@ class _Processes:
     A thread waits for each of the `workers` processes. On a Dask worker, these threads are Dask's.
     """
 
-    def __init__(self, workers: int = 1, idle_seconds: int = 0):
+    def __init__(self, workers: int = 1):
         self._workers = workers
-        self._idle_seconds = idle_seconds
         self._threads = ThreadPoolExecutor(workers)
         self._pools: dict[int, ProcessPool] = {}  # by the threads that wait for them
         self._is_stopped = False
@@ -242,16 +258,16 @@ class _Processes:
     def read(self, future: Future) -> bytes | Died:
         return future.result()
 
-    def run(self, call: bytes) -> bytes | Died:
+    def run(self, call: bytes, output: str = "") -> bytes | Died:
         """Run a task in the child process of this thread. Return the answer of `_attempt`, or
         Died."""
         for _ in range(MAX_LOST):
-            answer = None if self._is_stopped else self._run_once(call)
+            answer = None if self._is_stopped else self._run_once(call, output)
             if answer is not None:
                 return answer
         return Died("its process ended")
 
-    def _run_once(self, call: bytes) -> bytes | Died | None:
+    def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
         """Run a task in the child process of this thread. Returns None if the process ended before
         Pebble knew of its task: why is not known then."""
         thread = get_ident()
@@ -265,7 +281,7 @@ class _Processes:
         answer: bytes | Died | None = None
         # A pool whose process was killed refuses tasks, or forgets them.
         with suppress(RuntimeError, TimeoutError):
-            future = pool.schedule(_attempt, (call, self._idle_seconds))
+            future = pool.schedule(_attempt, (call, output))
             while pool.active and not wait([future], timeout=1).done:
                 continue
             try:
@@ -311,6 +327,7 @@ class _Cluster:
             ) from None
 
         self._scheduler = scheduler
+        self._job = uuid4().hex
         try:
             self._client = Client(
                 scheduler, timeout=CONNECT_SECONDS, set_as_default=False
@@ -321,24 +338,31 @@ class _Cluster:
                 f"({one_line(error)}); start it with `dask scheduler`"
             ) from error
 
+        self._threads = 0
+        self._asked = -CAPACITY_SECONDS
         if not self.capacity():
             log.warning(
                 f"{scheduler}: no workers; start some with `dask worker {scheduler}`"
             )
 
     def capacity(self) -> int:
-        # One that runs and one that waits on each thread. Workers come and go.
-        return 2 * sum(self._client.nthreads().values())
+        now = time.monotonic()
+        # Workers come and go. To ask for each task would cost more than a small task.
+        if now - self._asked > CAPACITY_SECONDS:
+            self._threads = self._client.scheduler_info(n_workers=0)["total_threads"]
+            self._asked = now
+        # One that runs and one that waits on each thread.
+        return 2 * self._threads
 
     def submit(self, call: bytes) -> Any:
         # `pure=False` makes equal calls as often as they are submitted.
-        return self._client.submit(_answer, call, versions(), pure=False)
+        return self._client.submit(_answer, self._job, call, versions(), pure=False)
 
     def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker
 
         try:
-            return future.result()
+            answer, lines = future.result()
         except CancelledError:
             raise ConnectionError(
                 f"{self._scheduler}: the scheduler was lost"
@@ -350,19 +374,28 @@ class _Cluster:
                 f"{self._scheduler}: a worker lacks {missing.name}; install this project there"
             ) from missing
 
+        for line in lines:
+            log.info(line)
+        return answer
+
     def stop(self, running: Iterable[Any]) -> None:
-        """Cancel the tasks that wait. Those that run end on their workers."""
         if self._client.status == "running":
             self._client.cancel(list(running))
+            self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
 
 
-# Child processes of a cluster's worker, whatever client has sent the task.
-_children = _Processes(idle_seconds=IDLE_SECONDS)
+# Processes of each job on a cluster's worker. They end with the job.
+_jobs: defaultdict[str, _Processes] = defaultdict(_Processes)
 
 
-def _answer(call: bytes, client_versions: Mapping[str, str]) -> bytes | Died:
-    """Run a task on a worker of a cluster, in a child process. Return the answer of `_attempt`.
+def _answer(
+    job: str, call: bytes, client_versions: Mapping[str, str]
+) -> tuple[bytes | Died, list[str]]:
+    """Run a task on a worker of a cluster, in a child process.
+
+    Returns:
+        The answer of `_attempt`, and the lines that the task printed.
 
     Raises:
         InputError: If the versions here differ from the client's.
@@ -371,7 +404,15 @@ def _answer(call: bytes, client_versions: Mapping[str, str]) -> bytes | Died:
     # Workers that Dask's nanny has started are daemons, which multiprocessing gives no children.
     # Ours end with this process by the kernel.
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    return _children.run(call)
+
+    with NamedTemporaryFile() as output:
+        answer = _jobs[job].run(call, output.name)
+        text = output.read().decode(errors="replace")
+    return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
+
+
+def _end_job(job: str) -> None:
+    _jobs.pop(job, _Processes()).stop()
 
 
 @cache

@@ -3,10 +3,12 @@ little, so that they start in a moment."""
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.pool import exit_after
 
 
@@ -44,4 +46,11 @@ def behave(how: str) -> str:
         raise InputError("no such column")
     if how == "raise an odd error":
         raise OddError(1, 2)
+    if how == "print":
+        print("to standard output")
+        os.write(2, b"noise of native code\n")
+        log.warning("a warning")
+    if how == "print and crash":
+        print("last words", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGKILL)
     return how

@@ -1,6 +1,7 @@
 """Tasks in processes: each task has one outcome, whatever becomes of the processes."""
 
 import json
+import logging
 import os
 import pickle
 import random
@@ -16,6 +17,7 @@ import pytest
 
 from alpro import pool
 from alpro.errors import InputError
+from alpro.log import log
 from alpro.pool import Died, each, in_this_process
 from tests.pool_tasks import behave, get_pid, kill_then_hang, note
 
@@ -43,6 +45,14 @@ def run(request):
     if request.param == "cluster":
         scheduler = request.getfixturevalue("cluster").scheduler_address
     return partial(each, workers=2, scheduler=scheduler)
+
+
+@pytest.fixture
+def lines(caplog):
+    log.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO)
+    yield lambda: caplog.text
+    log.removeHandler(caplog.handler)
 
 
 def test_a_task_that_dies_has_no_result_and_all_others_have(run, tmp_path):
@@ -101,23 +111,13 @@ def test_nothing_is_started_without_a_task():
     assert list(each([], get_pid, workers=2, scheduler="tcp://127.0.0.1:1")) == []
 
 
-def test_processes_end_with_the_iteration(wait_for_end):
-    results = each([1, 2, 3], get_pid, workers=2)
+def test_processes_end_with_the_iteration(run, tmp_path, wait_for_end):
+    results = run([1, 2, 3], get_pid)
     _, process = next(results)
 
     results.close()
 
     wait_for_end(process)
-
-
-def test_a_process_of_a_cluster_ends_when_it_has_nothing_to_do(
-    cluster, monkeypatch, wait_for_end
-):
-    monkeypatch.setattr(pool._children, "_idle_seconds", 1)
-
-    results = each([1], get_pid, workers=1, scheduler=cluster.scheduler_address)
-
-    wait_for_end(dict(results)[1])
 
 
 def test_within_this_process_nothing_is_started():
@@ -182,13 +182,24 @@ def test_processes_end_when_their_parent_is_killed(tmp_path, wait_for_end):
     wait_for_end(process)
 
 
+def test_what_a_worker_prints_is_logged(cluster, lines):
+    tasks = ["print", "print and crash"]
+
+    results = dict(each(tasks, behave, workers=1, scheduler=cluster.scheduler_address))
+
+    assert results["print"] == "print"
+    assert isinstance(results["print and crash"], Died)
+    printed = ("to standard output", "noise of native code", "a warning", "last words")
+    assert all(text in lines() for text in printed)
+
+
 def test_a_worker_with_other_versions_is_refused(cluster, monkeypatch):
     here = pool.versions()
     monkeypatch.setattr(pool, "versions", lambda: here | {"numpy": "1.0"})
     call = pickle.dumps((get_pid, 0))
 
     with pytest.raises(InputError, match=r"numpy 1\.0, and this machine 2\.0"):
-        pool._answer(call, {**here, "numpy": "2.0"})
+        pool._answer("job", call, {**here, "numpy": "2.0"})
 
 
 def test_a_scheduler_that_does_not_answer_is_a_line(monkeypatch):
