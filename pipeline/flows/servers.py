@@ -22,6 +22,8 @@ from alpro.stages.execution.interface import Resources, StageFailed
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
+# Prefixes of variables that may belong to another, permanent server: its password, its database.
+SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
@@ -60,6 +62,9 @@ def start_temporary_server() -> Callable[[], None]:
     acquire(starting)
     create_database(home / "prefect.db")
 
+    for name in [*os.environ]:
+        if name.startswith(SERVER_PREFIXES):
+            del os.environ[name]
     # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
     settings = {
         "PREFECT_HOME": str(home),

@@ -67,6 +67,22 @@ def test_while_a_server_creates_its_database_another_command_does_not(
         pass
 
 
+def test_a_commands_own_server_takes_no_settings_of_a_permanent_one(
+    own_server, monkeypatch
+):
+    """Its client would lack the password, and its database is another machine's."""
+    permanent = (
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_API_DATABASE_CONNECTION_URL",
+    )
+    for name in permanent:
+        monkeypatch.setenv(name, "of the server")
+
+    own_server(ENDLESS)
+
+    assert not [name for name in permanent if name in os.environ]
+
+
 def test_a_server_that_does_not_start_says_why(own_server):
     wait = own_server("raise SystemExit('database is locked')")
     with one_line("database is locked", of=StageFailed):
