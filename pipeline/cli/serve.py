@@ -3,14 +3,17 @@
 import os
 import socket
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
+from alpro.files import read_text
 from alpro.interpreter import interpreter
 from alpro.pipeline.cli.index import IndexPlace, open_index
 from alpro.pipeline.cli.options import (
     WORKSPACE,
+    File,
     ModelOptions,
     Port,
     Workspace,
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 MIN_TOKEN = 16  # characters: guesses are not counted
 
 
-def serve(
+def serve(  # noqa: PLR0913 - options of a command
     index: IndexPlace = "",
     /,
     *,
@@ -31,24 +34,27 @@ def serve(
     entities: str = "",
     host: str = "127.0.0.1",
     port: Port = 7860,
+    token_file: File | None = None,
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Serve a page and an API to search videos, ask questions and name entities.
 
     What they offer follows from the models. Only this machine reaches them, unless --host says
-    otherwise. If $ALPRO_TOKEN is set, every request needs this token.
+    otherwise.
 
     Args:
         model: The model of INDEX, if it has moved.
         ask: A model of finetune_qa, for questions.
         entities: A prompter with prompts, or a model of pretrain.
-        host: Address to listen on; for another than this machine, $ALPRO_TOKEN must be set.
+        host: Address to listen on.
         port: Port to listen on.
+        token_file: A token that every request needs; required with another --host; by default
+            $ALPRO_TOKEN.
     """
     from alpro.pipeline.serving import guard
     from alpro.pipeline.serving.app import application
 
-    token = read_token(host)
+    token = read_token(host, token_file)
     # Checked before the models are loaded, which takes longer.
     with open_port("--port", port, host) as listening:
         app = application(load_models(index, model, ask, entities, models))
@@ -66,21 +72,24 @@ def open_port(option: str, port: int, host: str = "127.0.0.1") -> socket.socket:
         ) from error
 
 
-def read_token(host: str) -> str:
-    """Return the token that requests need, $ALPRO_TOKEN; empty: none.
+def read_token(host: str, file: Path | None) -> str:
+    """Return the token that requests need; empty: none.
 
     Args:
         host: Address that the server listens on.
+        file: File whose first line is the token; by default the token is $ALPRO_TOKEN.
 
     Raises:
         InputError: If the token is too short, or other machines could do without one.
     """
     token = os.environ.get("ALPRO_TOKEN")
+    if file:
+        token = read_text(file).partition("\n")[0]
     if token is None:
         if host not in ("127.0.0.1", "localhost"):
             raise InputError(
-                f"--host {host}: other machines need a token; set ALPRO_TOKEN, such as to the output "
-                "of `openssl rand -hex 32`"
+                f"--host {host}: other machines need a token; write one with "
+                "`openssl rand -hex 32 > token`, and add --token-file token"
             )
         return ""
 
@@ -88,7 +97,7 @@ def read_token(host: str) -> str:
     token = token.strip()
     if len(token) < MIN_TOKEN:
         raise InputError(
-            f"ALPRO_TOKEN: the token has {len(token)} characters; use {MIN_TOKEN} or more"
+            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more"
         )
     return token
 

@@ -274,23 +274,32 @@ def test_only_requests_of_the_page_of_the_proxy_are_taken(host, origin, status, 
     assert client.get("/api/health", headers=headers).status_code == status
 
 
-def test_the_token_is_that_of_the_environment(monkeypatch):
+def test_the_token_is_that_of_the_file_or_the_environment(monkeypatch, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("f" * 16 + "\nsecond line")
     monkeypatch.delenv("ALPRO_TOKEN", raising=False)
-    assert read_token("127.0.0.1") == ""
+    assert read_token("127.0.0.1", None) == ""
     monkeypatch.setenv("ALPRO_TOKEN", "v" * 16 + "\n")
-    assert read_token("0.0.0.0") == "v" * 16
+    assert read_token("0.0.0.0", None) == "v" * 16
+    assert read_token("0.0.0.0", file) == "f" * 16
 
 
 @pytest.mark.parametrize(
     ("host", "variable"), [("192.0.2.1", None), ("0.0.0.0", "short"), ("127.0.0.1", "")]
 )
 def test_other_machines_need_a_token(host, variable, monkeypatch):
-    """An empty one, such as that of an empty file, lets nobody in."""
     monkeypatch.delenv("ALPRO_TOKEN", raising=False)
     if variable is not None:
         monkeypatch.setenv("ALPRO_TOKEN", variable)
     with pytest.raises(InputError, match="token"):
-        read_token(host)
+        read_token(host, None)
+
+
+def test_an_empty_file_lets_nobody_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALPRO_TOKEN", "v" * 16)
+    (tmp_path / "token").touch()
+    with pytest.raises(InputError, match="token"):
+        read_token("127.0.0.1", tmp_path / "token")
 
 
 @pytest.fixture
