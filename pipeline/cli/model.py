@@ -255,7 +255,7 @@ def evaluate(
             shown = comparison_tables([*reversed(rows)], compared)
             print_tables(shown, compare_models(baseline, model, compared))
         else:
-            print_tables(tables(scores))
+            print_tables(tables(rows[0][1]))
 
 
 def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
