@@ -246,7 +246,7 @@ class Searcher:
             fetched *= 2 * strides + 1
         items = self.index.nearest(vector, fetched, condition, exact)
         if settings.window:
-            items = drop_neighbors(items, settings.window)[:k]
+            items = drop_neighbors(items)[:k]
         return [Hit(item, item["similarity"]) for item in items]
 
 
@@ -269,23 +269,27 @@ def find_model(
     return found
 
 
-def drop_neighbors(items: list[Item], window: float) -> list[Item]:
+def drop_neighbors(items: list[Item]) -> list[Item]:
     """Leave out windows that overlap or touch a better one of the same file.
 
     Args:
         items: Items in descending order.
-        window: Seconds of a window.
     """
-    best = []
-    starts: dict[str, list[float]] = defaultdict(list)  # of the best windows of a file
+    best: list[Item] = []
+    best_of_file: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        start = item["start"]
+        of_file = best_of_file[item["path"]]
+        # Parts that a manifest names have lengths of their own.
+        is_window = None not in (item["start"], item["end"])
         # A window that touches only a neighbor of a hit is a hit of its own.
-        if start is None:
-            best.append(item)
-        elif all(abs(start - other) > window for other in starts[item["path"]]):
-            best.append(item)
-            starts[item["path"]].append(start)
+        if is_window and any(
+            item["start"] <= other["end"] and other["start"] <= item["end"]
+            for other in of_file
+        ):
+            continue
+        best.append(item)
+        if is_window:
+            of_file.append(item)
     return best
 
 

@@ -9,7 +9,7 @@ from alpro.errors import InputError
 from alpro.inference.index import Index, IndexSettings
 from alpro.inference.items import EMPTY
 from alpro.inference.model import Model
-from alpro.inference.search import Searcher, find_model
+from alpro.inference.search import Searcher, drop_neighbors, find_model
 from alpro.shards.clip import DecodeError
 
 TEXT = "a red ball moves left"
@@ -197,6 +197,19 @@ def test_a_text_that_is_too_long_says_where_it_is_truncated(
 
 
 WINDOWS = [("a", 10), ("a", 11), ("a", 12), ("a", 9), ("a", 8), ("a", 20), ("b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "best"),
+    [
+        ([(7 * 1.1, 7 * 1.1 + 1.1), (6 * 1.1, 6 * 1.1 + 1.1)], 1),  # they touch
+        ([(0.0, 30.0), (10.0, 40.0), (41.0, 42.0)], 2),  # parts that a manifest names
+    ],
+)
+def test_parts_that_overlap_or_touch_are_one_hit(parts, best):
+    items = [{"path": "a", "start": start, "end": end} for start, end in parts]
+
+    assert len(drop_neighbors(items)) == best
 
 
 def test_neighbors_of_a_hit_hide_no_other(tmp_path, model):
