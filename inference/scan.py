@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
+from alpro.errors import InputError
 from alpro.inference.items import EMPTY, Item
 from alpro.shards.duration import video_seconds
 from alpro.shards.reader import index_batches
@@ -75,6 +76,9 @@ def split_into_windows(
         items: Items, of which images and parts of videos stay as they are.
         window: Seconds of a window.
         stride: Seconds from the start of one window to the next.
+
+    Raises:
+        InputError: If the items are samples of a decoded corpus, which have only a few frames.
     """
     for item in items:
         is_whole = (
@@ -84,8 +88,11 @@ def split_into_windows(
             yield item
             continue
         path = located(item["path"])
-        is_inside = item["frame_offsets"] or item["member"]
-        if is_inside or not isinstance(path, Path):
+        if item["frame_offsets"]:
+            raise InputError(
+                f"{path}: a decoded corpus has no windows; index its videos instead"
+            )
+        if item["member"] or not isinstance(path, Path):
             detail = "windows need a video file on this machine"
             yield item | {"reason": "bad row", "detail": detail}
             continue
