@@ -10,7 +10,7 @@ call is repeated if the change of another process has overtaken it.
 import errno
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
@@ -27,6 +27,7 @@ from alpro.credentials import redact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
 from alpro.inference.items import COMPUTED, SCHEMA, Item
+from alpro.log import log
 from alpro.shards.storage import Location, absolute, is_url
 
 if TYPE_CHECKING:
@@ -425,20 +426,33 @@ def find_recorded_model(index: Index) -> Path:
     return model
 
 
-def record_index(workspace: Path, index: Index) -> None:
-    """Note an index and its model in a workspace, so that the model is not removed as unused."""
+def record_index(index: Index) -> None:
+    """Note an index in the workspace of its model, so that the model is not removed as unused."""
     model = Path(index.settings.model)
-    record = read_record(model.parent if model.name == "model" else model)
-    if not record or not workspace.is_dir():
+    artifact = model.parent if model.name == "model" else model
+    artifacts = artifact.parent.parent
+    record = read_record(artifact)
+    if not record or artifacts.name != "artifacts":
         return
+    workspace = artifacts.parent
     note = f"{record.fingerprint}\t{index.place}"
-    if note not in read_notes(workspace):
-        with open(workspace / INDEXES, "a", encoding="utf-8") as file:
-            print(note, file=file)
+    try:
+        if note not in read_notes(workspace):
+            with open(workspace / INDEXES, "a", encoding="utf-8") as file:
+                print(note, file=file)
+    except OSError as error:  # the workspace of someone else
+        log.warning(
+            f"{workspace}: `alpro artifacts gc` may remove the model of {index.place}: {error}"
+        )
 
 
 def find_indexed_models(workspace: Path) -> set[str]:
     """Return the fingerprints of the models of noted indexes."""
+    for place in read_notes(workspace):
+        # Earlier versions noted a place alone. Those before them made other indexes.
+        with suppress(InputError):
+            if "\t" not in place and index_exists(place):
+                record_index(Index.open(place))
     return {note.partition("\t")[0] for note in read_notes(workspace)}
 
 

@@ -90,7 +90,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     finally:
         # `alpro artifacts gc` keeps the models of these indexes, also if a run has failed.
         if index_exists(index):
-            record_index(models.workspace, Index.open(index))
+            record_index(Index.open(index))
     if not index_exists(index):
         raise InputError(
             f"{index}: none of the videos could be decoded, so there is no index"

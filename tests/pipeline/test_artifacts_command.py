@@ -9,7 +9,7 @@ import pytest
 
 from alpro.artifact import read_record
 from alpro.files import read_json, write_json
-from alpro.inference.index import Index, IndexSettings, record_index
+from alpro.inference.index import INDEXES, Index, IndexSettings, record_index
 from alpro.names import write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
@@ -208,13 +208,21 @@ def index(workspace, tmp_path_factory):
 
 def test_gc_keeps_the_model_of_an_index(workspace, index):
     """Also of one that is not there: its disk may not be mounted, or its folder has another name."""
-    record_index(workspace, index)
+    record_index(index)
 
     alpro(workspace, "gc", "--yes")
 
     assert marks(workspace) == "abce0"
     shutil.rmtree(index.place)
     alpro(workspace, "gc", "--yes")
+    assert marks(workspace) == "abce0"
+
+
+def test_gc_keeps_the_model_of_an_index_that_an_earlier_version_noted(workspace, index):
+    (workspace / INDEXES).write_text(f"{index.place}\n")
+
+    alpro(workspace, "gc", "--yes")
+
     assert marks(workspace) == "abce0"
 
 
