@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from alpro.inference.encoding import (
 )
 from alpro.inference.find import Found, PathLike, resolve
 from alpro.inference.prompts import Prompts, load_with_prompts
-from alpro.inference.unknown_words import is_too_long, unknown_words
+from alpro.inference.unknown_words import too_long_texts, unknown_words
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
@@ -120,6 +120,10 @@ class Model:
         Raises:
             InputError: If there is no such model, or a file of it is missing.
         """
+        if dtype not in get_args(Dtype):
+            raise InputError(
+                f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}"
+            )
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded, prompts = load_with_prompts(found, target)
@@ -150,7 +154,7 @@ class Model:
         if there is nothing to say."""
         notes = []
         length = self.text_length
-        if is_too_long(self.folder.tokenizer, text, length):
+        if too_long_texts(self.folder.tokenizer, [text], length):
             notes.append(
                 f"the text is too long: the model reads only the first {length} tokens"
             )
@@ -163,8 +167,7 @@ class Model:
 
     def _warn_truncated(self, texts: Sequence[str]) -> None:
         length = self.text_length
-        tokenizer = self.folder.tokenizer
-        long = [text for text in texts if is_too_long(tokenizer, text, length)]
+        long = too_long_texts(self.folder.tokenizer, texts, length)
         if long:
             warnings.warn(
                 f"{len(long)} of {len(texts)} texts have more than the {length} tokens "

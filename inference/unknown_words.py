@@ -1,6 +1,7 @@
 """Which words of a text a model knows, and whether it reads all of them."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import regex
@@ -41,11 +42,11 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     return unknown
 
 
-def is_too_long(tokenizer: Any, text: str, length: int) -> bool:
-    """Return whether a text has more than `length` tokens, of which the last one marks the end.
+def too_long_texts(tokenizer: Any, texts: Sequence[str], length: int) -> list[str]:
+    """Return the texts with more than `length` tokens, of which the last one marks the end.
 
     Args:
         tokenizer: That of a BERT, or of a CLIP or SigLIP of transformers.
     """
-    (ids,) = wrap_tokenizer(tokenizer).ids([text], length + 1)
-    return len(ids) > length
+    rows = wrap_tokenizer(tokenizer).ids([*texts], length + 1)
+    return [text for text, ids in zip(texts, rows, strict=True) if len(ids) > length]

@@ -212,6 +212,11 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     assert done == 500
 
 
+def test_a_wrong_dtype_is_refused(folders):
+    with pytest.raises(InputError, match="float8"):
+        Model.load(folders["retrieval"], device="cpu", dtype="float8")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["similarity", "match"])
 def test_lower_precision_changes_scores_a_little(
