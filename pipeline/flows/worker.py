@@ -38,6 +38,8 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
+WAIT_SECONDS = 3.0  # between looks whether a server answers
+MLFLOW_ATTEMPTS = 5
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -88,7 +90,14 @@ async def end_earlier_runs(pool: str, name: str) -> None:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    end_runs(uri, map(str, unfinished))
+    for _ in range(MLFLOW_ATTEMPTS):
+        try:
+            end_runs(uri, map(str, unfinished))
+            break
+        except InputError as error:
+            # It may be starting. A worker works without MLflow, as its runs do.
+            print(error, flush=True)
+            await asyncio.sleep(WAIT_SECONDS)
     async with get_client() as client:
         for run in unfinished:
             # Forced, because nothing else leads out of Cancelling.
@@ -111,13 +120,25 @@ async def end_own_runs(pool: str, name: str) -> None:
                 return
 
 
+async def wait_for_server(pool: str, name: str) -> None:
+    """Wait until Prefect's server answers: a machine may start it after its workers."""
+    while True:
+        try:
+            await find_unfinished(pool, name)
+            return
+        except (HTTPError, RuntimeError) as error:
+            # Messages do not repeat the password that an address may have.
+            place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
+            print(f"waiting for {place}: {one_line(error)}", flush=True)
+            await asyncio.sleep(WAIT_SECONDS)
+
+
 def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker.
 
     Raises:
-        InputError: If the environment lacks something, or a worker of this name runs already, or if
-            MLflow does not answer, which has runs to end.
-        HTTPError, RuntimeError: If Prefect's server does not answer.
+        InputError: If the environment lacks something, or a worker of this name runs already.
+        HTTPError, RuntimeError: If Prefect's server ends while the worker starts.
     """
     prepare()
     # Runs that start after this process has ended notice it.
@@ -132,14 +153,12 @@ def main(pool: str, name: str, limit: str = "") -> None:
 
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("PREFECT_API_URL: set the address of Prefect's server")
+    asyncio.run(wait_for_server(pool, name))
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except InputError as error:
+    except (InputError, HTTPError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    except (HTTPError, RuntimeError) as error:
-        # The supervisor of services, such as systemd, starts it again.
-        sys.exit(f"error: Prefect's server (PREFECT_API_URL): {one_line(error)}")
