@@ -340,6 +340,9 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
             proposed["first_option"] = firsts[0] if is_told else ""
         if firsts:
             return proposed
+    # A list that alone is named as answers are has answers.
+    if [*filter(is_named_answer, [*names, *options])] == options:
+        return {"answer": options[0]}
     return {"answer": names[0], "options": options, "first_option": ""} if names else {}
 
 

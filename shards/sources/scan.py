@@ -329,8 +329,13 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
     chosen = [path for path in opened if opened[path].has_texts]
     unnamed = [path for path in chosen if not splits[path]]
-    # These may list the videos of a split.
-    lists = [path for path in opened if splits[path] and path not in chosen]
+    # Tables that only list the videos of a split.
+    lists = [path for path in opened if splits[path] and opened[path].lists_files]
+    are_of_each = len({splits[path] for path in lists}) == len(lists) > 1
+    if len(chosen) == len(unnamed) == 1 and are_of_each:
+        splits[chosen[0]] = TEXTS
+        chosen += lists
+        unnamed, lists = [], []
     are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
     are_told = are_apart or all(opened[path].names_splits for path in unnamed)
     if (unnamed and lists) or not are_told:
@@ -339,7 +344,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
             f"{folder.path}: several tables ({examples}): name those of each split, and the `texts` of "
             "lists, in [corpora.data.annotations] of a configuration, or pass one of them"
         )
-    if len(chosen) == 1 and {splits[path] for path in lists} <= {splits[chosen[0]]}:
+    if len(chosen) == 1 and {*splits.values()} <= {"", splits[chosen[0]]}:
         # Alone, its name says nothing about the splits of its rows.
         splits[chosen[0]] = ""
 

@@ -132,6 +132,13 @@ class Table:
         self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
 
     @property
+    def lists_files(self) -> bool:
+        """Whether it has no texts, but the column of the files, or the object that has it."""
+        names = [name for _, name, _ in chain(*self.bound.templates)]
+        present = {*names, *(name.split(".")[0] for name in names)} & {*self.columns}
+        return bool(present) and not self.has_texts
+
+    @property
     def names_splits(self) -> bool:
         split = self.bound.split
         return any(split and record.get(split) for record in self.head_records)
@@ -161,6 +168,9 @@ class Table:
                 # which invalidates only its own record.
                 if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
+                # One line would have all captions. The last byte may be half of an end of a line.
+                if b"\r" in head[:-1] and b"\n" not in head:
+                    raise ValueError("its lines end with \\r alone; save it with \\n")
                 # Bytes that are not UTF-8 invalidate only their own record.
                 text = io.TextIOWrapper(
                     file,

@@ -377,21 +377,19 @@ def test_a_list_of_a_split_beside_a_table_of_none_is_asked_for(name, read):
 
 def test_lists_find_files_as_the_published_texts_do(read):
     """As of MSVD: lists of names beside a folder of clips, and texts that begin with comments."""
-    names = {"train": "mv89psg6zh4_33_46", "validation": "lMznyaeimxk_1_10"}
+    names = {"train": "mv89psg6zh4_33_46", "val": "lMznyaeimxk_1_10"}
     texts = "".join(f"{name} a bird bathes\n" for name in names.values())
-    files = {f"{split}.txt": f"{name}\n" for split, name in names.items()}
+    files = {f"{split}_list.txt": f"{name}\n" for split, name in names.items()}
     media = " ".join(f"YouTubeClips/{name}.avi" for name in names.values())
 
     imported = read(
-        {**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"},
-        media,
-        annotations={name: f"{name}.txt" for name in names}
-        | {"texts": "AllVideoDescriptions.txt"},
+        {**files, "AllVideoDescriptions.txt": f"# of MSVD\n\n{texts}"}, media
     )
 
-    assert {row.split: row.captions for row in imported.rows} == dict.fromkeys(
-        names, ("a bird bathes",)
-    )
+    assert {row.split: row.captions for row in imported.rows} == {
+        "train": ("a bird bathes",),
+        "validation": ("a bird bathes",),
+    }
     assert imported.rejects == []
 
 

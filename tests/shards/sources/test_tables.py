@@ -121,7 +121,8 @@ LISTS = [
         *(("m.json", b"[" + LINE + rest, "not JSON") for rest in LISTS),
         ("m.json", b"[" + 5000 * b"7" + b"]", "not JSON"),
         ("m.json", 100_000 * b"[", "recursion"),
-        ("m.csv", b"path,caption\ra.mp4,a dog\r", "new-line character"),
+        ("m.csv", b"path,caption\ra.mp4,a dog\r", "\\r alone"),
+        ("m.token", b"a.jpg#0\ta dog\rb.jpg#0\ta cat\r", "\\r alone"),
         ("m.json", b'["\xff"]', "not UTF-8"),
         (
             "m.json",
