@@ -20,12 +20,12 @@ def check_box(box: Sequence[float | str]) -> Box:
     """Return a region inside the frame. Raise ValueError for anything else."""
     try:
         left, top, width, height = (float(side) for side in box)
-        # All comparisons with NaN are false, so it is refused.
-        has_area = left >= 0 and top >= 0 and width > 0 and height > 0
-        is_region = has_area and max(left + width, top + height) <= 1 + ROUNDING
-    except (TypeError, ValueError):
-        is_region = False
-    if not is_region:
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{box} {NO_REGION}") from error
+
+    # All comparisons with NaN are false, so it is refused.
+    has_area = left >= 0 and top >= 0 and width > 0 and height > 0
+    if not (has_area and max(left + width, top + height) <= 1 + ROUNDING):
         raise ValueError(f"{box} {NO_REGION}")
     return left, top, width, height
 
