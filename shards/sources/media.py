@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, product
@@ -270,6 +270,22 @@ class Sidecars:
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
         return value if isinstance(value, dict) else {"captions": value}
+
+    def find_alone(self) -> Iterator[str]:
+        """Yield the texts whose videos are missing, in the folders of the other texts."""
+        used = {*self.texts.values()}
+        stems = {compose(splitext(path)[0]) for path in self.folder.files.media}
+        folders = {text.rpartition("/")[0] for text in used}
+        for path in self._by_name.values():
+            is_known = path in used or compose(splitext(path)[0]) in stems
+            if is_known or path.rpartition("/")[0] not in folders:
+                continue
+            captions = self.read(path).get("captions")
+            # A table may lie beside the texts.
+            records = captions if isinstance(captions, list) else []
+            is_table = any(isinstance(each, dict) for each in records)
+            if self.has_texts(path) and not (is_table or NOT_TEXTS.match(path)):
+                yield path
 
     def note_others(self) -> None:
         """Note what is in the folder and not read."""

@@ -9,7 +9,7 @@ from posixpath import splitext
 
 from alpro.errors import InputError
 from alpro.log import log, printable
-from alpro.shards.schema import Row
+from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
@@ -167,7 +167,8 @@ class Source:
         return [Table(file, self.form, each) for file, each in origins.items()]
 
     def read_texts(self, sidecars: Sidecars) -> Rows:
-        """Yield a row for each video or image, with the captions in its text.
+        """Yield a row for each video or image, with the captions in its text, and a reject for each
+        text whose video is missing.
 
         Raises:
             InputError: If there is no video or image.
@@ -180,6 +181,9 @@ class Source:
             if not text:
                 reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
                 folder.notes.add(reason, path)
+        for path in sidecars.find_alone():
+            detail = "a text without its video"
+            yield Reject(id=path, path=path, reason="missing", detail=detail)
         yield from self.items.rows()
         sidecars.note_others()
         if not folder.files.media:

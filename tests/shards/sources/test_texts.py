@@ -185,11 +185,23 @@ def test_texts_whose_videos_are_missing_are_counted(read):
     )
 
     assert [*imported.captions] == ["a.mp4", "b.mp4"]
-    assert "3 .txt files are not read" in imported.notes
+    assert {(reject.id, reject.reason) for reject in imported.rejects} == {
+        (f"{name}.txt", "missing") for name in "cde"
+    }
     assert (
         "1 files that a cloud has not downloaded are left out: .e.mp4.icloud"
         in imported.notes
     )
+
+
+def test_a_table_among_texts_is_no_text_without_its_video(read):
+    files = {f"{name}.json": {"caption": "a dog runs"} for name in "abc"}
+    table = [{"video": "a.mp4", "caption": "a cat"}]
+    others = {"dataset.json": table, "settings.json": {"fps": 30}}
+
+    imported = read({**files, **others}, "a.mp4 b.mp4")
+
+    assert [reject.id for reject in imported.rejects] == ["c.json"]
 
 
 def test_objects_in_a_text_are_rejects(read):
