@@ -38,8 +38,7 @@ def normalize_frames(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Te
     Args:
         mean, std: Statistics (3, 1, 1) of pixels in [0, 1].
     """
-    centered = scale_frames(frames, size) - mean
-    return centered.div_(std)
+    return (scale_frames(frames, size) - mean).div_(std)
 
 
 class NormalizedModel(nn.Module):
@@ -77,7 +76,7 @@ class NormalizedModel(nn.Module):
     def clip_pixels(self, clips: Iterable[np.ndarray]) -> Tensor:
         """Return `pixels` of clips (T, H, W, 3) uint8, which may differ in height and width."""
         frames = (
-            torch.from_numpy(clip).permute(0, 3, 1, 2)[None].to(self.mean.device)
+            torch.from_numpy(clip).movedim(3, 1)[None].to(self.mean.device)
             for clip in clips
         )
         # One by one, because clips of different sizes fit no batch before they are resized.
