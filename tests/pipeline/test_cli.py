@@ -77,7 +77,7 @@ MISTAKES = {
         "run --tracking-uri postgresql+psycopg://me:hush@host --dry-run"
     ],
     "loop.toml": ["run --config {tmp}/loop.toml", "run --data {tmp}/loop.toml"],
-    "fifo": ["run --config {tmp}/fifo"],
+    "fifo": ["run --data {tmp}/fifo", "run --config {tmp}/fifo"],
     "ARTIFACT": ["artifacts rm"],
     "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
