@@ -34,7 +34,7 @@ NAMES = (
 )
 SECRET = re.compile(f"{NAMES}$", re.IGNORECASE)
 LABELED = re.compile(
-    rf"((?:{NAMES}|\b(?:user|username|login|pass))['\"]?\s*[:=]\s*)[^\s,;&]+",
+    rf"((?:{NAMES}|\b(?:user|username|login|pass))['\"]?\s*[:=]\s*)[^\s;&]+",
     re.IGNORECASE,
 )
 AUTHORIZATION = re.compile(
