@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from alpro.errors import InputError
 from alpro.shards.clip import error_text
@@ -84,7 +84,11 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
             return simplejpeg.decode_jpeg(data)
 
-    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    except UnidentifiedImageError:
+        # Pillow's message has an address in memory, so rejects would differ from run to run.
+        raise ValueError("not a JPEG file") from None
     return np.asarray(image.convert("RGB"))
 
 

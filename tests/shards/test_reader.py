@@ -264,5 +264,5 @@ def test_jpegs_have_the_pixels_that_pillow_reads(mode):
         expected = np.asarray(Image.open(file).convert("RGB"))
         assert np.array_equal(decode_jpeg(content), expected)
         for size in (len(content) // 2, 3):
-            with pytest.raises(Exception, match=r"(?i)truncated|identify"):
+            with pytest.raises(Exception, match=r"(?i)truncated|not a JPEG"):
                 decode_jpeg(content[:size])
