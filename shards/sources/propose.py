@@ -369,7 +369,9 @@ def is_list(name: str, cells: list[Any]) -> bool:
     tags."""
     first = read_text(cells[0])
     is_named = any(word in fold(name) for word in WORDS["options"])
-    return first.startswith(SEVERAL) or (is_named and BETWEEN_OPTIONS in first)
+    # A list of one value has no options.
+    has_several = first.startswith(SEVERAL) and "," in first
+    return has_several or (is_named and BETWEEN_OPTIONS in first)
 
 
 def fits_options(cells: Cells, columns: Record) -> bool:
