@@ -4,7 +4,9 @@ up`."""
 import atexit
 import os
 import shlex
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -136,7 +138,7 @@ class Programs:
 
 
 def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
-    """Run a Prefect server, an MLflow server and the workers until Ctrl-C or SIGTERM.
+    """Run a Prefect server, an MLflow server and the workers until SIGINT or SIGTERM.
 
     Args:
         workspace: an absolute path, of artifacts, reports, logs, and both databases unless the
@@ -157,6 +159,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     make_folder(programs.logs)
     create_database(workspace / "prefect/prefect.db")
 
+    # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the
+    # background has SIGINT ignored.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command = f"prefect server start --host 127.0.0.1 --port {prefect_port}"
         programs.start("prefect", command, server, SERVER_SECONDS)
