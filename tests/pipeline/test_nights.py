@@ -284,6 +284,7 @@ def test_the_night_after_each_end_of_alpro_up_trains(machine, tmp_path):
     up.prefect("deploy", *deployment, "--param", "stage=train_prompter")
 
     reached = 0
+    database = tmp_path / "mlflow.db"
     run = up.start("nightly", *LONG)
     for how in ENDS:
         step = up.train_on()
@@ -296,7 +297,8 @@ def test_the_night_after_each_end_of_alpro_up_trains(machine, tmp_path):
 
         up = machine()
         assert up.ended(run).is_crashed(), how
-        assert rows(tmp_path / "mlflow.db", UNFINISHED) == ["KILLED"], how
+        # The run of the stage is in the other pool, whose worker may start later.
+        wait_for(lambda: rows(database, UNFINISHED) == ["KILLED"], 300, up.check)
         run = up.start("nightly", *LONG)
         up.wait_for_state(run, lambda state: state.is_running(), 600)
 
