@@ -84,8 +84,8 @@ def check_data(settings: PipelineConfig) -> DataReport:
             *list_rejects(plan),
             f"{textless:,} items without a text",
             *find_leaks(plan),
-            *about["notes"],
-            *filter(None, [plan.group_hint()]),
+            *(f"note: {note}" for note in about["notes"]),
+            *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
             *failures[:MAX_EXAMPLES],
         ]
