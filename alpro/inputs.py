@@ -32,7 +32,10 @@ def check_box(box: Sequence[float | str]) -> Box:
 
 def parse_box(text: str) -> Box:
     """Parse a region `left,top,width,height`. Raise ValueError if it is not one."""
-    return check_box(text.split(","))
+    try:
+        return check_box(text.split(","))
+    except ValueError:
+        raise ValueError(f"{text} {NO_REGION}") from None
 
 
 def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
