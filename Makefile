@@ -33,7 +33,8 @@ $(TOOLS): $(STAMP) requirements-dev.lock
 run: $(STAMP) ## render the sample, run the whole pipeline, print results against chance
 	@$(BIN)/alpro run --config sample
 
-FAST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+# One process more than the cores here: a test in five waits, for the disk or a process that it started.
+FAST := $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test: $(TOOLS) ## the fast tests
 	$(FAST)
