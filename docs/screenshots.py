@@ -2,8 +2,9 @@
 
 python docs/screenshots.py --workspace W [--mlflow URL] [--serve URL]
 
-The workspace has the newest report and the pictures that the stages wrote. `alpro ui` and
-`alpro serve` print the addresses (docs/results.md has the command). Needs playwright and Chromium.
+The workspace has the newest report and the pictures that the stages wrote. `alpro serve` prints its
+address (docs/results.md has the command), and MLflow's is that of an experiment's page of runs. Needs
+playwright and Chromium.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
     parser.add_argument(
-        "--mlflow", default="", metavar="URL", help="address that `alpro ui` prints"
+        "--mlflow", default="", metavar="URL", help="address of an experiment's runs"
     )
     parser.add_argument(
         "--serve",
