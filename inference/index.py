@@ -72,7 +72,7 @@ def call_engine(place: str, call: Callable[[], T]) -> T:
             # Leave out lines of the engine's source, and the query that it made of a condition.
             source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
             text = re.sub(source, "", str(error))
-            # Of an unknown column, the engine's message lists all columns.
+            # If a column is unknown, the engine's message lists all columns.
             message = redact(one_line(ValueError(text), MAX_MESSAGE))
             if not re.search(OVERTAKEN, message):
                 raise InputError(f"{place}: {message}") from error

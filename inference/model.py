@@ -444,7 +444,7 @@ def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWor
 
 
 def as_list(items: Any) -> list[Any]:
-    """Return one or more texts or files as a list. Raise InputError if there are none."""
+    """Return one or more texts or files as a list. Raise InputError if it is empty."""
     listed = [items] if isinstance(items, PathLike) else list(items)
     if not listed:
         raise InputError(f"expected one or more texts or files, not {items!r}")
@@ -452,7 +452,8 @@ def as_list(items: Any) -> list[Any]:
 
 
 def check_texts(texts: Any) -> list[str]:
-    """Return one or more texts as a list. Raise InputError if there are none, or one is empty."""
+    """Return one or more texts as a list. Raise InputError if it is empty, or one of
+    them is."""
     try:
         return [check_text(text) for text in as_list(texts)]
     except ValueError as error:

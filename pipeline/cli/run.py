@@ -173,11 +173,13 @@ def print_plan(plan: "Plan") -> None:
 
     rows = []
     for step in plan.steps:
-        state, reason = "not needed", ""
+        state = "not needed"
+        reason = ""
         if step.fingerprint in plan.records:
             state = "cached"
         elif step in plan.required:
-            state, reason = "to run", explain(step.description, earlier)
+            state = "to run"
+            reason = explain(step.description, earlier)
         row = {
             "state": state,
             "name": step.name,

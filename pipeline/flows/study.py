@@ -151,7 +151,7 @@ def run_study(
         tags["study"] = study.name
         try:
             artifacts = flow.start(member.plan, tracker, title=member.title, tags=tags)
-        except Exception as error:  # Ctrl-C and SIGTERM are none, and end the study
+        except Exception as error:  # not Ctrl-C and SIGTERM: they end the study
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)
             continue

@@ -121,12 +121,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     async def refuse(request: Request, error: Exception) -> Response:
         """Answer with a line, which has no names of the server's own files."""
-        status, text = 400, str(error)
+        status = 400
+        text = str(error)
         if isinstance(error, DecodeError):
             text = f"this file cannot be decoded as a video or an image: {error.reason}"
         if isinstance(error, OSError):  # the disk is full or missing
             log.warning(f"a request was not answered: {error}")
-            status, text = 503, f"on the server: {error.strerror or 'no file'}"
+            status = 503
+            text = f"on the server: {error.strerror or 'no file'}"
         return JSONResponse({"detail": text}, status)
 
 

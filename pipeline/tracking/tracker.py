@@ -242,7 +242,8 @@ class Tracker:
                 logged = min(logged, len(lines))
                 metrics: list[Metric] = []
                 for line in lines[logged:]:
-                    step, seconds = line.pop("step"), line.pop("time")
+                    step = line.pop("step")
+                    seconds = line.pop("time")
                     metrics += make_metrics(line, step, seconds)
                 # Without an answer they are sent again. What MLflow refuses would be refused again.
                 if (

@@ -449,7 +449,8 @@ def default_id(item: Part, is_short: bool = True) -> str:
         stem = cut_extension(name)
         # a.mp4.jpg, the picture of a.mp4.
         name = name if cut_extension(stem) != stem else stem
-    start, end = item["start"], item["end"]
+    start = item["start"]
+    end = item["end"]
     if start is end is None:
         return name
     return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"

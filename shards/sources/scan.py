@@ -333,13 +333,16 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
     chosen = [path for path in opened if opened[path].has_texts]
     unnamed = [path for path in chosen if not splits[path]]
+
     # Tables that only list the videos of a split.
     lists = [path for path in opened if splits[path] and opened[path].lists_files]
     are_of_each = len({splits[path] for path in lists}) == len(lists) > 1
     if len(chosen) == len(unnamed) == 1 and are_of_each:
         splits[chosen[0]] = TEXTS
         chosen += lists
-        unnamed, lists = [], []
+        unnamed = []
+        lists = []
+
     are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
     are_told = are_apart or all(opened[path].names_splits for path in unnamed)
     if (unnamed and lists) or not are_told:
