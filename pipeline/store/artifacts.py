@@ -5,15 +5,13 @@ its record, artifact.json, is written last. Until then the folder contains unfin
 the next run with the same fingerprint resumes.
 """
 
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from alpro.artifact import (
     check_record,
     read_record,
 )
+from alpro.environment import package_versions
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire
@@ -37,9 +36,6 @@ from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.pipeline.store.step import Step
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
-
-PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
-PACKAGES += ["av", "imageio-ffmpeg", "spacy", "numpy", "pillow", "pyarrow"]
 
 
 class Store:
@@ -193,7 +189,7 @@ def write_record(
         warnings=outcome.warnings,
         precision=outcome.precision,
         contents=describe_contents(folder, outcome.sha256),
-        versions=versions() | hub_commits(step),
+        versions=package_versions() | hub_commits(step),
         run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
     )
 
@@ -208,15 +204,6 @@ def write_record(
     for stale in folder.rglob(".*.part"):  # killed processes left them
         stale.unlink(missing_ok=True)
     return Record.from_json(values)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that affect results."""
-    installed = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            installed[package] = metadata.version(package)
-    return installed
 
 
 def hub_commits(step: Step) -> dict[str, str]:

@@ -64,9 +64,8 @@ def power_cuts(tmp_path, monkeypatch, record_property):
 
     def cut(step, make, every, names=()):
         store = Store(tmp_path / "disk" / "artifacts")
-        monkeypatch.setattr(
-            "alpro.pipeline.store.artifacts.versions", dict
-        )  # seconds, for all the runs
+        # It takes seconds, for all the runs.
+        monkeypatch.setattr("alpro.pipeline.store.artifacts.package_versions", dict)
 
         def job():
             with store.lock(step):
