@@ -9,6 +9,7 @@ import signal
 from collections.abc import Collection, Mapping
 from concurrent.futures import wait
 from datetime import UTC, datetime
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prefect import Flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter
 from prefect.futures import PrefectConcurrentFuture
+from prefect.logging import get_logger
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -135,7 +137,13 @@ def alpro(
         # `--watch` ends soon after the state, and shows what was logged before.
         get_run_logger().error(state.message)
         APILogHandler().flush()
+        # The engine of a deployment would log the same error once more, with its traceback.
+        get_logger("prefect.flow_runs").addFilter(is_unexpected)
         return state
+
+
+def is_unexpected(entry: LogRecord) -> bool:
+    return not (entry.exc_info and isinstance(entry.exc_info[1], EXPECTED))
 
 
 def open_workspace() -> Path:
