@@ -5,8 +5,6 @@ The work file contains the stage, its configuration, the folders of its inputs, 
 and the resources. The process writes its outcome, or the error that stopped it, to result.json beside
 the work file; `processes.run_stage` starts the process and reads that file. It needs neither Prefect
 nor MLflow.
-
-With `--debug`, everything runs in this process, and exceptions are raised, for a debugger.
 """
 
 import os
@@ -23,7 +21,6 @@ from typing import NoReturn
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
-from alpro.pool import in_this_process
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
@@ -36,15 +33,6 @@ from alpro.stages.execution.lifecycle import PARENT, get_parent
 
 # In the messages of PyTorch's out-of-memory errors.
 NO_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
-
-
-def debug(file: Path) -> Outcome:
-    """Run the stage of a work file in this process alone. Returns its outcome."""
-    work = read_json(file)
-    work["resources"] |= {"workers": 1, "processes": 1, "nodes": 1}
-    # Debuggers do not attach to child processes.
-    with in_this_process():
-        return run(work)
 
 
 def main(file: Path) -> int:
@@ -161,7 +149,4 @@ def start(file: Path) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--debug"]:
-        print(debug(Path(sys.argv[1])))
-    else:
-        start(Path(sys.argv[1]))
+    start(Path(sys.argv[1]))
