@@ -31,8 +31,8 @@ fi
 until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
 export PYTHONSAFEPATH=1 # nothing is imported from the current folder
 exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
-  --nnodes "$SLURM_NNODES" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" \
-  --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
+  --nnodes "$SLURM_NNODES" --node-rank "$SLURM_PROCID" --rdzv-endpoint "$rendezvous" \
+  -m alpro.pipeline.execution.run_stage "$work"
 ' alpro-nodes "$@" &
 step=$!
 ended=

@@ -12,7 +12,6 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alpro.environment import unset_ranks
 from alpro.errors import InputError
@@ -37,17 +36,13 @@ from alpro.threads import cores
 DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
-# NFS shows a file that another node has written up to a minute later.
-RESULT_SECONDS = 60.0
 POLL_SECONDS = 0.1  # between looks whether a program has ended, or is to end
 NEVER = threading.Event()  # stands for an event that does not come
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
 # How a stage ended without a result, by its exit status.
 ENDS = {
-    0: f"ended well but left no {RESULT_FILE} (all nodes must share its folder)",
-    128
-    + signal.SIGKILL: "was killed, probably for memory (fewer resources.workers or a smaller "
-    "batch need less; the same command resumes)",
+    128 + signal.SIGKILL: "was killed, probably for memory (fewer resources.workers or "
+    "a smaller batch need less; the same command resumes)"
 }
 
 
@@ -176,8 +171,9 @@ def run_stage(
     command = get_command(step.stage, work_file, resources)
     stop_file = work_file.with_name(STOP_FILE)
     is_training = step.stage in TRAININGS
-    if is_training and resources.nodes > 1:  # the user starts it on each other node
-        log.info(f"{step.name}: {shlex.join(command)}")
+    for node in range(1, resources.nodes if is_training else 1):
+        there = shlex.join(get_command(step.stage, work_file, resources, node))
+        log.info(f"{step.name}, to be started on node {node}: {there}")
 
     finished = count_finished(out)
     running = Processes(
@@ -192,12 +188,14 @@ def run_stage(
     # Other nodes may see it for a minute on NFS, and would stop the next attempt.
     stop_file.unlink(missing_ok=True)
 
-    result = read_result(work_file, wait=status == 0)
+    # Rank 0, which leaves it, is on this machine.
+    file = work_file.with_name(RESULT_FILE)
+    result = read_json(file) if file.exists() else {}
     if "error" in result:
         raise InputError(f"{step.name}: {result['error']}")
     if result:
         work_file.unlink()
-        work_file.with_name(RESULT_FILE).unlink()
+        file.unlink()
         return Outcome(**result)
 
     if launch.stopping.is_set():
@@ -237,36 +235,23 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
     return file
 
 
-def read_result(work_file: Path, wait: bool) -> dict[str, Any]:
-    """Read what the processes of a stage left; empty if they left nothing.
-
-    wait: they have ended well, so rank 0 may have written it on another node.
-    """
-    file = work_file.with_name(RESULT_FILE)
-    deadline = time.monotonic() + RESULT_SECONDS if wait else 0.0
-    while not file.exists() and time.monotonic() < deadline:
-        list(file.parent.iterdir())  # has NFS look for new files
-        time.sleep(0.1)
-    return read_json(file) if file.exists() else {}
-
-
-def get_command(stage: str, work_file: Path, resources: Resources) -> list[str]:
-    """Return the command line of a stage's process or processes."""
+def get_command(
+    stage: str, work_file: Path, resources: Resources, node: int = 0
+) -> list[str]:
+    """Return the command line of a stage's process or processes on a node; 0 is this machine."""
     module = ("-m", "alpro.pipeline.execution.run_stage", str(work_file))
     nodes = resources.nodes if stage in TRAININGS else 1
     processes = count_processes(stage, resources)
     if processes * nodes == 1:
         return interpreter(*module)
 
-    options = [
-        f"--log-dir={os.devnull}",  # otherwise torchrun leaves an empty folder
-        f"--nnodes={nodes}",
-        f"--nproc-per-node={processes}",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={resources.rendezvous if nodes > 1 else 'localhost:0'}",
-        # The folder is named by the fingerprint, so its name is the same on all nodes.
-        f"--rdzv-id={work_file.parent.name}",
-    ]
+    group = ["--standalone"]
+    if nodes > 1:
+        group = [f"--nnodes={nodes}", f"--node-rank={node}"]
+        group += [f"--rdzv-endpoint={resources.rendezvous}"]
+    options = [f"--nproc-per-node={processes}", *group]
+    # Without a log folder, torchrun leaves an empty one.
+    options += [f"--log-dir={os.devnull}"]
     return interpreter("-m", "torch.distributed.run", *options, *module)
 
 
