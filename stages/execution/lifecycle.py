@@ -7,12 +7,10 @@ a stage: whoever stops one sends it SIGTERM, or just dies.
 
 import math
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,8 @@ def supervised(
 
 
 def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> int:
-    """Run a command until it ends, this process receives SIGTERM, or the process `client` ends.
+    """Run a command until it ends, this process receives SIGTERM, or `client`, which started this
+    process, ends.
 
     A command with a stop file is stopped by creating that file, and others by SIGTERM, or by
     SIGKILL if their client has ended. What has not ended `grace` seconds later is killed. If this
@@ -49,14 +48,14 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
     requests: list[int] = []
     # The kernel and batch systems may send several, so a signal only leaves a mark.
     signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
-    has_ended = _watch(client)
-    if has_ended():
+    if os.getppid() != client:
         return 1
 
     child = subprocess.Popen(command, preexec_fn=partial(_join_supervisor, os.getpid()))
     deadline = math.inf
     while child.poll() is None:
-        orphaned = has_ended()
+        # The kernel gives the children of a process that ends to another one.
+        orphaned = os.getppid() != client
         if (requests or orphaned) and deadline == math.inf:
             deadline = time.monotonic() + grace
             if stop_file:
@@ -71,21 +70,9 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
 
-    if has_ended():
+    if os.getppid() != client:
         os.killpg(0, signal.SIGKILL)  # nobody else is left to end the group
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
-
-
-def _watch(client: int) -> Callable[[], bool]:
-    """Return a function that tells whether a process has ended."""
-    if not hasattr(os, "pidfd_open"):  # not Linux: only a parent can be watched
-        return lambda: os.getppid() == 1
-    try:
-        # A number may be another process's by the next look, and a handle may not.
-        handle = os.pidfd_open(client)
-    except ProcessLookupError:
-        return lambda: True
-    return lambda: bool(select.select([handle], [], [], 0)[0])
 
 
 def _join_supervisor(supervisor: int) -> None:
