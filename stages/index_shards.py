@@ -43,7 +43,7 @@ from alpro.stages.corpora.tables import (
     complete,
     count_texts,
     pixel_sums,
-    write_tables,
+    write_table,
 )
 from alpro.stages.corpora.units import (
     Unit,
@@ -279,9 +279,9 @@ def reject_changed(earlier: pa.Table, folder: Location, out: Path) -> pa.Table:
         rows.append(reject.model_dump())
     if rows:
         samples = index.filter(pc.invert(pc.is_in(index["id"], changed["id"])))
-        write_tables(out / "index.parquet", INDEX, [samples])
+        write_table(out / "index.parquet", [samples])
         more = pa.Table.from_pylist(rows, schema=REJECTS)
-        write_tables(out / "rejects.parquet", REJECTS, [rejects, more])
+        write_table(out / "rejects.parquet", [rejects, more])
     return changed.filter(pc.invert(pc.is_in(changed["id"], index["id"])))
 
 

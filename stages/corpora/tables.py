@@ -20,7 +20,7 @@ from alpro.shards.schema import SPLITS
 from alpro.shards.storage import Location
 from alpro.stages.execution.interface import NO_EFFECT, Outcome, Share, StageConfig
 
-ROW_GROUP = 2048  # rows of a table that are buffered before they are written
+ROW_GROUP = 2048  # rows of a table that are written and read together
 # Samples whose frames are compared between the splits, which takes a few seconds.
 COMPARED = 4000
 SHOWN_SAMPLES = 8  # evenly spaced samples that a picture shows
@@ -43,22 +43,10 @@ class CorpusConfig(StageConfig, frozen=True):
     )
 
 
-def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Write small tables to one Parquet file. Memory holds ROW_GROUP rows."""
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        # `concat_tables` takes no empty list. To concatenate each table with all before it would
-        # take ten minutes for the rejects of 40,000 units.
-        buffer = [schema.empty_table()]
-        rows = 0
-        for table in tables:
-            buffer.append(table)
-            rows += table.num_rows
-            # A row group for each small table would make the file slow to read.
-            if rows >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
-                buffer = [schema.empty_table()]
-                rows = 0
-        writer.write_table(pa.concat_tables(buffer).combine_chunks(), ROW_GROUP)
+def write_table(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema, at least one, to a Parquet file."""
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.concat_tables(tables), temporary, row_group_size=ROW_GROUP)
 
 
 def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
@@ -68,9 +56,7 @@ def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:
         selected = rows.filter(pc.equal(rows["split"], split))
         counts[split] = {"items": selected.num_rows}
         for name in TEXTS:
-            texts = pc.sum(pc.list_value_length(selected[name]))
-            # The sum of no rows is null.
-            counts[split][name] = texts.as_py() or 0
+            counts[split][name] = len(pc.list_flatten(selected[name]))
     return counts
 
 
@@ -105,13 +91,10 @@ def write_statistics(
         for split, counts in splits.items()
     }
 
-    training = np.zeros((3, 3))
-    everything = np.zeros((3, 3))
-    # One after another: another order would round in another way.
-    for record in records:
-        training += record["training"]
-        everything += record["everything"]
-    pixels, sums, squares = training if training.any() else everything
+    training = add_pixel_sums(records, "training")
+    pixels, sums, squares = (
+        training if training.any() else add_pixel_sums(records, "everything")
+    )
     pixels = np.maximum(pixels, 1)
     mean = sums / pixels
     # At least 0.001: frames are divided by it, and rounding may give a corpus of one color a negative
@@ -140,6 +123,11 @@ def write_statistics(
     for name in TEXTS:
         totals[name] = sum(counts[name] for counts in splits.values())
     return totals
+
+
+def add_pixel_sums(records: Sequence[UnitRecord], key: str) -> np.ndarray:
+    """Add the pixel sums (3, 3) of units, in order: another order would round in another way."""
+    return sum((np.array(record[key]) for record in records), np.zeros((3, 3)))
 
 
 def count_rejects(out: Path) -> Counter[str]:
@@ -184,14 +172,11 @@ def complete(
         picture.save(out / "pictures" / "samples.png", compress_level=1)
 
     # Checked last, so that the tables and the picture are there to find out why.
-    reasons = count_rejects(out)
-    rejected = reasons.total()
-    if rejected > max_reject_share * items:
-        by_reason = ", ".join(
-            f"{count} {reason}" for reason, count in reasons.most_common()
-        )
+    if totals["rejected"] > max_reject_share * items:
+        reasons = count_rejects(out).most_common()
+        by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons)
         raise InputError(
-            f"{source}: {rejected} of {items} items are rejected, more than max_reject_share = "
+            f"{source}: {totals['rejected']} of {items} items are rejected, more than max_reject_share = "
             f"{max_reject_share:g} allows ({by_reason}); see {out / 'rejects.parquet'}"
         )
     return Outcome(totals, warnings=describe_overlaps(overlaps))

@@ -13,9 +13,10 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
-from uuid import uuid4
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from alpro.files import (
 from alpro.log import log
 from alpro.pool import Died, each
 from alpro.shards.schema import INDEX, REJECTS, Reject
-from alpro.stages.corpora.tables import UnitRecord, write_tables
+from alpro.stages.corpora.tables import UnitRecord, write_table
 from alpro.stages.execution.interface import FINISHED_UNITS, Resources
 from alpro.threads import map_ahead
 
@@ -75,16 +76,15 @@ class Units:
         """Return the record of a unit. None if it is missing or damaged, or if it is transient:
         another try may have another result."""
         folder = self.folder(key)
-        record: UnitRecord = {}
         try:
             record = read_json(folder / RECORD)
-            contents = record["files"].items()
+            files = record["files"].items()
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, LookupError):
-            contents = [(RECORD, "")]
+            files = [(RECORD, "")]
 
-        for name, sha256 in contents:
+        for name, sha256 in files:
             if try_checksum(folder / name) != sha256:
                 log.warning(f"{folder / name} is damaged: its unit is made again")
                 return None
@@ -117,35 +117,25 @@ class Units:
 
     def make(self, key: str, write: Callable[[Path], UnitRecord]) -> None:
         """Make a unit. See `find_or_make`."""
-        temporary = self._temporary_folder()
-        make_folder(temporary)
-        try:
-            record = write(temporary)
-            files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-            write_json(temporary / RECORD, {**record, "files": files})
-            self._publish(temporary, key)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _publish(self, temporary: Path, key: str) -> None:
-        try:
-            publish(temporary, self.folder(key))
-        except OSError:
-            # Another run has made it meanwhile, or it is damaged or transient.
-            if self.find(key) is None:
-                self.remove(key)
-                publish(temporary, self.folder(key))
-
-    def remove(self, key: str) -> None:
-        """Remove a unit. Corpora keep their links to its shard."""
-        temporary = self._temporary_folder()
-        with suppress(FileNotFoundError):
-            # Renamed first: a folder of a key is complete.
-            self.folder(key).rename(temporary)
-            shutil.rmtree(temporary)
-
-    def _temporary_folder(self) -> Path:
-        return self.root / f".{self.owner}.{uuid4().hex}.part"
+        with TemporaryDirectory(
+            dir=self.root,
+            prefix=f".{self.owner}.",
+            suffix=".part",
+            ignore_cleanup_errors=True,
+        ) as name:
+            unfinished = Path(name) / key
+            unfinished.mkdir()
+            record = write(unfinished)
+            files = {file.name: checksum(file) for file in sorted(unfinished.iterdir())}
+            write_json(unfinished / RECORD, {**record, "files": files})
+            try:
+                publish(unfinished, self.folder(key))
+            except OSError:
+                # Another run has made it meanwhile, or it is damaged or transient.
+                if self.find(key) is None:
+                    with suppress(FileNotFoundError):
+                        self.folder(key).rename(Path(name) / "replaced")
+                    publish(unfinished, self.folder(key))
 
 
 def open_units(out: Path) -> Units:
@@ -176,13 +166,14 @@ def write_unit_tables(folder: Path, index: pa.Table, rejects: Iterable[Reject]) 
     )
 
 
-def fail(died: list[tuple[TaskT, Died]]) -> NoReturn:
+def fail(died: Iterable[tuple[TaskT, Died]]) -> Iterator[tuple[TaskT, Unit]]:
     """Raise the error of a task whose process died. Memory may have been short: a stage that has
     finished some units runs again."""
-    task, death = died[0]
-    raise RuntimeError(
-        f"{task}: {death.reason}; if memory is short, free some, or lower resources.workers"
-    )
+    for task, death in died:
+        raise RuntimeError(
+            f"{task}: {death.reason}; if memory is short, free some, or lower resources.workers"
+        )
+    yield from ()
 
 
 def finish_units(
@@ -199,26 +190,20 @@ def finish_units(
     finished units than it began with runs again.
 
     Args:
-        retry: Yields the units of the tasks whose processes died, after all others.
+        retry: Generator of the units of the tasks whose processes died, after all others.
     """
     died: list[tuple[TaskT, Died]] = []
-
-    def results() -> Iterator[tuple[TaskT, Unit]]:
-        for task, unit in each(
-            tasks, work, resources.worker_count, resources.scheduler
+    with open(out / FINISHED_UNITS, "a") as progress:
+        for task, unit in chain(
+            each(tasks, work, resources.worker_count, resources.scheduler),
+            # A generator: it reads `died` after all tasks have been tried.
+            retry(died),
         ):
             if isinstance(unit, Died):
                 died.append((task, unit))
             else:
+                print(unit.key, file=progress, flush=True)
                 yield task, unit
-        if died:
-            log.info(f"processes of {len(died)} units died")
-            yield from retry(died)
-
-    with open(out / FINISHED_UNITS, "a") as progress:
-        for task, unit in results():
-            print(unit.key, file=progress, flush=True)
-            yield task, unit
 
 
 def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
@@ -245,7 +230,7 @@ def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
 
 def merge_units(
     units: Sequence[Unit], store: Units, out: Path, invalid: Iterable[pa.Table] = ()
-) -> list[UnitRecord]:
+) -> Sequence[UnitRecord]:
     """Make a corpus of units: link their shards, and write index.parquet, rejects.parquet and
     units.parquet.
 
@@ -270,19 +255,10 @@ def merge_units(
             index = index.set_column(INDEX.get_field_index("shard"), "shard", names)
         return record, index, rejects
 
-    records = []
-    rejects = [*invalid]
-
-    def indexes() -> Iterator[pa.Table]:
-        # Threads read ahead: there may be 100,000 units, of three small files each.
-        for record, index, rejected in map_ahead(read, units):
-            records.append(record)
-            rejects.append(rejected)
-            yield index
-
-    write_tables(out / "index.parquet", INDEX, indexes())
-    write_tables(out / "rejects.parquet", REJECTS, rejects)
-
+    # Threads read ahead: there may be 100,000 units, of three small files each.
+    records, indexes, rejects = zip(*map_ahead(read, units), strict=True)
+    write_table(out / "index.parquet", indexes)
+    write_table(out / "rejects.parquet", [*invalid, *rejects])
     rows = [{"name": unit.name, "key": unit.key} for unit in units]
     pq.write_table(pa.Table.from_pylist(rows, schema=UNITS), out / "units.parquet")
     return records
