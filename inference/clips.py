@@ -1,4 +1,4 @@
-"""Loads clips for a model: of a file, a URL, a part of one, or a sample of a decoded corpus."""
+"""Loads clips for a model: of a file, a URL or a part of one, and frames of decoded samples."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from alpro.errors import InputError, one_line
 from alpro.shards.clip import Clip, DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, is_animated_file
-from alpro.shards.reader import Sample, Unreadable
+from alpro.shards.reader import Sample
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import Row
 from alpro.shards.storage import (
@@ -24,19 +24,15 @@ from alpro.shards.storage import (
 )
 from alpro.shards.transforms import squash
 
-Source = Location | Row | Sample  # a file; a part of one; a sample of a corpus
+Source = Location | Row  # a file; a part of one
 
 MAX_FETCHED_BYTES = 4 * 2**30  # maximum size of a file at a URL
 DEFAULT_LIMITS = Limits()
 
 
 def file_name(source: Source) -> str:
-    """Return the file of a source, or the shard and the id of a sample, for messages."""
-    if isinstance(source, Sample):
-        return f"{source.shard}: {source.metadata['id']}"
-    if isinstance(source, Row):
-        return str(source.path)
-    return str(source)
+    """Return the file of a source, for messages."""
+    return str(source.path if isinstance(source, Row) else source)
 
 
 def is_file(value: Any) -> bool:
@@ -49,12 +45,10 @@ def is_file(value: Any) -> bool:
 
 def is_image(source: Source) -> bool:
     """Check whether a source is an image that does not move."""
-    if isinstance(source, Sample):
-        return source.metadata["kind"] == "image"
     return get_row(source).kind == "image"
 
 
-def get_row(source: Location | Row) -> Row:
+def get_row(source: Source) -> Row:
     """Return the row of a file, whose name and content tell its kind."""
     if isinstance(source, Row):
         return source
@@ -68,7 +62,7 @@ def load_clip(
     source: Source, count: int, size: int, limits: Limits = DEFAULT_LIMITS
 ) -> Clip:
     """Load `count` frames of a video, each the first of one of as many segments, or an image
-    repeated: (count, size, size, 3) uint8. The frames of a sample have their stored size.
+    repeated: (count, size, size, 3) uint8.
 
     Raises:
         DecodeError: If the source cannot be decoded, for whatever reason, so that one file does not
@@ -76,11 +70,6 @@ def load_clip(
         InputError: If no decoder is installed.
     """
     try:
-        if isinstance(source, Sample):
-            frames = read_frames(source, count, size)
-            # A sample of an index has no metadata of its video.
-            return Clip(frames, duration=0.0, width=size, height=size)
-
         row = get_row(source)
         with local_copy(
             absolute(row.path), MAX_FETCHED_BYTES, member=row.member
@@ -91,8 +80,6 @@ def load_clip(
             return decode_video(
                 path, count, size, start=row.start, end=row.end, limits=limits
             )
-    except Unreadable as error:
-        raise DecodeError("unreadable", str(error)) from error
     except (DecodeError, InputError):
         raise
     except FileNotFoundError as error:
@@ -126,4 +113,4 @@ def read_frames(
     frames = sample.frames(
         segment_starts(len(sample), count) if indices is None else indices
     )
-    return squash(frames, size) if is_image(sample) else frames
+    return squash(frames, size) if sample.metadata["kind"] == "image" else frames

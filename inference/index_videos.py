@@ -1,4 +1,4 @@
-"""Add the videos of a folder, a manifest or a decoded corpus to an index, and remove videos.
+"""Add the videos of a folder or a manifest to an index, and remove videos.
 
 Embedding is cut into units, which other processes or machines compute. Each finished unit is
 committed, so an interrupted run continues.
@@ -89,7 +89,7 @@ def add_videos(
     """Embed the clips that an index does not have, or whose files have changed.
 
     Captions and columns that have changed are replaced. Clips of the same folder whose files are
-    gone, and those that their table or corpus no longer has, are removed. If a subfolder is missing
+    gone, and those that their table no longer has, are removed. If a subfolder is missing
     or empty, its clips stay. If the folder of an index has moved, its clips are found in the new one.
 
     A folder has no captions: what a table said of its files stays.
@@ -97,7 +97,7 @@ def add_videos(
     Args:
         place: Folder or address of the index, which is created if it does not exist.
         embedder: The model, and where it runs.
-        videos: A folder, a manifest or a decoded corpus.
+        videos: A folder or a manifest.
         window: Split longer videos into windows of this many seconds (new index).
         stride: Seconds from one window to the next; by default half a window.
         columns: Columns of the manifest that are kept (new index).
@@ -273,7 +273,7 @@ class Addition:
         """Return an item with its key, its identity and the digest of what is said of it."""
         path = stored_path(item["path"], self.settings.root)
         member = (item["member"] or {}).get("name")
-        sample = item["id"] if item["frame_offsets"] or item["reason"] else None
+        sample = item["id"] if item["reason"] else None
         # What an item is, whatever its file contains.
         parts = (path, member, sample, item["start"], item["end"], item["detail"])
         identity = "" if item["reason"] else self.identities[item["path"]]
@@ -325,7 +325,7 @@ class Addition:
 
     def _remove_old(self, old_rows: pa.Table, videos: Location) -> None:
         """Remove bad rows of earlier runs, windows that a changed file no longer has, clips that the
-        table or the corpus no longer has, and clips of the folder whose files are gone.
+        table no longer has, and clips of the folder whose files are gone.
 
         A folder that is missing or empty may be a disk that is not mounted: its clips stay.
         """

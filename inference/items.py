@@ -4,7 +4,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from alpro.shards.reader import Sample, sample_from_row
 from alpro.shards.schema import Member, Row, arrow_type
 from alpro.shards.storage import located
 
@@ -12,7 +11,7 @@ SCHEMA = pa.schema(
     {
         "key": pa.string(),  # digest of the path and of the part of the file
         "id": pa.string(),
-        # Location of the file or shard, stored relative to the root of the index.
+        # Location of the file or tar, stored relative to the root of the index.
         "path": pa.string(),
         "kind": pa.string(),
         "start": pa.float64(),  # seconds; null: the whole file
@@ -20,13 +19,13 @@ SCHEMA = pa.schema(
         "duration": pa.float64(),  # seconds of the clip; null: an image, or unknown
         "caption": pa.string(),
         "words": pa.string(),  # caption, file name and id, case folded
-        # Table or corpus, stored like `path`; empty: a folder.
+        # Table, stored like `path`; empty: a folder.
         "listed_by": pa.string(),
         "listed_as": pa.string(),  # digest of what it says
         # Changes with the file; empty: a bad row of a manifest.
         "identity": pa.string(),
         "member": arrow_type(Member),  # place in a tar of downloads
-        # Offsets of the frames in the shard of a decoded corpus.
+        # Of samples of decoded corpora, which earlier versions indexed.
         "frame_offsets": pa.list_(pa.int64()),
         "frame_sizes": pa.list_(pa.int64()),
         "reason": pa.string(),  # why there is no embedding
@@ -38,13 +37,10 @@ Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `colu
 EMPTY: Item = dict.fromkeys(SCHEMA.names) | {"columns": {}}
 
 
-def get_source(item: Item) -> Row | Sample:
+def get_source(item: Item) -> Row:
     """Return what decodes an item."""
-    location = located(item["path"])
-    if item["frame_offsets"]:
-        return sample_from_row(item, location)
     fields = {name: item[name] for name in ("id", "kind", "start", "end", "member")}
-    return Row(path=location, **fields)
+    return Row(path=located(item["path"]), **fields)
 
 
 def describe_location(item: Item) -> str:

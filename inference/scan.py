@@ -1,4 +1,4 @@
-"""List the clips of a folder, a manifest or a decoded corpus, as items of an index."""
+"""List the clips of a folder or a manifest, as items of an index."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,39 +8,30 @@ from pathlib import Path
 from alpro.errors import InputError
 from alpro.inference.items import EMPTY, Item
 from alpro.shards.duration import video_seconds
-from alpro.shards.reader import index_batches
 from alpro.shards.schema import Reject
 from alpro.shards.sources.downloads import is_downloads
 from alpro.shards.sources.scan import scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, join, located
 
 SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
-CORPUS_COLUMNS = ["id", "kind", "captions", "shard", "frame_offsets", "frame_sizes"]
 
 
 def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]:
-    """List the items of a folder, a manifest (with or without texts) or a decoded corpus.
+    """List the items of a folder or a manifest (with or without texts).
 
     Args:
         source: Folder, file or URL.
         columns: Columns of a manifest that the items keep.
 
     Raises:
-        InputError: If there is no such source, or nothing in it.
+        InputError: If there is no such source, nothing in it, or it is a decoded corpus.
     """
     source = absolute(source)
     if is_corpus(source):
-        for batch in index_batches(source, CORPUS_COLUMNS):
-            for row in batch.to_pylist():
-                path = str(join(source, row.pop("shard")))
-                captions = row.pop("captions") or [None]
-                listed = {
-                    "path": path,
-                    "caption": captions[0],
-                    "listed_by": str(source),
-                }
-                yield EMPTY | row | listed
-        return
+        raise InputError(
+            f"{source}: a decoded corpus is not indexed; name the manifest or the folder of its "
+            "videos"
+        )
 
     is_folder = os.path.isdir(source)  # noqa: PTH112 - no error if it may not be read
     if isinstance(source, Path) and is_folder and not is_downloads(source):
@@ -76,9 +67,6 @@ def split_into_windows(
         items: Items, of which images and parts of videos stay as they are.
         window: Seconds of a window.
         stride: Seconds from the start of one window to the next.
-
-    Raises:
-        InputError: If the items are samples of a decoded corpus, which have only a few frames.
     """
     for item in items:
         is_whole = (
@@ -88,10 +76,6 @@ def split_into_windows(
             yield item
             continue
         path = located(item["path"])
-        if item["frame_offsets"]:
-            raise InputError(
-                f"{path}: a decoded corpus has no windows; index its videos instead"
-            )
         if item["member"] or not isinstance(path, Path):
             detail = "windows need a video file on this machine"
             yield item | {"reason": "bad row", "detail": detail}

@@ -22,7 +22,6 @@ from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError
 from alpro.shards.duration import video_seconds
-from alpro.shards.reader import read_index
 from tests.conftest import write_lines
 
 
@@ -434,22 +433,18 @@ def test_a_last_window_shows_something_new(seconds, ends, monkeypatch):
     assert [window["end"] for window in windows] == ends
 
 
-def test_only_whole_videos_on_this_machine_have_windows(clips, videos):
+def test_only_whole_videos_on_this_machine_have_windows(videos):
     url = EMPTY | {"id": "a", "path": "https://host/a.mp4", "kind": "video"}
     (reject,) = split_into_windows([url], 10.0, 5.0)
     assert reject["reason"] == "bad row"
     # Also files that are no videos: decoding says why.
     short = [*scan_videos(videos[0].parent), url | {"start": 3.0}]
     assert list(split_into_windows(short, 5.0, 5.0)) == short
-    with pytest.raises(InputError, match="decoded corpus"):
-        list(split_into_windows(scan_videos(clips), 10.0, 5.0))
 
 
-def test_samples_of_a_decoded_corpus_are_indexed(update, clips, opened):
-    counts = update(clips)
-    assert counts.embedded == len(opened()) == read_index(clips, ["id"]).num_rows > 20
-    assert opened().count("caption IS NULL") == 0
-    assert update(clips).embedded == 0
+def test_a_decoded_corpus_is_refused(update, clips):
+    with pytest.raises(InputError, match="name the manifest or the folder"):
+        update(clips)
 
 
 def test_videos_in_tars_of_downloads_are_indexed(
