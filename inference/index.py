@@ -406,26 +406,6 @@ def whole_path(path: str, root: str) -> str:
     return path if path.startswith("/") or is_url(path) else f"{root}/{path}"
 
 
-def check_digest(index: Index, model: Path, digest: str) -> None:
-    """Raise InputError if another model made an index: their embeddings cannot be compared."""
-    settings = index.settings
-    if settings.digest != digest:
-        raise InputError(
-            f"{index.place}: this index is of another model, {settings.model}, not of {model}, or "
-            "files of it have changed; name a copy of its model with --model, or make a new index"
-        )
-
-
-def find_recorded_model(index: Index) -> Path:
-    """Return the folder of the model of an index. Raise InputError if it is missing."""
-    model = Path(index.settings.model)
-    if not model.is_dir():
-        raise InputError(
-            f"{index.place}: its model {model} is gone; name it, or a copy of it, with --model"
-        )
-    return model
-
-
 def record_index(index: Index) -> None:
     """Note an index in the workspace of its model, so that the model is not removed as unused."""
     model = Path(index.settings.model)

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from alpro.errors import InputError
-from alpro.inference.find import Found
+from alpro.inference.find import Found, find_model
 from alpro.inference.index import (
     ColumnTypes,
     Index,
     IndexSettings,
-    check_digest,
     index_exists,
     quoted,
     stored_path,
@@ -131,7 +130,7 @@ def add_videos(
 
     index = Index.open(place)
     before = index.settings
-    check_digest(index, embedder.model.model, settings.digest)
+    find_model(index, embedder.model)
     asked = (window, settings.stride, list(columns))
     made = (before.window, before.stride, list(index.columns))
     if asked not in ((None, None, []), made):

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from alpro.inference.encoding import Texts
-from alpro.inference.find import Found, PathLike, resolve
+from alpro.inference.find import Found, PathLike, find_model, resolve
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
-    check_digest,
-    find_recorded_model,
     make_condition,
     quoted,
 )
@@ -116,23 +114,22 @@ class Searcher:
     def open(
         cls,
         index: Location | Index,
-        model: PathLike | Found = "",
-        workspace: PathLike | None = None,
+        model: PathLike | Found | None = None,
         **options: Any,
     ) -> "Searcher":
         """Open an index and load its model.
 
         Args:
             index: Folder or address of the index.
-            model: The model, if it has moved since the index was made.
-            workspace: Folder in which `model` is looked up, as in `Model.load`.
+            model: The model, named as in `Model.load`, if it has moved since the index was made.
             options: `device` and `dtype` of `Model.load`.
 
         Raises:
             InputError: If there is no index, its model is missing, or `model` is another one.
         """
         opened = index if isinstance(index, Index) else Index.open(index)
-        return cls(opened, Model.load(find_model(opened, model, workspace), **options))
+        named = resolve(model) if isinstance(model, PathLike) else model
+        return cls(opened, Model.load(find_model(opened, named), **options))
 
     @torch.inference_mode()
     def search(
@@ -248,25 +245,6 @@ class Searcher:
         if settings.window:
             items = drop_neighbors(items)[:k]
         return [Hit(item, item["similarity"]) for item in items]
-
-
-def find_model(
-    index: Index, name: PathLike | Found, workspace: PathLike | None
-) -> Found:
-    """Find the model of an index: where it was, or `name`, if it has moved.
-
-    Raises:
-        InputError: If it is missing, or it is another model.
-    """
-    if isinstance(name, Found):
-        found = name
-    elif name:
-        found = resolve(name, workspace)
-    else:
-        # The digest of the index says which model it is: no record and no name is needed.
-        found = Found(find_recorded_model(index))
-    check_digest(index, found.model, found.digest)
-    return found
 
 
 def drop_neighbors(items: list[Item]) -> list[Item]:

@@ -65,23 +65,25 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             date,project.
         scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
     """
+    from alpro.inference.find import find_model
     from alpro.inference.index import (
         Index,
-        find_recorded_model,
         index_exists,
         record_index,
     )
     from alpro.inference.index_videos import Embedder, add_videos
 
-    if not model and index_exists(index):
-        model = str(find_recorded_model(Index.open(index)))
-    if not model:
+    if model:
+        found = models.find(model)
+    elif index_exists(index):
+        found = find_model(Index.open(index))
+    else:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
     try:
         counts = add_videos(
             index,
-            Embedder(models.find(model), models.device, models.dtype, scheduler),
+            Embedder(found, models.device, models.dtype, scheduler),
             models.videos(videos),
             window,
             stride,
@@ -174,7 +176,7 @@ def search(  # noqa: PLR0913 - options of a command
 
     opened = open_index(index)
     # An index names its model; --model is for one that has moved since.
-    found = models.find(model) if model else ""
+    found = models.find(model) if model else None
     searcher = Searcher.open(opened, found, device=models.device, dtype=models.dtype)
     text = " ".join([word, *more])
     result = searcher.search(text, k, where, words, rerank=rerank, exact=exact)

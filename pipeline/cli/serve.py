@@ -110,7 +110,8 @@ def load_models(
     Raises:
         InputError: If that is nothing, or a model cannot do what it is named for.
     """
-    from alpro.inference.search import Searcher, find_model
+    from alpro.inference.find import find_model
+    from alpro.inference.search import Searcher
     from alpro.pipeline.serving.models import ServedModels
 
     if not (index or ask or entities):
@@ -121,8 +122,8 @@ def load_models(
     searcher = None
     if index:
         opened = open_index(index)
-        named = models.find(own) if own else ""
-        searcher = Searcher(opened, load(find_model(opened, named, models.workspace)))
+        named = models.find(own) if own else None
+        searcher = Searcher(opened, load(find_model(opened, named)))
 
     answering = load(models.find(ask)) if ask else None
     if answering and not answering.folder.answers:

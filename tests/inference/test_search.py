@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from alpro.errors import InputError
+from alpro.inference.find import Found, find_model
 from alpro.inference.index import Index, IndexSettings
 from alpro.inference.items import EMPTY
 from alpro.inference.model import Model
-from alpro.inference.search import Searcher, drop_neighbors, find_model
+from alpro.inference.search import Searcher, drop_neighbors
 from alpro.shards.clip import DecodeError
 
 TEXT = "a red ball moves left"
@@ -134,9 +135,9 @@ def test_a_condition_and_words_choose_what_is_ranked(searcher):
     assert result.summary == "2 of 5 clips searched"
 
 
-def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders, tmp_path):
+def test_the_model_of_an_index_is_that_of_its_embeddings(searcher, folders):
     with pytest.raises(InputError, match="another model"):
-        find_model(searcher.index, folders["qa"], tmp_path)
+        find_model(searcher.index, Found(folders["qa"]))
     searcher.index.change_settings(digest="other")
     with pytest.raises(OSError, match="of another model"):
         searcher.search(TEXT)
@@ -157,10 +158,8 @@ def test_a_model_whose_files_have_changed_or_moved_is_refused(
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):
     searcher.index.change_settings(model=str(tmp_path / "gone"))
 
-    assert (
-        find_model(searcher.index, folders["retrieval"], tmp_path).model
-        == folders["retrieval"]
-    )
+    opened = Searcher.open(searcher.index, folders["retrieval"], device="cpu")
+    assert opened.search("a dog").clips == 5
 
 
 WORDS = {
