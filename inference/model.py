@@ -28,7 +28,6 @@ from alpro.inference.encoding import (
     Texts,
     Videos,
     embed_texts,
-    encode_blank,
     encode_texts,
     match_all,
 )
@@ -198,11 +197,8 @@ class Model:
     def _encode(self, clips: Sequence[np.ndarray], cls_only: bool = False) -> Videos:
         """Encode videos of frames (T, H, W, 3) uint8, of any sizes."""
         with self.autocast():
-            if clips:
-                pixels = self.encoder.clip_pixels(clips)
-                tokens = self.folder.model.encode_video(pixels, cls_only)
-            else:  # `torch.cat` takes no empty list
-                tokens = encode_blank(self.encoder)[:0]
+            pixels = self.encoder.clip_pixels(clips)
+            tokens = self.folder.model.encode_video(pixels, cls_only)
         tokens = tokens.float()  # the projection computes in float32
         return Videos(tokens, self.folder.model.project_video(tokens).float())
 
@@ -210,10 +206,10 @@ class Model:
         """Return the context of matrix products in the compute dtype."""
         return autocast(self.dtype, self.device)
 
-    def stream(self, files: Iterable[S], batch_size: int = BATCH) -> Iterator[Embedded]:
+    def stream(self, files: Iterable[S]) -> Iterator[Embedded]:
         """Embed a stream of files, such as `Path("videos").rglob("*.mp4")`, and yield a result for
         each, in order."""
-        for source, embedding, clip in self._score(files, batch_size, get_features):
+        for source, embedding, clip in self._score(files, get_features):
             if isinstance(clip, DecodeError):
                 yield Embedded(source, None, clip)
             else:
@@ -223,7 +219,6 @@ class Model:
     def _score(
         self,
         files: Iterable[S],
-        batch_size: int,
         score: Callable[[Videos], np.ndarray],
         cls_only: bool = True,
     ) -> Iterator[Scored[S]]:
@@ -231,7 +226,6 @@ class Model:
 
         Args:
             files: The files.
-            batch_size: Videos that are encoded together.
             score: Returns a row of scores for each of the encoded videos.
             cls_only: Encode only the [CLS] token of a video, which is enough for its features.
         """
@@ -243,25 +237,27 @@ class Model:
             except DecodeError as error:
                 return source, error
 
+        # In place of a clip that cannot be decoded, so that a batch is never empty.
+        black = np.zeros((video.frames, video.image_size, video.image_size, 3), "uint8")
         decoded = map_ahead(decode, files)
-        while batch := list(islice(decoded, max(1, batch_size))):
-            clips = [clip for _, clip in batch if isinstance(clip, Clip)]
-            videos = self._encode([clip.frames for clip in clips], cls_only)
-            scores = score(videos)
-            rows = iter(scores)
-            no_row = np.full(scores.shape[1], np.nan, np.float32)
-            for source, clip in batch:
-                yield source, next(rows) if isinstance(clip, Clip) else no_row, clip
+        while batch := list(islice(decoded, BATCH)):
+            clips = [
+                clip.frames if isinstance(clip, Clip) else black for _, clip in batch
+            ]
+            scores = score(self._encode(clips, cls_only))
+            for (source, clip), row in zip(batch, scores, strict=True):
+                if isinstance(clip, DecodeError):
+                    row[:] = np.nan
+                yield source, row, clip
 
     # Scores
 
-    def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
+    def encode(self, inputs: Any) -> np.ndarray:
         """Embed texts or files.
 
         Args:
             inputs: A list of texts or of files, or a single one. A `Path`, a URL and a name that
                 ends like a video or an image are files; any other string is a text.
-            batch_size: Videos that are encoded together.
 
         Returns:
             L2-normalized embeddings (N, E) float32; (E,) for a single input. The row of a file that
@@ -271,12 +267,12 @@ class Model:
             InputError: If texts and files are mixed.
         """
         if isinstance(inputs, PathLike):
-            return self.encode([inputs], batch_size)[0]
+            return self.encode([inputs])[0]
 
         listed = as_list(inputs)
         are_files = [is_file(item) for item in listed]
         if all(are_files):
-            return collect_rows(self._score(listed, batch_size, get_features))
+            return collect_rows(self._score(listed, get_features))
         if any(are_files):
             raise InputError(
                 "expected a list of texts or a list of files, not both in one"
@@ -288,13 +284,13 @@ class Model:
         embedded = embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
         return embedded.cpu().numpy()
 
-    def similarity(self, a: Any, b: Any, batch_size: int = BATCH) -> np.ndarray:
+    def similarity(self, a: Any, b: Any) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
         embeddings. NaN for a file that cannot be decoded."""
         embedded = []
         for inputs in (a, b):
             is_embedded = isinstance(inputs, np.ndarray)
-            embeddings = inputs if is_embedded else self.encode(inputs, batch_size)
+            embeddings = inputs if is_embedded else self.encode(inputs)
             embedded.append(np.atleast_2d(embeddings))  # one embedding (E,) is a row
         return embedded[0] @ embedded[1].T
 
@@ -304,19 +300,15 @@ class Model:
         return isinstance(self.folder.model, Alpro)
 
     @torch.inference_mode()
-    def match(
-        self, texts: Sequence[str], files: Iterable[Source], batch_size: int = BATCH
-    ) -> np.ndarray:
+    def match(self, texts: Sequence[str], files: Iterable[Source]) -> np.ndarray:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
         texts = check_texts(texts)
         self._warn_truncated(texts)
-        margins = self.match_margins(self.texts(texts), as_list(files), batch_size)
+        margins = self.match_margins(self.texts(texts), as_list(files))
         return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
-    def match_margins(
-        self, texts: Texts, files: Iterable[S], batch_size: int = BATCH
-    ) -> Iterator[Scored[S]]:
+    def match_margins(self, texts: Texts, files: Iterable[S]) -> Iterator[Scored[S]]:
         """Compute the logit margins (texts,) of `match` for each file."""
         model = self._alpro("match")
 
@@ -324,7 +316,7 @@ class Model:
             with self.autocast():
                 return match_all(model, texts, videos).T
 
-        return self._score(files, batch_size, score, cls_only=False)
+        return self._score(files, score, cls_only=False)
 
     @torch.inference_mode()
     def ask(

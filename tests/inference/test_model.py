@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from alpro.errors import InputError
-from alpro.inference.clips import is_file, load_clip
+from alpro.inference.clips import get_row, is_file, load_clip
 from alpro.inference.find import Found
 from alpro.inference.model import Model
 from alpro.shards.clip import DecodeError
@@ -45,20 +45,18 @@ def mixed(videos, tmp_path):
     ]
 
 
-def test_embeddings_are_those_of_the_evaluation(models, clips):
+def test_embeddings_are_those_of_the_evaluation(models, videos):
     model = models["retrieval"]
-    gallery = Gallery.read(clips, "test")
     loaded = LoadedModel("", model.folder, model.encoder, length=30)
+    gallery = Gallery([*map(get_row, videos)], [*"abc"], [["a ball"]] * 3)
     _, evaluated = loaded.encode_videos(gallery)
 
-    embeddings = model.encode(list(gallery.videos))
+    embeddings = model.encode(videos)
 
     np.testing.assert_allclose(embeddings, evaluated.features, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    texts = loaded.encode_texts(gallery.texts[:2])
-    np.testing.assert_allclose(
-        model.encode(gallery.texts[:2]), texts.features, atol=1e-4
-    )
+    texts = loaded.encode_texts(TEXTS)
+    np.testing.assert_allclose(model.encode(TEXTS), texts.features, atol=1e-4)
 
 
 def test_similarity_has_the_order_of_its_arguments(models, videos):
@@ -169,13 +167,16 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
 
 
 @pytest.mark.parametrize("method", ["match", "similarity"])
-def test_the_scores_of_a_bad_file_are_nan_with_a_warning(method, models, videos, mixed):
+def test_the_scores_of_a_bad_file_are_nan_with_a_warning(
+    method, models, videos, mixed, monkeypatch
+):
+    monkeypatch.setattr("alpro.inference.model.BATCH", 2)
     score = getattr(models["retrieval"], method)
 
     with pytest.warns(
         UserWarning, match="notes.mp4: unreadable|empty.mp4: empty"
     ) as warned:
-        scores = score(TEXTS, mixed, batch_size=2)
+        scores = score(TEXTS, mixed)
 
     assert len(warned) == 2
     np.testing.assert_allclose(
@@ -201,11 +202,12 @@ def test_a_stream_is_read_and_decoded_only_a_little_ahead(models, videos, monkey
     read = []
     clip = load_clip(videos[0], 4, 64)
     monkeypatch.setattr("alpro.threads.cores", lambda: 2)
+    monkeypatch.setattr("alpro.inference.model.BATCH", 4)
     monkeypatch.setattr("alpro.inference.model.load_clip", lambda *_: clip)
     files = (read.append(number) or videos[0] for number in range(500))
 
     done = 0
-    for _ in models["bare"].stream(files, batch_size=4):
+    for _ in models["bare"].stream(files):
         done += 1
         assert len(read) - done <= 4 + 2 * 2
 
