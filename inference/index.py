@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -49,7 +49,6 @@ REPEATS = 4  # a call that was overtaken is made again
 OVERTAKEN = "Not found: |[Cc]ommit conflict|concurrent writers"
 
 T = TypeVar("T")
-MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 ColumnTypes = dict[str, pa.DataType]  # types of columns of a manifest, by name
 # Columns that a search shows, beside the manifest's columns.
@@ -79,15 +78,15 @@ def call_engine(place: str, call: Callable[[], T]) -> T:
     raise OSError(errno.ESTALE, f"another process changes the index: {message}", place)
 
 
-def engine_call(method: MethodT) -> MethodT:
+def engine_call(method: Callable[..., T]) -> Callable[..., T]:
     """Call a method of an index by `call_engine`."""
 
     @wraps(method)
-    def repeat(index: "Index", *args: Any, **kwargs: Any) -> Any:
+    def repeat(index: "Index", *args: Any, **kwargs: Any) -> T:
         work = partial(method, index, *args, **kwargs)
         return call_engine(index.place, work)
 
-    return cast(MethodT, repeat)
+    return repeat
 
 
 class IndexSettings(BaseModel):

@@ -253,21 +253,18 @@ def drop_neighbors(items: list[Item]) -> list[Item]:
     Args:
         items: Items in descending order.
     """
-    best: list[Item] = []
-    best_of_file: dict[str, list[Item]] = defaultdict(list)
+    best = []
+    # A window that touches only a neighbor of a hit is a hit of its own.
+    spans_of_hits: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for item in items:
-        of_file = best_of_file[item["path"]]
-        # Parts that a manifest names have lengths of their own.
-        is_window = None not in (item["start"], item["end"])
-        # A window that touches only a neighbor of a hit is a hit of its own.
-        if is_window and any(
-            item["start"] <= other["end"] and other["start"] <= item["end"]
-            for other in of_file
-        ):
-            continue
+        start, end = item["start"], item["end"]
+        if None not in (start, end):
+            spans = spans_of_hits[item["path"]]
+            # Parts that a manifest names have lengths of their own.
+            if any(start <= last and first <= end for first, last in spans):
+                continue
+            spans.append((start, end))
         best.append(item)
-        if is_window:
-            of_file.append(item)
     return best
 
 
