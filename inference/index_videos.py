@@ -68,6 +68,7 @@ class Counts:
         skipped: Items that were in the index.
         removed: Rows of files that are gone or have fewer windows, or that their table no longer has.
         reasons: Number of rejected items by reason.
+        reject: The path of a rejected item, with its reason and detail.
     """
 
     embedded: int = 0
@@ -75,6 +76,7 @@ class Counts:
     skipped: int = 0
     removed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    reject: str = ""
 
 
 def add_videos(
@@ -309,6 +311,8 @@ class Addition:
         self.counts.embedded += not reason
         if reason:
             self.counts.reasons[reason] += 1
+            words = [row["path"], reason, row["detail"]]
+            self.counts.reject = ": ".join(filter(None, words))
         # What the index has of a file stays while its store does not answer.
         if reason not in TRANSIENT_REASONS or row["key"] not in self.indexed:
             self.pending.append(row)

@@ -95,7 +95,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             record_index(Index.open(index))
     if not index_exists(index):
         raise InputError(
-            f"{index}: none of the videos could be decoded, so there is no index"
+            f"{index}: there is no index, as no video was embedded: {counts.reject}"
         )
 
     opened = Index.open(index)
