@@ -1,13 +1,15 @@
 """Names of artifacts: what STAGE, CONFIG/STAGE and fingerprints stand for in a workspace.
 
 As in git, a name is a file below `refs/` with the fingerprints that it stands for, a line each. A
-run writes `refs/STAGE`, and `refs/CONFIG/STAGE` if it changes no value of the configuration. With
-several corpora, `refs/decode_videos` has a line for each, and `refs/decode_videos CORPUS` one.
+run writes `refs/STAGE`, and `refs/CONFIG.toml/STAGE` if it changes no value of the configuration.
+With several corpora, `refs/decode_videos` has a line for each, and `refs/decode_videos CORPUS` one.
 """
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from alpro.artifact import Record, artifacts, read_record
@@ -18,9 +20,6 @@ from alpro.log import log
 
 REFS = "refs"
 FINGERPRINT_NAME = re.compile(r"(?:(?P<stage>[a-z]\w*)@)?(?P<start>[0-9a-f]+)")
-STAGE_NAME = re.compile(
-    r"(?:(?P<config>(?!\.)[^/@]+)/)?(?P<step>(?P<stage>[a-z]\w*)(?: [\w.-]+)?)"
-)
 
 Artifact = tuple[Path, Record]  # its folder and its record
 
@@ -34,39 +33,30 @@ def write_refs(
     """Let STAGE, and CONFIG/STAGE, stand for the artifacts that a run built or found.
 
     Args:
-        config: Name or file of its configuration.
+        config: Name of its configuration.
         changes: Changes that make a variant of it. With any, CONFIG/STAGE stays what it was.
         fingerprints: Fingerprints of the artifacts, by the names of the steps.
     """
-    refs: dict[str, list[str]] = {}
+    refs = defaultdict(list)
     for step, fingerprint in fingerprints.items():
         stage, _, corpus = step.partition(" ")
-        refs.setdefault(stage, []).append(fingerprint)
+        refs[stage].append(fingerprint)
         if corpus:
-            refs[step] = [fingerprint]
+            refs[step].append(fingerprint)
 
-    root = workspace / REFS
-    for name, values in refs.items():
-        file = root / name
-        if file.is_dir():  # a configuration has the name of this stage
-            file.rename(f"{file}.toml")
-        write_ref(file, values)
+    folders = [workspace / REFS]
     if not changes:
-        folder = config_folder(root, config_name(config))
+        folders.append(config_folder(workspace, config))
+    for folder in folders:
+        make_folder(folder)
         for name, values in refs.items():
-            write_ref(folder / name, values)
+            with atomic_write(folder / name) as temporary:
+                temporary.write_text("\n".join(values))
 
 
-def config_folder(root: Path, config: str) -> Path:
-    """Return the folder of CONFIG/STAGE. A stage may have the name of the configuration."""
-    folder = root / config
-    return root / f"{config}.toml" if folder.is_file() else folder
-
-
-def write_ref(file: Path, fingerprints: list[str]) -> None:
-    make_folder(file.parent)
-    with atomic_write(file) as temporary:
-        temporary.write_text("\n".join([*fingerprints, ""]))
+def config_folder(workspace: Path, config: str) -> Path:
+    """Return the folder of CONFIG/STAGE. Its suffix is no part of the name of a stage."""
+    return workspace / REFS / f"{config}.toml"
 
 
 def read_ref(file: Path) -> list[str]:
@@ -75,18 +65,16 @@ def read_ref(file: Path) -> list[str]:
 
 def referenced_fingerprints(workspace: Path) -> set[str]:
     """Return the fingerprints of all artifacts that a name stands for."""
-    fingerprints: set[str] = set()
-    for file in (workspace / REFS).rglob("[!.]*"):
-        fingerprints.update(read_ref(file))
-    return fingerprints
+    files = (workspace / REFS).rglob("[!.]*")
+    return set(chain.from_iterable(map(read_ref, files)))
 
 
 def is_of_workspace(name: str, workspace: Path) -> bool:
     """Return whether STAGE or CONFIG/STAGE has a stage or a configuration that ran in a workspace:
     one that is mistyped is no model of the hub, where anybody may have a model of this name."""
-    config, slash, stage = name.rpartition("/")
-    refs = workspace / REFS
-    return (refs / stage).is_file() or bool(slash and (refs / config).is_dir())
+    config, _, stage = name.rpartition("/")
+    is_stage = (workspace / REFS / stage).is_file()
+    return is_stage or config_folder(workspace, config).is_dir()
 
 
 def find_workspace(workspace: str | Path | None) -> Path:
@@ -121,9 +109,10 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
             "`alpro artifacts ls` lists all, which have their fingerprints as names"
         )
     if len(matches) > 1:
-        records = [record for _, record in matches]
-        listed = [f"{one.stage}@{one.fingerprint[:8]} ({one.name})" for one in records]
-        raise InputError(f"{name}: several artifacts; name one: {' or '.join(listed)}")
+        listed = [f"{one.name} {one.fingerprint[:8]}" for _, one in matches]
+        raise InputError(
+            f"{name}: several artifacts; name one by its fingerprint: {', '.join(listed)}"
+        )
 
     folder, record = matches[0]
     if not FINGERPRINT_NAME.fullmatch(str(name)):
@@ -133,29 +122,19 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
 
 def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
     """Return all artifacts that a name may stand for: several if it is not clear."""
-    root = workspace / "artifacts"
-    by_fingerprint = FINGERPRINT_NAME.fullmatch(name)
-    if by_fingerprint:
-        start = by_fingerprint["start"]
-        # Folders have 16 characters of a fingerprint.
-        same_start = artifacts(root, f"{by_fingerprint['stage'] or '*'}/{start[:16]}*")
-        return [one for one in same_start if one[1].fingerprint.startswith(start)]
+    match = FINGERPRINT_NAME.fullmatch(name)
+    if match:
+        stage = match["stage"] or "*"
+        starts = [match["start"]]
+    else:
+        config, _, step = name.rpartition("/")
+        stage = step.partition(" ")[0]
+        folder = config_folder(workspace, config) if config else workspace / REFS
+        starts = read_ref(folder / step)
 
-    match = STAGE_NAME.fullmatch(name)
-    if match is None:
-        return []
-    refs = workspace / REFS
-    folder = config_folder(refs, match["config"]) if match["config"] else refs
     matches: list[Artifact] = []
-    for fingerprint in read_ref(folder / match["step"]):
-        matches += artifacts(root, f"{match['stage']}/{fingerprint[:16]}")
+    for start in starts:
+        # Folders have 16 characters of a fingerprint.
+        found = artifacts(workspace / "artifacts", f"{stage}/{start[:16]}*")
+        matches += [one for one in found if one[1].fingerprint.startswith(start)]
     return matches
-
-
-def config_name(config: str) -> str:
-    """Return the name of a configuration that is given by name, or by its file.
-
-    >>> config_name("studies/mine.toml")
-    'mine'
-    """
-    return config.replace("\\", "/").rpartition("/")[2].removesuffix(".toml")

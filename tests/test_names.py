@@ -60,7 +60,7 @@ def test_a_configuration_keeps_its_artifact_whatever_runs_with_changes(
 ):
     plain = build("finetune_qa", "ab")
     changed = build("finetune_qa", "cd")
-    run("/x/mine.toml", finetune_qa="ab")
+    run("mine", finetune_qa="ab")
     run("mine", ("finetune_qa.steps=5",), finetune_qa="cd")
     run("sample", ("finetune_qa.steps=5",), finetune_qa="cd")
 
@@ -76,7 +76,8 @@ def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_pa
     run(decode_videos__clips="ab", decode_videos__stills="cd")
 
     with one_line(
-        "several artifacts; name one: ", "decode_videos@abababab (decode_videos clips"
+        "several artifacts; name one by its fingerprint: ",
+        "decode_videos clips abababab",
     ):
         find_artifact("decode_videos", tmp_path)
     assert found("decode_videos stills", tmp_path) == stills

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from alpro.artifact import Record
-from alpro.names import config_name
 
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
@@ -26,7 +26,7 @@ class Command:
     @property
     def config_name(self) -> str:
         """Name of the configuration: `mine` for `studies/mine.toml`."""
-        return config_name(self.config)
+        return Path(self.config).name.removesuffix(".toml")
 
     @property
     def words(self) -> list[str]:

@@ -84,7 +84,7 @@ def write_names(plan: Plan, artifacts: Iterable[Artifact]) -> None:
     """Let STAGE, and CONFIG/STAGE if the command makes no variant, stand for artifacts."""
     fingerprints = {record.name: record.fingerprint for _, record in artifacts}
     command = plan.command
-    write_refs(plan.workspace, command.config, variations(command), fingerprints)
+    write_refs(plan.workspace, command.config_name, variations(command), fingerprints)
 
 
 def make_plan(command: Command, workspace: Path) -> Plan:
