@@ -16,10 +16,12 @@ NO_REGION = (
 ROUNDING = 1e-3  # tolerance by which left + width, or top + height, may exceed 1
 
 
-def check_box(box: Sequence[float | str]) -> Box:
-    """Return a region inside the frame. Raise ValueError for anything else."""
+def check_box(box: str | Sequence[float]) -> Box:
+    """Return a region inside the frame, also of a text `left,top,width,height`. Raise ValueError for
+    anything else."""
+    sides = box.split(",") if isinstance(box, str) else box
     try:
-        left, top, width, height = (float(side) for side in box)
+        left, top, width, height = map(float, sides)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{box} {NO_REGION}") from error
 
@@ -28,14 +30,6 @@ def check_box(box: Sequence[float | str]) -> Box:
     if not (has_area and max(left + width, top + height) <= 1 + ROUNDING):
         raise ValueError(f"{box} {NO_REGION}")
     return left, top, width, height
-
-
-def parse_box(text: str) -> Box:
-    """Parse a region `left,top,width,height`. Raise ValueError if it is not one."""
-    try:
-        return check_box(text.split(","))
-    except ValueError:
-        raise ValueError(f"{text} {NO_REGION}") from None
 
 
 def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from alpro.errors import InputError
 from alpro.files import expand_home
-from alpro.inputs import parse_box
+from alpro.inputs import check_box
 from alpro.log import log
 from alpro.names import find_artifact
 from alpro.pipeline.cli.options import (
@@ -182,7 +182,7 @@ def entities(
     from alpro.inputs import WHOLE
 
     try:
-        region = parse_box(box) if box else WHOLE
+        region = check_box(box) if box else WHOLE
     except ValueError as error:
         raise InputError(f"--box {error}") from None
 

@@ -18,7 +18,7 @@ from alpro.inference.index import SHOWN_COLUMNS
 from alpro.inference.items import get_source
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
-from alpro.inputs import WHOLE, parse_box
+from alpro.inputs import WHOLE, check_box
 from alpro.log import log
 from alpro.pipeline.serving.models import ServedModels
 from alpro.pipeline.serving.requests import RequestQueue
@@ -185,7 +185,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
     ) -> dict[str, Any]:
         """Return entities in a region of a clip or the body, best first."""
         model: Model = models.require("entities", "--entities MODEL")
-        box = parse_box(query.box) if query.box.strip() else WHOLE
+        box = check_box(query.box) if query.box.strip() else WHOLE
         source, frames = models.decode(model, query.clip, file)
         labels = queue.compute(model.entities, source, box, query.k, frames=frames)
         return {"entities": ranked_words(labels), "note": model.entities_note}
