@@ -1,10 +1,7 @@
 """File locks, which the kernel releases when the last process that has them open ends."""
 
 import errno
-import fcntl
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -37,29 +34,12 @@ def acquire(
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        raise without_locks(lock.lock_file, error) from error
+        raise InputError(
+            f"{lock.lock_file}: this disk has no file locks ({error.strerror}); choose a folder on a "
+            "local disk, or mount this one with locks (NFS version 4, or lockd; Lustre: the option "
+            "flock)"
+        ) from error
     return True
-
-
-def check_locks(folder: Path) -> None:
-    """Raise InputError if files in a folder cannot be locked as SQLite locks its databases.
-
-    SQLite itself would only say that the database is locked.
-    """
-    with NamedTemporaryFile(dir=folder) as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            raise without_locks(folder, error) from error
-
-
-def without_locks(path: Path | str, error: OSError) -> InputError:
-    return InputError(
-        f"{path}: this disk has no file locks ({error.strerror}); choose a folder on a local disk, "
-        "or mount this one with locks (NFS version 4, or lockd; Lustre: the option flock)"
-    )
 
 
 def lock_descriptor(lock: FileLock) -> int:

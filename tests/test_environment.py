@@ -12,7 +12,6 @@ from alpro.environment import ensure_home_dir, exempt_local_hosts, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
-from alpro.pipeline.cli.run import create_workspace
 from alpro.pipeline.execution.processes import Launch, get_environment
 from alpro.pipeline.store.artifacts import Step
 from alpro.stages import render_sample
@@ -87,17 +86,6 @@ def test_a_disk_without_locks_is_one_line_with_what_to_do(
         with pytest.raises(InputError, match=r"no file locks.*local disk") as raised:
             acquire(FileLock(tmp_path / "a.lock"), blocking)
         assert str(tmp_path) in str(raised.value)
-
-
-def test_a_workspace_on_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
-    """Such as a mounted bucket, on which SQLite would only say that its database is locked."""
-
-    def lacking(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.lockf", lacking)
-    with pytest.raises(InputError, match="no file locks"):
-        create_workspace(tmp_path / "ws")
 
 
 def test_a_disk_without_modes_does_not_lose_a_model(tmp_path, monkeypatch):

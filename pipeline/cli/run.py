@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from alpro.environment import outside_current_folder
-from alpro.locks import check_locks
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.cli.options import RunOptions, Source
@@ -195,5 +195,6 @@ def create_workspace(folder: Path) -> None:
     """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    # Creates a file: a mode does not tell that a disk is full or mounted read-only.
-    check_locks(home)
+    # A mode does not tell that a disk is full or mounted read-only.
+    with TemporaryFile(dir=home):
+        pass
