@@ -3,7 +3,7 @@
 The record is written last. It has the checksums of the other files, and of itself.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -135,7 +135,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         # A list of plain values stays one value.
         if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            value = {str(i): item for i, item in enumerate(value)}
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
@@ -178,12 +178,12 @@ def check_record(folder: Path, record: Record) -> None:
         )
 
 
-def check_artifact(folder: Path, names: Collection[str] = ()) -> None:
-    """Compare the files of an artifact with its record.
+def check_artifact(folder: Path) -> None:
+    """Compare the files of an artifact with its record: all but the shards, whose samples have
+    checksums.
 
     Args:
         folder: An artifact, or the model folder in it. Without a record, nothing is compared.
-        names: Files to compare; by default all but the shards, whose samples have checksums.
 
     Raises:
         InputError: If a file is damaged or missing.
@@ -198,19 +198,18 @@ def check_artifact(folder: Path, names: Collection[str] = ()) -> None:
     paths = {
         folder / name: content["sha256"]
         for name, content in record.contents.items()
-        if not name.endswith(".tar") and (not names or name in names)
+        if not name.endswith(".tar")
     }
     for path in find_damaged(paths):
         raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
 
 
-def find_damaged(files: Mapping[Path, str]) -> Iterator[Path]:
-    """Yield the files whose SHA-256 is another one, or that are missing."""
+def find_damaged(files: Mapping[Path, str]) -> list[Path]:
+    """Return the files whose SHA-256 is another one, or that are missing."""
     with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
         checksums = threads.map(try_checksum, files)
-    for (file, sha256), actual in zip(files.items(), checksums, strict=True):
-        if actual != sha256:
-            yield file
+    pairs = zip(files, checksums, strict=True)
+    return [file for file, sha256 in pairs if sha256 != files[file]]
 
 
 def try_checksum(path: Path) -> str:
@@ -238,7 +237,7 @@ def repair_hint(folder: Path) -> str:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of an evaluation's results.json. Raise InputError if the file is damaged."""
-    check_artifact(folder, ["results.json"])
+    check_artifact(folder)
     return read_json(folder / "results.json")
 
 

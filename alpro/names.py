@@ -19,7 +19,7 @@ from alpro.files import atomic_write, expand_home, make_folder
 from alpro.log import log
 
 REFS = "refs"
-FINGERPRINT_NAME = re.compile(r"(?:(?P<stage>[a-z]\w*)@)?(?P<start>[0-9a-f]+)")
+FINGERPRINT = re.compile("[0-9a-f]+")  # or the first characters of one
 
 Artifact = tuple[Path, Record]  # its folder and its record
 
@@ -91,7 +91,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     Args:
         name: Its folder; its fingerprint or the first characters of it; STAGE or STAGE CORPUS, for
             what the last run built or found; CONFIG/STAGE, for the last run of a configuration
-            without changes; STAGE@FINGERPRINT.
+            without changes.
 
     Raises:
         InputError: If there is no such artifact, or more than one.
@@ -115,17 +115,16 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
         )
 
     folder, record = matches[0]
-    if not FINGERPRINT_NAME.fullmatch(str(name)):
+    if not FINGERPRINT.fullmatch(str(name)):
         log.info(f"{name}: {folder} of {record.run.get('at', '')[:16]}")
     return folder, record
 
 
 def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
     """Return all artifacts that a name may stand for: several if it is not clear."""
-    match = FINGERPRINT_NAME.fullmatch(name)
-    if match:
-        stage = match["stage"] or "*"
-        starts = [match["start"]]
+    if FINGERPRINT.fullmatch(name):
+        stage = "*"
+        starts = [name]
     else:
         config, _, step = name.rpartition("/")
         stage = step.partition(" ")[0]

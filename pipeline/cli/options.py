@@ -45,7 +45,7 @@ WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
 ARTIFACT = (
     "A stage (what the last `alpro run` built or found for it), CONFIG/STAGE (the last run of a "
     "configuration without --set), a fingerprint as `alpro artifacts ls` prints it or its first characters, "
-    "STAGE@FINGERPRINT, or a folder."
+    "or a folder."
 )
 MODEL = (
     "A model folder, a CLIP or SigLIP of the hub (openai/clip-vit-base-patch16), "

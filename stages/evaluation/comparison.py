@@ -91,7 +91,7 @@ def read_values(folder: Path) -> dict[str, Values]:
             f"{folder}: no {SCORES}: only results of evaluate can be compared; rerun it "
             "if they are of an earlier version"
         )
-    check_artifact(folder, (SCORES, "results.json"))
+    check_artifact(folder)
 
     # The order matters: the loop takes the columns by position.
     columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()

@@ -199,7 +199,7 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
     folder, _ = write_artifact(tmp_path, "pretrain", fingerprint="ab" * 32)
     (folder / "model").mkdir()
     write_json(folder / "model" / "config.json", {})
-    for name in ("abab", "pretrain@abab", str(folder), f"{folder}/model"):
+    for name in ("abab", str(folder), f"{folder}/model"):
         command = Source(pretrained=name, set=("pretrained=b",)).command(
             "tiny", tmp_path
         )
