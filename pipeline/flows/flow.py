@@ -60,14 +60,22 @@ def start(
     Args:
         title: title of the run in MLflow; by default `get_title`.
         tags: tags of the run in MLflow.
+
+    Raises:
+        InputError: If Prefect's server does not answer.
     """
     title = title or get_title(plan)
+    try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch()
+    except (RuntimeError, HTTPError) as error:
+        raise InputError(
+            f"{error}; start a server with `alpro up`, set PREFECT_API_AUTH_STRING if it has a "
+            "password, or unset PREFECT_API_URL: a command then has a server of its own"
+        ) from error
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    has_begun = False
 
     def body() -> list[Artifact]:
-        nonlocal has_begun
-        has_begun = True
         # Prefect replaces the handler of SIGTERM. The command's own goes back, so that the command
         # ends as after Ctrl-C.
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -80,15 +88,7 @@ def start(
         flow_run_name=lambda: title,
         persist_result=False,
     )
-    try:
-        return flow()
-    except (RuntimeError, HTTPError) as error:
-        if has_begun:
-            raise
-        raise InputError(
-            f"{error}; start a server with `alpro up`, set PREFECT_API_AUTH_STRING if it has a "
-            "password, or unset PREFECT_API_URL: a command then has a server of its own"
-        ) from error
+    return flow()
 
 
 @prefect.flow(

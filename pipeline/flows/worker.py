@@ -45,12 +45,11 @@ CRASHED = "its worker ended while it ran; run it again to continue"
 
 async def work(pool: str, name: str, limit: int | None) -> None:
     """Run a worker until it receives SIGTERM or SIGINT."""
+    await end_earlier_runs(pool, name)
+
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-
-    await end_earlier_runs(pool, name)
-
     worker = ProcessWorker(pool, name=name, limit=limit)
     take_runs = worker.get_and_submit_flow_runs
 
@@ -82,10 +81,22 @@ async def find_unfinished(pool: str, name: str) -> list[UUID]:
     return [run.id for run in runs if run.labels.get(WORKER_LABEL, name) == name]
 
 
+async def wait_for_unfinished(pool: str, name: str) -> list[UUID]:
+    """Wait until Prefect's server answers: a machine may start it after its workers."""
+    while True:
+        try:
+            return await find_unfinished(pool, name)
+        except (HTTPError, RuntimeError) as error:
+            # Messages do not repeat the password that an address may have.
+            place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
+            print(f"waiting for {place}: {one_line(error)}", flush=True)
+            await asyncio.sleep(WAIT_SECONDS)
+
+
 async def end_earlier_runs(pool: str, name: str) -> None:
     """Mark the runs that an earlier life of a worker left unfinished as ended: in MLflow first, so
     that a run which is Crashed in Prefect is nowhere shown as running."""
-    unfinished = await find_unfinished(pool, name)
+    unfinished = await wait_for_unfinished(pool, name)
     if not unfinished:
         return
 
@@ -120,19 +131,6 @@ async def end_own_runs(pool: str, name: str) -> None:
                 return
 
 
-async def wait_for_server(pool: str, name: str) -> None:
-    """Wait until Prefect's server answers: a machine may start it after its workers."""
-    while True:
-        try:
-            await find_unfinished(pool, name)
-            return
-        except (HTTPError, RuntimeError) as error:
-            # Messages do not repeat the password that an address may have.
-            place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
-            print(f"waiting for {place}: {one_line(error)}", flush=True)
-            await asyncio.sleep(WAIT_SECONDS)
-
-
 def main(pool: str, name: str, limit: str = "") -> None:
     """Run a worker.
 
@@ -153,7 +151,6 @@ def main(pool: str, name: str, limit: str = "") -> None:
 
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("PREFECT_API_URL: set the address of Prefect's server")
-    asyncio.run(wait_for_server(pool, name))
     asyncio.run(work(pool, name, int(limit) if limit else None))
 
 
