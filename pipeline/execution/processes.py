@@ -57,7 +57,6 @@ class Processes:
         descriptors: open files that the group inherits, such as a lock that it holds until it ends,
             even if this process is killed.
         on_line: receives the output line by line, in place of this terminal.
-        folder: the current folder of the program; by default this process's.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Processes:
         stop_file: Path | None = None,
         descriptors: Sequence[int] = (),
         on_line: Callable[[str], None] | None = None,
-        folder: str | None = None,
     ):
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._reader: threading.Thread | None = None
@@ -76,7 +74,6 @@ class Processes:
             supervised(command, grace, stop_file),
             start_new_session=True,  # Ctrl-C reaches this process only
             env=environment,
-            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if on_line else None,
             stderr=subprocess.STDOUT if on_line else None,
@@ -91,7 +88,8 @@ class Processes:
             self._reader.start()
 
     def stop(self) -> None:
-        """Ask the group to end: a training writes a checkpoint. Call it before `wait`."""
+        """Ask the group to end, also several times: a training writes a checkpoint. Call it before
+        `wait`."""
         os.kill(self._leader.pid, signal.SIGTERM)
 
     def is_running(self) -> bool:
@@ -110,12 +108,10 @@ class Processes:
             stopping: the event at which the group is asked to end.
             killing: the event at which it is ended at once.
         """
-        is_asked = False
         while self.is_running():
             if killing.is_set():
                 os.killpg(self._leader.pid, signal.SIGKILL)
-            elif stopping.is_set() and not is_asked:
-                is_asked = True
+            elif stopping.is_set():
                 self.stop()
             time.sleep(POLL_SECONDS)
 
@@ -190,10 +186,10 @@ def run_stage(
 
     # Rank 0, which leaves it, is on this machine.
     file = work_file.with_name(RESULT_FILE)
-    result = read_json(file) if file.exists() else {}
-    if "error" in result:
-        raise InputError(f"{step.name}: {result['error']}")
-    if result:
+    if file.exists():
+        result = read_json(file)
+        if "error" in result:
+            raise InputError(f"{step.name}: {result['error']}")
         work_file.unlink()
         file.unlink()
         return Outcome(**result)
@@ -297,6 +293,5 @@ def find_gpus(resources: Resources) -> list[str]:
 
     count = torch.cuda.device_count()
     # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
-    named = os.environ.get(VISIBLE_GPUS)
-    names = named.split(",") if named else map(str, range(count))
-    return [name.strip() for name in names][:count]
+    named = os.environ.get(VISIBLE_GPUS) or ",".join(map(str, range(count)))
+    return named.replace(" ", "").split(",")[:count]

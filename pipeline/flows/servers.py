@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from alpro.environment import NEUTRAL_FOLDER
+from alpro.environment import NEUTRAL_FOLDER, outside_current_folder
 from alpro.errors import InputError
 from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter
@@ -78,7 +78,8 @@ def start_temporary_server() -> Callable[[], None]:
     command += f" --port {port}"
     programs = Programs(home)
     environment = {**os.environ, **settings, **guard(address)}
-    programs.start("server", command, environment, SERVER_SECONDS)
+    with outside_current_folder():
+        programs.start("server", command, environment, SERVER_SECONDS)
     atexit.register(programs.end)
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"{address}/api"
@@ -117,7 +118,6 @@ class Programs:
             environment,
             grace,
             on_line=lambda line: print(line, file=log_file, flush=True),
-            folder=NEUTRAL_FOLDER,  # uvicorn imports from the current folder first
         )
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -159,10 +159,11 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     make_folder(programs.logs)
     create_database(workspace / "prefect/prefect.db")
 
-    # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the
-    # background has SIGINT ignored.
+    # SIGTERM is how systemd and Docker stop a server: not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(
+        NEUTRAL_FOLDER
+    )  # the programs import and read settings from the current folder
     try:
         command = f"prefect server start --host 127.0.0.1 --port {prefect_port}"
         programs.start("prefect", command, server, SERVER_SECONDS)
