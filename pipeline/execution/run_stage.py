@@ -130,15 +130,13 @@ def start(file: Path) -> NoReturn:
     status = 1
     try:
         status = main(file)
-    except BaseException as error:
-        if isinstance(error, SystemExit) and error.code == EXIT_STOPPED:
-            status = EXIT_STOPPED
-        else:
-            traceback.print_exc()
+    except SystemExit:  # only a training that was stopped raises it
+        status = EXIT_STOPPED
+    except BaseException:
+        traceback.print_exc()
 
     try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stdout.flush()
         # The cause is known: torchrun would wait for ranks that wait for this one, and print 47
         # lines about its status.
         if is_rank and status in (EXIT_INPUT_ERROR, EXIT_STOPPED):
