@@ -2,7 +2,6 @@
 the files later."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,15 +48,9 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     Args:
         known: SHA-256 of files that need not be read again, by name.
     """
-    files = list_files(folder)
-    unread = [path for name, path in files.items() if name not in known]
-    # hashlib releases the GIL: threads read and hash side by side.
-    with ThreadPoolExecutor(8) as threads:
-        read = dict(zip(unread, threads.map(checksum, unread), strict=True))
-
     contents = {}
-    for name, path in files.items():
-        sha256 = known.get(name) or read[path]
+    for name, path in list_files(folder).items():
+        sha256 = known.get(name) or checksum(path)
         contents[name] = {"size": path.stat().st_size, "sha256": sha256}
     return contents
 
