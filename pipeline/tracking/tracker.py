@@ -49,7 +49,6 @@ FOLLOW_SECONDS = 20.0
 PAUSE_SECONDS = 30.0  # after a call without an answer
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 MAX_DESCRIPTION = 8000  # characters
-MAX_MODEL_PARAM_LENGTH = 500
 DIGITS = 3  # after the decimal point
 FILES = ("artifact.json", "results.json", "pictures")  # and folders
 TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")  # Parquet files
@@ -301,13 +300,13 @@ class Tracker:
             "path": str(folder / "model"),
             "fingerprint": record.fingerprint,
         }
-        values = flatten({record.stage: record.config})
-        params = {
-            key: str(value)[:MAX_MODEL_PARAM_LENGTH] for key, value in values.items()
-        }
-        name = stage_title(record)
         model = run and self._call(
-            "create_logged_model", self.experiment, name, run, tags, params, "ALPRO"
+            "create_logged_model",
+            self.experiment,
+            stage_title(record),
+            run,
+            tags,
+            model_type="ALPRO",
         )
         if not model:
             return ""

@@ -323,7 +323,6 @@ def test_models_are_sorted_by_the_scores_that_evaluations_give_them(models):
     assert shown == [
         {"validation/t2v/R1": 40.0, "score/R1": score} for score in (75.0, 25.0)
     ]
-    assert found[0].params["finetune_retrieval.lr"] == "0.0002"
 
 
 def test_an_evaluation_names_its_models_and_begins_with_the_headline_scores(models):
