@@ -75,8 +75,7 @@ class Tracker:
             workspace: Absolute path.
 
         Raises:
-            InputError: If the store was made in another folder or does not work, or if the
-                experiment was deleted.
+            InputError: If the store was made in another folder or does not work.
         """
         if uri in ("", store_uri(workspace)):
             uri = check_store(workspace)
