@@ -108,9 +108,8 @@ def serve(app: ASGIApp, listening: socket) -> None:
         timeout_graceful_shutdown=10,
         ws="none",
     )
-    host, port = listening.getsockname()[:2]
-    name = f"[{host}]" if ":" in host else host
-    print(f"the page is at http://{name}:{port} (Ctrl-C stops it)", flush=True)
+    host, port = listening.getsockname()
+    print(f"the page is at http://{host}:{port} (Ctrl-C stops it)", flush=True)
     # Uvicorn raises the signal again when it has stopped.
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])
