@@ -163,7 +163,12 @@ def describe_run(
         parts[record.name] = "\n\n".join(
             show_picture(quote(str(path))) for path in pictures
         )
-    parts["Rejected"] = show_rejects(artifacts)
+    parts["Rejected"] = show_list(
+        f"{record.name}: {escape(reason)} {count}"
+        for folder, record in artifacts
+        if (folder / "statistics.json").is_file()
+        for reason, count in read_json(folder / "statistics.json")["reasons"].items()
+    )
     parts["Stages"] = show_stages(run, steps, artifacts)
     start = run.at[:19].replace("T", " ")
     words = " ".join(run.words)
@@ -211,17 +216,6 @@ def show_picture(address: str) -> str:
     kind = name.partition("-step-")[0]
     caption = CAPTIONS.get(kind, "")
     return f"{escape(name)}: {caption}\n\n![{escape(kind)}]({address})"
-
-
-def show_rejects(artifacts: Artifacts) -> str:
-    """Return the rejected items of each corpus by reason, the most frequent first."""
-    items = []
-    for folder, record in artifacts:
-        file = folder / "statistics.json"
-        reasons = read_json(file).get("reasons", {}) if file.is_file() else {}
-        for reason, count in reasons.items():
-            items.append(f"{record.name}: {escape(reason)} {count}")
-    return show_list(items)
 
 
 def show_stages(run: Run, steps: Sequence[Step], artifacts: Artifacts) -> str:
