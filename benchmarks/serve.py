@@ -131,7 +131,7 @@ def make_index(folder: Path, videos: int) -> tuple[Path, list[str]]:
     from alpro.models.folder import ModelBundle
     from alpro.models.word_pieces import train_tokenizer
     from alpro.pipeline.config.command import Command
-    from alpro.pipeline.plan.models import read_settings
+    from alpro.pipeline.config.load import read_settings
     from alpro.stages import render_sample
     from alpro.stages.execution.interface import Resources
     from alpro.stages.training.stage import with_vocab_size

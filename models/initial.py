@@ -48,22 +48,6 @@ BERT_WEIGHT = re.compile(r"(bert\.)?(embeddings|encoder\.layer)\.|cls\.predictio
 BERT_PARTS = ("text_encoder", "multimodal_encoder", "mlm_head")
 
 
-def read_sizes(key: Encoder, name: str) -> dict[str, Any]:
-    """Return the keys of `[model.video]` or `[model.text]` of an encoder in a folder.
-
-    Args:
-        key: The key of the configuration that names the encoder: a CLIP of transformers or a BERT.
-        name: Its value. If it is no folder of transformers, there are no sizes.
-
-    Raises:
-        InputError: If the folder has another model of transformers.
-    """
-    if not name or not (Path(name) / "config.json").is_file():
-        return {}
-    kind = "clip" if key == "vit" else "bert"
-    return encoder_sizes(key, read_model_config(key, name, (kind,)))
-
-
 def encoder_sizes(key: Encoder, config: Any) -> dict[str, Any]:
     """Return the keys of `[model.video]` of the vision tower of a CLIP of transformers, or the keys
     of `[model.text]` of a BERT, which is split in halves, as in the paper."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from alpro.pipeline.config.command import Command, data_changes
+from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests, digest_manifest
-from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.shards.sources.manifest import import_source
 from alpro.shards.storage import Location

@@ -17,9 +17,9 @@ from alpro.pipeline.cli.main import app
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.cli.run import run, study
 from alpro.pipeline.config.files import CONFIGS, STUDIES, shipped
+from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import Study, load_study
-from alpro.pipeline.plan.models import read_settings
 from alpro.shards.schema import Reason
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES

@@ -29,7 +29,7 @@ def show_config(
     """
     import tomli_w
 
-    from alpro.pipeline.plan.models import read_settings
+    from alpro.pipeline.config.load import read_settings
 
     settings = read_settings(source.command(config, workspace))
     print(tomli_w.dumps(settings.as_written()), end="")
@@ -54,8 +54,8 @@ def check(
         set: Change a value, such as corpora.data.frames=16; repeatable.
     """
     from alpro.pipeline.config.command import Command, data_changes
+    from alpro.pipeline.config.load import read_settings
     from alpro.pipeline.plan.check_data import check_data
-    from alpro.pipeline.plan.models import read_settings
     from alpro.shards.sources.propose import UnknownColumns
 
     settings = read_settings(Command(config, data_changes(data, set)))

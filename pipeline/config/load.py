@@ -1,7 +1,6 @@
 """Loads the configuration of a command: a TOML file over its `base`, and changes over both.
 
-The values are plain TOML until `PipelineConfig` validates them. Only TOML files are read here:
-`alpro.pipeline.plan.models` looks at the models that they name, and at this machine.
+The values are plain TOML until `PipelineConfig` validates them. Only TOML files are read here.
 """
 
 import os
@@ -34,27 +33,49 @@ ALTERNATIVES = ({"steps", "epochs"}, {"manifest", "data", "shards"})
 Values = dict[str, Any]
 
 
-def read_values(command: Command) -> Values:
-    """Read the file of a command, over its base, and apply the changes."""
-    values = read_config(find_config(command.config))
+def read_settings(command: Command) -> PipelineConfig:
+    """Load the configuration of a command: a TOML file, or a shipped one by name, over its base, with
+    changes such as `pretrain.lr=1e-4`.
+
+    Raises:
+        InputError: If a value is invalid. The message is one line.
+    """
+    file_values = read_config(find_config(command.config))
+    values = file_values
     for change in command.changes:
         above = read_change(change)
         try:
             values = merge(values, above)
         except InputError as error:
             raise InputError(f"{change}: {error}") from error
-    return values
-
-
-def validate(values: Values, command: Command) -> PipelineConfig:
-    """Make a configuration of the values of a command."""
     try:
         settings = PipelineConfig.model_validate(share_tables(values))
     except ValidationError as error:
         line = error_line(error, PipelineConfig)
         raise InputError(f"{command.config}: {line}") from error
 
+    # A file may have a corpus in reserve; one of `--data` must not be overlooked.
+    defined = file_values.get("corpora", {})
+    for name in settings.corpora.keys() - settings.used_corpora.keys() - defined.keys():
+        options = " or ".join(f"corpora.{name}.data" for name in defined)
+        raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
     return settings.limited() if settings.max_steps else settings
+
+
+def variations(command: Command) -> list[str]:
+    """Return the changes of a command that make a variant of its configuration: all but those that
+    name the user's files and models, and the resources."""
+    varied = []
+    for change in command.changes:
+        key, _, text = change.partition("=")
+        keys = key.strip().split(".")
+        value = str(parse_value(text.strip(), keys))
+        kind = kind_of_path(keys, value)
+        # A model on the hub is a variant, as any other value.
+        is_file = kind in ("file", "root") or (kind and Path(value).exists())
+        if not is_file and keys[0] != "resources":
+            varied.append(change)
+    return varied
 
 
 # Files.

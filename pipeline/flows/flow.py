@@ -29,6 +29,7 @@ from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.names import Artifact
 from alpro.pipeline.config.command import Command, data_changes
+from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.flows.tasks import (
@@ -38,7 +39,6 @@ from alpro.pipeline.flows.tasks import (
     step_task,
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
-from alpro.pipeline.plan.models import variations
 from alpro.pipeline.plan.plan import Plan, make_plan, required
 from alpro.pipeline.store.runs import Run, Runs, git_commit
 from alpro.pipeline.tracking.contents import stage_title

@@ -21,8 +21,8 @@ from alpro.log import log
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.fields import error_line
 from alpro.pipeline.config.files import STUDIES, find_config, read_toml
+from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.plan.checks import check_plan, fetch_models
-from alpro.pipeline.plan.models import read_settings
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (
     Rows,

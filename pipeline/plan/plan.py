@@ -16,10 +16,10 @@ from alpro.models.clip_prompter import check_clip
 from alpro.names import Artifact, write_refs
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import suggest
+from alpro.pipeline.config.load import read_settings, variations
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
-from alpro.pipeline.plan.models import read_settings, variations
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.step import Step

@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
 from alpro.models.clip_prompter import load_clip
-from alpro.models.initial import load_bert, load_vit, read_sizes
+from alpro.models.initial import encoder_sizes, load_bert, load_vit
+from alpro.models.pretrained import read_model_config
 from tests.clip_models import REVISION
 from tests.conftest import one_line
 from tests.models.conftest import near
@@ -278,9 +278,8 @@ def test_a_folder_of_another_model_or_without_valid_sizes_is_refused(
     """A RoBERTa has other special tokens, and its positions start at 2."""
     (tmp_path / "config.json").write_text(json.dumps(values))
 
-    for read in (partial(read_sizes, "bert"), partial(load_bert, model)):
-        with one_line("bert = ", message):
-            read(str(tmp_path))
+    with one_line("bert = ", message):
+        load_bert(model, str(tmp_path))
 
 
 def test_a_siglip_is_no_vit(model, clip_folders):
@@ -291,7 +290,8 @@ def test_a_siglip_is_no_vit(model, clip_folders):
 
 def tower(folder, **other):
     """A model of the sizes of a CLIP's vision tower."""
-    return model_of(**{"image_size": 32} | read_sizes("vit", str(folder)) | other)
+    config = read_model_config("vit", str(folder), ("clip",))
+    return model_of(**{"image_size": 32} | encoder_sizes("vit", config) | other)
 
 
 @pytest.mark.parametrize("kind", ["clip", "pickled"])

@@ -1,6 +1,5 @@
 """Configuration: shipped files, layers, changes, and one line for every mistake."""
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from alpro.artifact import flatten
 from alpro.errors import InputError
 from alpro.pipeline.config.command import Command
 from alpro.pipeline.config.files import CONFIGS, shipped
-from alpro.pipeline.config.load import read_config
-from alpro.pipeline.plan.models import variations
+from alpro.pipeline.config.load import read_config, variations
 from docs.write_configuration import document
 from tests.conftest import ROOT, one_line
 from tests.pipeline.conftest import TINY
@@ -372,40 +370,6 @@ def test_data_and_shards_may_be_paths_and_urls(value, expected):
 
 
 # Models.
-
-
-BERT = {
-    "model_type": "bert",
-    "hidden_size": 16,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "max_position_embeddings": 128,
-}
-
-
-def test_a_model_has_the_sizes_of_the_folders_of_its_encoders(tmp_path, clip_folders):
-    """They replace those of the configuration, which could not be loaded, in both stages."""
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps(BERT))
-    changes = [
-        f"pretrain.vit={clip_folders['clip']}",
-        f"train_prompter.bert={tmp_path / 'bert'}",
-    ]
-
-    config = configure("own_videos", *changes, data=tmp_path)
-
-    assert config.train_prompter.model == config.pretrain.model == config.model
-    video = config.model.video
-    assert (video.width, video.patch_size, video.activation) == (16, 16, "quick_gelu")
-    text = config.model.text
-    assert (text.depth, text.fusion_layer, text.max_length) == (8, 4, 128)
-    assert config.train_tokenizer.tokenizer == str(tmp_path / "bert")
-
-
-def test_an_encoder_of_another_kind_is_refused(tmp_path, clip_folders):
-    with pytest.raises(InputError, match="siglip"):
-        configure("own_videos", f"pretrain.vit={clip_folders['siglip']}", data=tmp_path)
 
 
 def test_the_prompter_may_have_sizes_of_its_own():
