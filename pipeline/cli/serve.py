@@ -81,22 +81,16 @@ def read_token(host: str, file: Path | None) -> str:
     Raises:
         InputError: If the token is too short, or other machines could do without one.
     """
-    token = os.environ.get("ALPRO_TOKEN")
-    if file:
-        token = read_text(file).partition("\n")[0]
-    if token is None:
-        if host not in ("127.0.0.1", "localhost"):
-            raise InputError(
-                f"--host {host}: other machines need a token; write one with "
-                "`openssl rand -hex 32 > token`, and add --token-file token"
-            )
+    given = read_text(file) if file else os.environ.get("ALPRO_TOKEN")
+    if given is None and host in ("127.0.0.1", "localhost"):
         return ""
 
-    # It may be that of an empty file, which must not let everybody in.
-    token = token.strip()
+    # An empty file or variable must not let everybody in.
+    token = (given or "").partition("\n")[0].strip()
     if len(token) < MIN_TOKEN:
         raise InputError(
-            f"{file or 'ALPRO_TOKEN'}: the token has {len(token)} characters; use {MIN_TOKEN} or more"
+            f"--host {host}: the token has {len(token)} characters, and needs {MIN_TOKEN}; write one "
+            "with `openssl rand -hex 32 > token`, and add --token-file token"
         )
     return token
 
