@@ -89,17 +89,14 @@ def verdict(
         f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, difference "
         f"{difference_text(difference)}, p = {difference.p:.2g}"
     )
-    scope = f"on {count_clips(row)} ({scores})"
-    if difference.p >= SIGNIFICANT or not difference.difference:
-        return (
-            f"No significant difference between {first} and {second} {scope}: "
-            f"keep {first}."
-        )
-
-    # More is better in all scores that count.
-    if difference.difference > 0:
-        return f"{second} is better than {first} {scope}: keep {second}."
-    return f"{second} is worse than {first} {scope}: keep {first}."
+    sentence = f"No significant difference between {first} and {second}"
+    best = first
+    if difference.p < SIGNIFICANT and difference.difference:
+        # More is better in all scores that count.
+        is_better = difference.difference > 0
+        sentence = f"{second} is {'better' if is_better else 'worse'} than {first}"
+        best = second if is_better else first
+    return f"{sentence} on {count_clips(row)} ({scores}): keep {best}."
 
 
 def count_clips(row: Mapping[str, Any]) -> str:
