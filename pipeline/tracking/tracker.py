@@ -49,7 +49,6 @@ FOLLOW_SECONDS = 20.0
 PAUSE_SECONDS = 30.0  # after a call without an answer
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 MAX_DESCRIPTION = 8000  # characters
-DIGITS = 3  # after the decimal point
 FILES = ("artifact.json", "results.json", "pictures")  # and folders
 TABLES = ("retrieval_t2v", "entities", "left_out", "rejects", "qa")  # Parquet files
 MAX_TABLE_ROWS = 500
@@ -216,9 +215,7 @@ class Tracker:
         model: str | None = None,
     ) -> None:
         """Log values of a step, and with the logged model that reached them, if it is given."""
-        # MLflow's pages show all digits.
-        rounded = {key: round(value, DIGITS) for key, value in values.items()}
-        metrics = make_metrics(rounded, step, time.time(), model)
+        metrics = make_metrics(values, step, time.time(), model)
         self._call("log_batch", run, metrics=metrics)
 
     @contextmanager
