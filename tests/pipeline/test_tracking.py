@@ -144,7 +144,7 @@ def test_values_are_parameters_and_scores_metrics(stage):
     data = stage.logged.data
     phase = {"finetune_retrieval.lr": "0.001", "finetune_retrieval.phases.0.steps": "1"}
     assert phase.items() <= data.params.items()
-    assert data.metrics == {"loss": 1.0, "validation/t2v/R1": 50.0, "share": 0.333}
+    assert data.metrics == {"loss": 1.0, "validation/t2v/R1": 50.0, "share": 1 / 3}
 
 
 def test_the_run_of_a_stage_is_nested_and_named_by_its_fingerprint(stage):
