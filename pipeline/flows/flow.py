@@ -209,12 +209,9 @@ def run(
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
     """
-    command = plan.command
     log_entry = Run(
+        **vars(plan.command),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=command.config,
-        changes=command.changes,
-        stage=command.stage,
         folder=str(Path.cwd()),
         commit=git_commit(),
         title=title,

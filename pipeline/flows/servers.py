@@ -161,24 +161,22 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
 
     # SIGTERM is how systemd and Docker stop a server: not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.chdir(
-        NEUTRAL_FOLDER
-    )  # the programs import and read settings from the current folder
-    try:
-        command = f"prefect server start --host 127.0.0.1 --port {prefect_port}"
-        programs.start("prefect", command, server, SERVER_SECONDS)
-        command = f"mlflow server --host 127.0.0.1 --port {mlflow_port} --workers 1"
+    # The programs read settings from the current folder, and import from it.
+    os.chdir(NEUTRAL_FOLDER)
+    commands = {
+        "prefect": f"prefect server start --host 127.0.0.1 --port {prefect_port}",
         # Workers write artifacts to the folder; the server would pass every byte on.
-        command += " --no-serve-artifacts --default-artifact-root "
-        command += (workspace / "mlflow").as_uri()
-        programs.start("mlflow", command, server, SERVER_SECONDS)
+        "mlflow": f"mlflow server --host 127.0.0.1 --port {mlflow_port} --workers 1 "
+        f"--no-serve-artifacts --default-artifact-root {(workspace / 'mlflow').as_uri()}",
+    }
+    try:
+        for name, command in commands.items():
+            programs.start(name, command, server, SERVER_SECONDS)
         programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
-        for pool in ("cpu cpu", "gpu gpu 1"):  # one training at a time
-            command = f"alpro.pipeline.flows.worker {pool}"
-            programs.start(f"worker-{pool[:3]}", command, worker, WORKER_SECONDS)
-
-        print("Prefect and MLflow answer; registering the deployments", flush=True)
+        for pool, limit in {"cpu": "", "gpu": "1"}.items():  # one training at a time
+            command = f"alpro.pipeline.flows.worker {pool} {pool} {limit}"
+            programs.start(f"worker-{pool}", command, worker, WORKER_SECONDS)
         # It fails until the workers have made their pools.
         programs.wait_until(lambda: deploy(programs, worker))
         print(

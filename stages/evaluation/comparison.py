@@ -63,18 +63,17 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     compared = []
     other_queries = {}
     for row in rows:
-        values_a = scores_a[row["name"]]
-        values_b = scores_b[row["name"]]
-        queries_a = [value[:2] for value in values_a]
-        queries_b = [value[:2] for value in values_b]
         # A paired test needs the value of each query in both.
+        *queries_a, values_a = zip(*scores_a[row["name"]], strict=True)
+        *queries_b, values_b = zip(*scores_b[row["name"]], strict=True)
         if queries_a != queries_b:
-            other_queries[row["name"]] = (len(queries_a), len(queries_b))
+            other_queries[row["name"]] = (len(values_a), len(values_b))
         elif row["statistic"] == "mean":  # a median has no sums by video
-            videos = np.array([video for video, _ in queries_a], object)
-            first = np.array([value for *_, value in values_a])
-            second = np.array([value for *_, value in values_b])
-            compared.append((row, paired_difference(first, second, videos)))
+            videos = np.array(queries_a[0], object)
+            difference = paired_difference(
+                np.array(values_a), np.array(values_b), videos
+            )
+            compared.append((row, difference))
 
     if other_queries and not compared:
         name, (of_a, of_b) = next(iter(other_queries.items()))

@@ -71,13 +71,17 @@ def repeat_frame(index: int) -> Reorder:
     return lambda frames: [frames[index]] * len(frames)
 
 
-def list_orders(control: ControlName, seed: int, frames: int) -> list[Reorder]:
+def list_orders(
+    control: ControlName | None, seed: int, frames: int
+) -> list[Reorder | None]:
     """Return the orders of the frames under a control. Of several, the best score counts."""
     if control == "shuffled":
         return [Shuffle(seed)]
     if control == "reversed":
         return [lambda frames: frames[::-1]]
-    return [repeat_frame(index) for index in range(frames)]
+    if control == "single_frame":
+        return [repeat_frame(index) for index in range(frames)]
+    return [None]
 
 
 def compute_similarity_under(
@@ -110,12 +114,14 @@ def answer_under(
     single_frame: log probabilities, each the maximum over the sampled frames as still clips; the
     best answer is the one of the frame from which the model is most confident.
     """
-    if control is None or control == "text_only":
-        return model.answer(gallery, blank=control is not None)
-    orders = list_orders(control, seed, model.frames)
-    answered = [model.answer(gallery, order) for order in orders]
-    if control != "single_frame":
-        return answered[0]
-    # Log probabilities: the logits of two frames have no common scale.
-    by_frame = [logits.log_softmax(1) for _, logits in answered]
-    return answered[0][0], torch.stack(by_frame).amax(0)
+    blank = control == "text_only"
+    answered = [
+        model.answer(gallery, order, blank)
+        for order in list_orders(control, seed, model.frames)
+    ]
+    decoded, logits = answered[0]
+    if control == "single_frame":
+        # Log probabilities: the logits of two frames have no common scale.
+        by_frame = [logits.log_softmax(1) for _, logits in answered]
+        logits = torch.stack(by_frame).amax(0)
+    return decoded, logits

@@ -44,7 +44,7 @@ def add_entities(
     if not shown:
         return
 
-    features = videos.features[torch.tensor(list(shown), device=videos.features.device)]
+    features = videos.features[[*shown]]
     # Videos and images have prompts of their own.
     best = {
         kind: similarities(features, prompts).argmax(1).tolist()

@@ -102,48 +102,32 @@ def read_rows(
     """Read the rows of a manifest or a folder that are in the split, and describe them.
 
     The rows name their splits; if they do not, the split of a training on them by one of the
-    artifacts decides; without one, all rows are read."""
+    artifacts decides; without one, all rows are read.
+
+    Raises:
+        InputError: If a corpus of a training is not there to tell.
+    """
     rows = [row for row in scan_source(source)[1] if not isinstance(row, Reject)]
     if any(row.split for row in rows):
         return [row for row in rows if row.split == split], f"split {split}"
 
     # On videos that a model was trained on, its scores would be too good.
-    of_training = split_of_training(rows, source, artifacts, split)
-    if of_training is not None:
-        return of_training, f"split {split} of the model's own run"
-
-    # A model from elsewhere has no record, and may have been trained on them nevertheless.
-    return rows, ALL_VIDEOS
-
-
-def split_of_training(
-    rows: list[Row],
-    source: Location,
-    artifacts: Sequence[Path],
-    split: str,
-) -> list[Row] | None:
-    """Return the rows of the split in the run that trained one of the models.
-
-    Returns:
-        The rows; None if no corpus of the runs has one of their ids.
-
-    Raises:
-        InputError: If a corpus is not there to tell.
-    """
     for corpus in chain.from_iterable(map(find_corpora, artifacts)):
-        if not (corpus / "index.parquet").is_file():
+        index = corpus / "index.parquet"
+        if not index.is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, "
                 "is gone: add a column split"
             )
-        index = pq.read_table(
-            corpus / "index.parquet", columns=["id", "split"]
-        ).to_pydict()
-        splits = dict(zip(index["id"], index["split"], strict=True))
+        columns = pq.read_table(index, columns=["id", "split"]).to_pydict()
+        splits = dict(zip(*columns.values(), strict=True))
         if any(row.id in splits for row in rows):
             # A row that the run did not decode may be of a group that it was trained on.
-            return [row for row in rows if splits.get(row.id) == split]
-    return None
+            chosen = [row for row in rows if splits.get(row.id) == split]
+            return chosen, f"split {split} of the model's own run"
+
+    # A model from elsewhere has no record, and may have been trained on them nevertheless.
+    return rows, ALL_VIDEOS
 
 
 def find_corpora(artifact: Path) -> Iterator[Path]:

@@ -127,7 +127,7 @@ class LoadedModel:
         batch = max(1, VIDEO_BATCH // world_size())
 
         decoded: list[int] = []
-        logits = []
+        logits = [torch.empty(0, len(self.bundle.answers))]
         with progress("answering", len(gallery.texts), "questions") as advance:
             for start in range(0, len(gallery.ids), VIDEOS):
                 indices = range(start, min(start + VIDEOS, len(gallery.ids)))
@@ -151,7 +151,4 @@ class LoadedModel:
                         score(model, model.qa_head, texts, videos, pairs).cpu()
                     )
                     advance(len(questions))
-        found = (
-            torch.cat(logits) if logits else torch.empty(0, len(self.bundle.answers))
-        )
-        return gallery.select(decoded), found
+        return gallery.select(decoded), torch.cat(logits)

@@ -46,7 +46,7 @@ class TwoFrames:
         features = [[-1.0], [4.0]] if reorder([10, 20]) == [10, 10] else [[2.0], [3.0]]
         return [0, 1], SimpleNamespace(features=torch.tensor(features))
 
-    def answer(self, gallery, reorder):
+    def answer(self, gallery, reorder, blank):
         """The first frame has the largest logits and hardly prefers one; the second is confident of
         the other answer."""
         logits = [[9.0, 8.5]] if reorder([10, 20]) == [10, 10] else [[0.0, 4.0]]
