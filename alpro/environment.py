@@ -85,10 +85,10 @@ def exempt_local_hosts(environment: MutableMapping[str, str]) -> None:
     's3.corp.example,127.0.0.1,localhost'
     """
     # Programs differ in which of the two forms they read. Most prefer the second.
-    hosts = environment.get("no_proxy") or environment.get("NO_PROXY", "")
+    hosts = environment.get("no_proxy") or environment.get("NO_PROXY") or LOCAL
     # `*` means all hosts only if it stands alone. A parent process may have added this machine.
     if hosts != "*" and not hosts.endswith(LOCAL):
-        hosts = f"{hosts},{LOCAL}" if hosts else LOCAL
+        hosts = f"{hosts},{LOCAL}"
     environment.update(NO_PROXY=hosts, no_proxy=hosts)
 
 

@@ -21,8 +21,14 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
@@ -32,7 +38,6 @@ from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
 from threading import get_ident
 from typing import Any, NamedTuple, TypeVar
@@ -99,25 +104,24 @@ def each(
 
     engine = _Cluster(scheduler) if scheduler else _Processes(workers)
     running: dict[Future[bytes | Died], Task] = {}
-    finished: SimpleQueue[Future[bytes | Died]] = SimpleQueue()
 
-    # A thread waits for each task.
-    with ThreadPoolExecutor(MAX_RUNNING if scheduler else workers) as threads:
-        try:
-            while True:
-                # At least one task, also while a cluster has no workers.
-                free = max(engine.capacity(), 1) - len(running)
-                for task in islice(pending, max(free, 0)):
-                    future = threads.submit(engine.run, pickle.dumps((work, task)))
-                    running[future] = task
-                    future.add_done_callback(finished.put)
-                if not running:
-                    return
+    # A thread waits for each task. The engine ends the tasks before their threads are joined.
+    with (
+        ThreadPoolExecutor(MAX_RUNNING if scheduler else workers) as threads,
+        closing(engine),
+    ):
+        while True:
+            # At least one task, also while a cluster has no workers.
+            free = max(engine.capacity, 1) - len(running)
+            for task in islice(pending, max(free, 0)):
+                future = threads.submit(engine.run, pickle.dumps((work, task)))
+                running[future] = task
+            if not running:
+                return
 
-                try:
-                    future = finished.get(timeout=CAPACITY_SECONDS)
-                except Empty:  # workers may have joined meanwhile
-                    continue
+            # Workers may join meanwhile.
+            done, _ = wait(running, CAPACITY_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
                 task = running.pop(future)
                 answer = future.result()
                 if isinstance(answer, Died):
@@ -129,8 +133,6 @@ def each(
                 if error is not None:
                     raise error
                 yield task, result
-        finally:
-            engine.stop()
 
 
 _runs_inline = False
@@ -220,12 +222,9 @@ class _Processes:
     """Child processes of this process, one for each thread that calls `run`."""
 
     def __init__(self, capacity: int = 1):
-        self._capacity = capacity
+        self.capacity = capacity
         self._children: dict[int, _Child] = {}  # by the identifiers of the threads
-        self._is_stopped = False
-
-    def capacity(self) -> int:
-        return self._capacity
+        self._is_closed = False
 
     def run(self, call: bytes) -> bytes | Died:
         """Run a pickled task in the child process of this thread. Return the answer of `_serve`."""
@@ -233,8 +232,8 @@ class _Processes:
         if child is None or not child.process.is_alive():
             child = _start_child()
             self._children[get_ident()] = child
-        # `stop` has not seen a child that was started meanwhile.
-        if self._is_stopped:
+        # `close` has not seen a child that was started meanwhile.
+        if self._is_closed:
             child.process.kill()
 
         try:
@@ -246,9 +245,9 @@ class _Processes:
             return Died("its process took too long", timed_out=True)
         return Died(f"its process ended with status {child.process.exitcode}")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End all processes, and those of later tasks."""
-        self._is_stopped = True
+        self._is_closed = True
         for child in [*self._children.values()]:
             child.process.kill()
 
@@ -282,11 +281,12 @@ class _Cluster:
 
         self._threads = 0
         self._asked = -CAPACITY_SECONDS
-        if not self.capacity():
+        if not self.capacity:
             log.warning(
                 f"{scheduler}: no workers; start some with `dask worker {scheduler}`"
             )
 
+    @property
     def capacity(self) -> int:
         now = time.monotonic()
         # Workers come and go. To ask for each task would cost more than a small task.
@@ -320,7 +320,7 @@ class _Cluster:
             log.info(line)
         return answer
 
-    def stop(self) -> None:
+    def close(self) -> None:
         if self._client.status == "running":
             self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
@@ -367,8 +367,8 @@ def _print_to(task: tuple[str, bytes]) -> Any:
 
 
 def _end_job(job: str) -> None:
-    # The job stays known as stopped, for its tasks that wait for a thread.
-    _jobs[job].stop()
+    # The job stays known as closed, for its tasks that wait for a thread.
+    _jobs[job].close()
 
 
 @cache
