@@ -5,17 +5,14 @@ The record is written last. It has the checksums of the other files, and of itse
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
 from alpro.log import log
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
@@ -69,7 +66,7 @@ class Record:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
         """Return the record of a JSON object. Fields that an older record lacks are empty."""
-        return replace(record_type().validate_python(values), values=values)
+        return record_type().validate_python({**values, "values": values})
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of a new record, with its digest."""
@@ -81,7 +78,7 @@ class Record:
 
 
 @cache
-def record_type() -> "TypeAdapter[Record]":
+def record_type() -> Any:
     # Slow to import: no help needs it.
     from pydantic import TypeAdapter
 
@@ -171,8 +168,8 @@ def check_record(folder: Path, record: Record) -> None:
 
     Records of earlier versions have no digest.
     """
-    values = record.values
-    if RECORD_DIGEST in values and values[RECORD_DIGEST] != digest_record(values):
+    expected = digest_record(record.values)
+    if record.values.get(RECORD_DIGEST, expected) != expected:
         raise InputError(
             f"{folder / RECORD} was changed after it was written; {repair_hint(folder)}"
         )
@@ -247,10 +244,7 @@ def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
     Args:
         pattern: Glob pattern of their folders.
     """
-    matches = []
-    for folder in root.glob(pattern):
-        record = read_record(folder) if folder.is_dir() else None
-        if record:
-            matches.append((folder, record))
+    records = {folder: read_record(folder) for folder in root.glob(pattern)}
+    matches = [(folder, record) for folder, record in records.items() if record]
     # A record without a time counts as the oldest.
     return sorted(matches, key=lambda match: match[1].run.get("at", ""))

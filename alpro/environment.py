@@ -1,7 +1,7 @@
 """Environment variables of this project's processes, and of all that they start.
 
-A shell, a company's proxy, a job of a cluster and a container without a user each set or miss
-variables that libraries act on. A program calls `prepare` once, when it starts.
+A shell, a company's proxy and a job of a cluster set variables that libraries act on. A program
+calls `prepare` once, when it starts.
 """
 
 import os
@@ -11,7 +11,6 @@ import sysconfig
 from collections.abc import Iterator, MutableMapping
 from contextlib import chdir, contextmanager, suppress
 from importlib import metadata
-from pathlib import Path
 
 LOCAL = "127.0.0.1,localhost"
 # Variables that torchrun sets for its ranks, and, with PET_, options that it reads.
@@ -46,7 +45,6 @@ def prepare() -> None:
     protect_descendants()
     exempt_local_hosts(os.environ)
     unset_ranks(os.environ)
-    ensure_home_dir(os.environ)
 
 
 def protect_descendants() -> None:
@@ -105,11 +103,3 @@ def unset_ranks(environment: MutableMapping[str, str]) -> None:
     # A list, because entries are removed during the loop.
     for name in [name for name in environment if RANKS.fullmatch(name)]:
         del environment[name]
-
-
-def ensure_home_dir(environment: MutableMapping[str, str]) -> None:
-    """Set HOME if unset; Prefect requires it. Container runtimes use the same value."""
-    try:
-        Path.home()
-    except RuntimeError:
-        environment["HOME"] = "/"

@@ -103,15 +103,12 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
         return folder, record
 
     matches = matching_artifacts(str(name), workspace)
-    if not matches:
+    if len(matches) != 1:
+        listed = [f"{one.name} ({one.fingerprint[:8]})" for _, one in matches]
         raise InputError(
-            f"{name}: no such folder, and no artifact of this name in {workspace / 'artifacts'}; "
-            "`alpro artifacts ls` lists all, which have their fingerprints as names"
-        )
-    if len(matches) > 1:
-        listed = [f"{one.name} {one.fingerprint[:8]}" for _, one in matches]
-        raise InputError(
-            f"{name}: several artifacts; name one by its fingerprint: {', '.join(listed)}"
+            f"{name}: no such folder, and {' and '.join(listed) or 'no artifact'} of this name in "
+            f"{workspace / 'artifacts'}; `alpro artifacts ls` lists all, which have their "
+            "fingerprints as names"
         )
 
     folder, record = matches[0]

@@ -18,7 +18,6 @@ from alpro.names import (
     find_artifact,
     find_workspace,
     is_of_workspace,
-    matching_artifacts,
 )
 
 if TYPE_CHECKING:
@@ -111,10 +110,7 @@ def find_folder(name: str, workspace: Path) -> Path:
 
     # CONFIG/STAGE looks like OWNER/MODEL: the workspace comes first.
     hub_name = HubName.parse(name)
-    is_artifact = is_of_workspace(name, workspace) or matching_artifacts(
-        name, workspace
-    )
-    if hub_name is None or is_artifact:
+    if hub_name is None or is_of_workspace(name, workspace):
         folder, _ = find_artifact(name, workspace)
         return folder.absolute()
 

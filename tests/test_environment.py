@@ -3,12 +3,11 @@
 import errno
 import os
 import stat
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from alpro.environment import ensure_home_dir, exempt_local_hosts, unset_ranks
+from alpro.environment import exempt_local_hosts, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
@@ -59,19 +58,6 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
 
     unset_ranks(os.environ)
     assert ranks.isdisjoint(os.environ)
-
-
-def test_a_user_without_a_home_has_one(monkeypatch):
-    environment: dict[str, str] = {}
-    ensure_home_dir(environment)
-    assert environment == {}
-
-    def home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", home)
-    ensure_home_dir(environment)
-    assert environment == {"HOME": "/"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])

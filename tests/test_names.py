@@ -76,8 +76,7 @@ def test_a_stage_with_several_corpora_stands_for_none_of_them(build, run, tmp_pa
     run(decode_videos__clips="ab", decode_videos__stills="cd")
 
     with one_line(
-        "several artifacts; name one by its fingerprint: ",
-        "decode_videos clips abababab",
+        "decode_videos clips (abababab) and decode_videos stills (cdcdcdcd) of this name",
     ):
         find_artifact("decode_videos", tmp_path)
     assert found("decode_videos stills", tmp_path) == stills
