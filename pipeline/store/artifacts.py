@@ -182,6 +182,8 @@ def write_record(
     Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that
     the stage has not hashed.
     """
+    for stale in folder.rglob(".*.part"):  # killed processes left them
+        stale.unlink(missing_ok=True)
     record = replace(
         step.description,
         counts=outcome.counts,
@@ -201,8 +203,6 @@ def write_record(
     # Deleted only now: without the record, the stage would continue from these.
     for name in UNFINISHED:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for stale in folder.rglob(".*.part"):  # killed processes left them
-        stale.unlink(missing_ok=True)
     return Record.from_json(values)
 
 

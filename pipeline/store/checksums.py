@@ -17,7 +17,7 @@ from alpro.files import checksum, read_json
 from alpro.log import progress
 
 # Files that matter only on the machine that created the artifact.
-LOCAL_FILES = {"work.json"}
+LOCAL_FILES = ("work.json",)
 # Files that only a resumed run reads. A finished artifact does not have them.
 UNFINISHED = ("checkpoints", "parts")
 
@@ -25,33 +25,21 @@ UNFINISHED = ("checkpoints", "parts")
 Contents = dict[str, dict[str, Any]]
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """Return the files of an artifact by their names relative to its folder: without its record,
-    unfinished work, temporary files of killed processes, and files that only this machine can
-    use."""
-    files = {}
-    # Sorted: records of equal folders are equal.
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        is_temporary = path.name.startswith(".") and path.suffix == ".part"
-        is_local = (
-            path.name in LOCAL_FILES or parts == (RECORD,) or parts[0] in UNFINISHED
-        )
-        if path.is_file() and not is_temporary and not is_local:
-            files["/".join(parts)] = path
-    return files
-
-
 def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
-    """Return sizes and SHA-256 of an artifact's files.
+    """Return sizes and SHA-256 of an artifact's files: without its record, unfinished work, and files
+    that only this machine can use.
 
     Args:
         known: SHA-256 of files that need not be read again, by name.
     """
     contents = {}
-    for name, path in list_files(folder).items():
-        sha256 = known.get(name) or checksum(path)
-        contents[name] = {"size": path.stat().st_size, "sha256": sha256}
+    # Sorted: records of equal folders are equal.
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and parts[0] not in (RECORD, *LOCAL_FILES, *UNFINISHED):
+            name = "/".join(parts)
+            sha256 = known.get(name) or checksum(path)
+            contents[name] = {"size": path.stat().st_size, "sha256": sha256}
     return contents
 
 
