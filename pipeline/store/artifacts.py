@@ -141,7 +141,14 @@ class Store:
                 raise InputError(
                     f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
                 )
-        self.check_idle()
+        for path in self.root.glob("*/*.lock"):
+            lock = FileLock(path)
+            if not acquire(lock, blocking=False):
+                raise InputError(
+                    f"{path.parent.name}/{path.stem} is being built; run this command when it is "
+                    "done"
+                )
+            lock.release()
 
         for folder in folders:
             # A run that needs the artifact now waits, and builds it again.
@@ -151,17 +158,6 @@ class Store:
                 # The sync keeps this order after a power failure.
                 sync(folder)
                 shutil.rmtree(folder)
-
-    def check_idle(self) -> None:
-        """Raise InputError if a stage is being built."""
-        for path in self.root.glob("*/*.lock"):
-            lock = FileLock(path)
-            if not acquire(lock, blocking=False):
-                raise InputError(
-                    f"{path.parent.name}/{path.stem} is being built; run this command when it is "
-                    "done"
-                )
-            lock.release()
 
 
 def check_inputs(locations: Iterable[Location | str]) -> None:

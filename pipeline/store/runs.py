@@ -67,8 +67,7 @@ class Runs:
         for part in text.split("\n"):
             with suppress(ValueError):  # a power failure has cut the line
                 line = json.loads(part)
-                if isinstance(line, dict) and "id" in line:
-                    values.setdefault(line["id"], {}).update(line)
+                values.setdefault(line["id"], {}).update(line)
 
         return [RUN.validate_python(one) for one in values.values()]
 
