@@ -112,7 +112,7 @@ class Tracker:
             status = status_after(error)
             raise
         finally:
-            self._end_pause(run)
+            self.paused_until = 0.0  # try, whatever happened to earlier calls
             self._call("set_terminated", run, status)
 
     @contextmanager
@@ -231,7 +231,7 @@ class Tracker:
                 ended = done.wait(FOLLOW_SECONDS)
                 if ended:
                     # A short outage while the stage ran costs no lines and no results.
-                    self._end_pause(run)
+                    self.paused_until = 0.0
                 # A training that resumes has a shorter file, and writes the same lines again.
                 lines = read_metrics(folder / METRICS)
                 logged = min(logged, len(lines))
@@ -334,11 +334,6 @@ class Tracker:
                 # Each further call may block until its timeout.
                 self.paused_until = time.monotonic() + PAUSE_SECONDS
                 return None
-
-    def _end_pause(self, run: str) -> None:
-        """Let the next call of a run be tried, whatever happened to earlier ones."""
-        if run:
-            self.paused_until = 0.0
 
     def _warn(self, error: Exception) -> None:
         if not self.has_failed:
