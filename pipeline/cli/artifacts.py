@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from alpro.artifact import artifacts
+from alpro.artifact import RECORD, artifacts
 from alpro.errors import InputError
 from alpro.names import Artifact as Built
 from alpro.names import find_artifact, referenced_fingerprints
@@ -67,12 +67,13 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
 
     The exit status is 1 if some are.
     """
-    from alpro.pipeline.store.checksums import unreadable_records, verify
+    from alpro.pipeline.store.checksums import verify
 
     chosen = choose(artifacts, workspace)
-    # Artifacts whose records cannot be read count as unfinished.
-    unreadable = [] if artifacts else unreadable_records(workspace / "artifacts")
-    problems = [*unreadable, *verify(chosen)]
+    readable = {folder for folder, _ in chosen}
+    records = [] if artifacts else (workspace / "artifacts").glob(f"*/*/{RECORD}")
+    problems = [record for record in records if record.parent not in readable]
+    problems += verify(chosen)
 
     for file in problems:
         print(f"damaged: {file}")

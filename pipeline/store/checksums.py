@@ -2,7 +2,6 @@
 the files later."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from alpro.artifact import (
     digest_record,
     find_damaged,
 )
-from alpro.files import checksum, read_json
+from alpro.files import checksum
 from alpro.log import progress
 
 # Files that matter only on the machine that created the artifact.
@@ -56,13 +55,3 @@ def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Path]:
                 {folder / name: one["sha256"] for name, one in files}
             )
             advance(1)
-
-
-def unreadable_records(root: Path) -> Iterator[Path]:
-    """Yield the records in a store that are not JSON objects, so that their artifacts count as
-    unfinished."""
-    for path in sorted(root.glob(f"*/*/{RECORD}")):
-        with suppress(OSError, ValueError):
-            if isinstance(read_json(path), dict):
-                continue
-        yield path
