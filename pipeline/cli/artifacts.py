@@ -16,7 +16,6 @@ from alpro.pipeline.cli.options import (
     Artifact,
     TrackingUri,
     Workspace,
-    Yes,
     print_json,
 )
 from alpro.pipeline.config.command import command_of
@@ -88,7 +87,7 @@ def remove_artifacts(
     artifact: Artifact,
     /,
     *more: Artifact,
-    yes: Yes = False,
+    yes: bool = False,
     workspace: Workspace = WORKSPACE,
 ) -> None:
     """Remove artifacts. What was built from them stays.
@@ -108,7 +107,7 @@ def remove_artifacts(
 @group.command(name="gc")
 def collect_garbage(
     *,
-    yes: Yes = False,
+    yes: bool = False,
     tracking_uri: TrackingUri = "",
     workspace: Workspace = WORKSPACE,
 ) -> None:

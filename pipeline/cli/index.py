@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 
 from alpro.errors import InputError
 from alpro.log import printable
-from alpro.pipeline.cli.options import Count, Json, ModelOptions
+from alpro.pipeline.cli.options import Count, ModelOptions
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -156,7 +156,7 @@ def search(  # noqa: PLR0913 - options of a command
     rerank: Rerank = None,
     exact: bool = False,
     model: IndexModel = "",
-    json: Json = False,
+    json: bool = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Search an index for the videos that fit a text best.
@@ -171,6 +171,7 @@ def search(  # noqa: PLR0913 - options of a command
         where: A condition in SQL, such as "kind = 'video' AND duration < 10".
         words: Words that must all be in the caption, the file name or the id, such as "dog park".
         exact: Compare all clips, also in an index of more than a million.
+        json: Print JSON instead of text.
     """
     from alpro.inference.search import Searcher
 

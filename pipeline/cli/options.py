@@ -37,8 +37,6 @@ Workspace = Annotated[
 TrackingUri = Annotated[
     str, Parameter(help="An MLflow server; by default a file in the workspace.")
 ]
-Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
-Yes = Annotated[bool, Parameter(help="Remove them.")]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 WORKSPACE = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
@@ -98,13 +96,12 @@ class ModelOptions:
         """Return the model that a name stands for. Raise InputError if there is none."""
         from alpro.inference.find import resolve
 
-        if not name.startswith("models:/"):
-            return resolve(name, self.workspace)
+        model: str | Path = name
+        if name.startswith("models:/"):
+            from alpro.pipeline.tracking.registry import registered_folder
 
-        from alpro.pipeline.tracking.registry import registered_folder
-
-        folder = registered_folder(self.tracking_uri, self.workspace.resolve(), name)
-        return resolve(folder, self.workspace)
+            model = registered_folder(self.tracking_uri, self.workspace.resolve(), name)
+        return resolve(model, self.workspace)
 
     def load(self, found: "Found") -> "Model":
         from alpro import Model
