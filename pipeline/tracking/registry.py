@@ -30,7 +30,7 @@ INPUTS = Schema([ColSpec("string", "video"), ColSpec("string", "text")])
 def register(
     uri: str, workspace: Path, folder: Path, record: Record, name: str, alias: str
 ) -> str:
-    """Register a copy of the model of an artifact, unless a version has it, and set an alias.
+    """Register a copy of the model of an artifact as a new version, and set an alias.
 
     Returns:
         The version.
@@ -43,16 +43,9 @@ def register(
 
     tracker = Tracker.open(uri, workspace, EXPERIMENT)
     client = tracker.client
-    query = f"name = '{name}' and tags.fingerprint = '{record.fingerprint}'"
     try:
-        versions = client.search_model_versions(query)
-        if versions:
-            version = str(versions[0].version)
-        else:
-            version = copy_model(tracker, folder, record, name)
-            client.set_model_version_tag(
-                name, version, "fingerprint", record.fingerprint
-            )
+        version = copy_model(tracker, folder, record, name)
+        client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except Exception as error:
