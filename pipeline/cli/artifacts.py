@@ -1,5 +1,6 @@
 """`alpro artifacts ...`: commands that read the artifacts of a workspace and run no stage."""
 
+import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from alpro.pipeline.cli.options import (
     Artifact,
     TrackingUri,
     Workspace,
-    print_json,
 )
 from alpro.pipeline.config.command import command_of
 from alpro.pipeline.store.scores import main_score
@@ -57,7 +57,7 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
         print(shlex.join(command.words))
     print_artifacts(lineage(read_store(workspace), record))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
-    print_json({"folder": str(folder), **shown})
+    print(json.dumps({"folder": str(folder), **shown}, indent=1, ensure_ascii=False))
 
 
 @group.command(name="verify")

@@ -1,6 +1,5 @@
-"""What several commands share: the types of their options, and how JSON is printed."""
+"""The types of options that several commands share."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,7 +129,3 @@ class RunOptions:
     "Only print which stages would run, and which are cached."
     workspace: Workspace = WORKSPACE
     tracking_uri: TrackingUri = ""
-
-
-def print_json(values: Any) -> None:
-    print(json.dumps(values, indent=1, ensure_ascii=False))

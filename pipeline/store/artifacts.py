@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from alpro.artifact import (
     RECORD,
     Record,
+    Source,
     artifacts,
     check_artifact,
     check_record,
@@ -45,7 +46,7 @@ class Store:
         self.root = root
 
     def folder(self, step: Step) -> Path:
-        return step.folder(self.root)
+        return Source(step.stage, step.fingerprint).folder(self.root)
 
     def find(self, step: Step) -> Record | None:
         """Return the record of a step's artifact, None if there is none.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from alpro.artifact import Record, Source, compute_fingerprint
@@ -28,10 +27,6 @@ class Step:
     recheck: Callable[[], bool] | None = None
     # Why outside files cannot be read on this machine. The step cannot run then.
     unreadable: str = ""
-
-    def folder(self, root: Path) -> Path:
-        """Return the folder of the step's artifact in a folder of artifacts."""
-        return Source(self.stage, self.fingerprint).folder(root)
 
     def needs(self, other: "Step") -> bool:
         """Return whether the other's artifact is an input of this step, or of one of its inputs."""
