@@ -168,10 +168,9 @@ class PipelineConfig(BaseModel):
 
         is_equal = teacher is not None and teacher.model == student.model
         if student.start == "prompter" and not is_equal:
-            encoders = repr(self.clip) if self.clip else "[train_prompter.model]"
             raise ValueError(
-                "pretrain.start = prompter copies both encoders, but the prompter has those of "
-                f"{encoders}; set it to scratch"
+                "pretrain.start = prompter copies both encoders, but those of the prompter are not "
+                "of [model]; set it to scratch"
             )
         if teacher is None:
             return self
