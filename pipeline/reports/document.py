@@ -158,17 +158,19 @@ def describe_run(
         for control in CONTROLS.values()
         if any(row["what"].startswith(CONTROL + control.label) for row in results)
     )
+    rejects: list[str] = []
     for folder, record in artifacts:
         pictures = sorted(folder.resolve().glob("pictures/*.png"))
         parts[record.name] = "\n\n".join(
             show_picture(quote(str(path))) for path in pictures
         )
-    parts["Rejected"] = show_list(
-        f"{record.name}: {escape(reason)} {count}"
-        for folder, record in artifacts
-        if (folder / "statistics.json").is_file()
-        for reason, count in read_json(folder / "statistics.json")["reasons"].items()
-    )
+        file = folder / "statistics.json"
+        reasons = read_json(file).get("reasons", {}) if file.is_file() else {}
+        rejects += [
+            f"{record.name}: {escape(reason)} {count}"
+            for reason, count in reasons.items()
+        ]
+    parts["Rejected"] = show_list(rejects)
     parts["Stages"] = show_stages(run, steps, artifacts)
     start = run.at[:19].replace("T", " ")
     words = " ".join(run.words)
