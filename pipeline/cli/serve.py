@@ -89,8 +89,8 @@ def read_token(host: str, file: Path | None) -> str:
     token = (given or "").partition("\n")[0].strip()
     if len(token) < MIN_TOKEN:
         raise InputError(
-            f"--host {host}: the token has {len(token)} characters, and needs {MIN_TOKEN}; write one "
-            "with `openssl rand -hex 32 > token`, and add --token-file token"
+            f"{file or f'--host {host}'}: the token has {len(token)} characters, and needs {MIN_TOKEN}; "
+            "write one with `openssl rand -hex 32 > token`, and add --token-file token"
         )
     return token
 
