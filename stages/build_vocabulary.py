@@ -110,9 +110,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """Write entities.parquet and left_out.parquet."""
     captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
+    entities: Chosen = []
     left_out: LeftOut = []
     if config.entities_file:
-        entities = first_entities(config)
+        key = "build_vocabulary.entities_file"
+        words = read_word_list(Path(config.entities_file), key)
+        entities = [(word, None) for word in words[: config.entities]]
     else:
         nouns = list_nouns(count_words(captions, config.tagger, out, resources))
         entities, left_out = select_words(nouns, config)
@@ -136,8 +139,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     warnings = []
     if len(entities) < config.entities:
         warnings.append(
-            f"{len(entities)} entities: no more nouns of the captions qualify, of "
-            f"{config.entities} that are asked for"
+            f"{len(entities)} entities: no more qualify, of {config.entities} that are asked for"
         )
     counts = {
         "captions": captions.total(),
@@ -162,22 +164,6 @@ def list_nouns(words: Words) -> list[Candidate]:
 
 Chosen = list[tuple[str, int | None]]  # entities and their counts
 LeftOut = list[tuple[str, int | None, str]]  # nouns, their counts and the reasons
-
-
-def first_entities(config: Config) -> Chosen:
-    """Read the first M words of `entities_file`.
-
-    Raises:
-        InputError: If there are fewer than M.
-    """
-    words = read_word_list(Path(config.entities_file), "build_vocabulary.entities_file")
-    if len(words) < config.entities:
-        raise InputError(
-            f"build_vocabulary.entities = {config.entities}, but {config.entities_file} has "
-            f"{len(words)} words; lower `entities`"
-        )
-
-    return [(word, None) for word in words[: config.entities]]
 
 
 def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
