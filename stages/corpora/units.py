@@ -42,8 +42,6 @@ TaskT = TypeVar("TaskT")
 ARTIFACTS = "artifacts"  # the folder of a workspace with the folders of stages
 RECORD = "unit.json"
 SHARD = "shard.tar"
-# A row for each unit of a corpus, in units.parquet.
-UNITS = pa.schema([("name", pa.string()), ("key", pa.string())])
 
 
 class Unit(NamedTuple):
@@ -251,7 +249,7 @@ def merge_units(
         if SHARD in record["files"]:
             link(folder / SHARD, out / f"{unit.name}.tar")
             # The rows name the shard as this corpus does.
-            names = pa.array([f"{unit.name}.tar"] * index.num_rows, pa.string())
+            names = pa.repeat(f"{unit.name}.tar", index.num_rows)
             index = index.set_column(INDEX.get_field_index("shard"), "shard", names)
         return record, index, rejects
 
@@ -259,8 +257,11 @@ def merge_units(
     records, indexes, rejects = zip(*map_ahead(read, units), strict=True)
     write_table(out / "index.parquet", indexes)
     write_table(out / "rejects.parquet", [*invalid, *rejects])
-    rows = [{"name": unit.name, "key": unit.key} for unit in units]
-    pq.write_table(pa.Table.from_pylist(rows, schema=UNITS), out / "units.parquet")
+    columns = {
+        "name": [unit.name for unit in units],
+        "key": [unit.key for unit in units],
+    }
+    pq.write_table(pa.table(columns), out / "units.parquet")
     return records
 
 
