@@ -199,7 +199,7 @@ def make_corpus(folder: Path, rows: int) -> Path:
         sums = np.zeros((3, 3)).tolist()
         return {"training": sums, "everything": sums, "transient": False}
 
-    store.make("unit", write)
+    store.find_or_make("unit", lambda: "unit", write)
     (folder / "rows").write_text(str(rows))
     return folder
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,35 +105,28 @@ class Units:
         if self.find(key) is not None:
             return Unit(name, key, made=False)
 
-        def write_unchanged(folder: Path) -> dict[str, Any]:
-            record = {"transient": False, **write(folder)}
-            # A file that changed meanwhile may have been read as it was before or after.
-            return record | {"transient": record["transient"] or get_key() != key}
-
-        self.make(key, write_unchanged)
-        return Unit(name, key, made=True)
-
-    def make(self, key: str, write: Callable[[Path], UnitRecord]) -> None:
-        """Make a unit. See `find_or_make`."""
         with TemporaryDirectory(
             dir=self.root,
             prefix=f".{self.owner}.",
             suffix=".part",
             ignore_cleanup_errors=True,
-        ) as name:
-            unfinished = Path(name) / key
+        ) as temporary:
+            unfinished = Path(temporary) / key
             unfinished.mkdir()
-            record = write(unfinished)
+            record = {"transient": False, **write(unfinished)}
+            # A file that changed meanwhile may have been read as it was before or after.
+            record["transient"] |= get_key() != key
             files = {file.name: checksum(file) for file in sorted(unfinished.iterdir())}
-            write_json(unfinished / RECORD, {**record, "files": files})
+            write_json(unfinished / RECORD, record | {"files": files})
             try:
                 publish(unfinished, self.folder(key))
             except OSError:
                 # Another run has made it meanwhile, or it is damaged or transient.
                 if self.find(key) is None:
                     with suppress(FileNotFoundError):
-                        self.folder(key).rename(Path(name) / "replaced")
+                        self.folder(key).rename(Path(temporary) / "replaced")
                     publish(unfinished, self.folder(key))
+        return Unit(name, key, made=True)
 
 
 def open_units(out: Path) -> Units:
@@ -151,7 +144,7 @@ def open_units(out: Path) -> Units:
     make_folder(out / "parts")
 
     for stale in root.glob(f".{out.name}.*.part"):
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)  # perhaps another user's
     return Units(root, out.name)
 
 

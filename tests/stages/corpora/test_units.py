@@ -33,6 +33,10 @@ def units(out):
     return open_units(out)
 
 
+def make(units, key, write):
+    return units.find_or_make("train", lambda: key, write)
+
+
 def write(folder):
     (folder / "shard.tar").write_bytes(b"samples")
     (folder / "index.parquet").write_bytes(b"rows")
@@ -42,7 +46,7 @@ def write(folder):
 def test_a_unit_is_found_after_it_was_made(units, tmp_path):
     assert units.find("key") is None
 
-    units.make("key", write)
+    make(units, "key", write)
 
     record = units.find("key")
     assert record is not None
@@ -54,7 +58,7 @@ def test_a_folder_outside_of_a_workspace_has_units_of_its_own(tmp_path):
     out = tmp_path / "debugged"
     out.mkdir()
 
-    open_units(out).make("key", write)
+    make(open_units(out), "key", write)
 
     assert [folder.name for folder in tmp_path.iterdir()] == ["debugged"]
 
@@ -65,7 +69,7 @@ def test_an_interrupted_unit_is_not_there(units):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        units.make("key", interrupt)
+        make(units, "key", interrupt)
 
     assert list(units.root.iterdir()) == []
 
@@ -89,20 +93,20 @@ def change(file):
 @pytest.mark.parametrize("name", ["shard.tar", "index.parquet", "unit.json"])
 @pytest.mark.parametrize("damage", [change, Path.unlink])
 def test_a_damaged_unit_is_made_again(units, name, damage):
-    units.make("key", write)
+    make(units, "key", write)
     file = units.folder("key") / name
     whole = file.read_bytes()
     damage(file)
     assert units.find("key") is None
 
-    units.make("key", write)
+    make(units, "key", write)
 
     assert file.read_bytes() == whole
     assert [folder.name for folder in units.root.iterdir()] == ["key"]
 
 
 def test_a_transient_unit_is_not_found(units):
-    units.make("key", lambda folder: write(folder) | {"transient": True})
+    make(units, "key", lambda folder: write(folder) | {"transient": True})
 
     assert units.find("key") is None
 
@@ -124,7 +128,7 @@ def test_two_stages_may_make_a_unit_at_the_same_time(units):
         return write(folder)
 
     threads = [
-        threading.Thread(target=units.make, args=("key", write_together)) for _ in "ab"
+        threading.Thread(target=make, args=(units, "key", write_together)) for _ in "ab"
     ]
     for thread in threads:
         thread.start()
@@ -136,7 +140,7 @@ def test_two_stages_may_make_a_unit_at_the_same_time(units):
 
 
 def test_a_corpus_keeps_its_shards_when_units_are_removed(units, out):
-    units.make("key", write)
+    make(units, "key", write)
     shard = units.folder("key") / "shard.tar"
 
     link(shard, out / "train.tar")
@@ -160,7 +164,7 @@ def test_a_link_replaces_a_file_of_an_interrupted_run_and_leaves_what_it_links_t
 
 def test_a_unit_is_in_use_by_a_corpus_or_by_an_interrupted_stage(units, out, tmp_path):
     for key in ("linked", "progress", "unused"):
-        units.make(key, write)
+        make(units, key, write)
     (units.root / ".killed.part").mkdir()
     corpus = out.with_name("corpus")
     corpus.mkdir()
