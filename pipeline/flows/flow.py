@@ -7,7 +7,7 @@ work pool.
 import os
 import signal
 from collections.abc import Collection, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from logging import LogRecord
 from pathlib import Path
@@ -27,6 +27,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from alpro.environment import prepare
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
+from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.config.command import Command, data_changes
 from alpro.pipeline.config.load import variations
@@ -74,12 +75,17 @@ def start(
             "password, or unset PREFECT_API_URL: a command then has a server of its own"
         ) from error
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    ended: Future[list[Artifact]] = Future()
 
-    def body() -> list[Artifact]:
+    def body() -> None:
         # Prefect replaces the handler of SIGTERM. The command's own goes back, so that the command
         # ends as after Ctrl-C.
         signal.signal(signal.SIGTERM, on_sigterm)
-        return run(plan, tracker, title=title, tags=tags)
+        try:
+            ended.set_result(run(plan, tracker, title=title, tags=tags))
+        except BaseException as error:
+            ended.set_exception(error)
+            raise
 
     # A function: in a text, Prefect would take braces for the names of parameters.
     flow = Flow(
@@ -88,7 +94,14 @@ def start(
         flow_run_name=lambda: title,
         persist_result=False,
     )
-    return flow()
+    try:
+        flow()
+    except HTTPError as error:
+        if not ended.done():
+            raise
+        # The stages need no server: only Prefect's page does not show how the run ended.
+        log.warning(f"warning: Prefect's server is gone: {one_line(error)}")
+    return ended.result()
 
 
 @prefect.flow(

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from httpx import ConnectError
 from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
@@ -343,3 +345,18 @@ def test_every_metric_has_its_name_on_the_page(first):
     assert len(documented) == len(used) > 30
     assert set().union(*used.values()) == logged
     assert {name for name, metrics in used.items() if not metrics} <= NOT_IN_EVERY_RUN
+
+
+def test_a_run_whose_server_is_gone_at_its_end_has_its_artifacts(
+    first, workspace, monkeypatch
+):
+    store_state = SyncPrefectClient.set_flow_run_state
+
+    def refuse_last(client, flow_run_id, state, force=False):
+        if state.is_final():
+            raise ConnectError("refused")
+        return store_state(client, flow_run_id, state, force)
+
+    monkeypatch.setattr(SyncPrefectClient, "set_flow_run_state", refuse_last)
+    built = alpro(TINY, workspace=workspace, stage="render_sample")
+    assert built == {"render_sample": first["render_sample"]}
