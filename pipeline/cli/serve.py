@@ -45,7 +45,7 @@ def serve(  # noqa: PLR0913 - options of a command
     Args:
         model: The model of INDEX, if it has moved.
         ask: A model of finetune_qa, for questions.
-        entities: A prompter with prompts, or a model of pretrain.
+        entities: A prompter with prompts.
         host: Address to listen on.
         port: Port to listen on.
         token_file: A token that every request needs; required with another --host; by default
