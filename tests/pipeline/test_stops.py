@@ -82,22 +82,33 @@ def run_to_the_end(command, folder):
 
 
 @pytest.fixture(scope="session")
-def whole_stage(step, build_once, two_ranks, resources):
+def train_here(step, two_ranks, resources):
+    """train_here(folder, ranks): trains to the end in this process, or in two forks, from what the
+    folder has. Returns the checksum of its model.
+
+    A process of its own would import torch again.
+    """
+
+    def train(folder, ranks):
+        store = Store(folder)
+        out = store.folder(step)
+        out.mkdir(parents=True, exist_ok=True)
+        work = write_work(step, out, store, resources)
+        program = Path(run_stage.__file__)
+        statuses = [run_stage.main(work)] if ranks == 1 else two_ranks(program, work)
+        assert set(statuses) == {0}
+        return read_weights(folder)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def whole_stage(train_here, build_once):
     """whole_stage(ranks): the checksum of the model of a training that nothing interrupts."""
 
     def train(ranks):
-        def build(folder):
-            store = Store(folder)
-            out = store.folder(step)
-            out.mkdir(parents=True)
-            work = write_work(step, out, store, resources)
-            program = Path(run_stage.__file__)
-            statuses = (
-                [run_stage.main(work)] if ranks == 1 else two_ranks(program, work)
-            )
-            assert set(statuses) == {0}
-
-        return read_weights(build_once(f"prompter-{ranks}", build))
+        name = f"prompter-{ranks}"
+        return read_weights(build_once(name, lambda folder: train_here(folder, ranks)))
 
     return train
 
@@ -114,8 +125,8 @@ def whole_run(tmp_path_factory):
     return run
 
 
-def kill_and_run_again(draw, command, folder, ranks):
-    """Kill a run at a random instant, and run it again. Returns the checksum of its model."""
+def kill(draw, command, folder, ranks):
+    """Kill a run at a random instant."""
     role = draw.choice([role for role in ROLES if ranks > 1 or role != "torchrun"])
     signals = draw.choice([*SIGNALS])
     log = folder / "log"
@@ -125,17 +136,14 @@ def kill_and_run_again(draw, command, folder, ranks):
         killed, role, SIGNALS[signals], draw, seconds=draw.choice([0.0, 0.5, 1.5])
     )
     assert killed.returncode in ENDS, f"{role}, {signals}\n{log.read_text()}"
-    return run_to_the_end(command, folder)
 
 
 @pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 2), (2, 1), (3, 1)])
 def test_a_stage_that_is_killed_continues_to_the_same_bytes(
-    seed, ranks, stage, whole_stage, tmp_path
+    seed, ranks, stage, train_here, whole_stage, tmp_path
 ):
-    command = stage(tmp_path, ranks)
-    assert kill_and_run_again(
-        random.Random(seed), command, tmp_path, ranks
-    ) == whole_stage(ranks)
+    kill(random.Random(seed), stage(tmp_path, ranks), tmp_path, ranks)
+    assert train_here(tmp_path, ranks) == whole_stage(ranks)
 
 
 @pytest.mark.long
@@ -145,9 +153,8 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(seed, whole_run):
     workspace, expected = whole_run(ranks)
     shutil.rmtree(workspace / "artifacts" / "train_prompter")
     command = pipeline(workspace, ranks)
-    assert (
-        kill_and_run_again(random.Random(seed), command, workspace, ranks) == expected
-    )
+    kill(random.Random(seed), command, workspace, ranks)
+    assert run_to_the_end(command, workspace) == expected
 
 
 # A group of processes.
