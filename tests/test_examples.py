@@ -1,6 +1,7 @@
 """The programs of examples/ run as their first lines say."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,18 @@ from tests.conftest import ROOT
 EXAMPLES = ROOT / "examples"
 
 
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """run_here(name, *arguments): as `run`, in this process, which has imported torch."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
 def run(name, *arguments):
     """Run an example, and return the lines that it prints."""
     command = [sys.executable, "-P", EXAMPLES / name, *map(str, arguments)]
@@ -23,10 +36,10 @@ def run(name, *arguments):
 
 
 @pytest.mark.usefixtures("videos")
-def test_videos_are_searched_in_python(folders, videos):
+def test_videos_are_searched_in_python(run_here, folders, videos):
     folder = videos[0].parent
 
-    lines = run(
+    lines = run_here(
         "search_in_python.py", folders["retrieval"], folder, "a red ball", "-k", 2
     )
 
@@ -36,14 +49,14 @@ def test_videos_are_searched_in_python(folders, videos):
     assert all(Path(file).is_file() for _, file in scored)
 
 
-def test_a_stage_of_ones_own_runs_alone(tmp_path):
+def test_a_stage_of_ones_own_runs_alone(run_here, tmp_path):
     vocabulary = tmp_path / "vocabulary"
     vocabulary.mkdir()
     pq.write_table(
         pa.table({"entity": ["red ball", "square"]}), vocabulary / "entities.parquet"
     )
 
-    lines = run("own_stage.py", vocabulary, tmp_path / "out")
+    lines = run_here("own_stage.py", vocabulary, tmp_path / "out")
 
     assert lines == ["{'words': 1}"]
     assert json.loads((tmp_path / "out" / "words.json").read_text()) == ["square"]
