@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from alpro.errors import InputError
-from alpro.inference.export import export, make_processor
 from alpro.inference.model import Model
 from alpro.shards.ffmpeg_copy import ffmpeg_binary
 from tests.conftest import ROOT
@@ -103,14 +102,23 @@ np.savez(f"{root}/sentences.npz", **results)
 
 
 @pytest.fixture(scope="module")
-def exported(folders, videos, tmp_path_factory):
+def exporting():
+    """The module that exports. It imports the models of transformers, in seconds: not in every
+    process of `-n`."""
+    from alpro.inference import export
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def exported(exporting, folders, videos, tmp_path_factory):
     """The models by task, and a folder with their exports and what another process computes with
     them (TASK.npz)."""
     root = tmp_path_factory.mktemp("exported")
     models = {}
     for task in ("retrieval", "qa", "prompter"):
         models[task] = Model.load(folders[task], device="cpu")
-        export(models[task], root / task, "# A model\n")
+        exporting.export(models[task], root / task, "# A model\n")
     frames = np.stack([models["qa"].frames(video) for video in videos])
     np.savez(root / "in.npz", videos=frames, texts=np.array(TEXTS))
     # Copied without encoding it again: only the title is another.
@@ -176,11 +184,13 @@ def test_a_sentence_transformer_embeds_the_same_texts_frames_and_files(
     assert_close(results["similarity"], model.similarity(TEXTS, videos))
 
 
-def test_an_exported_folder_has_the_labels_code_and_license(folders, tmp_path):
+def test_an_exported_folder_has_the_labels_code_and_license(
+    exporting, folders, tmp_path
+):
     model = Model.load(folders["qa"], device="cpu")
     out = tmp_path / "out"
 
-    export(model, out, "# A card\n")
+    exporting.export(model, out, "# A card\n")
 
     config = json.loads((out / "config.json").read_text())
     assert config["task"] == "qa"
@@ -192,12 +202,14 @@ def test_an_exported_folder_has_the_labels_code_and_license(folders, tmp_path):
     ]
     assert (out / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     with pytest.raises(InputError, match="out"):
-        export(model, out, "")
+        exporting.export(model, out, "")
 
 
-def test_a_clip_is_not_exported(clip_folders, tmp_path):
+def test_a_clip_is_not_exported(exporting, clip_folders, tmp_path):
     with pytest.raises(InputError, match="CLIP"):
-        export(Model.load(clip_folders["clip"], device="cpu"), tmp_path / "clip", "")
+        exporting.export(
+            Model.load(clip_folders["clip"], device="cpu"), tmp_path / "clip", ""
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,9 +239,11 @@ def odd_files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name):
+def test_the_processor_sees_the_frames_of_the_pipeline(
+    exporting, folders, odd_files, name
+):
     model = Model.load(folders["retrieval"], device="cpu")
-    processor = make_processor(model)
+    processor = exporting.make_processor(model)
 
     pixels = processor(videos=str(odd_files / name))["pixel_values"]
 
@@ -237,8 +251,8 @@ def test_the_processor_sees_the_frames_of_the_pipeline(folders, odd_files, name)
     assert torch.equal(pixels, expected)
 
 
-def test_a_file_that_is_no_video_is_a_value_error(folders, tmp_path):
-    processor = make_processor(Model.load(folders["retrieval"], device="cpu"))
+def test_a_file_that_is_no_video_is_a_value_error(exporting, folders, tmp_path):
+    processor = exporting.make_processor(Model.load(folders["retrieval"], device="cpu"))
     (tmp_path / "a.mp4").write_text("<!DOCTYPE html>")
 
     with pytest.raises(ValueError, match=r"a\.mp4: unreadable: HTML page"):

@@ -10,9 +10,7 @@ from itertools import product
 
 import pyarrow.parquet as pq
 import pytest
-import spacy
 from pydantic import ValidationError
-from spacy.training import Example
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
@@ -251,6 +249,9 @@ def test_a_tagger_that_is_not_installed_raises_an_input_error():
 @pytest.fixture(scope="module")
 def other_tagger(tmp_path_factory):
     """A spaCy pipeline with components as many models have them, most of no use for tags."""
+    import spacy
+    from spacy.training import Example
+
     folder = tmp_path_factory.mktemp("taggers") / "other"
     nlp = spacy.load(nouns.EMBEDDED)
     nlp.add_pipe("sentencizer", first=True)
