@@ -31,20 +31,42 @@ RETRIEVAL, QA, PROMPTER = (
 
 
 @pytest.fixture(scope="session")
-def prefect() -> Iterator[None]:
+def prefect(request, tmp_path_factory) -> Iterator[None]:
+    from prefect import __version__
     from prefect.flow_engine import BaseFlowRunEngine
     from prefect.testing.utilities import prefect_test_harness
 
+    # Its hundred migrations of an empty database take four seconds of computing: the result is kept
+    # beside the other things that pytest keeps between its runs.
+    kept = request.config.cache.mkdir(f"prefect-{__version__}") / "prefect-test.db"
+    folder = tmp_path_factory.mktemp("prefect")
+    if kept.exists():
+        shutil.copy(kept, folder)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(folder))
         # No test reads the events of Prefect's pages, which take a seventh of the server's time.
         for service in ("EVENT_PERSISTER", "TRIGGERS"):
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         with prefect_test_harness(server_startup_timeout=600):
             patch.undo()  # for other servers
+            if not kept.exists():
+                keep_database(folder / kept.name, kept)
             # At the end of each flow Prefect waits a second for the thread that reports that the
             # flow is alive.
             patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
             yield
+
+
+def keep_database(database: Path, kept: Path) -> None:
+    """Copies a database that is in use. The copy gets its name when it is complete."""
+    unfinished = kept.with_suffix(".unfinished")
+    with (
+        closing(sqlite3.connect(database)) as source,
+        closing(sqlite3.connect(unfinished)) as target,
+    ):
+        source.backup(target)
+    unfinished.replace(kept)
 
 
 @contextmanager
