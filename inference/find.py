@@ -53,8 +53,14 @@ class Found:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the files that determine what the model computes (see `model_digest`)."""
-        return model_digest(self.model)
+        """SHA-256 of the files that determine what the model computes."""
+        folder = model_folder(self.model)
+        total = hashlib.sha256()
+        for name in ("config.json", find_weights(folder).name, *OPTIONAL_FILES):
+            file = folder / name
+            if file.is_file():
+                total.update(f"{name} {checksum(file)}\n".encode())
+        return total.hexdigest()
 
 
 def resolve(name: PathLike, workspace: PathLike | None = None) -> Found:
@@ -146,19 +152,3 @@ def has_model(folder: Path) -> bool:
 def input_folder(artifact: Path, source: Source) -> Path:
     """Return the folder of an input of an artifact in the same workspace."""
     return source.folder(artifact.parents[1])
-
-
-def model_digest(folder: Path) -> str:
-    """Return the SHA-256 of the files that determine what a model computes. Raise InputError if a
-    file is missing."""
-    inside = model_folder(folder)
-    total = hashlib.sha256()
-    for name in ("config.json", find_weights(inside).name, *OPTIONAL_FILES):
-        file = inside / name
-        if file.is_file():
-            total.update(f"{name} {checksum(file)}\n".encode())
-        elif name not in OPTIONAL_FILES:
-            raise InputError(
-                f"{inside}: {name} is missing, or not a regular file; this is not a model folder"
-            )
-    return total.hexdigest()

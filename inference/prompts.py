@@ -50,10 +50,9 @@ def read_prompts(folder: Path) -> Prompts:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not readable: {one_line(error)}") from error
 
-    is_valid = "video" in prompts
-    for value in prompts.values():
-        is_matrix = value.dim() == 2 and value.is_floating_point()
-        is_valid = is_valid and is_matrix and bool(value.isfinite().all())
-    if not is_valid:
+    is_valid = all(
+        value.dim() == 2 and value.isfinite().all() for value in prompts.values()
+    )
+    if not is_valid or "video" not in prompts:
         raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
     return prompts
