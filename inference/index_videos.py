@@ -120,13 +120,6 @@ def add_videos(
         stride=stride or (window and window / 2),
     )
     if not index_exists(place):
-        folder = located(place)
-        is_used = isinstance(folder, Path) and folder.is_dir() and any(folder.iterdir())
-        # A creation that a full disk or a kill ended leaves a table without a version.
-        if is_used and not Path(folder, "clips.lance").is_dir():
-            raise InputError(
-                f"{place}: not empty, and not an index; choose another folder"
-            )
         types = infer_types(videos, columns)
         return Addition(place, None, settings, types, embedder).run(videos)
 

@@ -364,13 +364,6 @@ def test_a_column_without_values_or_with_a_taken_name_is_refused(update, own):
             update(manifest, columns=[name])
 
 
-def test_a_folder_that_is_no_index_is_refused(update, own, tmp_path):
-    (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "file").touch()
-    with pytest.raises(InputError, match="not an index"):
-        update(own)
-
-
 def test_a_creation_that_a_full_disk_ended_is_no_index_and_is_made_again(
     update, own, tmp_path
 ):
