@@ -7,6 +7,7 @@ committed, so an interrupted run continues.
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -169,19 +170,17 @@ def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
     rows = [item["columns"] for item in scan_videos(videos, columns)]
     types: ColumnTypes = {}
     for name in columns:
-        values = [row.get(name) for row in rows]
-        try:
-            types[name] = pa.infer_type(values)
-        except pa.ArrowException:  # values of several types
-            types[name] = pa.null()
+        kind = pa.null()
+        with suppress(pa.ArrowException):  # values of several types
+            kind = pa.infer_type([row.get(name) for row in rows])
 
         is_taken = name in (*SCHEMA.names, "vector") or "." in name
-        is_unusable = pa.types.is_null(types[name]) or pa.types.is_nested(types[name])
-        if is_taken or is_unusable:
+        if is_taken or pa.types.is_null(kind) or pa.types.is_nested(kind):
             raise InputError(
                 f"{videos}: column {name!r} has no values, or not only texts or only numbers, or "
                 "an index has a column of this name"
             )
+        types[name] = kind
     return types
 
 
@@ -407,16 +406,16 @@ def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
     conditions = []
     for name in names:
         folder = quoted(f"{absolute(name)}/")
-        meant = [f"id = {quoted(name)}"]
         # A path is absolute, or relative to the root.
-        for prefix in ("''", root):
-            path = f"concat({prefix}, path, '/')"
-            meant.append(f"starts_with({path}, {folder})")
-        conditions.append(" OR ".join(meant))
-        if not index.count(conditions[-1]):
+        is_named = (
+            f"id = {quoted(name)} OR starts_with(concat(path, '/'), {folder}) "
+            f"OR starts_with(concat({root}, path, '/'), {folder})"
+        )
+        if not index.count(is_named):
             raise InputError(
                 f"{place}: {name} is not in this index; `alpro index ls` lists what is"
             )
+        conditions.append(is_named)
 
     condition = " OR ".join(conditions)
     removed = index.rows(condition)
