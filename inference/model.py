@@ -33,9 +33,9 @@ from alpro.inference.encoding import (
 )
 from alpro.inference.find import Found, PathLike, resolve
 from alpro.inference.prompts import Prompts, load_with_prompts
-from alpro.inference.unknown_words import too_long_texts, unknown_words
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.models.alpro import Alpro
+from alpro.models.clip_prompter import wrap_tokenizer
 from alpro.models.folder import ModelBundle
 from alpro.models.precision import autocast, compute_dtype
 from alpro.models.ranks import pick_device
@@ -149,30 +149,27 @@ class Model:
         return folder.model.text_length(folder.preprocessing.max_text_tokens)
 
     def note(self, text: str) -> str:
-        """Return a line that names the unknown words of a text, or says that it is too long; empty
-        if there is nothing to say."""
-        notes = []
-        length = self.text_length
-        if too_long_texts(self.folder.tokenizer, [text], length):
-            notes.append(
-                f"the text is too long: the model reads only the first {length} tokens"
-            )
-        words = ", ".join(unknown_words(self.folder.tokenizer, text))
-        if words:
-            notes.append(
-                f"the model does not know: {words}; the scores may mean nothing"
-            )
-        return "; ".join(notes)
+        """Return a line that says that a text is too long; empty if it is not."""
+        if not self._truncated([text]):
+            return ""
+        return f"the text is too long: the model reads only the first {self.text_length} tokens"
 
     def _warn_truncated(self, texts: Sequence[str]) -> None:
-        length = self.text_length
-        long = too_long_texts(self.folder.tokenizer, texts, length)
-        if long:
+        truncated = self._truncated(texts)
+        if truncated:
             warnings.warn(
-                f"{len(long)} of {len(texts)} texts have more than the {length} tokens "
-                f"that the model reads, such as {long[0]!r}",
+                f"{len(truncated)} of {len(texts)} texts have more than the {self.text_length} "
+                f"tokens that the model reads, such as {truncated[0]!r}",
                 stacklevel=3,
             )
+
+    def _truncated(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of which the model reads only the first tokens."""
+        length = self.text_length
+        rows = wrap_tokenizer(self.folder.tokenizer).ids([*texts], length + 1)
+        return [
+            text for text, ids in zip(texts, rows, strict=True) if len(ids) > length
+        ]
 
     # Videos
 

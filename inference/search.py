@@ -69,7 +69,7 @@ class SearchResult:
         clips: Number of clips that fit the filter.
         total: Number of clips in the index.
         matched: Number of clips that were ranked by matching.
-        note: Remarks on the text, such as unknown words.
+        note: Says that the text is too long for the model.
     """
 
     hits: list[Hit]

@@ -161,8 +161,7 @@ def search(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Search an index for the videos that fit a text best.
 
-    Ranks all clips by the similarity between their embeddings and the text's. A line names words
-    that the model does not know.
+    Ranks all clips by the similarity between their embeddings and the text's.
 
     Args:
         word: What the videos should show.
