@@ -1,6 +1,7 @@
 """An index of clips, with a random model of each kind, and the server that serves them."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def add(trained):
 
 
 @pytest.fixture(scope="module")
-def models(trained, videos, clips, add):
-    """An index of three clips, the second half of one, an image, and samples of a decoded corpus,
-    with its models."""
+def models(trained, videos, add):
+    """An index of three clips, the second half of one, an image, and a member of a tar, with its
+    models."""
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")
     rows = [
@@ -58,7 +59,12 @@ def models(trained, videos, clips, add):
     for name, part, columns in (("one", rows, ["day"]), ("two", more, [])):
         manifest = write_lines(folder / f"{name}.jsonl", part)
         add(folder / "index", manifest, columns=columns)
-    add(folder / "index", clips)
+    (folder / "tars").mkdir()
+    about = write_lines(folder / "about.json", [{"key": "0", "status": "success"}])
+    with tarfile.open(folder / "tars" / "00000.tar", "w") as tar:
+        tar.add(about, "0.json")
+        tar.add(videos[1], "0.mp4")
+    add(folder / "index", folder / "tars")
 
     search, ask, prompter = (
         Model.load(name, trained, device="cpu") for name in (RETRIEVAL, QA, PROMPTER)
@@ -68,11 +74,11 @@ def models(trained, videos, clips, add):
 
 @pytest.fixture(scope="module")
 def keys(models):
-    """The keys of three videos, the half of one, an image and samples."""
+    """The keys of three videos, the half of one, an image and a member."""
     rows = models.search.index.rows()
     rows.sort(
         key=lambda row: (
-            bool(row["frame_offsets"]),
+            bool(row["member"]),
             row["kind"] == "image",
             row["start"] or 0,
         )
