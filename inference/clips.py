@@ -87,12 +87,12 @@ def load_clip(
     except TooLarge as error:
         raise DecodeError("too large", str(error)) from error
     except Exception as error:
+        number = getattr(error, "errno", 0)
         # A full disk is no fault of this file: it would reject all that follow, too.
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if number in DISK_FULL:
             raise
         # What a store raises has no number; of the local disk, it is a fault that nobody expects.
-        fetching = isinstance(error, OSError) and error.errno is None
-        reason: Reason = "not fetched" if fetching else "unexpected error"
+        reason: Reason = "not fetched" if number is None else "unexpected error"
         raise DecodeError(
             reason, f"{type(error).__name__}: {one_line(error)}"
         ) from error

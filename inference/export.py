@@ -93,8 +93,8 @@ def export(model: Model, folder: Path, card: str) -> None:
         # The installed package has the license; there may be no checkout.
         license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
         assert license is not None
-        texts = exported_code() | SENTENCE_TRANSFORMERS
-        for name, text in {**texts, "README.md": card, "LICENSE": license}.items():
+        texts = {"README.md": card, "LICENSE": license}
+        for name, text in (texts | SENTENCE_TRANSFORMERS | exported_code()).items():
             (building / name).write_text(text, "utf-8")
 
 
