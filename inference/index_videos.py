@@ -5,10 +5,9 @@ committed, so an interrupted run continues.
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, islice
@@ -68,7 +67,6 @@ class Counts:
         updated: Items of which only the caption or a column had changed.
         skipped: Items that were in the index.
         removed: Rows of files that are gone or have fewer windows, or that their table no longer has.
-        reasons: Number of rejected items by reason.
         reject: The path of a rejected item, with its reason and detail.
     """
 
@@ -76,7 +74,6 @@ class Counts:
     updated: int = 0
     skipped: int = 0
     removed: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
     reject: str = ""
 
 
@@ -302,7 +299,6 @@ class Addition:
         reason = row["reason"]
         self.counts.embedded += not reason
         if reason:
-            self.counts.reasons[reason] += 1
             words = [row["path"], reason, row["detail"]]
             self.counts.reject = ": ".join(filter(None, words))
         # What the index has of a file stays while its store does not answer.
