@@ -68,14 +68,12 @@ class SearchResult:
         hits: The hits of one page.
         clips: Number of clips that fit the filter.
         total: Number of clips in the index.
-        matched: Number of clips that were ranked by matching.
         note: Says that the text is too long for the model.
     """
 
     hits: list[Hit]
     clips: int
     total: int
-    matched: int = 0
     note: str = ""
 
     def __iter__(self) -> Iterator[Hit]:
@@ -87,10 +85,7 @@ class SearchResult:
     @property
     def summary(self) -> str:
         """A line on what was searched."""
-        line = f"{self.clips:,} of {self.total:,} clips searched"
-        if self.matched:
-            line += f"; the best {self.matched} ranked by matching"
-        return line
+        return f"{self.clips:,} of {self.total:,} clips searched"
 
     def json(self) -> dict[str, Any]:
         """Return the values as `Hit.json` does."""
@@ -177,7 +172,6 @@ class Searcher:
             )
 
         result = self._result(hits[offset : offset + k], condition)
-        result.matched = sum(hit.match is not None for hit in hits)
         result.note = self.model.note(text)
         return result
 
