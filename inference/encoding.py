@@ -159,10 +159,9 @@ def encode_videos(
     config = encoder.model.config.video
     device = encoder.mean.device
     count = len(videos)
-    starts = range(0, count, batch)
     batches = [
-        range(start, min(start + batch, count))
-        for i, start in enumerate(starts)
+        range(count)[start : start + batch]
+        for i, start in enumerate(range(0, count, batch))
         if belongs_to_this_rank(i)
     ]
 

@@ -284,12 +284,12 @@ class Model:
     def similarity(self, a: Any, b: Any) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
         embeddings. NaN for a file that cannot be decoded."""
-        embedded = []
-        for inputs in (a, b):
-            is_embedded = isinstance(inputs, np.ndarray)
-            embeddings = inputs if is_embedded else self.encode(inputs)
-            embedded.append(np.atleast_2d(embeddings))  # one embedding (E,) is a row
-        return embedded[0] @ embedded[1].T
+        rows, columns = (
+            inputs if isinstance(inputs, np.ndarray) else self.encode(inputs)
+            for inputs in (a, b)
+        )
+        # One embedding (E,) is a row.
+        return np.atleast_2d(rows) @ np.atleast_2d(columns).T
 
     @property
     def can_match(self) -> bool:

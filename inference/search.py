@@ -79,9 +79,6 @@ class SearchResult:
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
 
-    def __len__(self) -> int:
-        return len(self.hits)
-
     @property
     def summary(self) -> str:
         """A line on what was searched."""

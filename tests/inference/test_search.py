@@ -112,7 +112,7 @@ def test_a_prompter_ranks_by_similarity_alone(update, own, tmp_path):
     found = Searcher.open(tmp_path / "index", device="cpu").search(
         "a red ball", rerank=3
     )
-    assert len(found) == 5
+    assert len(found.hits) == 5
     assert count_matched(found) == 0
     assert found.note == ""
 
