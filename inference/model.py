@@ -148,28 +148,25 @@ class Model:
         folder = self.folder
         return folder.model.text_length(folder.preprocessing.max_text_tokens)
 
-    def note(self, text: str) -> str:
-        """Return a line that says that a text is too long; empty if it is not."""
-        if not self._truncated([text]):
-            return ""
-        return f"the text is too long: the model reads only the first {self.text_length} tokens"
-
-    def _warn_truncated(self, texts: Sequence[str]) -> None:
-        truncated = self._truncated(texts)
-        if truncated:
-            warnings.warn(
-                f"{len(truncated)} of {len(texts)} texts have more than the {self.text_length} "
-                f"tokens that the model reads, such as {truncated[0]!r}",
-                stacklevel=3,
-            )
-
-    def _truncated(self, texts: Sequence[str]) -> list[str]:
-        """Return the texts of which the model reads only the first tokens."""
+    def note(self, *texts: str) -> str:
+        """Return a line that says how many texts are too long; empty if none is."""
         length = self.text_length
         rows = wrap_tokenizer(self.folder.tokenizer).ids([*texts], length + 1)
-        return [
-            text for text, ids in zip(texts, rows, strict=True) if len(ids) > length
-        ]
+        count = sum(len(ids) > length for ids in rows)
+        if not count:
+            return ""
+        return (
+            f"{count} of {len(texts)} texts too long: the model reads only the first {length} "
+            "tokens"
+        )
+
+    def _check_texts(self, texts: Any) -> list[str]:
+        """Return one or more texts as a list, with a warning if some are too long."""
+        checked = check_texts(texts)
+        note = self.note(*checked)
+        if note:
+            warnings.warn(note, stacklevel=3)
+        return checked
 
     # Videos
 
@@ -275,8 +272,7 @@ class Model:
                 "expected a list of texts or a list of files, not both in one"
             )
 
-        texts = check_texts(listed)
-        self._warn_truncated(texts)
+        texts = self._check_texts(listed)
         folder = self.folder
         embedded = embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
         return embedded.cpu().numpy()
@@ -300,9 +296,8 @@ class Model:
     def match(self, texts: Sequence[str], files: Iterable[Source]) -> np.ndarray:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
-        texts = check_texts(texts)
-        self._warn_truncated(texts)
-        margins = self.match_margins(self.texts(texts), as_list(files))
+        encoded = self.texts(self._check_texts(texts))
+        margins = self.match_margins(encoded, as_list(files))
         return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
     def match_margins(self, texts: Texts, files: Iterable[S]) -> Iterator[Scored[S]]:
