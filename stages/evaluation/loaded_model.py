@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from alpro.inference.encoding import (
-    VIDEOS,
     Texts,
     Videos,
     encode_blank,
@@ -20,7 +19,6 @@ from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
-from alpro.models.ranks import world_size
 from alpro.shards.sampling import segment_starts
 from alpro.stages.evaluation.gallery import Gallery, Samples
 
@@ -77,14 +75,12 @@ class LoadedModel:
         self,
         gallery: Gallery,
         reorder: Reorder | None = None,
-        batch: int = VIDEO_BATCH,
     ) -> tuple[list[int], Videos]:
         """Encode the videos of a gallery.
 
         Args:
             gallery: The gallery.
             reorder: Permutation of the frames of a decoded clip, for the controls.
-            batch: Videos that are encoded together.
 
         Returns:
             Indices of the videos that could be decoded, and these videos.
@@ -96,7 +92,7 @@ class LoadedModel:
             for index in range(len(samples)):
                 starts = segment_starts(samples.frame_count(index), self.frames)
                 orders.append(reorder(starts))
-        return encode_videos(self.encoder, gallery.videos, batch, orders)
+        return encode_videos(self.encoder, gallery.videos, VIDEO_BATCH, orders)
 
     @torch.no_grad()
     def answer(
@@ -107,7 +103,7 @@ class LoadedModel:
     ) -> tuple[Gallery, Tensor]:
         """Answer the questions of a gallery.
 
-        The device holds the tokens of VIDEOS videos and one batch of questions at a time.
+        The device holds the tokens of all videos, as for retrieval, and one batch of questions.
 
         Args:
             gallery: Videos with questions.
@@ -123,32 +119,21 @@ class LoadedModel:
         model = self.alpro
         assert model is not None
         assert model.qa_head is not None, "this model does not answer questions"
-        # The processes share the videos of a batch: all are busy with VIDEOS of them.
-        batch = max(1, VIDEO_BATCH // world_size())
+        if blank:
+            # One clip is encoded, and all share its memory.
+            tokens = encode_blank(self.encoder).expand(len(gallery.ids), -1, -1)
+            videos = Videos(tokens, features=tokens[:, 0])
+        else:
+            decoded, videos = self.encode_videos(gallery, reorder)
+            gallery = gallery.select(decoded)
 
-        decoded: list[int] = []
         logits = [torch.empty(0, len(self.bundle.answers))]
         with progress("answering", len(gallery.texts), "questions") as advance:
-            for start in range(0, len(gallery.ids), VIDEOS):
-                indices = range(start, min(start + VIDEOS, len(gallery.ids)))
-                block = gallery.select(indices)
-                if blank:
-                    readable = list(range(len(indices)))
-                    # One clip is encoded, and all share its memory.
-                    tokens = encode_blank(self.encoder).expand(len(indices), -1, -1)
-                    videos = Videos(tokens, features=tokens[:, 0])
-                else:
-                    readable, videos = self.encode_videos(block, reorder, batch)
-                decoded += [start + index for index in readable]
-                block = block.select(readable)
-
-                for first in range(0, len(block.texts), QUESTION_BATCH):
-                    questions = block.texts[first : first + QUESTION_BATCH]
-                    video_of_text = block.video_of_text[first : first + QUESTION_BATCH]
-                    pairs = np.stack([np.arange(len(questions)), video_of_text], axis=1)
-                    texts = self.encode_texts(questions)
-                    logits.append(
-                        score(model, model.qa_head, texts, videos, pairs).cpu()
-                    )
-                    advance(len(questions))
-        return gallery.select(decoded), torch.cat(logits)
+            for first in range(0, len(gallery.texts), QUESTION_BATCH):
+                questions = gallery.texts[first : first + QUESTION_BATCH]
+                video_of_text = gallery.video_of_text[first : first + QUESTION_BATCH]
+                pairs = np.stack([np.arange(len(questions)), video_of_text], axis=1)
+                texts = self.encode_texts(questions)
+                logits.append(score(model, model.qa_head, texts, videos, pairs).cpu())
+                advance(len(questions))
+        return gallery, torch.cat(logits)

@@ -205,8 +205,6 @@ def test_scores_are_in_float32_under_autocast(loaded, gallery, top_k):
 
 
 def test_a_question_is_answered_as_it_is_alone(loaded, clips, monkeypatch):
-    """The device holds a batch of questions and the videos of some, however many there are."""
-    monkeypatch.setattr(loaded_model, "VIDEOS", 3)
     monkeypatch.setattr(loaded_model, "QUESTION_BATCH", 4)
     questions = Gallery.read(clips, "test", column="questions")
 
