@@ -90,12 +90,12 @@ def needs(pipeline: Pipeline) -> list[Needs]:
     ) -> None:
         chosen = table.model_dump(include=keys) | {"model_name": model_name, **values}
         config = Config.model_validate(chosen)
+        # Nothing to ask about: the corpus that these keys name is empty.
         if config.corpora:
-            start = given == task and pipeline.start
-            folders = {"model": start} if start else {}
+            folders = {"model": pipeline.start} if given == task else {}
             steps.append(Needs(config, stages, folders, config.corpora, name=task))
 
-    if pipeline.baseline and table.retrieval:
+    if pipeline.baseline:
         frames = table.frames or pipeline.frames
         values = {"baseline": pipeline.baseline, "frames": frames}
         add("baseline", Path(pipeline.baseline).name, ranking, values)
@@ -110,11 +110,11 @@ def needs(pipeline: Pipeline) -> list[Needs]:
         add("prompter", name, keys, values, **stages)
 
     # A model that was fine-tuned before has no score as pre-trained.
-    if table.retrieval and given in ("", "pretrained") and (pipeline.pretrain or given):
+    if given == "pretrained" or (pipeline.pretrain and not given):
         add("pretrained", PRETRAINED, ranking, model="pretrain")
-    if table.retrieval and (pipeline.finetune_retrieval or given == "retrieval"):
+    if pipeline.finetune_retrieval or given == "retrieval":
         add("retrieval", FINE_TUNED, ranking | controls, model="finetune_retrieval")
-    if table.qa and (pipeline.finetune_qa or given == "qa"):
+    if pipeline.finetune_qa or given == "qa":
         # The numbers of frames and tokens are those of retrieval.
         keys = {"qa", "contrasts", *shared, *controls}
         add("qa", FINE_TUNED, keys, model="finetune_qa")
