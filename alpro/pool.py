@@ -1,8 +1,8 @@
 """Run tasks in processes that may die: on this machine, or on the workers of a Dask cluster.
 
 Native code may crash, a decoder may hang, memory may run out: such a task is `Died`, and all others
-go on. Each process has a pipe of its own: one that dies while it holds the lock of a shared queue
-would stop all others.
+go on. Each process is a Pebble pool of size one. In a larger pool, a process that dies while it
+holds the pool's lock stops all others.
 
 A worker of a cluster runs its tasks in child processes in the same way, so a file that crashes its
 decoder has the same result there and here. If a worker itself is lost, the scheduler gives its
@@ -21,27 +21,22 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    CancelledError,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
-from contextlib import closing, contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
 from hashlib import sha256
 from itertools import chain, islice
-from multiprocessing import current_process, get_context
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
 from threading import get_ident
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
+
+from pebble import ProcessExpired, ProcessPool
 
 from alpro.environment import package_versions
 from alpro.errors import InputError, one_line
@@ -54,8 +49,9 @@ Result = TypeVar("Result")
 EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
-MAX_RUNNING = 10_000  # tasks that a cluster has at once
-IDLE_SECONDS = 600  # after which a child process ends, with its memory
+MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
+# Idle time after which a child process of a cluster's worker ends, with its memory.
+IDLE_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -103,36 +99,37 @@ def each(
     pending = chain(first, pending)
 
     engine = _Cluster(scheduler) if scheduler else _Processes(workers)
-    running: dict[Future[bytes | Died], Task] = {}
+    running: dict[Any, Task] = {}  # by the futures of the engine
+    finished: SimpleQueue[Any] = SimpleQueue()
 
-    # A thread waits for each task. The engine ends the tasks before their threads are joined.
-    with (
-        ThreadPoolExecutor(MAX_RUNNING if scheduler else workers) as threads,
-        closing(engine),
-    ):
+    try:
         while True:
             # At least one task, also while a cluster has no workers.
-            free = max(engine.capacity, 1) - len(running)
+            free = max(engine.capacity(), 1) - len(running)
             for task in islice(pending, max(free, 0)):
-                future = threads.submit(engine.run, pickle.dumps((work, task)))
+                future = engine.submit(pickle.dumps((work, task)))
                 running[future] = task
+                future.add_done_callback(finished.put)
             if not running:
                 return
 
-            # Workers may join meanwhile.
-            done, _ = wait(running, CAPACITY_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                task = running.pop(future)
-                answer = future.result()
-                if isinstance(answer, Died):
-                    yield task, answer
-                    continue
+            try:
+                future = finished.get(timeout=CAPACITY_SECONDS)
+            except Empty:  # workers may have joined meanwhile
+                continue
+            task = running.pop(future)
+            answer = engine.read(future)
+            if isinstance(answer, Died):
+                yield task, answer
+                continue
 
-                # This process has started the sender: no pickle from a file or a store is read.
-                result, error = pickle.loads(answer)
-                if error is not None:
-                    raise error
-                yield task, result
+            # This process has started the sender: no pickle from a file or a store is read.
+            result, error = pickle.loads(answer)
+            if error is not None:
+                raise error
+            yield task, result
+    finally:
+        engine.stop(running)
 
 
 _runs_inline = False
@@ -171,85 +168,134 @@ def exit_after(seconds: float) -> Iterator[None]:
 # Child processes, which each run one task at a time
 
 
-class _Child(NamedTuple):
-    process: BaseProcess
-    connection: Connection
-
-
-def _start_child() -> _Child:
-    # Spawned: a fork would copy the locks of this process's threads.
-    context = get_context("spawn")
-    connection, other_end = context.Pipe()
-    process = context.Process(target=_serve, args=(other_end, os.getpid()), daemon=True)
-    process.start()
-    # The child alone has this end from here on, so the connection closes when it ends.
-    other_end.close()
-    return _Child(process, connection)
-
-
-def _serve(connection: Connection, parent: int) -> None:
-    """Run the pickled tasks that arrive, until none has come for a while.
-
-    The answer to each is the pickled result, and the exception that the function raised.
-    """
+def _initialize() -> None:
+    """Prepare a child process: it ends with its parent, by SIGTERM at once, and not by Ctrl-C."""
     # Ctrl-C goes to all processes of a terminal, and the parent stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    set_parent_death_signal(parent, signal.SIGKILL)
+    # Pebble's handler would wait for native code to return.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    while connection.poll(IDLE_SECONDS):
-        call = connection.recv_bytes()
-        try:
-            # Here, so a task that cannot be unpickled is an error like others.
-            work, task = pickle.loads(call)
-            answer = pickle.dumps((work(task), None))
-        except Exception as error:
-            answer = pickle.dumps((None, _picklable(error)))
-        connection.send_bytes(answer)
-    os._exit(0)  # at once: a task that comes now is lost
+    parent = parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    set_parent_death_signal(parent.pid, signal.SIGKILL)
+
+
+def _attempt(call: bytes, output: str = "") -> bytes:
+    """Run a pickled task in a child process.
+
+    Args:
+        call: The pickled function and task. They are unpickled here, so that only this process
+            needs their modules, and one that cannot be unpickled is an error like others.
+        output: File that receives what is printed, for a child of a cluster's worker, which also
+            ends when it has nothing to do for a while.
+
+    Returns:
+        The pickled result, and the exception that the function raised.
+    """
+    if output:
+        signal.alarm(0)
+        os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
+        with open(output, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    try:
+        work, task = pickle.loads(call)
+        return pickle.dumps((work(task), None))
+    except Exception as error:
+        return pickle.dumps((None, _picklable(error)))
+    finally:
+        if output:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            signal.alarm(IDLE_SECONDS)
 
 
 def _picklable(error: Exception) -> Exception:
     """Return an exception that can be sent to another process, with its traceback as a note."""
     text = "".join(traceback.format_exception(error))
-    error.add_note(f"In a worker process:\n{text}")
     try:
-        return pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))
     except Exception:  # pickle rebuilds it with other arguments
         return RuntimeError(text)
+    if not isinstance(error, InputError):
+        error.add_note(f"In a worker process:\n{text}")
+    return error
 
 
 class _Processes:
-    """Child processes of this process, one for each thread that calls `run`."""
+    """Child processes of this process, each of which runs one task at a time. Thread-safe.
 
-    def __init__(self, capacity: int = 1):
-        self.capacity = capacity
-        self._children: dict[int, _Child] = {}  # by the identifiers of the threads
-        self._is_closed = False
+    A thread waits for each of the `workers` processes. On a Dask worker, these threads are Dask's.
+    """
 
-    def run(self, call: bytes) -> bytes | Died:
-        """Run a pickled task in the child process of this thread. Return the answer of `_serve`."""
-        child = self._children.get(get_ident())
-        if child is None or not child.process.is_alive():
-            child = _start_child()
-            self._children[get_ident()] = child
-        # `close` has not seen a child that was started meanwhile.
-        if self._is_closed:
-            child.process.kill()
+    def __init__(self, workers: int = 1):
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(workers)
+        self._pools: dict[int, ProcessPool] = {}  # by the threads that wait for them
+        self._is_stopped = False
 
-        try:
-            child.connection.send_bytes(call)
-            return child.connection.recv_bytes()
-        except (EOFError, OSError):  # the process has ended
-            child.process.join()
-        if child.process.exitcode == EXIT_TIMEOUT:
-            return Died("its process took too long", timed_out=True)
-        return Died(f"its process ended with status {child.process.exitcode}")
+    def capacity(self) -> int:
+        return self._workers
 
-    def close(self) -> None:
-        """End all processes, and those of later tasks."""
-        self._is_closed = True
-        for child in [*self._children.values()]:
-            child.process.kill()
+    def submit(self, call: bytes) -> Future:
+        return self._threads.submit(self.run, call)
+
+    def read(self, future: Future) -> bytes | Died:
+        return future.result()
+
+    def run(self, call: bytes, output: str = "") -> bytes | Died:
+        """Run a task in the child process of this thread. Return the answer of `_attempt`, or
+        Died."""
+        for _ in range(MAX_LOST):
+            answer = None if self._is_stopped else self._run_once(call, output)
+            if answer is not None:
+                return answer
+        return Died("its process ended")
+
+    def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
+        """Run a task in the child process of this thread. Returns None if the process ended before
+        Pebble knew of its task: why is not known then."""
+        thread = get_ident()
+        # Spawned: a fork would copy the locks of this process's threads.
+        context: Any = get_context("spawn")  # Pebble's annotation does not admit it
+        if thread not in self._pools:
+            pool = ProcessPool(1, initializer=_initialize, context=context)
+            self._pools[thread] = pool
+        pool = self._pools[thread]
+
+        answer: bytes | Died | None = None
+        # A pool whose process was killed refuses tasks, or forgets them.
+        with suppress(RuntimeError, TimeoutError):
+            future = pool.schedule(_attempt, (call, output))
+            while pool.active and not wait([future], timeout=1).done:
+                continue
+            try:
+                return future.result(timeout=0)
+            except ProcessExpired as expired:
+                answer = Died(f"its process ended with status {expired.exitcode}")
+                if expired.exitcode == EXIT_TIMEOUT:
+                    answer = Died("its process took too long", timed_out=True)
+
+        # Whatever state the pool of a dead process is in, it is not used again.
+        del self._pools[thread]
+        _stop([pool])
+        return answer
+
+    def stop(self, running: Iterable[Future] = ()) -> None:
+        """End all processes."""
+        self._is_stopped = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        _stop([*self._pools.values()])
+
+
+def _stop(pools: list[ProcessPool]) -> None:
+    # All before any is waited for.
+    for pool in pools:
+        pool.stop()
+    for pool in pools:
+        pool.join()
 
 
 # Clusters
@@ -281,12 +327,11 @@ class _Cluster:
 
         self._threads = 0
         self._asked = -CAPACITY_SECONDS
-        if not self.capacity:
+        if not self.capacity():
             log.warning(
                 f"{scheduler}: no workers; start some with `dask worker {scheduler}`"
             )
 
-    @property
     def capacity(self) -> int:
         now = time.monotonic()
         # Workers come and go. To ask for each task would cost more than a small task.
@@ -296,13 +341,13 @@ class _Cluster:
         # One that runs and one that waits on each thread.
         return 2 * self._threads
 
-    def run(self, call: bytes) -> bytes | Died:
-        """Run a pickled task on a worker. Return the answer of `_serve`."""
+    def submit(self, call: bytes) -> Any:
+        # `pure=False` makes equal calls as often as they are submitted.
+        return self._client.submit(_answer, self._job, call, versions(), pure=False)
+
+    def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker
 
-        # `pure=False` makes equal calls as often as they are submitted.
-        arguments = (self._job, call, versions())
-        future = self._client.submit(_answer, *arguments, pure=False)
         try:
             answer, lines = future.result()
         except CancelledError:
@@ -320,8 +365,9 @@ class _Cluster:
             log.info(line)
         return answer
 
-    def close(self) -> None:
+    def stop(self, running: Iterable[Any]) -> None:
         if self._client.status == "running":
+            self._client.cancel(list(running))
             self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
 
@@ -336,7 +382,7 @@ def _answer(
     """Run a task on a worker of a cluster, in a child process.
 
     Returns:
-        The answer of `_serve`, and the lines that the task printed.
+        The answer of `_attempt`, and the lines that the task printed.
 
     Raises:
         InputError: If the versions here differ from the client's.
@@ -347,28 +393,13 @@ def _answer(
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
     with NamedTemporaryFile() as output:
-        printing = pickle.dumps((_print_to, (output.name, call)))
-        answer = _jobs[job].run(printing)
+        answer = _jobs[job].run(call, output.name)
         text = output.read().decode(errors="replace")
     return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
 
 
-def _print_to(task: tuple[str, bytes]) -> Any:
-    """Run a pickled task whose process prints into a file."""
-    output, call = task
-    os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
-    with open(output, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = sys.stderr  # which writes each line at once: a crash loses none
-
-    work, inner = pickle.loads(call)
-    return work(inner)
-
-
 def _end_job(job: str) -> None:
-    # The job stays known as closed, for its tasks that wait for a thread.
-    _jobs[job].close()
+    _jobs.pop(job, _Processes()).stop()
 
 
 @cache
