@@ -91,7 +91,7 @@ def add_videos(
     gone, and those that their table no longer has, are removed. If a subfolder is missing
     or empty, its clips stay. If the folder of an index has moved, its clips are found in the new one.
 
-    A folder has no captions: what a table said of its files stays.
+    What a table said of a file stays if the file's folder is added.
 
     Args:
         place: Folder or address of the index, which is created if it does not exist.
@@ -196,7 +196,8 @@ class Addition:
         self.unit_size = 1  # clips of the next unit
         self.pending: list[Item] = []  # rows to write
         self.indexed: dict[str, str] = {}  # identity by key
-        self.listed: set[str] = set()  # digests of what tables said
+        self.listed: set[str] = set()  # digests of what tables and folders said
+        self.table_keys: set[str] = set()  # keys of rows that a table named
         self.scanned: set[str] = set()  # keys of this run
         self.identities: dict[str, str] = {}  # by the path of a file of this run
 
@@ -206,6 +207,8 @@ class Addition:
         )
         for row in iterate_rows(old_rows):
             self.listed.add(row["listed_as"])
+            if row["listed_by"]:
+                self.table_keys.add(row["key"])
             # A file that could not be reached is tried again.
             if row["reason"] not in TRANSIENT_REASONS:
                 self.indexed[row["key"]] = row["identity"]
@@ -247,11 +250,13 @@ class Addition:
                     continue
 
                 self.scanned.add(key)
+                # What a table said of a file stays if the file's folder is added.
+                may_update = row["listed_by"] or key not in self.table_keys
                 if row["reason"]:
                     self._add(row)
                 elif self.indexed.get(key) != row["identity"]:
                     yield row
-                elif row["listed_by"] and row["listed_as"] not in self.listed:
+                elif may_update and row["listed_as"] not in self.listed:
                     updated.append(row)
                 else:
                     self.counts.skipped += 1

@@ -36,7 +36,7 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
     is_folder = os.path.isdir(source)  # noqa: PTH112 - no error if it may not be read
     if isinstance(source, Path) and is_folder and not is_downloads(source):
         rows = scan_media(source)
-        source = ""  # A folder says nothing about its files.
+        source = ""  # Only a table removes the rows that it no longer has.
     else:
         _, rows = scan_source(source, require_texts=False)
 

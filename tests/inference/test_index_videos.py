@@ -323,6 +323,25 @@ def test_a_folder_says_nothing_of_captions_and_columns(update, own, rights, open
     assert opened().count("caption = 'a dog' AND rights = 'free'") == 2
 
 
+def test_new_texts_of_a_folder_are_taken_for_clips_that_no_table_has(
+    update, own, tmp_path, opened
+):
+    update(own)
+    table = write_lines(
+        tmp_path / "m.jsonl", [{"path": "videos/1.mp4", "caption": "a horse"}]
+    )
+    update(table)
+    for name in ("0.txt", "1.txt"):
+        (own / name).write_text("a cat")
+
+    counts = update(own)
+
+    assert (counts.embedded, counts.updated) == (0, 1)
+    captions = [item["caption"] for item in opened().rows()]
+    assert captions[:2] == ["a cat", "a horse"]
+    assert update(own).updated == 0
+
+
 def test_an_index_of_an_earlier_version_is_refused_with_what_makes_it_anew(
     update, own, opened
 ):
