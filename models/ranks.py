@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 
 Device = Literal["auto", "cpu", "cuda"]
 NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
@@ -35,10 +35,11 @@ def pick_device(name: Device, local: int = 0) -> torch.device:
 
 
 def check_devices(name: Device, processes: int) -> None:
-    """Check that this machine has the devices that processes ask for.
+    """Check that this machine has the devices that processes ask for, and that CUDA can use them.
 
     Raises:
-        InputError: If there is no GPU for `cuda`, or there are fewer GPUs than processes.
+        InputError: If there is no GPU for `cuda`, there are fewer GPUs than processes, or CUDA cannot
+            use a GPU. With `auto`, training would be on the CPU.
     """
     count = 0 if name == "cpu" else torch.cuda.device_count()
     if name == "cuda" and not count:
@@ -47,6 +48,16 @@ def check_devices(name: Device, processes: int) -> None:
         raise InputError(
             f"resources.processes = {processes}, but this machine has {count} visible GPUs"
         )
+
+    # NVML also counts GPUs that CUDA cannot use, as with an old driver.
+    if count and not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            raise InputError(
+                f"CUDA cannot use the GPU of this machine: {one_line(error)}; set resources.device = "
+                "cpu to run without it"
+            ) from error
 
 
 def rank() -> int:

@@ -90,8 +90,23 @@ def test_a_device_that_is_not_there_is_refused(
     count, changes, part, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     with one_line(part) if part else nullcontext():
         check(tmp_path, *DIVIDED, *changes)
+
+
+def test_a_gpu_that_cuda_cannot_use_is_refused_unless_the_cpu_is_named(
+    tmp_path, monkeypatch
+):
+    def init():
+        raise RuntimeError("The NVIDIA driver is too old (found version 12040).")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with one_line("found version 12040"):
+        check(tmp_path)
+    check(tmp_path, "resources.device=cpu")
 
 
 def test_stages_without_a_model_or_on_another_machine_need_no_device_here(tmp_path):
