@@ -18,9 +18,9 @@ from alpro.errors import InputError
 from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
-from alpro.pipeline.execution.processes import Processes
+from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
 from alpro.pipeline.tracking.store import check_store
-from alpro.stages.execution.interface import StageFailed
+from alpro.stages.execution.interface import Resources, StageFailed
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
@@ -174,9 +174,11 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             programs.start(name, command, server, SERVER_SECONDS)
         programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
-        for pool, limit in {"cpu": "", "gpu": "1"}.items():  # one training at a time
-            command = f"alpro.pipeline.flows.worker {pool} {pool} {limit}"
-            programs.start(f"worker-{pool}", command, worker, WORKER_SECONDS)
+        for name, gpus in get_workers().items():
+            pool = name.partition("-")[0]
+            limit = "1" if pool == "gpu" else ""
+            command = f"alpro.pipeline.flows.worker {pool} {name} {limit}"
+            programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
         # It fails until the workers have made their pools.
         programs.wait_until(lambda: deploy(programs, worker))
         print(
@@ -201,6 +203,17 @@ def deploy(programs: Programs, environment: Mapping[str, str]) -> bool:
     command = f"prefect --no-prompt deploy --all --prefect-file {file}"
     programs.start("deploy", command, environment, SERVER_SECONDS)
     return programs.running.pop("deploy").wait() == 0
+
+
+def get_workers() -> dict[str, dict[str, str]]:
+    """Return the variables of each worker by its name: of one for data, and of one for each GPU.
+
+    One worker has all GPUs that CUDA_VISIBLE_DEVICES names, for trainings on several.
+    """
+    gpus = [] if VISIBLE_GPUS in os.environ else find_gpus(Resources())
+    if len(gpus) < 2:
+        return {"cpu": {}, "gpu": {}}
+    return {"cpu": {}} | {f"gpu-{gpu}": {VISIBLE_GPUS: gpu} for gpu in gpus}
 
 
 def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str]:

@@ -116,6 +116,26 @@ def test_two_servers_need_two_ports(call, free_port):
     assert error.endswith("choose another with --mlflow-port\n")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "visible", "expected"),
+    [
+        (1, None, {"cpu": None, "gpu": None}),
+        (2, None, {"cpu": None, "gpu-0": "0", "gpu-1": "1"}),
+        (8, "4,5,6,7", {"cpu": None, "gpu": None}),  # for trainings on all of them
+    ],
+)
+def test_each_gpu_has_a_worker(gpus, visible, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    workers = servers.get_workers()
+
+    found = {name: more.get("CUDA_VISIBLE_DEVICES") for name, more in workers.items()}
+    assert found == expected
+
+
 def test_two_workers_have_different_names(tmp_path, monkeypatch):
     """Each takes it that another one of its name has ended."""
     monkeypatch.setattr(os, "environ", os.environ | {"ALPRO_WORKSPACE": str(tmp_path)})
