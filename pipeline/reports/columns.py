@@ -1,5 +1,6 @@
 """Print text in columns on standard output."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 UNLIMITED = 100_000  # columns of a file or pipe: nothing is wrapped or truncated
+NUMBER = re.compile(r"[-+]?[\d,.]* ?%?")  # such a column is aligned on the right
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -28,8 +30,9 @@ def print_columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """
     is_terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False)
-    for head in heads:
-        grid.add_column(head, overflow="fold")
+    for column, head in enumerate(heads):
+        is_number = all(NUMBER.fullmatch(line[column]) for line in lines)
+        grid.add_column(head, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         grid.add_row(*line)
 
