@@ -38,7 +38,7 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         A client of the store, and the id of the experiment.
 
     Raises:
-        InputError: If the store does not work.
+        InputError: If the store does not work, or if the experiment was deleted.
     """
     place = None  # A server chooses the place of its files.
     try:
@@ -55,6 +55,11 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         raise unusable(uri, error) from error
 
     assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(
+            f"MLflow store {uri}: the experiment {name!r} was deleted; restore it, or choose "
+            "another name: --set name=OTHER"
+        )
     return client, experiment.experiment_id
 
 

@@ -74,7 +74,8 @@ class Tracker:
             workspace: Absolute path.
 
         Raises:
-            InputError: If the store was made in another folder or does not work.
+            InputError: If the store was made in another folder or does not work, or if the
+                experiment was deleted.
         """
         if uri in ("", store_uri(workspace)):
             uri = check_store(workspace)

@@ -68,11 +68,11 @@ def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_deleted_experiment_is_a_warning_with_mlflows_reason(original, capsys):
+def test_a_deleted_experiment_is_one_line_that_says_how_to_restore_it(original):
     tracker = Tracker.open("", original, "sample")
     tracker.client.delete_experiment(tracker.experiment)
 
-    with Tracker.open("", original, "sample").run("again", {}, {}) as run:
-        assert run == ""
+    with pytest.raises(InputError, match=r"deleted.*restore.*--set name"):
+        Tracker.open("", original, "sample")
 
-    assert "deleted" in capsys.readouterr().err
+    Tracker.open("", original, "other")
