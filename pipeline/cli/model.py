@@ -250,11 +250,12 @@ def evaluate(
             scores, _ = results.write(folder, split)
             rows.append((name, scores))
 
-        print_tables(tables(rows[0][1]))
         if baseline:
             compared = compare(root / "baseline", root)
             shown = comparison_tables([*reversed(rows)], compared)
             print_tables(shown, compare_models(baseline, model, compared))
+        else:
+            print_tables(tables(rows[0][1]))
 
 
 def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":

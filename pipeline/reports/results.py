@@ -125,43 +125,42 @@ def score_table(title: str, scores: Rows) -> Table:
 def comparison_tables(
     results: Sequence[tuple[str, Rows]], comparison: Comparison
 ) -> list[Table]:
-    """Return a table for each kind of score that two models have over the same queries, with the
-    models as columns.
+    """Return a table for each kind of score of two models, with the models as columns.
+
+    A score that only one of them has, that is a median, or that is over other queries has no
+    difference.
 
     Args:
         results: Head of the column and rows of both models.
     """
-    (first, first_rows), (second, second_rows) = results
-    before = {row["name"]: row for row in first_rows}
+    columns = [head for head, _ in results]
+    models = [{row["name"]: row for row in rows} for _, rows in results]
+    first, second = models
     changes = {row["name"]: change for row, change in comparison.scores}
+    difference = " - ".join(reversed(columns))
     notes = [COMPARED]
     for score, (of_first, of_second) in comparison.other_queries.items():
         notes.append(f"Other queries of {score}: {of_first} and {of_second}.")
 
     shown = []
-    for title, scores in by_title(
-        [row for row in second_rows if row["name"] in changes]
-    ):
+    for title, scores in by_title([*(second | first).values()]):
         lines = []
         for row in scores:
-            old = before[row["name"]]
-            change = changes[row["name"]]
-            line = [
-                row["what"],  # the heads of the columns name the models
-                metric_text(row),
-                score_text(old),
-                score_text(row),
-                difference_text(change),
-                f"{change.p:.4f}",
-                number_text(row["chance"], row["unit"]),
-                str(row["items"]),
-                " / ".join(dict.fromkeys([old["protocol"], row["protocol"]])),
-            ]
-            lines.append(line)
+            found = [model.get(row["name"]) for model in models]
+            values = [score_text(one) if one else "" for one in found]
+            change = changes.get(row["name"])
+            tested = (
+                [difference_text(change), f"{change.p:.4f}"] if change else ["", ""]
+            )
+            protocols = dict.fromkeys(one["protocol"] for one in found if one)
+            # The heads of the columns name the models.
+            label = [row["what"], metric_text(row)]
+            chance = number_text(row["chance"], row["unit"])
+            numbers = [*values, *tested, chance, str(row["items"])]
+            lines.append([*label, *numbers, " / ".join(protocols)])
 
         baseline = scores[0]["baseline"] or "chance"
-        difference = f"{second} - {first}"
-        heads = ["", "", first, second, difference, "p", baseline, "items", "protocol"]
+        heads = ["", "", *columns, difference, "p", baseline, "items", "protocol"]
         note = "\n".join([warn_of_few_videos(scores), *notes]).strip()
         shown.append(Table(title, heads, lines, note))
         notes = []  # below the first table

@@ -55,7 +55,7 @@ def test_every_number_is_in_its_column(rows):
 
 
 def test_two_models_are_columns_with_their_difference(rows):
-    """Beside its interval, its p value and chance. A score without a pair is not compared."""
+    """Beside its interval, its p value and chance; a score without a pair has none."""
     answers, one_type, _, score, rank = rows
     gain = PairedDifference(41.0, 43.5, 2.5, -1.04, 6.0, 0.1344)
     same = PairedDifference(9, 9, 0.0, None, None, 1 / 2001)
@@ -64,7 +64,7 @@ def test_two_models_are_columns_with_their_difference(rows):
     models = [("a", [answers, one_type, rank]), ("b", [better, one_type, rank, score])]
 
     compared = Comparison(scores, {"qa/all": (20, 18)})
-    (table,) = comparison_tables(models, compared)
+    retrieval, table = comparison_tables(models, compared)
 
     baseline = "most frequent answer"
     heads = ["", "", "a", "b", "b - a", "p", baseline, "items", "protocol"]
@@ -73,7 +73,12 @@ def test_two_models_are_columns_with_their_difference(rows):
         ["1.2 %", "3.8 [2.0, 5.5]", "+2.5 [-1.0, +6.0]", "0.1344", "2.8 %", "500"],
         ["3.2 %", "3.2 %", "+0.0", "0.0005", "2.8 %", "500"],
     ]
-    assert "Other queries of qa/all: 20 and 18." in table.note.splitlines()
+    assert [line[1:-1] for line in retrieval.lines] == [
+        ["t2v MdR ↓", "14.2", "14.2", "", "", "100.5", "500"],
+        ["t2v R@1", "", "60.0 %", "", "", "0.5 %", "500"],
+    ]
+    other = "Other queries of qa/all: 20 and 18."
+    assert other in retrieval.note.splitlines()
 
 
 @pytest.mark.parametrize(
