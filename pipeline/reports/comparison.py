@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alpro.artifact import Record, read_results
+from alpro.artifact import read_results
 from alpro.names import Artifact
 from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
 from alpro.pipeline.reports.results import Table, comparison_tables
@@ -29,28 +29,20 @@ def compare_runs(
     results = [(folder.name[:8], read_results(folder)) for folder, _ in (first, second)]
     names = [name for name, _ in results]
 
-    origins = find_origins(artifacts, [first[1], second[1]])
+    built = []
+    for _, evaluation in (first, second):
+        built.append([record for _, record in lineage(artifacts, evaluation)])
+    shared = set.intersection(*({one.stage for one in records} for records in built))
+
+    # Of a stage that only one was built from, only the name is listed.
+    origins: list[Origin] = []
+    for records in built:
+        further = sorted({one.stage for one in records} - shared)
+        values = origin(*(one for one in records if one.stage in shared))
+        listed = ", ".join(further) or MISSING
+        origins.append({("configuration", "further stages"): listed, **values})
     lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
     different = Table("What differs", ["", "", *names], lines)
 
     scores = comparison_tables(results, comparison)
     return [different, *scores], compare_models(names[0], names[1], comparison)
-
-
-def find_origins(
-    artifacts: Sequence[Artifact], records: Sequence[Record]
-) -> list[Origin]:
-    """Return what each artifact depends on. Of a stage that only one was built from, only the name
-    is listed."""
-    lineages = []
-    for one in records:
-        lineages.append([record for _, record in lineage(artifacts, one)])
-    stages = [{record.stage for record in sources} for sources in lineages]
-    shared = set.intersection(*stages)
-
-    origins: list[Origin] = []
-    for sources, present in zip(lineages, stages, strict=True):
-        further = ", ".join(sorted(present - shared)) or MISSING
-        values = origin(*(record for record in sources if record.stage in shared))
-        origins.append({("configuration", "further stages"): further, **values})
-    return origins
