@@ -13,7 +13,11 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.checks import check_rows
+from alpro.pipeline.plan.checks import (
+    SELECTION_TEXTS,
+    check_rows,
+    check_validation_rows,
+)
 from alpro.pipeline.plan.corpora import import_corpus
 from alpro.pipeline.plan.plan import without_questions
 from alpro.shards.clip import DecodeError
@@ -71,6 +75,8 @@ def check_data(settings: PipelineConfig) -> DataReport:
             )
         try:
             check_rows(settings.evaluate, CORPUS, plan)
+            for stage in SELECTION_TEXTS:
+                check_validation_rows(settings, stage, CORPUS, plan)
         except InputError as error:
             problems.append(str(error))
         else:

@@ -21,6 +21,8 @@ from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
 
 PADDING = 8  # texts are padded to a multiple of it
+# The texts on whose validation items a fine-tuning selects its weights.
+SELECTION_TEXTS = {"finetune_retrieval": "captions", "finetune_qa": "questions"}
 
 
 def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
@@ -43,6 +45,7 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
         check_devices(resources.device, resources.processes)
     check_test_items(plan)
+    check_validation_items(plan)
 
 
 def fetch_models(plan: Plan, elsewhere: Collection[str] = ()) -> None:
@@ -113,6 +116,38 @@ def check_test_items(plan: Plan) -> None:
                 decoding = plan.settings.corpora[name].decoding
                 manifest = Manifest(Path(source.given["manifest"]))
                 check_rows(config, name, make_plan(decoding, manifest))
+
+
+def check_validation_items(plan: Plan) -> None:
+    """Check by their manifests that the corpora of the fine-tunings have items for validation.
+
+    Raises:
+        InputError: If a fine-tuning has none.
+    """
+    for step in plan.steps_to_run:
+        if step.stage not in SELECTION_TEXTS:
+            continue
+        for name in cast(TrainingConfig, step.config).corpora:
+            given = step.inputs[name].given
+            if "manifest" in given:
+                decoding = plan.settings.corpora[name].decoding
+                rows = make_plan(decoding, Manifest(Path(given["manifest"])))
+                check_validation_rows(plan.settings, step.stage, name, rows)
+
+
+def check_validation_rows(
+    settings: PipelineConfig, stage: str, name: str, plan: DecodePlan
+) -> None:
+    """Raise InputError if a fine-tuning on this corpus alone would have no item for validation."""
+    config = getattr(settings, stage)
+    counts = plan.splits()["validation"]
+    column = SELECTION_TEXTS[stage]
+    if config and config.corpora == [name] and not counts[column]:
+        reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
+        raise InputError(
+            f"{name}: no validation item has {column}{reason}; {stage} selects its weights on them: "
+            f"assign some in the column split, or raise corpora.{name}.validation"
+        )
 
 
 def check_rows(config: EvaluationConfig, name: str, plan: DecodePlan) -> None:

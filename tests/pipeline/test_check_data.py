@@ -7,7 +7,9 @@ from PIL import Image
 
 from alpro.pipeline.cli.inputs import print_check
 from alpro.pipeline.plan.check_data import check_data
-from tests.plans import configure
+from alpro.pipeline.plan.checks import check_plan
+from tests.conftest import one_line
+from tests.plans import configure, plan_of
 from tests.stages.conftest import write_manifest
 
 SMALL = ("corpora.data.frames=4", "corpora.data.size=32")
@@ -66,6 +68,26 @@ def test_a_missing_test_split_is_a_problem_with_its_reason(
     (problem,) = report.problems
     assert "no test item has captions" in problem
     assert why in problem
+
+
+def test_no_validation_item_for_a_fine_tuning_is_a_problem(tmp_path):
+    items = rows(9, split="train")
+    items[0]["split"] = "test"
+    manifest = write_manifest(tmp_path / "data", items)
+
+    (problem,) = check(manifest).problems
+    assert "no validation item has captions" in problem
+    assert "finetune_retrieval selects its weights" in problem
+    settings = ["finetune_retrieval=false", "finetune_qa=false"]
+    assert check(manifest, *settings).problems == []
+    with one_line("no validation item has captions"):
+        check_plan(
+            plan_of(
+                "own_videos",
+                f"corpora.data.data={manifest}",
+                workspace=tmp_path / "workspace",
+            )
+        )
 
 
 def test_files_that_cannot_be_decoded_are_a_problem(tmp_path):

@@ -183,8 +183,9 @@ def test_own_data_without_a_configuration_is_that_of_own_videos(
     """A tilde is the home folder, also after a =."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.mp4").write_bytes(b"")
-    row = {"path": "a.mp4", "caption": "x", "split": "test"}
-    write_lines(tmp_path / "manifest.jsonl", [row])
+    row = {"path": "a.mp4", "caption": "x"}
+    rows = [{**row, "split": split} for split in ("validation", "test")]
+    write_lines(tmp_path / "manifest.jsonl", rows)
     words = ["run", "--dry-run", "--workspace=~/w", "--data=~/manifest.jsonl"]
 
     _, out, err = call(*words)
