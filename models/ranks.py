@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from alpro.errors import InputError, one_line
 
@@ -68,19 +67,6 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def gather(local: Tensor) -> Tensor:
-    """Gather the tensors of all ranks, with gradients.
-
-    Shape:
-        (B, ...) -> (ranks * B, ...), in rank order.
-    """
-    if not dist.is_initialized():
-        return local
-    # Unlike torch.distributed.all_gather, this one has a gradient: the losses of other ranks
-    # train this rank's pairs. Collectives refuse strided tensors.
-    return torch.cat(all_gather(local.contiguous()))
 
 
 def all_reduce_max(values: list[float], device: torch.device) -> list[float]:

@@ -1,17 +1,19 @@
-"""The process group of a training or evaluation in several processes. Its collectives are in
-models/ranks.py."""
+"""The process group of a training or evaluation in several processes. Collectives without a
+gradient are in models/ranks.py."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from alpro.models.ranks import pick_device
+from alpro.models.ranks import all_reduce_sum, pick_device, rank, world_size
 from alpro.stages.execution.interface import Resources
 
 
@@ -57,3 +59,29 @@ def distributed(module: torch.nn.Module) -> DistributedDataParallel:
     # Set here, because PyTorch 2.13 renamed the argument.
     wrapped.broadcast_buffers = False
     return wrapped
+
+
+def gather(local: Tensor) -> Tensor:
+    """Gather the tensors of all ranks, with gradients.
+
+    Shape:
+        (B, ...) -> (ranks * B, ...), in rank order.
+    """
+    if not dist.is_initialized():
+        return local
+    # Collectives refuse strided tensors.
+    return Gather.apply(local.contiguous())
+
+
+class Gather(torch.autograd.Function):
+    """all_gather with a gradient: the losses of other ranks train this rank's pairs."""
+
+    @staticmethod
+    def forward(_: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from alpro.errors import InputError
 from alpro.log import log, progress
 from alpro.models.precision import autocast
-from alpro.models.ranks import all_reduce_max, all_reduce_sum, gather
+from alpro.models.ranks import all_reduce_max, all_reduce_sum
 from alpro.stages.execution.interface import EXIT_STOPPED, Metrics, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
@@ -27,7 +27,7 @@ from alpro.stages.training.checkpoint import (
 )
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.dataset import TrainingDataset
-from alpro.stages.training.distributed import World, distributed
+from alpro.stages.training.distributed import World, distributed, gather
 from alpro.stages.training.layers import (
     are_layers_compiled,
     configure_layers,

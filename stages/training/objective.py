@@ -18,10 +18,11 @@ from alpro.models.alpro import Alpro, DualEncoder, crop
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.models.losses import sample_hard_negatives, vtc_loss, vtm_loss
-from alpro.models.ranks import all_reduce_sum, gather, rank, world_size
+from alpro.models.ranks import all_reduce_sum, rank, world_size
 from alpro.models.text import Pairs
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.dataset import Examples, Granularity
+from alpro.stages.training.distributed import gather
 
 Metrics = dict[str, Tensor]
 Term = tuple[Tensor, Metrics]  # a loss and its metrics
