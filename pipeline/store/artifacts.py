@@ -179,8 +179,10 @@ def write_record(
     Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that
     the stage has not hashed.
     """
-    for stale in folder.rglob(".*.part"):  # killed processes left them
-        stale.unlink(missing_ok=True)
+    # Killed processes left them. The folders are in unfinished work, which is deleted below.
+    for stale in folder.rglob(".*.part"):
+        if stale.is_file():
+            stale.unlink()
     record = replace(
         step.description,
         counts=outcome.counts,

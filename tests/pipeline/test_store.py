@@ -112,6 +112,7 @@ def test_a_finished_artifact_has_no_unfinished_work(store):
         (out / "result.txt").write_text("done")
         for name in ("checkpoints", "parts", "model"):
             (out / name).mkdir()
+        (out / "checkpoints" / ".step-00000009.part").mkdir()
         (out / "model" / ".weights.0123.part").touch()
         return Outcome()
 
