@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from uuid import UUID
 
 import psutil
 from filelock import FileLock
@@ -23,6 +22,7 @@ from httpx import HTTPError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
@@ -68,24 +68,26 @@ async def work(pool: str, name: str, limit: int | None) -> None:
         working.result()
 
 
-async def find_unfinished(pool: str, name: str) -> list[UUID]:
-    """Return the unfinished runs of the worker of this name, as the server knows them."""
+async def find_runs(pool: str, name: str, states: list[StateType]) -> list[FlowRun]:
+    """Return the runs of the worker of this name in some states, as the server knows them."""
     async with get_client() as client:
         runs = await client.read_flow_runs(
             flow_run_filter=FlowRunFilter.model_validate(
-                {"state": {"type": {"any_": UNFINISHED}}}
+                {"state": {"type": {"any_": states}}}
             ),
             work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
     # A worker that died just after it had taken a run has not labelled it.
-    return [run.id for run in runs if run.labels.get(WORKER_LABEL, name) == name]
+    return [run for run in runs if run.labels.get(WORKER_LABEL, name) == name]
 
 
-async def wait_for_unfinished(pool: str, name: str) -> list[UUID]:
+async def wait_for_earlier_runs(pool: str, name: str) -> list[FlowRun]:
     """Wait until Prefect's server answers: a machine may start it after its workers."""
     while True:
         try:
-            return await find_unfinished(pool, name)
+            # An automation may have found that a run has crashed, and MLflow shows it as running.
+            return await find_runs(pool, name, [*UNFINISHED, StateType.CRASHED])
         except (HTTPError, RuntimeError) as error:
             # Messages do not repeat the password that an address may have.
             place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
@@ -96,23 +98,26 @@ async def wait_for_unfinished(pool: str, name: str) -> list[UUID]:
 async def end_earlier_runs(pool: str, name: str) -> None:
     """Mark the runs that an earlier life of a worker left unfinished as ended: in MLflow first, so
     that a run which is Crashed in Prefect is nowhere shown as running."""
-    unfinished = await wait_for_unfinished(pool, name)
-    if not unfinished:
+    runs = await wait_for_earlier_runs(pool, name)
+    if not runs:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
     for _ in range(MLFLOW_ATTEMPTS):
         try:
-            end_runs(uri, map(str, unfinished))
+            end_runs(uri, [str(run.id) for run in runs])
             break
         except InputError as error:
             # It may be starting. A worker works without MLflow, as its runs do.
             print(error, flush=True)
             await asyncio.sleep(WAIT_SECONDS)
     async with get_client() as client:
-        for run in unfinished:
-            # Forced, because nothing else leads out of Cancelling.
-            await client.set_flow_run_state(run, Crashed(message=CRASHED), force=True)
+        for run in runs:
+            if run.state_type in UNFINISHED:
+                # Forced, because nothing else leads out of Cancelling.
+                await client.set_flow_run_state(
+                    run.id, Crashed(message=CRASHED), force=True
+                )
 
 
 async def end_own_runs(pool: str, name: str) -> None:
@@ -127,7 +132,7 @@ async def end_own_runs(pool: str, name: str) -> None:
                     run.terminate()
                     signalled.add(run.pid)
             await asyncio.sleep(POLL_SECONDS)
-            if not runs and not await find_unfinished(pool, name):
+            if not runs and not await find_runs(pool, name, UNFINISHED):
                 return
 
 

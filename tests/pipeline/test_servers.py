@@ -14,10 +14,9 @@ from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Pending, Running
+from prefect.states import Cancelling, Crashed, Pending, Running
 
 from alpro.pipeline.flows import flow, servers, worker
-from alpro.pipeline.tracking.store import end_runs
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages import STAGES, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
@@ -160,15 +159,17 @@ def nothing():
     """Stands for the flow of a deployment."""
 
 
-# The runs that an earlier life of the worker `mine` left: the worker and the state, and the state
-# that it has afterwards.
+# The runs that an earlier life of the worker `mine` left: the worker and the states, and what it is
+# afterwards in Prefect and in MLflow.
 LEFT = {
     # The worker died before it wrote its name.
-    "pending": (None, [Pending()], "Crashed"),
-    "running": ("mine", [Pending(), Running()], "Crashed"),
-    "cancelling": ("mine", [Pending(), Cancelling()], "Crashed"),
-    "of another": ("other", [Pending(), Running()], "Running"),
-    "scheduled": (None, [], "Scheduled"),
+    "pending": (None, [Pending()], "Crashed", "KILLED"),
+    "running": ("mine", [Pending(), Running()], "Crashed", "KILLED"),
+    "cancelling": ("mine", [Pending(), Cancelling()], "Crashed", "KILLED"),
+    # By an automation, before the worker came back.
+    "crashed": ("mine", [Pending(), Running(), Crashed()], "Crashed", "KILLED"),
+    "of another": ("other", [Pending(), Running()], "Running", "RUNNING"),
+    "scheduled": (None, [], "Scheduled", "RUNNING"),
 }
 
 
@@ -178,6 +179,8 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free(
 ):
     mlflow_store(tmp_path)
     monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path))
+    tracker = Tracker.open("", tmp_path, "sample")
+    mlflow_runs = {}
 
     async def leave_and_start():
         async with get_client() as client:
@@ -187,7 +190,7 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free(
                 flow, "nightly", work_pool_name="pool", concurrency_limit=4
             )
             runs = {}
-            for name, (owner, states, _) in LEFT.items():
+            for name, (owner, states, *_) in LEFT.items():
                 run = await client.create_flow_run_from_deployment(deployment)
                 if owner:
                     await client.update_flow_run_labels(
@@ -196,6 +199,9 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free(
                 for state in states:
                     await client.set_flow_run_state(run.id, state)
                 runs[name] = run.id
+                tags = {"prefect_flow_run": str(run.id)}
+                created = tracker.client.create_run(tracker.experiment, tags=tags)
+                mlflow_runs[name] = created.info.run_id
 
             await worker.end_earlier_runs("pool", "mine")
 
@@ -208,26 +214,13 @@ def test_what_an_earlier_life_of_a_worker_left_is_crashed_and_its_slot_free(
 
     names, slots = asyncio.run(leave_and_start())
 
-    assert names == {name: after for name, (*_, after) in LEFT.items()}
-    assert slots == 1
-
-
-def test_the_runs_in_mlflow_of_a_flow_that_was_killed_are_killed(
-    mlflow_store, tmp_path
-):
-    mlflow_store(tmp_path)
-    tracker = Tracker.open("", tmp_path, "sample")
-    runs = {}
-    for name in ("killed", "other"):
-        tags = {"prefect_flow_run": name}
-        run = tracker.client.create_run(tracker.experiment, tags=tags)
-        runs[name] = run.info.run_id
-
-    end_runs(tracker.uri, ["killed"])
-
     client = MlflowClient(tracker.uri)
-    found = {name: client.get_run(run).info.status for name, run in runs.items()}
-    assert found == {"killed": "KILLED", "other": "RUNNING"}
+    statuses = {
+        name: client.get_run(run).info.status for name, run in mlflow_runs.items()
+    }
+    assert names == {name: after for name, (*_, after, _) in LEFT.items()}
+    assert statuses == {name: status for name, (*_, status) in LEFT.items()}
+    assert slots == 1
 
 
 def test_deployments_are_the_flow_with_each_stage_in_the_pool_of_its_kind():
