@@ -1,7 +1,7 @@
 """Environment variables of this project's processes, and of all that they start.
 
-A shell, a company's proxy and a job of a cluster set variables that libraries act on. A program
-calls `prepare` once, when it starts.
+A shell, a company's proxy, a job of a cluster and a container without a user each set or miss
+variables that libraries act on. A program calls `prepare` once, when it starts.
 """
 
 import os
@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterator, MutableMapping
 from contextlib import chdir, contextmanager, suppress
 from importlib import metadata
+from pathlib import Path
 
 LOCAL = "127.0.0.1,localhost"
 # Variables that torchrun sets for its ranks, and, with PET_, options that it reads.
@@ -45,6 +46,10 @@ def prepare() -> None:
     protect_descendants()
     exempt_local_hosts(os.environ)
     unset_ranks(os.environ)
+    try:
+        Path.home()
+    except RuntimeError:  # A user without a name has none. Prefect needs it.
+        os.environ["HOME"] = "/"
 
 
 def protect_descendants() -> None:

@@ -7,7 +7,7 @@ import stat
 import pytest
 from filelock import FileLock
 
-from alpro.environment import exempt_local_hosts, unset_ranks
+from alpro.environment import exempt_local_hosts, prepare, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
@@ -58,6 +58,18 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
 
     unset_ranks(os.environ)
     assert ranks.isdisjoint(os.environ)
+
+
+def test_a_user_without_a_name_has_a_home(monkeypatch):
+    def getpwuid(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+
+    prepare()
+
+    assert os.environ["HOME"] == "/"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
