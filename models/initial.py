@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from alpro.errors import one_line
-from alpro.models.alpro import Prompter
+from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.clip_prompter import TEMPORAL
 from alpro.models.pretrained import HubName, find_weights, read_model_config
 from alpro.models.timesformer import VideoConfig, resize_positions
@@ -48,15 +48,29 @@ BERT_WEIGHT = re.compile(r"(bert\.)?(embeddings|encoder\.layer)\.|cls\.predictio
 BERT_PARTS = ("text_encoder", "multimodal_encoder", "mlm_head")
 
 
+def read_encoder(key: Encoder, name: str, model: ModelConfig) -> Any:
+    """Read the configuration of a CLIP of transformers, for its vision tower, or of a BERT.
+
+    Raises:
+        InputError: As in `read_model_config`.
+        ValueError: If the encoder of the model would have other sizes.
+    """
+    part, kind = ("video", "clip") if key == "vit" else ("text", "bert")
+    config = read_model_config(key, name, (kind,))
+    source = f"{key} = {name!r}: model.{part}"
+    check_values(source, getattr(model, part), encoder_sizes(key, config))
+    return config
+
+
 def encoder_sizes(key: Encoder, config: Any) -> dict[str, Any]:
     """Return the keys of `[model.video]` of the vision tower of a CLIP of transformers, or the keys
-    of `[model.text]` of a BERT, which is split in halves, as in the paper."""
+    of `[model.text]` of a BERT."""
     encoder = config.vision_config if key == "vit" else config
     sizes = {ours: getattr(encoder, theirs) for ours, theirs in SIZES[key].items()}
     sizes["mlp_ratio"] = encoder.intermediate_size / max(1, encoder.hidden_size)
     if key == "vit":
-        return {**sizes, "stem": "patch", "pre_norm": True}
-    return {**sizes, "fusion_layer": max(1, sizes["depth"] // 2)}
+        sizes |= {"stem": "patch", "pre_norm": True}
+    return sizes
 
 
 def load_vit(model: Prompter, name: str) -> None:
@@ -80,7 +94,7 @@ def load_vit(model: Prompter, name: str) -> None:
     if Path(name).suffix in SUFFIXES:
         vit = convert(read_weights(Path(name)), TIMM)
     elif "/" in name or Path(name).is_dir():
-        vit = clip_tower(name, encoder.config)
+        vit = clip_tower(name, model.config)
     else:
         vit = convert(timm_weights(name, encoder.config), TIMM)
     vit = plain_vit(vit)
@@ -123,7 +137,7 @@ def plain_vit(vit: StateDict) -> StateDict:
     return weights
 
 
-def clip_tower(name: str, video: VideoConfig) -> StateDict:
+def clip_tower(name: str, model: ModelConfig) -> StateDict:
     """Read the vision tower of a CLIP of transformers, with the names of the video encoder.
 
     A SigLIP has no [CLS] token, from which the video encoder takes its embedding.
@@ -132,8 +146,7 @@ def clip_tower(name: str, video: VideoConfig) -> StateDict:
         InputError: As in `read_model_config`.
         ValueError: If the video encoder would not start as the tower on each frame.
     """
-    config = read_model_config("vit", name, ("clip",))
-    check_values(f"vit = {name!r}: model.video", video, encoder_sizes("vit", config))
+    config = read_encoder("vit", name, model)
     state = read_weights(find_weights(config.name_or_path))
     if select_prefix(state, TEMPORAL):
         raise ValueError(
@@ -207,10 +220,8 @@ def load_bert(model: Prompter, name: str) -> None:
         ValueError: One line, if the weights are not readable or do not match.
     """
     source = f"bert = {name!r}"
-    config = read_model_config("bert", name, ("bert",))
+    config = read_encoder("bert", name, model.config)
     text = model.config.text
-    sizes = {"heads": config.num_attention_heads, "depth": config.num_hidden_layers}
-    check_values(f"{source}: model.text", text, sizes)
 
     state: StateDict = {}
     for key, value in read_weights(find_weights(config.name_or_path)).items():
@@ -228,5 +239,5 @@ def load_bert(model: Prompter, name: str) -> None:
                 module,
                 part_weights,
                 f"{source}: {part}",
-                "; set the sizes in [model] to its sizes",
+                "; set the sizes in [model] and train_tokenizer.tokenizer to its own",
             )

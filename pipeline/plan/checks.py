@@ -18,7 +18,7 @@ from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.config import TrainingConfig
+from alpro.stages.training.config import EncoderConfig, TrainingConfig
 
 PADDING = 8  # texts are padded to a multiple of it
 # The texts on whose validation items a fine-tuning selects its weights.
@@ -38,6 +38,8 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     for step in steps:
         if step.unreadable:
             raise InputError(step.unreadable)
+        if isinstance(step.config, EncoderConfig):
+            step.config.check_encoders()
 
     resources = plan.settings.resources
     check_text_lengths(plan.settings, steps)

@@ -1,5 +1,6 @@
 """The configuration of all training stages: data, schedule and optimizer."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -12,7 +13,7 @@ from pydantic import (
 
 from alpro.errors import InputError
 from alpro.models.alpro import ModelConfig, Prompter
-from alpro.models.initial import load_bert, load_vit
+from alpro.models.initial import Encoder, load_bert, load_vit, read_encoder
 from alpro.stages.evaluation.protocol import TOP_K
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
@@ -264,6 +265,20 @@ class EncoderConfig(TrainingConfig, frozen=True):
         description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 "
         "(SigLIP). Pre-training uses the values of a trained prompter",
     )
+
+    def check_encoders(self) -> None:
+        """Check the sizes of a ViT and a BERT in folders, as far as their config.json tells.
+
+        Raises:
+            InputError: If `model` has others, or if they are other kinds of models.
+        """
+        encoders: list[tuple[Encoder, str]] = [("vit", self.vit), ("bert", self.bert)]
+        try:
+            for key, name in encoders:
+                if name and Path(name).is_dir():
+                    read_encoder(key, name, self.model)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def load_initial(self, model: Prompter) -> None:
         """Load the ViT and BERT weights into a model.

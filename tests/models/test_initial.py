@@ -131,7 +131,7 @@ def test_bert_is_split_into_text_and_multimodal_encoder(model, bert):
     [
         (
             {"video": {"width": 32}, "text": {"width": 32}},
-            "torch.Size([40, 32]); set the sizes in [model]",
+            "model.text.width is 32; set it to 64",
         ),
         (
             {"text": {"depth": 5}},

@@ -148,6 +148,17 @@ def test_texts_that_are_longer_than_a_given_model_takes_are_refused(tmp_path):
         check_plan(plan)
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("clip", "model.video.width is 32; set it to 16"), ("siglip", "not a clip")],
+)
+def test_an_encoder_in_a_folder_is_checked_before_anything_runs(
+    kind, message, clip_folders, tmp_path
+):
+    with one_line(f"vit = '{clip_folders[kind]}'", message):
+        check(tmp_path, f"train_prompter.vit={clip_folders[kind]}")
+
+
 # What the data tells.
 
 
