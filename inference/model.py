@@ -4,6 +4,7 @@ Videos are encoded a batch at a time and decoded a few ahead, so their number is
 memory. A file that cannot be decoded is reported with the reason, and the others go on.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.errors import InputError
@@ -20,8 +22,8 @@ from alpro.inference.clips import (
     DEFAULT_LIMITS,
     Source,
     file_name,
+    get_row,
     is_file,
-    is_image,
     load_clip,
 )
 from alpro.inference.encoding import (
@@ -50,6 +52,7 @@ S = TypeVar("S", bound=Source)
 # A source, a row of scores or of NaN, and the clip or why it cannot be decoded.
 Scored = tuple[S, np.ndarray, Clip | DecodeError]
 BATCH = 16  # videos that are encoded together
+WORD = r"[^\s!-/:-@\[-`{-~]+"  # characters but spaces and ASCII punctuation
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,7 @@ class Model:
             InputError: If there is no such model, or a file of it is missing.
         """
         if dtype not in get_args(Dtype):
-            raise InputError(
-                f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}"
-            )
+            raise InputError(f"dtype {dtype!r} is not one of {get_args(Dtype)}")
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded, prompts = load_with_prompts(found, target)
@@ -148,10 +149,32 @@ class Model:
         folder = self.folder
         return folder.model.text_length(folder.preprocessing.max_text_tokens)
 
-    def note(self, *texts: str) -> str:
+    def note(self, text: str) -> str:
+        """Return a line that names the unknown words of a text, or says that it is too long; empty
+        if there is nothing to say."""
+        tokenizer = self.folder.tokenizer
+        unknown = []
+        # The tokenizer of a CLIP has all bytes, so it knows all words.
+        words = re.findall(WORD, text) if isinstance(tokenizer, Tokenizer) else ()
+        for word in dict.fromkeys(words):
+            tokens = tokenizer.encode(word, add_special_tokens=False).tokens
+            # Known words are one token, or a few long ones, such as a stem and its ending.
+            is_in_letters = len(tokens) > 1 and len(word) < 3 * len(tokens)
+            if is_in_letters or "[UNK]" in tokens:
+                unknown.append(word)
+
+        note = self._count_long([text])
+        if unknown:
+            note = (
+                f"the model does not know: {', '.join(unknown)}; the scores may mean nothing. "
+                f"{note}"
+            )
+        return note.strip()
+
+    def _count_long(self, texts: list[str]) -> str:
         """Return a line that says how many texts are too long; empty if none is."""
         length = self.text_length
-        rows = wrap_tokenizer(self.folder.tokenizer).ids([*texts], length + 1)
+        rows = wrap_tokenizer(self.folder.tokenizer).ids(texts, length + 1)
         count = sum(len(ids) > length for ids in rows)
         if not count:
             return ""
@@ -163,7 +186,7 @@ class Model:
     def _check_texts(self, texts: Any) -> list[str]:
         """Return one or more texts as a list, with a warning if some are too long."""
         checked = check_texts(texts)
-        note = self.note(*checked)
+        note = self._count_long(checked)
         if note:
             warnings.warn(note, stacklevel=3)
         return checked
@@ -215,6 +238,7 @@ class Model:
         files: Iterable[S],
         score: Callable[[Videos], np.ndarray],
         cls_only: bool = True,
+        batch_size: int = 0,
     ) -> Iterator[Scored[S]]:
         """Score a stream of files. Memory holds one batch.
 
@@ -222,6 +246,7 @@ class Model:
             files: The files.
             score: Returns a row of scores for each of the encoded videos.
             cls_only: Encode only the [CLS] token of a video, which is enough for its features.
+            batch_size: Videos that are encoded together; 0: BATCH.
         """
         video = self.folder.model.config.video
 
@@ -234,7 +259,7 @@ class Model:
         # In place of a clip that cannot be decoded, so that a batch is never empty.
         black = np.zeros((video.frames, video.image_size, video.image_size, 3), "uint8")
         decoded = map_ahead(decode, files)
-        while batch := list(islice(decoded, BATCH)):
+        while batch := list(islice(decoded, batch_size or BATCH)):
             clips = [
                 clip.frames if isinstance(clip, Clip) else black for _, clip in batch
             ]
@@ -246,12 +271,13 @@ class Model:
 
     # Scores
 
-    def encode(self, inputs: Any) -> np.ndarray:
+    def encode(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
         """Embed texts or files.
 
         Args:
             inputs: A list of texts or of files, or a single one. A `Path`, a URL and a name that
                 ends like a video or an image are files; any other string is a text.
+            batch_size: Videos that are encoded together.
 
         Returns:
             L2-normalized embeddings (N, E) float32; (E,) for a single input. The row of a file that
@@ -261,12 +287,14 @@ class Model:
             InputError: If texts and files are mixed.
         """
         if isinstance(inputs, PathLike):
-            return self.encode([inputs])[0]
+            return self.encode([inputs], batch_size)[0]
 
         listed = as_list(inputs)
         are_files = [is_file(item) for item in listed]
         if all(are_files):
-            return collect_rows(self._score(listed, get_features))
+            return collect_rows(
+                self._score(listed, get_features, batch_size=batch_size)
+            )
         if any(are_files):
             raise InputError(
                 "expected a list of texts or a list of files, not both in one"
@@ -383,7 +411,7 @@ class Model:
         pixels = self.encoder.clip_pixels([clip])
         boxes = torch.tensor([patches], device=self.device)
         # Images have prompts of their own if cache_prompts was run for images.
-        kind = "image" if is_image(file) and "image" in self.prompts else "video"
+        kind = get_row(file).kind if "image" in self.prompts else "video"
         with self.autocast():
             labels = model.pseudo_labels(
                 pixels, boxes, self.prompts[kind], self.encoder.black

@@ -56,7 +56,9 @@ class Hit:
         """Return the values that `alpro search --json` and the server's API show."""
         shown = {name: self.item[name] for name in ("key", *SHOWN_COLUMNS, "columns")}
         return shown | {
-            name: value for name, value in vars(self).items() if name != "item"
+            "similarity": self.similarity,
+            "match": self.match,
+            "note": self.note,
         }
 
 
@@ -68,7 +70,7 @@ class SearchResult:
         hits: The hits of one page.
         clips: Number of clips that fit the filter.
         total: Number of clips in the index.
-        note: Says that the text is too long for the model.
+        note: Remarks on the text, such as unknown words.
     """
 
     hits: list[Hit]
@@ -114,14 +116,15 @@ class Searcher:
         Args:
             index: Folder or address of the index.
             model: The model, named as in `Model.load`, if it has moved since the index was made.
-            options: `device` and `dtype` of `Model.load`.
+            options: `workspace`, `device` and `dtype` of `Model.load`.
 
         Raises:
             InputError: If there is no index, its model is missing, or `model` is another one.
         """
         opened = index if isinstance(index, Index) else Index.open(index)
-        named = resolve(model) if isinstance(model, PathLike) else model
-        return cls(opened, Model.load(find_model(opened, named), **options))
+        if isinstance(model, PathLike):
+            model = resolve(model, options.get("workspace"))
+        return cls(opened, Model.load(find_model(opened, model), **options))
 
     @torch.inference_mode()
     def search(
@@ -212,8 +215,9 @@ class Searcher:
     def check_index(self) -> None:
         """Raise OSError if the index is gone, or is of another model than when it was opened."""
         if self.index.settings.digest != self._digest:
-            reason = "the index is of another model now"
-            raise OSError(errno.ESTALE, reason, self.index.place)
+            raise OSError(
+                errno.ESTALE, "the index is of another model now", self.index.place
+            )
 
     def _result(self, hits: list[Hit], condition: str) -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.

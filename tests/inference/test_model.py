@@ -54,6 +54,8 @@ def test_embeddings_are_those_of_the_evaluation(models, videos):
     embeddings = model.encode(videos)
 
     np.testing.assert_allclose(embeddings, evaluated.features, atol=1e-5, rtol=1e-4)
+    in_batches = model.encode(videos, batch_size=2)
+    np.testing.assert_allclose(in_batches, embeddings, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     texts = loaded.encode_texts(TEXTS)
     np.testing.assert_allclose(model.encode(TEXTS), texts.features, atol=1e-4)

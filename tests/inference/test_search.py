@@ -165,6 +165,27 @@ def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):
     assert opened.search("a dog").clips == 5
 
 
+def test_a_model_is_looked_up_in_the_workspace(searcher, tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}/artifacts"):
+        Searcher.open(searcher.index, "finetune_qa", workspace=tmp_path)
+
+
+WORDS = {
+    "a red ball": [],
+    "a ball of the parliament, parliament!": ["parliament"],
+    "\u4f60 ball!": ["\u4f60"],
+    "\U0001f600": ["\U0001f600"],
+    "बिल्ली": ["बिल्ली"],  # one word, with its combining marks
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_that_the_model_does_not_know_are_named(text, model):
+    words = ", ".join(WORDS[text])
+    line = f"the model does not know: {words}; the scores may mean nothing."
+    assert model.note(text) == (line if words else "")
+
+
 @pytest.mark.parametrize("kind", ["retrieval", "clip"])
 def test_a_text_that_is_too_long_says_where_it_is_truncated(
     kind, folders, clip_folders
