@@ -43,11 +43,6 @@ def is_file(value: Any) -> bool:
     return is_url(value) or suffix(Path(value)) in MEDIA_EXTENSIONS
 
 
-def is_image(source: Source) -> bool:
-    """Check whether a source is an image that does not move."""
-    return get_row(source).kind == "image"
-
-
 def get_row(source: Source) -> Row:
     """Return the row of a file, whose name and content tell its kind."""
     if isinstance(source, Row):

@@ -129,11 +129,12 @@ def embed_texts(
 ) -> Tensor:
     """Return the features (N, E) of texts, without their tokens. A CLIP truncates texts at its
     own length."""
-    features = []
-    for start in range(0, len(texts), TEXTS):
-        part = encode_texts(model, tokenizer, texts[start : start + TEXTS], length)
-        features.append(part.features)
-    return torch.cat(features)
+    return torch.cat(
+        [
+            encode_texts(model, tokenizer, texts[at : at + TEXTS], length).features
+            for at in range(0, len(texts), TEXTS)
+        ]
+    )
 
 
 @torch.no_grad()
@@ -242,13 +243,16 @@ def score(
     scores = empty.new_zeros(len(pairs), *empty.shape[1:])
     batch_index = 0
     with progress("matching", len(pairs), "pairs") as advance:
-        for first_video, block in by_video(pairs):
+        block_of_pair = pairs[:, 1] // VIDEOS
+        for number in np.unique(block_of_pair):
+            first_video = number * VIDEOS
+            block = np.flatnonzero(block_of_pair == number)
             tokens = videos.tokens[first_video : first_video + VIDEOS]
             # All pairs of a video share the queries, keys and values of the first layer.
             qkv = model.multimodal_encoder.project(tokens)
-            size = pairs_at_a_time(tokens)
+            size = PAIRS if tokens.is_cuda else CPU_VALUES // tokens[0].numel()
 
-            for in_block in batches(pairs[block, 0], lengths, size):
+            for in_block in batches(pairs[block, 0], lengths, max(1, size)):
                 advance(len(in_block))
                 batch_index += 1
                 if not belongs_to_this_rank(batch_index):
@@ -269,14 +273,6 @@ def score(
                 with float32(device):
                     scores[torch.from_numpy(rows).to(device)] = head(fused.float())
     return all_reduce_(scores)
-
-
-def pairs_at_a_time(tokens: Tensor) -> int:
-    """Return the number of pairs in a batch that suits the device of video tokens (N, 1 + patches,
-    D)."""
-    if tokens.is_cuda:
-        return PAIRS
-    return max(1, CPU_VALUES // tokens[0].numel())
 
 
 def match(model: Alpro, texts: Texts, videos: Videos, pairs: np.ndarray) -> Tensor:
@@ -329,14 +325,6 @@ def match_top_k(
     lowest = margins[is_matched].min() - 10
     others = similarity - similarity.max() + lowest
     return torch.where(is_chosen, margins + similarity, others).numpy()
-
-
-def by_video(pairs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield blocks of VIDEOS consecutive videos: the index of the first one, and the rows of pairs
-    (P, 2) with these videos."""
-    block = pairs[:, 1] // VIDEOS
-    for number in np.unique(block).tolist():
-        yield number * VIDEOS, np.flatnonzero(block == number)
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

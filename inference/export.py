@@ -56,13 +56,6 @@ SENTENCE_TRANSFORMERS = {
 }
 """,
 }
-SPECIAL = {
-    "pad": "[PAD]",
-    "unk": "[UNK]",
-    "cls": "[CLS]",
-    "sep": "[SEP]",
-    "mask": "[MASK]",
-}
 
 
 def export(model: Model, folder: Path, card: str) -> None:
@@ -104,7 +97,11 @@ def make_processor(model: Model) -> processing_alpro.AlproProcessor:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=source.tokenizer,
         model_max_length=source.preprocessing.max_text_tokens,
-        **{f"{name}_token": token for name, token in SPECIAL.items()},
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
     video = source.model.config.video
     processor = processing_alpro.AlproProcessor(
@@ -117,19 +114,17 @@ def make_processor(model: Model) -> processing_alpro.AlproProcessor:
 def configuration(model: Model) -> configuration_alpro.AlproConfig:
     """Return the configuration of the exported model; `auto_map` names its classes."""
     source = model.folder
-    classes = {
-        "AutoConfig": "configuration_alpro.AlproConfig",
-        "AutoModel": "modeling_alpro.AlproModel",
-        "AutoProcessor": "processing_alpro.AlproProcessor",
-    }
     return configuration_alpro.AlproConfig(
         task=source.task,
         sizes=source.model.config.model_dump(mode="json"),
         **source.preprocessing.model_dump(mode="json"),
         entities=source.entities,
         answers=source.answers,
-        auto_map=classes,
-        architectures=["AlproModel"],
+        auto_map={
+            "AutoConfig": "configuration_alpro.AlproConfig",
+            "AutoModel": "modeling_alpro.AlproModel",
+            "AutoProcessor": "processing_alpro.AlproProcessor",
+        },
     )
 
 

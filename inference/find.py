@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alpro.artifact import Source, artifacts, check_artifact, read_record
+from alpro.artifact import artifacts, check_artifact, read_record
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import checksum, expand_home
@@ -134,7 +134,8 @@ def find_prompts(folder: Path) -> tuple[Path, Path | None]:
 
     record = read_record(folder)
     if record and record.stage == "cache_prompts" and "prompter" in record.inputs:
-        return input_folder(folder, record.inputs["prompter"]), folder
+        # Inputs of an artifact are in the same workspace.
+        return record.inputs["prompter"].folder(folder.parents[1]), folder
     if record and record.stage == "train_prompter":
         # The newest first: other templates or vocabularies may have been tried before.
         for prompts, other in reversed(artifacts(folder.parents[1], "cache_prompts/*")):
@@ -147,8 +148,3 @@ def find_prompts(folder: Path) -> tuple[Path, Path | None]:
 def has_model(folder: Path) -> bool:
     """Return True if a folder is a model folder, or an artifact with one."""
     return (model_folder(folder) / "config.json").is_file()
-
-
-def input_folder(artifact: Path, source: Source) -> Path:
-    """Return the folder of an input of an artifact in the same workspace."""
-    return source.folder(artifact.parents[1])

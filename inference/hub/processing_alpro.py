@@ -100,17 +100,15 @@ class AlproProcessor(ProcessorMixin):
             batch = [videos]
         pixels = []
         for video in batch:
-            try:
-                pixels.append(self._normalize(self._read(video)))
-            except DecodeError as error:
-                raise ValueError(f"{video}: {error}") from error
+            frames = video
+            if isinstance(video, str | Path):
+                try:
+                    clip = decode_video(Path(video), self.frames, self.image_size)
+                except DecodeError as error:
+                    raise ValueError(f"{video}: {error}") from error
+                frames = clip.frames
+            pixels.append(self._normalize(np.asarray(frames)))
         return torch.cat(pixels)
-
-    def _read(self, video: Any) -> np.ndarray:
-        """Return the frames (F, H, W, 3) of an array, or of a file as the pipeline decodes it."""
-        if isinstance(video, str | Path):
-            return decode_video(Path(video), self.frames, self.image_size).frames
-        return np.asarray(video)
 
     def _normalize(self, frames: np.ndarray) -> Tensor:
         """Choose, scale and normalize frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""

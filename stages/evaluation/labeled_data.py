@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 
 from alpro.artifact import read_record
 from alpro.errors import InputError
-from alpro.inference.find import input_folder
 from alpro.inference.scan import is_corpus
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.schema import Reject, Row
@@ -138,7 +137,7 @@ def find_corpora(artifact: Path) -> Iterator[Path]:
         return
     for source in record.inputs.values():
         # A model is trained on corpora and on other models, which have inputs of their own.
-        folder = input_folder(artifact, source)
+        folder = source.folder(artifact.parents[1])
         if source.stage in CORPUS_STAGES:
             yield folder
         else:

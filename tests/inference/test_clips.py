@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from alpro.inference.clips import is_image, load_clip
+from alpro.inference.clips import get_row, load_clip
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png"])
@@ -14,11 +14,11 @@ def test_an_animated_image_is_loaded_as_a_video(tmp_path, name):
         tmp_path / name, save_all=True, append_images=frames[1:], lossless=True
     )
 
-    assert is_image(tmp_path / "still.png")
-    assert not is_image(tmp_path / name)
+    assert get_row(tmp_path / "still.png").kind == "image"
+    assert get_row(tmp_path / name).kind == "video"
     assert len(load_clip(tmp_path / name, 3, 8).frames) == 3
 
 
 def test_a_url_is_an_image_by_its_extension():
-    assert is_image("https://host/a.png?x=1")
-    assert not is_image("https://host/a.mp4")
+    assert get_row("https://host/a.png?x=1").kind == "image"
+    assert get_row("https://host/a.mp4").kind == "video"
