@@ -130,10 +130,11 @@ def start(file: Path) -> NoReturn:
     status = 1
     try:
         status = main(file)
-    except SystemExit:  # only a training that was stopped raises it
-        status = EXIT_STOPPED
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == EXIT_STOPPED:
+            status = EXIT_STOPPED  # a training that was stopped
+        else:
+            traceback.print_exc()
 
     try:
         sys.stdout.flush()

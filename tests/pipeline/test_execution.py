@@ -334,6 +334,19 @@ def test_any_other_error_is_raised(error, main, work):
     assert not work.with_name("result.json").exists()
 
 
+@pytest.mark.parametrize(("code", "status"), [(75, 75), (3, 1), ("no reason", 1)])
+def test_a_stage_that_exits_by_itself_is_not_taken_for_a_stopped_one(
+    code, status, monkeypatch, capsys
+):
+    monkeypatch.setattr(program, "main", Mock(side_effect=SystemExit(code)))
+    monkeypatch.setattr(os, "_exit", ended := Mock())
+
+    program.start(Path("work.json"))
+
+    ended.assert_called_once_with(status)
+    assert (f"SystemExit: {code}" in capsys.readouterr().err) == (status == 1)
+
+
 def test_the_first_rank_that_fails_says_why(main, capsys, monkeypatch):
     monkeypatch.setenv("ALPRO_PARENT", "1")  # its pipeline prints it
     main(InputError("clips: no captions"), "1")
