@@ -159,8 +159,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     make_folder(programs.logs)
     create_database(workspace / "prefect/prefect.db")
 
-    # SIGTERM is how systemd and Docker stop a server: not a failure.
+    # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the
+    # background has SIGINT ignored, and Ctrl-C would leave it running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The programs read settings from the current folder, and import from it.
     os.chdir(NEUTRAL_FOLDER)
     commands = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from unittest.mock import Mock
 
@@ -113,6 +114,26 @@ def test_two_servers_need_two_ports(call, free_port):
     status, _, error = call("up", "--prefect-port", port, "--mlflow-port", port)
     assert status == 2
     assert error.endswith("choose another with --mlflow-port\n")
+
+
+def test_ctrl_c_ends_what_a_script_started_in_the_background(tmp_path, monkeypatch):
+    """Such a shell has SIGINT ignored."""
+    monkeypatch.chdir(tmp_path)  # `up` leaves the current folder
+    (tmp_path / "prefect").mkdir()
+
+    def press_ctrl_c(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("Ctrl-C was ignored")
+
+    monkeypatch.setattr(servers, "Processes", press_ctrl_c)
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            servers.up(tmp_path, 4200, 5000)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
