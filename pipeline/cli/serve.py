@@ -88,8 +88,9 @@ def read_token(host: str, file: Path | None) -> str:
     # An empty file or variable must not let everybody in.
     token = (given or "").partition("\n")[0].strip()
     if len(token) < MIN_TOKEN:
+        option = f"--host {host}" if given is None else "ALPRO_TOKEN"
         raise InputError(
-            f"{file or f'--host {host}'}: the token has {len(token)} characters, and needs {MIN_TOKEN}; "
+            f"{file or option}: the token has {len(token)} characters, and needs {MIN_TOKEN}; "
             "write one with `openssl rand -hex 32 > token`, and add --token-file token"
         )
     return token

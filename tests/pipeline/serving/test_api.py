@@ -284,13 +284,18 @@ def test_the_token_is_that_of_the_file_or_the_environment(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("host", "variable"), [("192.0.2.1", None), ("0.0.0.0", "short"), ("127.0.0.1", "")]
+    ("host", "variable", "source"),
+    [
+        ("192.0.2.1", None, "--host 192.0.2.1: "),
+        ("0.0.0.0", "short", "ALPRO_TOKEN: "),
+        ("127.0.0.1", "", "ALPRO_TOKEN: "),
+    ],
 )
-def test_other_machines_need_a_token(host, variable, monkeypatch):
+def test_other_machines_need_a_token(host, variable, source, monkeypatch):
     monkeypatch.delenv("ALPRO_TOKEN", raising=False)
     if variable is not None:
         monkeypatch.setenv("ALPRO_TOKEN", variable)
-    with pytest.raises(InputError, match="token"):
+    with pytest.raises(InputError, match=f"{source}.*token"):
         read_token(host, None)
 
 
