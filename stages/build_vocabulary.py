@@ -129,10 +129,13 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         pq.write_table(table, out / f"{name}.parquet")
     # Checked after the tables are written: left_out.parquet says why words do not qualify.
     if len(entities) < 2:
+        few = f"{len(entities)} entities, and at least 2 are needed"
+        if config.entities_file:
+            raise InputError(f"{config.entities_file}: {few}")
         raise InputError(
-            f"the captions have {len(entities)} nouns that qualify as entities, and at least 2 are "
-            f"needed; {out / 'left_out.parquet'} says why the others do not (tagger = "
-            f"{config.tagger!r}), and build_vocabulary.entities_file takes a list of your own"
+            f"the captions have {few}; {out / 'left_out.parquet'} says why other nouns do not "
+            f"qualify (tagger = {config.tagger!r}), and build_vocabulary.entities_file takes a list "
+            "of your own"
         )
 
     # Fewer than M are no error: PEM has fewer classes then.

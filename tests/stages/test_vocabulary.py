@@ -432,6 +432,9 @@ def test_a_list_of_entities_replaces_counting(build, tmp_path):
     entities = pq.read_table(tmp_path / "entities.parquet")["entity"].to_pylist()
     assert entities == ["video", "zebra", "thing"]
     assert counts["entities"] == 3
+    words.write_text("zebra 80\n")
+    with one_line(f"{words}: 1 entities, and at least 2 are needed"):
+        build(rows, entities=3, entities_file=str(words))
 
 
 def test_a_list_of_answers_replaces_the_most_frequent_answers(
