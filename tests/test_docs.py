@@ -254,6 +254,8 @@ def test_other_nodes_start_what_the_pipeline_starts():
     started = " ".join(get_command("pretrain", Path("work.json"), resources))
     modules = re.compile(r"-m ([a-z][\w.]+)")
     assert modules.findall(script) == modules.findall(started)
+    options = re.compile(r"--(?:nnodes|node-rank|rdzv-endpoint|rdzv-id)")
+    assert set(options.findall(script)) == set(options.findall(started))
 
 
 @pytest.mark.skipif(

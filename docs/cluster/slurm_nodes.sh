@@ -32,7 +32,7 @@ until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json)
 export PYTHONSAFEPATH=1 # nothing is imported from the current folder
 exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
   --nnodes "$SLURM_NNODES" --node-rank "$SLURM_PROCID" --rdzv-endpoint "$rendezvous" \
-  -m alpro.pipeline.execution.run_stage "$work"
+  --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
 ' alpro-nodes "$@" &
 step=$!
 ended=

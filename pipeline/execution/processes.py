@@ -245,6 +245,8 @@ def get_command(
     if nodes > 1:
         group = [f"--nnodes={nodes}", f"--node-rank={node}"]
         group += [f"--rdzv-endpoint={resources.rendezvous}"]
+        # Named by the fingerprint: the command of another run on that node must not join this one.
+        group += [f"--rdzv-id={work_file.parent.name}"]
     options = [f"--nproc-per-node={processes}", *group]
     # Without a log folder, torchrun leaves an empty one.
     options += [f"--log-dir={os.devnull}"]
