@@ -77,9 +77,7 @@ def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
 def model_folder(folder: Path) -> Path:
     """Return the folder model/ of an artifact, or the folder itself."""
     inside = folder / "model"
-    if inside.is_dir():
-        return inside
-    return folder
+    return inside if inside.is_dir() else folder
 
 
 def float32(device: torch.device) -> AbstractContextManager:

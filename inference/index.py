@@ -188,10 +188,11 @@ class Index:
     @engine_call
     def change_settings(self, **values: Any) -> None:
         """Change the model's folder or the root, for all rows at once."""
-        settings = self.settings.model_copy(update=values)
-        metadata = {SETTINGS: settings.model_dump_json()}
+        changed = self.settings.model_copy(update=values).model_dump_json()
         with self._lock:
-            self.table.update_field_metadata({"path": "vector", "metadata": metadata})
+            self.table.update_field_metadata(
+                {"path": "vector", "metadata": {SETTINGS: changed}}
+            )
 
     @engine_call
     def count(self, sql: str = IS_CLIP) -> int:

@@ -268,9 +268,15 @@ class Addition:
         """Return an item with its key, its identity and the digest of what is said of it."""
         path = stored_path(item["path"], self.settings.root)
         member = (item["member"] or {}).get("name")
-        sample = item["id"] if item["reason"] else None
         # What an item is, whatever its file contains.
-        parts = (path, member, sample, item["start"], item["end"], item["detail"])
+        parts = (
+            path,
+            member,
+            item["id"] if item["reason"] else None,
+            item["start"],
+            item["end"],
+            item["detail"],
+        )
         identity = "" if item["reason"] else self.identities[item["path"]]
         row = item | {"key": hash_repr(parts), "identity": identity}
         row["listed_by"] = stored_path(item["listed_by"] or "", self.settings.root)

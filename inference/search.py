@@ -64,7 +64,7 @@ class Hit:
 
 @dataclass
 class SearchResult:
-    """The hits of a search, best first. Iterating yields them.
+    """The hits of a search, best first. Iterating yields them, and `len` counts them.
 
     Attributes:
         hits: The hits of one page.
@@ -80,6 +80,9 @@ class SearchResult:
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
 
     @property
     def summary(self) -> str:
