@@ -121,7 +121,7 @@ def alpro(
 
     Args:
         config: A configuration that ships, or a TOML file.
-        data: A manifest or a folder of your videos, which replaces every corpus. Empty: the
+        data: A manifest or a folder of your videos, as `corpora.data.data`. Empty: the
             configuration's.
         changes: Values to change, also of other stages, each as stage.key=value, such as
             pretrain.lr=1e-4.

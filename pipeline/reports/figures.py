@@ -2,7 +2,6 @@
 and the calibration of probabilities."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,8 +11,6 @@ from alpro.names import Artifact
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 
-# Files of an evaluation that have probabilities.
-PROBABILITIES = ("qa.parquet", "entity_crops.parquet")
 WIDTH = 6  # inches: legible on a phone
 
 
@@ -31,15 +28,22 @@ def draw_scores(rows: Rows) -> dict[str, Figure]:
     figure = Figure(figsize=(WIDTH, 0.5 * bottom + 1), layout="constrained")
     axes = figure.subplots()
     for line, row in enumerate(scores):
-        text = f"{row_label(row)}, {metric_text(row)}: {score_text(row)}"
-        axes.text(0, line - 0.25, text)
+        axes.text(
+            0,
+            line - 0.25,
+            f"{row_label(row)}, {metric_text(row)}: {score_text(row)}",
+        )
         axes.plot(row["value"], line, "C0o")
         # matplotlib skips a point that is None.
         axes.plot([row["low"], row["high"]], [line, line], "C0", lw=4, alpha=0.4)
-        axes.plot([row["chance"]], [line], "k|", ms=9)
+        axes.plot([row["chance"]], [line], "k|")
 
-    axes.set(xlim=(-1, 101), ylim=(bottom, -0.9), yticks=[])
-    axes.set_xlabel("%: ● score, ━ 95 % interval, | chance")
+    axes.set(
+        xlim=(-1, 101),
+        ylim=(bottom, -0.9),
+        yticks=[],
+        xlabel="%: ● score, ━ 95 % interval, | chance",
+    )
     return {"scores.png": figure}
 
 
@@ -52,15 +56,17 @@ def draw_calibration(artifacts: Iterable[Artifact]) -> dict[str, Figure]:
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots()
     for folder, _ in artifacts:
-        for file in filter(Path.is_file, map(folder.joinpath, PROBABILITIES)):
+        # The evaluations that have probabilities.
+        for file in (folder / "qa.parquet", folder / "entity_crops.parquet"):
+            if not file.is_file():
+                continue
             table = pq.read_table(file, columns=["probability", "right"])
-            bins = calibration(*map(np.asarray, table.columns))
-            _, probabilities, accuracies = zip(*bins, strict=True)
-            axes.plot(probabilities, accuracies, "o-", label=file.stem)
+            _, x, y = zip(*calibration(*map(np.asarray, table.columns)), strict=True)
+            axes.plot(x, y, "o-", label=file.stem)
 
     if not axes.lines:
         return {}
-    axes.axline((0, 0), slope=1, ls="--", c="gray", label="calibrated")
+    axes.axline((0, 0), slope=1, ls="--", label="calibrated")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability", ylabel="accuracy")
     axes.legend()
     return {"calibration.png": figure}

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -125,10 +126,8 @@ def whole_run(tmp_path_factory):
     return run
 
 
-def kill(draw, command, folder, ranks):
+def kill(draw, command, folder, role, signals):
     """Kill a run at a random instant."""
-    role = draw.choice([role for role in ROLES if ranks > 1 or role != "torchrun"])
-    signals = draw.choice([*SIGNALS])
     log = folder / "log"
 
     killed = start(command, log)
@@ -138,22 +137,31 @@ def kill(draw, command, folder, ranks):
     assert killed.returncode in ENDS, f"{role}, {signals}\n{log.read_text()}"
 
 
-@pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 2), (2, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("role", "signals", "ranks"),
+    [
+        ("pipeline", "SIGTERM", 1),
+        ("torchrun", "SIGKILL", 2),
+        ("rank", "SIGKILL", 1),
+        ("DataLoader worker", "SIGINT twice", 1),
+    ],
+)
 def test_a_stage_that_is_killed_continues_to_the_same_bytes(
-    seed, ranks, stage, train_here, whole_stage, tmp_path
+    role, signals, ranks, stage, train_here, whole_stage, tmp_path
 ):
-    kill(random.Random(seed), stage(tmp_path, ranks), tmp_path, ranks)
+    kill(random.Random(0), stage(tmp_path, ranks), tmp_path, role, signals)
     assert train_here(tmp_path, ranks) == whole_stage(ranks)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(40))
 def test_a_run_that_is_killed_continues_to_the_same_bytes(seed, whole_run):
-    ranks = 1 + seed % 2
+    role, signals = [*product(ROLES, SIGNALS)][seed % 15]
+    ranks = 2 if role == "torchrun" else 1 + seed % 2
     workspace, expected = whole_run(ranks)
     shutil.rmtree(workspace / "artifacts" / "train_prompter")
     command = pipeline(workspace, ranks)
-    kill(random.Random(seed), command, workspace, ranks)
+    kill(random.Random(seed), command, workspace, role, signals)
     assert run_to_the_end(command, workspace) == expected
 
 
