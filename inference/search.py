@@ -255,7 +255,8 @@ def drop_neighbors(items: list[Item]) -> list[Item]:
     # A window that touches only a neighbor of a hit is a hit of its own.
     spans_of_hits: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for item in items:
-        start, end = item["start"], item["end"]
+        start = item["start"]
+        end = item["end"]
         if None not in (start, end):
             spans = spans_of_hits[item["path"]]
             # Parts that a manifest names have lengths of their own.
