@@ -122,7 +122,7 @@ def fingerprinted_config(
     return {key: value for key, value in values.items() if key not in ignored}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested values to one level with dotted keys. Lists of tables are numbered.
 
     >>> flatten({"a": {"b": 1}, "c": [{"d": 2}]})

@@ -74,6 +74,7 @@ class Units:
         """Return the record of a unit. None if it is missing or damaged, or if it is transient:
         another try may have another result."""
         folder = self.folder(key)
+        record: UnitRecord = {}
         try:
             record = read_json(folder / RECORD)
             files = record["files"].items()

@@ -77,11 +77,12 @@ class Gather(torch.autograd.Function):
     """all_gather with a gradient: the losses of other ranks train this rank's pairs."""
 
     @staticmethod
-    def forward(_: Any, local: Tensor) -> Tensor:
+    def forward(ctx: Any, local: Tensor) -> Tensor:
         parts = [torch.empty_like(local) for _ in range(world_size())]
         dist.all_gather(parts, local)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        return all_reduce_sum(gradient.contiguous()).chunk(world_size())[rank()]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        total = all_reduce_sum(grad_outputs[0].contiguous())
+        return total.chunk(world_size())[rank()]

@@ -308,6 +308,8 @@ PLACES = {
 }
 NOT_IN_EVERY_RUN = {
     "<split>/decoded/<corpus>/<column>",
+    "<split>/left_out/<corpus>",
+    "<metric>/of/<corpus>",
     "<split>/<model>/entity_crops/acc_kept",
     "<split>/<model>/entity_crops/acc_confident",
     "train/memory_gib",  # only a GPU has it
