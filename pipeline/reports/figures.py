@@ -66,7 +66,7 @@ def draw_calibration(artifacts: Iterable[Artifact]) -> dict[str, Figure]:
 
     if not axes.lines:
         return {}
-    axes.axline((0, 0), slope=1, ls="--", label="calibrated")
+    axes.axline((0, 0), slope=1, ls="--", c="gray", label="calibrated")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability", ylabel="accuracy")
     axes.legend()
     return {"calibration.png": figure}
