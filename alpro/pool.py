@@ -84,8 +84,8 @@ def each(
         Ctrl-C, running tasks are stopped.
 
     Raises:
-        InputError: If the scheduler does not answer, or a worker has other versions.
-        ConnectionError: If the scheduler was lost. Finished tasks are kept.
+        InputError: If the scheduler does not answer, or was lost (finished tasks are kept), or a
+            worker has other versions.
     """
     pending = iter(tasks)
     if _runs_inline:
@@ -351,8 +351,8 @@ class _Cluster:
         try:
             answer, lines = future.result()
         except CancelledError:
-            raise ConnectionError(
-                f"{self._scheduler}: the scheduler was lost"
+            raise InputError(
+                f"{self._scheduler}: the scheduler was lost; start it, and run again to continue"
             ) from None
         except KilledWorker as killed:
             return Died(f"its worker was lost {killed.allowed_failures + 1} times")

@@ -230,7 +230,7 @@ def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
         results = each(
             [programs[0].pid], kill_then_hang, workers=1, scheduler=scheduler
         )
-        with pytest.raises(ConnectionError, match="the scheduler was lost"):
+        with pytest.raises(InputError, match="the scheduler was lost"):
             next(results)
     finally:
         for program in programs:
