@@ -44,7 +44,7 @@ def add(trained):
 
 @pytest.fixture(scope="module")
 def models(trained, videos, add):
-    """An index of three clips, the second half of one, an image, and a member of a tar, with its
+    """An index of three clips, the second half of one, an image, and members of a tar, with its
     models."""
     folder = videos[0].parent
     Image.new("RGB", (60, 40), "red").save(folder / "red.png")
@@ -60,10 +60,11 @@ def models(trained, videos, add):
         manifest = write_lines(folder / f"{name}.jsonl", part)
         add(folder / "index", manifest, columns=columns)
     (folder / "tars").mkdir()
-    about = write_lines(folder / "about.json", [{"key": "0", "status": "success"}])
+    about = write_lines(folder / "about.json", [{"status": "success"}])
     with tarfile.open(folder / "tars" / "00000.tar", "w") as tar:
-        tar.add(about, "0.json")
-        tar.add(videos[1], "0.mp4")
+        for key in range(12):  # two pages of clips
+            tar.add(about, f"{key}.json")
+            tar.add(videos[1], f"{key}.mp4")
     add(folder / "index", folder / "tars")
 
     search, ask, prompter = (
@@ -74,7 +75,7 @@ def models(trained, videos, add):
 
 @pytest.fixture(scope="module")
 def keys(models):
-    """The keys of three videos, the half of one, an image and a member."""
+    """The keys of three videos, the half of one, an image and members."""
     rows = models.search.index.rows()
     rows.sort(
         key=lambda row: (
