@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import cache
 
 # Environment variable: DEBUG, INFO, or WARNING for no progress.
@@ -94,21 +95,18 @@ def progress(
     import rich.progress as rich
     from rich.console import Console
 
-    columns = (
+    bar = rich.Progress(
         rich.TextColumn("{task.description}"),
+        rich.BarColumn(BAR_WIDTH),
         rich.MofNCompleteColumn(),
         rich.TextColumn(unit),
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[note]}"),
-    )
-    bar = rich.Progress(
-        rich.BarColumn(BAR_WIDTH),
-        *columns,
         console=Console(stderr=True),
         transient=True,
         speed_estimate_period=SPEED_SECONDS,
     )
-    bar.add_task(f"{what}:", total=total, completed=done, note="")
+    bar.add_task(what, total=total, completed=done, note="")
     task = bar.tasks[0]
     has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
     next_line = time.monotonic() + LINE_SECONDS
@@ -116,9 +114,15 @@ def progress(
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal next_line
         bar.update(task.id, advance=n, note=note or task.fields["note"])
-        if not has_bar and time.monotonic() >= next_line:
-            next_line = time.monotonic() + LINE_SECONDS
-            log.info(" ".join(str(column(task)) for column in columns))
+        now = time.monotonic()
+        if has_bar or now < next_line:
+            return
+
+        next_line = now + LINE_SECONDS
+        details = [f"{task.completed:.0f} of {total or '?'} {unit}"]
+        if task.time_remaining is not None:
+            details.append(f"{timedelta(seconds=task.time_remaining)} left")
+        log.info(f"{what}: {', '.join(filter(None, [*details, task.fields['note']]))}")
 
     with bar if has_bar else nullcontext():
         yield advance
