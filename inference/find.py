@@ -23,8 +23,8 @@ from alpro.names import (
 if TYPE_CHECKING:
     from alpro.inference.index import Index
 
-# Other files that decide what a model computes, if they exist: its tokenizer, and the preprocessing
-# of a CLIP.
+# Other files that decide what a model computes, if they exist: its tokenizer, and a CLIP's
+# preprocessing.
 OPTIONAL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         # Changes with the file; empty: a bad row of a manifest.
         "identity": pa.string(),
         "member": arrow_type(Member),  # place in a tar of downloads
-        # Of samples of decoded corpora, which earlier versions indexed.
+        # Frames of decoded samples, which earlier versions indexed.
         "frame_offsets": pa.list_(pa.int64()),
         "frame_sizes": pa.list_(pa.int64()),
         "reason": pa.string(),  # why there is no embedding

@@ -27,8 +27,8 @@ from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
 
-# Errors that end a run and are not bugs: of the user, of a stage, which has printed why, a stop, or
-# of a disk.
+# Errors that end a run and are no bugs: a mistake of the user, a failed stage, which has printed
+# why, a stop, or a disk.
 EXPECTED = (InputError, StageFailed, CancelledError, OSError)
 DEFAULT_UI = "http://127.0.0.1:5000"  # the server of `alpro ui`, without --port
 

@@ -34,7 +34,7 @@ def compare_runs(
         built.append([record for _, record in lineage(artifacts, evaluation)])
     shared = set.intersection(*({one.stage for one in records} for records in built))
 
-    # Of a stage that only one was built from, only the name is listed.
+    # A stage that only one was built from is listed by its name.
     origins: list[Origin] = []
     for records in built:
         further = sorted({one.stage for one in records} - shared)
