@@ -3,7 +3,12 @@
     python examples/own_stage.py VOCABULARY OUT
 
 VOCABULARY is an artifact of build_vocabulary. The program runs the stage alone. As the module
-stages/count_words.py it is part of a pipeline (CONTRIBUTING.md, Common changes).
+stages/count_words.py it is part of a pipeline (CONTRIBUTING.md, Common changes), with the lines in
+stages/dag.py that say where its inputs come from:
+
+    if pretrain:
+        inputs = {"vocabulary": "build_vocabulary"}
+        yield Needs("count_words", pipeline.count_words, inputs)
 """
 
 import sys
@@ -12,9 +17,7 @@ from pathlib import Path
 from alpro.files import write_json
 from alpro.inference.prompts import read_entities
 from alpro.stages.execution.interface import (
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageConfig,
     StageInputs,
@@ -33,13 +36,6 @@ class Inputs(StageInputs):
     """What the stage reads: a folder for each input."""
 
     vocabulary: Path
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Say where the inputs come from. Empty: the stage is not part of this configuration."""
-    if pipeline.pretrain is None:
-        return []
-    return [Needs(pipeline.count_words, {"vocabulary": "build_vocabulary"})]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -4,10 +4,9 @@ A stage's module has:
 
 - VERSION, which is increased when its output changes for the same configuration and inputs;
 - a frozen `Config`, and frozen `Inputs` with the folders that it reads;
-- `needs(pipeline) -> list[Needs]`, the steps that a pipeline has of this stage, mostly one, and where
-  their inputs come from. The stages that make a corpus have none: `pipeline/plan/corpora.py` plans a
-  step for each corpus;
 - `run(config, inputs, out, resources) -> Outcome`.
+
+`dag.py` says which steps a pipeline has, and where their inputs come from.
 
 The command line and the deployments read this table, so that they need not import the stages.
 """

@@ -13,9 +13,7 @@ from alpro.models.words import WORD, Templates, read_word_list
 from alpro.stages.execution.interface import (
     FILE,
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     Share,
     StageConfig,
@@ -97,13 +95,6 @@ class Inputs(StageInputs):
     """Decoded corpora."""
 
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Build it for pre-training, from its corpora."""
-    if pipeline.pretrain is None:
-        return []
-    return [Needs(pipeline.build_vocabulary, corpora=pipeline.pretrain.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

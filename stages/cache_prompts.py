@@ -17,9 +17,7 @@ from alpro.models.ranks import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageConfig,
     StageInputs,
@@ -46,14 +44,6 @@ class Inputs(StageInputs):
 
     vocabulary: Path
     prompter: Path | None = None
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Cache prompts if pre-training needs a prompter."""
-    if not pipeline.uses_prompter:
-        return []
-    stages = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
-    return [Needs(pipeline.cache_prompts, stages)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -5,20 +5,16 @@ A pipeline has a step for each model: `evaluate prompter`, `evaluate pretrained`
 the same name are over the same queries, so any two steps can be compared.
 """
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from pydantic import Field
 
-from alpro.errors import InputError
 from alpro.inference.find import Found
 from alpro.inference.prompts import load_with_prompts
 from alpro.log import log
-from alpro.models.folder import read_kind
 from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
@@ -30,12 +26,9 @@ from alpro.stages.evaluation.protocol import (
     find_excluded,
 )
 from alpro.stages.evaluation.results import Results
-from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import (
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     Share,
     StageInputs,
@@ -44,8 +37,6 @@ from alpro.stages.training.distributed import init_distributed
 
 # One step for each model; a row names its model; intervals of scipy.
 VERSION = f"17 {TABLE_VERSION}"
-# Tasks of the models in `pretrained`, with the steps that evaluate them.
-START_TASKS = {"pretrain": "pretrained", "retrieval": "retrieval", "qa": "qa"}
 
 
 class Config(EvaluationConfig, frozen=True):
@@ -65,75 +56,6 @@ class Inputs(StageInputs):
     model: Path | None = None
     prompts: Path | None = None
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Return a step for each model of a pipeline that there is anything to ask about.
-
-    A step has only the keys that concern its model: another control must not evaluate the
-    pre-trained model again.
-    """
-    table: EvaluationConfig = pipeline.evaluate
-    given = find_start_task(pipeline.start)
-    shared = {"top_k", "split", "min_decoded_share"}
-    shared |= {"exclude_overlap", "mixed_precision"}
-    ranking = {"retrieval", "frames", "max_text_tokens", *shared}
-    controls = {"controls", "seed"}
-    steps = []
-
-    def add(
-        task: str,
-        model_name: str,
-        keys: set[str],
-        values: Mapping[str, Any] = {},
-        **stages: str,
-    ) -> None:
-        chosen = table.model_dump(include=keys) | {"model_name": model_name, **values}
-        config = Config.model_validate(chosen)
-        # Nothing to ask about: the corpus that these keys name is empty.
-        if config.corpora:
-            folders = {"model": pipeline.start} if given == task else {}
-            steps.append(Needs(config, stages, folders, config.corpora, name=task))
-
-    if pipeline.baseline:
-        frames = table.frames or pipeline.frames
-        values = {"baseline": pipeline.baseline, "frames": frames}
-        add("baseline", Path(pipeline.baseline).name, ranking, values)
-
-    if pipeline.uses_prompter or pipeline.finetunes_clip:
-        name = FINE_TUNED if pipeline.finetunes_clip else PROMPTER
-        values = {} if table.retrieval else {"qa": table.qa}
-        if pipeline.pretrain:
-            values["threshold"] = pipeline.pretrain.threshold
-        keys = {*ranking, "entity_crops"}
-        stages = {"model": "train_prompter", "prompts": "cache_prompts"}
-        add("prompter", name, keys, values, **stages)
-
-    # A model that was fine-tuned before has no score as pre-trained.
-    if given == "pretrained" or (pipeline.pretrain and not given):
-        add("pretrained", PRETRAINED, ranking, model="pretrain")
-    if pipeline.finetune_retrieval or given == "retrieval":
-        add("retrieval", FINE_TUNED, ranking | controls, model="finetune_retrieval")
-    if pipeline.finetune_qa or given == "qa":
-        # The numbers of frames and tokens are those of retrieval.
-        keys = {"qa", "contrasts", *shared, *controls}
-        add("qa", FINE_TUNED, keys, model="finetune_qa")
-    return steps
-
-
-def find_start_task(start: Path | None) -> str:
-    """Return the step that evaluates the model which a pipeline starts from; empty without one.
-    Raises InputError if the folder has no model that is pre-trained or fine-tuned."""
-    if start is None:
-        return ""
-
-    task = read_kind(start, "task")
-    if task not in START_TASKS:
-        kind = task or "no model folder"
-        raise InputError(
-            f"pretrained: {start}: {kind}; give a model of pre-training or fine-tuning"
-        )
-    return START_TASKS[task]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -15,9 +15,7 @@ from alpro.stages.execution.interface import (
     FILE,
     Corpora,
     Count,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageInputs,
 )
@@ -26,7 +24,6 @@ from alpro.stages.training.objective import QaObjective
 from alpro.stages.training.stage import (
     Training,
     build_fine_tuned,
-    needs_pretrained,
     train,
 )
 from alpro.stages.vocabulary.nouns import training_texts
@@ -64,11 +61,6 @@ class Inputs(StageInputs):
 
     model: Path
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Fine-tune if it is configured."""
-    return needs_pretrained(pipeline.finetune_qa, pipeline)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

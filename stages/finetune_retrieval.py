@@ -11,9 +11,7 @@ from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
     Corpora,
     Count,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageInputs,
 )
@@ -22,7 +20,6 @@ from alpro.stages.training.objective import MatchingObjective
 from alpro.stages.training.stage import (
     Training,
     build_fine_tuned,
-    needs_pretrained,
     train,
 )
 
@@ -43,11 +40,6 @@ class Inputs(StageInputs):
 
     model: Path
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Fine-tune if it is configured."""
-    return needs_pretrained(pipeline.finetune_retrieval, pipeline)
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -19,9 +19,7 @@ from alpro.models.folder import ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.execution.interface import (
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageInputs,
     file_or_word,
@@ -82,20 +80,6 @@ class Inputs(StageInputs):
     prompter: Path | None = None
     prompts: Path | None = None
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Pre-train if it is configured."""
-    config: Config | None = pipeline.pretrain
-    if config is None:
-        return []
-    stages = {
-        "tokenizer": "train_tokenizer",
-        "vocabulary": "build_vocabulary",
-        "prompter": "train_prompter",
-        "prompts": "cache_prompts",
-    }
-    return [Needs(config, stages, corpora=config.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

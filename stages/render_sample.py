@@ -27,9 +27,7 @@ from alpro.shards.sample.scene import (
 )
 from alpro.stages.execution.interface import (
     Count,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageConfig,
     StageInputs,
@@ -104,10 +102,6 @@ class Item:
 
 class Inputs(StageInputs):
     """No inputs."""
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    return [Needs(pipeline.render_sample)] if pipeline.render_sample else []
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -20,9 +20,7 @@ from alpro.stages.evaluation.entities import random_box
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     Share,
     StageConfig,
@@ -70,7 +68,7 @@ class Crops(StageConfig, frozen=True):
         # `random_box` returns a box of another area if none fits.
         _, _, width, height = random_box(grid, np.random.default_rng(0), self.area)
         smallest, largest = self.area
-        if self.share and not smallest <= width * height / grid**2 <= largest:
+        if not smallest <= width * height / grid**2 <= largest:
             raise InputError(
                 f"train_prompter.crops.area = {list(self.area)}: no such crop of {grid} x {grid} "
                 "patches"
@@ -128,7 +126,7 @@ class Config(EncoderConfig, frozen=True):
             raise ValueError(
                 "new_lr, trained_layers and interpolate are for the towers of `clip`"
             )
-        if not self.clip:
+        if not self.clip and self.crops.share:
             self.crops.check(self.model.video.grid)
         return self
 
@@ -139,16 +137,6 @@ class Inputs(StageInputs):
 
     tokenizer: Path | None = None
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Train a CLIP, or a prompter for pre-training, unless another one is configured."""
-    config: Config | None = pipeline.train_prompter
-    is_read = pipeline.finetunes_clip or pipeline.uses_prompter
-    if config is None or not is_read or pipeline.cache_prompts.prompter:
-        return []
-    stages = {} if config.clip else {"tokenizer": "train_tokenizer"}
-    return [Needs(config, stages, corpora=config.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -13,9 +13,7 @@ from alpro.models.word_pieces import load_tokenizer, train_tokenizer
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
     StageConfig,
     StageInputs,
@@ -45,17 +43,6 @@ class Inputs(StageInputs):
     """Decoded corpora. A tokenizer that is not trained has none."""
 
     corpora: Corpora
-
-
-def needs(pipeline: Pipeline) -> list[Needs]:
-    """Train it for pre-training, on its corpora. A tokenizer that is not trained reads no captions
-    and depends on no other key."""
-    config: Config = pipeline.train_tokenizer
-    if pipeline.pretrain is None:
-        return []
-    if config.tokenizer != "train":
-        return [Needs(Config(tokenizer=config.tokenizer))]
-    return [Needs(config, corpora=pipeline.pretrain.corpora)]
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alpro.pipeline.config.command import Command, data_changes
+from alpro.pipeline.config.command import Command, data_change
 from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests, digest_manifest
@@ -14,7 +14,8 @@ from alpro.shards.storage import Location
 def command(
     config: str | Path, *changes: str, data: str | Path = "", stage: str = ""
 ) -> Command:
-    return Command(str(config), data_changes(str(data) if data else "", changes), stage)
+    own_data = [data_change(str(data))] if data else []
+    return Command(str(config), (*own_data, *changes), stage)
 
 
 def configure(

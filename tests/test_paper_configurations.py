@@ -13,7 +13,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import is_clip
 from alpro.models.official import import_checkpoint
 from alpro.pipeline.cli.options import Source
-from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.command import CONFIGS, shipped
 from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.plan import build_steps

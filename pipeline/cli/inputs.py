@@ -53,12 +53,12 @@ def check(
         config: The configuration whose decoding settings are used.
         set: Change a value, such as corpora.data.frames=16; repeatable.
     """
-    from alpro.pipeline.config.command import Command, data_changes
+    from alpro.pipeline.config.command import Command, data_change
     from alpro.pipeline.config.load import read_settings
     from alpro.pipeline.plan.check_data import check_data
     from alpro.shards.sources.propose import UnknownColumns
 
-    settings = read_settings(Command(config, data_changes(data, set)))
+    settings = read_settings(Command(config, (data_change(data), *set)))
     if settings.corpora["data"].shards:
         raise InputError(
             "`alpro data check` cannot check shards (corpora.data.shards); run `alpro run index_shards`"

@@ -67,7 +67,7 @@ class Source:
 
     def command(self, config: str, workspace: Path, stage: str = "") -> "Command":
         """Return the command of a configuration with these options as changes."""
-        from alpro.pipeline.config.command import Command, data_changes, text_change
+        from alpro.pipeline.config.command import Command, data_change, text_change
 
         changes = []
         if self.pretrained:
@@ -76,7 +76,9 @@ class Source:
 
             model = model_folder(resolve(self.pretrained, workspace).model)
             changes.append(text_change("pretrained", str(model.resolve())))
-        return Command(config, (*changes, *data_changes(self.data, self.set)), stage)
+        if self.data:
+            changes.append(data_change(self.data))
+        return Command(config, (*changes, *self.set), stage)
 
 
 @Parameter(name="*")

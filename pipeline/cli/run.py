@@ -32,7 +32,7 @@ def run(
         stage: Only this stage; by default all of them.
         config: A shipped configuration, or a TOML file. By default sample, with --data own_videos.
     """
-    from alpro.pipeline.config.files import find_config
+    from alpro.pipeline.config.command import find_config
 
     if not config:
         config = "own_videos" if source.data else "sample"
@@ -48,7 +48,6 @@ def run(
     # Slow to import: meanwhile the temporary server starts.
     from alpro.pipeline.plan.checks import check_plan, fetch_models
     from alpro.pipeline.plan.plan import make_plan, write_names
-    from alpro.pipeline.reports.terminal import print_results
 
     # Refuse what would fail before anything starts.
     plan = make_plan(command, root)
@@ -56,6 +55,8 @@ def run(
     if options.dry_run:
         print_plan(plan)
         return
+
+    from alpro.pipeline.reports.terminal import print_results
 
     # Another MLflow server gets a run of its own, also if everything exists.
     artifacts = [] if options.tracking_uri else plan.finished
@@ -87,7 +88,7 @@ def study(
         file: A shipped study, or a TOML file.
         config: The configuration, as of `alpro run`; by default the study's.
     """
-    from alpro.pipeline.config.files import STUDIES, find_config
+    from alpro.pipeline.config.command import STUDIES, find_config
 
     find_config(file, shipped_in=STUDIES)  # as `run`: before anything is created
     root, wait = prepare_run(options)

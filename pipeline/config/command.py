@@ -1,12 +1,21 @@
-"""A command: a configuration, changes of its values, and the last stage to run."""
+"""A command: a configuration, changes of its values, and the last stage to run; and the TOML files
+that it may name. Nothing here is slow to import."""
 
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from alpro.artifact import Record
+from alpro.credentials import refuse_credentials
+from alpro.errors import InputError
+from alpro.files import expand_home, read_text
 
+CONFIGS = Path(__file__).with_name("shipped")
+STUDIES = CONFIGS / "studies"
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
 # Stages that run without a table, and use [templates].
@@ -43,10 +52,9 @@ def command_of(record: Record) -> Command:
     return Command(run["config"], tuple(run["changes"]), record.stage)
 
 
-def data_changes(data: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the change of `--data`, followed by the changes of `--set`."""
-    replaced = [text_change("corpora.data.data", data)] if data else []
-    return (*replaced, *changes)
+def data_change(data: str) -> str:
+    """Return the change of `--data`."""
+    return text_change("corpora.data.data", data)
 
 
 def text_change(key: str, text: str) -> str:
@@ -58,3 +66,50 @@ def text_change(key: str, text: str) -> str:
     # A string of JSON is one of TOML, which has no DEL.
     quoted = json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
     return f"{key}={quoted}"
+
+
+# Files.
+
+
+def shipped(folder: Path = CONFIGS) -> list[str]:
+    """Return the names of the shipped configurations, or of the studies."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) -> Path:
+    """Find a TOML file by its path in `folder`, or by the name of a shipped one."""
+    refuse_credentials("--config", source)
+    path = folder / expand_home(source)
+    for file in (path, shipped_in / f"{source}.toml"):
+        # A folder named `sample` does not hide the shipped configuration.
+        if file.is_file():
+            return file
+
+    hint = suggest(source, shipped(shipped_in), "the shipped ones are")
+    raise InputError(f"{source}: no such file; {hint}")
+
+
+def suggest(name: str, names: Sequence[str], introduction: str) -> str:
+    """Return a hint with the closest name, or with all names.
+
+    >>> suggest("pretrian", ["pretrain", "evaluate"], "the stages are")
+    "did you mean 'pretrain'?"
+    >>> suggest("x", ["pretrain", "evaluate"], "the stages are")
+    'the stages are pretrain, evaluate'
+    """
+    close = get_close_matches(name, names, 1)
+    return (
+        f"did you mean {close[0]!r}?" if close else f"{introduction} {', '.join(names)}"
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from error

@@ -7,9 +7,10 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
@@ -18,9 +19,10 @@ from alpro.pipeline.config.command import (
     SHARED,
     TEXT_STAGES,
     Command,
+    find_config,
+    read_toml,
+    suggest,
 )
-from alpro.pipeline.config.fields import error_line, find_field
-from alpro.pipeline.config.files import find_config, read_toml
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import path_kind
@@ -101,6 +103,9 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     Args:
         folder: the folder that relative paths are relative to.
         keys: the key of the value.
+
+    Raises:
+        InputError: If a value is a URL with credentials, which MLflow would display.
     """
     if isinstance(value, dict):
         return {
@@ -113,6 +118,7 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     if not isinstance(value, str) or not value:
         return value
 
+    refuse_credentials(".".join(keys), value)
     kind = kind_of_path(keys, value)
     if kind == "root":  # maybe of another machine: links are not resolved
         return os.path.normpath(folder.absolute() / value)
@@ -168,7 +174,6 @@ def merge(below: Any, above: Any) -> Any:
 def read_change(change: str) -> Values:
     """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
     key, equals, text = change.partition("=")
-    refuse_credentials(key.strip(), text)
     if not equals or not key.strip():
         raise InputError(
             f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4"
@@ -213,3 +218,57 @@ def share_tables(values: Values) -> Values:
                 raise InputError(f"{stage}.{key}: set it once, in [{key}]")
             values[stage] = merge({key: values.get(key, {})}, table)
     return values
+
+
+# Keys of the configuration classes.
+
+
+def find_field(
+    model: type[BaseModel], keys: Sequence[str]
+) -> tuple[FieldInfo | None, Any]:
+    """Find what a dotted key of a configuration names.
+
+    Returns:
+        The field, or the field that holds the table or list with the value, and the value's type.
+        None for a key that no class has.
+    """
+    field = None
+    annotation: Any = model
+    for key in keys:
+        for kind in (annotation, *get_args(annotation)):
+            if get_origin(kind) in (dict, tuple):
+                # A key or an index; of tuple[T, ...] the last argument is an ellipsis.
+                annotation = [one for one in get_args(kind) if one is not ...][-1]
+                break
+        else:
+            field = list_fields(annotation).get(key)
+            if field is None:
+                return None, None
+            annotation = field.annotation
+    return field, annotation
+
+
+def list_fields(annotation: Any) -> dict[str, FieldInfo]:
+    """Return the fields of a table, also of `Table | None`."""
+    fields: dict[str, FieldInfo] = {}
+    for kind in (annotation, *get_args(annotation)):
+        fields |= getattr(kind, "model_fields", {})
+    return fields
+
+
+def error_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first error of a validation in a line: key, message and value."""
+    # A mistyped key comes first: it is also missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    *parents, last = map(str, first["loc"] or [""])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        _, table = find_field(model, parents)
+        fields = list_fields(table).items()
+        names = [field.alias or name for name, field in fields]
+        message = f"unknown key; {suggest(last, names, 'the keys are')}"
+    # A whole table would be too long for the line.
+    elif not isinstance(first["input"], dict | BaseModel):
+        message += f" (it is {first['input']!r})"
+    key = ".".join([*parents, last])
+    return f"{key}: {message}" if key else message

@@ -77,8 +77,8 @@ class Corpus(DecodeVideos, frozen=True):
     @property
     def decoding(self) -> DecodeVideos:
         """The configuration of the stage that decodes this corpus."""
-        values = self.model_dump(include={*DecodeVideos.model_fields})
-        return DecodeVideos.model_validate(values)
+        values = {name: getattr(self, name) for name in DecodeVideos.model_fields}
+        return DecodeVideos.model_construct(**values)
 
     @property
     def annotation_files(self) -> dict[str, list[Path]]:
@@ -247,11 +247,6 @@ class PipelineConfig(BaseModel):
             self.finetune_qa,
         )
         return bool(self.clip) and not any(others)
-
-    @property
-    def start(self) -> Path | None:
-        """The model folder that the pipeline starts from, instead of pre-training."""
-        return Path(self.pretrained) if self.pretrained else None
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Return the training stages that this pipeline has, by name."""

@@ -29,7 +29,7 @@ from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
 from alpro.names import Artifact
-from alpro.pipeline.config.command import Command, data_changes
+from alpro.pipeline.config.command import Command, data_change
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -130,7 +130,9 @@ def alpro(
     """
     try:
         workspace = open_workspace()
-        plan = make_plan(Command(config, data_changes(data, changes), stage), workspace)
+        own_data = [data_change(data)] if data else []
+        command = Command(config, (*own_data, *changes), stage)
+        plan = make_plan(command, workspace)
         remote_stages = find_remote_stages()
         check_plan(plan, remote_stages)
         fetch_models(plan, remote_stages)

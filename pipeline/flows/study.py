@@ -18,10 +18,8 @@ from alpro.environment import outside_current_folder
 from alpro.errors import InputError
 from alpro.files import digest, write_json
 from alpro.log import log
-from alpro.pipeline.config.command import Command
-from alpro.pipeline.config.fields import error_line
-from alpro.pipeline.config.files import STUDIES, find_config, read_toml
-from alpro.pipeline.config.load import read_settings
+from alpro.pipeline.config.command import STUDIES, Command, find_config, read_toml
+from alpro.pipeline.config.load import error_line, read_settings
 from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.reports.results import (

@@ -18,8 +18,7 @@ from alpro.pipeline.plan.checks import (
     check_rows,
     check_validation_rows,
 )
-from alpro.pipeline.plan.corpora import import_corpus
-from alpro.pipeline.plan.plan import without_questions
+from alpro.pipeline.plan.plan import import_corpus, without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.plan import DecodePlan

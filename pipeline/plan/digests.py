@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from alpro.errors import InputError
@@ -25,6 +26,7 @@ BATCH = 512  # files that are read before their digests are kept
 MISSING = "missing"
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
 NOT_FOUND = ("", NOT_FETCHED)  # are not kept
+CREATE = "create table if not exists digests (path primary key, size, changed, digest)"
 SELECT = "select digest from digests where path = ? and size = ? and changed = ?"
 INSERT = "insert or replace into digests values (?, ?, ?, ?)"
 # Errors of a file that is not there, or must not be read.
@@ -37,23 +39,25 @@ REMOTE = (-1, 0)
 NO_FILE = (None, None)  # is no state of the cache
 
 
+@dataclass(frozen=True)
 class Digests:
     """SHA-256 of files, cached in an SQLite file by path, size and modification time; identities of
     files at URLs."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.manifests = path.with_name("manifests")  # the folder of imported manifests
-        create_database(path)
-        with self._open() as db, db:
-            db.execute(
-                "create table if not exists digests (path primary key, size, changed, digest)"
-            )
+    path: Path
+
+    @property
+    def manifests(self) -> Path:
+        """The folder of imported manifests."""
+        return self.path.with_name("manifests")
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        create_database(self.path)
         try:
             with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as db:
+                with db:
+                    db.execute(CREATE)
                 yield db
         except sqlite3.DatabaseError as error:  # in use, not writable, damaged
             raise InputError(

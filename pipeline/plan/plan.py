@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ from alpro.files import digest
 from alpro.log import warn_once
 from alpro.models.clip_prompter import check_clip
 from alpro.names import Artifact, write_refs
-from alpro.pipeline.config.command import Command
-from alpro.pipeline.config.files import suggest
+from alpro.pipeline.config.command import Command, suggest
 from alpro.pipeline.config.load import read_settings, variations
-from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.corpora import corpus_steps
-from alpro.pipeline.plan.digests import Digests, digest_files, digest_model
+from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig
+from alpro.pipeline.plan.digests import (
+    Digests,
+    digest_files,
+    digest_manifest,
+    digest_model,
+    digest_shards,
+)
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.pipeline.store.step import Step
-from alpro.shards.sources.manifest import Manifest
-from alpro.stages import CORPUS_STAGES, STAGES
-from alpro.stages.execution.interface import FILE_OR_NAME
+from alpro.shards.sources.manifest import Manifest, import_source
+from alpro.shards.storage import located
+from alpro.stages.dag import list_needs
+from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
+from alpro.stages.index_shards import Config as IndexConfig
 
 
 @dataclass(frozen=True)
@@ -105,49 +111,120 @@ def make_plan(command: Command, workspace: Path) -> Plan:
 def build_steps(
     settings: PipelineConfig, digests: Digests
 ) -> tuple[PipelineConfig, list[Step]]:
-    """Return the steps of a configuration in an order in which they can run: a step for each
-    corpus, and those that each stage `needs`, with the inputs that it names.
+    """Return the steps of a configuration in an order in which they can run: the rendered sample,
+    the corpora, and the steps of `list_needs`.
 
     Returns:
         The configuration without what the data has nothing for, and its steps.
     """
     built: dict[str, Step] = {}  # by stage
-    corpora: dict[str, Step] = {}
-    steps: list[Step] = []
-    for stage in STAGES:
-        if stage in CORPUS_STAGES:
-            # Two stages make corpora. The first of them in the list plans both.
-            if not corpora:
-                corpora = corpus_steps(
-                    settings.corpora, built.get("render_sample"), digests
-                )
-                manifests = {
-                    name: Manifest(Path(step.given["manifest"]))
-                    for name, step in corpora.items()
-                    if "manifest" in step.given
-                }
-                settings = without_questions(settings, manifests)
-                steps += corpora.values()
-            continue
+    if settings.render_sample:
+        built["render_sample"] = Step(
+            "render_sample", "render_sample", settings.render_sample
+        )
+    corpora = corpus_steps(settings.corpora, built.get("render_sample"), digests)
+    manifests = {
+        name: Manifest(Path(step.given["manifest"]))
+        for name, step in corpora.items()
+        if "manifest" in step.given
+    }
+    settings = without_questions(settings, manifests)
 
-        module = import_module(f"alpro.stages.{stage}")
-        for needs in module.needs(settings):
-            sources = needs.stages.items()
-            inputs = {
-                name: built[source] for name, source in sources if source in built
-            }
-            taken = {*needs.corpora} & (inputs.keys() | needs.folders.keys())
-            if taken:  # an artifact's record lists both by name
-                raise InputError(
-                    f"corpora.{min(taken)}: this is the name of an input of {stage}; choose another"
-                )
-            inputs |= {name: corpora[name] for name in needs.corpora}
-            name = needs.step_name(stage)
-            step = Step(stage, name, needs.config, inputs, given=needs.folders)
-            step = with_digests(step, digests)
-            built[stage] = step
-            steps.append(step)
+    steps = [*built.values(), *corpora.values()]
+    for needs in list_needs(settings):
+        inputs = {
+            name: built[stage] for name, stage in needs.inputs.items() if stage in built
+        }
+        taken = {*needs.corpora} & (inputs.keys() | needs.folders.keys())
+        if taken:  # an artifact's record lists both by name
+            raise InputError(
+                f"corpora.{min(taken)}: this is the name of an input of {needs.stage}; choose another"
+            )
+        inputs |= {name: corpora[name] for name in needs.corpora}
+        name = needs.name or needs.stage
+        step = Step(needs.stage, name, needs.config, inputs, given=needs.folders)
+        step = with_digests(step, digests)
+        built[needs.stage] = step
+        steps.append(step)
     return settings, steps
+
+
+def corpus_steps(
+    corpora: Mapping[str, Corpus], sample: Step | None, digests: Digests
+) -> dict[str, Step]:
+    """Return the step that makes each corpus, by the corpus's name.
+
+    The contents of the user's files are part of a step's fingerprint. A step's `unreadable` says
+    why they cannot be read on this machine.
+
+    Args:
+        sample: the step that renders the sample.
+    """
+    steps = {}
+    for name, corpus in corpora.items():
+        stage = "decode_videos"
+        config: StageConfig = corpus.decoding
+        if corpus.shards:
+            stage = "index_shards"
+            config = IndexConfig(
+                kinds=corpus.kinds, max_reject_share=corpus.max_reject_share
+            )
+        step = Step(stage, f"{stage} {name}", config)
+        if corpus.manifest and sample:
+            steps[name] = replace(step, inputs={"sample": sample})
+        elif corpus.shards or corpus.data:
+            try:
+                steps[name] = with_files(step, corpus, digests)
+            except InputError as error:
+                # The proposed block names this corpus.
+                block = f"[corpora.{name}.columns]"
+                reason = str(error).replace("[corpora.data.columns]", block)
+                steps[name] = replace(step, unreadable=reason)
+    return steps
+
+
+def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
+    """Return the step that indexes existing shards, or that decodes the user's files, with their
+    digest. Tables are imported here, once; the stage reads the manifest.
+
+    Its `recheck` reads the files again; None for files at a URL, since a store may describe the same
+    file differently each time.
+
+    Raises:
+        InputError: If the files cannot be read.
+    """
+    place = located(corpus.shards or corpus.data)
+    manifest = None if corpus.shards else import_corpus(corpus, digests.manifests)
+
+    def read_digest(manifest: Manifest | None, ask: bool) -> str:
+        """ask: Ask the stores of files at URLs; otherwise, their last answers count."""
+        if manifest is None:
+            return digest_shards(place, digests)
+        return digest_manifest(manifest, digests, ask)
+
+    digest = read_digest(manifest, ask=True)
+
+    def is_unchanged() -> bool:
+        try:
+            again = manifest and import_corpus(corpus, digests.manifests)
+            return read_digest(again, ask=False) == digest
+        except InputError:  # they cannot be read any more
+            return False
+
+    return replace(
+        step,
+        given={"manifest": manifest.folder} if manifest else {"shards": place},
+        digests={"data" if manifest else "shards": digest},
+        recheck=is_unchanged if isinstance(place, Path) else None,
+    )
+
+
+def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
+    """Import the user's files, or find what an earlier import of them left in a folder."""
+    root = Path(corpus.root) if corpus.root else None
+    return import_source(
+        located(corpus.data), folder, corpus.annotation_files, root, corpus.columns
+    )
 
 
 def with_digests(step: Step, digests: Digests) -> Step:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
 
 
+@dataclass(frozen=True)
 class Store:
     """The folder of all artifacts."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    root: Path
 
     def folder(self, step: Step) -> Path:
         return Source(step.stage, step.fingerprint).folder(self.root)

@@ -1,11 +1,11 @@
 """What stages share with those who run them: configuration, resources, outcome, errors and exit
 statuses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -120,40 +120,6 @@ class StageInputs(BaseModel):
             # Only the first mistake is reported, in one line.
             stage = cls.__module__.rpartition(".")[2]
             raise InputError(f"{stage}: input {first_fault(error)}") from error
-
-
-# The configuration of a pipeline as a stage's `needs` sees it: a table for each stage, None for one
-# that is left out, and `baseline`, `clip`, `frames`, `uses_prompter`, `finetunes_clip` and `start`.
-# Its class is in a room above.
-Pipeline: TypeAlias = Any
-
-
-@dataclass(frozen=True)
-class Needs:
-    """How a stage takes part in a pipeline: its configuration, and where its inputs come from.
-
-    Attributes:
-        config: Configuration of the step.
-        stages: The stage that builds each input. If the pipeline omits that stage, the input is
-            omitted as well.
-        folders: Model folders of the user, by input.
-        corpora: Names of the corpora that the stage reads.
-        name: What the step is called after its stage, if the stage has several.
-    """
-
-    config: StageConfig
-    stages: Mapping[str, str] = field(default_factory=dict)
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    corpora: Sequence[str] = ()
-    name: str = ""
-
-    def step_name(self, stage: str) -> str:
-        """Return the name of the step.
-
-        >>> Needs(StageConfig(), name="qa").step_name("evaluate")
-        'evaluate qa'
-        """
-        return f"{stage} {self.name}".strip()
 
 
 class Resources(StageConfig, frozen=True):

@@ -26,9 +26,7 @@ from alpro.models.precision import dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
     Corpora,
-    Needs,
     Outcome,
-    Pipeline,
     Resources,
 )
 from alpro.stages.training.checkpoint import copy_trainable
@@ -73,15 +71,6 @@ class Training:
     select: str = ""
     draw: Callable[[TrainingDataset], None] | None = None
     interpolates: bool = False
-
-
-def needs_pretrained(config: TrainingConfig | None, pipeline: Pipeline) -> list[Needs]:
-    """Return the step of a fine-tuning, if it is configured. It starts from the pre-trained model,
-    or from the model folder that replaces it (`start`)."""
-    if config is None:
-        return []
-    folders = {"model": pipeline.start} if pipeline.start else {}
-    return [Needs(config, {"model": "pretrain"}, folders, config.corpora)]
 
 
 def train(

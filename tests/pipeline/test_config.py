@@ -7,8 +7,7 @@ import pytest
 
 from alpro.artifact import flatten
 from alpro.errors import InputError
-from alpro.pipeline.config.command import Command
-from alpro.pipeline.config.files import CONFIGS, shipped
+from alpro.pipeline.config.command import CONFIGS, Command, shipped
 from alpro.pipeline.config.load import read_config, variations
 from docs.write_configuration import document
 from tests.conftest import ROOT, one_line

@@ -174,7 +174,7 @@ def test_databases_have_the_permissions_of_other_new_files(mlflow_store, tmp_pat
     mlflow_store(tmp_path)
 
     with group_may_write():
-        Digests(tmp_path / "digests.sqlite")
+        Digests(tmp_path / "digests.sqlite").of([])
 
     for name in ("digests.sqlite", "mlflow.db"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o664

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from alpro.files import read_json
-from alpro.pipeline.config.files import shipped
+from alpro.pipeline.config.command import shipped
 from tests.conftest import ROOT
 from tests.plans import plan_of
 

@@ -10,6 +10,7 @@ from alpro import stages
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.plan import build_steps
+from alpro.stages.dag import Needs, list_needs
 from tests.conftest import ROOT
 from tests.plans import configure
 
@@ -20,6 +21,14 @@ def test_the_example_of_a_new_stage_is_planned(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(code, vars(module))
     monkeypatch.setitem(stages.STAGES, "count_words", "text")
+
+    def with_counts(pipeline):
+        yield from list_needs(pipeline)
+        inputs = {"vocabulary": "build_vocabulary"}
+        yield Needs("count_words", pipeline.count_words, inputs)
+
+    # The lines that the example's docstring adds to stages/dag.py.
+    monkeypatch.setattr("alpro.pipeline.plan.plan.list_needs", with_counts)
 
     class WithCounts(PipelineConfig):
         count_words: module.Config = module.Config()  # type: ignore[name-defined]

@@ -13,9 +13,9 @@ from alpro.artifact import Record, compute_fingerprint
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.checks import check_plan
-from alpro.pipeline.plan.corpora import corpus_steps
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
+from alpro.pipeline.plan.plan import corpus_steps
 from alpro.pipeline.store.step import Step
 from alpro.stages import cache_prompts
 from tests.pipeline.conftest import TINY

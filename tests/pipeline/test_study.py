@@ -8,7 +8,7 @@ import pytest
 from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
-from alpro.pipeline.config.files import STUDIES, shipped
+from alpro.pipeline.config.command import STUDIES, shipped
 from alpro.pipeline.flows.study import (
     Study,
     load_study,

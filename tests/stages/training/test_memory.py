@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from alpro.pipeline.config.files import CONFIGS
+from alpro.pipeline.config.command import CONFIGS
 from tests.pipeline.test_fingerprints import DATA, model_folder
 from tests.plans import configure
 from tests.stages.training.simulated import peak_memory
