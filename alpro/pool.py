@@ -245,16 +245,25 @@ class _Processes:
     def read(self, future: Future) -> bytes | Died:
         return future.result()
 
-    def run(self, call: bytes, output: str = "") -> bytes | Died:
-        """Run a task in the child process of this thread. Return the answer of `_attempt`, or
-        Died."""
+    def run(
+        self,
+        call: bytes,
+        output: str = "",
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> bytes | Died:
+        """Run a task in the child process of this thread, which ends if the task is cancelled.
+        Return the answer of `_attempt`, or Died."""
         for _ in range(MAX_LOST):
-            answer = None if self._is_stopped else self._run_once(call, output)
+            if self._is_stopped or is_cancelled():
+                break
+            answer = self._run_once(call, output, is_cancelled)
             if answer is not None:
                 return answer
         return Died("its process ended")
 
-    def _run_once(self, call: bytes, output: str) -> bytes | Died | None:
+    def _run_once(
+        self, call: bytes, output: str, is_cancelled: Callable[[], bool]
+    ) -> bytes | Died | None:
         """Run a task in the child process of this thread. Returns None if the process ended before
         Pebble knew of its task: why is not known then."""
         thread = get_ident()
@@ -269,8 +278,9 @@ class _Processes:
         # A pool whose process was killed refuses tasks, or forgets them.
         with suppress(RuntimeError, TimeoutError):
             future = pool.schedule(_attempt, (call, output))
-            while pool.active and not wait([future], timeout=1).done:
-                continue
+            while pool.active and not is_cancelled():
+                if wait([future], timeout=1).done:
+                    break
             try:
                 return future.result(timeout=0)
             except ProcessExpired as expired:
@@ -387,13 +397,23 @@ def _answer(
     Raises:
         InputError: If the versions here differ from the client's.
     """
+    from distributed import get_worker
+
     check_versions(client_versions)
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def is_cancelled() -> bool:
+        """Return whether the client has ended, or waits no longer."""
+        task = worker.state.tasks.get(key)
+        return task is None or task.state == "cancelled"
+
     # Workers that Dask's nanny has started are daemons, which multiprocessing gives no children.
     # Ours end with this process by the kernel.
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
     with NamedTemporaryFile() as output:
-        answer = _jobs[job].run(call, output.name)
+        answer = _jobs[job].run(call, output.name, is_cancelled)
         text = output.read().decode(errors="replace")
     return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
 

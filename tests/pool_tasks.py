@@ -31,7 +31,8 @@ def get_pid(_: object) -> int:
     return os.getpid()
 
 
-def kill_then_hang(process: int) -> None:
+def kill_then_hang(process: int, pid_file: Path) -> None:
+    pid_file.write_text(str(os.getpid()))
     os.kill(process, signal.SIGKILL)
     threading.Event().wait()
 

@@ -152,34 +152,31 @@ def test_killed_processes_lose_their_tasks_alone(tmp_path):
 
 
 PARENT = """
-import threading
+import os, sys
+from functools import partial
+from pathlib import Path
 from alpro.pool import each
-from tests.pool_tasks import get_pid
+from tests.pool_tasks import kill_then_hang
 
 if __name__ == "__main__":
-    for _, process in each([1], get_pid, workers=1):
-        print(process, flush=True)
-        threading.Event().wait()
+    work = partial(kill_then_hang, pid_file=Path("pid").absolute())
+    next(each([os.getpid()], work, workers=1, scheduler=sys.argv[1]))
 """
 
 
-def test_processes_end_when_their_parent_is_killed(tmp_path, wait_for_end):
+def test_processes_end_when_their_parent_is_killed(run, tmp_path, wait_for_end):
+    """Also those of a cluster's worker."""
     (tmp_path / "parent.py").write_text(PARENT)
     path = os.pathsep.join(filter(None, sys.path))
-    parent = subprocess.Popen(
-        [sys.executable, tmp_path / "parent.py"],
-        stdout=subprocess.PIPE,
-        text=True,
+
+    parent = subprocess.run(
+        [sys.executable, "parent.py", run.keywords["scheduler"]],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert parent.stdout is not None
-    process = int(parent.stdout.readline())
-    os.kill(process, 0)
 
-    parent.kill()
-    parent.wait()
-
-    wait_for_end(process)
+    assert parent.returncode == -signal.SIGKILL
+    wait_for_end(int((tmp_path / "pid").read_text()))
 
 
 def test_what_a_worker_prints_is_logged(cluster, lines):
@@ -227,9 +224,8 @@ def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
 
     try:
         # The task kills the scheduler.
-        results = each(
-            [programs[0].pid], kill_then_hang, workers=1, scheduler=scheduler
-        )
+        work = partial(kill_then_hang, pid_file=tmp_path / "pid")
+        results = each([programs[0].pid], work, workers=1, scheduler=scheduler)
         with pytest.raises(InputError, match="the scheduler was lost"):
             next(results)
     finally:
