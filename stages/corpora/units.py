@@ -9,6 +9,7 @@ A corpus has hard links to the shards of its units (copies on a disk without lin
 tables, merged. `alpro artifacts gc` removes units that no corpus is made of.
 """
 
+import errno
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ from alpro.files import (
     make_folder,
     publish,
     read_json,
+    temporary_name,
     write_json,
 )
 from alpro.log import log
@@ -119,15 +121,23 @@ class Units:
             record["transient"] |= get_key() != key
             files = {file.name: checksum(file) for file in sorted(unfinished.iterdir())}
             write_json(unfinished / RECORD, record | {"files": files})
-            try:
-                publish(unfinished, self.folder(key))
-            except OSError:
-                # Another run has made it meanwhile, or it is damaged or transient.
-                if self.find(key) is None:
-                    with suppress(FileNotFoundError):
-                        self.folder(key).rename(Path(temporary) / "replaced")
-                    publish(unfinished, self.folder(key))
+            while not self._is_published(unfinished):
+                if self.find(key) is not None:  # another run has made it meanwhile
+                    break
+                # It is damaged or transient.
+                with suppress(FileNotFoundError):
+                    self.folder(key).rename(temporary_name(unfinished))
         return Unit(name, key, made=True)
+
+    def _is_published(self, unfinished: Path) -> bool:
+        """Publish a unit. Returns False if there is a folder of its name."""
+        try:
+            publish(unfinished, self.folder(unfinished.name))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
 
 
 def open_units(out: Path) -> Units:

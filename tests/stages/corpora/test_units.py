@@ -105,6 +105,24 @@ def test_a_damaged_unit_is_made_again(units, name, damage):
     assert [folder.name for folder in units.root.iterdir()] == ["key"]
 
 
+def test_two_stages_may_replace_a_damaged_unit(units, monkeypatch):
+    make(units, "key", write)
+    change(units.folder("key") / "unit.json")
+    publish = units_module.publish
+    attempts = []
+
+    def publish_after_another(*paths):
+        attempts.append(paths)
+        if len(attempts) == 2:  # the damaged one is moved
+            make(units, "key", write)
+        publish(*paths)
+
+    monkeypatch.setattr(units_module, "publish", publish_after_another)
+    make(units, "key", write)
+
+    assert units.find("key") is not None
+
+
 def test_a_transient_unit_is_not_found(units):
     make(units, "key", lambda folder: write(folder) | {"transient": True})
 
