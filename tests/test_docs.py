@@ -251,10 +251,10 @@ def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(
 def test_other_nodes_start_what_the_pipeline_starts():
     script = (ROOT / "docs" / "cluster" / "slurm_nodes.sh").read_text()
     resources = Resources(nodes=2, rendezvous="host:29500")
-    started = " ".join(get_command("pretrain", Path("work.json"), resources))
+    started = " ".join(get_command("pretrain", Path("work.json"), resources, node=1))
     modules = re.compile(r"-m ([a-z][\w.]+)")
     assert modules.findall(script) == modules.findall(started)
-    options = re.compile(r"--(?:nnodes|node-rank|rdzv-endpoint|rdzv-id)")
+    options = re.compile(r"--(?:nnodes|node-rank|rdzv-endpoint|rdzv-id|rdzv-conf)")
     assert set(options.findall(script)) == set(options.findall(started))
 
 

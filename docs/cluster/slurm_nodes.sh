@@ -1,6 +1,6 @@
 #!/bin/bash
 # One training stage on several nodes, which see the same folders. The first node runs the pipeline, the others wait for
-# it to start the stage. It resumes from its checkpoint if the job is preempted or reaches its time limit. Submit it in
+# it to start the stage, and end when it ends. It resumes from its checkpoint if the job is preempted or reaches its time limit. Submit it in
 # an activated environment, with the stage, the workspace, and the options of `alpro run`:
 #   sbatch --nodes=2 --gpus-per-node=8 docs/cluster/slurm_nodes.sh pretrain /shared/alpro --config /shared/mine.toml
 #SBATCH --job-name=alpro-nodes
@@ -18,22 +18,23 @@ if [ $# -lt 2 ] || [ ! -d "$2" ]; then
   echo "usage: sbatch $0 STAGE WORKSPACE [OPTION...]" >&2
   exit 2
 fi
-export stage=$1 workspace=$2 processes=${SLURM_GPUS_ON_NODE:-1}
+export stage=$1 workspace=$2 processes=${SLURM_GPUS_ON_NODE:-1} nodes=$SLURM_NNODES
 shift 2
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export rendezvous=$host:$((20000 + SLURM_JOB_ID % 10000))
-# shellcheck disable=SC2016 # each node expands the variables
-srun bash -c '
-if [ "$SLURM_PROCID" -eq 0 ]; then
-  exec alpro run "$stage" --workspace "$workspace" "$@" --set resources.processes="$processes" \
-    --set resources.nodes="$SLURM_NNODES" --set resources.rendezvous="$rendezvous"
+if [ "$nodes" -gt 1 ]; then
+  # Slurm ends this step when the script ends.
+  # shellcheck disable=SC2016 # each node expands the variables
+  srun --relative=1 --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) bash -c '
+  until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
+  export PYTHONSAFEPATH=1 # nothing is imported from the current folder
+  exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
+    --nnodes "$nodes" --node-rank $((SLURM_PROCID + 1)) --rdzv-endpoint "$rendezvous" --rdzv-conf timeout=120 \
+    --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
+  ' &
 fi
-until work=$(grep -ls "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json); do sleep 5; done
-export PYTHONSAFEPATH=1 # nothing is imported from the current folder
-exec python -m torch.distributed.run --log-dir /dev/null --nproc-per-node "$processes" \
-  --nnodes "$SLURM_NNODES" --node-rank "$SLURM_PROCID" --rdzv-endpoint "$rendezvous" \
-  --rdzv-id "$(basename "$(dirname "$work")")" -m alpro.pipeline.execution.run_stage "$work"
-' alpro-nodes "$@" &
+srun --relative=0 --nodes=1 --ntasks=1 alpro run "$stage" --workspace "$workspace" "$@" \
+  --set resources.processes="$processes" --set resources.nodes="$nodes" --set resources.rendezvous="$rendezvous" &
 step=$!
 ended=
 # Slurm sends SIGTERM to this shell before the time limit, and to the step if the job is preempted. (srun would kill the

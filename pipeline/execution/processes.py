@@ -36,6 +36,7 @@ from alpro.threads import cores
 DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
+JOIN_SECONDS = 120  # of another node, until node 0 answers
 POLL_SECONDS = 0.1  # between looks whether a program has ended, or is to end
 NEVER = threading.Event()  # stands for an event that does not come
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
@@ -247,6 +248,8 @@ def get_command(
         group += [f"--rdzv-endpoint={resources.rendezvous}"]
         # Named by the fingerprint: the command of another run on that node must not join this one.
         group += [f"--rdzv-id={work_file.parent.name}"]
+        if node > 0:  # node 0 starts now, and waits 15 minutes for the others
+            group += [f"--rdzv-conf=timeout={JOIN_SECONDS}"]
     options = [f"--nproc-per-node={processes}", *group]
     # Without a log folder, torchrun leaves an empty one.
     options += [f"--log-dir={os.devnull}"]

@@ -159,6 +159,7 @@ def test_gpus_have_the_names_of_cuda(visible, names, monkeypatch):
 
 ALONE = ["--standalone"]
 SECOND = ["--nnodes=2", "--node-rank=1", "--rdzv-endpoint=host:29500", "--rdzv-id=0123"]
+SECOND += ["--rdzv-conf=timeout=120"]
 
 
 @pytest.mark.parametrize(
