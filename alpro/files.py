@@ -202,13 +202,12 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
         ValueError: One line, if it is not a regular file, larger than `max_bytes`, or not JSON.
     """
     # Check before opening the file: opening a pipe waits for a writer.
-    state = file_state(path)
-    if state is None or state[0] > max_bytes:
+    if not path.is_file() or path.stat().st_size > max_bytes:
         raise ValueError(
             f"{path}: missing, no regular file, or larger than {max_bytes:,} bytes"
         )
     try:
-        return read_json(path)
+        return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
 

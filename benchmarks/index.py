@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from alpro.inference import index as module
-from alpro.inference.index import Index, IndexSettings
-from alpro.inference.items import EMPTY
+from alpro.inference.index import EMPTY, Index, IndexSettings
 
 CLUSTERS = 5000
 SPREAD = 0.8  # size of a cluster, relative to the distance of clusters

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from alpro.files import write_json
-from alpro.inference.prompts import read_entities
+from alpro.inference.loading import read_entities
 from alpro.stages.execution.interface import (
     Outcome,
     Resources,

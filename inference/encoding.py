@@ -8,23 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import InputError
 from alpro.inference.clips import load_clip, read_frames
 from alpro.log import progress
 from alpro.models.alpro import Alpro, DualEncoder
-from alpro.models.clip_prompter import is_clip, wrap_tokenizer
-from alpro.models.clip_prompter import load_clip as load_clip_model
-from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
-from alpro.models.pretrained import HubName
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
+from alpro.models.word_pieces import wrap_tokenizer
 from alpro.shards.clip import DecodeError
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
@@ -53,31 +48,6 @@ class Videos:
 
     tokens: Tensor
     features: Tensor
-
-
-def load_model(folder: Path, device: torch.device) -> ModelBundle:
-    """Load a model folder, or the folder model/ of an artifact. Raise InputError if it is not
-    valid."""
-    try:
-        return ModelBundle.from_pretrained(model_folder(folder), device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
-    """Load a model as `load_model` does, or a CLIP or SigLIP from a folder, an artifact or the hub.
-    Raise InputError if it is not valid."""
-    inside = model_folder(folder)
-    # First: a CLIP's folder has a config.json too, which `load_model` would refuse.
-    if is_clip(inside) or HubName.parse(str(folder)):
-        return load_clip_model(str(inside), device, "model")
-    return load_model(inside, device)
-
-
-def model_folder(folder: Path) -> Path:
-    """Return the folder model/ of an artifact, or the folder itself."""
-    inside = folder / "model"
-    return inside if inside.is_dir() else folder
 
 
 def float32(device: torch.device) -> AbstractContextManager:

@@ -26,9 +26,9 @@ from alpro.artifact import read_record
 from alpro.credentials import redact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
-from alpro.inference.items import COMPUTED, SCHEMA, Item
 from alpro.log import log
-from alpro.shards.storage import Location, absolute, is_url
+from alpro.shards.schema import Member, Row, arrow_type
+from alpro.shards.storage import Location, absolute, is_url, located
 
 if TYPE_CHECKING:
     from lancedb import DBConnection
@@ -47,6 +47,36 @@ LOCK = "clips.lock"  # in the folder of an index
 REPEATS = 4  # a call that was overtaken is made again
 # What the engine says if the files of the state that it reads are gone, or if others changed it first.
 OVERTAKEN = "Not found: |[Cc]ommit conflict|concurrent writers"
+
+# A row is a clip, or a file without an embedding.
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),  # digest of the path and of the part of the file
+        "id": pa.string(),
+        # Location of the file or tar, stored relative to the root of the index.
+        "path": pa.string(),
+        "kind": pa.string(),
+        "start": pa.float64(),  # seconds; null: the whole file
+        "end": pa.float64(),
+        "duration": pa.float64(),  # seconds of the clip; null: an image, or unknown
+        "caption": pa.string(),
+        "words": pa.string(),  # caption, file name and id, case folded
+        # Table, stored like `path`; empty: a folder.
+        "listed_by": pa.string(),
+        "listed_as": pa.string(),  # digest of what it says
+        # Changes with the file; empty: a bad row of a manifest.
+        "identity": pa.string(),
+        "member": arrow_type(Member),  # place in a tar of downloads
+        # Frames of decoded samples, which earlier versions indexed.
+        "frame_offsets": pa.list_(pa.int64()),
+        "frame_sizes": pa.list_(pa.int64()),
+        "reason": pa.string(),  # why there is no embedding
+        "detail": pa.string(),
+    }
+)
+COMPUTED = ["vector", "duration", "reason", "detail"]  # columns that an embedding fills
+Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `columns`
+EMPTY: Item = dict.fromkeys(SCHEMA.names) | {"columns": {}}
 
 T = TypeVar("T")
 
@@ -404,6 +434,27 @@ def stored_path(path: str, root: str) -> str:
 def whole_path(path: str, root: str) -> str:
     """Return the absolute path or the URL of a path in an index."""
     return path if path.startswith("/") or is_url(path) else f"{root}/{path}"
+
+
+def get_source(item: Item) -> Row:
+    """Return what decodes an item."""
+    fields = {name: item[name] for name in ("id", "kind", "start", "end", "member")}
+    return Row(path=located(item["path"]), **fields)
+
+
+def describe_location(item: Item) -> str:
+    """Name the file of an item, and the part of it.
+
+    >>> describe_location(EMPTY | {"path": "a.mp4", "start": 1.5, "end": 4.0})
+    'a.mp4 1.5-4 s'
+    """
+    if item["frame_offsets"] or item["member"]:
+        return f"{item['path']}: {item['id']}"
+    start = item["start"] or 0.0
+    end = item["end"]
+    if start or end:
+        return f"{item['path']} {start:g}-{f'{end:g}' if end else ''} s"
+    return item["path"]
 
 
 def record_index(index: Index) -> None:

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from alpro.errors import InputError
-from alpro.inference.find import Found, find_model
 from alpro.inference.index import (
+    SCHEMA,
     ColumnTypes,
     Index,
     IndexSettings,
+    Item,
+    get_source,
     index_exists,
     quoted,
     stored_path,
     whole_path,
 )
-from alpro.inference.items import SCHEMA, Item, get_source
+from alpro.inference.loading import Found, find_model
 from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.log import log, progress
 from alpro.pool import Died, each

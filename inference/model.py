@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
@@ -33,14 +34,13 @@ from alpro.inference.encoding import (
     encode_texts,
     match_all,
 )
-from alpro.inference.find import Found, PathLike, resolve
-from alpro.inference.prompts import Prompts, load_with_prompts
+from alpro.inference.loading import Found, PathLike, Prompts, load_with_prompts, resolve
 from alpro.inputs import WHOLE, Box, check_text, region_to_patches
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import wrap_tokenizer
 from alpro.models.folder import ModelBundle
-from alpro.models.precision import autocast, compute_dtype
-from alpro.models.ranks import pick_device
+from alpro.models.frames import NormalizedModel
+from alpro.models.precision import autocast, compute_dtype, pick_device
+from alpro.models.word_pieces import wrap_tokenizer
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.threads import map_ahead
 
@@ -72,6 +72,7 @@ class Embedded:
     duration: float = 0.0
 
 
+@dataclass(eq=False)
 class Model:
     """A model with its preprocessing.
 
@@ -82,21 +83,17 @@ class Model:
         prompts: Prompt embeddings (M, E) of a prompter, by kind of sample.
         device: Device of the weights.
         dtype: Compute dtype of the encoders.
-        encoder: The model with its frame normalization.
     """
 
-    def __init__(
-        self,
-        folder: ModelBundle,
-        prompts: Prompts,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.folder = folder
-        self.prompts = prompts
-        self.device = device
-        self.dtype = dtype
-        self.encoder = folder.normalized(device)
+    folder: ModelBundle
+    prompts: Prompts
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def encoder(self) -> NormalizedModel:
+        """The model with its frame normalization."""
+        return self.folder.normalized(self.device)
 
     @classmethod
     def load(

@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 
 from alpro.errors import InputError
-from alpro.inference.items import EMPTY, Item
+from alpro.inference.index import EMPTY, Item
 from alpro.shards.duration import video_seconds
 from alpro.shards.schema import Reject
 from alpro.shards.sources.downloads import is_downloads

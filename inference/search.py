@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from alpro.errors import InputError
 from alpro.inference.encoding import Texts
-from alpro.inference.find import Found, PathLike, find_model, resolve
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
+    Item,
+    describe_location,
+    get_source,
     make_condition,
     quoted,
 )
-from alpro.inference.items import Item, describe_location, get_source
+from alpro.inference.loading import Found, PathLike, find_model, resolve
 from alpro.inference.model import Model
 from alpro.shards.clip import DecodeError
 from alpro.shards.storage import Location, identities, located
@@ -100,9 +103,16 @@ class Searcher:
     Attributes:
         index: The index.
         model: The model, which embeds texts and files.
+
+    Raises:
+        InputError: If the index has nothing to search.
     """
 
     def __init__(self, index: Index, model: Model):
+        if not index.count():
+            raise InputError(
+                f"{index.place}: the index is empty; `alpro index add` adds videos to it"
+            )
         self.index = index
         self.model = model
         self._digest = index.settings.digest

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -17,7 +15,13 @@ from alpro.errors import InputError, one_line
 from alpro.files import use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention, tile_mask
-from alpro.models.folder import ModelBundle, Preprocessing, read_kind
+from alpro.models.folder import (
+    CLIP_TYPES,
+    NOT_CLIP,
+    ModelBundle,
+    Preprocessing,
+    is_clip,
+)
 from alpro.models.precision import as_residual
 from alpro.models.pretrained import HubName, load_pretrained, read_model_config
 from alpro.models.timesformer import VideoConfig
@@ -28,10 +32,8 @@ from alpro.models.weights import (
     read_weights,
     select_prefix,
 )
-from alpro.models.word_pieces import BertTokenizer, check_tokens
+from alpro.models.word_pieces import ClipTokenizer, check_tokens
 
-CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
-NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
@@ -220,36 +222,6 @@ class ClipPrompter(DualEncoder):
         return self.clip.config.text_config.max_position_embeddings
 
 
-class ClipTokenizer(BertTokenizer):
-    """The tokenizer of a CLIP or SigLIP, which has no [MASK].
-
-    All of these models were trained on lowercased text; some versions of their tokenizers do not
-    lowercase.
-    """
-
-    tokenizer: Any
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.size = len(tokenizer)
-        pad_id = tokenizer.pad_token_id
-        if pad_id is None:
-            pad_id = tokenizer.eos_token_id
-        self.pad_id = int(pad_id)
-
-    def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
-        lower = [text.lower() for text in texts]
-        encoded = self.tokenizer(lower, max_length=length, truncation=True)
-        return [np.array(row, np.int64) for row in encoded["input_ids"]]
-
-
-def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
-    """Give the tokenizer of a BERT and of a CLIP or SigLIP of transformers one interface."""
-    if isinstance(tokenizer, Tokenizer):
-        return BertTokenizer(tokenizer)
-    return ClipTokenizer(tokenizer)
-
-
 @dataclass
 class ClipBundle(ModelBundle):
     """A CLIP or SigLIP in the format of transformers."""
@@ -274,11 +246,6 @@ class ClipBundle(ModelBundle):
             "image_std": self.preprocessing.std,
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
-
-
-def is_clip(folder: Path) -> bool:
-    """Return True if a folder has a CLIP or SigLIP of transformers, by its config.json."""
-    return read_kind(folder, "model_type") in CLIP_TYPES
 
 
 def check_clip(name: str, key: str) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import first_fault
+from alpro.errors import InputError, first_fault
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
@@ -28,6 +28,8 @@ from alpro.models.word_pieces import check_tokens, read_tokenizer
 
 Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
+CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
+NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 
 
 class Preprocessing(BaseModel, frozen=True, extra="forbid"):
@@ -130,24 +132,34 @@ class ModelBundle:
     def from_pretrained(
         cls, folder: Path, device: torch.device | str = "cpu"
     ) -> "ModelBundle":
-        """Load a folder written by `save_pretrained`, in float32 and eval mode.
+        """Load a folder written by `save_pretrained`, or the artifact that has it, in float32 and
+        eval mode.
 
         Raises:
-            ValueError: One line, if a file is missing, corrupt or does not match the configuration.
+            InputError: If a file is missing, corrupt or does not match the configuration.
         """
-        config = read_config(folder)
-        entities = load_labels(folder / "entities.json")
-        answers = load_labels(folder / "answers.json")
-        with meta_device():
-            model = build_model(config.task, config.model, len(entities), len(answers))
-        weights = read_weights(folder / "model.safetensors")
-        # Copies are aligned, and do not change with the file, which is mapped into memory.
-        weights = {name: value.to(device, copy=True) for name, value in weights.items()}
-        load_weights(model, weights, folder)
+        folder = model_folder(folder)
+        try:
+            config = read_config(folder)
+            entities = load_labels(folder / "entities.json")
+            answers = load_labels(folder / "answers.json")
+            with meta_device():
+                model = build_model(
+                    config.task, config.model, len(entities), len(answers)
+                )
+            mapped = read_weights(folder / "model.safetensors")
+            # Copies are aligned, and do not change with the file, which is mapped into memory.
+            weights = {
+                name: value.to(device, copy=True) for name, value in mapped.items()
+            }
+            load_weights(model, weights, folder)
 
-        file = folder / "tokenizer.json"
-        tokenizer = read_tokenizer(file)
-        check_tokens(tokenizer, config.model.text.vocab_size, file)
+            file = folder / "tokenizer.json"
+            tokenizer = read_tokenizer(file)
+            check_tokens(tokenizer, config.model.text.vocab_size, file)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
         return cls(
             config.task,
             model.float().eval(),
@@ -175,6 +187,17 @@ def read_kind(folder: Path, key: str) -> str:
         return str(read_small_json(folder / "config.json")[key])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def is_clip(folder: Path) -> bool:
+    """Return True if a folder has a CLIP or SigLIP of transformers, by its config.json."""
+    return read_kind(folder, "model_type") in CLIP_TYPES
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the folder model/ of an artifact, or the folder itself."""
+    inside = folder / "model"
+    return inside if inside.is_dir() else folder
 
 
 def load_labels(path: Path) -> list[str]:

@@ -1,12 +1,14 @@
-"""Mixed precision: bfloat16 where the device computes it natively and the model is large enough to
-gain."""
+"""The device, and mixed precision: bfloat16 where the device computes it natively and the model is
+large enough to gain."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from alpro.errors import InputError, one_line
 
 # Narrower models stay in float32 on a CPU. With bfloat16, the sample's prompter of width 96 takes
 # 0.74 of the CPU time (AMX).
@@ -14,6 +16,56 @@ WIDE = 96
 # Instructions for bfloat16 of Intel since 2023, AMD since Zen 4, and ARM. Other processors emulate
 # them slowly.
 NATIVE = ("amx_bf16", "avx512_bf16", "bf16")
+
+Device = Literal["auto", "cpu", "cuda"]
+NO_GPU = "resources.device = cuda, but torch finds no GPU on this machine; set it to cpu or auto"
+
+
+def pick_device(name: Device, local: int = 0) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: `auto` is a GPU if there is one.
+        local: Index of the GPU.
+
+    Raises:
+        InputError: If the name is `cuda`, and there is no GPU.
+    """
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise InputError(NO_GPU)
+        return torch.device("cpu")
+
+    device = torch.device("cuda", local)
+    # NCCL and functions without a device use the current one, by default GPU 0 for all.
+    torch.cuda.set_device(device)
+    return device
+
+
+def check_devices(name: Device, processes: int) -> None:
+    """Check that this machine has the devices that processes ask for, and that CUDA can use them.
+
+    Raises:
+        InputError: If there is no GPU for `cuda`, there are fewer GPUs than processes, or CUDA cannot
+            use a GPU. With `auto`, training would be on the CPU.
+    """
+    count = 0 if name == "cpu" else torch.cuda.device_count()
+    if name == "cuda" and not count:
+        raise InputError(NO_GPU)
+    if 0 < count < processes:
+        raise InputError(
+            f"resources.processes = {processes}, but this machine has {count} visible GPUs"
+        )
+
+    # NVML also counts GPUs that CUDA cannot use, as with an old driver.
+    if count and not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            raise InputError(
+                f"CUDA cannot use the GPU of this machine: {one_line(error)}; set resources.device = "
+                "cpu to run without it"
+            ) from error
 
 
 def compute_dtype(width: int, device: torch.device, mixed: bool = True) -> torch.dtype:

@@ -9,9 +9,7 @@ import torch
 
 from alpro.errors import InputError, one_line
 from alpro.models.timesformer import MAX_DEPTH
-from alpro.models.weights import check_finite
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
+from alpro.models.weights import WEIGHTS, check_finite, find_weights
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,6 @@ class HubName:
                 f"{self.repository} --revision {self.revision or 'main'} --local-dir FOLDER, and "
                 "name the folder"
             ) from error
-
-
-def find_weights(folder: Path | str) -> Path:
-    """Return the file of weights in a folder of transformers, which may be missing."""
-    files = [Path(folder, name) for name in WEIGHTS]
-    return next((file for file in files if file.is_file()), files[0])
 
 
 def read_model_config(key: str, name: str, types: tuple[str, ...]) -> Any:

@@ -26,6 +26,7 @@ Names = tuple[tuple[str, str], ...]
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 # Keys under which training scripts save the state dict, beside the state of the optimizer.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
 NESTED = ("model", "state_dict", "model_state_dict")
 
 # The three projections of an attention are called q, k and v here; `convert` joins them.
@@ -79,6 +80,12 @@ OFFICIAL: Names = (
     (r"^classifier\.", "qa_head."),
     *BERT,
 )
+
+
+def find_weights(folder: Path | str) -> Path:
+    """Return the file of weights in a folder of transformers, which may be missing."""
+    files = [Path(folder, name) for name in WEIGHTS]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def read_weights(file: Path) -> StateDict:

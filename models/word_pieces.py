@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ class BertTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = without_padding(tokenizer)
+        self.tokenizer = tokenizer
         self.size = self.tokenizer.get_vocab_size()
         ids = self.tokenizer.get_vocab()
         try:
@@ -58,6 +57,36 @@ class BertTokenizer:
         ids = pad(rows, self.pad_id)
         mask = pad([np.ones_like(row) for row in rows], 0)
         return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+class ClipTokenizer(BertTokenizer):
+    """The tokenizer of a CLIP or SigLIP, which has no [MASK].
+
+    All of these models were trained on lowercased text; some versions of their tokenizers do not
+    lowercase.
+    """
+
+    tokenizer: Any
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer)
+        pad_id = tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = tokenizer.eos_token_id
+        self.pad_id = int(pad_id)
+
+    def ids(self, texts: list[str], length: int) -> list[np.ndarray]:
+        lower = [text.lower() for text in texts]
+        encoded = self.tokenizer(lower, max_length=length, truncation=True)
+        return [np.array(row, np.int64) for row in encoded["input_ids"]]
+
+
+def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
+    """Give the tokenizer of a BERT and of a CLIP or SigLIP of transformers one interface."""
+    if isinstance(tokenizer, Tokenizer):
+        return BertTokenizer(tokenizer)
+    return ClipTokenizer(tokenizer)
 
 
 def pad_length(length: int) -> int:
@@ -159,20 +188,12 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """
     values = read_small_json(file, MAX_TOKENIZER_BYTES)
     try:
-        return without_padding(Tokenizer.from_str(json.dumps(values)))
+        tokenizer = Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f"{file}: not readable: {one_line(error)}") from error
-
-
-def without_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer without the padding and truncation that a file may enable.
-
-    Both are applied later, with an attention mask. The argument is not modified.
-    """
-    if tokenizer.padding or tokenizer.truncation:
-        tokenizer = deepcopy(tokenizer)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+    # Both are applied later, with an attention mask.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.files import write_json
-from alpro.inference.encoding import embed_texts, load_prompter
-from alpro.inference.prompts import read_entities
+from alpro.inference.encoding import embed_texts
+from alpro.inference.loading import load_prompter, read_entities
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle, write_tensors
-from alpro.models.ranks import pick_device
+from alpro.models.precision import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,

@@ -12,8 +12,7 @@ from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
-from alpro.inference.find import Found
-from alpro.inference.prompts import load_with_prompts
+from alpro.inference.loading import Found, load_with_prompts
 from alpro.log import log
 from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from alpro.errors import InputError
-from alpro.inference.encoding import load_model
+from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
@@ -67,7 +67,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """Write model/ with the best weights on validation."""
 
     def build(device: torch.device) -> Training:
-        start = load_model(inputs.model, device)
+        start = ModelBundle.from_pretrained(inputs.model, device)
         if config.answers_file:
             answers = read_word_list(
                 Path(config.answers_file), "finetune_qa.answers_file"

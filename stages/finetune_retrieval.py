@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from alpro.inference.encoding import load_model
+from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
     Corpora,
@@ -47,7 +47,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     similarity or by matching."""
 
     def build(device: torch.device) -> Training:
-        start = load_model(inputs.model, device)
+        start = ModelBundle.from_pretrained(inputs.model, device)
         bundle = build_fine_tuned("retrieval", start, config.frames, device)
         objective = MatchingObjective.of(
             bundle, negative_pool_size=config.negative_pool_size

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
-from alpro.inference.encoding import load_model, load_prompter
-from alpro.inference.prompts import read_entities, read_prompts
+from alpro.inference.loading import load_prompter, read_entities, read_prompts
 from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle
@@ -99,7 +98,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         if prompter and config.start == "prompter":
             start_from(model, prompter.model)
         elif config.start != "scratch":
-            copy_start(bundle, load_model(Path(config.start), device))
+            copy_start(bundle, ModelBundle.from_pretrained(Path(config.start), device))
 
         objective = PretrainObjective.of(
             bundle,

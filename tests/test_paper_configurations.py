@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from alpro.files import read_json, write_json
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import is_clip
+from alpro.models.folder import is_clip
 from alpro.models.official import import_checkpoint
 from alpro.pipeline.cli.options import Source
 from alpro.pipeline.config.command import CONFIGS, shipped

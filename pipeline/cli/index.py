@@ -12,7 +12,6 @@ from alpro.log import printable
 from alpro.pipeline.cli.options import Count, ModelOptions
 
 if TYPE_CHECKING:
-    from alpro.inference.index import Index
     from alpro.inference.search import SearchResult
 
 group = App(name="index", help="Add, remove and list the videos of an index.")
@@ -65,13 +64,13 @@ def add_to_index(  # noqa: PLR0913 - options of a command
             date,project.
         scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
     """
-    from alpro.inference.find import find_model
     from alpro.inference.index import (
         Index,
         index_exists,
         record_index,
     )
     from alpro.inference.index_videos import Embedder, add_videos
+    from alpro.inference.loading import find_model
 
     if model:
         found = models.find(model)
@@ -120,8 +119,8 @@ def remove_from_index(index: IndexPlace, video: str, /, *more: str) -> None:
         video: A file or a folder, a URL, or the id of a video.
         more: Further ones.
     """
+    from alpro.inference.index import describe_location
     from alpro.inference.index_videos import remove_videos
-    from alpro.inference.items import describe_location
 
     removed = remove_videos(index, [video, *more])
     for item in removed:
@@ -132,8 +131,7 @@ def remove_from_index(index: IndexPlace, video: str, /, *more: str) -> None:
 @group.command(name="ls")
 def list_index(index: IndexPlace, /) -> None:
     """List the videos of an index, and the rejected files."""
-    from alpro.inference.index import Index
-    from alpro.inference.items import describe_location
+    from alpro.inference.index import Index, describe_location
 
     opened = Index.open(index)
     for item in opened.rows():
@@ -174,10 +172,9 @@ def search(  # noqa: PLR0913 - options of a command
     """
     from alpro.inference.search import Searcher
 
-    opened = open_index(index)
     # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else None
-    searcher = Searcher.open(opened, found, device=models.device, dtype=models.dtype)
+    searcher = Searcher.open(index, found, device=models.device, dtype=models.dtype)
     text = " ".join([word, *more])
     result = searcher.search(text, k, where, words, rerank=rerank, exact=exact)
 
@@ -208,15 +205,3 @@ def print_hits(result: "SearchResult") -> None:
         rows.append(row)
     print_rows(rows)
     print(printable(result.summary))
-
-
-def open_index(place: str) -> "Index":
-    """Open an index. Raises InputError if it has nothing to search."""
-    from alpro.inference.index import Index
-
-    index = Index.open(place)
-    if not index.count():
-        raise InputError(
-            f"{place}: the index is empty; `alpro index add` adds videos to it"
-        )
-    return index

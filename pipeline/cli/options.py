@@ -14,7 +14,7 @@ from alpro.names import find_artifact
 
 if TYPE_CHECKING:
     from alpro import Model
-    from alpro.inference.find import Found
+    from alpro.inference.loading import Found
     from alpro.pipeline.config.command import Command
     from alpro.shards.storage import Location
 
@@ -71,8 +71,8 @@ class Source:
 
         changes = []
         if self.pretrained:
-            from alpro.inference.encoding import model_folder
-            from alpro.inference.find import resolve
+            from alpro.inference.loading import resolve
+            from alpro.models.folder import model_folder
 
             model = model_folder(resolve(self.pretrained, workspace).model)
             changes.append(text_change("pretrained", str(model.resolve())))
@@ -95,7 +95,7 @@ class ModelOptions:
 
     def find(self, name: str) -> "Found":
         """Return the model that a name stands for. Raise InputError if there is none."""
-        from alpro.inference.find import resolve
+        from alpro.inference.loading import resolve
 
         model: str | Path = name
         if name.startswith("models:/"):

@@ -10,7 +10,7 @@ from alpro.environment import NEUTRAL_FOLDER
 from alpro.errors import InputError
 from alpro.files import read_text
 from alpro.interpreter import interpreter
-from alpro.pipeline.cli.index import IndexPlace, open_index
+from alpro.pipeline.cli.index import IndexPlace
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     File,
@@ -104,7 +104,8 @@ def load_models(
     Raises:
         InputError: If that is nothing, or a model cannot do what it is named for.
     """
-    from alpro.inference.find import find_model
+    from alpro.inference.index import Index
+    from alpro.inference.loading import find_model
     from alpro.inference.search import Searcher
     from alpro.pipeline.serving.models import ServedModels
 
@@ -115,7 +116,7 @@ def load_models(
     load = cache(models.load)  # one model may do several things
     searcher = None
     if index:
-        opened = open_index(index)
+        opened = Index.open(index)
         named = models.find(own) if own else None
         searcher = Searcher(opened, load(find_model(opened, named)))
 

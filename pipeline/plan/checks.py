@@ -6,8 +6,8 @@ from typing import cast
 
 from alpro.errors import InputError
 from alpro.files import read_json
+from alpro.models.precision import check_devices
 from alpro.models.pretrained import HubName
-from alpro.models.ranks import check_devices
 from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.plan import Plan

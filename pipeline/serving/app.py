@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alpro.errors import InputError
 from alpro.inference.clips import load_clip
-from alpro.inference.index import SHOWN_COLUMNS
-from alpro.inference.items import get_source
+from alpro.inference.index import SHOWN_COLUMNS, get_source
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
 from alpro.inputs import WHOLE, check_box

@@ -8,8 +8,7 @@ import numpy as np
 from fastapi import HTTPException
 
 from alpro.inference.clips import Source
-from alpro.inference.index import quoted
-from alpro.inference.items import Item, get_source
+from alpro.inference.index import Item, get_source, quoted
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
 from alpro.shards.clip import Limits

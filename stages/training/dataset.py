@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
-from alpro.models.clip_prompter import wrap_tokenizer
-from alpro.models.word_pieces import BertTokenizer
+from alpro.models.word_pieces import BertTokenizer, wrap_tokenizer
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import (
     frames_at_random,

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from alpro.models.ranks import all_reduce_sum, pick_device, rank, world_size
+from alpro.models.precision import pick_device
+from alpro.models.ranks import all_reduce_sum, rank, world_size
 from alpro.stages.execution.interface import Resources
 
 

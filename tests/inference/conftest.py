@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from alpro.inference.find import resolve
 from alpro.inference.index import Index
 from alpro.inference.index_videos import Embedder, add_videos
+from alpro.inference.loading import resolve
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
 from alpro.pool import in_this_process

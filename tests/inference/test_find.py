@@ -6,7 +6,7 @@ import pytest
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.inference.find import Found, resolve
+from alpro.inference.loading import Found, resolve
 from alpro.names import write_refs
 from tests.conftest import one_line
 

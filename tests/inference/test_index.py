@@ -11,8 +11,13 @@ from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 from alpro.inference import index as module
-from alpro.inference.index import Index, IndexSettings, index_exists, make_condition
-from alpro.inference.items import EMPTY
+from alpro.inference.index import (
+    EMPTY,
+    Index,
+    IndexSettings,
+    index_exists,
+    make_condition,
+)
 from tests.conftest import one_line
 
 ROOT = "/videos"

@@ -17,7 +17,7 @@ WRITER = """
 import sys
 import numpy as np
 from alpro.inference.index import Index
-from alpro.inference.items import EMPTY
+from alpro.inference.index import EMPTY
 
 index = Index.open(sys.argv[1])
 for first in range(int(sys.argv[2]), sys.maxsize, 5):

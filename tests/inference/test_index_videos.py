@@ -15,9 +15,8 @@ from alpro.inference import clips as clips_module
 from alpro.inference import index_videos as module
 from alpro.inference import model as model_module
 from alpro.inference import scan as scan_module
-from alpro.inference.index import Index
+from alpro.inference.index import EMPTY, Index
 from alpro.inference.index_videos import remove_videos
-from alpro.inference.items import EMPTY
 from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from alpro.errors import InputError
 from alpro.inference.clips import get_row, is_file, load_clip
-from alpro.inference.find import Found
+from alpro.inference.loading import Found
 from alpro.inference.model import Model
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import Row

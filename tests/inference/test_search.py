@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from alpro.errors import InputError
-from alpro.inference.find import Found, find_model
-from alpro.inference.index import Index, IndexSettings
-from alpro.inference.items import EMPTY
+from alpro.inference.index import EMPTY, Index, IndexSettings
+from alpro.inference.loading import Found, find_model
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher, drop_neighbors
 from alpro.shards.clip import DecodeError

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
 
 from alpro.inference.encoding import embed_texts
-from alpro.models.clip_prompter import ClipBundle, is_clip, load_clip
+from alpro.models.clip_prompter import ClipBundle, load_clip
+from alpro.models.folder import is_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.clip_models import REVISION
 from tests.conftest import one_line

@@ -9,9 +9,9 @@ import pytest
 from alpro import Model
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.inference.find import resolve
 from alpro.inference.index import Index
 from alpro.inference.index_videos import Embedder, add_videos
+from alpro.inference.loading import resolve
 from alpro.inference.search import Searcher
 from alpro.models.folder import ModelBundle
 from alpro.pool import in_this_process

@@ -13,8 +13,8 @@ import torch
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.inference.encoding import encode_texts
+from alpro.inference.loading import read_entities, read_prompts
 from alpro.inference.model import Model
-from alpro.inference.prompts import read_entities, read_prompts
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle
 from alpro.models.words import Templates

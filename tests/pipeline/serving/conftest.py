@@ -9,9 +9,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from alpro import Model
-from alpro.inference.find import resolve
 from alpro.inference.index import Index
 from alpro.inference.index_videos import Embedder, add_videos
+from alpro.inference.loading import resolve
 from alpro.inference.search import Searcher
 from alpro.pipeline.serving.app import application
 from alpro.pipeline.serving.guard import guarded

@@ -6,7 +6,7 @@ import torch
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.inference.encoding import load_model
+from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import tables
 from alpro.stages import evaluate
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -84,7 +84,9 @@ def test_items_that_training_has_too_are_left_out(
 def test_frames_and_texts_have_the_length_that_is_asked_for(folders):
     """By default those of the model; the paper's pre-training has 4 frames, and is evaluated with
     8."""
-    own, longer = (load_model(folders["retrieval"], CPU) for _ in range(2))
+    own, longer = (
+        ModelBundle.from_pretrained(folders["retrieval"], CPU) for _ in range(2)
+    )
     longer.model.set_frames(8)
     own, longer = (
         LoadedModel("", bundle, bundle.normalized(CPU), length=length)

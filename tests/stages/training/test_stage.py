@@ -11,7 +11,7 @@ from alpro.errors import InputError
 from alpro.files import write_json
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Preprocessing
-from alpro.models.ranks import pick_device
+from alpro.models.precision import pick_device
 from alpro.models.word_pieces import train_tokenizer
 from alpro.stages import finetune_qa, finetune_retrieval, pretrain
 from alpro.stages.pretrain import copy_start

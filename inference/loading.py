@@ -1,5 +1,5 @@
-"""Find the model that a name stands for: a folder, an artifact of a workspace, or a CLIP of the
-hub."""
+"""Find the model that a name stands for, and load it: a folder, an artifact of a workspace, or a CLIP
+of the hub, with the embedded prompts of its entities."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,18 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alpro.artifact import artifacts, check_artifact, read_record
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alpro.artifact import artifacts, check_artifact, read_record, require
 from alpro.credentials import refuse_credentials
-from alpro.errors import InputError
+from alpro.errors import InputError, one_line
 from alpro.files import checksum, expand_home
-from alpro.inference.encoding import model_folder
-from alpro.models.clip_prompter import NOT_CLIP, is_clip
-from alpro.models.pretrained import HubName, find_weights
-from alpro.names import (
-    find_artifact,
-    find_workspace,
-    is_of_workspace,
+from alpro.models.clip_prompter import load_clip
+from alpro.models.folder import (
+    NOT_CLIP,
+    ModelBundle,
+    is_clip,
+    load_labels,
+    model_folder,
 )
+from alpro.models.pretrained import HubName
+from alpro.models.weights import find_weights
+from alpro.names import find_artifact, find_workspace, is_of_workspace
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index
@@ -37,6 +46,7 @@ OPTIONAL_FILES = (
 )
 PathLike = str | Path
 PROMPTS = "prompts.safetensors"
+Prompts = dict[str, Tensor]  # (M, E) embeddings by the kind of a sample
 
 
 @dataclass(frozen=True)
@@ -148,3 +158,54 @@ def find_prompts(folder: Path) -> tuple[Path, Path | None]:
 def has_model(folder: Path) -> bool:
     """Return True if a folder is a model folder, or an artifact with one."""
     return (model_folder(folder) / "config.json").is_file()
+
+
+def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
+    """Load a model, or a CLIP or SigLIP from a folder, an artifact or the hub. Raise InputError if it
+    is not valid."""
+    inside = model_folder(folder)
+    # A name of the hub is no folder.
+    if is_clip(inside) or not inside.is_dir():
+        return load_clip(str(inside), device, "model")
+    return ModelBundle.from_pretrained(inside, device)
+
+
+def load_with_prompts(
+    found: Found, device: torch.device
+) -> tuple[ModelBundle, Prompts]:
+    """Load a model, and the embedded prompts of its entities, if it has any.
+
+    Raises:
+        InputError: If a file is missing or invalid.
+    """
+    bundle = load_prompter(found.model, device)
+    if found.prompts is None:
+        return bundle, {}
+    prompts = read_prompts(found.prompts)
+    try:
+        bundle.entities = load_labels(require(found.prompts, "entities.json"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return bundle, {kind: value.to(device) for kind, value in prompts.items()}
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """Read the prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E).
+    Raise InputError if they are missing or invalid."""
+    file = require(folder, PROMPTS)
+    try:
+        prompts = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not readable: {one_line(error)}") from error
+
+    is_valid = all(
+        value.dim() == 2 and value.isfinite().all() for value in prompts.values()
+    )
+    if not is_valid or "video" not in prompts:
+        raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
+    return prompts
+
+
+def read_entities(vocabulary: Path) -> list[str]:
+    """Read the entities of a build_vocabulary artifact, in order."""
+    return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
