@@ -88,7 +88,7 @@ class Model:
     folder: ModelBundle
     prompts: Prompts
     device: torch.device
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype
 
     @cached_property
     def encoder(self) -> NormalizedModel:
