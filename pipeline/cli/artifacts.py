@@ -19,8 +19,8 @@ from alpro.pipeline.cli.options import (
     Workspace,
 )
 from alpro.pipeline.config.command import command_of
-from alpro.pipeline.store.scores import main_score
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.score_names import main_score
 
 group = App(name="artifacts", help="List, show, verify, compare and remove artifacts.")
 

@@ -30,9 +30,8 @@ from alpro.pipeline.reports.results import (
     row_label,
     rows,
 )
-from alpro.pipeline.store.scores import STUDIED
 from alpro.shards.storage import absolute
-from alpro.stages.evaluation.score_names import full_name
+from alpro.stages.evaluation.score_names import STUDIED, full_name
 
 # Columns of a score that do not depend on the variant.
 DESCRIPTION = ("model", "what", "direction", "metric", "unit", "higher_is_better")

@@ -27,11 +27,11 @@ from alpro.pipeline.flows.pipeline_run import (
     announce,
     get_log_sink,
 )
-from alpro.pipeline.plan.checks import check_test_items
+from alpro.pipeline.plan.checks import check_decoded
 from alpro.pipeline.store.artifacts import Step
-from alpro.pipeline.store.scores import main_score
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
+from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import Outcome, StageFailed
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -106,7 +106,7 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
 
     # A corpus that is complete now may have no test items.
     if STAGES[step.stage] != "data":
-        check_test_items(run.plan)
+        check_decoded(run.plan)
     if not existed and step.stage in run.remote_stages:
         run_remotely(run, step, position)
 

@@ -13,15 +13,12 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
-from alpro.pipeline.plan.checks import (
-    SELECTION_TEXTS,
-    check_rows,
-    check_validation_rows,
-)
+from alpro.pipeline.plan.checks import SELECTION_TEXTS, check_splits
 from alpro.pipeline.plan.plan import import_corpus, without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import SPLITS, Row
 from alpro.shards.sources.plan import DecodePlan
+from alpro.stages import EVALUATIONS
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
@@ -73,9 +70,10 @@ def check_data(settings: PipelineConfig) -> DataReport:
                 f"{len(failures)} of {len(decoded)} items cannot be decoded"
             )
         try:
-            check_rows(settings.evaluate, CORPUS, plan)
-            for stage in SELECTION_TEXTS:
-                check_validation_rows(settings, stage, CORPUS, plan)
+            for stage in (*EVALUATIONS, *SELECTION_TEXTS):
+                config = getattr(settings, stage)
+                if config:
+                    check_splits(stage, config, CORPUS, plan)
         except InputError as error:
             problems.append(str(error))
         else:

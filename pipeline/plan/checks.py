@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -46,8 +46,8 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     check_division(steps, resources)
     if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
         check_devices(resources.device, resources.processes)
-    check_test_items(plan)
-    check_validation_items(plan)
+    check_decoded(plan)
+    check_imported(plan)
 
 
 def fetch_models(plan: Plan, elsewhere: Collection[str] = ()) -> None:
@@ -97,9 +97,9 @@ def check_division(steps: Iterable[Step], resources: Resources) -> None:
                 raise InputError(f"{step.name}: {error}") from error
 
 
-def check_test_items(plan: Plan) -> None:
-    """Check that the corpora of the evaluations have items to evaluate: a decoded one as the
-    evaluation will, before days of training; another one by its manifest, before it is decoded.
+def check_decoded(plan: Plan) -> None:
+    """Check that the corpora which are decoded have items to evaluate, as an evaluation does, before
+    days of training.
 
     Raises:
         InputError: If a corpus has none.
@@ -113,54 +113,52 @@ def check_test_items(plan: Plan) -> None:
             # The store, because the corpus may have been built since the plan was made.
             if plan.store.find(source):
                 check_items(config, name, plan.store.folder(source))
-            # Shards and the sample are checked once the corpus is made.
-            elif "manifest" in source.given:
-                decoding = plan.settings.corpora[name].decoding
-                manifest = Manifest(Path(source.given["manifest"]))
-                check_rows(config, name, make_plan(decoding, manifest))
 
 
-def check_validation_items(plan: Plan) -> None:
-    """Check by their manifests that the corpora of the fine-tunings have items for validation.
+def check_imported(plan: Plan) -> None:
+    """Check by their manifests that corpora have what the stages evaluate or select weights on.
+    Shards and the sample are checked once they are decoded.
 
     Raises:
-        InputError: If a fine-tuning has none.
+        InputError: If a corpus has none.
     """
     for step in plan.steps_to_run:
-        if step.stage not in SELECTION_TEXTS:
+        if step.stage not in (*EVALUATIONS, *SELECTION_TEXTS):
             continue
-        for name in cast(TrainingConfig, step.config).corpora:
-            given = step.inputs[name].given
-            if "manifest" in given:
-                decoding = plan.settings.corpora[name].decoding
-                rows = make_plan(decoding, Manifest(Path(given["manifest"])))
-                check_validation_rows(plan.settings, step.stage, name, rows)
+        for name, source in step.inputs.items():
+            if "manifest" in source.given:
+                manifest = Manifest(Path(source.given["manifest"]))
+                rows = make_plan(plan.settings.corpora[name].decoding, manifest)
+                check_splits(step.stage, step.config, name, rows)
 
 
-def check_validation_rows(
-    settings: PipelineConfig, stage: str, name: str, plan: DecodePlan
-) -> None:
-    """Raise InputError if a fine-tuning on this corpus alone would have no item for validation."""
-    config = getattr(settings, stage)
-    counts = plan.splits()["validation"]
-    column = SELECTION_TEXTS[stage]
-    if config and config.corpora == [name] and not counts[column]:
-        reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
-        raise InputError(
-            f"{name}: no validation item has {column}{reason}; {stage} selects its weights on them: "
-            f"assign some in the column split, or raise corpora.{name}.validation"
-        )
+def check_splits(stage: str, config: Any, name: str, rows: DecodePlan) -> None:
+    """Raise InputError if a corpus, once decoded, would have no item for a stage to evaluate, or to
+    select its weights on.
 
+    Args:
+        config: the configuration of the stage.
+        name: name of the corpus.
+        rows: the rows of the corpus.
+    """
+    check_texts(rows)
+    if stage in SELECTION_TEXTS:
+        split = "validation"
+        # One of several corpora may be without validation items.
+        columns = [SELECTION_TEXTS[stage]] if config.corpora == [name] else []
+    else:
+        split = config.split
+        columns = [column for column, corpus in config.texts if corpus == name]
 
-def check_rows(config: EvaluationConfig, name: str, plan: DecodePlan) -> None:
-    """Raise InputError if a corpus, once decoded, would have no item to evaluate."""
-    check_texts(plan)
-    counts = plan.splits()[config.split]
-    reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
-    for column, task in TASKS.items():
-        if getattr(config, task) == name and not counts[column]:
+    counts = rows.splits()[split]
+    for column in columns:
+        if not counts[column]:
+            reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
+            left_out = f"evaluate.{TASKS[column]}=''"
+            if stage in SELECTION_TEXTS:
+                left_out = f"{stage}=false"
             raise InputError(
-                f"{name}: no {config.split} item has {column}{reason}; assign some in the column "
-                f"split, raise corpora.{name}.{config.split}, or set evaluate.{task} to an empty "
-                "string"
+                f"{name}: no {split} item has {column}{reason}; {stage} needs some: assign them in "
+                f"the column split, raise corpora.{name}.{split}, or leave this out with --set "
+                f"{left_out}"
             )

@@ -13,10 +13,9 @@ from typing import Any
 
 from alpro.artifact import Record, read_results
 from alpro.names import Artifact
-from alpro.pipeline.store.scores import PRINTED
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import Comparison
-from alpro.stages.evaluation.score_names import full_name
+from alpro.stages.evaluation.score_names import PRINTED, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json

@@ -14,8 +14,8 @@ from alpro.pipeline.reports.results import (
     row_label,
     score_text,
 )
-from alpro.pipeline.store.scores import DECISIVE
 from alpro.stages.evaluation.comparison import Comparison, compare
+from alpro.stages.evaluation.score_names import DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 
 SIGNIFICANT = 0.05

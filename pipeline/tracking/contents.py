@@ -9,8 +9,8 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput
 
 from alpro.artifact import Record, read_record
-from alpro.pipeline.store.scores import HEADLINES
 from alpro.stages import CORPUS_STAGES
+from alpro.stages.evaluation.score_names import HEADLINES
 
 
 def status_after(error: BaseException) -> str:

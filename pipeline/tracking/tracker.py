@@ -31,7 +31,6 @@ from alpro.errors import one_line
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.runs import git_commit
-from alpro.pipeline.store.scores import VALIDATION_SCORES
 from alpro.pipeline.tracking.contents import (
     clean_metric_name,
     describe_corpora,
@@ -41,6 +40,7 @@ from alpro.pipeline.tracking.contents import (
 )
 from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
 from alpro.stages import EVALUATIONS, TRAININGS
+from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.training.metrics import read_metrics
 
 METRICS = "metrics.jsonl"

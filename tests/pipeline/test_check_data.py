@@ -77,7 +77,7 @@ def test_no_validation_item_for_a_fine_tuning_is_a_problem(tmp_path):
 
     (problem,) = check(manifest).problems
     assert "no validation item has captions" in problem
-    assert "finetune_retrieval selects its weights" in problem
+    assert "finetune_retrieval needs some" in problem
     settings = ["finetune_retrieval=false", "finetune_qa=false"]
     assert check(manifest, *settings).problems == []
     with one_line("no validation item has captions"):

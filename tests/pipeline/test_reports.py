@@ -8,8 +8,8 @@ from alpro.files import write_json
 from alpro.pipeline.reports import results
 from alpro.pipeline.reports.results import comparison_tables, tables
 from alpro.pipeline.reports.terminal import print_results
-from alpro.pipeline.store.scores import PRINTED
 from alpro.stages.evaluation.comparison import Comparison
+from alpro.stages.evaluation.score_names import PRINTED
 from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.score_rows import ANSWERS, RANK, score_row
