@@ -8,7 +8,7 @@ stages/dag.py that say where its inputs come from:
 
     if pretrain:
         inputs = {"vocabulary": "build_vocabulary"}
-        yield Needs("count_words", pipeline.count_words, inputs)
+        dag.add("count_words", pipeline.count_words, inputs)
 """
 
 import sys

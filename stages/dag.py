@@ -1,19 +1,20 @@
-"""The steps of a pipeline in order, each with its configuration and where its inputs come from.
+"""The steps of a pipeline in order: the stage of each, its configuration, and the steps that make
+its inputs.
 
-The corpora come first: `pipeline/plan/plan.py` plans a step for each of them.
+The corpora come first: `pipeline/plan/plan.py` makes a step for each of them.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from alpro.errors import InputError
 from alpro.models.folder import read_kind
 from alpro.stages.evaluate import Config as EvaluateOne
-from alpro.stages.evaluation.protocol import EvaluationConfig
 from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import StageConfig
+from alpro.stages.execution.step import Step
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 
 # The configuration of a pipeline as this module sees it: a table for each stage, None for one that
@@ -28,51 +29,80 @@ RANKING = {"retrieval", "frames", "max_text_tokens", *EVERY}
 CONTROLS = {"controls", "seed"}
 
 
-@dataclass(frozen=True)
-class Needs:
-    """A step of a pipeline: its configuration, and where its inputs come from.
+@dataclass
+class Dag:
+    """The steps of a pipeline.
 
     Attributes:
-        stage: Its stage.
-        config: Configuration of the step.
-        inputs: The stage that builds each input. If the pipeline has no such step, the input is
-            omitted as well.
-        folders: Model folders of the user, by input.
-        corpora: Names of the corpora that it reads.
-        name: Name of the step, if its stage has several.
+        corpora: The steps that make its corpora, by their names.
+        with_files: Adds the digests of the files that a step names.
+        steps: The other steps, in an order in which they can run.
     """
 
-    stage: str
-    config: StageConfig
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    corpora: Sequence[str] = ()
-    name: str = ""
+    corpora: Mapping[str, Step]
+    with_files: Callable[[Step], Step]
+    steps: list[Step] = field(default_factory=list)
+
+    def add(
+        self,
+        stage: str,
+        config: StageConfig,
+        inputs: Mapping[str, str] = {},
+        *,
+        corpora: Iterable[str] = (),
+        given: Mapping[str, Path] = {},
+        name: str = "",
+    ) -> None:
+        """Add a step.
+
+        Args:
+            inputs: The stage that makes each input. If the pipeline has no such step, the input is
+                omitted as well.
+            corpora: Names of the corpora that it reads.
+            given: Model folders of the user, by input.
+            name: Name of the step, if its stage has several.
+        """
+        built = {step.stage: step for step in self.steps}
+        sources = {key: built[one] for key, one in inputs.items() if one in built}
+        for corpus in corpora:
+            if corpus in sources or corpus in given:
+                # An artifact's record lists both by name.
+                raise InputError(
+                    f"corpora.{corpus}: this is the name of an input of {stage}; choose another"
+                )
+        sources |= {corpus: self.corpora[corpus] for corpus in corpora}
+        step = Step(stage, name or stage, config, sources, given=given)
+        self.steps.append(self.with_files(step))
 
 
-def list_needs(pipeline: Pipeline) -> Iterator[Needs]:
-    """Yield the steps of a pipeline after its corpora."""
+def list_steps(
+    pipeline: Pipeline,
+    corpora: Mapping[str, Step],
+    with_files: Callable[[Step], Step],
+) -> list[Step]:
+    """Return the steps of a pipeline that come after its corpora (see `Dag`)."""
+    dag = Dag(corpora, with_files)
     pretrain = pipeline.pretrain
     if pretrain:
         tokenizer = pipeline.train_tokenizer
         if tokenizer.tokenizer == "train":
-            yield Needs("train_tokenizer", tokenizer, corpora=pretrain.corpora)
+            dag.add("train_tokenizer", tokenizer, corpora=pretrain.corpora)
         else:
             # It reads no captions, and depends on no other key.
             tokenizer = TrainTokenizer(tokenizer=tokenizer.tokenizer)
-            yield Needs("train_tokenizer", tokenizer)
+            dag.add("train_tokenizer", tokenizer)
         vocabulary = pipeline.build_vocabulary
-        yield Needs("build_vocabulary", vocabulary, corpora=pretrain.corpora)
+        dag.add("build_vocabulary", vocabulary, corpora=pretrain.corpora)
 
     prompter = pipeline.train_prompter
     is_read = pipeline.uses_prompter or pipeline.finetunes_clip
     if prompter and is_read and not pipeline.cache_prompts.prompter:
         # A CLIP has a tokenizer of its own.
         inputs = {} if prompter.clip else {"tokenizer": "train_tokenizer"}
-        yield Needs("train_prompter", prompter, inputs, corpora=prompter.corpora)
+        dag.add("train_prompter", prompter, inputs, corpora=prompter.corpora)
     if pipeline.uses_prompter:
         inputs = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
-        yield Needs("cache_prompts", pipeline.cache_prompts, inputs)
+        dag.add("cache_prompts", pipeline.cache_prompts, inputs)
 
     if pretrain:
         inputs = {
@@ -81,83 +111,76 @@ def list_needs(pipeline: Pipeline) -> Iterator[Needs]:
             "prompter": "train_prompter",
             "prompts": "cache_prompts",
         }
-        yield Needs("pretrain", pretrain, inputs, corpora=pretrain.corpora)
+        dag.add("pretrain", pretrain, inputs, corpora=pretrain.corpora)
 
-    folders = {"model": Path(pipeline.pretrained)} if pipeline.pretrained else {}
+    start = {"model": Path(pipeline.pretrained)} if pipeline.pretrained else {}
     for stage in ("finetune_retrieval", "finetune_qa"):
         config = getattr(pipeline, stage)
         if config:
             inputs = {"model": "pretrain"}
-            yield Needs(stage, config, inputs, folders, config.corpora)
+            dag.add(stage, config, inputs, corpora=config.corpora, given=start)
 
-    start = find_start(folders["model"]) if folders else ""
-    for step in list_evaluations(pipeline, start):
-        # Without a corpus for what this model can do, there is nothing to ask about.
-        if step.corpora:
-            is_start = step.name == start
-            yield replace(step, folders=folders) if is_start else step
+    add_evaluations(dag, pipeline, start)
+    return dag.steps
 
 
-def list_evaluations(pipeline: Pipeline, start: str) -> Iterator[Needs]:
-    """Yield a step for each model of a pipeline.
-
-    A step has only the keys that concern its model: another control must not evaluate the
-    pre-trained model again.
+def add_evaluations(dag: Dag, pipeline: Pipeline, start: Mapping[str, Path]) -> None:
+    """Add a step for each model of a pipeline that there is anything to ask about.
 
     Args:
-        start: the step that evaluates the model which the pipeline starts from.
+        start: The model folder that the pipeline starts from, as the input `model`.
     """
     table = pipeline.evaluate
+    start_task = find_start_task(start["model"]) if start else ""
+
+    def add(
+        task: str,
+        model_name: str,
+        keys: set[str],
+        inputs: Mapping[str, str],
+        own: Mapping[str, Any] = {},
+    ) -> None:
+        # Only the keys that concern the model: another control must not evaluate the pre-trained
+        # model again.
+        values = {key: getattr(table, key) for key in keys} | {"model_name": model_name}
+        config = EvaluateOne.model_construct(**{**values, **own})
+        # Without a corpus for what the model can do, there is nothing to ask about.
+        if config.corpora:
+            dag.add(
+                "evaluate",
+                config,
+                inputs,
+                corpora=config.corpora,
+                given=start if task == start_task else {},
+                name=f"evaluate {task}",
+            )
+
     if pipeline.baseline:
-        clip = pipeline.baseline
         frames = table.frames or pipeline.frames
-        own = {"baseline": clip, "frames": frames}
-        yield evaluation(table, "baseline", Path(clip).name, RANKING, own)
+        own = {"baseline": pipeline.baseline, "frames": frames}
+        add("baseline", Path(pipeline.baseline).name, RANKING, {}, own)
 
     if pipeline.uses_prompter or pipeline.finetunes_clip:
         name = FINE_TUNED if pipeline.finetunes_clip else PROMPTER
         own = {} if table.retrieval else {"qa": table.qa}
         if pipeline.pretrain:
             own["threshold"] = pipeline.pretrain.threshold
-        step = evaluation(table, "prompter", name, {*RANKING, "entity_crops"}, own)
         inputs = {"model": "train_prompter", "prompts": "cache_prompts"}
-        yield replace(step, inputs=inputs)
+        add("prompter", name, {*RANKING, "entity_crops"}, inputs, own)
 
     # A model that was fine-tuned before has no score as pre-trained.
-    if start == "evaluate pretrained" or (pipeline.pretrain and not start):
-        step = evaluation(table, "pretrained", PRETRAINED, RANKING)
-        yield replace(step, inputs={"model": "pretrain"})
-    if pipeline.finetune_retrieval or start == "evaluate retrieval":
-        step = evaluation(table, "retrieval", FINE_TUNED, RANKING | CONTROLS)
-        yield replace(step, inputs={"model": "finetune_retrieval"})
-    if pipeline.finetune_qa or start == "evaluate qa":
+    if start_task == "pretrained" or (pipeline.pretrain and not start):
+        add("pretrained", PRETRAINED, RANKING, {"model": "pretrain"})
+    if pipeline.finetune_retrieval or start_task == "retrieval":
+        inputs = {"model": "finetune_retrieval"}
+        add("retrieval", FINE_TUNED, RANKING | CONTROLS, inputs)
+    if pipeline.finetune_qa or start_task == "qa":
         # The numbers of frames and tokens are those of retrieval.
         keys = {"qa", "contrasts", *EVERY, *CONTROLS}
-        step = evaluation(table, "qa", FINE_TUNED, keys)
-        yield replace(step, inputs={"model": "finetune_qa"})
+        add("qa", FINE_TUNED, keys, {"model": "finetune_qa"})
 
 
-def evaluation(
-    table: EvaluationConfig,
-    task: str,
-    model_name: str,
-    keys: Collection[str],
-    own: Mapping[str, Any] = {},
-) -> Needs:
-    """Return the step that evaluates one model, without its inputs.
-
-    Args:
-        keys: the keys of the table that concern the model.
-        own: further values, and those that replace the table's.
-    """
-    values = {"model_name": model_name}
-    values |= {key: getattr(table, key) for key in keys}
-    # Its values are valid: they are of a configuration.
-    config = EvaluateOne.model_construct(**{**values, **own})
-    return Needs("evaluate", config, corpora=config.corpora, name=f"evaluate {task}")
-
-
-def find_start(folder: Path) -> str:
+def find_start_task(folder: Path) -> str:
     """Return the step that evaluates the model which a pipeline starts from. Raises InputError if
     the folder has no model that is pre-trained or fine-tuned."""
     task = read_kind(folder, "task")
@@ -166,4 +189,4 @@ def find_start(folder: Path) -> str:
         raise InputError(
             f"pretrained: {folder}: {kind}; give a model of pre-training or fine-tuning"
         )
-    return f"evaluate {START_TASKS[task]}"
+    return START_TASKS[task]

@@ -19,10 +19,11 @@ from alpro.pipeline.config.command import CONFIGS, STUDIES, shipped
 from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.execution.processes import GRACE_SECONDS, get_command
 from alpro.pipeline.flows.study import Study, load_study
+from alpro.pipeline.plan.digests import Digests
+from alpro.pipeline.plan.plan import build_steps
 from alpro.shards.schema import Reason
 from alpro.shards.sources.form import Columns
 from alpro.stages import STAGES
-from alpro.stages.dag import list_needs
 from alpro.stages.execution.interface import Resources
 from tests.conftest import ROOT
 from tests.plans import configure
@@ -168,7 +169,8 @@ def test_alpro_accepts_the_command(page, arguments, tmp_path):
         assert settings.name == config
         if "stage" in given:
             stage = given["stage"].partition(" ")[0]
-            assert stage in {needs.stage for needs in list_needs(settings)}
+            digests = Digests(tmp_path / "digests.sqlite")
+            assert stage in {step.stage for step in build_steps(settings, digests)[1]}
     if command is study and given["file"] != "FILE":
         assert load_study(given["file"])
 

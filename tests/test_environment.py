@@ -12,9 +12,9 @@ from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
 from alpro.locks import acquire
 from alpro.pipeline.execution.processes import Launch, get_environment
-from alpro.pipeline.store.artifacts import Step
 from alpro.stages import render_sample
 from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.step import Step
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.interpreter import interpreter
 from alpro.log import PLAIN, TIMES, log
-from alpro.pipeline.store.artifacts import Step, Store, check_inputs
+from alpro.pipeline.store.artifacts import Store, check_inputs
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
@@ -31,6 +31,7 @@ from alpro.stages.execution.interface import (
     count_finished,
 )
 from alpro.stages.execution.lifecycle import STOP_FILE, supervised
+from alpro.stages.execution.step import Step
 from alpro.threads import cores
 
 DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)

@@ -20,12 +20,12 @@ from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, write_names
 from alpro.pipeline.reports.document import describe_run
-from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
+from alpro.stages.execution.step import Step
 
 # Errors that end a run and are no bugs: a mistake of the user, a failed stage, which has printed
 # why, a stop, or a disk.

@@ -28,11 +28,11 @@ from alpro.pipeline.flows.pipeline_run import (
     get_log_sink,
 )
 from alpro.pipeline.plan.checks import check_decoded
-from alpro.pipeline.store.artifacts import Step
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import Outcome, StageFailed
+from alpro.stages.execution.step import Step
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 MAX_RETRIES = 10  # for a stage that dies, but each time with more finished work

@@ -11,13 +11,13 @@ from alpro.models.pretrained import HubName
 from alpro.models.word_pieces import pad_length
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.plan import Plan
-from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
 from alpro.stages.execution.interface import Resources
+from alpro.stages.execution.step import Step
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 
 PADDING = 8  # texts are padded to a multiple of it

@@ -1,6 +1,6 @@
 """The plan of a command: its steps with their inputs and outside files, and which have to run."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,11 +26,11 @@ from alpro.pipeline.plan.digests import (
 )
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
-from alpro.pipeline.store.step import Step
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import located
-from alpro.stages.dag import list_needs
+from alpro.stages.dag import list_steps
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
+from alpro.stages.execution.step import Step
 from alpro.stages.index_shards import Config as IndexConfig
 
 
@@ -112,17 +112,15 @@ def build_steps(
     settings: PipelineConfig, digests: Digests
 ) -> tuple[PipelineConfig, list[Step]]:
     """Return the steps of a configuration in an order in which they can run: the rendered sample,
-    the corpora, and the steps of `list_needs`.
+    the corpora, and what is made of them.
 
     Returns:
         The configuration without what the data has nothing for, and its steps.
     """
-    built: dict[str, Step] = {}  # by stage
+    sample = []
     if settings.render_sample:
-        built["render_sample"] = Step(
-            "render_sample", "render_sample", settings.render_sample
-        )
-    corpora = corpus_steps(settings.corpora, built.get("render_sample"), digests)
+        sample = [Step("render_sample", "render_sample", settings.render_sample)]
+    corpora = corpus_steps(settings.corpora, sample, digests)
     manifests = {
         name: Manifest(Path(step.given["manifest"]))
         for name, step in corpora.items()
@@ -130,27 +128,12 @@ def build_steps(
     }
     settings = without_questions(settings, manifests)
 
-    steps = [*built.values(), *corpora.values()]
-    for needs in list_needs(settings):
-        inputs = {
-            name: built[stage] for name, stage in needs.inputs.items() if stage in built
-        }
-        taken = {*needs.corpora} & (inputs.keys() | needs.folders.keys())
-        if taken:  # an artifact's record lists both by name
-            raise InputError(
-                f"corpora.{min(taken)}: this is the name of an input of {needs.stage}; choose another"
-            )
-        inputs |= {name: corpora[name] for name in needs.corpora}
-        name = needs.name or needs.stage
-        step = Step(needs.stage, name, needs.config, inputs, given=needs.folders)
-        step = with_digests(step, digests)
-        built[needs.stage] = step
-        steps.append(step)
-    return settings, steps
+    later = list_steps(settings, corpora, lambda step: with_digests(step, digests))
+    return settings, [*sample, *corpora.values(), *later]
 
 
 def corpus_steps(
-    corpora: Mapping[str, Corpus], sample: Step | None, digests: Digests
+    corpora: Mapping[str, Corpus], sample: Sequence[Step], digests: Digests
 ) -> dict[str, Step]:
     """Return the step that makes each corpus, by the corpus's name.
 
@@ -158,7 +141,7 @@ def corpus_steps(
     why they cannot be read on this machine.
 
     Args:
-        sample: the step that renders the sample.
+        sample: the step that renders the sample, if there is one.
     """
     steps = {}
     for name, corpus in corpora.items():
@@ -171,7 +154,7 @@ def corpus_steps(
             )
         step = Step(stage, f"{stage} {name}", config)
         if corpus.manifest and sample:
-            steps[name] = replace(step, inputs={"sample": sample})
+            steps[name] = replace(step, inputs={"sample": sample[0]})
         elif corpus.shards or corpus.data:
             try:
                 steps[name] = with_files(step, corpus, digests)

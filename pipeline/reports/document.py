@@ -30,9 +30,9 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.pipeline.reports.verdict import compare_with_start, headline
 from alpro.pipeline.store.runs import Run
-from alpro.pipeline.store.step import Step
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
+from alpro.stages.execution.step import Step
 
 Artifacts = Sequence[Artifact]
 # Captions of the pictures of stages, by file name.

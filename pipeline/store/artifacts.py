@@ -34,9 +34,9 @@ from alpro.locks import acquire
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.pipeline.store.step import Step
 from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
+from alpro.stages.execution.step import Step
 
 
 @dataclass(frozen=True)

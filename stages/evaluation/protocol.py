@@ -79,7 +79,7 @@ class EvaluationConfig(StageConfig, frozen=True):
     @property
     def corpora(self) -> list[str]:
         """The distinct names of the corpora to evaluate."""
-        return list(dict.fromkeys(name for _, name in self.texts))
+        return list(dict.fromkeys(filter(None, (self.retrieval, self.qa))))
 
 
 def also_in_training(folder: Path, split: str) -> set[str]:

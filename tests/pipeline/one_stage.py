@@ -12,9 +12,10 @@ from pathlib import Path
 
 from alpro.files import read_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import located
 from alpro.stages.execution.interface import Resources, StageConfig, StageFailed
+from alpro.stages.execution.step import Step
 
 MAX_ATTEMPTS = 10
 STOPPED = 130

@@ -13,9 +13,9 @@ from alpro.inference.index import INDEXES, Index, IndexSettings, record_index
 from alpro.names import write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.step import Step
 from alpro.stages import render_sample
 from alpro.stages.execution.interface import Outcome
+from alpro.stages.execution.step import Step
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.lineage import CHANGE, add_artifacts, folder_of, marks
 

@@ -14,7 +14,7 @@ from alpro.files import read_json, write_json
 from alpro.pipeline.execution import processes
 from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.processes import Launch, find_gpus, get_command, run_stage
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import DISK_FULL
 from alpro.stages import (
     EVALUATIONS,
@@ -32,6 +32,7 @@ from alpro.stages.execution.interface import (
     Resources,
     StageFailed,
 )
+from alpro.stages.execution.step import Step
 from tests.conftest import one_line
 
 EVALUATE = Step("evaluate", "evaluate", evaluate.Config(model_name="mine"))

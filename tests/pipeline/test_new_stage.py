@@ -10,7 +10,6 @@ from alpro import stages
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.plan import build_steps
-from alpro.stages.dag import Needs, list_needs
 from tests.conftest import ROOT
 from tests.plans import configure
 
@@ -22,13 +21,12 @@ def test_the_example_of_a_new_stage_is_planned(tmp_path, monkeypatch):
     exec(code, vars(module))
     monkeypatch.setitem(stages.STAGES, "count_words", "text")
 
-    def with_counts(pipeline):
-        yield from list_needs(pipeline)
+    def with_counts(dag, pipeline, start):
         inputs = {"vocabulary": "build_vocabulary"}
-        yield Needs("count_words", pipeline.count_words, inputs)
+        dag.add("count_words", pipeline.count_words, inputs)
 
     # The lines that the example's docstring adds to stages/dag.py.
-    monkeypatch.setattr("alpro.pipeline.plan.plan.list_needs", with_counts)
+    monkeypatch.setattr("alpro.stages.dag.add_evaluations", with_counts)
 
     class WithCounts(PipelineConfig):
         count_words: module.Config = module.Config()  # type: ignore[name-defined]

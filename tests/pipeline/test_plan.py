@@ -16,8 +16,8 @@ from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
 from alpro.pipeline.plan.plan import corpus_steps
-from alpro.pipeline.store.step import Step
 from alpro.stages import cache_prompts
+from alpro.stages.execution.step import Step
 from tests.pipeline.conftest import TINY
 from tests.plans import plan_of
 
@@ -285,7 +285,7 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(
 
 
 def step_of(corpus, digests):
-    return corpus_steps({"films": corpus}, None, digests)["films"]
+    return corpus_steps({"films": corpus}, [], digests)["films"]
 
 
 @pytest.mark.parametrize("place", ["folder", "url"])

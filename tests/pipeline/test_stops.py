@@ -19,7 +19,8 @@ import pytest
 from alpro.files import checksum, write_json
 from alpro.pipeline.execution import run_stage
 from alpro.pipeline.execution.processes import Processes, write_work
-from alpro.pipeline.store.artifacts import Step, Store
+from alpro.pipeline.store.artifacts import Store
+from alpro.stages.execution.step import Step
 from tests.conftest import ROOT
 from tests.pipeline.conftest import TINY
 from tests.pipeline.stops import ROLES, SIGNALS, end_at_random, start

@@ -16,9 +16,9 @@ from alpro.pipeline.execution.processes import Launch, run_stage
 from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.lineage import lineage, unreachable
-from alpro.pipeline.store.step import Step
 from alpro.stages import STAGES, decode_videos, render_sample, train_prompter
 from alpro.stages.execution.interface import Outcome, Resources
+from alpro.stages.execution.step import Step
 from tests.clip_models import REVISION
 from tests.pipeline.lineage import add_artifacts, folder_of
 

@@ -3,8 +3,8 @@ one."""
 
 import pytest
 
-from alpro.pipeline.store.artifacts import Step
 from alpro.stages.decode_videos import Config
+from alpro.stages.execution.step import Step
 from tests.conftest import decode_data
 from tests.stages.conftest import write_manifest
 

@@ -12,8 +12,8 @@ import torch
 
 from alpro.errors import InputError
 from alpro.models.folder import write_tensors
-from alpro.pipeline.store.artifacts import Step
 from alpro.stages.execution.interface import Outcome, StageConfig
+from alpro.stages.execution.step import Step
 from alpro.stages.training import loop
 from alpro.stages.training.checkpoint import Checkpoints, trainable
 from alpro.stages.training.objective import MatchingObjective, PrompterObjective
