@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 
 from alpro.artifact import Record, artifacts, read_record
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import atomic_write, expand_home, make_folder
 from alpro.log import log
@@ -103,7 +102,6 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
     Raises:
         InputError: If there is no such artifact, or more than one.
     """
-    refuse_credentials("model or artifact", str(name))
     folder = expand_home(name)
     record = read_record(folder)
     if record:

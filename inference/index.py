@@ -20,7 +20,7 @@ from unicodedata import normalize
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.artifact import read_record
 from alpro.credentials import redact
@@ -172,10 +172,11 @@ class Index:
             )
         address = str(absolute(place))
         table = call_engine(address, lambda: connect(address).open_table("clips"))
-        names = {*table.schema.names}
-        if {*SCHEMA.names, "vector"} - names or not read_metadata(table):
+        if {*SCHEMA.names, "vector"} - {*table.schema.names}:
             raise other_table(place)
-        return cls(address, table)
+        index = cls(address, table)
+        _ = index.settings  # an index of an earlier version has others
+        return index
 
     @classmethod
     def create(
@@ -213,7 +214,11 @@ class Index:
     @engine_call
     def settings(self) -> IndexSettings:
         """Settings that all clips of the index share."""
-        return IndexSettings.model_validate_json(read_metadata(self.table))
+        metadata = self.table.schema.field("vector").metadata or {}
+        try:
+            return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
+        except (KeyError, ValidationError) as error:
+            raise other_table(self.place) from error
 
     @engine_call
     def change_settings(self, **values: Any) -> None:
@@ -377,12 +382,6 @@ def index_exists(place: Location) -> bool:
         raise other_table(place)
     # To connect would make the folder. A full disk may have left a table without a version.
     return any((location / "clips.lance/_versions").glob("*.manifest"))
-
-
-def read_metadata(table: "Table") -> bytes:
-    """Return the settings of an index as JSON; empty for a table of others."""
-    metadata = table.schema.field("vector").metadata or {}
-    return metadata.get(SETTINGS.encode(), b"")
 
 
 def other_table(place: Location) -> InputError:

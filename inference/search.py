@@ -120,7 +120,7 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        index: Location | Index,
+        index: Location,
         model: PathLike | Found | None = None,
         **options: Any,
     ) -> "Searcher":
@@ -134,7 +134,7 @@ class Searcher:
         Raises:
             InputError: If there is no index, its model is missing, or `model` is another one.
         """
-        opened = index if isinstance(index, Index) else Index.open(index)
+        opened = Index.open(index)
         if isinstance(model, PathLike):
             model = resolve(model, options.get("workspace"))
         return cls(opened, Model.load(find_model(opened, model), **options))

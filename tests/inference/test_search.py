@@ -154,19 +154,19 @@ def test_a_model_whose_files_have_changed_or_moved_is_refused(
     searcher.index.change_settings(model=str(folders["qa"].with_name(model)))
 
     with pytest.raises(InputError, match=message):
-        Searcher.open(searcher.index)
+        Searcher.open(searcher.index.place)
 
 
 def test_a_model_that_has_moved_is_named(searcher, folders, tmp_path):
     searcher.index.change_settings(model=str(tmp_path / "gone"))
 
-    opened = Searcher.open(searcher.index, folders["retrieval"], device="cpu")
+    opened = Searcher.open(searcher.index.place, folders["retrieval"], device="cpu")
     assert opened.search("a dog").clips == 5
 
 
 def test_a_model_is_looked_up_in_the_workspace(searcher, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}/artifacts"):
-        Searcher.open(searcher.index, "finetune_qa", workspace=tmp_path)
+        Searcher.open(searcher.index.place, "finetune_qa", workspace=tmp_path)
 
 
 WORDS = {
