@@ -4,35 +4,17 @@ In every interface, a region is (left, top, width, height) as fractions of the f
 imports nothing of this package, because exported models have a copy of it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-Box = tuple[float, float, float, float]
+# Left, top, width and height; also as a text, such as "0.5,0,0.5,1".
+Box = Sequence[float] | str
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-NO_REGION = (
-    "is not a region of the frame: it takes left, top, width and height as fractions, such as "
-    "0.5, 0, 0.5, 1"
-)
 ROUNDING = 1e-3  # tolerance by which left + width, or top + height, may exceed 1
 
 
-def check_box(box: str | Sequence[float]) -> Box:
-    """Return a region inside the frame, also of a text `left,top,width,height`. Raise ValueError for
-    anything else."""
-    sides = box.split(",") if isinstance(box, str) else box
-    try:
-        left, top, width, height = map(float, sides)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{box} {NO_REGION}") from error
-
-    # All comparisons with NaN are false, so it is refused.
-    has_area = left >= 0 and top >= 0 and width > 0 and height > 0
-    if not (has_area and max(left + width, top + height) <= 1 + ROUNDING):
-        raise ValueError(f"{box} {NO_REGION}")
-    return left, top, width, height
-
-
-def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, int]:
+def region_to_patches(box: Box, grid: int) -> tuple[int, int, int, int]:
     """Return the patches of a region, at least one.
 
     Args:
@@ -42,9 +24,21 @@ def region_to_patches(box: Sequence[float], grid: int) -> tuple[int, int, int, i
         The left column, the top row, the number of columns and the number of rows.
 
     Raises:
-        ValueError: If the region is not inside the frame.
+        ValueError: If it is not a region inside the frame.
     """
-    left, top, width, height = check_box(box)
+    sides = box.split(",") if isinstance(box, str) else box
+    try:
+        left, top, width, height = map(float, sides)
+    except (TypeError, ValueError):
+        left = top = width = height = math.nan
+
+    # All comparisons with NaN are false, so it is refused.
+    has_area = left >= 0 and top >= 0 and width > 0 and height > 0
+    if not (has_area and max(left + width, top + height) <= 1 + ROUNDING):
+        raise ValueError(
+            f"box {box} is not a region of the frame: it takes left, top, width and height as "
+            "fractions, such as 0.5, 0, 0.5, 1"
+        )
 
     column = min(grid - 1, round(left * grid))
     row = min(grid - 1, round(top * grid))

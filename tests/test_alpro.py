@@ -13,7 +13,7 @@ from alpro import errors
 from alpro.credentials import find_credentials, redact, refuse_credentials
 from alpro.errors import MAX_REASON
 from alpro.files import atomic_write
-from alpro.inputs import WHOLE, check_box, check_text, region_to_patches
+from alpro.inputs import WHOLE, check_text, region_to_patches
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
 from tests.conftest import one_line, write_lines
@@ -81,7 +81,7 @@ def test_a_region_is_left_top_width_and_height():
         ((0.3752, 0, 0.6254, 1), (2, 0, 2, 4)),  # rounded numbers
     ):
         assert region_to_patches(box, 4) == patches
-        assert check_box(", ".join(map(str, box))) == box
+        assert region_to_patches(", ".join(map(str, box)), 4) == patches
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_is_not_inside_the_frame_is_no_region(box):
     with pytest.raises(
         ValueError, match="is not a region of the frame: it takes left, top, "
     ):
-        check_box(box)
+        region_to_patches(box, 4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from cyclopts import App, Parameter
 
 from alpro.errors import InputError
 from alpro.files import expand_home
-from alpro.inputs import check_box
 from alpro.log import log
 from alpro.names import find_artifact
 from alpro.pipeline.cli.options import (
@@ -181,13 +180,8 @@ def entities(
     """
     from alpro.inputs import WHOLE
 
-    try:
-        region = check_box(box) if box else WHOLE
-    except ValueError as error:
-        raise InputError(f"--box {error}") from None
-
     loaded = models.load(models.find(model))
-    print_words("entity", loaded.entities(video, region, top_k=k))
+    print_words("entity", loaded.entities(video, box or WHOLE, top_k=k))
     print(f"note: {loaded.entities_note}", file=sys.stderr)
 
 

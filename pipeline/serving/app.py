@@ -17,7 +17,7 @@ from alpro.inference.clips import load_clip
 from alpro.inference.index import SHOWN_COLUMNS, get_source
 from alpro.inference.model import Model
 from alpro.inference.search import Searcher
-from alpro.inputs import WHOLE, check_box
+from alpro.inputs import WHOLE
 from alpro.log import log
 from alpro.pipeline.serving.models import ServedModels
 from alpro.pipeline.serving.requests import RequestQueue
@@ -184,7 +184,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
     ) -> dict[str, Any]:
         """Return entities in a region of a clip or the body, best first."""
         model: Model = models.require("entities", "--entities MODEL")
-        box = check_box(query.box) if query.box.strip() else WHOLE
+        box = query.box.strip() or WHOLE
         source, frames = models.decode(model, query.clip, file)
         labels = queue.compute(model.entities, source, box, query.k, frames=frames)
         return {"entities": ranked_words(labels), "note": model.entities_note}

@@ -247,7 +247,7 @@ def test_an_exported_model_has_a_card_of_its_artifact(alpro_model, folders, tmp_
             "mine/finetune_qa: no such folder",
         ),
         (f"model ask {QA} none.mp4 what?", "none.mp4"),
-        (f"model entities {PROMPTER} clip.mp4 --box 0.5,0,0.6,1", "--box"),
+        (f"model entities {PROMPTER} clip.mp4 --box 0.5,0,0.6,1", "box 0.5,0,0.6,1"),
         ("search none a", "no index"),
         ("search earlier a", "an earlier version"),
         (f"index add index nothing --model {RETRIEVAL}", "nothing: "),
