@@ -206,6 +206,22 @@ def wait_for_end() -> Callable[[int], None]:
     return wait
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A scheduler and a worker with two threads, in this process."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        dashboard_address=None,
+        protocol="tcp",
+        host="127.0.0.1",
+    ) as started:
+        yield started
+
+
 @pytest.fixture
 def inline_pool() -> Iterator[None]:
     """Stages whose units run in a pool run them in this process."""

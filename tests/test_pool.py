@@ -22,22 +22,6 @@ from alpro.pool import Died, each, in_this_process
 from tests.pool_tasks import behave, get_pid, kill_then_hang, note
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A scheduler and a worker with two threads, in this process."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        processes=False,
-        dashboard_address=None,
-        protocol="tcp",
-        host="127.0.0.1",
-    ) as started:
-        yield started
-
-
 @pytest.fixture(params=["machine", "cluster"])
 def run(request):
     """`each` on this machine, and on a cluster: the same laws hold."""

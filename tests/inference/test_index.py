@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,10 +44,14 @@ def make_vectors(count, seed=0):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def make_index(place):
+    settings = IndexSettings(model="/model", digest="d", root=ROOT)
+    return Index.create(place, settings, SIZE, COLUMNS)
+
+
 @pytest.fixture
 def index(tmp_path):
-    settings = IndexSettings(model="/model", digest="d", root=ROOT)
-    return Index.create(tmp_path / "index", settings, SIZE, COLUMNS)
+    return make_index(tmp_path / "index")
 
 
 def fill(index, items, vectors):
@@ -320,6 +327,29 @@ def test_many_clips_are_searched_approximately_unless_exactly_is_asked(
     exact = index.nearest(query, 10, exact=True)
     assert [int(item["id"]) for item in exact] == best.tolist()
     assert index.nearest(query, 1)[0]["id"] == "300"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("moto_server"), reason="no moto[server]")
+def test_an_index_may_be_in_a_store(free_port, monkeypatch):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION"):
+        monkeypatch.setenv(f"AWS_{name}", "any")
+    monkeypatch.setenv("AWS_ENDPOINT", address)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    server = subprocess.Popen(["moto_server", "-p", str(port)])
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:
+            client.put(f"{address}/bucket")
+        index = make_index("s3://bucket/index")
+        fill(index, [make_item(n) for n in range(4)], make_vectors(4))
+        index.remove(make_condition("id = '1'"))
+
+        assert ids(Index.open(index.place)) == ["0", "2", "3"]
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_what_is_no_index_is_a_line(tmp_path):

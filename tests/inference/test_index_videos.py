@@ -16,7 +16,8 @@ from alpro.inference import index_videos as module
 from alpro.inference import model as model_module
 from alpro.inference import scan as scan_module
 from alpro.inference.index import EMPTY, Index
-from alpro.inference.index_videos import remove_videos
+from alpro.inference.index_videos import Embedder, add_videos, remove_videos
+from alpro.inference.loading import resolve
 from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError
@@ -185,6 +186,21 @@ def test_a_unit_that_dies_costs_only_the_file_that_kills_it(
     assert ids(opened()) == ["0", "2", "3", "4"]
     assert rejected(opened()) == ["1", "notes"]
     assert update(own).embedded == 1  # it may have been the memory
+
+
+def test_a_cluster_embeds_what_this_machine_does(
+    update, own, opened, folders, cluster, tmp_path
+):
+    found = resolve(folders["retrieval"], tmp_path)
+    embedder = Embedder(found, "cpu", scheduler=cluster.scheduler_address)
+
+    counts = add_videos(tmp_path / "there", embedder, own)
+
+    update(own)
+    assert counts.embedded == 5
+    there = vectors(Index.open(tmp_path / "there"))
+    for name, vector in vectors(opened()).items():
+        np.testing.assert_allclose(there[name], vector, atol=1e-6)
 
 
 @pytest.fixture

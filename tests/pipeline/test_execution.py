@@ -329,6 +329,17 @@ def test_an_error_that_the_user_can_fix_is_one_line(error, main):
     assert len(result["error"].splitlines()) == 1
 
 
+@pytest.mark.parametrize(("free", "is_named"), [(10, True), (50, False)])
+def test_a_gpu_that_other_processes_fill_is_named(free, is_named, main, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 30)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, 100))
+
+    _, result = main(RuntimeError("CUDA out of memory. Tried"))
+
+    assert ("CUDA_VISIBLE_DEVICES" in result["error"]) is is_named
+
+
 @pytest.mark.parametrize("error", FAULTS, ids=repr)
 def test_any_other_error_is_raised(error, main, work):
     with pytest.raises(type(error)):
