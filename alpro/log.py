@@ -31,10 +31,9 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Names of files are in many lines; a traceback has several lines.
-        text = "\n".join(map(printable, record.getMessage().split("\n")))
+        text = "\n".join(map(printable, self.format(record).split("\n")))
         if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
-            time_text = logging.Formatter().formatTime(record, "%Y-%m-%d %H:%M:%S")
-            text = f"{time_text} {text}"
+            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
         # A full disk, or a `tee` that Ctrl-C ended, costs the line and not the training.
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
@@ -49,14 +48,13 @@ def printable(text: object) -> str:
     >>> print(printable("a\\x1b[31m\\n.mp4"))
     a\\x1b[31m\\n.mp4
     """
-    shown = []
-    for character in str(text):
-        # Zero-width joiners are parts of letters, of Persian and of Indic scripts, and of emoji.
-        if character.isprintable() or character in "\u200c\u200d":
-            shown.append(character)
-        else:
-            shown.append(character.encode("unicode_escape", "surrogatepass").decode())
-    return "".join(shown)
+    # Zero-width joiners are parts of letters, of Persian and of Indic scripts, and of emoji.
+    return "".join(
+        character
+        if character.isprintable() or character in "\u200c\u200d"
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in str(text)
+    )
 
 
 @cache

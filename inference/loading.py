@@ -160,25 +160,22 @@ def has_model(folder: Path) -> bool:
     return (model_folder(folder) / "config.json").is_file()
 
 
-def load_prompter(folder: Path, device: torch.device) -> ModelBundle:
-    """Load a model, or a CLIP or SigLIP from a folder, an artifact or the hub. Raise InputError if it
-    is not valid."""
-    inside = model_folder(folder)
-    # A name of the hub is no folder.
-    if is_clip(inside) or not inside.is_dir():
-        return load_clip(str(inside), device, "model")
-    return ModelBundle.from_pretrained(inside, device)
-
-
 def load_with_prompts(
     found: Found, device: torch.device
 ) -> tuple[ModelBundle, Prompts]:
-    """Load a model, and the embedded prompts of its entities, if it has any.
+    """Load a model, or a CLIP or SigLIP from a folder or the hub, and the embedded prompts of its
+    entities, if it has any.
 
     Raises:
         InputError: If a file is missing or invalid.
     """
-    bundle = load_prompter(found.model, device)
+    folder = model_folder(found.model)
+    # A name of the hub is no folder.
+    if is_clip(folder) or not folder.is_dir():
+        bundle: ModelBundle = load_clip(str(folder), device, "model")
+    else:
+        bundle = ModelBundle.from_pretrained(folder, device)
+
     if found.prompts is None:
         return bundle, {}
     prompts = read_prompts(found.prompts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alpro.files import write_json
 from alpro.inference.encoding import embed_texts
-from alpro.inference.loading import load_prompter, read_entities
+from alpro.inference.loading import Found, load_with_prompts, read_entities
 from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle, write_tensors
@@ -58,7 +58,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         prompter.save_pretrained(out / "model")
     else:
         assert inputs.prompter is not None
-        prompter = load_prompter(inputs.prompter, device)
+        prompter, _ = load_with_prompts(Found(inputs.prompter), device)
 
     entities = read_entities(inputs.vocabulary)
     prompts = {}

@@ -10,7 +10,12 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from alpro.errors import InputError
-from alpro.inference.loading import load_prompter, read_entities, read_prompts
+from alpro.inference.loading import (
+    Found,
+    load_with_prompts,
+    read_entities,
+    read_prompts,
+)
 from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.clip_prompter import ClipBundle
@@ -130,9 +135,9 @@ def load_teacher(
     The model uses the values of a trained prompter, but not of a CLIP or SigLIP.
     """
     source = inputs.prompter or inputs.prompts
-    teacher = (
-        load_prompter(source, device) if config.needs_prompter and source else None
-    )
+    teacher = None
+    if config.needs_prompter and source:
+        teacher, _ = load_with_prompts(Found(source), device)
     if teacher and not isinstance(teacher, ClipBundle):
         advance_generator(teacher)
         return teacher, teacher.tokenizer, teacher.preprocessing
