@@ -168,18 +168,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     A killed program leaves no folder of this name, and two of them do not share one.
 
     Raises:
-        InputError: If the folder exists already, or cannot be written.
+        InputError: If the folder exists already.
+        OSError: If it cannot be written.
     """
     if folder.exists():
         raise InputError(
             f"{folder}: exists already; choose another folder or delete it"
         )
-    try:
-        with atomic_write(folder) as building, os_errors(folder):
-            building.mkdir(parents=True)
-            yield building
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error}") from error
+    with atomic_write(folder) as building, os_errors(folder):
+        building.mkdir(parents=True)
+        yield building
 
 
 def use_default_mode(path: Path) -> None:

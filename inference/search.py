@@ -16,6 +16,7 @@ from alpro.inference.encoding import Texts
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
+    IndexSettings,
     Item,
     describe_location,
     get_source,
@@ -225,12 +226,15 @@ class Searcher:
         items = self.index.rows(condition, k, offset)
         return self._result([Hit(item) for item in items], condition)
 
-    def check_index(self) -> None:
-        """Raise OSError if the index is gone, or is of another model than when it was opened."""
-        if self.index.settings.digest != self._digest:
+    def check_index(self) -> IndexSettings:
+        """Return the settings of the index. Raise OSError if it is gone, or is of another model than
+        when it was opened."""
+        settings = self.index.settings
+        if settings.digest != self._digest:
             raise OSError(
                 errno.ESTALE, "the index is of another model now", self.index.place
             )
+        return settings
 
     def _result(self, hits: list[Hit], condition: str) -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.
@@ -242,8 +246,7 @@ class Searcher:
     ) -> list[Hit]:
         """Find the best `k` hits by similarity, without windows that overlap or touch a better one
         of the same file."""
-        self.check_index()
-        settings = self.index.settings
+        settings = self.check_index()
         # Fetch as many windows as may belong to the hits.
         fetched = k
         if settings.window:

@@ -80,8 +80,7 @@ def import_checkpoint(
         The model, and the prompter in it, if any.
 
     Raises:
-        InputError: If the checkpoint was not saved for this task, or the folder cannot be written. No
-            file is left.
+        InputError: If the checkpoint was not saved for this task. No file is left.
     """
     make = partial(
         build,
