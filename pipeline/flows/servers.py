@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpu
 from alpro.pipeline.tracking.store import check_store
 from alpro.stages.execution.interface import Resources, StageFailed
 
+SETTINGS = Path(__file__).with_name("servers.toml")
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI")
 # Prefixes of variables that may belong to another, permanent server: its password, its database.
@@ -29,6 +31,16 @@ SERVER_PREFIXES = ("PREFECT_SERVER_", "PREFECT_API_")
 POLL_SECONDS = 0.1
 SERVER_SECONDS = 10.0  # for a server to end
 WORKER_SECONDS = 70.0  # for a worker, whose runs write checkpoints
+
+
+def read_settings(*tables: str, **values: object) -> dict[str, str]:
+    """Return tables of servers.toml as one, with the values of the names in braces."""
+    settings = tomllib.loads(SETTINGS.read_text())
+    return {
+        name: template.format_map(values)
+        for table in tables
+        for name, template in settings[table].items()
+    }
 
 
 def answers(port: int) -> bool:
@@ -56,7 +68,6 @@ def start_temporary_server() -> Callable[[], None]:
     # The kernel chooses a free port.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
 
     # Two would create the database at once.
     home = Path(os.environ["PREFECT_HOME"]).absolute()
@@ -67,38 +78,21 @@ def start_temporary_server() -> Callable[[], None]:
     for name in [*os.environ]:
         if name.startswith(SERVER_PREFIXES):
             del os.environ[name]
-    # Prefect sets the same for a server that it starts by itself (SubprocessASGIServer).
-    settings = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
-    }
+    settings = read_settings("command", "guard", home=home, prefect_port=port)
     command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
     command += f" --port {port}"
     programs = Programs(home)
-    environment = {**os.environ, **settings, **guard(address)}
     with outside_current_folder():
-        programs.start("server", command, environment, SERVER_SECONDS)
+        programs.start("server", command, os.environ | settings, SERVER_SECONDS)
     atexit.register(programs.end)
     # Prefect, which is imported next, and the stages' processes read it.
-    os.environ["PREFECT_API_URL"] = f"{address}/api"
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
     def wait() -> None:
         programs.wait_until(lambda: answers(port))
         starting.release()
 
     return wait
-
-
-def guard(address: str, *more: str) -> dict[str, str]:
-    """Return settings of a Prefect server that accepts requests from its own pages alone: whoever
-    may deploy may run commands."""
-    return {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([address, *more]),
-    }
 
 
 class Programs:
@@ -150,9 +144,14 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
         check_store(workspace)
 
-    prefect = f"http://127.0.0.1:{prefect_port}"
-    mlflow = f"http://127.0.0.1:{mlflow_port}"
-    server = get_environment(workspace, prefect, mlflow)
+    values = {
+        "workspace": workspace,
+        "prefect_port": prefect_port,
+        "mlflow_port": mlflow_port,
+        "artifacts": (workspace / "mlflow").as_uri(),
+    }
+    settings = read_settings("up", "guard", **values)
+    server = read_settings("defaults", **values) | os.environ | settings
     # Only the servers have the databases' addresses, which may contain passwords.
     worker = {name: value for name, value in server.items() if name not in DATABASES}
     programs = Programs(workspace / "logs")
@@ -165,14 +164,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The programs read settings from the current folder, and import from it.
     os.chdir(NEUTRAL_FOLDER)
-    commands = {
-        "prefect": f"prefect server start --host 127.0.0.1 --port {prefect_port}",
-        # Workers write artifacts to the folder; the server would pass every byte on.
-        "mlflow": f"mlflow server --host 127.0.0.1 --port {mlflow_port} --workers 1 "
-        f"--no-serve-artifacts --default-artifact-root {(workspace / 'mlflow').as_uri()}",
-    }
     try:
-        for name, command in commands.items():
+        for name, command in read_settings("programs", **values).items():
             programs.start(name, command, server, SERVER_SECONDS)
         programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
 
@@ -184,10 +177,11 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
         # It fails until the workers have made their pools.
         programs.wait_until(lambda: deploy(programs, worker))
         print(
-            f"Prefect    {prefect}\nMLflow     {mlflow}\n"
+            f"Prefect    http://127.0.0.1:{prefect_port}\n"
+            f"MLflow     http://127.0.0.1:{mlflow_port}\n"
             f"workspace  {workspace}\nlogs       {programs.logs}\n"
             "Start a run on Prefect's page, or in another terminal:\n"
-            f"  export PREFECT_API_URL={prefect}/api\n"
+            f"  export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api\n"
             "  prefect deployment run alpro/alpro -p config=sample --watch\n"
             "Ctrl-C stops everything.",
             flush=True,
@@ -216,27 +210,6 @@ def get_workers() -> dict[str, dict[str, str]]:
     if len(gpus) < 2:
         return {"cpu": {}, "gpu": {}}
     return {"cpu": {}} | {f"gpu-{gpu}": {VISIBLE_GPUS: gpu} for gpu in gpus}
-
-
-def get_environment(workspace: Path, prefect: str, mlflow: str) -> dict[str, str]:
-    """Return the environment of the programs of `alpro up`."""
-    store = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{workspace / 'mlflow.db'}"}
-    environment = (
-        store | os.environ | guard(prefect, prefect.replace("127.0.0.1", "localhost"))
-    )
-    return environment | {
-        "PREFECT_HOME": str(workspace / "prefect"),
-        "PREFECT_API_URL": f"{prefect}/api",
-        "PREFECT_SERVER_UI_API_URL": f"{prefect}/api",
-        "PREFECT_WORKER_QUERY_SECONDS": "3",
-        # `prefect deployment run --watch` shows the log, and with it why a run failed.
-        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
-        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "DO_NOT_TRACK": "1",
-        "ALPRO_WORKSPACE": str(workspace),
-        "ALPRO_TRACKING_URI": mlflow,
-    }
 
 
 def get_worker_workspace() -> Path:
