@@ -1,6 +1,5 @@
 """Tasks in processes: each task has one outcome, whatever becomes of the processes."""
 
-import json
 import logging
 import os
 import pickle
@@ -8,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from functools import partial
 from multiprocessing import active_children
@@ -19,7 +17,7 @@ from alpro import pool
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pool import Died, each, in_this_process
-from tests.pool_tasks import behave, get_pid, kill_then_hang, note
+from tests.pool_tasks import behave, get_pid, note
 
 
 @pytest.fixture(params=["machine", "cluster"])
@@ -188,31 +186,3 @@ def test_a_scheduler_that_does_not_answer_is_a_line(monkeypatch):
 
     with pytest.raises(InputError, match="no scheduler answers"):
         list(each([1], get_pid, workers=1, scheduler="tcp://127.0.0.1:1"))
-
-
-def test_a_lost_scheduler_ends_the_iteration(monkeypatch, tmp_path):
-    # Also until a lost connection is given up.
-    monkeypatch.setattr(pool, "CONNECT_SECONDS", 2)
-    file = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
-    options = ["--scheduler-file", file, "--no-dashboard", "--host", "127.0.0.1"]
-    programs = [
-        subprocess.Popen([*dask, "scheduler", *options, "--port", "0"]),
-        subprocess.Popen([*dask, "worker", *options, "--nthreads", "1"]),
-    ]
-    # Dask creates the file before it writes it.
-    while not file.exists() or not file.stat().st_size:
-        threading.Event().wait(0.05)
-
-    scheduler = json.loads(file.read_text())["address"]
-
-    try:
-        # The task kills the scheduler.
-        work = partial(kill_then_hang, pid_file=tmp_path / "pid")
-        results = each([programs[0].pid], work, workers=1, scheduler=scheduler)
-        with pytest.raises(InputError, match="the scheduler was lost"):
-            next(results)
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()

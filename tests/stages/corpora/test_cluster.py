@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from alpro import pool
+from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
-from alpro.pool import in_this_process
+from alpro.pool import each, in_this_process
 from alpro.stages.decode_videos import Config
 from alpro.stages.execution.interface import Resources
 from tests.conftest import ROOT, decode_data
+from tests.pool_tasks import kill_then_hang
 from tests.stages.conftest import write_manifest
 from tests.stages.corpora.gated_decoder import GatedDecoder
 
@@ -55,11 +58,13 @@ def dask(tmp_path):
 
 @pytest.fixture
 def scheduler(dask, tmp_path):
+    """The address of a scheduler, and its process."""
     file = tmp_path / "scheduler.json"
-    dask("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", file)
+    options = ["--host", "127.0.0.1", "--port", 0, "--scheduler-file", file]
+    program = dask("scheduler", *options)
     # Dask creates the file before it writes it.
     wait_until(lambda: file.exists() and file.stat().st_size)
-    return json.loads(file.read_text())["address"]
+    return json.loads(file.read_text())["address"], program.pid
 
 
 def wait_until(is_true):
@@ -75,16 +80,17 @@ def test_a_worker_is_killed_and_another_one_added(dask, scheduler, tmp_path):
     with in_this_process():
         decode_data(Config(**SETTINGS), manifest, here, Resources(workers=1))
 
+    address, _ = scheduler
     # One is started by Dask's nanny, and two without. A worker whose scheduler is gone ends.
     options = ["--nthreads", 2, "--local-directory", tmp_path, "--death-timeout", 30]
     without_nanny = [*options, "--no-nanny"]
-    victim = dask("worker", scheduler, *without_nanny)
-    dask("worker", scheduler, *without_nanny)
-    dask("worker", scheduler, *options)
+    victim = dask("worker", address, *without_nanny)
+    dask("worker", address, *without_nanny)
+    dask("worker", address, *options)
 
     tried = tmp_path / "data"
     there = tmp_path / "cluster"
-    resources = Resources(scheduler=scheduler)
+    resources = Resources(scheduler=address)
     with ThreadPoolExecutor(1) as thread:
         decoding = thread.submit(
             decode_data, GatedDecoder(**SETTINGS), manifest, there, resources
@@ -95,7 +101,7 @@ def test_a_worker_is_killed_and_another_one_added(dask, scheduler, tmp_path):
             lambda: decoding.done() or any(p.name > "30" for p in tried.glob(pattern))
         )
         victim.kill()
-        dask("worker", scheduler, *without_nanny)
+        dask("worker", address, *without_nanny)
         (tried / "go").touch()
         decoding.result()
 
@@ -110,3 +116,15 @@ def test_a_worker_is_killed_and_another_one_added(dask, scheduler, tmp_path):
     # Only the items of the victim's units are decoded twice.
     tries = Counter(path.name.partition(".")[0] for path in tried.glob("*.tried"))
     assert max(tries.values()) == 2
+
+
+def test_a_lost_scheduler_ends_the_iteration(dask, scheduler, tmp_path, monkeypatch):
+    # Also until a lost connection is given up.
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 2)
+    address, process = scheduler
+    dask("worker", address, "--no-nanny", "--nthreads", 1)
+    # The task kills the scheduler.
+    work = partial(kill_then_hang, pid_file=tmp_path / "pid")
+
+    with pytest.raises(InputError, match="the scheduler was lost"):
+        next(each([process], work, workers=1, scheduler=address))
