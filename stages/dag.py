@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from alpro.errors import InputError
 from alpro.models.folder import read_kind
 from alpro.stages.evaluate import Config as EvaluateOne
+from alpro.stages.evaluation.protocol import OWN_CLIP
 from alpro.stages.evaluation.score_names import FINE_TUNED, PRETRAINED, PROMPTER
 from alpro.stages.execution.interface import StageConfig
 from alpro.stages.execution.step import Step
@@ -95,12 +96,13 @@ def list_steps(
         dag.add("build_vocabulary", vocabulary, corpora=pretrain.corpora)
 
     prompter = pipeline.train_prompter
-    is_read = pipeline.uses_prompter or pipeline.finetunes_clip
+    teaches = pretrain is not None and pretrain.needs_prompter
+    is_read = teaches or pipeline.finetunes_clip
     if prompter and is_read and not pipeline.cache_prompts.prompter:
         # A CLIP has a tokenizer of its own.
         inputs = {} if prompter.clip else {"tokenizer": "train_tokenizer"}
         dag.add("train_prompter", prompter, inputs, corpora=prompter.corpora)
-    if pipeline.uses_prompter:
+    if teaches:
         inputs = {"vocabulary": "build_vocabulary", "prompter": "train_prompter"}
         dag.add("cache_prompts", pipeline.cache_prompts, inputs)
 
@@ -155,21 +157,25 @@ def add_evaluations(dag: Dag, pipeline: Pipeline, start: Mapping[str, Path]) -> 
                 name=f"evaluate {task}",
             )
 
-    if pipeline.baseline:
-        frames = table.frames or pipeline.frames
-        own = {"baseline": pipeline.baseline, "frames": frames}
-        add("baseline", Path(pipeline.baseline).name, RANKING, {}, own)
+    baseline = pipeline.clip if table.baseline == OWN_CLIP else table.baseline
+    if baseline:
+        # By default as many as the model of pre-training has, or the CLIP that is trained.
+        trained = pipeline.train_prompter or pipeline
+        frames = table.frames or trained.model.video.frames
+        own = {"baseline": baseline, "frames": frames}
+        add("baseline", Path(baseline).name, RANKING, {}, own)
 
-    if pipeline.uses_prompter or pipeline.finetunes_clip:
+    pretrain = pipeline.pretrain
+    if pipeline.finetunes_clip or (pretrain and pretrain.needs_prompter):
         name = FINE_TUNED if pipeline.finetunes_clip else PROMPTER
         own = {} if table.retrieval else {"qa": table.qa}
-        if pipeline.pretrain:
-            own["threshold"] = pipeline.pretrain.threshold
+        if pretrain:
+            own["threshold"] = pretrain.threshold
         inputs = {"model": "train_prompter", "prompts": "cache_prompts"}
         add("prompter", name, {*RANKING, "entity_crops"}, inputs, own)
 
     # A model that was fine-tuned before has no score as pre-trained.
-    if start_task == "pretrained" or (pipeline.pretrain and not start):
+    if start_task == "pretrained" or (pretrain and not start):
         add("pretrained", PRETRAINED, RANKING, {"model": "pretrain"})
     if pipeline.finetune_retrieval or start_task == "retrieval":
         inputs = {"model": "finetune_retrieval"}

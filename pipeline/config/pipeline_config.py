@@ -1,7 +1,6 @@
 """The configuration of a pipeline: what its stages compute, the corpora, and resources; one frozen
 object."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,7 +13,7 @@ from alpro.stages import TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
-from alpro.stages.evaluation.protocol import EvaluationConfig
+from alpro.stages.evaluation.protocol import OWN_CLIP, EvaluationConfig
 from alpro.stages.execution.interface import FILE, Resources
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
@@ -24,8 +23,6 @@ from alpro.stages.train_prompter import Config as TrainPrompter
 from alpro.stages.train_tokenizer import Config as TrainTokenizer
 from alpro.stages.training.config import TrainingConfig
 
-# The value of evaluate.baseline for the CLIP that training starts from.
-OWN_CLIP = "clip"
 AnnotationFile = Literal["train", "validation", "test", "texts"]
 
 
@@ -79,16 +76,6 @@ class Corpus(DecodeVideos, frozen=True):
         """The configuration of the stage that decodes this corpus."""
         values = {name: getattr(self, name) for name in DecodeVideos.model_fields}
         return DecodeVideos.model_construct(**values)
-
-    @property
-    def annotation_files(self) -> dict[str, list[Path]]:
-        """The annotation files by split."""
-        return {
-            split: [
-                Path(file) for file in ((files,) if isinstance(files, str) else files)
-            ]
-            for split, files in self.annotations.items()
-        }
 
 
 # The keys that a corpus of existing shards may have; one of the first three says where it is.
@@ -218,23 +205,6 @@ class PipelineConfig(BaseModel):
         """The CLIP or SigLIP that the prompter is, or is trained from; empty for any other."""
         trained = self.train_prompter.clip if self.train_prompter else ""
         return self.cache_prompts.prompter or trained
-
-    @property
-    def baseline(self) -> str:
-        """The CLIP or SigLIP that the models are compared with; empty without one."""
-        return (
-            self.clip if self.evaluate.baseline == OWN_CLIP else self.evaluate.baseline
-        )
-
-    @property
-    def frames(self) -> int:
-        """Frames of a clip of the model that pre-training makes, or of a CLIP that is trained."""
-        return (self.train_prompter or self).model.video.frames
-
-    @property
-    def uses_prompter(self) -> bool:
-        """Whether pre-training needs a prompter, for pseudo-labels or initial weights."""
-        return self.pretrain is not None and self.pretrain.needs_prompter
 
     @property
     def finetunes_clip(self) -> bool:

@@ -205,8 +205,12 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     """Import the user's files, or find what an earlier import of them left in a folder."""
     root = Path(corpus.root) if corpus.root else None
+    annotations: dict[str, list[Path]] = {
+        split: [Path(file) for file in ([files] if isinstance(files, str) else files)]
+        for split, files in corpus.annotations.items()
+    }
     return import_source(
-        located(corpus.data), folder, corpus.annotation_files, root, corpus.columns
+        located(corpus.data), folder, annotations, root, corpus.columns
     )
 
 

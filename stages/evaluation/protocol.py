@@ -15,6 +15,7 @@ from alpro.stages.evaluation.results import Results
 from alpro.stages.execution.interface import Corpora, Share, StageConfig, file_or_word
 
 TOP_K = "most similar pairs of each query that matching scores; 0: all"
+OWN_CLIP = "clip"  # as `baseline`: the CLIP that training starts from
 TASKS = {"captions": "retrieval", "questions": "qa"}
 
 
@@ -29,7 +30,7 @@ class EvaluationConfig(StageConfig, frozen=True):
         default="",
         description="a CLIP or SigLIP to compare with in retrieval: a hub name, a folder, or `clip`"
         " for the one that training starts from",
-        json_schema_extra=file_or_word("clip"),
+        json_schema_extra=file_or_word(OWN_CLIP),
     )
     split: Literal["validation", "test"] = Field(
         default="test",

@@ -62,30 +62,25 @@ class Step:
         return import_module(f"alpro.stages.{self.stage}")
 
     @cached_property
-    def fingerprint(self) -> str:
-        recipe = self._recipe()
-        return compute_fingerprint(recipe, self.config.without_effect(recipe.config))
-
-    @property
     def description(self) -> Record:
         """The artifact's record as it is known before the stage runs."""
-        return replace(
-            self._recipe(),
-            name=self.name,
-            fingerprint=self.fingerprint,
-            paths={name: str(absolute(path)) for name, path in self.given.items()},
-        )
-
-    def _recipe(self) -> Record:
-        """Return the fields that the fingerprint hashes."""
         inputs = {
             name: Source(step.stage, step.fingerprint)
             for name, step in self.inputs.items()
         }
-        return Record(
+        record = Record(
+            name=self.name,
             stage=self.stage,
             stage_version=self.module.VERSION,
             config=self.config.model_dump(mode="json"),
             inputs=inputs,
             files=dict(self.digests),
+            paths={name: str(absolute(path)) for name, path in self.given.items()},
         )
+        without_effect = self.config.without_effect(record.config)
+        fingerprint = compute_fingerprint(record, without_effect)
+        return replace(record, fingerprint=fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.description.fingerprint

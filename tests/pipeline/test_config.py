@@ -350,7 +350,7 @@ def test_a_root_may_be_of_another_machine(tmp_path, monkeypatch):
     corpus = configure(TINY, *own).corpora["clips"]
 
     assert corpus.root == f"{tmp_path}/x"
-    assert corpus.annotation_files == {"train": [tmp_path / "a", tmp_path / "b"]}
+    assert corpus.annotations == {"train": (f"{tmp_path}/a", f"{tmp_path}/b")}
 
 
 @pytest.mark.parametrize(
