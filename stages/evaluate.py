@@ -110,7 +110,7 @@ def evaluate_corpus(
     gallery = Gallery.read(corpus, config.split, excluded, column)
     asked = Asked(
         top_k=config.top_k,
-        controls=config.controls,
+        controls=tuple(dict.fromkeys(config.controls)),
         seed=config.seed,
         contrasts=config.contrasts,
         entity_crops=config.entity_crops,

@@ -79,8 +79,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         # Row i of the head is the class of answers[i], so the folder has both.
         bundle = build_fine_tuned("qa", start, config.frames, device, answers)
         objective = QaObjective.of(bundle, answers=tuple(answers))
-        asked = Asked(tasks=("qa",))
-        return Training(bundle, objective, asked, select="validation/qa/acc")
+        return Training(bundle, objective, Asked(), select="validation/qa/acc")
 
     return train(build, config, inputs.corpora, out, resources)
 

@@ -52,7 +52,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         objective = MatchingObjective.of(
             bundle, negative_pool_size=config.negative_pool_size
         )
-        asked = Asked(tasks=("retrieval",), top_k=config.validation.top_k)
+        asked = Asked(top_k=config.validation.top_k)
         # The metric is by matching, as in the paper.
         return Training(bundle, objective, asked, select="validation/mean_recall")
 

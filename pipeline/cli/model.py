@@ -268,14 +268,12 @@ def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
     from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
     from alpro.stages.evaluation.loaded_model import LoadedModel
 
-    answers = bool(model.folder.answers)
-    if answers and not gallery.questions:
+    if model.folder.answers and not gallery.questions:
         raise InputError("this model answers questions, and the data has none")
 
     # A search ranks videos for a text, never texts for a video. There are no training questions:
     # the baseline of answers knows the right ones, and is optimistic.
     asked = Asked(
-        tasks=("qa",) if answers else ("retrieval", "entities"),
         top_k=RERANKED,
         matched=("t2v",),
         training_questions=gallery.questions,

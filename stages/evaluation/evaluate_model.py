@@ -3,7 +3,6 @@ trainings and `alpro eval`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,18 +34,16 @@ from alpro.stages.evaluation.results import Results
 SHOWN_ITEMS = 5  # items that a table of queries lists
 SIMILARITY = "similarity"
 MATCHING = "matching"
-Task = Literal["retrieval", "qa", "entities"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model is asked about a gallery.
+    """How a model is asked about a gallery.
 
     Attributes:
-        tasks: Tasks to score, if the model can do them and the gallery has labels for them.
         top_k: Most similar pairs of each query that are scored by matching; 0: all.
         matched: Directions of retrieval by matching.
-        controls: Controls to score besides.
+        controls: Controls to score besides, in order.
         seed: Seed of the shuffled frames.
         contrasts: Pairs of answers to compare.
         training_questions: Questions whose most frequent answers are the chance level.
@@ -54,7 +51,6 @@ class Asked:
         threshold: Minimum probability of a label that PEM keeps.
     """
 
-    tasks: Sequence[Task] = ("retrieval", "qa", "entities")
     top_k: int = 0
     matched: Sequence[str] = DIRECTIONS
     controls: Sequence[ControlName] = ()
@@ -80,17 +76,17 @@ def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Result
         that the gallery has labels for.
     """
     results = Results(model.name, gallery)
-    if gallery.questions and model.bundle.answers and "qa" in asked.tasks:
+    if gallery.questions and model.bundle.answers:
         add_answers(results, model, gallery, asked)
 
-    ranks = gallery.texts and not gallery.questions and "retrieval" in asked.tasks
-    names = model.prompts and "entities" in asked.tasks
-    if ranks or names:
+    # Questions are about a video and do not describe it, so they are no queries.
+    ranks = gallery.texts and not gallery.questions
+    if ranks or model.prompts:
         decoded, videos = model.encode_videos(gallery)
         results.gallery = gallery = gallery.select(decoded)
         if ranks and decoded:
             add_retrieval(results, model, gallery, videos, asked)
-        if names and decoded:
+        if model.prompts and decoded:
             add_entities(results, model, gallery, videos)
             add_crops(results, model, gallery, asked.entity_crops, asked.threshold)
     return results
@@ -123,7 +119,7 @@ def add_retrieval(
         top_k = model.describe_protocol(asked.top_k)
         add_ranking(results, MATCHING, "by matching", ranked, gallery, top_k)
 
-    for control in order_controls(asked):
+    for control in asked.controls:
         if control != "text_only":  # without the video, retrieval is chance
             scores = compute_similarity_under(
                 control, asked.seed, model, gallery, texts
@@ -178,7 +174,7 @@ def add_answers(
     # No training lifts the limit that the list of answers sets.
     answers = model.bundle.answers
     results.warnings += describe_unanswerable(gallery.questions, answers)
-    for control in (None, *order_controls(asked)):
+    for control in (None, *asked.controls):
         decoded, logits = answer_under(control, asked.seed, model, gallery)
         results.gallery = decoded
         name = "qa"
@@ -196,8 +192,3 @@ def add_answers(
         )
         for score in scores:
             results.add(score, name, what)
-
-
-def order_controls(asked: Asked) -> list[ControlName]:
-    """Return the controls in the order of the tables of results."""
-    return [control for control in CONTROLS if control in asked.controls]

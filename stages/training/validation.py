@@ -25,7 +25,7 @@ from alpro.stages.training.config import (
 from alpro.stages.training.loop import Validate
 
 # A model is trained with the similarity of all pairs, and matching them would take longer.
-BY_SIMILARITY = Asked(tasks=("retrieval",), matched=())
+BY_SIMILARITY = Asked(matched=())
 # The prefixes of metrics by the names of scores: a training selects by matching, as in the paper.
 PREFIXES = {MATCHING: "validation", SIMILARITY: "validation/vtc"}
 
@@ -44,7 +44,7 @@ def build_validation(
         corpora: Folders of the corpora.
         bundle: The model with its tokenizer and answers.
         config: Configuration of the training.
-        asked: What to score: retrieval or answers.
+        asked: How to score it.
 
     Returns:
         The validation. None for a model's first training if no corpus has validation texts.
@@ -52,7 +52,7 @@ def build_validation(
     Raises:
         InputError: If there are none for a fine-tuning, which selects weights by them.
     """
-    column = "questions" if "qa" in asked.tasks else "captions"
+    column = "questions" if bundle.answers else "captions"
     galleries = read_galleries(encoder, corpora, config, column)
     if galleries:
         model = LoadedModel("", bundle, encoder, length=config.max_text_tokens)

@@ -176,7 +176,3 @@ def test_answers_under_every_control(reading, questions, clips_of_brightness):
     blank = model.alpro.seen[-1]
     assert tuple(blank.shape) == (1, 4, 3, 32, 32)
     assert not blank.any()
-
-
-def test_a_question_answering_model_is_not_asked_to_rank(reading, questions):
-    assert not evaluate_model(reading(), questions, Asked(tasks=("retrieval",))).scores

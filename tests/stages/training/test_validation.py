@@ -41,11 +41,15 @@ def objective(tiny_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def bundle(objective, tokenizer):
+    return ModelBundle("retrieval", objective.model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def answering(objective, tokenizer):
     return ModelBundle("qa", objective.model, tokenizer, answers=["ball", "box"])
 
 
-ALL_PAIRS = Asked(tasks=("retrieval",))
-ANSWERS = Asked(tasks=("qa",))
+DEFAULT = Asked()
 
 
 def config(kind, corpora=("clips",), **validation):
@@ -91,7 +95,7 @@ def several(corpus_of, tmp_path_factory):
 def test_retrieval_is_validated_as_it_is_tested(objective, several, bundle):
     """By default: every video, every caption, every pair by the matching head."""
     asked = config(Retrieval, ("several",))
-    validate = build_validation(objective, several, bundle, asked, ALL_PAIRS)
+    validate = build_validation(objective, several, bundle, asked, DEFAULT)
 
     actual = validate()
 
@@ -107,7 +111,7 @@ def test_fewer_videos_captions_and_pairs_can_be_asked_for(objective, several, bu
     asked = config(Retrieval, ("several",), videos=4, captions=1)
     gallery = Gallery.read(several["several"], "validation", videos=4, texts=1)
 
-    top_2 = Asked(tasks=("retrieval",), top_k=2)
+    top_2 = Asked(top_k=2)
     actual = build_validation(objective, several, bundle, asked, top_2)()
 
     expected = score(objective, gallery, bundle, top_k=2)
@@ -124,7 +128,7 @@ def test_every_corpus_of_the_phases_is_validated_on(
 
     def validated(*names):
         asked = config(Retrieval, names)
-        return build_validation(objective, corpora, bundle, asked, ALL_PAIRS)()
+        return build_validation(objective, corpora, bundle, asked, DEFAULT)()
 
     both = validated("several", "few", "lessons")
 
@@ -138,16 +142,16 @@ def test_every_corpus_of_the_phases_is_validated_on(
 
 
 def test_nothing_to_validate_on_is_a_mistake_of_fine_tuning_alone(
-    objective, lessons, bundle
+    objective, lessons, bundle, answering
 ):
     inputs = {"lessons": lessons}
-    for kind, scored, column in (
-        (Retrieval, ALL_PAIRS, "captions"),
-        (Qa, ANSWERS, "questions"),
+    for kind, model, column in (
+        (Retrieval, bundle, "captions"),
+        (Qa, answering, "questions"),
     ):
         asked = config(kind, ("lessons",))
         with pytest.raises(InputError, match=column):
-            build_validation(objective, inputs, bundle, asked, scored)
+            build_validation(objective, inputs, model, asked, DEFAULT)
     asked = config(TrainPrompter, ("lessons",))
     assert build_validation(objective, inputs, bundle, asked, BY_SIMILARITY) is None
 
@@ -183,13 +187,13 @@ def always(tiny_model, tokenizer):
     return make
 
 
-def test_questions_of_every_corpus_are_validated_on(always, bundle, several):
+def test_questions_of_every_corpus_are_validated_on(always, answering, several):
     """A head that always answers "box", which is right about the first video of each: 2 of 10 and 2
     of 6 questions."""
     objective = always(1, 2)
     asked = config(Qa, ("several", "few"))
     select = "validation/qa/acc"
-    validate = build_validation(objective, several, bundle, asked, ANSWERS)
+    validate = build_validation(objective, several, answering, asked, DEFAULT)
 
     actual = validate()
 
@@ -198,7 +202,7 @@ def test_questions_of_every_corpus_are_validated_on(always, bundle, several):
     assert actual[select] == pytest.approx((20 + 100 / 3) / 2)
 
     fewer = config(Qa, ("several",), videos=1)
-    validate = build_validation(objective, several, bundle, fewer, ANSWERS)
+    validate = build_validation(objective, several, answering, fewer, DEFAULT)
     assert validate() == pytest.approx(
         {"validation/qa/acc": 100, "validation/qa/acc_what": 100}
     )
@@ -219,5 +223,5 @@ def test_a_frame_that_cannot_be_read_is_found_before_training(
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(Unreadable):
         build_validation(
-            objective, {"clips": broken}, bundle, config(Retrieval), ALL_PAIRS
+            objective, {"clips": broken}, bundle, config(Retrieval), DEFAULT
         )
