@@ -1,13 +1,12 @@
 """Compare two evaluations over the same queries: each score of both, the difference, its interval and
 its p value."""
 
-from collections import defaultdict
 from collections.abc import Collection
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.artifact import check_artifact
@@ -17,9 +16,10 @@ from alpro.stages.evaluation.statistics import PairedDifference, paired_differen
 
 # The value of every score of results.json for each of its queries.
 SCORES = "scores.parquet"
-SCORE_COLUMNS = ["score", "id", "text", "value"]
-# The id of the video of a query, its text, and the value of the score.
-Values = list[tuple[str, str, float]]
+QUERY = ["id", "text"]  # the id of the video of a query, and its text
+VALUES = pa.schema(
+    [(name, pa.string()) for name in ("score", *QUERY)] + [("value", pa.float64())]
+)
 
 
 class Comparison(NamedTuple):
@@ -47,9 +47,9 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
         InputError: If one of them is no evaluation, they have no score in common, or no common score
             is of the same queries in both: then the test sets differ.
     """
-    scores_a = read_values(a)
-    scores_b = read_values(b)
-    common = scores_a.keys() & scores_b.keys()
+    values_a = read_values(a)
+    values_b = read_values(b)
+    common = values_a.keys() & values_b.keys()
     if chosen:
         common &= {*chosen}
 
@@ -63,28 +63,30 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
     compared = []
     other_queries = {}
     for row in rows:
+        of_a = values_a[row["name"]]
+        of_b = values_b[row["name"]]
         # A paired test needs the value of each query in both.
-        *queries_a, values_a = zip(*scores_a[row["name"]], strict=True)
-        *queries_b, values_b = zip(*scores_b[row["name"]], strict=True)
-        if queries_a != queries_b:
-            other_queries[row["name"]] = (len(values_a), len(values_b))
+        if of_a.select(QUERY) != of_b.select(QUERY):
+            other_queries[row["name"]] = (len(of_a), len(of_b))
         elif row["statistic"] == "mean":  # a median has no sums by video
-            videos = np.array(queries_a[0], object)
             difference = paired_difference(
-                np.array(values_a), np.array(values_b), videos
+                of_a["value"].to_numpy(),
+                of_b["value"].to_numpy(),
+                videos=of_a["id"].to_numpy(),
             )
             compared.append((row, difference))
 
     if other_queries and not compared:
-        name, (of_a, of_b) = next(iter(other_queries.items()))
+        name, (count_a, count_b) = next(iter(other_queries.items()))
         raise InputError(
-            f"{names}: the test sets differ in the queries of {name} ({of_a} and {of_b})"
+            f"{names}: the test sets differ in the queries of {name} ({count_a} and {count_b})"
         )
     return Comparison(compared, other_queries)
 
 
-def read_values(folder: Path) -> dict[str, Values]:
-    """Return the values of the queries of each score. Raise InputError if the folder has none."""
+def read_values(folder: Path) -> dict[str, pa.Table]:
+    """Return the value of each query, sorted by query, by the name of the score. Raise InputError if
+    the folder has none."""
     if not (folder / SCORES).is_file():
         raise InputError(
             f"{folder}: no {SCORES}: only results of evaluate can be compared; rerun it "
@@ -92,13 +94,9 @@ def read_values(folder: Path) -> dict[str, Values]:
         )
     check_artifact(folder)
 
-    # The order matters: the loop takes the columns by position.
-    columns = pq.read_table(folder / SCORES).select(SCORE_COLUMNS).to_pydict()
-    scores: dict[str, Values] = defaultdict(list)
-    for name, *query_and_value in zip(*columns.values(), strict=True):
-        scores[name].append(tuple(query_and_value))
-    # Two evaluations may have the queries in another order. Stable: a video may have the same
-    # question several times, which are matched in their order.
-    for values in scores.values():
-        values.sort(key=itemgetter(0, 1))
-    return scores
+    table = pq.read_table(folder / SCORES).select(VALUES.names).cast(VALUES)
+    # Two evaluations may have the queries in another order. The sort is stable: a video may have
+    # the same question several times, which are matched in their order.
+    table = table.sort_by([(name, "ascending") for name in QUERY])
+    names = table["score"].unique().to_pylist()
+    return {name: table.filter(pc.equal(table["score"], name)) for name in names}

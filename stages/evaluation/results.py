@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.files import write_json
-from alpro.stages.evaluation.comparison import SCORE_COLUMNS, SCORES
+from alpro.stages.evaluation.comparison import SCORES, VALUES
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.score_names import full_name
@@ -165,5 +165,5 @@ def list_values(name: str, values: np.ndarray, queries: Queries) -> pa.Table:
     texts = [np.repeat(name, len(values)), queries.ids, queries.texts]
     columns = [pa.array(text, pa.string()).dictionary_encode() for text in texts]
     return pa.Table.from_arrays(
-        [*columns, pa.array(values, pa.float64())], SCORE_COLUMNS
+        [*columns, pa.array(values, pa.float64())], VALUES.names
     )
