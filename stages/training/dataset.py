@@ -418,7 +418,7 @@ class TrainingDataset(Dataset[Batch]):
             workers = max(1, min(resources.worker_count // local, MAX_WORKERS))
 
         loader = DataLoader(
-            _ErrorsAsItems(self),
+            self,
             batch_size=None,
             sampler=range(first_step, len(self)),
             num_workers=workers,
@@ -432,7 +432,7 @@ class TrainingDataset(Dataset[Batch]):
             # torch's handler raises wherever this process is when a worker dies. Without it, the
             # next batch raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return map(_raise_errors, items)
+        return raise_in_one_line(items)
 
 
 @lru_cache(2**16)
@@ -441,24 +441,12 @@ def token_ids(words: BertTokenizer, text: str, length: int) -> np.ndarray:
     return words.ids([text], length)[0]
 
 
-def _raise_errors(item: Batch | InputError) -> Batch:
-    if isinstance(item, InputError):
-        raise item
-    return item
-
-
-@dataclass
-class _ErrorsAsItems(Dataset[Batch | InputError]):
-    """Data set with InputErrors as items, so that the training process raises them without the
-    worker's traceback."""
-
-    dataset: TrainingDataset
-
-    def __getitem__(self, step: int) -> Batch | InputError:
-        try:
-            return self.dataset[step]
-        except InputError as error:
-            return error
+def raise_in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches. An InputError of a DataLoader worker loses the traceback that torch adds."""
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
 
 
 def prepare_worker(worker: int) -> None:
