@@ -43,9 +43,6 @@ SYLLABLE = re.compile(
 )
 MIN_COUNT = 2  # occurrences of an entity
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
-LEFT_OUT = pa.schema(
-    [("noun", pa.string()), ("count", pa.int64()), ("reason", pa.string())]
-)
 
 
 class Config(StageConfig, frozen=True):
@@ -98,49 +95,42 @@ class Inputs(StageInputs):
 
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
-    """Write entities.parquet and left_out.parquet."""
+    """Write entities.parquet."""
     captions, without = read_captions(inputs.corpora)
     nouns: list[Candidate] = []
-    entities: Chosen = []
-    left_out: LeftOut = []
     if config.entities_file:
         key = "build_vocabulary.entities_file"
-        words = read_word_list(Path(config.entities_file), key)
-        entities = [(word, None) for word in words[: config.entities]]
+        names = read_word_list(Path(config.entities_file), key)[: config.entities]
+        entities = pa.table([names, [None] * len(names)], ENTITIES)
     else:
         nouns = list_nouns(count_words(captions, config.tagger, out, resources))
-        entities, left_out = select_words(nouns, config)
+        chosen = select_words(nouns, config)
+        columns = [[noun.name for noun in chosen], [noun.count for noun in chosen]]
+        entities = pa.table(columns, ENTITIES)
 
-    for name, schema, rows in (
-        ("entities", ENTITIES, entities),
-        ("left_out", LEFT_OUT, left_out),
-    ):
-        values = [dict(zip(schema.names, row, strict=True)) for row in rows]
-        table = pa.Table.from_pylist(values, schema)
-        pq.write_table(table, out / f"{name}.parquet")
-    # Checked after the tables are written: left_out.parquet says why words do not qualify.
-    if len(entities) < 2:
-        few = f"{len(entities)} entities, and at least 2 are needed"
+    count = entities.num_rows
+    if count < 2:
+        few = f"{count} entities, and at least 2 are needed"
         if config.entities_file:
             raise InputError(f"{config.entities_file}: {few}")
         raise InputError(
-            f"the captions have {few}; {out / 'left_out.parquet'} says why other nouns do not "
-            f"qualify (tagger = {config.tagger!r}), and build_vocabulary.entities_file takes a list "
-            "of your own"
+            f"the captions have {few}: nouns that occur {MIN_COUNT} times, and of whose occurrences "
+            f"{config.min_noun_share:.0%} are nouns (tagger = {config.tagger!r}); "
+            "build_vocabulary.entities_file takes a list of your own"
         )
+    pq.write_table(entities, out / "entities.parquet")
 
     # Fewer than M are no error: PEM has fewer classes then.
     warnings = []
-    if len(entities) < config.entities:
+    if count < config.entities:
         warnings.append(
-            f"{len(entities)} entities: no more qualify, of {config.entities} that are asked for"
+            f"{count} entities: no more qualify, of {config.entities} that are asked for"
         )
     counts = {
         "captions": captions.total(),
         "distinct_captions": len(captions),
         "nouns": len(nouns),
-        "entities": len(entities),
-        "left_out": len(left_out),
+        "entities": count,
         "samples_without_caption": without,
     }
     return Outcome(counts, warnings=warnings)
@@ -156,50 +146,25 @@ def list_nouns(words: Words) -> list[Candidate]:
     return sorted(nouns, key=lambda noun: (-noun.count, noun.name))
 
 
-Chosen = list[tuple[str, int | None]]  # entities and their counts
-LeftOut = list[tuple[str, int | None, str]]  # nouns, their counts and the reasons
-
-
-def select_words(words: list[Candidate], config: Config) -> tuple[Chosen, LeftOut]:
-    """Select the most frequent nouns (M entities), and say why the others are left out.
-
-    Returns:
-        The entities with their counts, and the others with the reason, in the order of `words`.
-    """
+def select_words(words: list[Candidate], config: Config) -> list[Candidate]:
+    """Select the first M words that qualify as entities."""
     prompts = config.templates.words()
     prompts |= {f"{word}s" for word in prompts}  # plurals
-
-    chosen: Chosen = []
-    left_out: LeftOut = []
-    for word in words:
-        reason = exclusion_reason(word, config, prompts)
-        # Only a noun that qualifies otherwise can be below the first M.
-        if not reason and len(chosen) == config.entities:
-            reason = f"below the {config.entities} most frequent"
-        if reason:
-            left_out.append((word.name, word.count, reason))
-        else:
-            chosen.append((word.name, word.count))
-    return chosen, left_out
+    excluded = prompts.union(config.exclude)
+    chosen = [
+        word
+        for word in words
+        if is_word(word.name)
+        and word.name not in excluded
+        # Taggers sometimes take a verb or an adjective for a noun.
+        and word.count >= config.min_noun_share * word.occurrences
+        and word.count >= MIN_COUNT
+    ]
+    return chosen[: config.entities]
 
 
-def exclusion_reason(word: Candidate, config: Config, prompts: set[str]) -> str:
-    """Return why a noun cannot be in the vocabulary; empty if it can.
-
-    Args:
-        prompts: The words of the templates.
-    """
-    if not WORD.fullmatch(word.name):
-        return "not of letters alone"
-    if len(word.name) not in LETTERS and not SYLLABLE.fullmatch(word.name):
-        return f"not {LETTERS[0]} to {LETTERS[-1]} letters"
-    if word.name in prompts:
-        return "a word of the prompt templates"
-    if word.name in config.exclude:
-        return "excluded by the configuration"
-    # Taggers sometimes take a verb or an adjective for a noun.
-    if word.count < config.min_noun_share * word.occurrences:
-        return f"a noun in less than {config.min_noun_share:.0%} of its occurrences"
-    if word.count < MIN_COUNT:
-        return f"fewer than {MIN_COUNT} times"
-    return ""
+def is_word(name: str) -> bool:
+    """Return whether a name is of letters alone, 2 to 30 or one syllable."""
+    if not WORD.fullmatch(name):
+        return False
+    return len(name) in LETTERS or bool(SYLLABLE.fullmatch(name))

@@ -72,32 +72,21 @@ def words_of(**counts):
     ],
 )
 def test_entities_are_the_most_frequent_nouns_for_things(counts, config, chosen):
-    entities, left_out = select_words(words_of(**counts), Config(**config))
-    assert " ".join(name for name, _ in entities) == chosen
-    assert [counts[name] for name, _ in entities] == [count for _, count in entities]
-    assert {name for name, *_ in [*entities, *left_out]} == counts.keys()
+    entities = select_words(words_of(**counts), Config(**config))
+    assert " ".join(entity.name for entity in entities) == chosen
+    assert all(counts[entity.name] == entity.count for entity in entities)
 
 
-def test_left_out_nouns_have_a_reason():
-    words = words_of(
-        video=90, x2=80, animal=70, ball=60, box=50, s=40, photos=20, fish=2, rarity=1
-    )
+def test_a_word_that_is_no_noun_of_enough_captions_is_no_entity():
+    words = words_of(video=90, ball=60, box=50, fish=2, rarity=1)
     words += list_nouns(Counter({("talks", True): 39, ("talks", False): 61}))
-    config = Config(entities=2, exclude=("animal",))
 
-    chosen, left_out = select_words(words, config)
-
-    assert chosen == [("ball", 60), ("box", 50)]
-    assert left_out == [
-        ("video", 90, "a word of the prompt templates"),
-        ("x2", 80, "not of letters alone"),
-        ("animal", 70, "excluded by the configuration"),
-        ("s", 40, "not 2 to 30 letters"),
-        ("photos", 20, "a word of the prompt templates"),
-        ("fish", 2, "below the 2 most frequent"),
-        ("rarity", 1, "fewer than 2 times"),
-        ("talks", 39, "a noun in less than 40% of its occurrences"),
+    assert [word.name for word in select_words(words, Config(entities=2))] == [
+        "ball",
+        "box",
     ]
+    more = select_words(words, Config(min_noun_share=0.0))
+    assert [word.name for word in more] == ["ball", "box", "fish", "talks"]
 
 
 @pytest.fixture
@@ -136,14 +125,13 @@ def test_only_training_captions_are_read_and_samples_without_are_counted(
     assert counts["captions"] == 4
     assert counts["distinct_captions"] == 3
     assert counts["samples_without_caption"] == 1
-    assert pq.read_table(tmp_path / "left_out.parquet").num_rows == counts["nouns"] - 2
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"split": "test", "captions": ["a cow", "a cow"]}, "no captions"),
-        ({"captions": ["a dog and a cat"]}, r"left_out\.parquet.*entities_file"),
+        ({"captions": ["a dog and a cat"]}, "occur 2 times.*entities_file"),
     ],
 )
 def test_captions_without_entities_are_a_mistake(row, message, build):
