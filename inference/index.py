@@ -23,10 +23,10 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alpro.artifact import read_record
-from alpro.credentials import redact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
 from alpro.log import log
+from alpro.shards.credentials import redact
 from alpro.shards.schema import Member, Row, arrow_type
 from alpro.shards.storage import Location, absolute, is_url, located
 

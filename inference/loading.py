@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alpro.artifact import artifacts, check_artifact, read_record, require
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError, one_line
 from alpro.files import checksum, expand_home
 from alpro.models.clip_prompter import load_clip
@@ -28,6 +27,7 @@ from alpro.models.folder import (
 from alpro.models.pretrained import HubName
 from alpro.models.weights import find_weights
 from alpro.names import find_artifact, find_workspace, is_of_workspace
+from alpro.shards.credentials import refuse_credentials
 
 if TYPE_CHECKING:
     from alpro.inference.index import Index

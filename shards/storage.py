@@ -27,9 +27,9 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from alpro.credentials import redact, refuse_credentials
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import expand_home, file_state
+from alpro.shards.credentials import redact, refuse_credentials
 from alpro.shards.schema import Member
 from alpro.threads import map_ahead
 

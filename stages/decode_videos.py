@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 
-from alpro.credentials import redact
 from alpro.errors import InputError
 from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
+from alpro.shards.credentials import redact
 from alpro.shards.decoding import Decoder, decode_image, decode_video
 from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, TRANSIENT_REASONS, Reject, Row

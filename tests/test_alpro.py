@@ -10,10 +10,10 @@ import pytest
 
 import alpro.log
 from alpro import errors
-from alpro.credentials import find_credentials, redact, refuse_credentials
 from alpro.errors import MAX_REASON
 from alpro.files import atomic_write
 from alpro.inputs import WHOLE, check_text, region_to_patches
+from alpro.shards.credentials import find_credentials, redact, refuse_credentials
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
 from tests.conftest import one_line, write_lines

@@ -14,11 +14,11 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError, Parameter
 
-from alpro.credentials import refuse_credentials
 from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.log import log, printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
+from alpro.shards.credentials import refuse_credentials
 
 EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends

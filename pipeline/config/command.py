@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from alpro.artifact import Record
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.files import expand_home, read_text
+from alpro.shards.credentials import refuse_credentials
 
 CONFIGS = Path(__file__).with_name("shipped")
 STUDIES = CONFIGS / "studies"

@@ -12,7 +12,6 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from alpro.credentials import refuse_credentials
 from alpro.errors import InputError
 from alpro.pipeline.config.command import (
     MODEL_STAGES,
@@ -24,6 +23,7 @@ from alpro.pipeline.config.command import (
     suggest,
 )
 from alpro.pipeline.config.pipeline_config import PipelineConfig
+from alpro.shards.credentials import refuse_credentials
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import path_kind
 

@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-from alpro.credentials import find_credentials, redact
 from alpro.errors import InputError
+from alpro.shards.credentials import find_credentials, redact
 from alpro.shards.file_type import (
     HEAD_BYTES,
     IMAGE_EXTENSIONS,

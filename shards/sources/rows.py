@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from alpro.credentials import redact, refuse_credentials
 from alpro.errors import InputError, first_fault
+from alpro.shards.credentials import redact, refuse_credentials
 from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
 from alpro.shards.sources.form import (
