@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from alpro.errors import InputError
 from alpro.inference.encoding import Texts
 from alpro.inference.index import (
     SHOWN_COLUMNS,
@@ -104,16 +103,9 @@ class Searcher:
     Attributes:
         index: The index.
         model: The model, which embeds texts and files.
-
-    Raises:
-        InputError: If the index has nothing to search.
     """
 
     def __init__(self, index: Index, model: Model):
-        if not index.count():
-            raise InputError(
-                f"{index.place}: the index is empty; `alpro index add` adds videos to it"
-            )
         self.index = index
         self.model = model
         self._digest = index.settings.digest
