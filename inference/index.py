@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from unicodedata import normalize
@@ -20,7 +20,7 @@ from unicodedata import normalize
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alpro.artifact import read_record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
@@ -113,13 +113,12 @@ def engine_call(method: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(method)
     def repeat(index: "Index", *args: Any, **kwargs: Any) -> T:
-        work = partial(method, index, *args, **kwargs)
-        return call_engine(index.place, work)
+        return call_engine(index.place, lambda: method(index, *args, **kwargs))
 
     return repeat
 
 
-class IndexSettings(BaseModel):
+class IndexSettings(BaseModel, frozen=True, extra="forbid"):
     """What all clips of an index have in common.
 
     Attributes:
@@ -129,8 +128,6 @@ class IndexSettings(BaseModel):
         window: Length of a window in seconds, if videos are split into windows.
         stride: Seconds from the start of one window to the next.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[4] = 4
     model: str

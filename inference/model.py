@@ -35,7 +35,7 @@ from alpro.inference.encoding import (
     match_all,
 )
 from alpro.inference.loading import Found, PathLike, Prompts, load_with_prompts, resolve
-from alpro.inputs import WHOLE, Box, check_text, region_to_patches
+from alpro.inputs import check_text
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
@@ -51,6 +51,9 @@ RankedWords = list[tuple[str, float]]
 S = TypeVar("S", bound=Source)
 # A source, a row of scores or of NaN, and the clip or why it cannot be decoded.
 Scored = tuple[S, np.ndarray, Clip | DecodeError]
+# Left, top, width and height; also as a text, such as "0.5,0,0.5,1".
+Box = Sequence[float] | str
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 BATCH = 16  # videos that are encoded together
 WORD = r"[^\s!-/:-@\[-`{-~]+"  # characters but spaces and ASCII punctuation
 
@@ -128,7 +131,7 @@ class Model:
             torch_dtype = compute_dtype(loaded.model.config.video.width, target)
         else:
             torch_dtype = getattr(torch, dtype)
-        return cls(loaded, prompts, device=target, dtype=torch_dtype)
+        return cls(loaded, prompts, target, dtype=torch_dtype)
 
     # Texts
 
@@ -399,11 +402,7 @@ class Model:
                 f"this {self.folder.task} model cannot label entities: use a prompter with "
                 "prompts, by the name of its cache_prompts artifact"
             )
-        try:
-            patches = region_to_patches(box, model.config.video.grid)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
+        patches = region_to_patches(box, model.config.video.grid)
         clip = self.frames(file) if frames is None else frames
         pixels = self.encoder.clip_pixels([clip])
         boxes = torch.tensor([patches], device=self.device)
@@ -443,6 +442,38 @@ def collect_rows(scored: Iterable[Scored[Any]]) -> np.ndarray:
         if isinstance(clip, DecodeError):
             warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
     return np.stack(rows)
+
+
+def region_to_patches(box: Box, grid: int) -> list[int]:
+    """Return the patches of a region, at least one.
+
+    Args:
+        grid: Number of patches along each side of the frame.
+
+    Returns:
+        The left column, the top row, the number of columns and the number of rows.
+
+    Raises:
+        InputError: If it is not a region inside the frame.
+    """
+    refusal = InputError(
+        f"box {box} is not a region of the frame: it takes left, top, width and height as "
+        "fractions, such as 0.5, 0, 0.5, 1"
+    )
+    sides = box.split(",") if isinstance(box, str) else box
+    try:
+        start, size = np.array(sides, float).reshape(2, 2)
+    except (TypeError, ValueError):
+        raise refusal from None
+    # Decimals may be rounded. All comparisons with NaN are false, so it is refused.
+    is_inside = (start >= 0) & (size > 0) & (start + size <= 1.001)
+    if not is_inside.all():
+        raise refusal
+
+    first = np.minimum(grid - 1, np.round(start * grid))
+    # Both ends are rounded, so the last patch may lie outside of the grid.
+    count = np.minimum(grid - first, np.maximum(1, np.round(size * grid)))
+    return [*map(int, (*first, *count))]
 
 
 def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWords:

@@ -10,9 +10,10 @@ import pytest
 
 import alpro.log
 from alpro import errors
-from alpro.errors import MAX_REASON
+from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write
-from alpro.inputs import WHOLE, check_text, region_to_patches
+from alpro.inference.model import WHOLE, region_to_patches
+from alpro.inputs import check_text
 from alpro.shards.credentials import find_credentials, redact, refuse_credentials
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
@@ -80,8 +81,8 @@ def test_a_region_is_left_top_width_and_height():
         ((0.33, 0.33, 0.67, 0.67), (1, 1, 3, 3)),
         ((0.3752, 0, 0.6254, 1), (2, 0, 2, 4)),  # rounded numbers
     ):
-        assert region_to_patches(box, 4) == patches
-        assert region_to_patches(", ".join(map(str, box)), 4) == patches
+        assert region_to_patches(box, 4) == [*patches]
+        assert region_to_patches(", ".join(map(str, box)), 4) == [*patches]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_region_is_left_top_width_and_height():
 )
 def test_what_is_not_inside_the_frame_is_no_region(box):
     with pytest.raises(
-        ValueError, match="is not a region of the frame: it takes left, top, "
+        InputError, match="is not a region of the frame: it takes left, top, "
     ):
         region_to_patches(box, 4)
 

@@ -178,7 +178,7 @@ def entities(
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;
             by default all.
     """
-    from alpro.inputs import WHOLE
+    from alpro.inference.model import WHOLE
 
     loaded = models.load(models.find(model))
     print_words("entity", loaded.entities(video, box or WHOLE, top_k=k))

@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from alpro.errors import InputError
 from alpro.inference.clips import load_clip
 from alpro.inference.index import SHOWN_COLUMNS, get_source
-from alpro.inference.model import Model
+from alpro.inference.model import WHOLE, Model
 from alpro.inference.search import Searcher
-from alpro.inputs import WHOLE
 from alpro.log import log
 from alpro.pipeline.serving.models import ServedModels
 from alpro.pipeline.serving.requests import RequestQueue
