@@ -194,7 +194,7 @@ def test_a_configuration_that_only_answers_questions_refuses_data_without_them(
     data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
     model = model_folder(tmp_path / "model", {})
 
-    with one_line("msrvtt: no validation item has questions"):
+    with one_line("msrvtt: no test item has questions"):
         check_plan(
             plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path)
         )
