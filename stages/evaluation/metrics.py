@@ -1,5 +1,9 @@
 """The table of all metrics of evaluation, and pure functions that compute the metrics of
-retrieval."""
+retrieval.
+
+Without ties, recall and mAP equal those of ranx 0.3.21 and torchmetrics 1.9.0 to 1e-8. With ties, theirs
+are of the one order that their sort leaves; ours are the mean over all orders.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

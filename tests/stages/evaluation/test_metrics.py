@@ -178,6 +178,36 @@ def test_average_precision_with_ties_is_the_mean_over_all_orders():
             assert actual == pytest.approx(100 * np.mean(precisions))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("ties", "tolerance"), [(False, 1e-9), (True, 0.02)])
+def test_recall_and_precision_are_those_of_ranx(ties, tolerance):
+    """With ties: the mean over 100 random orders. Skipped without ranx, whose numba takes 200 MB:
+    pip install ranx."""
+    ranx = pytest.importorskip("ranx")
+    rng = np.random.default_rng(0)
+    relevant = rng.random((60, 40)) < 0.1
+    relevant[:, 0] |= ~relevant.any(1)
+    scores = rng.integers(0, 3, relevant.shape) if ties else rng.random(relevant.shape)
+    names = [f"hit_rate@{k}" for k in (1, 5, 10)] + ["map"]
+
+    def by_name(values):
+        rows = [dict(zip(map(str, range(40)), row, strict=True)) for row in values]
+        return dict(zip(map(str, range(60)), rows, strict=True))
+
+    qrels = ranx.Qrels(by_name(relevant.astype(int).tolist()))
+    expected = []
+    for _ in range(100 if ties else 1):
+        ordered = scores + rng.random(scores.shape) / 2 if ties else scores
+        run = ranx.Run(by_name(ordered.tolist()))
+        expected.append([*ranx.evaluate(qrels, run, names).values()])
+
+    ranks = Ranks.of(scores, relevant)
+    queries = Queries.of([""] * 60, [""] * 60)
+    actual = [ranks.recall(k).mean() for k in (1, 5, 10)]
+    actual.append(average_precision(scores, relevant, queries).value / 100)
+    assert actual == pytest.approx(np.mean(expected, axis=0), abs=tolerance)
+
+
 def test_its_chance_level_is_that_of_random_scores():
     rng = np.random.default_rng(0)
     relevant = np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
