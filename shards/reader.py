@@ -8,8 +8,9 @@ no file stays open.
 import io
 import json
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-class ShardReader:
+class ShardReader(Sequence[Sample]):
     """The samples 0..N-1 of a decoded corpus (a folder with index.parquet and shards), filtered.
 
     The folder, and the shards in the index, may be paths or URLs. Memory holds only where each
@@ -114,7 +115,7 @@ class ShardReader:
         self.table = pa.concat_tables(tables).combine_chunks()
         size = pc.sum(pc.list_flatten(self.table["frame_sizes"])).as_py() or 0
         self._keeps = size <= MAX_KEPT_BYTES
-        self._kept: dict[int, Sample] = {}
+        self._kept: dict[int, Sample] = {}  # by the row of the index
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -127,15 +128,22 @@ class ShardReader:
         whole = read_index(self.folder, [name])[name]
         return whole.take(self.table["row"]).combine_chunks()
 
+    def select(self, samples: Sequence[int]) -> "ShardReader":
+        """Return a reader of some of the samples. Both share the samples in memory."""
+        selected = copy(self)
+        selected.table = self.table.take(pa.array(samples, pa.int64()))
+        return selected
+
     def frame_count(self, sample_index: int) -> int:
         """Return the number of frames of sample 0..N-1, without reading it."""
         return len(self.table["frame_offsets"][sample_index])
 
-    def __getitem__(self, sample_index: int) -> Sample:
+    def __getitem__(self, sample_index: int) -> Sample:  # type: ignore[override]
         """Return sample 0..N-1. Raises Unreadable if its shard is missing, truncated, corrupt or
         replaced."""
-        if sample_index in self._kept:
-            return self._kept[sample_index]
+        index_row = self.table["row"][sample_index].as_py()
+        if index_row in self._kept:
+            return self._kept[index_row]
 
         (row,) = self.table.slice(sample_index, 1).to_pylist()
         shard = join(self.folder, row["shard"])
@@ -153,7 +161,7 @@ class ShardReader:
             raise Unreadable(f"{shard}: {row['id']}: {error_text(error)}") from error
         sample = Sample(metadata, shard, frame_spans, fetched)
         if self._keeps:
-            self._kept[sample_index] = sample
+            self._kept[index_row] = sample
         return sample
 
 

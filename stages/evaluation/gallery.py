@@ -1,6 +1,6 @@
 """The videos of a split with their captions or questions, and which videos are right for a text."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,28 +20,10 @@ SHOWN_TEXTS = 4  # best, and worst, texts that a picture shows
 SHOWN_VIDEOS = 4  # videos that a picture shows for a text
 
 
-@dataclass(frozen=True)
-class Samples(Sequence[Sample]):
-    """Samples of a corpus, read one at a time."""
-
-    reader: ShardReader
-    indices: list[int]  # in `reader`
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.reader[self.indices[index]]
-
-    def frame_count(self, index: int) -> int:
-        """Return the number of frames of a sample, without reading it."""
-        return self.reader.frame_count(self.indices[index])
-
-
-def pick(items: Any, indices: Iterable[int]) -> Any:
-    """Return some of the items of a list or of `Samples`."""
-    if isinstance(items, Samples):
-        return Samples(items.reader, pick(items.indices, indices))
+def pick(items: Any, indices: Sequence[int]) -> Any:
+    """Return some of the items of a list or of a reader."""
+    if isinstance(items, ShardReader):
+        return items.select(indices)
     return [items[index] for index in indices]
 
 
@@ -90,10 +72,9 @@ class Gallery:
         items_by_sample = reader.column(column).to_pylist()
         indices = [index for index, items in enumerate(items_by_sample) if items]
         indices = indices[: videos or None]
-        ids = reader.column("id").to_pylist()
-
+        selected = reader.select(indices)
         items = [items_by_sample[index][: texts or None] for index in indices]
-        return cls(Samples(reader, indices), pick(ids, indices), items)
+        return cls(selected, selected.column("id").to_pylist(), items)
 
     @cached_property
     def right(self) -> list[tuple[Any, list[int]]]:

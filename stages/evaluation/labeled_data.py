@@ -16,7 +16,6 @@ from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
 from alpro.stages.evaluation.gallery import (
     Gallery,
-    Samples,
     pick,
     read_labels,
 )
@@ -83,7 +82,7 @@ def read_labeled(
     return Gallery(videos, ids, items, merged=True), description
 
 
-def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:
+def read_samples(corpus: Location, split: str) -> tuple[ShardReader, str]:
     """Read the samples of a split of a corpus that are not also in training, and describe them."""
     description = f"split {split}"
     shared: set[str] = set()
@@ -91,8 +90,7 @@ def read_samples(corpus: Location, split: str) -> tuple[Samples, str]:
         shared = also_in_training(corpus, split)
     if shared:
         description += f", without {len(shared)} that are also in training"
-    reader = ShardReader(corpus, split, exclude=shared)
-    return Samples(reader, list(range(len(reader)))), description
+    return ShardReader(corpus, split, exclude=shared), description
 
 
 def read_rows(

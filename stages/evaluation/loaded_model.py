@@ -19,8 +19,9 @@ from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
+from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
-from alpro.stages.evaluation.gallery import Gallery, Samples
+from alpro.stages.evaluation.gallery import Gallery
 
 QUESTION_BATCH = 256
 VIDEO_BATCH = 32
@@ -88,7 +89,7 @@ class LoadedModel:
         orders = []
         if reorder:
             samples = gallery.videos
-            assert isinstance(samples, Samples)
+            assert isinstance(samples, ShardReader)
             for index in range(len(samples)):
                 starts = segment_starts(samples.frame_count(index), self.frames)
                 orders.append(reorder(starts))
