@@ -233,9 +233,12 @@ def repair_hint(folder: Path) -> str:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of an evaluation's results.json. Raise InputError if the file is damaged."""
+    """Read the rows of an evaluation's results.json, with their split. Raise InputError if the file
+    is damaged."""
     check_artifact(folder)
-    return read_json(folder / "results.json")
+    record = read_record(folder)
+    split = {"split": record.config["split"]} if record and record.config else {}
+    return [row | split for row in read_json(folder / "results.json")]
 
 
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:

@@ -100,5 +100,5 @@ def verdict(
 
 
 def count_clips(row: Mapping[str, Any]) -> str:
-    """Return the number of test clips of a score."""
-    return f"{row.get('videos') or row['items']} test clips"
+    """Return the number of clips of a score, and their split."""
+    return f"{row.get('videos') or row['items']} {row.get('split', 'test')} clips"

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alpro.artifact import check_artifact
+from alpro.artifact import check_artifact, read_results
 from alpro.errors import InputError
-from alpro.files import read_json
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
 # The value of every score of results.json for each of its queries.
@@ -54,7 +53,7 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
         common &= {*chosen}
 
     names = f"{a.parent.name} {a.name[:8]} and {b.parent.name} {b.name[:8]}"
-    rows = [row for row in read_json(a / "results.json") if row["name"] in common]
+    rows = [row for row in read_results(a) if row["name"] in common]
     if not rows:
         raise InputError(
             f"{names} have no score in common; compare two models of one task"
