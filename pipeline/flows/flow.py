@@ -203,11 +203,18 @@ def get_title(plan: Plan) -> str:
     """Return the name of a run: what it varies, its stage, the configuration and the last step's
     fingerprint. The user's files and models are the same in all runs.
 
-    Pages cut long names, so it begins with what differs between runs.
+    Pages show 16 characters of a name, so it begins with the last part of each changed key.
     """
-    changes = " ".join(variations(plan.command))
+    ends = []
+    tables = {}
+    for change in variations(plan.command):
+        key, _, value = change.partition("=")
+        table, _, end = key.strip().rpartition(".")
+        ends.append(f"{end}={value.strip()}")
+        tables[table] = ""
+
     mark = f"{plan.settings.name} {plan.steps[-1].fingerprint[:6]}"
-    return " · ".join(filter(None, [changes, plan.command.stage, mark]))
+    return " · ".join(filter(None, [" ".join(ends), *tables, plan.command.stage, mark]))
 
 
 def run(
