@@ -170,10 +170,11 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     """
     open_port("--port", port).close()
     # Slow to import.
-    from alpro.pipeline.tracking.store import find_store
+    from alpro.pipeline.tracking.store import charts_page, find_store
 
     store = find_store(workspace.resolve())
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    address = f"http://127.0.0.1:{port}{charts_page(store)}"
+    print(f"MLflow at {address} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -18,6 +18,10 @@ REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
 )
 
+NEWEST = "attributes.start_time DESC"
+# Options of MLflow's page of runs.
+CHARTS = "?workflowType=machine_learning&compareRunsMode=CHART"
+
 
 def store_uri(workspace: Path) -> str:
     """Return the address of the store of a workspace, an absolute path."""
@@ -129,6 +133,18 @@ def check_store(workspace: Path) -> str:
             f"before this workspace was copied or moved; {REFILL}"
         )
     return uri
+
+
+def charts_page(uri: str) -> str:
+    """Return the address of the charts of the newest run's experiment, below a server's address;
+    empty without a run.
+
+    MLflow's start page leads to the traces of applications.
+    """
+    client = MlflowClient(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    runs = client.search_runs(experiments, order_by=[NEWEST], max_results=1)
+    return f"/#/experiments/{runs[0].info.experiment_id}/runs{CHARTS}" if runs else ""
 
 
 def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
