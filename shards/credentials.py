@@ -15,7 +15,6 @@ from alpro.errors import InputError
 MAX_LINKS = 1000  # links of a text that are looked at
 MAX_LINK = 2000  # characters of a link in which a password is looked for
 MAX_MESSAGE = 2000  # characters that are left of a message
-HIDDEN = "***"
 
 # A link, and its protocol. Path("http://host") is http:/host: a web address may lose a slash.
 LINK = re.compile(r"([a-z][a-z0-9+.-]{0,30})://|(https?|ftps?):/", re.IGNORECASE)
@@ -105,6 +104,6 @@ def redact(message: str) -> str:
     '401: no Basic ***, see https://***@host/a.mp4?id=7&sig=***'
     """
     # A server decides how long its message is: it is truncated before it is searched.
-    text = AUTHORIZATION.sub(rf"\1 {HIDDEN}", message[:MAX_MESSAGE])
-    text = re.sub(rf"(?<=//)(?:{PASSWORD.pattern}|{USER.pattern})", f"{HIDDEN}@", text)
-    return LABELED.sub(rf"\1{HIDDEN}", text)
+    text = AUTHORIZATION.sub(r"\1 ***", message[:MAX_MESSAGE])
+    text = re.sub(rf"(?<=//)(?:{PASSWORD.pattern}|{USER.pattern})", "***@", text)
+    return LABELED.sub(r"\1***", text)
