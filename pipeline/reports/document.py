@@ -61,6 +61,8 @@ h1, p, li {{ overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem; border-top: 1px solid #8886; margin-top: 1.6rem; padding-top: .8rem }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8883 }}
+/* A score and its interval stay on one line. */
+th, td:nth-child(3) {{ white-space: nowrap }}
 img {{ max-width: 100%; height: auto; background: #fff }}
 img[alt=scores], img[alt=calibration] {{ width: 38rem }}
 </style>
