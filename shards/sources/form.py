@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 18
+VERSION = 19
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"(\{([^{}]+?)(?::0(\d+))?\})")
@@ -55,7 +55,7 @@ LETTERS = "ABCDEFGHIJ"
 NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
-BEFORE_OPTION = re.compile(r"^\(?[A-J][).:]\s+")
+BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
 BETWEEN_OPTIONS = "|"
 BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
 
@@ -232,10 +232,10 @@ def read_cell(record: Record, column: str) -> Any:
 def time_in(name: str) -> str:
     """Return which time of a part the name of a column tells: start, end or span; or nothing.
 
-    >>> [time_in(name) for name in ("clipStart", "end_time", "Begin (s)", "TIMESTAMP", "weekend")]
+    >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']
     """
-    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+    words = {fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))}
     for time, names in WORDS["times"].items():
         if not words.isdisjoint(names):
             return time
@@ -252,15 +252,12 @@ def split_in(text: str) -> Split | None:
     """
     if text.strip().lower() in NO_TEXT | {"-", "unknown"}:
         return ""
-    words = {fold(text)}
-    for word in re.findall("[a-z]+", text.lower()):
-        words.add(word.removesuffix("set"))
+    found = re.findall("[a-z]+", text.lower())
+    words = {fold(text), *(word.removesuffix("set") for word in found)}
     if not words.isdisjoint(("no", "non", "not")):  # "not_train"
         return None
-    splits: list[Split] = []
-    for split, names in WORDS["splits"].items():
-        if not words.isdisjoint(names):
-            splits.append(split)
+    names = WORDS["splits"].items()
+    splits = [split for split, known in names if not words.isdisjoint(known)]
     return splits[0] if len(splits) == 1 else None
 
 
