@@ -4,6 +4,7 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -50,9 +51,15 @@ MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
 NOT_FOUND = {
     "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
     "captions question": '# captions = ""  # the column of the texts, or `question` and `answer`',
-    "captions answer": '# answer = ""  # of a `question`; write the answers of another file into this one',
+    "captions answer": '# answer = ""  # of a `question`, or lists; write the answers of another file into this one',
 }
-UNKNOWN_FIRST = '# first_option = "0"  # or "1": the answers do not tell'
+# In the names of columns.
+NOT_SECONDS = re.compile(r"(?i:frame|milli)|(?:\b|_)(?i:ms|msec)\b|Ms\b")
+# Lines of keys whose value is not known.
+UNKNOWN = {
+    "first_option": '# first_option = "0"  # or "1": the answers do not tell',
+    "span": '# span = ""  # or `start` and `end`, in seconds, not frames or milliseconds; without, items are files',
+}
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -99,7 +106,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        lines.append(line if key != "first_option" or value else UNKNOWN_FIRST)
+        lines.append(line if value else UNKNOWN.get(key, line))
     for keys, line in NOT_FOUND.items():
         if not columns.keys() & keys.split():
             lines.append(line)
@@ -140,7 +147,7 @@ def propose(
     is_cell = bool(place) and "$value" in cells.keys() - meanings
     names_texts = not columns.keys().isdisjoint(("captions", "question"))
     has_texts = names_texts and not is_cell
-    count = sum(map(bool, columns.values())) - bool(place)
+    count = len(columns) - bool(place)
     share = sum(complete) / max(1, len(complete))
     # A cell beside others of its kind would repeat their texts.
     is_whole = "$value" not in meanings or columns.get("captions") == "$value"
@@ -211,6 +218,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     times = propose_times(free, are_named=is_asked)
     for name in times.values():
         free.pop(name)
+    if any(map(NOT_SECONDS.search, times.values())):
+        times = {"span": ""}
     proposed |= times
 
     if is_asked:
@@ -247,9 +256,8 @@ def find_first(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> str
 
 def is_split(cell: Any) -> bool:
     """Return whether a cell is the name of a split, and no text with such a word."""
-    text = read_text(cell)
-    most_words = 2 if text.lower().endswith("set") else 1
-    return bool(split_in(text)) and len(text.split()) <= most_words
+    text = read_text(cell).lower().removesuffix("set")
+    return bool(split_in(text)) and len(text.split()) == 1
 
 
 def is_span(cell: Any) -> bool:
@@ -359,18 +367,16 @@ def find_options(cells: Cells) -> list[str]:
 
 
 def is_named_answer(name: str) -> bool:
-    folded = fold(name)
-    is_usual = folded in WORDS["usual"]["answer"]
-    return is_usual or folded.endswith(("answer", "answers"))
+    return bool(re.fullmatch(WORDS["answers"], fold(name)))
 
 
 def is_list(name: str, cells: list[Any]) -> bool:
     """Return whether a column has lists of texts. Those with `|` in a column of another name may be
     tags."""
     first = read_text(cells[0])
-    is_named = any(word in fold(name) for word in WORDS["options"])
     # A list of one value has no options.
     has_several = first.startswith(SEVERAL) and "," in first
+    is_named = any(word in fold(name) for word in WORDS["options"])
     return has_several or (is_named and BETWEEN_OPTIONS in first)
 
 
@@ -398,11 +404,11 @@ def hides_meanings(table: Table) -> bool:
     has_end = form.start and find_first(cells, is_time, "end")
     has_times = has_end or propose_times(cells, are_named=True)
     has_split = not form.split and find_first(cells, is_split)
-    if has_split or (has_times and not are_told):
+    if form.usual and (has_split or (has_times and not are_told)):
         return True
 
     is_asked = form.question and form.answer and not form.options
     proposed = propose_answer(cells) if is_asked else {}
     # Answers that are texts of options need no options.
-    names_options = proposed.get("answer") != form.answer or "first_option" in proposed
-    return "options" in proposed and names_options
+    are_names = proposed.get("answer") != form.answer or "first_option" in proposed
+    return "options" in proposed and are_names
