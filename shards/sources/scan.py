@@ -250,7 +250,7 @@ class Source:
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
             has_stored = not form.meanings.issuperset(table.columns)
-            if form.usual and has_stored and self.require_texts and not self.form:
+            if has_stored and self.require_texts and not (self.form or form.where):
                 is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
@@ -293,7 +293,7 @@ class Source:
                         key = read_text(record[form.join.on])
                         joined = partners.get((origin.split, key), {}) | record
                     yield from self.items.add(where, joined, form, origin)
-            if self.form:
+            if self.form and table.form is self.form:
                 check_columns(table, columns, self.form)
         if not self.items.count:
             lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
@@ -344,7 +344,10 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         lists = []
 
     are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
-    are_told = are_apart or all(opened[path].names_splits for path in unnamed)
+    # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
+    captioned = [path for path in chosen if opened[path].bound.captions]
+    of_all = unnamed and [*unnamed, *captioned]
+    are_told = are_apart or all(opened[path].names_splits for path in of_all)
     if (unnamed and lists) or not are_told:
         examples = ", ".join([*chosen, *lists][:5])
         raise InputError(

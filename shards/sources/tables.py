@@ -119,10 +119,13 @@ class Table:
             is_flat = not (published.records or published.line)
             if is_flat and published.fits(self.columns, self.extension):
                 self.form = self.form or published
-        if self.form is None and self.columns == ["$value"]:
-            self.form = LIST
-        if self.form is None and TABLE.bind(self.columns).file:
-            self.form = TABLE
+        usual = LIST if self.columns == ["$value"] else TABLE
+        bound = usual.bind(self.columns)
+        # A list of files, which has no column of the user's form.
+        names = {*self.columns} if usual is TABLE else set()
+        is_list = form and not (form.meanings & names or bound.has_texts(names))
+        if bound.file and (is_list or self.form is None):
+            self.form = usual
         if self.form is None:
             self.refuse_placeholder()
         # The form with the columns of the first records; without any if they are not known.

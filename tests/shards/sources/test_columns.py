@@ -29,13 +29,14 @@ def test_every_published_form_has_the_keys_of_columns():
 def test_columns_that_a_user_tells_are_read(kind, read):
     case = CASES["told"][kind]
 
-    name = case.get("file", "x.json")
+    files = {case.get("file", "x.json"): case["table"], **case.get("lists", {})}
 
-    imported = read({name: case["table"]}, MEDIA, columns=case["columns"])
+    imported = read(files, MEDIA, columns=case["columns"])
 
     assert {file: [*texts] for file, texts in imported.captions.items()} == case[
         "captions"
     ]
+    assert {row.split for row in imported.rows} == {*case.get("splits", [""])}
     assert imported.rejects == []
 
 

@@ -367,6 +367,9 @@ def test_lists_of_videos_take_the_texts_of_another_file(read):
         read({**files, "train.7k.csv": "video_id\na\n"}, "a.mp4 b.mp4 c.mp4")
     with pytest.raises(InputError, match=r"train\.9k\.csv: the columns are not known"):
         read(files, "a.mp4", annotations={"train": "train.9k.csv"})
+    files.pop("train.9k.csv")
+    with pytest.raises(InputError, match=r"several tables"):
+        read(files, "a.mp4")
 
 
 @pytest.mark.parametrize("name", ["train.csv", "val_list.txt"])
