@@ -88,21 +88,6 @@ def test_chance_is_what_constant_scores_reach(video_of_text, more):
         assert chance["MdR"] == np.mean(median)
 
 
-# scores, the videos of the texts, expected ranks by text and by video with a text
-DIRECTIONS = [
-    # Several captions.
-    (
-        [[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.3, 0.5]],
-        [0, 0, 0, 1],
-        [1, 2, 1, 1],
-        [1, 3],
-    ),
-    # A video without a text is no query.
-    ([[0.5, 0.9, 0.1], [0.9, 0.4, 0.5]], [0, 2], [2, 2], [2, 1]),
-    ([[0.5, np.nan], [0.4, np.nan]], [0, 1], [1, 2], [1, 1.5]),  # the lowest score
-]
-
-
 def test_accuracies_have_their_labels_items_and_baselines():
     asked = [
         {"question": "1", "answer": "x", "type": "how_many"},
@@ -190,19 +175,21 @@ def test_recall_and_precision_are_those_of_ranx(ties, tolerance):
     scores = rng.integers(0, 3, relevant.shape) if ties else rng.random(relevant.shape)
     names = [f"hit_rate@{k}" for k in (1, 5, 10)] + ["map"]
 
-    def by_name(values):
-        rows = [dict(zip(map(str, range(40)), row, strict=True)) for row in values]
-        return dict(zip(map(str, range(60)), rows, strict=True))
+    items = [str(item) for item in range(40)]
+    ids = [str(query) for query in range(60)]
 
-    qrels = ranx.Qrels(by_name(relevant.astype(int).tolist()))
+    def by_name(values):
+        rows = [dict(zip(items, row, strict=True)) for row in values.tolist()]
+        return dict(zip(ids, rows, strict=True))
+
+    qrels = ranx.Qrels(by_name(relevant.astype(int)))
     expected = []
     for _ in range(100 if ties else 1):
-        ordered = scores + rng.random(scores.shape) / 2 if ties else scores
-        run = ranx.Run(by_name(ordered.tolist()))
+        run = ranx.Run(by_name(scores + ties * rng.random(scores.shape) / 2))
         expected.append([*ranx.evaluate(qrels, run, names).values()])
 
     ranks = Ranks.of(scores, relevant)
-    queries = Queries.of([""] * 60, [""] * 60)
+    queries = Queries.of(ids, ids)
     actual = [ranks.recall(k).mean() for k in (1, 5, 10)]
     actual.append(average_precision(scores, relevant, queries).value / 100)
     assert actual == pytest.approx(np.mean(expected, axis=0), abs=tolerance)
