@@ -173,7 +173,7 @@ def test_recall_and_precision_are_those_of_ranx(ties, tolerance):
     relevant = rng.random((60, 40)) < 0.1
     relevant[:, 0] |= ~relevant.any(1)
     scores = rng.integers(0, 3, relevant.shape) if ties else rng.random(relevant.shape)
-    names = [f"hit_rate@{k}" for k in (1, 5, 10)] + ["map"]
+    names = ["hit_rate@1", "hit_rate@10", "map"]
 
     items = [str(item) for item in range(40)]
     ids = [str(query) for query in range(60)]
@@ -190,8 +190,8 @@ def test_recall_and_precision_are_those_of_ranx(ties, tolerance):
 
     ranks = Ranks.of(scores, relevant)
     queries = Queries.of(ids, ids)
-    actual = [ranks.recall(k).mean() for k in (1, 5, 10)]
-    actual.append(average_precision(scores, relevant, queries).value / 100)
+    precision = average_precision(scores, relevant, queries).value / 100
+    actual = [ranks.recall(1).mean(), ranks.recall(10).mean(), precision]
     assert actual == pytest.approx(np.mean(expected, axis=0), abs=tolerance)
 
 
