@@ -107,9 +107,9 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if value else UNKNOWN.get(key, line))
-    for keys, line in NOT_FOUND.items():
-        if not columns.keys() & keys.split():
-            lines.append(line)
+    lines += [
+        NOT_FOUND[keys] for keys in NOT_FOUND if not columns.keys() & keys.split()
+    ]
 
     preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []
@@ -151,7 +151,8 @@ def propose(
     share = sum(complete) / max(1, len(complete))
     # A cell beside others of its kind would repeat their texts.
     is_whole = "$value" not in meanings or columns.get("captions") == "$value"
-    score = has_texts, count, share, is_whole, sum(complete)
+    # The records of one list may have the files, and those of another the texts.
+    score = has_texts, any(complete), count, share, is_whole, sum(complete)
     return score, columns, [*cells]
 
 
@@ -229,8 +230,9 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         order = sorted(free, key=lambda name: names.index(name) < position)
         return proposed | propose_answer({name: free[name] for name in order})
     texts = [*find_fitting(free, is_caption)]
-    if texts:
-        proposed["captions"] = texts[0] if len(texts) == 1 else texts
+    # Beside an answer, the texts are options, or questions that are not known as such.
+    if texts and not usual.answer:
+        proposed["captions"] = texts if texts[1:] else texts[0]
     return proposed
 
 
@@ -256,8 +258,8 @@ def find_first(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> str
 
 def is_split(cell: Any) -> bool:
     """Return whether a cell is the name of a split, and no text with such a word."""
-    text = read_text(cell).lower().removesuffix("set")
-    return bool(split_in(text)) and len(text.split()) == 1
+    text = read_text(cell).lower().removesuffix(" set")
+    return bool(split_in(text)) and " " not in text
 
 
 def is_span(cell: Any) -> bool:
