@@ -212,9 +212,10 @@ def get_title(plan: Plan) -> str:
         table, _, end = key.strip().rpartition(".")
         ends.append(f"{end}={value.strip()}")
         tables[table] = ""
+    tables[plan.command.stage] = ""  # once, if its own key was changed
 
     mark = f"{plan.settings.name} {plan.steps[-1].fingerprint[:6]}"
-    return " · ".join(filter(None, [" ".join(ends), *tables, plan.command.stage, mark]))
+    return " · ".join(filter(None, [" ".join(ends), *tables, mark]))
 
 
 def run(
