@@ -50,7 +50,7 @@ PAUSE_SECONDS = 30.0  # after a call without an answer
 SYSTEM_SECONDS = 10  # between samples of CPU, memory and GPU
 MAX_DESCRIPTION = 8000  # characters
 FILES = ("artifact.json", "results.json", "pictures")  # and folders
-TABLES = ("retrieval_t2v", "entities", "rejects", "qa")  # Parquet files
+TABLES = ("similarity_t2v", "entities", "rejects", "qa")  # Parquet files
 MAX_TABLE_ROWS = 500
 
 

@@ -120,7 +120,7 @@ def stage(mlflow_store, tmp_path_factory):
         write(file, 3, loss=1.0)
 
         (folder / "pictures" / "samples.png").touch()
-        pd.DataFrame({"rank": [1.5]}).to_parquet(folder / "retrieval_t2v.parquet")
+        pd.DataFrame({"rank": [1.5]}).to_parquet(folder / "similarity_t2v.parquet")
         scores = {"validation/t2v/R1": 50.0, "share": 1 / 3}
         record = replace(STAGE, metrics=scores)
         write_json(folder / "artifact.json", record.to_json())
@@ -159,7 +159,7 @@ def test_the_run_of_a_stage_is_nested_and_named_by_its_fingerprint(stage):
 
 
 def test_the_record_the_pictures_and_the_tables_are_files_of_the_run(stage):
-    files = {"artifact.json", "pictures/samples.png", "tables/retrieval_t2v.json"}
+    files = {"artifact.json", "pictures/samples.png", "tables/similarity_t2v.json"}
     assert files_of(stage.tracker, stage.run) == files
 
 
@@ -229,7 +229,7 @@ def test_an_artifact_with_an_unreadable_table_is_a_warning(
     client, tracker, tmp_path, capsys
 ):
     folder, record = write_artifact(tmp_path, "evaluate")
-    (folder / "retrieval_t2v.parquet").write_bytes(b"not a table")
+    (folder / "similarity_t2v.parquet").write_bytes(b"not a table")
 
     run = tracker.log_artifact(folder, record)
 
