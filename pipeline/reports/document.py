@@ -199,7 +199,9 @@ def summarize(
     codes = [format_code(change) for change in changes]
     paragraphs = [
         state + reason + (f" · {scores}" if scores else ""),
-        f"Changed: {', '.join(codes)}." if codes else "No value was changed.",
+        f"Changed: {', '.join(codes)}."
+        if codes
+        else "No value differs from the previous run.",
         compare_with_start(artifacts),
     ]
     return "\n\n".join(filter(None, paragraphs))
