@@ -328,8 +328,9 @@ def read_suffix(path: str) -> str:
 
 
 def cut_extension(path: str) -> str:
-    """Return a path as names are compared, without the extension of a video or image."""
-    stem, suffix = splitext(compose(path))
+    """Return a path as names are compared, without the extension of a video or image, or a dot alone,
+    as names of DiDeMo have it."""
+    stem, suffix = splitext(compose(path).removesuffix("."))
     return stem if suffix.lower() in MEDIA_EXTENSIONS else stem + suffix
 
 

@@ -345,8 +345,10 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
 
     are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
     # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
-    captioned = [path for path in chosen if opened[path].bound.captions]
-    of_all = unnamed and [*unnamed, *captioned]
+    of_all = unnamed and [
+        *unnamed,
+        *(path for path in chosen if opened[path].bound.captions),
+    ]
     are_told = are_apart or all(opened[path].names_splits for path in of_all)
     if (unnamed and lists) or not are_told:
         examples = ", ".join([*chosen, *lists][:5])
