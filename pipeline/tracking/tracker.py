@@ -197,9 +197,7 @@ class Tracker:
     def page(self, run: str) -> str:
         """Return where MLflow's server shows a run: a link of its own pages, which follows the
         address of the server."""
-        return (
-            f"#/experiments/{self.experiment}/runs/{run}?workflowType=machine_learning"
-        )
+        return f"#/experiments/{self.experiment}/runs/{run}"
 
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
