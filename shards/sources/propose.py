@@ -145,14 +145,19 @@ def propose(
     complete = [all(row) for row in zip(*used, strict=True)]
     # Beside a single cell of a record, its others have no meaning.
     is_cell = bool(place) and "$value" in cells.keys() - meanings
-    names_texts = not columns.keys().isdisjoint(("captions", "question"))
-    has_texts = names_texts and not is_cell
+    has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
     count = len(columns) - bool(place)
-    share = sum(complete) / max(1, len(complete))
     # A cell beside others of its kind would repeat their texts.
     is_whole = "$value" not in meanings or columns.get("captions") == "$value"
     # The records of one list may have the files, and those of another the texts.
-    score = has_texts, any(complete), count, share, is_whole, sum(complete)
+    score = (
+        has_texts,
+        any(complete),
+        count,
+        -complete.count(False),
+        is_whole,
+        sum(complete),
+    )
     return score, columns, [*cells]
 
 
@@ -267,6 +272,9 @@ def is_span(cell: Any) -> bool:
 
 
 def is_time(cell: Any) -> bool:
+    # The times in a list of objects are lists.
+    if isinstance(cell, list):
+        return all(map(is_time, cell))
     return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
 
 
