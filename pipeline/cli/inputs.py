@@ -78,7 +78,7 @@ def print_check(data: str, report: "DataReport") -> None:
     """Print the report of `check_data`."""
     from alpro.pipeline.reports.columns import print_rows
 
-    verdict = "a run fails" if report.problems else "ready to run"
+    verdict = "a run would fail" if report.problems else "ready to run"
     print(f"{data}: {report.form}; {report.items:,} items; {verdict}")
     for problem in report.problems:
         print(f"problem: {problem}")
