@@ -230,7 +230,7 @@ def read_cell(record: Record, column: str) -> Any:
 
 
 def time_in(name: str) -> str:
-    """Return which time of a part the name of a column tells: start, end or span; or nothing.
+    """Return which time of a part the name of a column tells: start, end, span or length; or nothing.
 
     >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']

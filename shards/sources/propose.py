@@ -58,7 +58,7 @@ NOT_SECONDS = re.compile(r"(?i:frame|milli)|(?:\b|_)(?i:ms|msec)\b|Ms\b")
 # Lines of keys whose value is not known.
 UNKNOWN = {
     "first_option": '# first_option = "0"  # or "1": the answers do not tell',
-    "span": '# span = ""  # or `start` and `end`, in seconds, not frames or milliseconds; without, items are files',
+    "span": '# span = ""  # or `start` and `end`: seconds, no frames, milliseconds, lengths; without, items are files',
 }
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
@@ -224,8 +224,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     times = propose_times(free, are_named=is_asked)
     for name in times.values():
         free.pop(name)
-    if any(map(NOT_SECONDS.search, times.values())):
-        times = {"span": ""}
+    if "length" in times or any(map(NOT_SECONDS.search, times.values())):
+        times = {"start": "", "span": ""}
     proposed |= times
 
     if is_asked:
@@ -312,16 +312,20 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
 
 
 def propose_times(cells: Cells, are_named: bool) -> dict[str, str]:
-    """Return the columns of times: those with names of times, or otherwise, unless the times must be
-    named, adjacent ones of which the first is the smaller, or one with spans."""
+    """Return the columns of times: those with names of times, also a start and a length, or
+    otherwise, unless the times must be named, adjacent ones of which the first is the smaller, or one
+    with spans."""
     span = find_first(cells, is_span, "span")
     start = find_first(cells, is_time, "start")
     end = find_first(cells, is_time, "end")
     if span or (start and end):
         return {"span": span} if span else {"start": start, "end": end}
+    length = find_first(cells, is_time, "length")
+    if start and length:
+        return {"start": start, "length": length}
     if are_named:
         return {}
-    for start, end in pairwise(cells):
+    for start, end in pairwise(name for name in cells if name != length):
         spans = [*zip(cells[start], cells[end], strict=True)]
         # The width and the height of one file are also two numbers.
         if spans[1:] and find_first({start: spans}, is_span):
@@ -411,8 +415,8 @@ def hides_meanings(table: Table) -> bool:
     for name in form.meanings - {form.answer}:
         cells.pop(name, None)
     are_told = form.span or (form.start and form.end)
-    has_end = form.start and find_first(cells, is_time, "end")
-    has_times = has_end or propose_times(cells, are_named=True)
+    has_end = find_first(cells, is_time, "end") or find_first(cells, is_time, "length")
+    has_times = (form.start and has_end) or propose_times(cells, are_named=True)
     has_split = not form.split and find_first(cells, is_split)
     if form.usual and (has_split or (has_times and not are_told)):
         return True
