@@ -149,7 +149,8 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         else:
             bundle = build_prompter(config, inputs, device)
         # The grid of a CLIP is known only when it is loaded.
-        config.crops.check(bundle.model.config.video.grid)
+        if config.crops.share:
+            config.crops.check(bundle.model.config.video.grid)
 
         objective = PrompterObjective.of(
             bundle, crop_share=config.crops.share, crop_area=config.crops.area

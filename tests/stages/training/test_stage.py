@@ -13,7 +13,7 @@ from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Preprocessing
 from alpro.models.precision import pick_device
 from alpro.models.word_pieces import train_tokenizer
-from alpro.stages import finetune_qa, finetune_retrieval, pretrain
+from alpro.stages import finetune_qa, finetune_retrieval, pretrain, train_prompter
 from alpro.stages.pretrain import copy_start
 from alpro.stages.train_prompter import Config
 from alpro.stages.training import layers, loop, stage
@@ -264,3 +264,18 @@ def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path
     (tmp_path / "bright" / "statistics.json").unlink()
     with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
         measure_preprocessing(own, corpora)
+
+
+def test_without_crops_their_area_may_fit_no_patches(
+    clips, vocabulary, tiny_model, tmp_path, resources
+):
+    values = {
+        "phases": PHASES,
+        "model": tiny_model().model_dump(include={"video", "text", "embed_dim"}),
+        "crops": {"share": 0, "area": (0.001, 0.002)},
+        "batch_size": 2,
+        "max_text_tokens": 16,
+    }
+    inputs = {"tokenizer": vocabulary, "clips": clips}
+    run_stage(train_prompter, inputs, tmp_path, resources, **values)
+    assert (tmp_path / "model" / "config.json").is_file()
