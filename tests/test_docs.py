@@ -1,5 +1,6 @@
 """The documentation: links lead somewhere, and its commands and configurations are valid."""
 
+import os
 import re
 import shlex
 import shutil
@@ -258,6 +259,32 @@ def test_other_nodes_start_what_the_pipeline_starts():
     assert modules.findall(script) == modules.findall(started)
     options = re.compile(r"--(?:nnodes|node-rank|rdzv-endpoint|rdzv-id|rdzv-conf)")
     assert set(options.findall(script)) == set(options.findall(started))
+
+
+def test_other_nodes_wait_for_what_a_requeued_job_starts(tmp_path):
+    """node 0 needs two seconds; work.json of the time before the job was queued again is there."""
+    programs = {
+        "scontrol": "echo host",
+        "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 exec "$@"',
+        "alpro": 'sleep 2; echo host:20007 > "$4/artifacts/pretrain/new/work.json"; sleep 7',
+        "python": 'echo "$@" > "$workspace/joined"',
+    }
+    for name, text in programs.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{text}\n")
+        program.chmod(0o755)
+    for name in ("new", "old"):
+        (tmp_path / "artifacts" / "pretrain" / name).mkdir(parents=True)
+    (tmp_path / "artifacts/pretrain/old/work.json").write_text("host:20007")
+
+    job = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": ""}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    script = ROOT / "docs" / "cluster" / "slurm_nodes.sh"
+    command = ["bash", script, "pretrain", tmp_path]
+    subprocess.run(command, env=os.environ | job | {"PATH": path}, check=True)
+
+    assert "--rdzv-id new" in (tmp_path / "joined").read_text()
 
 
 @pytest.mark.skipif(

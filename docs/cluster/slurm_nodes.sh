@@ -23,6 +23,8 @@ shift 2
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export rendezvous=$host:$((20000 + SLURM_JOB_ID % 10000))
 if [ "$nodes" -gt 1 ]; then
+  # A job that is queued again keeps its number: the other nodes wait for what it starts now.
+  grep -lsZ "$rendezvous" "$workspace"/artifacts/"$stage"/*/work.json | xargs -0 rm -f
   # Slurm ends this step when the script ends.
   # shellcheck disable=SC2016 # each node expands the variables
   srun --relative=1 --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) bash -c '
