@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record
+from alpro.artifact import Record, flatten
 from alpro.errors import InputError
 from alpro.files import expand_home, read_text
 from alpro.shards.credentials import refuse_credentials
@@ -107,9 +107,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If it cannot be read, or has credentials, which MLflow would display.
     """
     try:
-        return tomllib.loads(read_text(path))
+        values = tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not readable as TOML: {error}") from error
+
+    for key, value in flatten(values).items():
+        refuse_credentials(f"{path}: {key}", value)
+    return values

@@ -103,9 +103,6 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     Args:
         folder: the folder that relative paths are relative to.
         keys: the key of the value.
-
-    Raises:
-        InputError: If a value is a URL with credentials, which MLflow would display.
     """
     if isinstance(value, dict):
         return {
@@ -118,7 +115,6 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     if not isinstance(value, str) or not value:
         return value
 
-    refuse_credentials(".".join(keys), value)
     kind = kind_of_path(keys, value)
     if kind == "root":  # maybe of another machine: links are not resolved
         return os.path.normpath(folder.absolute() / value)
@@ -174,6 +170,7 @@ def merge(below: Any, above: Any) -> Any:
 def read_change(change: str) -> Values:
     """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
     key, equals, text = change.partition("=")
+    refuse_credentials(key.strip(), text)
     if not equals or not key.strip():
         raise InputError(
             f"{change}: write it as stage.key=value, such as pretrain.lr=1e-4"

@@ -93,6 +93,15 @@ def test_an_invalid_study_is_a_one_line_error(text, key, tmp_path):
         load_study(str(tmp_path / "mine.toml"))
 
 
+def test_a_secret_of_an_invalid_study_is_not_displayed(tmp_path):
+    file = tmp_path / "mine.toml"
+    # A text in place of a list: an error would repeat it.
+    file.write_text('variants.a = "corpora.data.data=https://me:hidden@host/a"')
+    with pytest.raises(InputError, match="a password") as error:
+        load_study(str(file))
+    assert "hidden" not in str(error.value)
+
+
 def test_a_seed_sets_the_seeds_of_all_stages(tmp_path):
     (member,) = plan_members(Study(name="s", seeds=(3,)), TINY, (), tmp_path)
 
