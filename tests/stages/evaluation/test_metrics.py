@@ -163,38 +163,6 @@ def test_average_precision_with_ties_is_the_mean_over_all_orders():
             assert actual == pytest.approx(100 * np.mean(precisions))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("ties", "tolerance"), [(False, 1e-9), (True, 0.02)])
-def test_recall_and_precision_are_those_of_ranx(ties, tolerance):
-    """With ties: the mean over 100 random orders. Skipped without ranx, whose numba takes 200 MB:
-    pip install ranx."""
-    ranx = pytest.importorskip("ranx")
-    rng = np.random.default_rng(0)
-    relevant = rng.random((60, 40)) < 0.1
-    relevant[:, 0] |= ~relevant.any(1)
-    scores = rng.integers(0, 3, relevant.shape) if ties else rng.random(relevant.shape)
-    names = ["hit_rate@1", "hit_rate@10", "map"]
-
-    items = [str(item) for item in range(40)]
-    ids = [str(query) for query in range(60)]
-
-    def by_name(values):
-        rows = [dict(zip(items, row, strict=True)) for row in values.tolist()]
-        return dict(zip(ids, rows, strict=True))
-
-    qrels = ranx.Qrels(by_name(relevant.astype(int)))
-    expected = []
-    for _ in range(100 if ties else 1):
-        run = ranx.Run(by_name(scores + ties * rng.random(scores.shape) / 2))
-        expected.append([*ranx.evaluate(qrels, run, names).values()])
-
-    ranks = Ranks.of(scores, relevant)
-    queries = Queries.of(ids, ids)
-    precision = average_precision(scores, relevant, queries).value / 100
-    actual = [ranks.recall(1).mean(), ranks.recall(10).mean(), precision]
-    assert actual == pytest.approx(np.mean(expected, axis=0), abs=tolerance)
-
-
 def test_its_chance_level_is_that_of_random_scores():
     rng = np.random.default_rng(0)
     relevant = np.array([[1, 1, 0, 0, 1, *[0] * 8], [1, *[0] * 12]], bool)
