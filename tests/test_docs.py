@@ -261,6 +261,7 @@ def test_other_nodes_start_what_the_pipeline_starts():
     assert set(options.findall(script)) == set(options.findall(started))
 
 
+@pytest.mark.long  # It waits as the script does.
 def test_other_nodes_wait_for_what_a_requeued_job_starts(tmp_path):
     """node 0 needs two seconds; work.json of the time before the job was queued again is there."""
     programs = {
