@@ -37,7 +37,7 @@ from alpro.threads import cores
 DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
-JOIN_SECONDS = 120  # of another node, until node 0 answers
+JOIN_SECONDS = 120  # that another node waits for an answer of node 0
 POLL_SECONDS = 0.1  # between looks whether a program has ended, or is to end
 NEVER = threading.Event()  # stands for an event that does not come
 LAST_LINES = 3  # lines of the output in the message of a stage that failed
