@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 21
+VERSION = 22
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 TEMPLATE_COLUMN = re.compile(r"(\{([^{}]+?)(?::0(\d+))?\})")
@@ -183,6 +183,11 @@ class Form(Columns):
         of digits, or an empty text. A template without braces is a column."""
         whole = [(template, template, "") for template in self.file]
         return [TEMPLATE_COLUMN.findall(each[0]) or [each] for each in whole]
+
+    @cached_property
+    def partner_column(self) -> str:
+        """The column whose value is the id of a record in another table, or an empty name."""
+        return self.join.on if self.join and not self.join.list else ""
 
     @cached_property
     def meanings(self) -> set[str]:

@@ -201,7 +201,13 @@ class Items:
             parts = read_parts(record, form, captions)
 
         if "path" not in part:
-            part |= self._find(record, form, origin)
+            # With the names of another table: the first of a file that there is.
+            places = [
+                self._find(name, record, form, origin)
+                for name in read_file_names(record, form)
+            ]
+            present = [place for place in places if "missing" not in place]
+            part |= (present or places)[0]
             part["kind"] = part["kind"].lower() or find_kind(part["path"])
             if "missing" in part and part["split"] == TEXTS:
                 return
@@ -239,13 +245,13 @@ class Items:
 
     def _find(
         self,
+        text: str,
         record: Record,
         form: Form,
         origin: Origin,
     ) -> Part:
         """Return the name of a record's file, relative to the data, and its path, with `missing` if
         there is no such file; of a URL, both are the URL."""
-        text = read_file_name(record, form)
         if self.folder is None or is_url(text):
             location = str(resolve(self.root, text))
             if self.folder is None or is_url(location):
@@ -389,12 +395,14 @@ def check_record(record: Record) -> Record:
     return value
 
 
-def read_file_name(record: Record, form: Form) -> str:
-    """Return the file that a record names, by the first template whose columns it has.
+def read_file_names(record: Record, form: Form) -> list[str]:
+    """Return the file that a record names, by the first template whose columns it has; with a join of
+    tables, which may name it in their own ways, by each.
 
     Raises:
         ValueError: If it names none.
     """
+    names = []
     for name, template in zip(form.file, form.templates, strict=True):
         for place, column, digits in template:
             cell = read_cell(record, column)
@@ -403,12 +411,15 @@ def read_file_name(record: Record, form: Form) -> str:
                 cell = cell.get("path")
             text = read_text(cell)
             # A number that joins two lists is a key, and no name.
-            is_key = form.join and column == form.join.on and isinstance(cell, int)
+            joined = form.join.on if form.join and form.join.list else ""
+            is_key = column == joined and isinstance(cell, int)
             if is_key or not text:
                 break
             name = name.replace(place, text.zfill(int(digits or 0)))
         else:
-            return name
+            names.append(name)
+    if names:
+        return names if form.partner_column else names[:1]
     columns = ", ".join(form.file) or "a column of a usual name"
     raise ValueError(
         f"no name of a file in {columns}; the record has {', '.join([*record][:20])}: set `file` in "

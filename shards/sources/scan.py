@@ -17,6 +17,7 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
+    read_cell,
     read_text,
     split_in,
 )
@@ -286,12 +287,15 @@ class Source:
                 columns.update(record)
                 for origin in table.origins:
                     if table.is_partner:
-                        partners[origin.split, read_text(record[form.id])] = record
+                        key = read_text(read_cell(record, form.id))
+                        partners[origin.split, key] = record
                         continue
                     joined = record
-                    if form.join and not form.join.list:
-                        key = read_text(record[form.join.on])
-                        joined = partners.get((origin.split, key), {}) | record
+                    if form.partner_column:
+                        key = read_text(read_cell(record, form.partner_column))
+                        # A table of partners is of this split, or of all.
+                        of_all = partners.get(("", key), {})
+                        joined = of_all | partners.get((origin.split, key), {}) | record
                     yield from self.items.add(where, joined, form, origin)
             if self.form and table.form is self.form:
                 check_columns(table, columns, self.form)
@@ -331,7 +335,10 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
     for path in opened:
         name = path.removesuffix(".gz").rpartition("/")[2]
         splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
-    chosen = [path for path in opened if opened[path].has_texts]
+    partners = [path for path in opened if opened[path].is_partner and not splits[path]]
+    chosen = [
+        path for path in opened if opened[path].has_texts and path not in partners
+    ]
     unnamed = [path for path in chosen if not splits[path]]
 
     # Tables that only list the videos of a split.
@@ -360,6 +367,8 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         # Alone, its name says nothing about the splits of its rows.
         splits[chosen[0]] = ""
 
+    # What completes the records of all splits.
+    chosen += partners if chosen else ()
     starts: dict[tuple[str, ...], str] = {}
     for number, path in enumerate(chosen):
         table = opened[path]
