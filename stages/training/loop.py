@@ -106,8 +106,9 @@ class Run:
         # DDP waits for the gradient of every parameter that requires one.
         for name in objective.unused_parameters:
             getattr(objective.model, name).requires_grad_(False)
-        compiled = are_layers_compiled(objective, self.resources, world)
-        configure_layers(objective, compiled, self.resources.checkpoint_activations)
+        self.compiled = are_layers_compiled(objective, self.resources, world)
+        checkpoint_activations = self.resources.checkpoint_activations
+        configure_layers(objective, self.compiled, checkpoint_activations)
 
         if world.rank:  # ranks need different random numbers for dropout
             torch.manual_seed(config.seed + world.rank)
@@ -291,6 +292,13 @@ class Run:
     def autocast(self) -> AbstractContextManager:
         return autocast(self.dtype, self.world.device)
 
+    def eager(self) -> AbstractContextManager:
+        """Return a context in which compiled layers run uncompiled."""
+        # set_stance imports torch._dynamo, which takes more than a second.
+        if not self.compiled:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
+
     def is_validated(self, step: int) -> bool:
         """Return whether to validate after `step`. Validations are equally spaced, and the last one
         is at the end."""
@@ -398,7 +406,7 @@ class Run:
     def measure(self, validate: Validate) -> Metrics:
         """Return the metrics of the current weights in the precision of training."""
         self.objective.eval()
-        with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), self.autocast(), self.eager():
             values = validate()
         self.objective.train()
         return values

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -33,7 +34,21 @@ ITERATIONS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
-class Muon(torch.optim.AdamW):
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW without the wrappers for code that torch.compile compiles.
+
+    They import torch._dynamo, which takes more than a second in each process that trains. What is
+    compiled here are models, not steps of an optimizer.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class Muon(AdamW):
     """AdamW whose last group has matrices that Muon trains: a step along the orthogonalized momentum.
 
     The step is scaled to the RMS of AdamW's, 0.2, so both share learning rate and weight decay (Liu
@@ -106,7 +121,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return x.mT if rows > columns else x
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     """Build AdamW, or with `optimizer = "muon"` Muon for the matrices of transformer layers.
 
     Weight decay applies to matrices, and not to biases, norms, position and time embeddings and the
@@ -159,7 +174,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         }
         groups.append(group)
     # Only the fused AdamW reads `found_inf`; see `step_if`.
-    optimizer = Muon if muon else torch.optim.AdamW
+    optimizer = Muon if muon else AdamW
     return optimizer(groups, lr=config.lr, betas=BETAS, eps=EPS, fused=True)
 
 

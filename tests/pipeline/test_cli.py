@@ -332,7 +332,7 @@ def test_options_reach_the_flow(tmp_path, monkeypatch, call):
 
 def test_the_command_line_imports_no_slow_package(tmp_path):
     """`--help` and usage errors import only the options of all commands, a dry run neither Prefect
-    nor MLflow, and models not the compiler of torch; Prefect finds its
+    nor MLflow, and models and their training not the compiler of torch; Prefect finds its
     environment set: no output of its own, its files in the workspace."""
     program = f"""
 import sys, alpro.pipeline.cli.main as cli
@@ -343,6 +343,11 @@ assert not {{"prefect", "mlflow", "pandas"}} & sys.modules.keys()
 import alpro.models.weights as weights, alpro.models.alpro as models
 with weights.meta_device():
     models.Alpro(models.ModelConfig())
+from functools import partialmethod
+from tests.stages.training.conftest import ALONE, Path
+from tests.stages.training.part_of_steps import RUNS, Run, train
+Run.train = partialmethod(Run.train, dict)  # validates, with no metrics
+train(Path({str(tmp_path)!r}), ALONE, **RUNS["resumed"])
 assert not {{"torch._dynamo", "sympy"}} & sys.modules.keys()
 from prefect.settings import get_current_settings
 settings = get_current_settings()
