@@ -4,9 +4,7 @@ results.json of an evaluation has the rows (`alpro.stages.evaluation.results`). 
 formatted here only.
 """
 
-import html
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,29 +41,6 @@ class Table:
     heads: list[str]
     lines: list[list[str]]
     note: str = ""
-
-    def markdown(self) -> str:
-        """Return the table and its note as Markdown."""
-        rule = ["---"] * len(self.heads)
-        lines = []
-        for cells in [self.heads, rule, *self.lines]:
-            text = " | ".join(map(escape, cells))
-            lines.append(f"| {text} |")
-        notes = [escape(line) for line in self.note.splitlines()]
-        return "\n\n".join(["\n".join(lines), *notes])
-
-
-def escape(text: str) -> str:
-    r"""Return a text that Markdown, also in a cell of a table, shows as it is.
-
-    >>> escape("a|b *c* <d> finetune_qa")
-    'a\\|b \\*c\\* &lt;d&gt; finetune_qa'
-    """
-    # Markdown ignores an underscore inside a word, and brackets without an address.
-    special = r"[\\`*|~]|\b_|_\b|(?<=\])[(\[:]"
-    line = text.replace("\n", " ")
-    escaped = re.sub(special, r"\\\g<0>", line)
-    return html.escape(escaped, quote=False)
 
 
 def rows(artifacts: Iterable[Artifact]) -> Rows:
