@@ -37,7 +37,8 @@ from alpro.shards.schema import TRANSIENT_REASONS
 from alpro.shards.storage import Location, absolute, identities, located
 
 if TYPE_CHECKING:
-    from alpro.inference.model import Device, Dtype, Model
+    from alpro.inference.model import Dtype, Model
+    from alpro.models.precision import Device
 
 CHUNK = 2048  # items whose files are looked up together
 # Items that are listed before the first is embedded, for the time left.

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from alpro.artifact import artifacts, check_artifact, read_record, require
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import checksum, expand_home
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import (
@@ -25,7 +23,7 @@ from alpro.models.folder import (
     model_folder,
 )
 from alpro.models.pretrained import HubName
-from alpro.models.weights import find_weights
+from alpro.models.weights import check_finite, find_weights, read_weights
 from alpro.names import find_artifact, find_workspace, is_of_workspace
 from alpro.shards.credentials import refuse_credentials
 
@@ -170,8 +168,7 @@ def load_with_prompts(
         InputError: If a file is missing or invalid.
     """
     folder = model_folder(found.model)
-    # A name of the hub is no folder.
-    if is_clip(folder) or not folder.is_dir():
+    if is_clip(folder) or HubName.parse(str(folder)):
         bundle: ModelBundle = load_clip(str(folder), device, "model")
     else:
         bundle = ModelBundle.from_pretrained(folder, device)
@@ -183,6 +180,8 @@ def load_with_prompts(
         bundle.entities = load_labels(require(found.prompts, "entities.json"))
     except ValueError as error:
         raise InputError(str(error)) from error
+    if {len(bundle.entities)} != {len(value) for value in prompts.values()}:
+        raise InputError(f"{found.prompts}: not the prompts of its entities")
     return bundle, {kind: value.to(device) for kind, value in prompts.items()}
 
 
@@ -191,15 +190,13 @@ def read_prompts(folder: Path) -> Prompts:
     Raise InputError if they are missing or invalid."""
     file = require(folder, PROMPTS)
     try:
-        prompts = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not readable: {one_line(error)}") from error
+        prompts = read_weights(file)
+        check_finite(prompts, file)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
-    is_valid = all(
-        value.dim() == 2 and value.isfinite().all() for value in prompts.values()
-    )
-    if not is_valid or "video" not in prompts:
-        raise InputError(f"{file}: not the prompts of entities, or not finite numbers")
+    if {value.dim() for value in prompts.values()} != {2} or "video" not in prompts:
+        raise InputError(f"{file}: not the prompts of entities")
     return prompts
 
 

@@ -39,12 +39,11 @@ from alpro.inputs import check_text
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
-from alpro.models.precision import autocast, compute_dtype, pick_device
+from alpro.models.precision import Device, autocast, compute_dtype, pick_device
 from alpro.models.word_pieces import wrap_tokenizer
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.threads import map_ahead
 
-Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 # Labels with their probabilities, in descending order.
 RankedWords = list[tuple[str, float]]
@@ -75,7 +74,7 @@ class Embedded:
     duration: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """A model with its preprocessing.
 

@@ -60,7 +60,7 @@ class HubName:
         """Return the folder in the hub's cache; None if it has no config.json."""
         try:
             folder = self.snapshot(local=True)
-        except OSError:  # not in the cache
+        except (OSError, ValueError):  # not in the cache; no name that the hub allows
             return None
         return folder if (folder / "config.json").is_file() else None
 

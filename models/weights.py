@@ -25,8 +25,8 @@ StateDict = dict[str, Tensor]
 Names = tuple[tuple[str, str], ...]
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-# Keys under which training scripts save the state dict, beside the state of the optimizer.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is loaded
+# Keys under which training scripts save the state dict, beside the state of the optimizer.
 NESTED = ("model", "state_dict", "model_state_dict")
 
 # The three projections of an attention are called q, k and v here; `convert` joins them.

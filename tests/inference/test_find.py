@@ -75,7 +75,7 @@ def test_a_model_is_found_by_the_names_of_its_artifact(artifact, tmp_path):
 def test_a_folder_without_a_model_is_refused(artifact, tmp_path):
     (tmp_path / "empty").mkdir()
 
-    for name in (tmp_path / "empty", "evaluate", "c", "~nosuchuser"):
+    for name in (tmp_path / "empty", "evaluate", "c", "~nosuchuser", "größe/modell"):
         with one_line(str(name)):
             resolve(name, tmp_path)
 

@@ -101,7 +101,7 @@ def test_a_model_is_looked_up_in_the_workspace_of_the_environment(
     monkeypatch.setenv("ALPRO_WORKSPACE", str(tmp_path / "other"))
     with pytest.raises(InputError, match="other"):
         Model.load("finetune_retrieval")
-    assert Model.load(folders["retrieval"], device="cpu").folder.task == "retrieval"
+    assert len(repr(Model.load(folders["retrieval"], device="cpu"))) < 99
 
 
 def test_answers_are_the_best_first(models, videos):
@@ -160,12 +160,18 @@ def test_what_a_model_cannot_do_is_one_line(
         getattr(models[task], method)(*arguments)
 
 
-def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, models):
-    with pytest.raises(InputError, match="model folder"):
-        Model.load(tmp_path)
-    for prompts in (tmp_path / "nowhere", folders["qa"]):
-        with pytest.raises(InputError, match=r"prompts\.safetensors"):
-            Model.load(Found(folders["prompter"], prompts), device="cpu")
+def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path):
+    prompter = folders["prompter"]
+    others = shutil.copytree(folders["prompts"], tmp_path / "others")
+    (others / "entities.json").write_text('["a"]')
+    for place, named in (
+        (tmp_path, "model folder"),
+        (Found(tmp_path / "gone"), "config.json"),
+        (Found(prompter, tmp_path), "prompts.safetensors"),
+        (Found(prompter, others), "of its entities"),
+    ):
+        with one_line(named):
+            Model.load(place, device="cpu")
 
 
 @pytest.mark.parametrize("method", ["match", "similarity"])
@@ -185,11 +191,6 @@ def test_the_scores_of_a_bad_file_are_nan_with_a_warning(
         scores[:, [0, 2, 3]], score(TEXTS, videos), atol=1e-5, rtol=1e-4
     )
     assert np.isnan(scores[:, [1, 4]]).all()
-
-
-def test_a_batch_without_any_video_is_nan(models, mixed):
-    with pytest.warns(UserWarning, match="empty"):
-        assert np.isnan(models["retrieval"].encode(mixed[4:])).all()
 
 
 def test_the_error_of_one_file_names_it(models, mixed):
