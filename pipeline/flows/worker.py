@@ -27,7 +27,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from alpro.environment import prepare
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import make_folder
 from alpro.locks import acquire
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -38,8 +38,6 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 WORKER_LABEL = "prefect.worker.name"
 END_SECONDS = 60.0  # for runs to write checkpoints and to report
 POLL_SECONDS = 0.5
-WAIT_SECONDS = 3.0  # between looks whether a server answers
-MLFLOW_ATTEMPTS = 5
 CRASHED = "its worker ended while it ran; run it again to continue"
 
 
@@ -82,35 +80,21 @@ async def find_runs(pool: str, name: str, states: list[StateType]) -> list[FlowR
     return [run for run in runs if run.labels.get(WORKER_LABEL, name) == name]
 
 
-async def wait_for_earlier_runs(pool: str, name: str) -> list[FlowRun]:
-    """Wait until Prefect's server answers: a machine may start it after its workers."""
-    while True:
-        try:
-            # An automation may have found that a run has crashed, and MLflow shows it as running.
-            return await find_runs(pool, name, [*UNFINISHED, StateType.CRASHED])
-        except (HTTPError, RuntimeError) as error:
-            # Messages do not repeat the password that an address may have.
-            place = os.environ["PREFECT_API_URL"].rpartition("@")[2]
-            print(f"waiting for {place}: {one_line(error)}", flush=True)
-            await asyncio.sleep(WAIT_SECONDS)
-
-
 async def end_earlier_runs(pool: str, name: str) -> None:
     """Mark the runs that an earlier life of a worker left unfinished as ended: in MLflow first, so
-    that a run which is Crashed in Prefect is nowhere shown as running."""
-    runs = await wait_for_earlier_runs(pool, name)
+    that a run which is Crashed in Prefect is nowhere shown as running.
+
+    Raises:
+        InputError, HTTPError, RuntimeError: If a server does not answer. Whoever starts this worker,
+            such as systemd, starts it again.
+    """
+    # An automation may have found that a run has crashed, and MLflow shows it as running.
+    runs = await find_runs(pool, name, [*UNFINISHED, StateType.CRASHED])
     if not runs:
         return
 
     uri = os.environ.get("ALPRO_TRACKING_URI") or store_uri(get_worker_workspace())
-    for _ in range(MLFLOW_ATTEMPTS):
-        try:
-            end_runs(uri, [str(run.id) for run in runs])
-            break
-        except InputError as error:
-            # It may be starting. A worker works without MLflow, as its runs do.
-            print(error, flush=True)
-            await asyncio.sleep(WAIT_SECONDS)
+    end_runs(uri, [str(run.id) for run in runs])
     async with get_client() as client:
         for run in runs:
             if run.state_type in UNFINISHED:
