@@ -40,7 +40,7 @@ from alpro.pipeline.flows.tasks import (
     step_task,
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
-from alpro.pipeline.plan.plan import Plan, make_plan, required
+from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.store.runs import Run, Runs, git_commit
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.tracker import Tracker
@@ -249,33 +249,28 @@ def run(
     )
     if parent:
         run_steps(current)
-    else:
-        Runs(plan.workspace).write(log_entry)
-        # A comparison of two runs shows that their code differs.
-        params = {"commit": log_entry.commit} | plan.settings.as_written()
-        all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
-        with tracker.run(title, params, all_tags) as current.mlflow_run:
-            run_with_report(current)
+        return current.artifacts
 
-    return current.artifacts
-
-
-def run_with_report(current: PipelineRun) -> None:
-    """Run the steps, and write the report, also of a run that fails."""
+    Runs(plan.workspace).write(log_entry)
+    # A comparison of two runs shows that their code differs.
+    params = {"commit": log_entry.commit} | plan.settings.as_written()
+    all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
     ended_by: BaseException | None = None
-    try:
-        run_steps(current)
-    except BaseException as error:
-        ended_by = error
-        raise
-    finally:
+    with tracker.run(title, params, all_tags) as current.mlflow_run:
         try:
-            current.write_report(ended_by)
-        # What the stages made is there, and why one failed must not be hidden.
-        except Exception as problem:
-            announce(
-                f"the report is not written, the next run tries again: {one_line(problem)}"
-            )
+            run_steps(current)
+        except BaseException as error:
+            ended_by = error
+            raise
+        finally:
+            try:
+                current.write_report(ended_by)
+            # What the stages made is there, and why one failed must not be hidden.
+            except Exception as problem:
+                announce(
+                    f"the report is not written, the next run tries again: {one_line(problem)}"
+                )
+    return current.artifacts
 
 
 def run_steps(current: PipelineRun) -> None:
@@ -330,18 +325,13 @@ def submit_steps(
 
     futures: receives the future of each step by its name.
     """
-    plan = current.plan
-    steps = required(plan.steps, plan.store.find_all(plan.steps))
-    for number, step in enumerate(steps, 1):
+    for index, step in enumerate(current.plan.required):
         names = [source.name for source in step.inputs.values()]
+        title = stage_title(step.description)
         runner: Any = elsewhere if step.stage in current.remote_stages else here
         futures[step.name] = runner.submit(
-            step_task.with_options(name=step.name),
-            {
-                "title": stage_title(step.description),
-                "position": f"stage {number} of {len(steps)}, ",
-                "index": plan.steps.index(step),
-            },
+            step_task.with_options(name=step.name, task_run_name=title),
+            {"index": index},
             # Prefect draws an arrow from each.
             wait_for=[futures[name] for name in names if name in futures],
         )

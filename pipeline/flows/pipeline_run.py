@@ -91,6 +91,12 @@ class PipelineRun:
         finally:
             self._gpus.put(gpus)
 
+    def announce(self, step: Step, text: str) -> None:
+        """Print or log what becomes of a step, and which stage of how many it is."""
+        steps = self.plan.required
+        number = steps.index(step) + 1
+        announce(f"stage {number} of {len(steps)}, {step.name}: {text}")
+
     def count_models(self, step: Step) -> int:
         """Return how many stages with a model share this machine with a step, which counts: the
         trainings that may run at the same time. An evaluation is over soon."""
@@ -169,10 +175,10 @@ class PipelineRun:
         of those exists, the changes of the command.
 
         Args:
-            earlier: Runs of the same configuration, the last one first.
+            earlier: Runs of the same configuration, in order.
         """
         steps: dict[str, str] = {}
-        for run in reversed(earlier):
+        for run in earlier:
             steps |= run.steps
         records = {
             record.fingerprint: record for _, record in self.plan.store.artifacts()

@@ -6,6 +6,7 @@ The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -147,7 +148,9 @@ def run_study(
         tags = {name: str(label) for name, label in labels.items()}
         tags["study"] = study.name
         try:
-            artifacts = flow.start(member.plan, tracker, title=member.title, tags=tags)
+            # A copy, because the members before this one have built some of its steps.
+            plan = replace(member.plan)
+            artifacts = flow.start(plan, tracker, title=member.title, tags=tags)
         except Exception as error:  # not Ctrl-C and SIGTERM: they end the study
             log.warning(f"{member.title}: failed: {error}")
             failed[member.title] = str(error)

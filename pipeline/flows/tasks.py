@@ -3,7 +3,7 @@ by a deployment, and logs to MLflow."""
 
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from filelock import FileLock
@@ -31,7 +31,7 @@ from alpro.pipeline.plan.checks import check_decoded
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import main_score
-from alpro.stages.execution.interface import Outcome, StageFailed
+from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.step import Step
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
@@ -56,25 +56,19 @@ def has_progressed(task: Any, run: Any, state: State) -> bool:
     retries=MAX_RETRIES,
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=has_progressed,
-    task_run_name="{title}",
 )
-def step_task(title: str, position: str, index: int) -> State | None:
-    """Find the artifact of a step or build it, and add it to the results of the run.
-
-    Args:
-        title: the name of the task's run.
-        position: which stage of how many it is, as the log shows it.
-        index: of the step in the plan.
+def step_task(index: int) -> State | None:
+    """Find the artifact of a required step or build it, and add it to the results of the run.
 
     Returns:
         Prefect's state: Cached if the artifact exists, None for Completed, or Failed or Cancelled
         with one line for an error that is not a bug.
     """
     run = CURRENT_RUN.get()
-    step = run.plan.steps[index]
+    step = run.plan.required[index]
     run.failures.pop(step.name, None)  # an earlier attempt, which got further
     try:
-        return find_or_build(run, step, position)
+        return find_or_build(run, step)
     except Exception as error:
         run.failures[step.name] = error
         if not isinstance(error, CancelledError):
@@ -94,7 +88,7 @@ def get_failed_state(error: BaseException) -> State:
     return Failed(message=message, data=error)
 
 
-def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
+def find_or_build(run: PipelineRun, step: Step) -> State | None:
     """Find the artifact of a step, or build it here or by a deployment.
 
     Returns:
@@ -108,16 +102,16 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
     if STAGES[step.stage] != "data":
         check_decoded(run.plan)
     if not existed and step.stage in run.remote_stages:
-        run_remotely(run, step, position)
+        run_remotely(run, step)
 
     with store.lock(step, announce, run.stopping.is_set) as lock:
         record = store.find(step)
         if record is None:
-            record = build(run, step, position, lock)
+            record = build(run, step, lock)
         # Another run, or a deployment, may have built it in the meantime.
         found = "cached" if existed else f"done in {record.run['seconds']:.0f} s"
         score = main_score(record.metrics)
-        announce(f"{position}{step.name}: {', '.join(filter(None, [found, score]))}")
+        run.announce(step, ", ".join(filter(None, [found, score])))
 
     run.artifacts_by_name[step.name] = folder, record
     run.states[step.name] = "cached" if existed else "built"
@@ -126,19 +120,12 @@ def find_or_build(run: PipelineRun, step: Step, position: str) -> State | None:
     return Completed(name="Cached", message=f"{folder} is of {record.run['at']}")
 
 
-def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record:
+def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
-    folder = store.folder(step)
-    if step.stage in run.remote_stages:
-        raise StageFailed(
-            f"alpro/{step.stage} completed, but {folder} does not exist; the "
-            "workers must share the workspace and the files that the configuration names"
-        )
-
     tags = {"prefect_flow_run": flow_run.id}
     with run.gpus(step) as gpus:
-        announce(f"{position}{step.name}: started")
+        run.announce(step, "started")
         launch = Launch(
             gpus,
             [lock_descriptor(lock)],
@@ -147,12 +134,10 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
             killing=run.killing,
             models=run.count_models(step),
         )
-
-        def work(step: Step, out: Path) -> Outcome:
-            return run_stage(step, out, store, run.plan.settings.resources, launch)
-
+        resources = run.plan.settings.resources
+        work = partial(run_stage, store=store, resources=resources, launch=launch)
         with run.tracker.stage_run(
-            step.description, folder, run.mlflow_run, tags
+            step.description, store.folder(step), run.mlflow_run, tags
         ) as mlflow_run:
             run_info = {
                 "commit": run.log_entry.commit,
@@ -167,14 +152,14 @@ def build(run: PipelineRun, step: Step, position: str, lock: FileLock) -> Record
             return store.make(step, work, run_info)
 
 
-def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
+def run_remotely(run: PipelineRun, step: Step) -> None:
     """Run a step as the run of a deployment in another work pool, and wait for its end.
 
     It has the same parameters, and finds its inputs in the shared workspace. It is cancelled if the
     pipeline stops.
 
     Raises:
-        StageFailed: If it did not complete.
+        StageFailed: If it did not complete, or its artifact is not in this workspace.
         CancelledError: If the pipeline stops.
     """
     name = f"alpro/{step.stage}"
@@ -190,9 +175,8 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
         flow_run_name=stage_title(step.description),
         job_variables={"env": {PARENT_RUN: run.mlflow_run}},
     )
-    announce(
-        f"{position}{step.name}: waits for a worker or runs there, as {name} {submitted.name}"
-    )
+    waits = f"waits for a worker or runs there, as {name} {submitted.name}"
+    run.announce(step, waits)
 
     with get_client(sync_client=True) as client:
         while not run.stopping.wait(POLL_SECONDS):
@@ -203,7 +187,12 @@ def run_remotely(run: PipelineRun, step: Step, position: str) -> None:
                 log.debug(f"Prefect's server does not answer: {error}")
                 continue
             if state and state.is_completed():
-                return
+                if run.plan.store.find(step):
+                    return
+                raise StageFailed(
+                    f"{name} completed, but {run.plan.store.folder(step)} does not exist; the "
+                    "workers must share the workspace and the files that the configuration names"
+                )
             if state and state.is_final():
                 raise StageFailed(
                     f"{step.name}: {name} {submitted.name}: {state.message}"

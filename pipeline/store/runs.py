@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -72,15 +73,9 @@ class Runs:
         return [RUN.validate_python(one) for one in values.values()]
 
     def earlier(self, run: Run) -> list[Run]:
-        """Return the runs of the same configuration that began before another one, the last one
-        first."""
-        runs: list[Run] = []
-        for one in self.all():
-            if one.id == run.id:
-                break
-            if one.config_name == run.config_name:
-                runs.insert(0, one)
-        return runs
+        """Return the runs of the same configuration that began before another one, in order."""
+        before = takewhile(lambda one: one.id != run.id, self.all())
+        return [one for one in before if one.config_name == run.config_name]
 
     def last(self, report: str) -> Run | None:
         """Return the last run of the steps that a page reports."""

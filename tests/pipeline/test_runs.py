@@ -55,7 +55,7 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(run
     runs.write(replace(first, state="finished"))  # a run may end after another began
 
     assert [runs.earlier(run) for run in (first, other)] == [[], []]
-    assert [run.id for run in runs.earlier(third)] == [second.id, first.id]
+    assert [run.id for run in runs.earlier(third)] == [first.id, second.id]
 
 
 def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(
