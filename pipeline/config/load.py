@@ -69,10 +69,8 @@ def variations(command: Command) -> list[str]:
     name the user's files and models, and the resources."""
     varied = []
     for change in command.changes:
-        key, _, text = change.partition("=")
-        keys = key.strip().split(".")
-        value = str(parse_value(text.strip(), keys))
-        kind = kind_of_path(keys, value)
+        keys, value = parse_change(change)
+        kind = kind_of_path(keys, str(value))
         # A model on the hub is a variant, as any other value.
         is_file = kind in ("file", "root") or (kind and Path(value).exists())
         if not is_file and keys[0] != "resources":
@@ -169,6 +167,16 @@ def merge(below: Any, above: Any) -> Any:
 
 def read_change(change: str) -> Values:
     """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
+    keys, value = parse_change(change)
+    value = resolve_paths(value, Path.cwd(), keys)
+    for name in reversed(keys):
+        value = {name: value}
+    return value
+
+
+def parse_change(change: str) -> tuple[tuple[str, ...], Any]:
+    """Return the parts of the key and the value of KEY=VALUE. A value is TOML, or else plain text,
+    such as a path without quotes."""
     key, equals, text = change.partition("=")
     refuse_credentials(key.strip(), text)
     if not equals or not key.strip():
@@ -177,23 +185,15 @@ def read_change(change: str) -> Values:
         )
 
     keys = tuple(key.strip().split("."))
-    value = resolve_paths(parse_value(text, keys), Path.cwd(), keys)
-    for name in reversed(keys):
-        value = {name: value}
-    return value
-
-
-def parse_value(text: str, keys: Sequence[str]) -> Any:
-    """Parse the value of a change: TOML, or else plain text, such as a path without quotes."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return keys, text
 
     # A folder may be called 2024-01-01, 7 or true.
     _, annotation = find_field(PipelineConfig, keys)
     is_text = str in (annotation, *get_args(annotation))
-    return text if is_text and not isinstance(value, str | list) else value
+    return keys, text if is_text and not isinstance(value, str | list) else value
 
 
 def share_tables(values: Values) -> Values:

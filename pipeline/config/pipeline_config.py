@@ -234,13 +234,9 @@ class PipelineConfig(BaseModel):
             stages[stage] = config.model_copy(update={"phases": tuple(phases)})
         return self.model_copy(update=stages)
 
-    def as_written(self, **options: Any) -> dict[str, Any]:
-        """Return the values as a user writes them, with [model] and [templates] once.
-
-        Args:
-            options: options of `model_dump`.
-        """
-        values = self.model_dump(mode="json", exclude_none=True, **options)
+    def as_written(self) -> dict[str, Any]:
+        """Return the values as a user writes them, with [model] and [templates] once."""
+        values = self.model_dump(mode="json", exclude_none=True)
         for key, stages in SHARED.items():
             for stage in stages:
                 table = values.get(stage, {})

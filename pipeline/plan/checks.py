@@ -122,19 +122,15 @@ def check_imported(plan: Plan) -> None:
     Raises:
         InputError: If a corpus has none.
     """
-    for stage in (*EVALUATIONS, *SELECTION_TEXTS):
-        for step in plan.steps_to_run:
-            if step.stage == stage:
-                check_sources(plan, step)
-
-
-def check_sources(plan: Plan, step: Step) -> None:
-    """Check the corpora of a step that have a manifest, as `check_splits`."""
-    for name, source in step.inputs.items():
-        if "manifest" in source.given:
-            manifest = Manifest(Path(source.given["manifest"]))
-            rows = make_plan(plan.settings.corpora[name].decoding, manifest)
-            check_splits(step.stage, step.config, name, rows)
+    # Evaluations come first: what they lack, no other split has.
+    for step in sorted(plan.steps_to_run, key=lambda one: one.stage not in EVALUATIONS):
+        if step.stage not in (*EVALUATIONS, *SELECTION_TEXTS):
+            continue
+        for name, source in step.inputs.items():
+            if "manifest" in source.given:
+                manifest = Manifest(Path(source.given["manifest"]))
+                rows = make_plan(plan.settings.corpora[name].decoding, manifest)
+                check_splits(step.stage, step.config, name, rows)
 
 
 def check_splits(stage: str, config: Any, name: str, rows: DecodePlan) -> None:

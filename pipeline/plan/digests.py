@@ -15,9 +15,6 @@ from alpro.files import checksum, create_database, digest, file_state
 from alpro.log import progress
 from alpro.shards.sources.manifest import Manifest
 from alpro.shards.storage import Location, identities, is_url
-from alpro.stages.index_shards import list_shards
-
-State = tuple[int | None, int | None]  # size and time of a file
 
 WAIT_SECONDS = 60  # for another program that writes into the cache
 THREADS = 8  # that read files
@@ -89,7 +86,11 @@ class Digests:
                     file: REMOTE if is_url(file) else file_state(file) or NO_FILE
                     for file in batch
                 }
-                known = read_cache(db, states)
+                known = {}
+                for file, state in states.items():
+                    row = db.execute(SELECT, (file, *state)).fetchone()
+                    if row:
+                        known[file] = row[0]
                 urls = [file for file, state in states.items() if state == REMOTE]
                 unread = [file for file in states if file not in {*urls, *known}]
                 fresh = [*zip(unread, pool.map(try_checksum, unread), strict=True)]
@@ -106,16 +107,6 @@ class Digests:
                     absent = NOT_FETCHED if is_url(file) else MISSING
                     digests.append(known.get(file, absent))
         return digests
-
-
-def read_cache(db: sqlite3.Connection, states: Mapping[str, State]) -> dict[str, str]:
-    """Return the cached digests of the files that are still in these states."""
-    known = {}
-    for file, state in states.items():
-        row = db.execute(SELECT, (file, *state)).fetchone()
-        if row:
-            known[file] = row[0]
-    return known
 
 
 def try_checksum(file: str) -> str:
@@ -147,13 +138,6 @@ def digest_manifest(manifest: Manifest, digests: Digests, ask: bool = True) -> s
             everything.update("\n".join(contents).encode())
             advance(len(batch))
     return everything.hexdigest()
-
-
-def digest_shards(folder: Location, digests: Digests) -> str:
-    """Return the digest of existing shards: their locations, which are also in the index, and their
-    contents. The identity in the store (size, and ETag, digest or time) represents the contents of
-    shards at a URL."""
-    return digest_named({str(shard): shard for shard in list_shards(folder)}, digests)
 
 
 def digest_model(folder: Path, digests: Digests) -> str:

@@ -22,7 +22,7 @@ from alpro.pipeline.plan.digests import (
     digest_files,
     digest_manifest,
     digest_model,
-    digest_shards,
+    digest_named,
 )
 from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.runs import FINISHED, Runs
@@ -32,6 +32,7 @@ from alpro.stages.dag import list_steps
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 from alpro.stages.execution.step import Step
 from alpro.stages.index_shards import Config as IndexConfig
+from alpro.stages.index_shards import list_shards
 
 
 @dataclass(frozen=True)
@@ -177,29 +178,29 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
         InputError: If the files cannot be read.
     """
     place = located(corpus.shards or corpus.data)
-    manifest = None if corpus.shards else import_corpus(corpus, digests.manifests)
 
-    def read_digest(manifest: Manifest | None, ask: bool) -> str:
+    def read(ask: bool) -> Step:
         """ask: Ask the stores of files at URLs; otherwise, their last answers count."""
-        if manifest is None:
-            return digest_shards(place, digests)
-        return digest_manifest(manifest, digests, ask)
+        if corpus.shards:
+            # Their locations are also in the index.
+            shards = {str(shard): shard for shard in list_shards(place)}
+            contents = {"shards": digest_named(shards, digests)}
+            return replace(step, given={"shards": place}, digests=contents)
+        manifest = import_corpus(corpus, digests.manifests)
+        contents = {"data": digest_manifest(manifest, digests, ask)}
+        return replace(step, given={"manifest": manifest.folder}, digests=contents)
 
-    digest = read_digest(manifest, ask=True)
+    described = read(ask=True)
 
     def is_unchanged() -> bool:
         try:
-            again = manifest and import_corpus(corpus, digests.manifests)
-            return read_digest(again, ask=False) == digest
+            return read(ask=False).digests == described.digests
         except InputError:  # they cannot be read any more
             return False
 
-    return replace(
-        step,
-        given={"manifest": manifest.folder} if manifest else {"shards": place},
-        digests={"data" if manifest else "shards": digest},
-        recheck=is_unchanged if isinstance(place, Path) else None,
-    )
+    if isinstance(place, Path):
+        return replace(described, recheck=is_unchanged)
+    return described
 
 
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
@@ -221,33 +222,24 @@ def with_digests(step: Step, digests: Digests) -> Step:
     try:
         for name, folder in step.given.items():
             files[name] = digest_model(Path(folder), digests)
-        for key, (value, kind) in step.path_values.items():
+        for key, (value, kind) in step.config.path_values.items():
             setting = f"{step.stage}.{key}"
-            content = digest_value(setting, value, kind, digests)
-            if content:
-                files[setting] = content
+            path = Path(value)
+            if path.exists():
+                files[setting] = digest_files(path, digests)
+            elif setting == "build_vocabulary.tagger":
+                # Perhaps an installed package, such as a spaCy pipeline.
+                with suppress(metadata.PackageNotFoundError):
+                    files[setting] = f"{value} {metadata.version(value)}"
+            elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
+                raise InputError(f"{setting} = {value!r}: no such file or folder")
+
+            # Now, rather than after the videos are decoded.
             if key in ("clip", "prompter", "baseline"):
-                # Now, rather than after the videos are decoded.
                 check_clip(value, setting)
     except InputError as error:
         return replace(step, unreadable=str(error))
     return replace(step, digests=files)
-
-
-def digest_value(setting: str, value: str, kind: str, digests: Digests) -> str:
-    """Return the digest of the file, folder or package that a key names; empty for a name on the hub.
-    Raises InputError if a file that must exist does not."""
-    path = Path(value)
-    if path.exists():
-        return digest_files(path, digests)
-
-    # Perhaps an installed package, such as a spaCy pipeline.
-    if setting == "build_vocabulary.tagger":
-        with suppress(metadata.PackageNotFoundError):
-            return f"{value} {metadata.version(value)}"
-    elif kind != FILE_OR_NAME["path"] or value.startswith((".", "/", "~")):
-        raise InputError(f"{setting} = {value!r}: no such file or folder")
-    return ""
 
 
 def without_questions(

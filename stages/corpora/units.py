@@ -121,23 +121,19 @@ class Units:
             record["transient"] |= get_key() != key
             files = {file.name: checksum(file) for file in sorted(unfinished.iterdir())}
             write_json(unfinished / RECORD, record | {"files": files})
-            while not self._is_published(unfinished):
+            while True:
+                try:
+                    publish(unfinished, self.folder(key))
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
                 if self.find(key) is not None:  # another run has made it meanwhile
                     break
                 # It is damaged or transient.
                 with suppress(FileNotFoundError):
                     self.folder(key).rename(temporary_name(unfinished))
         return Unit(name, key, made=True)
-
-    def _is_published(self, unfinished: Path) -> bool:
-        """Publish a unit. Returns False if there is a folder of its name."""
-        try:
-            publish(unfinished, self.folder(unfinished.name))
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            return False
-        return True
 
 
 def open_units(out: Path) -> Units:

@@ -13,13 +13,11 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveFloat,
-    ValidationError,
     model_validator,
 )
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from alpro.errors import InputError, first_fault
 from alpro.shards.storage import Location
 from alpro.threads import cores
 
@@ -78,6 +76,17 @@ class StageConfig(BaseModel, frozen=True, extra="forbid"):
     from each class. It lets a subclass narrow the type of a field.
     """
 
+    @property
+    def path_values(self) -> dict[str, tuple[str, str]]:
+        """The values that are paths, or names on the hub, with their `path_kind`, by key."""
+        values = {}
+        for key, described in type(self).model_fields.items():
+            value = getattr(self, key)
+            kind = path_kind(described, value) if value else ""
+            if kind:
+                values[key] = value, kind
+        return values
+
     @classmethod
     def without_effect(cls, values: Mapping[str, Any]) -> set[str]:
         """Return the keys that the result does not depend on. They are not in the fingerprint.
@@ -104,22 +113,13 @@ class StageInputs(BaseModel):
 
     @classmethod
     def of(cls, locations: Mapping[str, Location]) -> Self:
-        """Build the inputs from locations by name, as a work file and an artifact's record have
-        them. A name that is no field is the name of a corpus.
-
-        Raises:
-            InputError: If a required input is missing, or a name is unknown.
-        """
+        """Build the inputs from locations by name, as a work file has them. A name that is no field
+        is the name of a corpus."""
         values: dict[str, Any] = dict(locations)
         if "corpora" in cls.model_fields:
             corpora = locations.keys() - (cls.model_fields.keys() - {"corpora"})
             values["corpora"] = {name: values.pop(name) for name in sorted(corpora)}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            # Only the first mistake is reported, in one line.
-            stage = cls.__module__.rpartition(".")[2]
-            raise InputError(f"{stage}: input {first_fault(error)}") from error
+        return cls.model_validate(values)
 
 
 class Resources(StageConfig, frozen=True):

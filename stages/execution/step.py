@@ -8,7 +8,7 @@ from types import ModuleType
 
 from alpro.artifact import Record, Source, compute_fingerprint
 from alpro.shards.storage import Location, absolute
-from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig, path_kind
+from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,11 @@ class Step:
         )
 
     @property
-    def path_values(self) -> dict[str, tuple[str, str]]:
-        """The values of its configuration that are paths, or names on the hub, with their
-        `path_kind`, by key."""
-        values = {}
-        for key, described in type(self.config).model_fields.items():
-            value = getattr(self.config, key)
-            kind = path_kind(described, value) if value else ""
-            if kind:
-                values[key] = value, kind
-        return values
-
-    @property
     def hub_models(self) -> dict[str, str]:
         """The models that its configuration names and that are no local files, by key."""
         return {
             key: value
-            for key, (value, kind) in self.path_values.items()
+            for key, (value, kind) in self.config.path_values.items()
             if kind == FILE_OR_NAME["path"]
             and f"{self.stage}.{key}" not in self.digests
         }
