@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from alpro.artifact import check_artifact
 from alpro.environment import unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.interpreter import interpreter
 from alpro.log import PLAIN, TIMES, log
-from alpro.pipeline.store.artifacts import Store, check_inputs
+from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
@@ -216,7 +217,9 @@ def write_work(step: Step, out: Path, store: Store, resources: Resources) -> Pat
     }
     inputs |= step.given
     # Just before the stage reads them, which may be hours after the plan.
-    check_inputs(inputs.values())
+    for location in inputs.values():
+        if isinstance(location, Path):
+            check_artifact(location)
 
     file = out.resolve() / WORK_FILE
     described = {

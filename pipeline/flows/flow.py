@@ -54,7 +54,7 @@ def start(
     plan: Plan,
     tracker: Tracker,
     title: str = "",
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, str] = {},
 ) -> list[Artifact]:
     """Run a plan as a flow of this process. Returns its artifacts.
 
@@ -224,7 +224,7 @@ def run(
     *,
     title: str,
     remote_stages: Collection[str] = (),
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, str] = {},
     parent: str = "",
 ) -> list[Artifact]:
     """Run a plan in a flow, with its run in MLflow and its report. Returns its artifacts.
@@ -254,7 +254,7 @@ def run(
     Runs(plan.workspace).write(log_entry)
     # A comparison of two runs shows that their code differs.
     params = {"commit": log_entry.commit} | plan.settings.as_written()
-    all_tags = {"prefect_flow_run": flow_run.id or ""} | (tags or {})
+    all_tags = {"prefect_flow_run": flow_run.id or "", **tags}
     ended_by: BaseException | None = None
     with tracker.run(title, params, all_tags) as current.mlflow_run:
         try:

@@ -191,19 +191,21 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
         variants: their names in order.
     """
     # Rows by seed, of each score and variant.
-    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for row in scores:
         if row["value"] is not None:
-            name = full_name(row)
-            groups.setdefault((name, row["variant"]), {})[row["seed"]] = row
+            by_variant = groups.setdefault(
+                full_name(row), {name: {} for name in variants}
+            )
+            by_variant[row["variant"]][row["seed"]] = row
 
     summaries = []
-    for name, variant in product(dict.fromkeys(name for name, _ in groups), variants):
-        by_seed = groups.get((name, variant))
+    for (name, by_variant), variant in product(groups.items(), variants):
+        by_seed = by_variant[variant]
         if not by_seed:
             continue
         # The seeds pair the runs: what a seed changes for both cancels in the difference.
-        first = groups.get((name, variants[0]), {}) if variant != variants[0] else {}
+        first = by_variant[variants[0]] if variant != variants[0] else {}
         differences = []
         for seed in by_seed.keys() & first.keys():
             differences.append(by_seed[seed]["value"] - first[seed]["value"])

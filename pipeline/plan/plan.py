@@ -58,7 +58,8 @@ class Plan:
     @cached_property
     def records(self) -> dict[str, Record]:
         """The artifacts that exist when the plan is first asked about them, by fingerprint."""
-        return self.store.find_all(self.steps)
+        records = {step.fingerprint: self.store.find(step) for step in self.steps}
+        return {name: record for name, record in records.items() if record}
 
     @cached_property
     def required(self) -> list[Step]:

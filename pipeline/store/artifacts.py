@@ -23,7 +23,6 @@ from alpro.artifact import (
     Record,
     Source,
     artifacts,
-    check_artifact,
     check_record,
     read_record,
 )
@@ -34,7 +33,6 @@ from alpro.locks import acquire
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
-from alpro.shards.storage import Location, located
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.execution.step import Step
 
@@ -59,11 +57,6 @@ class Store:
         if record:
             check_record(folder, record)
         return record
-
-    def find_all(self, steps: Iterable[Step]) -> dict[str, Record]:
-        """Return the records of the steps that have an artifact, by fingerprint."""
-        records = {step.fingerprint: self.find(step) for step in steps}
-        return {name: record for name, record in records.items() if record}
 
     def artifacts(self) -> list[Artifact]:
         """Read every artifact's record. Returns the artifacts with their records, oldest first."""
@@ -159,15 +152,6 @@ class Store:
                 # The sync keeps this order after a power failure.
                 sync(folder)
                 shutil.rmtree(folder)
-
-
-def check_inputs(locations: Iterable[Location | str]) -> None:
-    """Raise InputError if a file of an artifact that a stage is about to read is not as
-    recorded."""
-    for location in locations:
-        folder = located(str(location))
-        if isinstance(folder, Path):
-            check_artifact(folder)
 
 
 def write_record(

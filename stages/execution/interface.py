@@ -58,10 +58,8 @@ NO_EFFECT: JsonDict = {"effect": False}
 
 def path_kind(field: FieldInfo, value: str) -> str:
     """Return the kind of path that a value is: file, or file or name; empty if it is none."""
-    extra: Any = field.json_schema_extra
-    if not isinstance(extra, dict) or value in extra.get("words", ()):
-        return ""
-    return extra.get("path", "")
+    extra: Any = field.json_schema_extra or {}
+    return "" if value in extra.get("words", ()) else extra.get("path", "")
 
 
 # Types of keys: a number of objects, and a fraction.
@@ -94,12 +92,11 @@ class StageConfig(BaseModel, frozen=True, extra="forbid"):
         Args:
             values: A configuration as an artifact's record has it.
         """
-        keys = set()
-        for name, field_info in cls.model_fields.items():
-            extra = field_info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("effect") is False:
-                keys.add(name)
-        return keys
+        return {
+            name
+            for name, described in cls.model_fields.items()
+            if described.json_schema_extra == NO_EFFECT
+        }
 
 
 Corpora = Mapping[str, Path]  # folders of decoded corpora by name

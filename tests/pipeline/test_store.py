@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from alpro.artifact import require
+from alpro.artifact import check_artifact, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store.artifacts import Store, check_inputs, hub_commits
+from alpro.pipeline.store.artifacts import Store, hub_commits
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.lineage import lineage, unreachable
 from alpro.stages import STAGES, decode_videos, render_sample, train_prompter
@@ -278,9 +278,8 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
     "damage", [Path.unlink, lambda path: path.write_bytes(b"weighty")]
 )
 def test_no_stage_starts_with_a_damaged_input(store, built, damage):
-    check_inputs(
-        [built, str(built / "model"), "https://elsewhere/shards", built.parent]
-    )
+    for folder in (built, built / "model", built.parent):
+        check_artifact(folder)
     damage(built / "model" / "weights")
 
     step = decode_step()
@@ -295,7 +294,7 @@ def test_an_input_that_cannot_be_read_is_not_called_damaged(store, built):
     weights.mkdir()  # Reading it is an error of the system.
 
     with pytest.raises(IsADirectoryError):
-        check_inputs([built])
+        check_artifact(built)
 
 
 # What was built from what, and removal.
