@@ -9,7 +9,6 @@ import signal
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
-from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +152,12 @@ def alpro(
         get_run_logger().error(state.message)
         APILogHandler().flush()
         # The engine of a deployment would log the same error once more, with its traceback.
-        get_logger("prefect.flow_runs").addFilter(is_unexpected)
+        get_logger("prefect.flow_runs").addFilter(
+            lambda entry: (
+                not (entry.exc_info and isinstance(entry.exc_info[1], EXPECTED))
+            )
+        )
         return state
-
-
-def is_unexpected(entry: LogRecord) -> bool:
-    return not (entry.exc_info and isinstance(entry.exc_info[1], EXPECTED))
 
 
 def open_workspace() -> Path:

@@ -18,7 +18,7 @@ from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
-from alpro.pipeline.plan.plan import Plan, write_names
+from alpro.pipeline.plan.plan import Plan, with_inputs, write_names
 from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
 from alpro.pipeline.tracking.contents import status_after
@@ -100,14 +100,16 @@ class PipelineRun:
     def count_models(self, step: Step) -> int:
         """Return how many stages with a model share this machine with a step, which counts: the
         trainings that may run at the same time. An evaluation is over soon."""
+        steps = self.plan.steps
+        before = with_inputs(steps, [step.name])
         beside = [
             other
-            for other in self.plan.steps
+            for other in steps
             if other.stage in TRAININGS
             and other.stage not in self.remote_stages
             # If one of two steps needs the other, only one runs at a time.
-            and not (other.needs(step) or step.needs(other))
-            and other.name != step.name
+            and other not in before
+            and step not in with_inputs(steps, [other.name])
         ]
         return min(self.plan.settings.resources.max_stages, 1 + len(beside))
 

@@ -176,16 +176,7 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
         # It fails until the workers have made their pools.
         programs.wait_until(lambda: deploy(programs, worker))
-        print(
-            f"Prefect    http://127.0.0.1:{prefect_port}\n"
-            f"MLflow     http://127.0.0.1:{mlflow_port}\n"
-            f"workspace  {workspace}\nlogs       {programs.logs}\n"
-            "Start a run on Prefect's page, or in another terminal:\n"
-            f"  export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api\n"
-            "  prefect deployment run alpro/alpro -p config=sample --watch\n"
-            "Ctrl-C stops everything.",
-            flush=True,
-        )
+        print(read_settings("started", **values)["text"], flush=True)
         programs.wait_until(lambda: False)
     finally:
         programs.end("worker")  # their runs report to the servers

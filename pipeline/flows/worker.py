@@ -61,9 +61,8 @@ async def work(pool: str, name: str, limit: int | None) -> None:
     if stopping.is_set():
         await end_own_runs(pool, name)
         working.cancel()
-    await asyncio.wait({working})
-    if not working.cancelled():
-        working.result()
+    with suppress(asyncio.CancelledError):
+        await working
 
 
 async def find_runs(pool: str, name: str, states: list[StateType]) -> list[FlowRun]:

@@ -52,9 +52,9 @@ def check_data(settings: PipelineConfig) -> DataReport:
     with tempfile.TemporaryDirectory(prefix="alpro-check-") as folder:
         manifest = import_corpus(corpus, Path(folder))
         settings = without_questions(settings, {CORPUS: manifest})
-        plan = make_plan(corpus.decoding, manifest)
+        plan = make_plan(corpus, manifest)
         decoded = plan.evenly_spaced(SAMPLES)
-        failures = decode_samples(decoded, corpus.decoding, Path(folder))
+        failures = decode_samples(decoded, corpus, Path(folder))
 
         about = manifest.about
         splits = plan.splits()

@@ -16,7 +16,6 @@ from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS, WITH_MODEL
 from alpro.stages.decode_videos import check_texts, make_plan
 from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_items
-from alpro.stages.execution.interface import Resources
 from alpro.stages.execution.step import Step
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 
@@ -34,16 +33,20 @@ def check_plan(plan: Plan, elsewhere: Collection[str] = ()) -> None:
     Raises:
         InputError: If a step that has to run would fail, or would have nothing to evaluate.
     """
+    resources = plan.settings.resources
     steps = plan.steps_to_run
     for step in steps:
         if step.unreadable:
             raise InputError(step.unreadable)
         if isinstance(step.config, EncoderConfig):
             step.config.check_encoders()
+        if isinstance(step.config, TrainingConfig):
+            try:
+                step.config.check_division(resources.processes * resources.nodes)
+            except InputError as error:
+                raise InputError(f"{step.name}: {error}") from error
 
-    resources = plan.settings.resources
     check_text_lengths(plan.settings, steps)
-    check_division(steps, resources)
     if any(step.stage in WITH_MODEL and step.stage not in elsewhere for step in steps):
         check_devices(resources.device, resources.processes)
     check_decoded(plan)
@@ -87,16 +90,6 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
             )
 
 
-def check_division(steps: Iterable[Step], resources: Resources) -> None:
-    """Raise InputError if the processes of a training cannot share its batch equally."""
-    for step in steps:
-        if isinstance(step.config, TrainingConfig):
-            try:
-                step.config.check_division(resources.processes * resources.nodes)
-            except InputError as error:
-                raise InputError(f"{step.name}: {error}") from error
-
-
 def check_decoded(plan: Plan) -> None:
     """Check that the corpora which are decoded have items to evaluate, as an evaluation does, before
     days of training.
@@ -129,7 +122,7 @@ def check_imported(plan: Plan) -> None:
         for name, source in step.inputs.items():
             if "manifest" in source.given:
                 manifest = Manifest(Path(source.given["manifest"]))
-                rows = make_plan(plan.settings.corpora[name].decoding, manifest)
+                rows = make_plan(plan.settings.corpora[name], manifest)
                 check_splits(step.stage, step.config, name, rows)
 
 

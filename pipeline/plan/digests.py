@@ -89,23 +89,21 @@ class Digests:
                 known = {}
                 for file, state in states.items():
                     row = db.execute(SELECT, (file, *state)).fetchone()
-                    if row:
-                        known[file] = row[0]
+                    # What is not there now may be there the next time.
+                    absent = NOT_FETCHED if state == REMOTE else MISSING
+                    known[file] = row[0] if row else absent
+
                 urls = [file for file, state in states.items() if state == REMOTE]
-                unread = [file for file in states if file not in {*urls, *known}]
+                unread = [file for file, one in known.items() if one == MISSING]
                 fresh = [*zip(unread, pool.map(try_checksum, unread), strict=True)]
                 if ask and urls:
                     fresh += zip(urls, identities(urls), strict=True)
-
-                # What is not there now may be there the next time.
                 found = {file: one for file, one in fresh if one not in NOT_FOUND}
                 with db:
                     rows = [(file, *states[file], one) for file, one in found.items()]
                     db.executemany(INSERT, rows)
                 known |= found
-                for file in batch:
-                    absent = NOT_FETCHED if is_url(file) else MISSING
-                    digests.append(known.get(file, absent))
+                digests += [known[file] for file in batch]
         return digests
 
 

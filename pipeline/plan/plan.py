@@ -63,8 +63,19 @@ class Plan:
 
     @cached_property
     def required(self) -> list[Step]:
-        """The steps whose artifacts exist or have to be built, in order."""
-        return required(self.steps, self.records)
+        """The steps whose artifacts exist or have to be built, in order.
+
+        An input is built only for a step that runs: if decoded shards were deleted but everything
+        that was computed from them exists, nothing is decoded again.
+        """
+        read = {one.name for step in self.steps for one in step.inputs.values()}
+        # What no other step reads, and what exists.
+        names = {
+            step.name
+            for step in self.steps
+            if step.name not in read or step.fingerprint in self.records
+        }
+        return with_inputs(self.steps, names, self.records)
 
     @property
     def steps_to_run(self) -> list[Step]:
@@ -105,8 +116,14 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     workspace.mkdir(parents=True, exist_ok=True)
     digests = Digests(workspace / "digests.sqlite")
     settings, steps = build_steps(settings, digests)
-    if command.stage:
-        steps = needed(steps, command.stage)
+    stage = command.stage
+    if stage:
+        names = [step.name for step in steps if stage in (step.stage, step.name)]
+        if not names:
+            every_name = [step.name for step in steps]
+            hint = suggest(stage, every_name, "this configuration has")
+            raise InputError(f"no stage {stage!r}; {hint}")
+        steps = with_inputs(steps, names)
     return Plan(command, settings, steps, Store(workspace / "artifacts"))
 
 
@@ -268,37 +285,16 @@ def without_questions(
     return settings.model_copy(update=changes)
 
 
-def needed(steps: list[Step], stage: str) -> list[Step]:
-    """Return the steps of one stage, or one step by its name, and everything that they depend on,
-    in order."""
-    wanted = [step for step in steps if stage in (step.stage, step.name)]
-    if not wanted:
-        names = [step.name for step in steps]
-        hint = suggest(stage, names, "this configuration has")
-        raise InputError(f"no stage {stage!r}; {hint}")
-
-    return [
-        step
-        for step in steps
-        if step in wanted or any(one.needs(step) for one in wanted)
-    ]
-
-
-def required(steps: list[Step], finished: Collection[str]) -> list[Step]:
-    """Return the steps whose artifacts exist or have to be built, in order.
-
-    An input is built only for a step that runs: if decoded shards were deleted but everything that
-    was computed from them exists, nothing is decoded again.
+def with_inputs(
+    steps: Sequence[Step], names: Iterable[str], finished: Collection[str] = ()
+) -> list[Step]:
+    """Return the steps of these names and all that they are built from, in order.
 
     Args:
-        finished: the fingerprints of artifacts that exist.
+        finished: fingerprints of artifacts that exist: their steps need no inputs.
     """
-    read = {source.name for step in steps for source in step.inputs.values()}
-    # Results that no other step reads, and the inputs of those that have to be built.
-    wanted = {step.name for step in steps} - read
+    wanted = {*names}
     for step in reversed(steps):
         if step.name in wanted and step.fingerprint not in finished:
             wanted.update(source.name for source in step.inputs.values())
-    return [
-        step for step in steps if step.name in wanted or step.fingerprint in finished
-    ]
+    return [step for step in steps if step.name in wanted]

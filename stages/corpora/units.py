@@ -36,7 +36,11 @@ from alpro.log import log
 from alpro.pool import Died, each
 from alpro.shards.schema import INDEX, REJECTS, Reject
 from alpro.stages.corpora.tables import UnitRecord, write_table
-from alpro.stages.execution.interface import FINISHED_UNITS, Resources
+from alpro.stages.execution.interface import (
+    FINISHED_UNITS,
+    Resources,
+    finished_units,
+)
 from alpro.threads import map_ahead
 
 TaskT = TypeVar("TaskT")
@@ -217,8 +221,7 @@ def find_unused(workspace: Path, removed: Collection[Path] = ()) -> list[Path]:
             continue
         if (stage / "units.parquet").is_file():
             used.update(pq.read_table(stage / "units.parquet")["key"].to_pylist())
-        if (stage / FINISHED_UNITS).is_file():
-            used.update((stage / FINISHED_UNITS).read_text().splitlines())
+        used |= finished_units(stage)
     return [
         folder
         for folder in sorted(workspace.glob("units/*"))

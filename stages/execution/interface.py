@@ -215,8 +215,12 @@ def count_finished(out: Path) -> int:
         int(folder.name.removeprefix("step-"))
         for folder in out.glob("checkpoints/step-*")
     ]
+    return max(steps, default=0) + len(finished_units(out))
+
+
+def finished_units(out: Path) -> set[str]:
+    """Return the keys of the units that a running stage has finished."""
     # A unit that the stage found again has a second line.
-    units = set()
     with suppress(FileNotFoundError):
-        units.update((out / FINISHED_UNITS).read_text().splitlines())
-    return max(steps, default=0) + len(units)
+        return {*(out / FINISHED_UNITS).read_text().splitlines()}
+    return set()

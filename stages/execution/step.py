@@ -28,13 +28,6 @@ class Step:
     # Why outside files cannot be read on this machine. The step cannot run then.
     unreadable: str = ""
 
-    def needs(self, other: "Step") -> bool:
-        """Return whether the other's artifact is an input of this step, or of one of its inputs."""
-        return any(
-            step.name == other.name or step.needs(other)
-            for step in self.inputs.values()
-        )
-
     @property
     def hub_models(self) -> dict[str, str]:
         """The models that its configuration names and that are no local files, by key."""
