@@ -3,7 +3,6 @@ by a deployment, and logs to MLflow."""
 
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 from filelock import FileLock
@@ -135,7 +134,6 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             models=run.count_models(step),
         )
         resources = run.plan.settings.resources
-        work = partial(run_stage, store=store, resources=resources, launch=launch)
         with run.tracker.stage_run(
             step.description, store.folder(step), run.mlflow_run, tags
         ) as mlflow_run:
@@ -149,7 +147,11 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
                     "folder": run.log_entry.folder,
                 },
             }
-            return store.make(step, work, run_info)
+            return store.make(
+                step,
+                lambda step, out: run_stage(step, out, store, resources, launch),
+                run_info,
+            )
 
 
 def run_remotely(run: PipelineRun, step: Step) -> None:
