@@ -21,13 +21,13 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.logging import get_logger
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from alpro.environment import prepare
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
-from alpro.names import Artifact
+from alpro.names import Artifact, find_workspace
 from alpro.pipeline.config.command import Command, data_change
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
@@ -166,7 +166,7 @@ def open_workspace() -> Path:
     Without a deployment, it is in the current folder. The run of a deployment ends with its worker,
     and the workspace becomes its current folder: Prefect starts it in a temporary one.
     """
-    workspace = Path(os.environ.get("ALPRO_WORKSPACE") or "workspace")
+    workspace = find_workspace(None)
     if deployment.id:
         set_parent_death_signal(get_parent(), signal.SIGKILL)
         prepare()
@@ -288,7 +288,18 @@ def run_steps(current: PipelineRun) -> None:
         ThreadPoolTaskRunner[Any]() as elsewhere,
     ):
         try:
-            submit_steps(current, futures, here, elsewhere)
+            # The threads take the steps in order, so one that waits for its inputs waits for a step
+            # that has begun.
+            for index, step in enumerate(current.plan.required):
+                is_remote = step.stage in current.remote_stages
+                title = stage_title(step.description)
+                names = [source.name for source in step.inputs.values()]
+                futures[step.name] = (elsewhere if is_remote else here).submit(
+                    step_task.with_options(name=step.name, task_run_name=title),
+                    {"index": index},
+                    # Prefect draws an arrow from each.
+                    wait_for=[futures[name] for name in names if name in futures],
+                )
             join(futures)
         except BaseException:
             try:
@@ -311,29 +322,6 @@ def run_steps(current: PipelineRun) -> None:
         announce(f"{name}: skipped, because an input failed")
     if current.failures:
         raise next(iter(current.failures.values()))
-
-
-def submit_steps(
-    current: PipelineRun,
-    futures: dict[str, PrefectConcurrentFuture],
-    here: TaskRunner,
-    elsewhere: TaskRunner,
-) -> None:
-    """Submit all steps. The threads take them in order, so one that waits for its inputs waits for
-    a step that has begun.
-
-    futures: receives the future of each step by its name.
-    """
-    for index, step in enumerate(current.plan.required):
-        names = [source.name for source in step.inputs.values()]
-        title = stage_title(step.description)
-        runner: Any = elsewhere if step.stage in current.remote_stages else here
-        futures[step.name] = runner.submit(
-            step_task.with_options(name=step.name, task_run_name=title),
-            {"index": index},
-            # Prefect draws an arrow from each.
-            wait_for=[futures[name] for name in names if name in futures],
-        )
 
 
 def join(futures: Mapping[str, PrefectConcurrentFuture]) -> None:
