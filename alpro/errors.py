@@ -6,11 +6,20 @@ MAX_REASON = 200  # characters of a library's message that a message of ours quo
 MAX_MESSAGE = 2000  # characters of a message of ours, with its paths
 
 
-class InputError(Exception):
-    """An error that the user can fix.
+class Failure(Exception):
+    """An error that is no bug. Its message, one line, is shown without a traceback.
 
-    The message is one line: what is wrong, where, and what to do. It is shown without a traceback.
+    Attributes:
+        exit_status: Exit status of a command that it ends.
     """
+
+    exit_status = 1
+
+
+class InputError(Failure):
+    """An error that the user can fix. The message is what is wrong, where, and what to do."""
+
+    exit_status = 2
 
 
 def one_line(error: BaseException, max_length: int = MAX_REASON) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from alpro.errors import one_line
+from alpro.errors import Failure, one_line
 from alpro.shards.sampling import frames_between, last_frame_seconds, segment_starts
 
 # Maximum time in seconds, over eleven days: larger numbers are timestamps or in another unit.
@@ -32,8 +32,10 @@ Reason = Literal[
 ]
 
 
-class DecodeError(Exception):
+class DecodeError(Failure):
     """A file could not be decoded: a documented reason and details."""
+
+    exit_status = 2
 
     def __init__(self, reason: Reason, detail: str = ""):
         super().__init__(reason, detail)

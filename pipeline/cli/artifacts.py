@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 
 from cyclopts import App
@@ -188,9 +189,7 @@ def log_artifacts(
 
 
 @group.command(name="compare")
-def compare_artifacts(
-    first: Artifact = "", second: Artifact = "", /, *, workspace: Workspace = WORKSPACE
-) -> None:
+def compare_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> None:
     """Compare two evaluations score by score; by default the last two.
 
     Prints what differs in configuration, data, code and versions, and for each score that both have
@@ -200,24 +199,19 @@ def compare_artifacts(
     from alpro.pipeline.reports.comparison import compare_runs
     from alpro.pipeline.reports.terminal import print_tables
 
-    names = [name for name in (first, second) if name]
-    chosen = choose(names, workspace) if names else last_two(workspace)
-    if len({record.fingerprint for _, record in chosen}) < 2:
-        raise InputError("name two different evaluations, or none for the last two")
+    chosen = choose(artifacts, workspace)
+    if not artifacts:
+        evaluations = [one for one in chosen if one[1].stage in EVALUATIONS]
+        kinds = [(record.name, record.config.get("split")) for _, record in evaluations]
+        same = [kind == kinds[-1] for kind in kinds]
+        chosen = [*compress(evaluations, same)][-2:]
+    if not len(chosen) == len({record.fingerprint for _, record in chosen}) == 2:
+        raise InputError(
+            f"{workspace}: name two different evaluations, as `alpro artifacts ls` lists them, or "
+            "none for the last two of one model and split"
+        )
 
     print_tables(*compare_runs(read_store(workspace), *chosen))
-
-
-def last_two(workspace: Path) -> list[Built]:
-    """Return the last evaluation, and before it the previous one of the same model of a pipeline."""
-    evaluations = [one for one in read_store(workspace) if one[1].stage in EVALUATIONS]
-    same = [one for one in evaluations if one[1].name == evaluations[-1][1].name]
-    if len(same) < 2:
-        raise InputError(
-            f"{workspace}: no two evaluations of one model to compare; name two, as "
-            "`alpro artifacts ls` lists them"
-        )
-    return same[-2:]
 
 
 def print_artifacts(listed: Sequence[Built]) -> None:

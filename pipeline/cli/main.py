@@ -15,7 +15,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError, Parameter
 
 from alpro.environment import prepare
-from alpro.errors import MAX_MESSAGE, InputError, one_line
+from alpro.errors import MAX_MESSAGE, Failure, InputError, one_line
 from alpro.log import log, printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 from alpro.shards.credentials import refuse_credentials
@@ -107,23 +107,15 @@ def execute(arguments: Sequence[str]) -> int:
         words = " ".join(["alpro", *(error.command_chain or ())])
         line = one_line(error, max_length=MAX_MESSAGE)
         return fail(f"error: {line} ({words} --help)")
-    except InputError as error:
-        return fail(f"error: {error}")
+    except Failure as error:
+        return fail(f"error: {error}", error.exit_status)
     except BrokenPipeError:
         # `head` has read enough. Python would flush the output at exit, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except Exception as error:
-        # Imported only now: `--help` must not wait for it.
-        from alpro.shards.clip import DecodeError
-        from alpro.stages.execution.interface import StageFailed
-
-        if isinstance(error, (StageFailed, DecodeError)):
-            status = 1 if isinstance(error, StageFailed) else EXIT_INPUT_ERROR
-            return fail(f"error: {error}", status)
-        if not isinstance(error, OSError) or not error.strerror:
+    except OSError as error:
+        if not error.strerror:
             raise
-
         log.debug("the error's traceback:", exc_info=True)
         place = f"{error.filename}: " if error.filename else ""
         return fail(

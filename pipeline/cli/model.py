@@ -4,11 +4,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from alpro.errors import InputError
 from alpro.files import expand_home
 from alpro.log import log
 from alpro.names import find_artifact
@@ -22,11 +21,6 @@ from alpro.pipeline.cli.options import (
     TrackingUri,
     Workspace,
 )
-
-if TYPE_CHECKING:
-    from alpro import Model
-    from alpro.stages.evaluation.gallery import Gallery
-    from alpro.stages.evaluation.results import Results as Scores
 
 group = App(name="model", help="Use, import, export and register models.")
 Video = Annotated[str, Parameter(help="A video or an image: a file or a URL.")]
@@ -214,86 +208,28 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.pipeline.reports.results import comparison_tables, tables
+    from alpro.artifact import read_results
+    from alpro.pipeline.reports.comparison import compare_scores
+    from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_tables
-    from alpro.pipeline.reports.verdict import compare_models
-    from alpro.stages.evaluation.comparison import compare
+    from alpro.stages.evaluation.any_model import score_models
     from alpro.stages.evaluation.labeled_data import read_labeled
 
     names = [name for name in (model, baseline) if name]
     found = [models.find(name) for name in names]
     loaded = [models.load(one) for one in found]
-    bundle = loaded[0].folder
-    column = "questions" if bundle.answers else "captions"
+    column = "questions" if loaded[0].folder.answers else "captions"
     folders = [one.model for one in found]
     videos = models.videos(data)
     gallery, description = read_labeled(videos, split, folders, column)
     log.info(f"{len(gallery.ids):,} videos ({description})")
 
-    rows: list[tuple[str, list[dict[str, Any]]]] = []
     with TemporaryDirectory() as temporary:
-        # Without --out, the results are only compared below.
+        # Without --out, the results are only shown below.
         root = out or Path(temporary)
-        for name, one in zip(names, loaded, strict=True):
-            # The baseline sees the same frames, and only the videos that the model could decode.
-            one.folder.model.set_frames(bundle.model.config.video.frames)
-            results = score_model(name, one, gallery)
-            gallery = results.gallery or gallery
-            folder = root / "baseline" if rows else root
-            folder.mkdir(parents=True, exist_ok=True)
-            scores, _ = results.write(folder, split)
-            rows.append((name, scores))
-
+        outs = [root, root / "baseline"][: len(names)]
+        score_models(list(zip(names, loaded, outs, strict=True)), gallery, split)
         if baseline:
-            compared = compare(root / "baseline", root)
-            shown = comparison_tables([*reversed(rows)], compared)
-            print_tables(shown, compare_models(baseline, model, compared))
+            print_tables(*compare_scores([baseline, model], outs[::-1]))
         else:
-            print_tables(tables(rows[0][1]))
-
-
-def score_model(name: str, model: "Model", gallery: "Gallery") -> "Scores":
-    """Score a model on what it can do and the data has labels for.
-
-    Args:
-        name: Name of the model in the results.
-        model: The model: answers if it answers questions, otherwise retrieval as a search ranks, and
-            entities if it has prompts.
-        gallery: Videos with questions for a model that answers, otherwise with captions.
-
-    Raises:
-        InputError: If there is nothing to score.
-    """
-    from alpro.inference.search import RERANKED
-    from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
-    from alpro.stages.evaluation.loaded_model import LoadedModel
-
-    if model.folder.answers and not gallery.questions:
-        raise InputError("this model answers questions, and the data has none")
-
-    # A search ranks videos for a text, never texts for a video. There are no training questions:
-    # the baseline of answers knows the right ones, and is optimistic.
-    asked = Asked(
-        top_k=RERANKED,
-        matched=("t2v",),
-        training_questions=gallery.questions,
-    )
-    loaded = LoadedModel(name, model.folder, model.encoder, model.prompts)
-    with model.autocast():
-        results = evaluate_model(loaded, gallery, asked)
-    for line in results.warnings:
-        log.warning(line)
-    if not results.scores:
-        raise InputError(
-            f"none of the videos that could be decoded has a label for this {model.folder.task} model"
-        )
-
-    # No score counts the others.
-    assert results.gallery is not None
-    decoded = len(results.gallery.ids)
-    videos = len(gallery.ids)
-    if decoded < videos:
-        results.add_share(
-            "decoded/data", "decoded", "videos of the data", decoded, videos
-        )
-    return results
+            print_tables(tables(read_results(root)))

@@ -20,7 +20,7 @@ from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
-from alpro.pipeline.tracking.store import check_store
+from alpro.pipeline.tracking.store import charts_page, check_store
 from alpro.stages.execution.interface import Resources, StageFailed
 
 SETTINGS = Path(__file__).with_name("servers.toml")
@@ -176,7 +176,8 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
             programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
         # It fails until the workers have made their pools.
         programs.wait_until(lambda: deploy(programs, worker))
-        print(read_settings("started", **values)["text"], flush=True)
+        page = charts_page(f"http://127.0.0.1:{mlflow_port}")
+        print(read_settings("started", **values, page=page)["text"], flush=True)
         programs.wait_until(lambda: False)
     finally:
         programs.end("worker")  # their runs report to the servers

@@ -5,18 +5,18 @@ formatted here only.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alpro.artifact import Record, read_results
 from alpro.names import Artifact
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.comparison import Comparison
 from alpro.stages.evaluation.score_names import PRINTED, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json
+VALUE = ("score [95 %]",)  # head of the column of a score
 FEW_VIDEOS = 100
 CONTROL = "control: "  # prefix of a control's label
 TITLES = {
@@ -27,10 +27,6 @@ TITLES = {
     "left_out": "Overlap with training: left out",
     "also_in_training": "Overlap with training",
 }
-COMPARED = (
-    "Differences: over the same queries, with their 95 % interval, paired bootstrap over test videos. "
-    "p: permutation test by video, two-sided, not corrected for the number of scores."
-)
 
 
 @dataclass(frozen=True)
@@ -63,28 +59,35 @@ def main_table(results: Rows) -> Table | None:
     return score_table("Results", main) if main else None
 
 
-def tables(results: Rows) -> list[Table]:
-    """Return a table for each kind of score, with a line for each score."""
-    return [score_table(title, scores) for title, scores in by_title(results)]
+def tables(results: Rows, heads: Sequence[str] = VALUE) -> list[Table]:
+    """Return a table for each kind of score, as `score_table` does."""
+    by_title = {
+        title: [row for row in results if row["table"] == kind]
+        for kind, title in TITLES.items()
+    }
+    return [
+        score_table(title, scores, heads)
+        for title, scores in by_title.items()
+        if scores
+    ]
 
 
-def by_title(results: Rows) -> Iterator[tuple[str, Rows]]:
-    """Yield the title and the rows of each kind of score."""
-    for kind, title in TITLES.items():
-        scores = [row for row in results if row["table"] == kind]
-        if scores:
-            yield title, scores
+def score_table(title: str, scores: Rows, heads: Sequence[str] = VALUE) -> Table:
+    """Return a table with a line for each score, beside its chance level, number of items and
+    protocol.
 
-
-def score_table(title: str, scores: Rows) -> Table:
-    """Return a table of scores beside their intervals, chance levels, numbers of items and
-    protocols."""
+    Args:
+        title: Title of the table.
+        scores: The scores. The cells below `heads` are the row's `cells`, if it has some, or its
+            score.
+        heads: Heads of the columns of values.
+    """
     lines = []
     for row in scores:
         line = [
             row_label(row),
             metric_text(row),
-            score_text(row),
+            *row.get("cells", [score_text(row)]),
             number_text(row["chance"], row["unit"]),
             str(row["items"]),
             row["protocol"],
@@ -92,53 +95,8 @@ def score_table(title: str, scores: Rows) -> Table:
         lines.append(line)
 
     baseline = scores[0]["baseline"] or "chance"
-    heads = ["", "", "score [95 %]", baseline, "items", "protocol"]
-    return Table(title, heads, lines, warn_of_few_videos(scores))
-
-
-def comparison_tables(
-    results: Sequence[tuple[str, Rows]], comparison: Comparison
-) -> list[Table]:
-    """Return a table for each kind of score of two models, with the models as columns.
-
-    A score that only one of them has, that is a median, or that is over other queries has no
-    difference.
-
-    Args:
-        results: Head of the column and rows of both models.
-    """
-    columns = [head for head, _ in results]
-    models = [{row["name"]: row for row in rows} for _, rows in results]
-    first, second = models
-    changes = {row["name"]: change for row, change in comparison.scores}
-    difference = " - ".join(reversed(columns))
-    notes = [COMPARED]
-    for score, (of_first, of_second) in comparison.other_queries.items():
-        notes.append(f"Other queries of {score}: {of_first} and {of_second}.")
-
-    shown = []
-    for title, scores in by_title([*(second | first).values()]):
-        lines = []
-        for row in scores:
-            found = [model.get(row["name"]) for model in models]
-            values = [score_text(one) if one else "" for one in found]
-            change = changes.get(row["name"])
-            tested = (
-                [difference_text(change), f"{change.p:.4f}"] if change else ["", ""]
-            )
-            protocols = dict.fromkeys(one["protocol"] for one in found if one)
-            # The heads of the columns name the models.
-            label = [row["what"], metric_text(row)]
-            chance = number_text(row["chance"], row["unit"])
-            numbers = [*values, *tested, chance, str(row["items"])]
-            lines.append([*label, *numbers, " / ".join(protocols)])
-
-        baseline = scores[0]["baseline"] or "chance"
-        heads = ["", "", *columns, difference, "p", baseline, "items", "protocol"]
-        note = "\n".join([warn_of_few_videos(scores), *notes]).strip()
-        shown.append(Table(title, heads, lines, note))
-        notes = []  # below the first table
-    return shown
+    all_heads = ["", "", *heads, baseline, "items", "protocol"]
+    return Table(title, all_heads, lines, warn_of_few_videos(scores))
 
 
 def warn_of_few_videos(scores: Rows) -> str:

@@ -20,7 +20,7 @@ from mlflow.types.schema import ColSpec, Schema
 from alpro import Model
 from alpro.artifact import Record
 from alpro.errors import InputError, one_line
-from alpro.pipeline.tracking.store import find_store, unusable
+from alpro.pipeline.tracking.store import find_store, one_line_errors
 from alpro.pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "models"  # where models from another store are registered
@@ -43,13 +43,11 @@ def register(
 
     tracker = Tracker.open(uri, workspace, EXPERIMENT)
     client = tracker.client
-    try:
+    with one_line_errors(tracker.uri):
         version = copy_model(tracker, folder, record, name)
         client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
         if alias:
             client.set_registered_model_alias(name, alias, version)
-    except Exception as error:
-        raise unusable(tracker.uri, error) from error
     return version
 
 
@@ -103,10 +101,8 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
 
 def registered_fingerprints(uri: str) -> set[str]:
     """Return the fingerprints of the artifacts whose models are in the registry of a store."""
-    try:
+    with one_line_errors(uri):
         versions = MlflowClient(uri).search_model_versions()
-    except Exception as error:
-        raise unusable(uri, error) from error
     # A version that was registered without this project has no fingerprint.
     return {version.tags.get("fingerprint", "") for version in versions}
 

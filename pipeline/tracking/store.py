@@ -2,7 +2,8 @@
 workspace is."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -45,18 +46,18 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
         InputError: If the store does not work, or if the experiment was deleted.
     """
     place = None  # A server chooses the place of its files.
-    try:
+    with one_line_errors(uri):
         if uri.startswith("sqlite:///"):
             files = (workspace / "mlflow").resolve()
             create_store(Path(uri.removeprefix("sqlite:///")), files)
             place = (files / name).as_uri()
         client = MlflowClient(uri)
-        if client.get_experiment_by_name(name) is None:
-            create_experiment(client, name, place)
+        try:
+            client.create_experiment(name, place)
+        except MlflowException as error:  # another run may create it at the same time
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         experiment = client.get_experiment_by_name(name)
-    except Exception as error:
-        # Any error of MLflow, SQLAlchemy, alembic or the network.
-        raise unusable(uri, error) from error
 
     assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
@@ -65,15 +66,6 @@ def open_experiment(uri: str, workspace: Path, name: str) -> tuple[MlflowClient,
             "another name: --set name=OTHER"
         )
     return client, experiment.experiment_id
-
-
-def create_experiment(client: MlflowClient, name: str, place: str | None) -> None:
-    """Create an experiment, unless another run creates it at the same time."""
-    try:
-        client.create_experiment(name, place)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def create_store(database: Path, files: Path) -> None:
@@ -120,11 +112,9 @@ def check_store(workspace: Path) -> str:
     uri = store_uri(workspace)
     if not (workspace / "mlflow.db").is_file():  # The client would create one.
         return uri
-    try:
+    with one_line_errors(uri):
         # The first experiment, which cannot be deleted, is made with the store.
         location = MlflowClient(uri).get_experiment("0").artifact_location
-    except Exception as error:
-        raise unusable(uri, error) from error
 
     own = (workspace / "mlflow" / "0").resolve().as_uri()
     if re.fullmatch("file:.*/mlflow/0", location) and location != own:
@@ -140,10 +130,14 @@ def charts_page(uri: str) -> str:
     empty without a run.
 
     MLflow's start page leads to the traces of applications.
+
+    Raises:
+        InputError: If the store does not work.
     """
     client = MlflowClient(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    runs = client.search_runs(experiments, order_by=[NEWEST], max_results=1)
+    with one_line_errors(uri):
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        runs = client.search_runs(experiments, order_by=[NEWEST], max_results=1)
     return f"/#/experiments/{runs[0].info.experiment_id}/runs{CHARTS}" if runs else ""
 
 
@@ -154,20 +148,23 @@ def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
         InputError: If the store does not work.
     """
     client = MlflowClient(uri)
-    try:
+    with one_line_errors(uri):
         experiments = [one.experiment_id for one in client.search_experiments()]
         for flow_run in flow_runs:
             query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
             for run in client.search_runs(experiments, query):
                 client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextmanager
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Raise any error of the body, of MLflow, SQLAlchemy, alembic or the network, as an InputError
+    on a store that does not work, with what the user can do."""
+    try:
+        yield
     except Exception as error:
-        raise unusable(uri, error) from error
-
-
-def unusable(uri: str, error: Exception) -> InputError:
-    """Return the error of a store that does not work, with what the user can do."""
-    # The first line is the reason; SQLAlchemy appends the query.
-    reason = str(error).partition("\n")[0][:MAX_REASON]
-    is_damaged = re.search("not a database|malformed", reason)
-    remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
-    return InputError(f"MLflow store {uri}: {reason}{remedy}")
+        # The first line is the reason; SQLAlchemy appends the query.
+        reason = str(error).partition("\n")[0][:MAX_REASON]
+        is_damaged = re.search("not a database|malformed", reason)
+        remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
+        raise InputError(f"MLflow store {uri}: {reason}{remedy}") from error

@@ -76,9 +76,14 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             compared.append((row, difference))
 
     if other_queries and not compared:
-        name, (count_a, count_b) = next(iter(other_queries.items()))
+        name, counts = next(iter(other_queries.items()))
+        queries = []
+        for folder, count in zip((a, b), counts, strict=True):
+            split = read_results(folder)[0].get("split", "")
+            queries.append(f"{count} {split}".strip())
         raise InputError(
-            f"{names}: the test sets differ in the queries of {name} ({count_a} and {count_b})"
+            f"{names}: the test sets differ in the queries of {name} "
+            f"({' and '.join(queries)})"
         )
     return Comparison(compared, other_queries)
 

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from alpro.errors import Failure
 from alpro.shards.storage import Location
 from alpro.threads import cores
 
@@ -28,7 +29,7 @@ WORK_FILE = "work.json"  # what the processes of a stage read
 RESULT_FILE = "result.json"  # what they leave beside it
 
 
-class StageFailed(Exception):
+class StageFailed(Failure):
     """A stage's processes ended without a result.
 
     Attributes:

@@ -18,10 +18,13 @@ ASKED = Queries.of([f"v{n}" for n in range(12)], ["what?"] * 12)
 
 @pytest.fixture
 def workspace(tmp_path):
-    """Write evaluations of 12 questions: b has 12 right answers, a 3 and c 6, from old to new."""
-    for day, (mark, right) in enumerate({"b": 12, "a": 3, "c": 6}.items(), 1):
+    """Write evaluations of 12 questions: b has 12 right answers, a 3 and c 6, from old to new, and
+    e, on another split, 6."""
+    evaluations = [("b", 12, "test"), ("a", 3, "test"), ("e", 6, ""), ("c", 6, "test")]
+    for day, (mark, right, split) in enumerate(evaluations, 1):
         run = {"at": f"2026-01-0{day}T00:00:00", "commit": "abc"}
-        folder, _ = write_artifact(tmp_path, "evaluate", fingerprint=mark * 64, run=run)
+        more = {"run": run, "config": {"split": split}}
+        folder, _ = write_artifact(tmp_path, "evaluate", fingerprint=mark * 64, **more)
 
         results = Results("mine")
         scores = (np.arange(12) < right) * 100.0
@@ -68,7 +71,7 @@ def test_of_a_stage_that_only_one_run_has_only_the_name_is_listed(workspace, cap
     assert "pretrain.lr" not in out
 
 
-def test_the_last_two_evaluations_are_compared_by_default(workspace, capsys):
+def test_the_last_two_evaluations_on_a_split_are_compared_by_default(workspace, capsys):
     assert compare(workspace) == 0
     _, heads, *_ = cells(capsys.readouterr().out)
     assert heads[:2] == ["a" * 8, "c" * 8]
