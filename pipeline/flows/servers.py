@@ -20,7 +20,6 @@ from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter
 from alpro.locks import acquire
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
-from alpro.pipeline.tracking.store import charts_page, check_store
 from alpro.stages.execution.interface import Resources, StageFailed
 
 SETTINGS = Path(__file__).with_name("servers.toml")
@@ -141,6 +140,9 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     Raises:
         StageFailed: If one of the programs ended.
     """
+    # Slow to import: the server of a command does not wait for it.
+    from alpro.pipeline.tracking.store import charts_page, check_store
+
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
         check_store(workspace)
 

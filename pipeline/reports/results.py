@@ -61,15 +61,12 @@ def main_table(results: Rows) -> Table | None:
 
 def tables(results: Rows, heads: Sequence[str] = VALUE) -> list[Table]:
     """Return a table for each kind of score, as `score_table` does."""
-    by_title = {
-        title: [row for row in results if row["table"] == kind]
-        for kind, title in TITLES.items()
-    }
-    return [
-        score_table(title, scores, heads)
-        for title, scores in by_title.items()
-        if scores
-    ]
+    shown = []
+    for kind, title in TITLES.items():
+        scores = [row for row in results if row["table"] == kind]
+        if scores:
+            shown.append(score_table(title, scores, heads))
+    return shown
 
 
 def score_table(title: str, scores: Rows, heads: Sequence[str] = VALUE) -> Table:

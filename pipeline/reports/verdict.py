@@ -100,5 +100,6 @@ def verdict(
 
 
 def count_clips(row: Mapping[str, Any]) -> str:
-    """Return the number of clips of a score, and their split."""
-    return f"{row.get('videos') or row['items']} {row.get('split', 'test')} clips"
+    """Return the number of clips of a score, and their split: `alpro eval` may have all videos."""
+    count = row.get("videos") or row["items"]
+    return " ".join(filter(None, [str(count), row.get("split"), "clips"]))

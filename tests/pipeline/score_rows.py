@@ -6,6 +6,7 @@ ROW = {
     "model": "",
     "name": "similarity/t2v/R1",
     "table": "retrieval",
+    "split": "test",
     "what": "by similarity",
     "direction": "t2v",
     "metric": "R@1",

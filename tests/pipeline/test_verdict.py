@@ -63,5 +63,5 @@ def test_a_trained_model_is_compared_with_what_it_should_beat_over_the_same_quer
     print_results(made, tmp_path, tmp_path / "none.html")
 
     sentence = capsys.readouterr().out.splitlines()[-2]
-    assert sentence.startswith(f"fine-tuned is better than {model} on 12 test clips")
+    assert sentence.startswith(f"fine-tuned is better than {model} on 12 clips")
     assert compare_with_start(made[1:]) == ""
