@@ -18,6 +18,17 @@ def interpreter(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
+def let_only_interrupt_repeat() -> None:
+    """Let SIGHUP and SIGTERM do nothing from now on, after the first signal that stops this process.
+
+    Only a second Ctrl-C means "now". Others come in pairs: a shell and the kernel both send SIGHUP
+    when a terminal is closed.
+    """
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        # A function, not SIG_IGN: children would inherit that.
+        signal.signal(number, lambda *_: None)
+
+
 def set_parent_death_signal(parent: int, number: signal.Signals) -> None:
     """Let the kernel send a signal to this process when the thread that started it ends. Exit at
     once if the parent has ended already. Works on Linux only."""

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, Failure, InputError, one_line
+from alpro.interpreter import let_only_interrupt_repeat
 from alpro.log import log, printable
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 from alpro.shards.credentials import refuse_credentials
@@ -64,9 +65,7 @@ def main() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # A second one would cut short what the first has begun. A second Ctrl-C is meant so.
-        # Programs that are started meanwhile would inherit SIG_IGN.
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        let_only_interrupt_repeat()
         # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 

@@ -11,13 +11,14 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock
 
 from alpro.environment import NEUTRAL_FOLDER, outside_current_folder
 from alpro.errors import InputError
 from alpro.files import create_database, make_folder
-from alpro.interpreter import interpreter
+from alpro.interpreter import interpreter, let_only_interrupt_repeat
 from alpro.locks import acquire
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
 from alpro.stages.execution.interface import Resources, StageFailed
@@ -160,9 +161,13 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     make_folder(programs.logs)
     create_database(workspace / "prefect/prefect.db")
 
-    # SIGTERM is how systemd and Docker stop a server: not a failure. A script that starts it in the
-    # background has SIGINT ignored, and Ctrl-C would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    def stop(number: int, frame: FrameType | None) -> None:
+        let_only_interrupt_repeat()
+        # SIGTERM is how systemd and Docker stop a server: not a failure.
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    # A script that starts it in the background has SIGINT ignored, and Ctrl-C would leave it running.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The programs read settings from the current folder, and import from it.
     os.chdir(NEUTRAL_FOLDER)

@@ -124,23 +124,17 @@ def test_a_read_only_workspace_is_a_line_with_status_2(tmp_path):
     folder = tmp_path / "artifacts" / "pretrain"
     (folder / "ab").mkdir(parents=True)
     program = "import sys; from alpro.pipeline.cli.main import execute; print(execute(sys.argv[1:]))"
-    words = ["run", "pretrain", "--workspace", str(tmp_path)]
-    # Root may write everywhere.
-    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    command = [
-        *(prefix if os.geteuid() == 0 else []),
-        sys.executable,
-        "-c",
-        program,
-        *words,
-    ]
+    command = [sys.executable, "-c", program]
+    command += ["run", "pretrain", "--workspace", str(tmp_path)]
+    if os.geteuid() == 0:  # root may write everywhere
+        command[:0] = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
     for path in (folder, tmp_path):
         path.chmod(0o555)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     tmp_path.chmod(0o755)
 
-    (line,) = done.stderr.splitlines()[-1:]
+    line = done.stderr.splitlines()[-1]
     assert done.stdout.endswith("2\n")
     assert line.startswith("error: ")
     assert str(tmp_path) in line
@@ -258,19 +252,26 @@ def test_a_command_that_a_message_names_exists():
             app = app[word]
 
 
-def terminated(*arguments):
-    """A signal to all processes also stops Prefect's server, and Prefect then raises a connection
-    error."""
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except KeyboardInterrupt:
-        raise ConnectionError("no server") from None
+def end(number):
+    """Return a flow that receives a signal, and others while it ends. A signal to all processes also
+    stops Prefect's server, and Prefect then raises a connection error."""
+
+    def start(*arguments):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            print("checkpoint", file=sys.stderr)
+            raise ConnectionError  # noqa: B904
+
+    return start
 
 
 @pytest.mark.parametrize(
     ("outcome", "status", "message"),
     [
-        ({}, 0, ""),
+        ([{}], 0, ""),
         (
             StageFailed("pretrain ended with status 1"),
             1,
@@ -284,11 +285,15 @@ def terminated(*arguments):
             "again to resume\n",
         ),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
-        (terminated, 143, "stopped; run the same command again to continue\n"),
         (
-            lambda *_: signal.raise_signal(signal.SIGHUP),
+            end(signal.SIGTERM),
+            143,
+            "checkpoint\nstopped; run the same command again to continue\n",
+        ),
+        (
+            end(signal.SIGHUP),
             129,
-            "stopped; run the same command again to continue\n",
+            "checkpoint\nstopped; run the same command again to continue\n",
         ),
         (ZeroDivisionError(), None, ""),
     ],
@@ -297,8 +302,7 @@ def test_the_exit_status_of_a_run(
     outcome, status, message, mlflow_store, tmp_path, monkeypatch, call
 ):
     mlflow_store(tmp_path)
-    start = outcome if callable(outcome) else Mock(side_effect=[outcome])
-    monkeypatch.setattr("alpro.pipeline.flows.flow.start", start)
+    monkeypatch.setattr("alpro.pipeline.flows.flow.start", Mock(side_effect=outcome))
     with pytest.raises(ZeroDivisionError) if status is None else nullcontext():
         code, _, err = call("run", "--workspace", tmp_path)
         assert (code, err) == (status, message)
@@ -306,10 +310,14 @@ def test_the_exit_status_of_a_run(
 
 def test_options_reach_the_flow(tmp_path, monkeypatch, call):
     received = []
-    start = "alpro.pipeline.flows.flow.start"
-    monkeypatch.setattr(start, lambda *arguments: received.append(arguments) or {})
-    tracker = "alpro.pipeline.tracking.tracker.Tracker.open"
-    monkeypatch.setattr(tracker, lambda uri, *_: f"opened {uri}")
+    monkeypatch.setattr(
+        "alpro.pipeline.flows.flow.start",
+        lambda *arguments: received.append(arguments) or {},
+    )
+    monkeypatch.setattr(
+        "alpro.pipeline.tracking.tracker.Tracker.open",
+        lambda uri, *_: f"opened {uri}",
+    )
     options = [
         "--config",
         TINY,
