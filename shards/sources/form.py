@@ -56,8 +56,9 @@ NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
-BETWEEN_OPTIONS = "|"
-BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*")
+BETWEEN_OPTIONS = re.compile(r"[|\n]")
+# Between numbers, a space is as NumPy writes it: [1.  2.5].
+BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])")
 
 Time = float | None  # in seconds
 FilePart = tuple[tuple[Time, Time], list[Any]]  # a start, an end, and cells of captions
@@ -164,18 +165,39 @@ class Form(Columns):
         return is_format and names.issuperset(self.has) and names.isdisjoint(self.lacks)
 
     def bind(self, record: Iterable[str]) -> "Form":
-        """Return the form with the usual names that the columns of a record have."""
+        """Return the form with the usual names that the columns of a record have; a published form
+        with those of splits, groups and times, which people add to its tables."""
         columns = tuple(record)
-        if not self.usual or columns in self._bound:
-            return self._bound.get(columns, self)
+        if columns in self._bound:
+            return self._bound[columns]
         names = {fold(name): name for name in reversed(columns)}
+        told = () if self.usual else self.meanings
         changes: dict[str, Any] = {}
         for key, words in WORDS["usual"].items():
             present = [names[word] for word in words if word in names]
-            if present and key not in self.model_fields_set:
+            is_bound = self.usual or key in ("split", "group", "start", "end")
+            if (
+                present
+                and is_bound
+                and present[0] not in told
+                and key not in self.model_fields_set
+            ):
                 changes[key] = present[0]
         self._bound[columns] = Form.model_validate(self.model_dump() | changes)
         return self._bound[columns]
+
+    def told(self, keys: "Form | None") -> "Form":
+        """Return the form with the keys that a user has set, and without times that are in the names
+        of the user's files: a clip begins at its start."""
+        if keys is None:
+            return self
+        changes = keys.model_dump(exclude_unset=True, exclude={"usual"})
+        own = self.model_dump(exclude_unset=True)
+        names = {name for _, name, _ in chain(*keys.templates)}
+        times = own.keys() & {"start", "end", "span"}
+        if any(own[key] in names for key in times):
+            own |= dict.fromkeys(times, "")
+        return Form.model_validate(own | changes)
 
     @cached_property
     def templates(self) -> list[list[tuple[str, str, str]]]:
@@ -425,17 +447,33 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     options: Any = [*map(parse_cell, cells)]
     if len(options) == 1:
         (options,) = options
+    own_names: list[str] = []
     if isinstance(options, dict):
+        own_names = [*options]
         options = [*options.values()]
-    if isinstance(options, str) and BETWEEN_OPTIONS in options:
-        options = options.split(BETWEEN_OPTIONS)
+    if isinstance(options, str) and BETWEEN_OPTIONS.search(options.strip()):
+        options = BETWEEN_OPTIONS.split(options.strip())
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
 
-    texts = [BEFORE_OPTION.sub("", clean_text(option)) for option in options]
-    names = OPTION_NAMES.get(form.first_option, texts)
+    texts = [*map(clean_text, options)]
+    marks = [
+        fold_answer(match[0]) for match in map(BEFORE_OPTION.match, texts) if match
+    ]
+    usual = [
+        [*map(fold_answer, names[: len(texts)])] for names in OPTION_NAMES.values()
+    ]
+    # "A. Lincoln" beside "I. Newton" is a name.
+    if sorted(marks) in usual:
+        own_names = marks
+        texts = [BEFORE_OPTION.sub("", text) for text in texts]
+    # Options that have names of their own are not counted.
+    named = [
+        *zip(own_names, texts, strict=False),
+        *zip(OPTION_NAMES.get(form.first_option, texts), texts, strict=False),
+    ]
     wanted = {fold_answer(answer), fold_answer(BEFORE_OPTION.sub("", answer))}
-    for name, text in zip(names, texts, strict=False):
+    for name, text in named:
         if fold_answer(name) in wanted:
             return text
     raise ValueError(
@@ -480,7 +518,7 @@ def read_spans(value: Any) -> list[tuple[Time, Time]]:
 def read_span(value: Any) -> tuple[Time, Time]:
     """Return the two times of a cell, such as [1, 2.5], or 00:01 - 00:03; None of an empty one."""
     if isinstance(value, str):
-        value = BETWEEN_TIMES.split(value.strip(" ()")) if value.strip() else None
+        value = BETWEEN_TIMES.split(value.strip(" ()[]")) if value.strip() else None
     if value is None:
         return None, None
     if not isinstance(value, list | tuple) or len(value) != 2:

@@ -36,7 +36,8 @@ MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artif
 MAX_NAMED = 3  # names that are shown as examples
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
 NOT_TEXTS = re.compile(
-    r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_|flickr8k\.lemma)"
+    r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_\w+_question|flickr8k\.lemma)"
+    r"[^/]*"
 )
 
 
@@ -284,7 +285,7 @@ class Sidecars:
             # A table may lie beside the texts.
             records = captions if isinstance(captions, list) else []
             is_table = any(isinstance(each, dict) for each in records)
-            if self.has_texts(path) and not (is_table or NOT_TEXTS.match(path)):
+            if self.has_texts(path) and not (is_table or NOT_TEXTS.fullmatch(path)):
                 yield path
 
     def note_others(self) -> None:
@@ -295,7 +296,7 @@ class Sidecars:
             remedies |= dict.fromkeys(suffixes, remedy)
         for path in self.folder.files.others:
             suffix = read_suffix(path)
-            if suffix not in remedies or path in used or NOT_TEXTS.match(path):
+            if suffix not in remedies or path in used or NOT_TEXTS.fullmatch(path):
                 continue
             placeholder = find_placeholder(read_head(self.folder.path / path))
             remedy = placeholder or remedies[suffix]

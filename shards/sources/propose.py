@@ -6,10 +6,10 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, product
 from typing import Any
 
 from alpro.errors import InputError
@@ -17,6 +17,7 @@ from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
     BETWEEN_OPTIONS,
+    OPTION_NAME,
     OPTION_NAMES,
     SEVERAL,
     TABLE,
@@ -37,7 +38,7 @@ from alpro.shards.sources.form import (
     split_in,
     time_in,
 )
-from alpro.shards.sources.media import Folder, Notes
+from alpro.shards.sources.media import Folder, Notes, is_image
 from alpro.shards.sources.rows import Items
 from alpro.shards.sources.tables import Table, records_in
 from alpro.shards.storage import is_url
@@ -54,10 +55,14 @@ NOT_FOUND = {
     "captions answer": '# answer = ""  # of a `question`, or lists; write the answers of another file into this one',
 }
 # In the names of columns.
-NOT_SECONDS = re.compile(r"(?i:frame|milli)|(?:\b|_)(?i:ms|msec)\b|Ms\b")
+NOT_SECONDS = re.compile(
+    r"(?i:frame|milli|micro|nano|start_min|end_min)|Ms\b|(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
+)
 # Lines of keys whose value is not known.
 UNKNOWN = {
     "first_option": '# first_option = "0"  # or "1": the answers do not tell',
+    "options": '# options = ""  # the columns of the options, or of their list: answers may be their names',
+    "split": '# split = ""  # a column of train, validation or test; those of yes and no are not read',
     "span": '# span = ""  # or `start` and `end`: seconds, no frames, milliseconds, lengths; without, items are files',
 }
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
@@ -146,13 +151,16 @@ def propose(
     # Beside a single cell of a record, its others have no meaning.
     is_cell = bool(place) and "$value" in cells.keys() - meanings
     has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
-    count = len(columns) - bool(place)
+    count = sum(map(bool, columns.values())) - bool(place)
     # A cell beside others of its kind would repeat their texts.
     is_whole = "$value" not in meanings or columns.get("captions") == "$value"
-    # The records of one list may have the files, and those of another the texts.
+    # The records of one list may have the files, and those of another the texts. An address may be a
+    # page about the file that a key names.
+    names_files = not any(map(is_url, cells.get(columns.get("file", ""), ())))
     score = (
         has_texts,
         any(complete),
+        names_files,
         count,
         -complete.count(False),
         is_whole,
@@ -220,10 +228,13 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         if name:
             proposed[key] = name
             free.pop(name)
+    if "split" not in proposed and has_split_flag(free):
+        proposed["split"] = ""
     is_asked = "question" in proposed
-    times = propose_times(free, are_named=is_asked)
+    files = cells.get(proposed.get("file", ""), [])
+    times = propose_times(free, files, are_named=is_asked)
     for name in times.values():
-        free.pop(name)
+        free.pop(name, None)
     if "length" in times or any(map(NOT_SECONDS.search, times.values())):
         times = {"start": "", "span": ""}
     proposed |= times
@@ -235,6 +246,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         order = sorted(free, key=lambda name: names.index(name) < position)
         return proposed | propose_answer({name: free[name] for name in order})
     texts = [*find_fitting(free, is_caption)]
+    # Beside one that is named as a caption, a title is none.
+    texts = [name for name in texts if name in usual.captions] or texts
     # Beside an answer, the texts are options, or questions that are not known as such.
     if texts and not usual.answer:
         proposed["captions"] = texts if texts[1:] else texts[0]
@@ -267,8 +280,17 @@ def is_split(cell: Any) -> bool:
     return bool(split_in(text)) and " " not in text
 
 
+def has_split_flag(names: Iterable[str]) -> bool:
+    """Return whether a column tells of a row whether it is in one split, such as is_test."""
+    return any(fold(name) in WORDS["split_flags"] for name in names)
+
+
 def is_span(cell: Any) -> bool:
     return all(map(is_time, chain.from_iterable(read_spans(cell))))
+
+
+def has_several_spans(cell: Any) -> bool:
+    return len(read_spans(cell)) > 1
 
 
 def is_time(cell: Any) -> bool:
@@ -296,25 +318,33 @@ def is_long(text: str) -> bool:
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
-    """Return the column whose cells name files, or files in subfolders, or are URLs."""
+    """Return the column whose cells name videos, or pictures of videos, or files in subfolders, or
+    are URLs."""
 
-    def names_file(cell: Any, anywhere: bool) -> bool:
+    def names_file(cell: Any, anywhere: bool, is_video: bool) -> bool:
         # As Windows writes a path.
         name = read_text(cell).replace("\\", "/")
-        return folder is not None and folder.find(name, anywhere=anywhere) is not None
+        found = folder.find(name, anywhere=anywhere) if folder else None
+        return found is not None and not (is_video and is_image(found))
 
-    for anywhere in (False, True):
-        name = find_first(cells, partial(names_file, anywhere=anywhere))
+    for anywhere, is_video in product((False, True), (True, False)):
+        fits = partial(names_file, anywhere=anywhere, is_video=is_video)
+        name = find_first(cells, fits)
         if name:
             return {"file": name, "anywhere": True} if anywhere else {"file": name}
     url = find_first(cells, is_url)
     return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells, are_named: bool) -> dict[str, str]:
+def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, str]:
     """Return the columns of times: those with names of times, also a start and a length, or
-    otherwise, unless the times must be named, adjacent ones of which the first is the smaller, or one
-    with spans."""
+    otherwise, unless the times must be named, adjacent ones that differ between the rows of a file,
+    the first of which is the smaller, or one with spans. An empty `span` if other numbers may be
+    times.
+
+    Args:
+        files: The cells of the files.
+    """
     span = find_first(cells, is_span, "span")
     start = find_first(cells, is_time, "start")
     end = find_first(cells, is_time, "end")
@@ -325,13 +355,34 @@ def propose_times(cells: Cells, are_named: bool) -> dict[str, str]:
         return {"start": start, "length": length}
     if are_named:
         return {}
+    may_be_times = False
     for start, end in pairwise(name for name in cells if name != length):
         spans = [*zip(cells[start], cells[end], strict=True)]
-        # The width and the height of one file are also two numbers.
-        if spans[1:] and find_first({start: spans}, is_span):
-            return {"start": start, "end": end}
+        if not (spans[1:] and find_first({start: spans}, is_span)):
+            continue
+        may_be_times = True
+        # The width and the height of one file are also two numbers; those of boxes differ, in any order.
+        do_differ = all(differ_in_file(files, cells[name]) for name in (start, end))
+        with suppress(ValueError):
+            if do_differ and all(map(is_span, spans)):
+                return {"start": start, "end": end}
     span = find_first(cells, is_span)
-    return {"span": span} if span else {}
+    if span and (
+        find_first({span: cells[span]}, has_several_spans)
+        or isinstance(cells[span][0], str)
+        or differ_in_file(files, cells[span])
+    ):
+        return {"span": span}
+    return {"span": ""} if may_be_times or span else {}
+
+
+def differ_in_file(files: list[Any], cells: list[Any]) -> bool:
+    """Return whether rows of one file have different cells."""
+    texts = {
+        (read_text(file), read_text(cell))
+        for file, cell in zip(files, cells, strict=False)
+    }
+    return len(texts) > len({file for file, _ in texts})
 
 
 def propose_answer(cells: Cells) -> dict[str, Any]:
@@ -340,21 +391,29 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     options = find_options(cells)
     names = [name for name in cells if name not in options]
     names.sort(key=lambda name: not is_named_answer(name))
+    # Numbers of questions, and constants, name no option.
+    indices = [
+        name
+        for name in names
+        if is_named_answer(name)
+        or not (fold(name).endswith("id") or is_constant(cells[name]))
+    ]
     if not options:
         for name in names:
             if is_named_answer(name) or any(
                 map(has_words, map(read_text, cells[name]))
             ):
-                return {"answer": name}
+                hidden = {"options": ""} if may_name_options(name, cells) else {}
+                return {"answer": name} | hidden
         return {}
 
-    for name in names:
+    for name in indices:
         proposed: dict[str, Any] = {"answer": name, "options": options}
         columns = {each: cells[each] for each in (name, *options)}
         firsts = [
             first
             for first in ("", *OPTION_NAMES)
-            if fits_options(columns, proposed | {"first_option": first})
+            if any(read_answers(columns, proposed | {"first_option": first}))
         ]
         if firsts and firsts[0]:
             # Numbers may be from 0 or from 1, unless the options are named so.
@@ -362,9 +421,17 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
             proposed["first_option"] = firsts[0] if is_told else ""
         if firsts:
             return proposed
-    # A list that alone is named as answers are has answers.
+    # A list that alone is named as answers are has answers; beside answers in words that are none
+    # of the options, these are wrong answers.
     if [*filter(is_named_answer, [*names, *options])] == options:
         return {"answer": options[0]}
+    texts = [*map(read_text, cells[names[0]])] if names else []
+    if (
+        texts
+        and is_named_answer(names[0])
+        and not any(map(OPTION_NAME.fullmatch, texts))
+    ):
+        return {"answer": names[0]}
     return {"answer": names[0], "options": options, "first_option": ""} if names else {}
 
 
@@ -375,13 +442,25 @@ def find_options(cells: Cells) -> list[str]:
     stems = Counter(name[:-1] for name in texts)
     most = max(stems, key=stems.__getitem__, default="")
     if stems[most] > 1:
-        return [name for name in texts if name[:-1] == most]
-    lists = [name for name in texts if is_list(name, cells[name])]
+        return sorted(name for name in texts if name[:-1] == most)
+    lists = [
+        name
+        for name in cells
+        if is_list(name, cells[name]) and (name in texts or is_named_option(name))
+    ]
     return sorted(lists, key=is_named_answer)[:1]
 
 
 def is_named_answer(name: str) -> bool:
     return bool(re.fullmatch(WORDS["answers"], fold(name)))
+
+
+def is_named_option(name: str) -> bool:
+    return any(word in fold(name) for word in WORDS["options"])
+
+
+def is_constant(cells: list[Any]) -> bool:
+    return len(cells) > 1 == len({*map(read_text, cells)})
 
 
 def is_list(name: str, cells: list[Any]) -> bool:
@@ -390,39 +469,70 @@ def is_list(name: str, cells: list[Any]) -> bool:
     first = read_text(cells[0])
     # A list of one value has no options.
     has_several = first.startswith(SEVERAL) and "," in first
-    is_named = any(word in fold(name) for word in WORDS["options"])
-    return has_several or (is_named and BETWEEN_OPTIONS in first)
+    is_named = is_named_option(name) or is_named_answer(name)
+    return has_several or bool(is_named and BETWEEN_OPTIONS.search(first))
 
 
-def fits_options(cells: Cells, columns: Record) -> bool:
-    """Return whether each answer names one of the options."""
+def read_answers(cells: Cells, columns: Record) -> list[str]:
+    """Return the answers of rows; none if one names no option."""
     form = Form.model_validate(columns)
     rows = (
         dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
     )
     try:
-        answers = [read_answer(row, form) for row in rows]
+        return [read_answer(row, form) for row in rows]
     except ValueError:
-        return False
-    return any(answers)
+        return []
 
 
-def hides_meanings(table: Table) -> bool:
-    """Return whether columns of a table that are only stored may be splits, times, without which an
-    item is a whole file, or options, whose names would be answers of their own."""
+def may_name_options(answer: str, cells: Cells) -> bool:
+    """Return whether all answers may be names of options, and other columns options: by their names,
+    or because names differ in a number or a letter."""
+    texts = [*map(read_text, cells[answer])]
+    others = [name for name in cells if name != answer]
+    stems = Counter(re.sub(r"\d|^[a-j]$", "", fold(name)) for name in others)
+    are_alike = any(count > 1 for count in stems.values())
+    are_options = are_alike or any(map(is_named_option, others))
+    return are_options and all(
+        OPTION_NAME.fullmatch(text) or text in cells for text in texts
+    )
+
+
+def hides_meanings(table: Table, folder: Folder | None) -> bool:
+    """Return whether columns of a table that are only stored may be the files, splits, times, without
+    which an item is a whole file, or options, whose names would be answers of their own."""
     form = table.bound
+    told = table.told.model_fields_set if table.told else ()
     cells = read_columns(table.head_records)
-    for name in form.meanings - {form.answer}:
-        cells.pop(name, None)
+    names = [name for _, name, _ in chain(*form.templates)]
+    files = cells.get(names[0], []) if names else []
     are_told = form.span or (form.start and form.end)
-    has_end = find_first(cells, is_time, "end") or find_first(cells, is_time, "length")
-    has_times = (form.start and has_end) or propose_times(cells, are_named=True)
-    has_split = not form.split and find_first(cells, is_split)
-    if form.usual and (has_split or (has_times and not are_told)):
-        return True
+    # The other half of a part may have another name.
+    halves = {form.answer} if are_told else {form.answer, form.start, form.end}
+    for name in form.meanings - halves:
+        cells.pop(name, None)
 
-    is_asked = form.question and form.answer and not form.options
-    proposed = propose_answer(cells) if is_asked else {}
+    if form.usual and not told and not propose_file({"file": files}, folder):
+        others = propose_file(cells, folder).get("file", "")
+        if others and not any(map(is_url, cells[others])):
+            return True
+    # The answers may be in another table.
+    is_asked = bool(form.question) and form.answer in cells
+    if not told:
+        times = {} if are_told else propose_times(cells, [], are_named=True)
+        has_end = find_first(cells, is_time, "end") or find_first(
+            cells, is_time, "length"
+        )
+        has_times = any(times.values()) or (form.start and not form.end and has_end)
+        has_split = find_first(cells, is_split) or has_split_flag(cells)
+        if (has_split and not form.split) or (form.usual and has_times):
+            return True
+
+    if not is_asked or form.options or "options" in told:
+        return False
+    if not told and may_name_options(form.answer, cells):
+        return True
+    proposed = propose_answer(cells)
     # Answers that are texts of options need no options.
-    are_names = proposed.get("answer") != form.answer or "first_option" in proposed
-    return "options" in proposed and are_names
+    plain = read_answers(cells, {"answer": form.answer})
+    return bool(proposed.get("options")) and read_answers(cells, proposed) != plain

@@ -403,21 +403,23 @@ def read_file_names(record: Record, form: Form) -> list[str]:
         ValueError: If it names none.
     """
     names = []
+    # A number that joins two lists is a key, and no name.
+    key = form.join.on if form.join and form.join.list else ""
     for name, template in zip(form.file, form.templates, strict=True):
+        texts: dict[str, str] = {}
         for place, column, digits in template:
             cell = read_cell(record, column)
             # Hugging Face's datasets have an object with the path.
             if isinstance(cell, dict):
                 cell = cell.get("path")
             text = read_text(cell)
-            # A number that joins two lists is a key, and no name.
-            joined = form.join.on if form.join and form.join.list else ""
-            is_key = column == joined and isinstance(cell, int)
-            if is_key or not text:
+            if not text or (column == key and isinstance(cell, int)):
                 break
-            name = name.replace(place, text.zfill(int(digits or 0)))
+            texts[place] = text.zfill(int(digits or 0))
         else:
-            names.append(name)
+            # At once: a cell may have braces, too.
+            places = "|".join(map(re.escape, texts))
+            names.append(re.sub(places, lambda match: texts[match[0]], name))  # noqa: B023
     if names:
         return names if form.partner_column else names[:1]
     columns = ", ".join(form.file) or "a column of a usual name"

@@ -4,6 +4,7 @@ and its rows."""
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from posixpath import splitext
 
@@ -209,7 +210,7 @@ class Source:
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
-            if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.match(path)):
+            if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
                 is_text = "/" in path and name.endswith(LINES)
                 (texts if is_text else paths).append(path)
 
@@ -251,8 +252,8 @@ class Source:
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
             has_stored = not form.meanings.issuperset(table.columns)
-            if has_stored and self.require_texts and not (self.form or form.where):
-                is_unknown |= hides_meanings(table)
+            if has_stored and self.require_texts and not form.where:
+                is_unknown |= hides_meanings(table, self.folder)
 
             # Columns that a user has named, and that the first records lack, may come later.
             has_named = not self.form or self.form.meanings <= {*table.columns}
@@ -297,8 +298,8 @@ class Source:
                         of_all = partners.get(("", key), {})
                         joined = of_all | partners.get((origin.split, key), {}) | record
                     yield from self.items.add(where, joined, form, origin)
-            if self.form and table.form is self.form:
-                check_columns(table, columns, self.form)
+            if table.told:
+                check_columns(table, columns, table.told)
         if not self.items.count:
             lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
             raise InputError("; ".join(lines))
@@ -376,7 +377,11 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         if not any(media.startswith(inside) for media in folder.files.media):
             inside = ""
         table.origins = [Origin(splits[path], inside, number)]
-        start = splits[path], inside, str(table.head_records[:1])
+        # A number in JSON is a text in CSV.
+        cells = [
+            read_text(cell) for cell in chain(*map(dict.values, table.head_records[:1]))
+        ]
+        start = splits[path], inside, str(cells)
         if start in starts:
             raise InputError(
                 f"{table.path} begins as {starts[start]} does; if it is a copy, move it away, otherwise "

@@ -43,7 +43,7 @@ from alpro.shards.tar import GZIP
 Records = Iterator[tuple[str, Record | str]]
 LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *LINES)
-HEAD = 20  # records whose columns decide the form
+HEAD = 200  # records whose columns decide the form
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 # Bytes that are not UTF-8, by `surrogateescape`.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -89,6 +89,9 @@ class Table:
     """A table with its form (None if the columns are unknown), and its records with their lines or
     entries. The file is opened once; the constructor reads the first records.
 
+    Args:
+        told: The form of the user, whose keys a published form gets, too.
+
     Raises:
         InputError: If the table is missing, corrupt, in another format or not UTF-8, or if it is a
             placeholder.
@@ -97,14 +100,15 @@ class Table:
     def __init__(
         self,
         path: Location,
-        form: Form | None = None,
+        told: Form | None = None,
         origins: Sequence[Origin] = (NO_ORIGIN,),
     ):
         self.path = path
         self.origins = origins
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
-        self.form = form
+        self.told = told
+        self.form: Form | None = None
         self.document: Any = None  # parsed JSON
         self._start = b""
         records = self._read()
@@ -118,14 +122,16 @@ class Table:
         for published in FORMS:
             is_flat = not (published.records or published.line)
             if is_flat and published.fits(self.columns, self.extension):
-                self.form = self.form or published
+                self._take(published)
+        self.form = self.form or told
         usual = LIST if self.columns == ["$value"] else TABLE
         bound = usual.bind(self.columns)
         # A list of files, which has no column of the user's form.
         names = {*self.columns} if usual is TABLE else set()
-        is_list = form and not (form.meanings & names or bound.has_texts(names))
-        if bound.file and (is_list or self.form is None):
+        is_list = not (told and (told.meanings & names or bound.has_texts(names)))
+        if bound.file and self.form is told and is_list:
             self.form = usual
+            self.told = None
         if self.form is None:
             self.refuse_placeholder()
         # The form with the columns of the first records; without any if they are not known.
@@ -133,6 +139,12 @@ class Table:
         # Whether its records only complete the records of another table.
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
         self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
+
+    def _take(self, published: Form | None) -> None:
+        """Set the form to a published one, unless it is known, or told where the records are."""
+        is_told = self.told and (self.told.records or self.told.line)
+        if published and not (self.form or is_told):
+            self.form = published.told(self.told)
 
     @property
     def lists_files(self) -> bool:
@@ -207,8 +219,8 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return self._read_json_lines(io.StringIO(content))  # under another name
 
-        self.form = self.form or find_form(self.document, self.extension)
-        return records_in(self.document, self.form or TABLE)
+        self._take(find_form(self.document, self.extension))
+        return records_in(self.document, self.form or self.told or TABLE)
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
@@ -222,8 +234,8 @@ class Table:
                 continue
             # Each line is an entry of a list.
             if form is None:
-                self.form = self.form or find_form([record], self.extension)
-                form = self.form or TABLE
+                self._take(find_form([record], self.extension))
+                form = self.form or self.told or TABLE
             for where, found in records_in([record], form):
                 yield where.replace("entry 1", f"line {number}", 1), found
 
@@ -239,16 +251,17 @@ class Table:
                 break
         else:
             return
-        for form in FORMS:
-            if self.form is None and form.line and form.line.fullmatch(first.strip()):
-                self.form = form
-        pattern = self.form.line if self.form else None
+        for published in FORMS:
+            if published.line and published.line.fullmatch(first.strip()):
+                self._take(published)
+        form = self.form or self.told or TABLE
+        pattern = form.line
         is_table = self.extension not in LINES
         names = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
         if pattern is None and not is_table and len(names) > 1:
             # The first line of a text may have the names of columns.
             check_columns(names)
-            is_table = bool((self.form or TABLE).bind(names).file)
+            is_table = "\t" in first.strip() or bool(form.bind(names).file)
         if pattern is None and is_table:
             yield from read_cells(first, text, self.extension, skipped)
             return
@@ -260,8 +273,8 @@ class Table:
                 yield f"line {number}", SAVE_AS_UTF8
             elif line and match:
                 yield f"line {number}", match.groupdict() or {"$value": line}
-            elif line and self.form:
-                yield f"line {number}", f"not a line of {self.form.title}"
+            elif line:
+                yield f"line {number}", f"not a line of {form.title}"
 
     def _read_parquet(self, file: IO[bytes]) -> Records:
         with pq.ParquetFile(file) as table:
@@ -367,8 +380,11 @@ def check_columns(columns: list[str]) -> list[str]:
         raise ValueError(f"line 1: {SAVE_AS_UTF8}")
     columns = [name.strip() for name in columns]
     for name in columns:
-        is_media = PurePosixPath(name).suffix.lower() in MEDIA_EXTENSIONS
-        if is_media or (name and columns.count(name) > 1):
+        # Also of a path and a number, and of Excel's `sep=;`. `segment.ts` is a column of pandas.
+        word = name.partition(" ")[0]
+        extension = PurePosixPath(word).suffix.lower()
+        is_media = extension in MEDIA_EXTENSIONS and extension != ".ts"
+        if is_media or word.startswith("sep=") or (name and columns.count(name) > 1):
             raise ValueError(
                 f"line 1 is a row, or the column {name!r} appears twice; the first line has the "
                 "names of the columns, such as path,caption"
