@@ -24,6 +24,7 @@ from alpro.shards.sources.form import (
 )
 from alpro.shards.sources.media import (
     NOT_TEXTS,
+    TEXT_SUFFIXES,
     Folder,
     Notes,
     Sidecars,
@@ -210,6 +211,8 @@ class Source:
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
+            # The texts of test.mp4 are no CSV.
+            is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
                 is_text = "/" in path and name.endswith(LINES)
                 (texts if is_text else paths).append(path)
