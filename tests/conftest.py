@@ -155,10 +155,11 @@ def free_port() -> Callable[[], int]:
 def two_ranks(free_port) -> Callable[..., list[int]]:
     """two_ranks(program, *arguments): runs it as the two processes of a job; their exit statuses.
 
-    They are forks of a process that has imported torch, which takes two seconds of computing.
+    They are forks of a process that has imported torch, and what DistributedDataParallel imports,
+    which takes three seconds of computing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alpro.stages.train_prompter"])
+    context.set_forkserver_preload(["alpro.stages.train_prompter", "torch._dynamo"])
 
     def run(program: Path, *arguments: object) -> list[int]:
         words = [str(argument) for argument in arguments]
@@ -207,13 +208,13 @@ def wait_for_end() -> Callable[[int], None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A scheduler and a worker with two threads, in this process."""
+def cluster(request) -> Iterator[Any]:
+    """A scheduler and a worker with two threads, or the number that a test names, in this process."""
     from distributed import LocalCluster
 
     with LocalCluster(
         n_workers=1,
-        threads_per_worker=2,
+        threads_per_worker=getattr(request, "param", 2),
         processes=False,
         dashboard_address=None,
         protocol="tcp",

@@ -31,6 +31,12 @@ WITH_PREFECT = [
     f"tests/pipeline/test_{name}.py"
     for name in ("flow", "flow_steps", "deployments", "servers")
 ]
+WITH_RANKS = [
+    "tests/pipeline/test_stops.py",
+    "tests/stages/evaluation/test_several_processes.py",
+    "tests/stages/training/test_objective.py",
+    "tests/stages/training/test_ranks.py",
+]
 
 
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
@@ -53,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist, nothing calls it
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """`--dist loadfile`, where one process has all files that need Prefect's server and the run of
-    the pipeline, instead of each making its own."""
+    the pipeline, and one those that start ranks, instead of each making its own."""
     if config.getvalue("dist") != "loadfile":
         return None
 
@@ -62,6 +68,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
+            if file in WITH_RANKS:
+                return "ranks"
             return "prefect" if file in WITH_PREFECT else file
 
     return Scheduling(config, log)

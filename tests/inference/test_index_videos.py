@@ -188,6 +188,7 @@ def test_a_unit_that_dies_costs_only_the_file_that_kills_it(
     assert update(own).embedded == 1  # it may have been the memory
 
 
+@pytest.mark.parametrize("cluster", [1], indirect=True)  # each thread imports torch
 def test_a_cluster_embeds_what_this_machine_does(
     update, own, opened, folders, cluster, tmp_path
 ):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import CLIPConfig, CLIPModel
 
 from alpro.models import alpro, attention, precision
 from alpro.models.alpro import Alpro, Prompter
@@ -83,6 +82,8 @@ class Memory(TorchDispatchMode):
 
 def clip_towers(frames: int) -> ClipPrompter:
     """A CLIP of base size, trainable, with temporal attention."""
+    from transformers import CLIPConfig, CLIPModel
+
     config = CLIPConfig(**CLIP_B16)
     config._attn_implementation = "sdpa"
     towers = ClipPrompter(CLIPModel(config))
