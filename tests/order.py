@@ -7,18 +7,15 @@ import pytest
 # Files with the tests that take longest start early, so that no process waits for them at the end:
 # first of all Prefect's server with a run of the whole pipeline.
 PIPELINE = ("flow", "stops", "cli", "tracking", "model_commands")
-HEAVY = ["tests/test_whole_runs.py"]
-HEAVY += [f"tests/pipeline/test_{name}.py" for name in PIPELINE]
+HEAVY = [f"tests/pipeline/test_{name}.py" for name in PIPELINE]
 HEAVY += [
-    "tests/stages/evaluation/test_several_processes.py",
-    "tests/stages/training/test_dataset.py",
-    "tests/stages/training/test_ranks.py",
+    "tests/stages/training/test_resume.py",
+    "tests/stages/training/test_failures.py",
+    "tests/inference/test_index_videos.py",
     "tests/shards/test_decoding_formats.py",
-    "tests/shards/test_reader.py",
+    "tests/test_whole_runs.py",
     "tests/test_pool.py",
     "tests/test_paper_configurations.py",
-    "tests/test_oracle.py",
-    "tests/test_examples.py",
     "tests/test_layering.py",
 ]
 # The trials with which the three processes of `make test-long` begin: none waits for them at the end.
@@ -27,16 +24,18 @@ LONGEST = [
     "test_a_day_of_deployments_through_two_pools",
     "test_the_night_after_each_end_of_alpro_up_trains",
 ]
-WITH_PREFECT = [
-    f"tests/pipeline/test_{name}.py"
-    for name in ("flow", "flow_steps", "deployments", "servers")
-]
-WITH_RANKS = [
-    "tests/pipeline/test_stops.py",
-    "tests/stages/evaluation/test_several_processes.py",
-    "tests/stages/training/test_objective.py",
-    "tests/stages/training/test_ranks.py",
-]
+# Files that share what takes long to start: Prefect's server and the run of the pipeline, and the
+# parent of ranks.
+TOGETHER = {
+    "tests/pipeline/test_flow.py": "prefect",
+    "tests/pipeline/test_flow_steps.py": "prefect",
+    "tests/pipeline/test_deployments.py": "prefect",
+    "tests/pipeline/test_servers.py": "prefect",
+    "tests/pipeline/test_stops.py": "ranks",
+    "tests/stages/evaluation/test_several_processes.py": "ranks",
+    "tests/stages/training/test_objective.py": "ranks",
+    "tests/stages/training/test_ranks.py": "ranks",
+}
 
 
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
@@ -58,8 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist, nothing calls it
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile`, where one process has all files that need Prefect's server and the run of
-    the pipeline, and one those that start ranks, instead of each making its own."""
+    """`--dist loadfile`, where one process has the files that share what takes long to start."""
     if config.getvalue("dist") != "loadfile":
         return None
 
@@ -68,8 +66,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            if file in WITH_RANKS:
-                return "ranks"
-            return "prefect" if file in WITH_PREFECT else file
+            return TOGETHER.get(file, file)
 
     return Scheduling(config, log)
