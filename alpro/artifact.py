@@ -175,12 +175,15 @@ def check_record(folder: Path, record: Record) -> None:
         )
 
 
-def check_artifact(folder: Path) -> None:
+def check_artifact(folder: Path) -> Record | None:
     """Compare the files of an artifact with its record: all but the shards, whose samples have
     checksums.
 
     Args:
         folder: An artifact, or the model folder in it. Without a record, nothing is compared.
+
+    Returns:
+        The record.
 
     Raises:
         InputError: If a file is damaged or missing.
@@ -189,7 +192,7 @@ def check_artifact(folder: Path) -> None:
         folder = folder.parent
     record = read_record(folder)
     if record is None:
-        return
+        return None
     check_record(folder, record)
 
     paths = {
@@ -199,6 +202,7 @@ def check_artifact(folder: Path) -> None:
     }
     for path in find_damaged(paths):
         raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
+    return record
 
 
 def find_damaged(files: Mapping[Path, str]) -> list[Path]:
@@ -230,15 +234,6 @@ def require(folder: Path, name: str) -> Path:
 
 def repair_hint(folder: Path) -> str:
     return f"restore it, or delete {folder} to rebuild the artifact"
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of an evaluation's results.json, with their split. Raise InputError if the file
-    is damaged."""
-    check_artifact(folder)
-    record = read_record(folder)
-    split = {"split": record.config["split"]} if record and record.config else {}
-    return [row | split for row in read_json(folder / "results.json")]
 
 
 def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:

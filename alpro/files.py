@@ -205,7 +205,7 @@ def read_small_json(path: Path, max_bytes: int = 64 << 20) -> Any:
             f"{path}: missing, no regular file, or larger than {max_bytes:,} bytes"
         )
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
 

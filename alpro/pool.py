@@ -253,45 +253,36 @@ class _Processes:
     ) -> bytes | Died:
         """Run a task in the child process of this thread, which ends if the task is cancelled.
         Return the answer of `_attempt`, or Died."""
-        for _ in range(MAX_LOST):
-            if self._is_stopped or is_cancelled():
-                break
-            answer = self._run_once(call, output, is_cancelled)
-            if answer is not None:
-                return answer
-        return Died("its process ended")
-
-    def _run_once(
-        self, call: bytes, output: str, is_cancelled: Callable[[], bool]
-    ) -> bytes | Died | None:
-        """Run a task in the child process of this thread. Returns None if the process ended before
-        Pebble knew of its task: why is not known then."""
         thread = get_ident()
         # Spawned: a fork would copy the locks of this process's threads.
         context: Any = get_context("spawn")  # Pebble's annotation does not admit it
-        if thread not in self._pools:
-            pool = ProcessPool(1, initializer=_initialize, context=context)
-            self._pools[thread] = pool
-        pool = self._pools[thread]
+        died: Died | None = None
+        for _ in range(MAX_LOST):
+            if died or self._is_stopped or is_cancelled():
+                break
+            if thread not in self._pools:
+                pool = ProcessPool(1, initializer=_initialize, context=context)
+                self._pools[thread] = pool
+            pool = self._pools[thread]
 
-        answer: bytes | Died | None = None
-        # A pool whose process was killed refuses tasks, or forgets them.
-        with suppress(RuntimeError, TimeoutError):
-            future = pool.schedule(_attempt, (call, output))
-            while pool.active and not is_cancelled():
-                if wait([future], timeout=1).done:
-                    break
-            try:
-                return future.result(timeout=0)
-            except ProcessExpired as expired:
-                answer = Died(f"its process ended with status {expired.exitcode}")
-                if expired.exitcode == EXIT_TIMEOUT:
-                    answer = Died("its process took too long", timed_out=True)
+            # A pool whose process was killed refuses tasks, or forgets them. Why the process ended
+            # is not known then.
+            with suppress(RuntimeError, TimeoutError):
+                future = pool.schedule(_attempt, (call, output))
+                while pool.active and not is_cancelled():
+                    if wait([future], timeout=1).done:
+                        break
+                try:
+                    return future.result(timeout=0)
+                except ProcessExpired as expired:
+                    died = Died(f"its process ended with status {expired.exitcode}")
+                    if expired.exitcode == EXIT_TIMEOUT:
+                        died = Died("its process took too long", timed_out=True)
 
-        # Whatever state the pool of a dead process is in, it is not used again.
-        del self._pools[thread]
-        _stop([pool])
-        return answer
+            # Whatever state the pool of a dead process is in, it is not used again.
+            del self._pools[thread]
+            _stop([pool])
+        return died or Died("its process ended")
 
     def stop(self, running: Iterable[Future] = ()) -> None:
         """End all processes."""

@@ -208,11 +208,11 @@ def evaluate(
         baseline: Another model to compare with, such as a CLIP: its folder, or its name on the hub.
         out: Write results.json and scores.parquet there.
     """
-    from alpro.artifact import read_results
     from alpro.pipeline.reports.comparison import compare_scores
     from alpro.pipeline.reports.results import tables
     from alpro.pipeline.reports.terminal import print_tables
     from alpro.stages.evaluation.any_model import score_models
+    from alpro.stages.evaluation.comparison import read_results
     from alpro.stages.evaluation.labeled_data import read_labeled
 
     names = [name for name in (model, baseline) if name]

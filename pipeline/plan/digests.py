@@ -95,7 +95,7 @@ class Digests:
 
                 urls = [file for file, state in states.items() if state == REMOTE]
                 unread = [file for file, one in known.items() if one == MISSING]
-                fresh = [*zip(unread, pool.map(try_checksum, unread), strict=True)]
+                fresh = [*zip(unread, pool.map(digest_file, unread), strict=True)]
                 if ask and urls:
                     fresh += zip(urls, identities(urls), strict=True)
                 found = {file: one for file, one in fresh if one not in NOT_FOUND}
@@ -107,7 +107,7 @@ class Digests:
         return digests
 
 
-def try_checksum(file: str) -> str:
+def digest_file(file: str) -> str:
     """Return the SHA-256 of a file; empty if it is not a file or must not be read. Raises InputError
     if reading fails otherwise."""
     try:

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from alpro.artifact import Record, artifacts, read_record, read_results
+from alpro.artifact import Record, artifacts, read_record
 from alpro.models.folder import ModelBundle
 from alpro.pipeline.reports.results import Rows, count_text, tables
 from alpro.pipeline.reports.templates import render
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.comparison import read_results
 
 
 def write_card(artifact: Path, model: ModelBundle, name: str, license: str = "") -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from alpro.artifact import read_results
 from alpro.names import Artifact
 from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
 from alpro.pipeline.reports.results import (
@@ -14,7 +13,7 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.pipeline.reports.verdict import compare_models
 from alpro.pipeline.store.lineage import lineage
-from alpro.stages.evaluation.comparison import compare
+from alpro.stages.evaluation.comparison import compare, read_results
 
 COMPARED = (
     "Differences: over the same queries, with their 95 % interval, paired bootstrap over test videos. "

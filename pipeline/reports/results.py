@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpro.artifact import Record, read_results
+from alpro.artifact import Record
 from alpro.names import Artifact
 from alpro.stages import EVALUATIONS
+from alpro.stages.evaluation.comparison import read_results
 from alpro.stages.evaluation.score_names import PRINTED, full_name
 from alpro.stages.evaluation.statistics import PairedDifference
 

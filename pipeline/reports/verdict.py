@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alpro.artifact import read_results
 from alpro.errors import InputError
 from alpro.names import Artifact
 from alpro.pipeline.reports.results import (
@@ -14,7 +13,7 @@ from alpro.pipeline.reports.results import (
     row_label,
     score_text,
 )
-from alpro.stages.evaluation.comparison import Comparison, compare
+from alpro.stages.evaluation.comparison import Comparison, compare, read_results
 from alpro.stages.evaluation.score_names import DECISIVE
 from alpro.stages.evaluation.statistics import PairedDifference
 

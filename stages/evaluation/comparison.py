@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alpro.artifact import check_artifact, read_results
+from alpro.artifact import check_artifact
 from alpro.errors import InputError
+from alpro.files import read_json
 from alpro.stages.evaluation.statistics import PairedDifference, paired_difference
 
 # The value of every score of results.json for each of its queries.
@@ -86,6 +87,14 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             f"({' and '.join(queries)})"
         )
     return Comparison(compared, other_queries)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of an evaluation's results.json, with their split. Raise InputError if the file
+    is damaged."""
+    record = check_artifact(folder)
+    split = {"split": record.config["split"]} if record and record.config else {}
+    return [row | split for row in read_json(folder / "results.json")]
 
 
 def read_values(folder: Path) -> dict[str, pa.Table]:
