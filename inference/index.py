@@ -74,6 +74,7 @@ SCHEMA = pa.schema(
         "detail": pa.string(),
     }
 )
+COLUMNS = {*SCHEMA.names, "vector"}  # of every index
 COMPUTED = ["vector", "duration", "reason", "detail"]  # columns that an embedding fills
 Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `columns`
 EMPTY: Item = dict.fromkeys(SCHEMA.names) | {"columns": {}}
@@ -149,9 +150,10 @@ class Index:
     def __init__(self, place: str, table: "Table"):
         self.place = place
         self.table = table
-        others = (*SCHEMA.names, "vector")
         self.columns: ColumnTypes = {
-            field.name: field.type for field in table.schema if field.name not in others
+            field.name: field.type
+            for field in table.schema
+            if field.name not in COLUMNS
         }
         self._shown = [*SCHEMA.names, *self.columns]
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
@@ -169,7 +171,7 @@ class Index:
             )
         address = str(absolute(place))
         table = call_engine(address, lambda: connect(address).open_table("clips"))
-        if {*SCHEMA.names, "vector"} - {*table.schema.names}:
+        if COLUMNS - {*table.schema.names}:
             raise other_table(place)
         index = cls(address, table)
         _ = index.settings  # an index of an earlier version has others

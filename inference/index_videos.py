@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from alpro.errors import InputError
 from alpro.inference.index import (
+    COLUMNS,
     SCHEMA,
     ColumnTypes,
     Index,
@@ -174,7 +175,7 @@ def infer_types(videos: Location, columns: Sequence[str]) -> ColumnTypes:
         with suppress(pa.ArrowException):  # values of several types
             kind = pa.infer_type([row.get(name) for row in rows])
 
-        is_taken = name in (*SCHEMA.names, "vector") or "." in name
+        is_taken = name in COLUMNS or "." in name
         if is_taken or pa.types.is_null(kind) or pa.types.is_nested(kind):
             raise InputError(
                 f"{videos}: column {name!r} has no values, or not only texts or only numbers, or "
