@@ -108,6 +108,35 @@ def draw_sizes(
         yield round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
 
 
+def random_box(
+    grid: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.3, 0.5),
+    aspect: tuple[float, float] = (0.3, 3.3),
+) -> tuple[int, int, int, int]:
+    """Sample a crop as random resized cropping does, rounded to the patch grid.
+
+    A crop that rounds to an area outside the range is sampled again. After 100 failures, because the
+    grid is too coarse, the result is the central half.
+
+    Args:
+        grid: Side of the grid in patches.
+        area: Range of the fraction of the grid.
+        aspect: Range of width : height.
+
+    Returns:
+        left, top, width and height in patches.
+    """
+    smallest, largest = area
+    for width, height in draw_sizes(100, (grid, grid), area, aspect, rng):
+        inside = 1 <= height <= grid and 1 <= width <= grid
+        if inside and smallest <= height * width / grid**2 <= largest:
+            top = int(rng.integers(0, grid - height + 1))
+            left = int(rng.integers(0, grid - width + 1))
+            return left, top, width, height
+    return 0, grid // 4, grid, max(1, grid // 2)
+
+
 Picture = Image.Image
 FILL = (128, 128, 128)
 VIDEO_STRENGTH = 0.5  # level 5 of 10

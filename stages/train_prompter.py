@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.models.alpro import Prompter
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle
-from alpro.stages.evaluation.entities import random_box
+from alpro.shards.transforms import random_box
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
     Corpora,

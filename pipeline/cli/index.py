@@ -18,13 +18,6 @@ group = App(name="index", help="Add, remove and list the videos of an index.")
 IndexPlace = Annotated[
     str, Parameter(help="The index: a folder, or an address such as s3://bucket/index.")
 ]
-IndexModel = Annotated[
-    str,
-    Parameter(
-        help="The model of a new index, or of one whose model has moved, named as for `alpro model "
-        "ask`."
-    ),
-]
 Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Rerank = Annotated[
     int | None,
@@ -47,7 +40,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     stride: Seconds | None = None,
     columns: str = "",
     scheduler: str = "",
-    model: IndexModel = "",
+    model: str = "",
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Embed videos into an index for `alpro search`.
@@ -63,6 +56,8 @@ def add_to_index(  # noqa: PLR0913 - options of a command
         columns: Columns of the manifest that a new index keeps for conditions, such as
             date,project.
         scheduler: Address of a Dask scheduler, such as tcp://host:8786, whose workers embed.
+        model: The model of a new index, or of one whose model has moved, named as for `alpro model
+            ask`.
     """
     from alpro.inference.index import (
         Index,
@@ -145,7 +140,7 @@ def list_index(index: IndexPlace, /) -> None:
 
 def search(  # noqa: PLR0913 - options of a command
     index: IndexPlace,
-    word: str,
+    text: str,
     /,
     *more: str,
     k: Annotated[Count, Parameter(name=("-k", "--results"))] = 10,
@@ -153,7 +148,7 @@ def search(  # noqa: PLR0913 - options of a command
     words: str = "",
     rerank: Rerank = None,
     exact: bool = False,
-    model: IndexModel = "",
+    model: str = "",
     json: bool = False,
     models: ModelOptions = ModelOptions(),
 ) -> None:
@@ -162,12 +157,13 @@ def search(  # noqa: PLR0913 - options of a command
     Ranks all clips by the similarity between their embeddings and the text's.
 
     Args:
-        word: What the videos should show.
-        more: Further words of the text.
+        text: What the videos should show.
+        more: Further words of it.
         k: Number of results.
         where: A condition in SQL, such as "kind = 'video' AND duration < 10".
         words: Words that must all be in the caption, the file name or the id, such as "dog park".
         exact: Compare all clips, also in an index of more than a million.
+        model: The model of INDEX, if it has moved.
         json: Print JSON instead of text.
     """
     from alpro.inference.search import Searcher
@@ -175,12 +171,12 @@ def search(  # noqa: PLR0913 - options of a command
     # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else None
     searcher = Searcher.open(index, found, device=models.device, dtype=models.dtype)
-    text = " ".join([word, *more])
-    result = searcher.search(text, k, where, words, rerank=rerank, exact=exact)
+    query = " ".join([text, *more])
+    result = searcher.search(query, k, where, words, rerank=rerank, exact=exact)
 
     if json:
         # A line, as scripts read one for each search.
-        print(json_format.dumps({"text": text, **result.json()}))
+        print(json_format.dumps({"text": query, **result.json()}))
     else:
         print_hits(result)
 

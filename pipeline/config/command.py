@@ -19,9 +19,9 @@ STUDIES = CONFIGS / "studies"
 # Stages that create a model, which a model in `pretrained` replaces.
 MODEL_STAGES = ("train_prompter", "pretrain")
 # Stages that run without a table, and use [templates].
-TEXT_STAGES = ("train_tokenizer", "build_vocabulary", "cache_prompts")
+TEMPLATE_STAGES = ("train_tokenizer", "build_vocabulary", "cache_prompts")
 # Tables that are set once, and the stages whose configuration has a copy.
-SHARED = {"model": MODEL_STAGES, "templates": TEXT_STAGES}
+SHARED = {"model": MODEL_STAGES, "templates": TEMPLATE_STAGES}
 
 
 @dataclass(frozen=True)

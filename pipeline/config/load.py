@@ -16,7 +16,7 @@ from alpro.errors import InputError
 from alpro.pipeline.config.command import (
     MODEL_STAGES,
     SHARED,
-    TEXT_STAGES,
+    TEMPLATE_STAGES,
     Command,
     find_config,
     read_toml,
@@ -204,7 +204,7 @@ def share_tables(values: Values) -> Values:
         dropped.update(MODEL_STAGES)
     values = {key: value for key, value in values.items() if key not in dropped}
 
-    for stage in TEXT_STAGES:
+    for stage in TEMPLATE_STAGES:
         values.setdefault(stage, {})
     for key, stages in SHARED.items():
         for stage in stages:

@@ -24,6 +24,7 @@ from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
+    EXIT_STOPPED,
     RESULT_FILE,
     WORK_FILE,
     Outcome,
@@ -45,7 +46,8 @@ LAST_LINES = 3  # lines of the output in the message of a stage that failed
 # How a stage ended without a result, by its exit status.
 ENDS = {
     128 + signal.SIGKILL: "was killed, probably for memory (fewer resources.workers or "
-    "a smaller batch need less; the same command resumes)"
+    "a smaller batch need less; the same command resumes)",
+    EXIT_STOPPED: "was stopped with a checkpoint; the same command resumes",
 }
 
 
@@ -91,8 +93,8 @@ class Processes:
             self._reader.start()
 
     def stop(self) -> None:
-        """Ask the group to end, also several times: a training writes a checkpoint. Call it before
-        `wait`."""
+        """Ask the group to end, also several times: a training writes a checkpoint. Not after
+        `wait`: the process ID may have been reused."""
         os.kill(self._leader.pid, signal.SIGTERM)
 
     def is_running(self) -> bool:

@@ -40,7 +40,7 @@ from alpro.pipeline.flows.tasks import (
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
-from alpro.pipeline.store.runs import Run, Runs, git_commit
+from alpro.pipeline.store.runs import RunEntry, Runs, git_commit
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.lifecycle import get_parent
@@ -231,7 +231,7 @@ def run(
     parent: the run in MLflow of the pipeline that this run belongs to. Its stages are logged there,
     and the pipeline writes the report.
     """
-    log_entry = Run(
+    log_entry = RunEntry(
         **vars(plan.command),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         folder=str(Path.cwd()),

@@ -20,7 +20,7 @@ from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, with_inputs, write_names
 from alpro.pipeline.reports.document import describe_run
-from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, Run, Runs
+from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, RunEntry, Runs
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS, WITH_MODEL
@@ -49,7 +49,7 @@ class PipelineRun:
     """
 
     plan: Plan
-    log_entry: Run
+    log_entry: RunEntry
     remote_stages: Collection[str]
     tracker: Tracker
     mlflow_run: str
@@ -98,8 +98,8 @@ class PipelineRun:
         announce(f"stage {number} of {len(steps)}, {step.name}: {text}")
 
     def count_models(self, step: Step) -> int:
-        """Return how many stages with a model share this machine with a step, which counts: the
-        trainings that may run at the same time. An evaluation is over soon."""
+        """Return how many stages with a model share this machine: the step itself and the
+        trainings that may run beside it. An evaluation is over soon."""
         steps = self.plan.steps
         before = with_inputs(steps, [step.name])
         beside = [
@@ -148,7 +148,7 @@ class PipelineRun:
                 document.markdown(links), key="results", description=log_entry.title
             )
 
-    def end(self, error: BaseException | None) -> Run:
+    def end(self, error: BaseException | None) -> RunEntry:
         """Write how the run ended into the log. STAGE stands for what was built last, also by a run
         that failed."""
         state = FINISHED
@@ -172,7 +172,7 @@ class PipelineRun:
         write_names(self.plan, self.artifacts)
         return run
 
-    def describe_changes(self, earlier: Sequence[Run]) -> list[str]:
+    def describe_changes(self, earlier: Sequence[RunEntry]) -> list[str]:
         """Return how the artifacts of this run differ from the last ones of the same steps; if none
         of those exists, the changes of the command.
 

@@ -25,7 +25,7 @@ from alpro.pipeline.reports.results import (
 )
 from alpro.pipeline.reports.templates import render
 from alpro.pipeline.reports.verdict import compare_with_start, headline
-from alpro.pipeline.store.runs import Run
+from alpro.pipeline.store.runs import RunEntry
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.execution.step import Step
@@ -91,7 +91,7 @@ class Document:
 
 
 def describe_run(
-    run: Run,
+    run: RunEntry,
     steps: Sequence[Step],
     artifacts: Sequence[Artifact],
     changes: Sequence[str],
@@ -99,7 +99,7 @@ def describe_run(
     """Return the document of a run.
 
     Args:
-        run: Run that has ended.
+        run: Entry of a run that has ended.
         steps: Steps of its plan.
         artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
         changes: What differs from the run before.

@@ -26,7 +26,7 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class Run(Command):
+class RunEntry(Command):
     """A command that ran in a workspace."""
 
     at: str = ""  # time of its start in ISO 8601
@@ -44,7 +44,9 @@ class Run(Command):
     states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
 
 
-RUN = TypeAdapter(Run)  # reads a run, without the keys that another version wrote
+ENTRY = TypeAdapter(
+    RunEntry
+)  # reads a run, without the keys that another version wrote
 
 
 class Runs:
@@ -53,7 +55,7 @@ class Runs:
     def __init__(self, workspace: Path):
         self.file = workspace / FILE
 
-    def write(self, run: Run) -> None:
+    def write(self, run: RunEntry) -> None:
         """Write a run as it is now: when it begins, and when it has ended."""
         text = json.dumps(asdict(run), ensure_ascii=False)
         # A line begins with its break, so that one which a power failure has cut ends there. A
@@ -61,7 +63,7 @@ class Runs:
         with self.file.open("ab") as file:
             file.write(f"\n{text}".encode())
 
-    def all(self) -> list[Run]:
+    def all(self) -> list[RunEntry]:
         """Return the runs in the order in which they began."""
         values: dict[str, dict[str, Any]] = {}
         text = self.file.read_text("utf-8", "replace") if self.file.is_file() else ""
@@ -70,14 +72,14 @@ class Runs:
                 line = json.loads(part)
                 values.setdefault(line["id"], {}).update(line)
 
-        return [RUN.validate_python(one) for one in values.values()]
+        return [ENTRY.validate_python(one) for one in values.values()]
 
-    def earlier(self, run: Run) -> list[Run]:
+    def earlier(self, run: RunEntry) -> list[RunEntry]:
         """Return the runs of the same configuration that began before another one, in order."""
         before = takewhile(lambda one: one.id != run.id, self.all())
         return [one for one in before if one.config_name == run.config_name]
 
-    def last(self, report: str) -> Run | None:
+    def last(self, report: str) -> RunEntry | None:
         """Return the last run of the steps that a page reports."""
         return next((run for run in reversed(self.all()) if run.report == report), None)
 

@@ -14,7 +14,7 @@ from alpro.inference.clips import read_frames
 from alpro.inference.encoding import Videos, similarities
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_entities
-from alpro.shards.transforms import draw_sizes
+from alpro.shards.transforms import random_box
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
 from alpro.stages.evaluation.metrics import (
@@ -172,35 +172,6 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
                     }
                 )
     return rows
-
-
-def random_box(
-    grid: int,
-    rng: np.random.Generator,
-    area: tuple[float, float] = (0.3, 0.5),
-    aspect: tuple[float, float] = (0.3, 3.3),
-) -> tuple[int, int, int, int]:
-    """Sample a crop as random resized cropping does, rounded to the patch grid.
-
-    A crop that rounds to an area outside the range is sampled again. After 100 failures, because the
-    grid is too coarse, the result is the central half.
-
-    Args:
-        grid: Side of the grid in patches.
-        area: Range of the fraction of the grid.
-        aspect: Range of width : height.
-
-    Returns:
-        left, top, width and height in patches.
-    """
-    smallest, largest = area
-    for width, height in draw_sizes(100, (grid, grid), area, aspect, rng):
-        inside = 1 <= height <= grid and 1 <= width <= grid
-        if inside and smallest <= height * width / grid**2 <= largest:
-            top = int(rng.integers(0, grid - height + 1))
-            left = int(rng.integers(0, grid - width + 1))
-            return left, top, width, height
-    return 0, grid // 4, grid, max(1, grid // 2)
 
 
 def entities_in_crop(

@@ -1,1 +1,1 @@
-"""Runs a stage: its process, its worker processes and its progress bar."""
+"""What runs a stage: its interface, its step, and the supervisor that stops it."""

@@ -1,8 +1,8 @@
 """Processes that end with the process that started them.
 
 `python -P -m alpro.stages.execution.lifecycle CLIENT GRACE STOP_FILE COMMAND...` runs COMMAND until
-it ends, the process CLIENT ends, or SIGTERM arrives. It is the only place that ends the processes of
-a stage: whoever stops one sends it SIGTERM, or just dies.
+it ends, the process CLIENT ends, or SIGTERM arrives. It decides how a stage stops: whoever stops one
+sends it SIGTERM, or just dies. `Processes.wait` kills what is left.
 """
 
 import math

@@ -27,8 +27,13 @@ from alpro.shards.sampling import (
     frames_in_halves,
     grouped_order,
 )
-from alpro.shards.transforms import augment_image, augment_video, random_crop, squash
-from alpro.stages.evaluation.entities import random_box
+from alpro.shards.transforms import (
+    augment_image,
+    augment_video,
+    random_box,
+    random_crop,
+    squash,
+)
 from alpro.stages.execution.interface import Corpora, Resources
 from alpro.stages.training.batch import Batch, collate, mask_words
 from alpro.stages.training.config import Phase, TrainingConfig
@@ -131,7 +136,7 @@ class CorpusExamples:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleSpec:
     """Contents of a training example.
 
     Attributes:
@@ -171,7 +176,7 @@ class TrainingDataset(Dataset[Batch]):
     config: TrainingConfig
     corpora: Corpora
     tokenizer: Tokenizer
-    spec: Examples
+    spec: ExampleSpec
     rank: int = 0
     ranks: int = 1
     one_length: bool = False
@@ -275,13 +280,13 @@ class TrainingDataset(Dataset[Batch]):
         items = []
         for index in indices:
             epoch, example = examples[index]
-            items.append(self.readable(source, epoch, example, unreadable))
+            items.append(self.read_or_replace(source, epoch, example, unreadable))
 
         length = self.config.max_text_tokens if self.one_length else 0
         batch = collate(step, source.kind, items, self.words.pad_id, length)
         return replace(batch, unreadable=unreadable)
 
-    def readable(
+    def read_or_replace(
         self,
         source: CorpusExamples,
         epoch: int,

@@ -35,7 +35,7 @@ def interpolate_(
         `<metric>/interpolated/<share>`, and the chosen share as `interpolation_share`.
     """
     weights = trainable(model)
-    # Only rank 0 has loaded the weights that were the best on validation (`Run.train`).
+    # Only rank 0 has loaded the weights that were the best on validation (`Trainer.train`).
     broadcast(list(weights.values()))
 
     after = copy_trainable(model)

@@ -82,7 +82,7 @@ class Clock:
 
 
 @dataclass
-class Run:
+class Trainer:
     """Training of an objective's model on all steps of a data set. It continues from the newest
     checkpoint in `out`.
 
@@ -443,7 +443,7 @@ class Run:
 @contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
     """Yield a list that receives SIGTERM and SIGINT instead of the process, so that the current step
-    can finish."""
+    can finish: Slurm signals every process, and not only the one that creates the stop file."""
     received: list[int] = []
     previous = {
         name: signal.signal(name, lambda number, _: received.append(number))

@@ -21,7 +21,7 @@ from alpro.models.losses import sample_hard_negatives, vtc_loss, vtm_loss
 from alpro.models.ranks import all_reduce_sum, rank, world_size
 from alpro.models.text import Pairs
 from alpro.stages.training.batch import Batch
-from alpro.stages.training.dataset import Examples, Granularity
+from alpro.stages.training.dataset import ExampleSpec, Granularity
 from alpro.stages.training.distributed import gather
 
 Metrics = dict[str, Tensor]
@@ -108,7 +108,7 @@ class Objective(NormalizedModel):
 
     Args:
         model: The model, with the mean and standard deviation of its pixels.
-        contents: Further contents of a training example, as fields of `Examples`.
+        contents: Further contents of a training example, as fields of `ExampleSpec`.
     """
 
     granularity: Granularity
@@ -123,7 +123,7 @@ class Objective(NormalizedModel):
     ):
         super().__init__(model, mean, std)
         video = model.config.video
-        self.examples = Examples(
+        self.examples = ExampleSpec(
             self.granularity, video.frames, video.image_size, video.grid, **contents
         )
 
@@ -392,10 +392,10 @@ class MatchingObjective(Objective):
             [positives, *self.negative_pairs(batch, video, text, negatives)]
         )
         cls = self.model.fuse_cls(pairs.text, pairs.mask, pairs.video)
-        vtm, vtm_metrics = self.matching(cls, negatives.valid, counts)
+        vtm, vtm_metrics = self.vtm_term(cls, negatives.valid, counts)
         return vtc + vtm, metrics | vtm_metrics
 
-    def matching(self, cls: Tensor, valid: Tensor, counts: Counts) -> Term:
+    def vtm_term(self, cls: Tensor, valid: Tensor, counts: Counts) -> Term:
         """Compute VTM, averaged over the positives and the valid negatives.
 
         Args:

@@ -2,7 +2,9 @@
 
 To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY`
 (objective.py), and a term to `PretrainObjective.forward` (and to `counts`, if it is a mean over
-items). The report, MLflow and checkpoints then have it.
+items); a new head goes into `Alpro.__init__` and `build_model` (models/folder.py). Its weight in `WEIGHTS` of
+tests/stages/training/part_of_a_batch.py lets the tests take a step with it. metrics.jsonl, MLflow and
+checkpoints then have it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,13 +133,13 @@ class PretrainObjective(MatchingObjective):
 
         if negatives is not None:
             cls = torch.cat([fused["positive"][:, 0], fused["negative"][:, 0]])
-            terms["vtm"] = self.matching(cls, negatives.valid, counts)
+            terms["vtm"] = self.vtm_term(cls, negatives.valid, counts)
         if "mlm" in self.losses:
-            terms["mlm"] = self.masked_words(batch, fused["masked"], counts)
+            terms["mlm"] = self.mlm_term(batch, fused["masked"], counts)
         if "pem" in self.losses:
             # Patches follow the text tokens and the video's [CLS].
             patches = fused["positive"][:, batch.text.shape[1] + 1 :]
-            terms["pem"] = self.entities(batch, patches, counts)
+            terms["pem"] = self.pem_term(batch, patches, counts)
 
         # Equation 6.
         total = torch.stack(
@@ -227,7 +229,7 @@ class PretrainObjective(MatchingObjective):
         both = self.model.encode_text(ids, batch.mask.repeat(2, 1))
         return both[: len(batch.text)], both[len(batch.text) :]
 
-    def masked_words(self, batch: Batch, words: Tensor, counts: Counts) -> Term:
+    def mlm_term(self, batch: Batch, words: Tensor, counts: Counts) -> Term:
         """Compute MLM, averaged over the masked tokens.
 
         Args:
@@ -241,7 +243,7 @@ class PretrainObjective(MatchingObjective):
         loss = mlm_loss(scores.flatten(0, 1), labels.flatten()) / counts["mlm"]
         return loss, {"loss_mlm": loss.detach()}
 
-    def entities(self, batch: Batch, patches: Tensor, counts: Counts) -> Term:
+    def pem_term(self, batch: Batch, patches: Tensor, counts: Counts) -> Term:
         """Compute PEM (equation 5), averaged over the confident pseudo-labels.
 
         Args:

@@ -35,7 +35,7 @@ from alpro.stages.training.dataset import TrainingDataset
 from alpro.stages.training.distributed import init_distributed
 from alpro.stages.training.interpolation import interpolate_
 from alpro.stages.training.layers import are_layers_compiled, training_precision
-from alpro.stages.training.loop import Run
+from alpro.stages.training.loop import Trainer
 from alpro.stages.training.metrics import Metrics
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.validation import build_validation
@@ -87,10 +87,10 @@ def train(
             been seeded.
 
     Raises:
-        InputError: As `TrainingDataset`, the validation and `Run`.
+        InputError: As `TrainingDataset`, the validation and `Trainer`.
     """
     with init_distributed(resources) as world:
-        # New weights are the same on every rank. `Run` then seeds dropout by rank.
+        # New weights are the same on every rank. `Trainer` then seeds dropout by rank.
         torch.manual_seed(config.seed)
         training = build(world.device)
         bundle = training.bundle
@@ -133,10 +133,10 @@ def train(
         metrics: Metrics = {}
         if objective.losses:
             initial = copy_trainable(objective) if training.interpolates else {}
-            run = Run(objective, data, config, out, world, resources)
-            metrics = run.train(validate, training.select if validate else "")
+            trainer = Trainer(objective, data, config, out, world, resources)
+            metrics = trainer.train(validate, training.select if validate else "")
             if training.interpolates and validate:
-                measure = partial(run.measure, validate)
+                measure = partial(trainer.measure, validate)
                 metrics |= interpolate_(objective, initial, measure, training.select)
         elif validate:
             objective.eval()
@@ -162,7 +162,8 @@ def save_model(
 ) -> None:
     """Write the trained model with its text length and its better ranking on validation."""
     bundle = training.bundle
-    # A PEM head without training cannot label entities.
+    # A PEM head without training cannot label entities. An Alpro has both heads or neither: its
+    # folder tells by the entities.
     if "pem_head" in training.objective.unused_parameters:
         model = cast(Alpro, bundle.model)
         model.pem_head = None

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from alpro.files import digest
-from alpro.pipeline.store.runs import Run, Runs
+from alpro.pipeline.store.runs import RunEntry, Runs
 from tests.conftest import ROOT
 from tests.plans import plan_of
 
@@ -292,7 +292,7 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
     return nested.pop(""), nested
 
 
-def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> Run:
+def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> RunEntry:
     """The last run with these arguments, as the log has it."""
     asked = (tuple(changes), stage)
     return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][

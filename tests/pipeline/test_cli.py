@@ -353,8 +353,8 @@ with weights.meta_device():
     models.Alpro(models.ModelConfig())
 from functools import partialmethod
 from tests.stages.training.conftest import ALONE, Path
-from tests.stages.training.part_of_steps import RUNS, Run, train
-Run.train = partialmethod(Run.train, dict)  # validates, with no metrics
+from tests.stages.training.part_of_steps import RUNS, Trainer, train
+Trainer.train = partialmethod(Trainer.train, dict)  # validates, with no metrics
 train(Path({str(tmp_path)!r}), ALONE, **RUNS["resumed"])
 assert not {{"torch._dynamo", "sympy"}} & sys.modules.keys()
 from prefect.settings import get_current_settings

@@ -10,7 +10,7 @@ from PIL import Image
 from alpro.files import write_json
 from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.reports.figures import draw_scores
-from alpro.pipeline.store.runs import Run
+from alpro.pipeline.store.runs import RunEntry
 from alpro.stages.evaluation.controls import CONTROLS
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.score_rows import ANSWERS, score_row
@@ -51,7 +51,7 @@ def document_of(artifacts, **values):
         "config": "my <own>.toml",
         "state": "finished",
     }
-    run = Run(
+    run = RunEntry(
         title="mine · a<b · 123456",
         seconds=125.0,
         commit="0123+",

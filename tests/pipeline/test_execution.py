@@ -218,7 +218,8 @@ def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
         ),
         (139, [], "evaluate ended with status 139"),
         (137, [], "evaluate was killed, probably for memory"),
-        (75, [], "evaluate ended with status 75"),  # of a signal that others sent
+        # Others sent a signal.
+        (75, [], "evaluate was stopped with a checkpoint"),
         (0, [], "evaluate ended with status 0"),
     ],
 )

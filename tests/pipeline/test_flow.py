@@ -18,7 +18,7 @@ from alpro.pipeline.cli import main as cli
 from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.checksums import describe_contents
-from alpro.pipeline.store.runs import Run, Runs
+from alpro.pipeline.store.runs import RunEntry, Runs
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
@@ -157,7 +157,7 @@ def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     report = plan_of(TINY, workspace=tmp_path).report
     report.parent.mkdir()
     report.touch()
-    Runs(tmp_path).write(Run(config=TINY, report=report.name, state=state))
+    Runs(tmp_path).write(RunEntry(config=TINY, report=report.name, state=state))
 
     assert finished() == steps
     report.unlink()

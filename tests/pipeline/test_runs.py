@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.pipeline.store.runs import FILE, Run, Runs
+from alpro.pipeline.store.runs import FILE, RunEntry, Runs
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def runs(tmp_path):
 
 
 def begin(runs, at, config="tiny", *changes):
-    run = Run(at=at, config=config, changes=changes, stage="pretrain")
+    run = RunEntry(at=at, config=config, changes=changes, stage="pretrain")
     runs.write(run)
     return run
 

@@ -19,9 +19,9 @@ from alpro.models.alpro import Alpro, Prompter
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.training import dataset
 from alpro.stages.training.config import TrainingConfig
-from alpro.stages.training.dataset import Examples, TrainingDataset
+from alpro.stages.training.dataset import ExampleSpec, TrainingDataset
 from alpro.stages.training.distributed import World
-from alpro.stages.training.loop import Run as TrainingRun
+from alpro.stages.training.loop import Trainer
 from alpro.stages.training.metrics import read_metrics
 from alpro.stages.training.objective import Objective, PrompterObjective
 
@@ -42,12 +42,10 @@ def run_of(
     config: TrainingConfig,
     out: Path,
     world: World | None = None,
-) -> TrainingRun:
+) -> Trainer:
     """A training run in one process, to update by hand."""
     resources = Resources(device="cpu")
-    return TrainingRun(
-        objective.train(), Steps(), config, out, world or ALONE, resources
-    )
+    return Trainer(objective.train(), Steps(), config, out, world or ALONE, resources)
 
 
 def sample_rows(
@@ -100,7 +98,7 @@ def steps_of(tokenizer, training):
     ):
         config = training(tuple(corpora), steps, **config)
         crop = {"crop_share": crops, "crop_area": (0.55, 0.75)}
-        examples = Examples(unit, 4, 8, 4, mlm, answers=answers, **crop)
+        examples = ExampleSpec(unit, 4, 8, 4, mlm, answers=answers, **crop)
         return TrainingDataset(
             config, corpora, tokenizer, examples, rank, ranks, ranks > 1
         )
@@ -181,7 +179,7 @@ class Run:
         )
         validate = (lambda: self.validate(self.trained)) if self.validate else None
         self.out.mkdir(exist_ok=True)
-        run = TrainingRun(self.trained, data, self.config, self.out, ALONE, resources)
+        run = Trainer(self.trained, data, self.config, self.out, ALONE, resources)
         return run.train(validate, self.select)
 
     def interrupt(self, before: int) -> None:
@@ -238,7 +236,7 @@ def run_in(training, clips, stills, tokenizer, tiny_model):
             config,
             lambda: objective(kind(shape), MEAN, STD),
             lambda: TrainingDataset(
-                config, corpora, tokenizer, Examples("sample", 4, 32)
+                config, corpora, tokenizer, ExampleSpec("sample", 4, 32)
             ),
             **dict(run),
         )

@@ -26,7 +26,7 @@ from alpro.stages.pretrain import Config
 from alpro.stages.training import loop, optim
 from alpro.stages.training.batch import Batch
 from alpro.stages.training.distributed import World, init_distributed
-from alpro.stages.training.loop import Run
+from alpro.stages.training.loop import Trainer
 from alpro.stages.training.objective import MatchingObjective
 from tests.stages.training.part_of_a_batch import (
     NORM,
@@ -153,7 +153,7 @@ def train(
         eps = patch.object(optim, "EPS", 1e-3)
         often = patch.object(loop, "SYNC_SECONDS", 0)
         with eps, often:
-            Run(objective, batches, config, out, world, resources).train()
+            Trainer(objective, batches, config, out, world, resources).train()
     except SystemExit:
         if world.size > 1:
             dist.barrier()  # the restart follows when the checkpoint is written

@@ -6,10 +6,10 @@ import torch
 
 from alpro.models.losses import box_mask
 from alpro.models.word_pieces import load_tokenizer
-from alpro.stages.evaluation.entities import random_box
+from alpro.shards.transforms import random_box
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import mask_words
-from alpro.stages.training.dataset import Examples, TrainingDataset
+from alpro.stages.training.dataset import ExampleSpec, TrainingDataset
 from tests.stages.training.conftest import sample_rows
 
 
@@ -44,7 +44,7 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(
     config = training(corpora, 1, batch_size=2)
 
     batch = TrainingDataset(
-        config, corpora, tokenizer, Examples("sample", 4, 8, 4, 0.3)
+        config, corpora, tokenizer, ExampleSpec("sample", 4, 8, 4, 0.3)
     )[0]
 
     for tokens in (batch.text, batch.masked):

@@ -238,7 +238,7 @@ def test_pem_reports_its_accuracy_and_the_entropy_of_its_labels(batch):
     )
     objective.model.pem_logits = lambda patches, inside: logits
     batch.pseudo_labels = labels
-    _, metrics = objective.entities(
+    _, metrics = objective.pem_term(
         batch, torch.zeros(8, 16, 3), {"pem": torch.tensor(2.0)}
     )
 

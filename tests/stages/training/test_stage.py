@@ -204,7 +204,7 @@ def test_a_model_ranks_by_what_was_better_on_validation(
     matching, ranking, tuned, monkeypatch
 ):
     scores = {"validation/mean_recall": matching, "validation/vtc/mean_recall": 50.0}
-    monkeypatch.setattr(loop.Run, "train", lambda *_: scores)
+    monkeypatch.setattr(loop.Trainer, "train", lambda *_: scores)
     assert tuned(finetune_retrieval)[1].ranking == ranking
 
 
