@@ -195,6 +195,8 @@ class Trainer:
                 if world.main:
                     advance(1, message)
 
+                # A stop waits for its end: a checkpoint before each validation would cost minutes in a
+                # training that validates 50 times, and ranks agree only between steps.
                 if validate and self.is_validated(step):
                     final = self.validate(validate, select)
                     clock.start_window()

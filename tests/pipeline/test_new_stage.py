@@ -1,4 +1,4 @@
-"""A stage that is added as CONTRIBUTING.md says is planned; nothing else needs to know of it.
+"""A stage that is added as CONTRIBUTING.md says is planned; the plan needs nothing else.
 
 tests/test_examples.py runs it.
 """
