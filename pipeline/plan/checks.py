@@ -115,7 +115,7 @@ def check_imported(plan: Plan) -> None:
     Raises:
         InputError: If a corpus has none.
     """
-    # Evaluations come first: what they lack, no other split has.
+    # Evaluations first: without test items, no model has a score.
     for step in sorted(plan.steps_to_run, key=lambda one: one.stage not in EVALUATIONS):
         if step.stage not in (*EVALUATIONS, *SELECTION_TEXTS):
             continue

@@ -9,14 +9,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 
 from alpro.artifact import (
     RECORD,
@@ -192,13 +192,15 @@ def write_record(
 def hub_commits(step: Step) -> dict[str, str]:
     """Return the commits of the hub's models that a step names without a revision, as the hub's
     cache has them, by STAGE.KEY."""
+    # Slow to import.
+    from huggingface_hub import snapshot_download
+
     commits: dict[str, str] = {}
     for key, model in step.hub_models.items():
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
-            repository = f"models--{name}".replace("/", "--")
-            # The commit that a name without a revision stands for.
-            head = Path(constants.HF_HUB_CACHE, repository, "refs", "main")
-            if head.is_file():
-                commits[f"{step.stage}.{key}"] = head.read_text()
+            # Not in the cache, or not a name alone.
+            with suppress(OSError, HFValidationError):
+                folder = snapshot_download(name, local_files_only=True)
+                commits[f"{step.stage}.{key}"] = Path(folder).name
     return commits
