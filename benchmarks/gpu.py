@@ -66,7 +66,7 @@ from alpro.shards.clip import Clip
 from alpro.shards.schema import Row
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.loop import Run
+from alpro.stages.training.loop import Trainer
 from alpro.stages.training.metrics import read_metrics
 
 WARMUP = 10  # steps of the first window of the log, which is not counted
@@ -385,19 +385,19 @@ def timed(
 ) -> dict[str, Any]:
     """Return speed, memory and data wait of a run after its first window, and the kernels of its last
     step."""
-    update = Run.update
+    update = Trainer.update
     kernels = 0
 
-    def counted(run: Run, batch: Any) -> None:
+    def counted(trainer: Trainer, batch: Any) -> None:
         nonlocal kernels
-        if run.state.step < len(run.data) - 1:
-            update(run, batch)
+        if trainer.state.step < len(trainer.data) - 1:
+            update(trainer, batch)
         else:
-            kernels = count_kernels(lambda: update(run, batch)).total()
+            kernels = count_kernels(lambda: update(trainer, batch)).total()
 
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-    with mock.patch.object(Run, "update", counted):
+    with mock.patch.object(Trainer, "update", counted):
         run_stage(stage, config, inputs, out, resources)
     lines = [
         line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line

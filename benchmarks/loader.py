@@ -32,7 +32,7 @@ from alpro.shards.sources.manifest import import_source
 from alpro.stages import decode_videos
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import Phase, TrainingConfig
-from alpro.stages.training.dataset import Examples, TrainingDataset
+from alpro.stages.training.dataset import ExampleSpec, TrainingDataset
 
 # 16 samples per GPU: the paper's 256 on 16 GPUs
 RUNS = 3
@@ -110,7 +110,7 @@ def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
         config,
         {"clips": corpus},
         tokenizer,
-        Examples("sample", 4, 224, 14, mlm_probability=0.15),
+        ExampleSpec("sample", 4, 224, 14, mlm_probability=0.15),
     )
 
 
