@@ -221,8 +221,7 @@ def test_a_group_is_killed_before_its_leader_is_reaped(monkeypatch):
         killpg(leader, number)
 
     monkeypatch.setattr(os, "killpg", record)
-    group = Processes(python(""), os.environ, on_line=print)
-    group.wait()
+    run_group("")
     assert states == [psutil.STATUS_ZOMBIE]
 
 
