@@ -3,19 +3,22 @@
 The module imports nothing of this package, because exported models have a copy of it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
-def check_text(text: Any, what: str = "text") -> str:
-    """Return a text. Raise ValueError if it is empty, not a str, or not valid Unicode.
-
-    Args:
-        what: Name of the text in messages.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"a {what} is a str, not {text!r}")
-    if text.encode(errors="replace").decode() != text:
-        raise ValueError(f"the {what} {text!r} is not UTF-8")
-    if not text.strip():
-        raise ValueError(f"the {what} is empty")
-    return text
+def check_texts(texts: Any) -> list[str]:
+    """Return one or more texts as a list. Raise ValueError if there is none, or one of them is empty,
+    not a str, or not valid Unicode."""
+    is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
+    listed = [*texts] if is_list else [texts]
+    if not listed:
+        raise ValueError(f"expected one or more texts, not {texts!r}")
+    for text in listed:
+        if not isinstance(text, str):
+            raise ValueError(f"a text is a str, not {text!r}")
+        if text.encode(errors="replace").decode() != text:
+            raise ValueError(f"the text {text!r} is not UTF-8")
+        if not text.strip():
+            raise ValueError("the text is empty")
+    return listed

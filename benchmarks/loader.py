@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from decode import render
 
-from alpro.models.word_pieces import train_tokenizer
+from alpro.models.word_pieces import BertTokenizer, train_tokenizer
 from alpro.shards.decoding import decode_video
 from alpro.shards.sources.manifest import import_source
 from alpro.stages import decode_videos
@@ -105,7 +105,7 @@ def dataset(corpus: Path, augmentation: str) -> TrainingDataset:
     config = TrainingConfig(
         phases=(phase,), batch_size=BATCH, augmentation=augmentation
     )
-    tokenizer = train_tokenizer([CAPTION], 300)
+    tokenizer = BertTokenizer(train_tokenizer([CAPTION], 300))
     return TrainingDataset(
         config,
         {"clips": corpus},

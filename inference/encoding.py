@@ -1,45 +1,32 @@
-"""Encode texts and videos, each once, and score many pairs of them with a head.
+"""Encode videos once, and score many pairs of them and texts with a head.
 
 Pairs share the encoded texts and videos, and the queries, keys and values of the first fusion
 layer. A batch has pairs whose texts have one length, so that no padding is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.inference.clips import load_clip, read_frames
 from alpro.log import progress
-from alpro.models.alpro import Alpro, DualEncoder
+from alpro.models.alpro import Alpro
+from alpro.models.folder import Texts
 from alpro.models.frames import NormalizedModel
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
-from alpro.models.word_pieces import wrap_tokenizer
 from alpro.shards.clip import DecodeError
 from alpro.shards.reader import Sample
 from alpro.shards.schema import Row
 from alpro.threads import map_ahead
 
-TEXTS = 256  # texts that are encoded together
 # Number of videos whose queries, keys and values are on the device at a time.
 VIDEOS = 64
 PAIRS = 512  # pairs in a batch on a GPU
 CPU_VALUES = 2**19  # activations of a batch on a CPU, about what its cache holds
-
-
-@dataclass
-class Texts:
-    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its
-    embedding."""
-
-    tokens: Tensor
-    mask: Tensor
-    features: Tensor
 
 
 @dataclass
@@ -50,59 +37,11 @@ class Videos:
     features: Tensor
 
 
-def float32(device: torch.device) -> AbstractContextManager:
-    """Return a context without autocast."""
-    return torch.autocast(device.type, enabled=False)
-
-
 def similarities(texts: Tensor, videos: Tensor) -> Tensor:
     """Compute the dot products (N, M) of features (N, E) and (M, E) in float32, also under
     autocast."""
-    with float32(texts.device):
+    with torch.autocast(texts.device.type, enabled=False):
         return texts @ videos.T
-
-
-@torch.no_grad()
-def encode_texts(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
-    texts: list[str],
-    length: int,
-) -> Texts:
-    """Encode texts of at most `length` tokens. Their tokens stay on the model's device; for many
-    texts use `embed_texts`."""
-    device = next(model.parameters()).device
-    ids, mask = wrap_tokenizer(tokenizer).batch(texts, model.text_length(length))
-    mask = mask.to(device)
-
-    tokens = torch.empty(0)
-    for start in range(0, len(ids), TEXTS):
-        rows = slice(start, start + TEXTS)
-        encoded = model.encode_text(ids[rows].to(device), mask[rows])
-        if start == 0:  # filled in place to avoid a second copy
-            tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
-        tokens[rows] = encoded
-
-    with float32(device):
-        features = model.project_text(tokens).float()
-    return Texts(tokens, mask, features)
-
-
-@torch.no_grad()
-def embed_texts(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
-    texts: list[str],
-    length: int,
-) -> Tensor:
-    """Return the features (N, E) of texts, without their tokens. A CLIP truncates texts at its
-    own length."""
-    return torch.cat(
-        [
-            encode_texts(model, tokenizer, texts[at : at + TEXTS], length).features
-            for at in range(0, len(texts), TEXTS)
-        ]
-    )
 
 
 @torch.no_grad()
@@ -163,7 +102,7 @@ def encode_videos(
     indices = all_reduce_(is_decoded).nonzero().flatten()
     if len(indices) < count:
         tokens = tokens[indices]
-    with float32(device):
+    with torch.autocast(device.type, enabled=False):
         features = encoder.model.project_video(tokens).float()
     return indices.tolist(), Videos(tokens, features)
 
@@ -238,7 +177,7 @@ def score(
                     video_qkv=qkv,
                     video_indices=torch.from_numpy(video_of_pair).to(device),
                 )
-                with float32(device):
+                with torch.autocast(device.type, enabled=False):
                     scores[torch.from_numpy(rows).to(device)] = head(fused.float())
     return all_reduce_(scores)
 

@@ -27,20 +27,13 @@ from alpro.inference.clips import (
     is_file,
     load_clip,
 )
-from alpro.inference.encoding import (
-    Texts,
-    Videos,
-    embed_texts,
-    encode_texts,
-    match_all,
-)
+from alpro.inference.encoding import Videos, match_all
 from alpro.inference.loading import Found, PathLike, Prompts, load_with_prompts, resolve
-from alpro.inputs import check_text
+from alpro.inputs import check_texts
 from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
 from alpro.models.precision import Device, autocast, compute_dtype, pick_device
-from alpro.models.word_pieces import wrap_tokenizer
 from alpro.shards.clip import Clip, DecodeError, Limits
 from alpro.threads import map_ahead
 
@@ -137,16 +130,7 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        model = self.folder.model
-        return encode_texts(
-            model, self.folder.tokenizer, check_texts(texts), self.text_length
-        )
-
-    @property
-    def text_length(self) -> int:
-        """Maximum number of tokens of a text."""
-        folder = self.folder
-        return folder.model.text_length(folder.preprocessing.max_text_tokens)
+        return self.folder.encode_texts(as_texts(texts))
 
     def note(self, text: str) -> str:
         """Return a line that names the unknown words of a text, or says that it is too long; empty
@@ -172,8 +156,9 @@ class Model:
 
     def _count_long(self, texts: list[str]) -> str:
         """Return a line that says how many texts are too long; empty if none is."""
-        length = self.text_length
-        rows = wrap_tokenizer(self.folder.tokenizer).ids(texts, length + 1)
+        folder = self.folder
+        length = folder.model.text_length(folder.preprocessing.max_text_tokens)
+        rows = folder.words.ids(texts, length + 1)
         count = sum(len(ids) > length for ids in rows)
         if not count:
             return ""
@@ -184,7 +169,7 @@ class Model:
 
     def _check_texts(self, texts: Any) -> list[str]:
         """Return one or more texts as a list, with a warning if some are too long."""
-        checked = check_texts(texts)
+        checked = as_texts(texts)
         note = self._count_long(checked)
         if note:
             warnings.warn(note, stacklevel=3)
@@ -299,10 +284,7 @@ class Model:
                 "expected a list of texts or a list of files, not both in one"
             )
 
-        texts = self._check_texts(listed)
-        folder = self.folder
-        embedded = embed_texts(folder.model, folder.tokenizer, texts, self.text_length)
-        return embedded.cpu().numpy()
+        return self.folder.embed_texts(self._check_texts(listed)).cpu().numpy()
 
     def similarity(self, a: Any, b: Any) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
@@ -323,7 +305,7 @@ class Model:
     def match(self, texts: Sequence[str], files: Iterable[Source]) -> np.ndarray:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
-        encoded = self.texts(self._check_texts(texts))
+        encoded = self.folder.encode_texts(self._check_texts(texts))
         margins = self.match_margins(encoded, as_list(files))
         return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
@@ -490,10 +472,9 @@ def as_list(items: Any) -> list[Any]:
     return listed
 
 
-def check_texts(texts: Any) -> list[str]:
-    """Return one or more texts as a list. Raise InputError if it is empty, or one of
-    them is."""
+def as_texts(texts: Any) -> list[str]:
+    """Return one or more texts as a list. Raise InputError if it is empty, or one of them is."""
     try:
-        return [check_text(text) for text in as_list(texts)]
+        return check_texts(texts)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -26,6 +26,7 @@ class Attention(nn.Module):
         mask: Boolean (B, 1, 1, L), True where a token may be attended to. None attends to all
             tokens; a `tile_mask` also does, faster.
         outputs: Number of leading tokens to compute; by default all.
+        qkv: Projected queries, keys and values (B, L, 3D) of x, if the caller has them.
 
     Shape:
         (B, L, D) -> (B, L, D), or (B, outputs, D).
@@ -39,7 +40,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, outputs: int | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        outputs: int | None = None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         width = x.shape[2]
         weight = self.qkv.weight
@@ -50,22 +55,15 @@ class Attention(nn.Module):
             value = F.linear(x, weight[-width:], bias[-width:])
             return self.proj(value)
         if outputs is None:
-            return self.attend(self.qkv(x), mask)
+            q, k, v = self.by_head(self.qkv(x) if qkv is None else qkv, 3)
+        else:
+            # The last layer of an encoder whose [CLS] alone is read needs one query.
+            leading = x[:, :outputs]
+            query = F.linear(leading, weight[:width], bias[:width])
+            key_value = F.linear(x, weight[width:], bias[width:])
+            (q,) = self.by_head(query, 1)
+            k, v = self.by_head(key_value, 2)
 
-        # The last layer of an encoder whose [CLS] alone is read needs one query.
-        leading = x[:, :outputs]
-        query = F.linear(leading, weight[:width], bias[:width])
-        key_value = F.linear(x, weight[width:], bias[width:])
-        (q,) = self.by_head(query, 1)
-        k, v = self.by_head(key_value, 2)
-        return self.output(q, k, v, mask)
-
-    def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the attention of projected queries, keys and values (B, L, 3D)."""
-        q, k, v = self.by_head(qkv, 3)
-        return self.output(q, k, v, mask)
-
-    def output(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout * self.training
         if is_on_gpu(q):
             out = attention_on_gpu(q, k, v, mask, dropout)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,10 @@ class ClipBundle(ModelBundle):
 
     model: ClipPrompter  # pyright: ignore[reportIncompatibleVariableOverride]
     tokenizer: Any  # a tokenizer of transformers
+
+    @cached_property
+    def words(self) -> ClipTokenizer:
+        return ClipTokenizer(self.tokenizer)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and its normalization.

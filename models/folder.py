@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,9 @@ from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
 from alpro.models.frames import NormalizedModel
 from alpro.models.timesformer import resize_positions, resize_times
 from alpro.models.weights import check_values, load_weights, meta_device, read_weights
-from alpro.models.word_pieces import check_tokens, read_tokenizer
+from alpro.models.word_pieces import BertTokenizer, check_tokens, read_tokenizer
 
+TEXTS = 256  # texts that are encoded together
 Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
 CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
@@ -72,15 +74,21 @@ def build_model(
     return Alpro(config, entities=entities, answers=answers)
 
 
-def write_tensors(
-    tensors: dict[str, Tensor],
-    path: Path,
-    metadata: dict[str, str] | None = None,
-) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file. Raise OSError if that fails, for example if the disk is full."""
     with os_errors(path):
-        save_file(tensors, path, metadata)
+        save_file(tensors, path)
         use_default_mode(path)
+
+
+@dataclass
+class Texts:
+    """Encoded texts: tokens (N, L, D), mask (N, L), features (N, E). A CLIP has one token, its
+    embedding."""
+
+    tokens: Tensor
+    mask: Tensor
+    features: Tensor
 
 
 @dataclass
@@ -98,6 +106,46 @@ class ModelBundle:
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     ranking: Ranking = "similarity"
+
+    @cached_property
+    def words(self) -> BertTokenizer:
+        """The tokenizer with the ids of its special tokens."""
+        return BertTokenizer(self.tokenizer)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: list[str], length: int = 0) -> Texts:
+        """Encode texts. Their tokens stay on the model's device; for many texts use `embed_texts`.
+
+        Args:
+            length: Number of tokens to which texts are truncated; 0: as in training. A CLIP
+                truncates them at its own length.
+        """
+        model = self.model
+        device = next(model.parameters()).device
+        limit = model.text_length(length or self.preprocessing.max_text_tokens)
+        ids, mask = self.words.batch(texts, limit)
+        mask = mask.to(device)
+
+        tokens = torch.empty(0)
+        for start in range(0, len(ids), TEXTS):
+            rows = slice(start, start + TEXTS)
+            encoded = model.encode_text(ids[rows].to(device), mask[rows])
+            if start == 0:  # filled in place to avoid a second copy
+                tokens = torch.empty(len(ids), *encoded.shape[1:], device=device)
+            tokens[rows] = encoded
+
+        with torch.autocast(device.type, enabled=False):
+            features = model.project_text(tokens).float()
+        return Texts(tokens, mask, features)
+
+    def embed_texts(self, texts: list[str], length: int = 0) -> Tensor:
+        """Return the features (N, E) of texts, without their tokens."""
+        return torch.cat(
+            [
+                self.encode_texts(texts[at : at + TEXTS], length).features
+                for at in range(0, len(texts), TEXTS)
+            ]
+        )
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the folder. model.safetensors has the state dict of the model."""
@@ -139,8 +187,9 @@ class ModelBundle:
             InputError: If a file is missing, corrupt or does not match the configuration.
         """
         folder = model_folder(folder)
+        config_file = folder / "config.json"
         try:
-            config = read_config(folder)
+            config = FolderConfig.model_validate(read_small_json(config_file))
             entities = load_labels(folder / "entities.json")
             answers = load_labels(folder / "answers.json")
             with meta_device():
@@ -157,6 +206,8 @@ class ModelBundle:
             file = folder / "tokenizer.json"
             tokenizer = read_tokenizer(file)
             check_tokens(tokenizer, config.model.text.vocab_size, file)
+        except ValidationError as error:
+            raise InputError(f"{config_file}: {first_fault(error)}") from error
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -169,15 +220,6 @@ class ModelBundle:
             answers=answers,
             ranking=config.ranking,
         )
-
-
-def read_config(folder: Path) -> FolderConfig:
-    """Read config.json of a model folder. Raise ValueError with one line if it is not valid."""
-    file = folder / "config.json"
-    try:
-        return FolderConfig.model_validate(read_small_json(file))
-    except ValidationError as error:
-        raise ValueError(f"{file}: {first_fault(error)}") from error
 
 
 def read_kind(folder: Path, key: str) -> str:

@@ -112,11 +112,7 @@ class Layer(nn.Module):
         outputs: int | None = None,
         qkv: Tensor | None = None,
     ) -> Tensor:
-        attended = (
-            self.attention(x, mask, outputs)
-            if qkv is None
-            else self.attention.attend(qkv, mask)
-        )
+        attended = self.attention(x, mask, outputs, qkv)
         x = as_residual(self.norm1(x[:, :outputs] + self.dropout(attended)))
         y = self.dropout(self.mlp(x))
         return as_residual(self.norm2(x + y))

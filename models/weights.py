@@ -130,13 +130,6 @@ def read_weights(file: Path) -> StateDict:
     return weights
 
 
-def rename(key: str, names: Names) -> str:
-    """Apply all rows of a table of names to a key."""
-    for pattern, replacement in names:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
 def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
     """Rename the weights of another project, and join its queries, keys and values.
 
@@ -144,8 +137,13 @@ def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
         state: Weights by the names of the other project.
         names: Table of its names. A name that no row matches stays as it is.
     """
-    weights = {rename(key, names): value for key, value in state.items()}
-    weights.pop("", None)
+    weights = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        if name:
+            weights[name] = value
 
     for query in [name for name in weights if ".q." in name]:
         parts = [query.replace(".q.", f".{letter}.") for letter in "qkv"]

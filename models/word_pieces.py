@@ -31,8 +31,8 @@ class BertTokenizer:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.size = self.tokenizer.get_vocab_size()
-        ids = self.tokenizer.get_vocab()
+        ids = tokenizer.get_vocab()
+        self.size = len(ids)
         try:
             self.pad_id = ids["[PAD]"]
             self.sep_id = ids["[SEP]"]
@@ -70,7 +70,6 @@ class ClipTokenizer(BertTokenizer):
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.size = len(tokenizer)
         pad_id = tokenizer.pad_token_id
         if pad_id is None:
             pad_id = tokenizer.eos_token_id
@@ -80,13 +79,6 @@ class ClipTokenizer(BertTokenizer):
         lower = [text.lower() for text in texts]
         encoded = self.tokenizer(lower, max_length=length, truncation=True)
         return [np.array(row, np.int64) for row in encoded["input_ids"]]
-
-
-def wrap_tokenizer(tokenizer: Any) -> BertTokenizer:
-    """Give the tokenizer of a BERT and of a CLIP or SigLIP of transformers one interface."""
-    if isinstance(tokenizer, Tokenizer):
-        return BertTokenizer(tokenizer)
-    return ClipTokenizer(tokenizer)
 
 
 def pad_length(length: int) -> int:

@@ -8,8 +8,6 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 from unicodedata import normalize
@@ -30,10 +28,6 @@ from alpro.files import read_text
 # Letters with their combining marks, such as the vowels of Hindi, and with the joiners between
 # letters of Persian and Indic scripts.
 WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*")
-# First letter of a word in a script that is written without spaces.
-WITHOUT_SPACES = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-)
 OFFICIAL = tomllib.loads(Path(__file__).with_name("templates.toml").read_text("utf-8"))
 
 
@@ -78,31 +72,6 @@ def find_words(text: str) -> list[str]:
     ['balls', 'o', 'neil', 's', 'café']
     """
     return WORD.findall(normalize("NFC", text.lower()))
-
-
-def find_entities(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
-    """Return the entities that texts contain as whole words, in their order.
-
-    An entity of several words must be one phrase.
-
-    >>> find_entities(["An ice cream.", "two balls"], ["cream", "ice cream", "ball"])
-    ['cream', 'ice cream']
-    """
-    # Spaces around each word distinguish it from a part of another word. A phrase cannot cross the
-    # line break between two texts.
-    searched = "\n".join(f" {' '.join(find_words(text))} " for text in texts)
-    return [
-        entity for entity in entities if (key := _phrase(entity)) and key in searched
-    ]
-
-
-@lru_cache(maxsize=4096)  # each sample is searched for the same entities
-def _phrase(entity: str) -> str:
-    """Return the text that `find_entities` looks for; empty for an entity without letters."""
-    words = " ".join(find_words(entity))
-    if not words or WITHOUT_SPACES.match(words):
-        return words
-    return f" {words} "
 
 
 def read_word_list(file: Path, key: str) -> list[str]:

@@ -4,13 +4,10 @@
 from pathlib import Path
 
 from pydantic import Field
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from alpro.files import write_json
-from alpro.inference.encoding import embed_texts
 from alpro.inference.loading import Found, load_with_prompts, read_entities
-from alpro.models.alpro import DualEncoder
 from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import ModelBundle, write_tensors
 from alpro.models.precision import pick_device
@@ -63,7 +60,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     entities = read_entities(inputs.vocabulary)
     prompts = {}
     for kind, templates in config.templates.model_dump().items():
-        embeddings = embed(prompter.model, prompter.tokenizer, entities, templates)
+        embeddings = embed(prompter, entities, templates)
         prompts[kind] = embeddings.cpu()
 
     # Row m of each tensor belongs to entity m. `Model` reads both and compares their lengths.
@@ -73,8 +70,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
 
 def embed(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
+    prompter: ModelBundle,
     words: list[str],
     templates: tuple[str, ...],
 ) -> Tensor:
@@ -85,6 +81,6 @@ def embed(
         returns: (M, E) for M words.
     """
     texts = [template.replace("{}", word) for word in words for template in templates]
-    features = embed_texts(model, tokenizer, texts, MAX_PROMPT_TOKENS)
+    features = prompter.embed_texts(texts, MAX_PROMPT_TOKENS)
     # The prompts of a word are consecutive in `texts`.
     return features.view(len(words), len(templates), -1).mean(dim=1)

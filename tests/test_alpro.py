@@ -13,7 +13,7 @@ from alpro import errors
 from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write
 from alpro.inference.model import WHOLE, region_to_patches
-from alpro.inputs import check_text
+from alpro.inputs import check_texts
 from alpro.shards.credentials import find_credentials, redact, refuse_credentials
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve
@@ -104,11 +104,11 @@ def test_what_is_not_inside_the_frame_is_no_region(box):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("\t \n", "question is empty"), (3, "a question is a str")]
+    ("text", "message"), [("\t \n", "text is empty"), (3, "a text is a str")]
 )
 def test_what_is_no_text_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        check_text(text, "question")
+        check_texts(text)
 
 
 # URLs with passwords and signatures are refused where they come in: nothing has to be removed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from alpro.inputs import check_text
+from alpro.inputs import check_texts
 from alpro.models.frames import normalize_frames
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video
@@ -81,9 +81,8 @@ class AlproProcessor(ProcessorMixin):
         if videos is not None:
             data["pixel_values"] = self._pixels(videos)
         if text is not None:
-            texts = [text] if isinstance(text, str) else text
             encoded = self.tokenizer(
-                [check_text(one) for one in texts],
+                check_texts(text),
                 padding="longest",
                 truncation=True,
                 max_length=self.max_text_tokens,

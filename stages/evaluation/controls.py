@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.encoding import Texts, similarities
+from alpro.inference.encoding import similarities
+from alpro.models.folder import Texts
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel, Reorder
 

@@ -2,18 +2,20 @@
 calibration of the labels."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import regex
 import torch
 
 from alpro.inference.clips import read_frames
 from alpro.inference.encoding import Videos, similarities
 from alpro.models.alpro import Prompter
-from alpro.models.words import find_entities
+from alpro.models.words import find_words
 from alpro.shards.transforms import random_box
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
@@ -33,6 +35,10 @@ from alpro.stages.evaluation.statistics import calibration_error
 
 MIN_SHOWN_FRACTION = 0.5  # fraction of an object that must lie inside the crop
 CROP_SEED = [0, 59]
+# First letter of a word in a script that is written without spaces.
+WITHOUT_SPACES = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+)
 
 
 def add_entities(
@@ -229,3 +235,28 @@ def true_entities(metadata: Labels, entities: Sequence[str]) -> list[str]:
     if isinstance(stated, list):
         return [entity for entity in stated if entity in entities]
     return find_entities(metadata["captions"], list(entities))
+
+
+def find_entities(texts: Iterable[str], entities: Iterable[str]) -> list[str]:
+    """Return the entities that texts contain as whole words, in their order.
+
+    An entity of several words must be one phrase.
+
+    >>> find_entities(["An ice cream.", "two balls"], ["cream", "ice cream", "ball"])
+    ['cream', 'ice cream']
+    """
+    # Spaces around each word distinguish it from a part of another word. A phrase cannot cross the
+    # line break between two texts.
+    searched = "\n".join(f" {' '.join(find_words(text))} " for text in texts)
+    return [
+        entity for entity in entities if (key := _phrase(entity)) and key in searched
+    ]
+
+
+@lru_cache(maxsize=4096)  # each sample is searched for the same entities
+def _phrase(entity: str) -> str:
+    """Return the text that `find_entities` looks for; empty for an entity without letters."""
+    words = " ".join(find_words(entity))
+    if not words or WITHOUT_SPACES.match(words):
+        return words
+    return f" {words} "

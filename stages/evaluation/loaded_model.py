@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from alpro.inference.encoding import (
-    Texts,
     Videos,
     encode_blank,
-    encode_texts,
     encode_videos,
     score,
 )
 from alpro.log import progress
 from alpro.models.alpro import Alpro
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.shards.sampling import segment_starts
@@ -68,8 +66,7 @@ class LoadedModel:
 
     def encode_texts(self, texts: list[str]) -> Texts:
         """Encode texts."""
-        length = self.length or self.bundle.preprocessing.max_text_tokens
-        return encode_texts(self.encoder.model, self.bundle.tokenizer, texts, length)
+        return self.bundle.encode_texts(texts, self.length)
 
     @torch.no_grad()
     def encode_videos(

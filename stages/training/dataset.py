@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
-from alpro.models.word_pieces import BertTokenizer, wrap_tokenizer
+from alpro.models.word_pieces import BertTokenizer
 from alpro.shards.reader import Sample, ShardReader, Unreadable
 from alpro.shards.sampling import (
     frames_at_random,
@@ -175,7 +174,7 @@ class TrainingDataset(Dataset[Batch]):
 
     config: TrainingConfig
     corpora: Corpora
-    tokenizer: Tokenizer
+    words: BertTokenizer
     spec: ExampleSpec
     rank: int = 0
     ranks: int = 1
@@ -184,7 +183,6 @@ class TrainingDataset(Dataset[Batch]):
     def __post_init__(self) -> None:
         config = self.config
         config.check_division(self.ranks)
-        self.words = wrap_tokenizer(self.tokenizer)
         self.answers = {answer: i for i, answer in enumerate(self.spec.answers)}
 
         self.sources: list[CorpusExamples] = []

@@ -104,7 +104,7 @@ def train(
         data = TrainingDataset(
             config,
             corpora,
-            bundle.tokenizer,
+            bundle.words,
             objective.examples,
             rank=world.rank,
             ranks=world.size,

@@ -13,14 +13,13 @@ from hypothesis.extra.numpy import arrays
 
 from alpro.inference.clips import read_frames
 from alpro.inference.encoding import (
-    Texts,
     Videos,
     encode_videos,
     match_top_k,
     score,
 )
 from alpro.models.alpro import Alpro, Prompter
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import loaded_model

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
 
-from alpro.inference.encoding import embed_texts
 from alpro.models.clip_prompter import ClipBundle, load_clip
 from alpro.models.folder import is_clip
 from alpro.models.word_pieces import load_tokenizer
@@ -53,7 +52,7 @@ def own_pixels(loaded, frames):
 
 
 def embedded(loaded, texts):
-    return embed_texts(loaded.model, loaded.tokenizer, texts, 0)
+    return loaded.embed_texts(texts)
 
 
 @torch.no_grad()

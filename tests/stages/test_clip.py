@@ -12,7 +12,6 @@ import torch
 
 from alpro.errors import InputError
 from alpro.files import read_json
-from alpro.inference.encoding import encode_texts
 from alpro.inference.loading import read_entities, read_prompts
 from alpro.inference.model import Model
 from alpro.models.clip_prompter import load_clip
@@ -316,9 +315,7 @@ def test_an_entity_is_the_mean_of_its_own_prompts(
 
     def embedded(template):
         texts = [template.format(entity) for entity in entities]
-        return encode_texts(
-            prompter.model.eval(), prompter.tokenizer, texts, 64
-        ).features
+        return prompter.embed_texts(texts, 64)
 
     assert read_json(tmp_path / "entities.json") == entities
     torch.testing.assert_close(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, Prompter
+from alpro.models.word_pieces import BertTokenizer
 from alpro.stages.execution.interface import EXIT_STOPPED, Resources
 from alpro.stages.training import dataset
 from alpro.stages.training.config import TrainingConfig
@@ -100,7 +101,7 @@ def steps_of(tokenizer, training):
         crop = {"crop_share": crops, "crop_area": (0.55, 0.75)}
         examples = ExampleSpec(unit, 4, 8, 4, mlm, answers=answers, **crop)
         return TrainingDataset(
-            config, corpora, tokenizer, examples, rank, ranks, ranks > 1
+            config, corpora, BertTokenizer(tokenizer), examples, rank, ranks, ranks > 1
         )
 
     return make
@@ -236,7 +237,7 @@ def run_in(training, clips, stills, tokenizer, tiny_model):
             config,
             lambda: objective(kind(shape), MEAN, STD),
             lambda: TrainingDataset(
-                config, corpora, tokenizer, ExampleSpec("sample", 4, 32)
+                config, corpora, BertTokenizer(tokenizer), ExampleSpec("sample", 4, 32)
             ),
             **dict(run),
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alpro.models.losses import box_mask
-from alpro.models.word_pieces import load_tokenizer
+from alpro.models.word_pieces import BertTokenizer, load_tokenizer
 from alpro.shards.transforms import random_box
 from alpro.stages.training import dataset
 from alpro.stages.training.batch import mask_words
@@ -37,7 +37,7 @@ def test_texts_are_padded_with_the_tokenizers_own_padding(
     """Not with the id 0, which is a word in a tokenizer that puts [PAD] elsewhere."""
     words = "a [PAD] [UNK] [CLS] [SEP] [MASK] ball red big and or so on"
     (tmp_path / "vocab.txt").write_text(words.replace(" ", "\n"))
-    tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
+    tokenizer = BertTokenizer(load_tokenizer(str(tmp_path / "vocab.txt")))
     long = {"id": "long", "captions": ["a red ball and a big red ball"]}
     rows = [{"id": "short", "captions": ["a"]}, long]
     corpora = {"a": corpus_of(tmp_path / "corpus", rows)}
