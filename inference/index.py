@@ -25,13 +25,13 @@ from pydantic import BaseModel, ValidationError
 from alpro.artifact import read_record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
+from alpro.inference.loading import Found
 from alpro.log import log
 from alpro.shards.credentials import redact
 from alpro.shards.schema import Member, Row, arrow_type
 from alpro.shards.storage import Location, absolute, is_url, located
 
 if TYPE_CHECKING:
-    from lancedb import DBConnection
     from lancedb.table import Table
 
 EXACT_CLIPS = 1_000_000  # an index of more clips is searched approximately
@@ -86,35 +86,36 @@ ColumnTypes = dict[str, pa.DataType]  # types of columns of a manifest, by name
 SHOWN_COLUMNS = ("id", "path", "kind", "caption", "start", "end", "duration")
 
 
-def call_engine(place: str, call: Callable[[], T]) -> T:
-    """Call the engine. A call that another process overtook is repeated: it sees the newest state.
+def engine_call(call: Callable[..., T]) -> Callable[..., T]:
+    """Repeat a call of the engine that another process overtook: it sees the newest state.
+
+    Args:
+        call: Its first argument is an index or the address of one.
 
     Raises:
         InputError: If the engine raises an error that does not come from the disk.
         OSError: If others always were faster, or the disk has an error.
     """
-    message = ""
-    for _ in range(REPEATS):
-        try:
-            with os_errors(place):
-                return call()
-        except (ValueError, RuntimeError, pa.ArrowException) as error:
-            # Leave out lines of the engine's source, and the query that it made of a condition.
-            source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
-            text = re.sub(source, "", str(error))
-            # If a column is unknown, the engine's message lists all columns.
-            message = redact(one_line(ValueError(text), MAX_MESSAGE))
-            if not re.search(OVERTAKEN, message):
-                raise InputError(f"{place}: {message}") from error
-    raise OSError(errno.ESTALE, f"another process changes the index: {message}", place)
 
-
-def engine_call(method: Callable[..., T]) -> Callable[..., T]:
-    """Call a method of an index by `call_engine`."""
-
-    @wraps(method)
-    def repeat(index: "Index", *args: Any, **kwargs: Any) -> T:
-        return call_engine(index.place, lambda: method(index, *args, **kwargs))
+    @wraps(call)
+    def repeat(index: "Index | str", *args: Any, **kwargs: Any) -> T:
+        place = index if isinstance(index, str) else index.place
+        message = ""
+        for _ in range(REPEATS):
+            try:
+                with os_errors(place):
+                    return call(index, *args, **kwargs)
+            except (ValueError, RuntimeError, pa.ArrowException) as error:
+                # Leave out lines of the engine's source, and the query that it made of a condition.
+                source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
+                text = re.sub(source, "", str(error))
+                # If a column is unknown, the engine's message lists all columns.
+                message = redact(one_line(ValueError(text), MAX_MESSAGE))
+                if not re.search(OVERTAKEN, message):
+                    raise InputError(f"{place}: {message}") from error
+        raise OSError(
+            errno.ESTALE, f"another process changes the index: {message}", place
+        )
 
     return repeat
 
@@ -155,6 +156,7 @@ class Index:
             for field in table.schema
             if field.name not in COLUMNS
         }
+        self._digest = ""  # of its model
         self._shown = [*SCHEMA.names, *self.columns]
         self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
 
@@ -165,14 +167,14 @@ class Index:
         Raises:
             InputError: If the index does not exist, cannot be read, or is of another version.
         """
-        if not index_exists(place):
+        address = str(absolute(place))
+        table = open_table(address)
+        if table is None:
             raise InputError(
                 f"{place}: no index; `alpro index add {place} VIDEOS --model MODEL` creates one"
             )
-        address = str(absolute(place))
-        table = call_engine(address, lambda: connect(address).open_table("clips"))
         if COLUMNS - {*table.schema.names}:
-            raise other_table(place)
+            raise other_table(address)
         index = cls(address, table)
         _ = index.settings  # an index of an earlier version has others
         return index
@@ -198,13 +200,31 @@ class Index:
         vector = pa.field("vector", pa.list_(pa.float32(), size), metadata=metadata)
         schema = pa.schema([*SCHEMA, *columns.items(), vector])
 
-        return call_engine(
-            address,
-            lambda: cls(
-                address,
-                connect(address).create_table("clips", schema=schema, exist_ok=True),
-            ),
-        )
+        table = open_table(address, schema)
+        assert table is not None
+        return cls(address, table)
+
+    def find_model(self, named: Found | None = None) -> Found:
+        """Return the model that embedded the clips: where it was, or `named` if it has moved.
+
+        Raises:
+            InputError: If it is missing, or another model: their embeddings cannot be compared.
+        """
+        settings = self.settings
+        # The digest says which model it is: no record and no name is needed.
+        found = named or Found(Path(settings.model))
+        if not found.model.is_dir():
+            raise InputError(
+                f"{self.place}: its model {found.model} is gone; name it, or a copy of it, with "
+                "--model"
+            )
+        if found.digest != settings.digest:
+            raise InputError(
+                f"{self.place}: this index is of another model, {settings.model}, not of "
+                f"{found.model}, or files of it have changed; name a copy of its model with "
+                "--model, or make a new index"
+            )
+        return found
 
     def __len__(self) -> int:
         return self.count()
@@ -212,12 +232,17 @@ class Index:
     @property
     @engine_call
     def settings(self) -> IndexSettings:
-        """Settings that all clips of the index share."""
+        """Settings that all clips of the index share. Raises OSError if the index is gone, or is of
+        another model than when it was opened."""
         metadata = self.table.schema.field("vector").metadata or {}
         try:
-            return IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
+            settings = IndexSettings.model_validate_json(metadata[SETTINGS.encode()])
         except (KeyError, ValidationError) as error:
             raise other_table(self.place) from error
+        self._digest = self._digest or settings.digest
+        if self._digest != settings.digest:
+            raise OSError(errno.ESTALE, "the index is of another model now", self.place)
+        return settings
 
     @engine_call
     def change_settings(self, **values: Any) -> None:
@@ -368,22 +393,11 @@ class Index:
 
 
 def index_exists(place: Location) -> bool:
-    """Check whether there is an index.
-
-    Raises:
-        InputError: If an earlier version made it, or the store does not answer.
-    """
-    location = absolute(place)
-    if isinstance(location, str):
-        return call_engine(location, lambda: "clips" in connect(location).table_names())
-
-    if (location / "index.json").is_file():
-        raise other_table(place)
-    # To connect would make the folder. A full disk may have left a table without a version.
-    return any((location / "clips.lance/_versions").glob("*.manifest"))
+    """Check whether there is an index. Raise InputError as `open_table`."""
+    return open_table(str(absolute(place))) is not None
 
 
-def other_table(place: Location) -> InputError:
+def other_table(place: str) -> InputError:
     """Return the error for an index of an earlier version, or a table of others."""
     return InputError(
         f"{place}: an earlier version made this index, or it is no index; `alpro index add "
@@ -391,7 +405,23 @@ def other_table(place: Location) -> InputError:
     )
 
 
-def connect(address: str) -> "DBConnection":
+@engine_call
+def open_table(address: str, new: pa.Schema | None = None) -> "Table | None":
+    """Open the table of an index. Return None if there is none.
+
+    Args:
+        new: Schema of a table that is created if there is none.
+
+    Raises:
+        InputError: If an earlier version made the index, or the store does not answer.
+    """
+    if new is None and not is_url(address):
+        if Path(address, "index.json").is_file():
+            raise other_table(address)
+        # To connect would make the folder. A full disk may have left a table without a version.
+        versions = Path(address, "clips.lance/_versions")
+        if not any(versions.glob("*.manifest")):
+            return None
     try:
         import lancedb
     except ImportError as error:
@@ -399,7 +429,12 @@ def connect(address: str) -> "DBConnection":
             "an index needs LanceDB: pip install 'alpro-pipeline[index]'"
         ) from error
     # Each read asks for the newest state: other processes add and remove clips.
-    return lancedb.connect(address, read_consistency_interval=timedelta(0))
+    database = lancedb.connect(address, read_consistency_interval=timedelta(0))
+    if new is not None:
+        return database.create_table("clips", schema=new, exist_ok=True)
+    if is_url(address) and "clips" not in database.table_names():
+        return None
+    return database.open_table("clips")
 
 
 def make_condition(where: str = "", words: str = "") -> str:

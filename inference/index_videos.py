@@ -30,7 +30,7 @@ from alpro.inference.index import (
     stored_path,
     whole_path,
 )
-from alpro.inference.loading import Found, find_model
+from alpro.inference.loading import Found
 from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.log import log, progress
 from alpro.pool import Died, each
@@ -127,7 +127,7 @@ def add_videos(
 
     index = Index.open(place)
     before = index.settings
-    find_model(index, embedder.model)
+    index.find_model(embedder.model)
     asked = (window, settings.stride, list(columns))
     made = (before.window, before.stride, list(index.columns))
     if asked not in ((None, None, []), made):

@@ -5,7 +5,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import torch
@@ -26,9 +25,6 @@ from alpro.models.pretrained import HubName
 from alpro.models.weights import check_finite, find_weights, read_weights
 from alpro.names import find_artifact, find_workspace, is_of_workspace
 from alpro.shards.credentials import refuse_credentials
-
-if TYPE_CHECKING:
-    from alpro.inference.index import Index
 
 # Other files that decide what a model computes, if they exist: its tokenizer, and a CLIP's
 # preprocessing.
@@ -90,29 +86,6 @@ def resolve(name: PathLike, workspace: PathLike | None = None) -> Found:
     for used in {model, prompts or model}:
         check_artifact(used)
     return Found(model, prompts)
-
-
-def find_model(index: "Index", named: Found | None = None) -> Found:
-    """Return the model of an index: where it was, or `named` if it has moved.
-
-    Raises:
-        InputError: If it is missing, or another model: their embeddings cannot be compared.
-    """
-    settings = index.settings
-    # The digest says which model it is: no record and no name is needed.
-    found = named or Found(Path(settings.model))
-    if not found.model.is_dir():
-        raise InputError(
-            f"{index.place}: its model {found.model} is gone; name it, or a copy of it, with "
-            "--model"
-        )
-    if found.digest != settings.digest:
-        raise InputError(
-            f"{index.place}: this index is of another model, {settings.model}, not of "
-            f"{found.model}, or files of it have changed; name a copy of its model with --model, "
-            "or make a new index"
-        )
-    return found
 
 
 def find_folder(name: str, workspace: Path) -> Path:

@@ -1,7 +1,6 @@
 """Search an index: rank clips by similarity (VTC) and, on request, the best of them by matching
 (VTM)."""
 
-import errno
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,19 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from alpro.inference.encoding import Texts
 from alpro.inference.index import (
     SHOWN_COLUMNS,
     Index,
-    IndexSettings,
     Item,
     describe_location,
     get_source,
     make_condition,
     quoted,
 )
-from alpro.inference.loading import Found, PathLike, find_model, resolve
+from alpro.inference.loading import Found, PathLike, resolve
 from alpro.inference.model import Model
+from alpro.models.folder import Texts
 from alpro.shards.clip import DecodeError
 from alpro.shards.storage import Location, identities, located
 
@@ -87,16 +85,12 @@ class SearchResult:
     def __len__(self) -> int:
         return len(self.hits)
 
-    @property
-    def summary(self) -> str:
-        """A line on what was searched."""
-        return f"{self.clips:,} of {self.total:,} clips searched"
-
     def json(self) -> dict[str, Any]:
         """Return the values as `Hit.json` does."""
         return vars(self) | {"hits": [hit.json() for hit in self.hits]}
 
 
+@dataclass(frozen=True)
 class Searcher:
     """Search an index with the model that embedded its clips.
 
@@ -105,10 +99,8 @@ class Searcher:
         model: The model, which embeds texts and files.
     """
 
-    def __init__(self, index: Index, model: Model):
-        self.index = index
-        self.model = model
-        self._digest = index.settings.digest
+    index: Index
+    model: Model
 
     @classmethod
     def open(
@@ -130,7 +122,7 @@ class Searcher:
         opened = Index.open(index)
         if isinstance(model, PathLike):
             model = resolve(model, options.get("workspace"))
-        return cls(opened, Model.load(find_model(opened, model), **options))
+        return cls(opened, Model.load(opened.find_model(model), **options))
 
     @torch.inference_mode()
     def search(
@@ -218,16 +210,6 @@ class Searcher:
         items = self.index.rows(condition, k, offset)
         return self._result([Hit(item) for item in items], condition)
 
-    def check_index(self) -> IndexSettings:
-        """Return the settings of the index. Raise OSError if it is gone, or is of another model than
-        when it was opened."""
-        settings = self.index.settings
-        if settings.digest != self._digest:
-            raise OSError(
-                errno.ESTALE, "the index is of another model now", self.index.place
-            )
-        return settings
-
     def _result(self, hits: list[Hit], condition: str) -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
@@ -238,7 +220,7 @@ class Searcher:
     ) -> list[Hit]:
         """Find the best `k` hits by similarity, without windows that overlap or touch a better one
         of the same file."""
-        settings = self.check_index()
+        settings = self.index.settings
         # Fetch as many windows as may belong to the hits.
         fetched = k
         if settings.window:

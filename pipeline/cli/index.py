@@ -2,7 +2,7 @@
 
 import json as json_format
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -10,9 +10,6 @@ from cyclopts.validators import Number
 from alpro.errors import InputError
 from alpro.log import printable
 from alpro.pipeline.cli.options import Count, ModelOptions
-
-if TYPE_CHECKING:
-    from alpro.inference.search import SearchResult
 
 group = App(name="index", help="Add, remove and list the videos of an index.")
 IndexPlace = Annotated[
@@ -65,12 +62,11 @@ def add_to_index(  # noqa: PLR0913 - options of a command
         record_index,
     )
     from alpro.inference.index_videos import Embedder, add_videos
-    from alpro.inference.loading import find_model
 
     if model:
         found = models.find(model)
     elif index_exists(index):
-        found = find_model(Index.open(index))
+        found = Index.open(index).find_model()
     else:
         raise InputError(f"{index}: no index yet; --model MODEL creates it")
 
@@ -166,7 +162,9 @@ def search(  # noqa: PLR0913 - options of a command
         model: The model of INDEX, if it has moved.
         json: Print JSON instead of text.
     """
+    from alpro.inference.index import describe_location
     from alpro.inference.search import Searcher
+    from alpro.pipeline.reports.columns import print_rows
 
     # An index names its model; --model is for one that has moved since.
     found = models.find(model) if model else None
@@ -177,27 +175,21 @@ def search(  # noqa: PLR0913 - options of a command
     if json:
         # A line, as scripts read one for each search.
         print(json_format.dumps({"text": query, **result.json()}))
-    else:
-        print_hits(result)
-
-
-def print_hits(result: "SearchResult") -> None:
-    """Print a table of the hits, and a line on what was searched."""
-    from alpro.pipeline.reports.columns import print_rows
+        return
 
     if result.note:
         print(f"note: {printable(result.note)}", file=sys.stderr)
     rows = []
     for rank, hit in enumerate(result.hits, 1):
-        caption = " ".join((hit.caption or "").split())
+        caption = " ".join((hit.item["caption"] or "").split())
         row = {
             "rank": rank,
             "similarity": f"{hit.similarity:.3f}",
             "match": "" if hit.match is None else f"{hit.match:.3f}",
-            "video": printable(hit.location),
+            "video": printable(describe_location(hit.item)),
             "note": hit.note,
             "caption": printable(caption[:SHOWN_CAPTION]),
         }
         rows.append(row)
     print_rows(rows)
-    print(printable(result.summary))
+    print(f"{result.clips:,} of {result.total:,} clips searched")

@@ -172,10 +172,12 @@ def entities(
         box: Left, top, width and height of a region as fractions of the frame, such as 0.5,0,0.5,1;
             by default all.
     """
-    from alpro.inference.model import WHOLE
+    from alpro.inference.model import WHOLE, region_to_patches
 
+    region = box or WHOLE
+    region_to_patches(region, grid=1)  # a wrong one is refused before a model is loaded
     loaded = models.load(models.find(model))
-    print_words("entity", loaded.entities(video, box or WHOLE, top_k=k))
+    print_words("entity", loaded.entities(video, region, top_k=k))
     print(f"note: {loaded.entities_note}", file=sys.stderr)
 
 

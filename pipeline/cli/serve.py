@@ -105,7 +105,6 @@ def load_models(
         InputError: If that is nothing, or a model cannot do what it is named for.
     """
     from alpro.inference.index import Index
-    from alpro.inference.loading import find_model
     from alpro.inference.search import Searcher
     from alpro.pipeline.serving.models import ServedModels
 
@@ -118,7 +117,7 @@ def load_models(
     if index:
         opened = Index.open(index)
         named = models.find(own) if own else None
-        searcher = Searcher(opened, load(find_model(opened, named)))
+        searcher = Searcher(opened, load(opened.find_model(named)))
 
     answering = load(models.find(ask)) if ask else None
     if answering and not answering.folder.answers:

@@ -236,8 +236,8 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
         """Return what this server does; it waits for no model."""
         about: dict[str, Any] = {"clips": 0, "index": "", "columns": []}
         if models.search:
-            models.search.check_index()
             index = models.search.index
+            _ = index.settings  # 503 if it is gone, or of another model now
             about["clips"] = len(index)
             about["index"] = Path(index.place).name
             about["columns"] = [*SHOWN_COLUMNS, *index.columns]
