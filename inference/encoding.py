@@ -37,13 +37,6 @@ class Videos:
     features: Tensor
 
 
-def similarities(texts: Tensor, videos: Tensor) -> Tensor:
-    """Compute the dot products (N, M) of features (N, E) and (M, E) in float32, also under
-    autocast."""
-    with torch.autocast(texts.device.type, enabled=False):
-        return texts @ videos.T
-
-
 @torch.no_grad()
 def encode_videos(
     encoder: NormalizedModel,
@@ -197,41 +190,6 @@ def match_all(model: Alpro, texts: Texts, videos: Videos) -> np.ndarray:
     pairs = np.argwhere(np.ones(shape, bool))
     margins = match(model, texts, videos, pairs)
     return margins.view(shape).cpu().numpy()
-
-
-def match_top_k(
-    model: Alpro,
-    texts: Texts,
-    videos: Videos,
-    k: int,
-    directions: tuple[str, ...] = ("t2v", "v2t"),
-) -> np.ndarray:
-    """Match the most similar pairs of each direction, and rank the others below by similarity.
-
-    Args:
-        k: Number of videos that are matched with each text (t2v), or texts with each video (v2t).
-
-    Returns:
-        Scores (directions, texts, videos). The score of a matched pair is margin + similarity.
-    """
-    similarity = similarities(texts.features, videos.features).cpu()
-    is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
-    for direction, of_direction in zip(directions, is_chosen, strict=True):
-        axis = 1 if direction == "t2v" else 0
-
-        best = similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices
-        of_direction.scatter_(axis, best, True)
-
-    # A pair that both directions choose is matched once.
-    is_matched = is_chosen.any(0)
-    pairs = is_matched.nonzero().numpy()
-    margins = torch.zeros_like(similarity)
-    margins[is_matched] = match(model, texts, videos, pairs).cpu()
-
-    # Below margin + similarity, which is at least margin - 1.
-    lowest = margins[is_matched].min() - 10
-    others = similarity - similarity.max() + lowest
-    return torch.where(is_chosen, margins + similarity, others).numpy()
 
 
 def batches(texts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -141,7 +141,8 @@ def load_with_prompts(
         InputError: If a file is missing or invalid.
     """
     folder = model_folder(found.model)
-    if is_clip(folder) or HubName.parse(str(folder)):
+    is_hub_name = not folder.is_dir() and HubName.parse(str(folder))
+    if is_hub_name or is_clip(folder):
         bundle: ModelBundle = load_clip(str(folder), device, "model")
     else:
         bundle = ModelBundle.from_pretrained(folder, device)

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.encoding import similarities
 from alpro.models.folder import Texts
 from alpro.stages.evaluation.gallery import Gallery
-from alpro.stages.evaluation.loaded_model import LoadedModel, Reorder
+from alpro.stages.evaluation.loaded_model import LoadedModel, Reorder, similarities
 
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 

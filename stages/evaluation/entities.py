@@ -13,12 +13,12 @@ import regex
 import torch
 
 from alpro.inference.clips import read_frames
-from alpro.inference.encoding import Videos, similarities
+from alpro.inference.encoding import Videos
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_words
 from alpro.shards.transforms import random_box
 from alpro.stages.evaluation.gallery import Gallery, Labels
-from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel
+from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel, similarities
 from alpro.stages.evaluation.metrics import (
     CALIBRATION_ERROR,
     CAPTIONS,

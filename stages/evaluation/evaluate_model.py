@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from alpro.inference.encoding import Videos, match_all, match_top_k, similarities
+from alpro.inference.encoding import Videos, match, match_all
+from alpro.models.alpro import Alpro
+from alpro.models.folder import Texts
 from alpro.stages.evaluation.answers import (
     describe_unanswerable,
     score_answers,
@@ -21,7 +23,7 @@ from alpro.stages.evaluation.controls import (
 )
 from alpro.stages.evaluation.entities import add_crops, add_entities
 from alpro.stages.evaluation.gallery import Gallery, Question
-from alpro.stages.evaluation.loaded_model import LoadedModel
+from alpro.stages.evaluation.loaded_model import LoadedModel, similarities
 from alpro.stages.evaluation.metrics import (
     DIRECTIONS,
     Ranks,
@@ -192,3 +194,38 @@ def add_answers(
         )
         for score in scores:
             results.add(score, name, what)
+
+
+def match_top_k(
+    model: Alpro,
+    texts: Texts,
+    videos: Videos,
+    k: int,
+    directions: tuple[str, ...] = ("t2v", "v2t"),
+) -> np.ndarray:
+    """Match the most similar pairs of each direction, and rank the others below by similarity.
+
+    Args:
+        k: Number of videos that are matched with each text (t2v), or texts with each video (v2t).
+
+    Returns:
+        Scores (directions, texts, videos). The score of a matched pair is margin + similarity.
+    """
+    similarity = similarities(texts.features, videos.features).cpu()
+    is_chosen = torch.zeros(len(directions), *similarity.shape, dtype=torch.bool)
+    for direction, of_direction in zip(directions, is_chosen, strict=True):
+        axis = 1 if direction == "t2v" else 0
+
+        best = similarity.topk(min(k, similarity.shape[axis]), dim=axis).indices
+        of_direction.scatter_(axis, best, True)
+
+    # A pair that both directions choose is matched once.
+    is_matched = is_chosen.any(0)
+    pairs = is_matched.nonzero().numpy()
+    margins = torch.zeros_like(similarity)
+    margins[is_matched] = match(model, texts, videos, pairs).cpu()
+
+    # Below margin + similarity, which is at least margin - 1.
+    lowest = margins[is_matched].min() - 10
+    others = similarity - similarity.max() + lowest
+    return torch.where(is_chosen, margins + similarity, others).numpy()

@@ -135,3 +135,10 @@ class LoadedModel:
                 logits.append(score(model, model.qa_head, texts, videos, pairs).cpu())
                 advance(len(questions))
         return gallery, torch.cat(logits)
+
+
+def similarities(texts: Tensor, videos: Tensor) -> Tensor:
+    """Compute the dot products (N, M) of features (N, E) and (M, E) in float32, also under
+    autocast."""
+    with torch.autocast(texts.device.type, enabled=False):
+        return texts @ videos.T

@@ -15,7 +15,6 @@ from alpro.inference.clips import read_frames
 from alpro.inference.encoding import (
     Videos,
     encode_videos,
-    match_top_k,
     score,
 )
 from alpro.models.alpro import Alpro, Prompter
@@ -23,7 +22,7 @@ from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
 from alpro.shards.reader import ShardReader
 from alpro.stages.evaluation import loaded_model
-from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
+from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model, match_top_k
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
 from alpro.stages.training.objective import QaObjective
