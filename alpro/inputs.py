@@ -7,18 +7,21 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def check_texts(texts: Any) -> list[str]:
-    """Return one or more texts as a list. Raise ValueError if there is none, or one of them is empty,
-    not a str, or not valid Unicode."""
+def check_texts(texts: Any, error: type[Exception] = ValueError) -> list[str]:
+    """Return one or more texts as a list.
+
+    Args:
+        error: Raised if there is none, or one of them is empty, not a str, or not valid Unicode.
+    """
     is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
     listed = [*texts] if is_list else [texts]
     if not listed:
-        raise ValueError(f"expected one or more texts, not {texts!r}")
+        raise error(f"expected one or more texts, not {texts!r}")
     for text in listed:
         if not isinstance(text, str):
-            raise ValueError(f"a text is a str, not {text!r}")
+            raise error(f"a text is a str, not {text!r}")
         if text.encode(errors="replace").decode() != text:
-            raise ValueError(f"the text {text!r} is not UTF-8")
+            raise error(f"the text {text!r} is not UTF-8")
         if not text.strip():
-            raise ValueError("the text is empty")
+            raise error("the text is empty")
     return listed

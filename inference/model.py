@@ -130,7 +130,7 @@ class Model:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts: tokens (N, L, D), mask (N, L), features (N, E)."""
-        return self.folder.encode_texts(as_texts(texts))
+        return self.folder.encode_texts(check_texts(texts, InputError))
 
     def note(self, text: str) -> str:
         """Return a line that names the unknown words of a text, or says that it is too long; empty
@@ -169,7 +169,7 @@ class Model:
 
     def _check_texts(self, texts: Any) -> list[str]:
         """Return one or more texts as a list, with a warning if some are too long."""
-        checked = as_texts(texts)
+        checked = check_texts(texts, InputError)
         note = self._count_long(checked)
         if note:
             warnings.warn(note, stacklevel=3)
@@ -470,11 +470,3 @@ def as_list(items: Any) -> list[Any]:
     if not listed:
         raise InputError(f"expected one or more texts or files, not {items!r}")
     return listed
-
-
-def as_texts(texts: Any) -> list[str]:
-    """Return one or more texts as a list. Raise InputError if it is empty, or one of them is."""
-    try:
-        return check_texts(texts)
-    except ValueError as error:
-        raise InputError(str(error)) from error

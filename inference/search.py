@@ -90,7 +90,7 @@ class SearchResult:
         return vars(self) | {"hits": [hit.json() for hit in self.hits]}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Searcher:
     """Search an index with the model that embedded its clips.
 
