@@ -403,10 +403,8 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
             if is_named_answer(name) or any(
                 map(has_words, map(read_text, cells[name]))
             ):
-                may_be_names = may_name_options(name, cells)
-                return (
-                    {"answer": "", "options": ""} if may_be_names else {"answer": name}
-                )
+                hidden = {"options": ""} if may_name_options(name, cells) else {}
+                return {"answer": name} | hidden
         return {}
 
     for name in indices:
