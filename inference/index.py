@@ -42,6 +42,8 @@ DIGITS = 6  # decimals of a similarity; further ones may differ for equal vector
 INDEXES = "indexes.txt"
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
+# Texts, names and comments, whose brackets are no brackets of SQL.
+QUOTED = re.compile(r"(?s)'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/")
 ORDER = ("path", "start", "id")  # in which the index is listed
 LOCK = "clips.lock"  # in the folder of an index
 REPEATS = 4  # a call that was overtaken is made again
@@ -439,8 +441,18 @@ def open_table(address: str, new: pa.Schema | None = None) -> "Table | None":
 
 def make_condition(where: str = "", words: str = "") -> str:
     """Return the condition on rows in SQL that they are clips, that `where` holds, and that the
-    caption, the file name or the id has each of the words."""
+    caption, the file name or the id has each of the words.
+
+    Raises:
+        InputError: If a bracket closes none of its own.
+    """
     conditions = [IS_CLIP]
+    depth = 0
+    for bracket in re.findall(r"[()]", QUOTED.sub("", where)):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            # It would end the brackets around it, and what follows would hold for all rows.
+            raise InputError(f"{where}: a closing bracket without an opening one")
     if where.strip():
         # The brackets are needed: the engine ignores what follows a complete condition.
         conditions.append(f"({where}\n)")

@@ -176,7 +176,7 @@ COLUMNS_LINE = "No field named color. Valid fields are `key`, `id`, `path`, `kin
         ("caption", "boolean"),
         ("kind = 'video", "Unterminated"),
         ("kind = '\udcff'", "surrogate"),
-        (")", ")"),
+        ("1=1) OR (1=1", "bracket"),
     ],
 )
 def test_a_wrong_condition_is_a_line(where, reason, three):
