@@ -14,7 +14,7 @@ def check_texts(texts: Any, error: type[Exception] = ValueError) -> list[str]:
         error: Raised if there is none, or one of them is empty, not a str, or not valid Unicode.
     """
     is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
-    listed = [*texts] if is_list else [texts]
+    listed: list[Any] = [*texts] if is_list else [texts]
     if not listed:
         raise error(f"expected one or more texts, not {texts!r}")
     for text in listed:

@@ -121,9 +121,9 @@ class ModelBundle:
                 truncates them at its own length.
         """
         model = self.model
-        device = next(model.parameters()).device
         limit = model.text_length(length or self.preprocessing.max_text_tokens)
         ids, mask = self.words.batch(texts, limit)
+        device = next(model.parameters()).device
         mask = mask.to(device)
 
         tokens = torch.empty(0)

@@ -138,8 +138,7 @@ def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
         names: Table of its names. A name that no row matches stays as it is.
     """
     weights = {}
-    for key, value in state.items():
-        name = key
+    for name, value in state.items():
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         if name:
