@@ -159,11 +159,9 @@ def batch_of(stage: str, objective: Objective, size: int, length: int) -> Batch:
 def as_on_a_gpu() -> Iterator[None]:
     """Fake tensors, bfloat16, the fused attention, and short sequences packed."""
 
-    def output(self, q, k, v, mask):
-        # Without dropout, which the fused kernel of a CPU does not have: PyTorch would compute
-        # products in float32 instead. The memory-efficient kernel of a GPU has masks and dropout.
-        out = attention.attention_on_gpu(q, k, v, mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+    # Without dropout, which the fused kernel of a CPU does not have: PyTorch would compute products
+    # in float32 instead. The memory-efficient kernel of a GPU has masks and dropout.
+    fused = attention.attention_on_gpu
 
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -175,7 +173,7 @@ def as_on_a_gpu() -> Iterator[None]:
         # fails.
         patch.setattr(nn.Module, "float", lambda module: module)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
-        patch.setattr(attention.Attention, "output", output)
+        patch.setattr(attention, "attention_on_gpu", lambda *x: fused(*x[:4]))
         patch.setattr(attention, "is_on_gpu", lambda _: True)
         patch.setattr(alpro, "is_on_gpu", lambda _: True)
         yield
