@@ -11,7 +11,7 @@ def check_texts(texts: Any, error: type[Exception] = ValueError) -> list[str]:
     """Return one or more texts as a list.
 
     Args:
-        error: Raised if there is none, or one of them is empty, not a str, or not valid Unicode.
+        error: Raised if there are no texts, or if one of them is empty, not a str, or not valid Unicode.
     """
     is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
     listed: list[Any] = [*texts] if is_list else [texts]

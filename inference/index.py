@@ -42,7 +42,7 @@ DIGITS = 6  # decimals of a similarity; further ones may differ for equal vector
 INDEXES = "indexes.txt"
 SETTINGS = "alpro"  # key of the settings in the metadata of the field `vector`
 IS_CLIP = "reason IS NULL"
-# Texts, names and comments, whose brackets are no brackets of SQL.
+# Strings, quoted names and comments: their brackets do not group conditions.
 QUOTED = re.compile(r"(?s)'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/")
 ORDER = ("path", "start", "id")  # in which the index is listed
 LOCK = "clips.lock"  # in the folder of an index
@@ -409,10 +409,10 @@ def other_table(place: str) -> InputError:
 
 @engine_call
 def open_table(address: str, new: pa.Schema | None = None) -> "Table | None":
-    """Open the table of an index. Return None if there is none.
+    """Open the table of an index. Return None if it does not exist.
 
     Args:
-        new: Schema of a table that is created if there is none.
+        new: Schema of the table to create if it does not exist.
 
     Raises:
         InputError: If an earlier version made the index, or the store does not answer.
@@ -444,14 +444,14 @@ def make_condition(where: str = "", words: str = "") -> str:
     caption, the file name or the id has each of the words.
 
     Raises:
-        InputError: If a bracket closes none of its own.
+        InputError: If a closing bracket has no opening one.
     """
     conditions = [IS_CLIP]
     depth = 0
     for bracket in re.findall(r"[()]", QUOTED.sub("", where)):
         depth += 1 if bracket == "(" else -1
         if depth < 0:
-            # It would end the brackets around it, and what follows would hold for all rows.
+            # It would close the brackets added below, and the rest would apply to all rows.
             raise InputError(f"{where}: a closing bracket without an opening one")
     if where.strip():
         # The brackets are needed: the engine ignores what follows a complete condition.

@@ -56,6 +56,8 @@ NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
+# Columns that people add to published tables.
+ADDED_KEYS = ("split", "group", "start", "end")
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
 # Between numbers, a space is as NumPy writes it: [1.  2.5].
 BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])")
@@ -165,37 +167,32 @@ class Form(Columns):
         return is_format and names.issuperset(self.has) and names.isdisjoint(self.lacks)
 
     def bind(self, record: Iterable[str]) -> "Form":
-        """Return the form with the usual names that the columns of a record have; a published form
-        with those of splits, groups and times, which people add to its tables."""
+        """Return the form with the usual names that the columns of a record have. A published form
+        only gets those of ADDED_KEYS."""
         columns = tuple(record)
         if columns in self._bound:
             return self._bound[columns]
         names = {fold(name): name for name in reversed(columns)}
-        told = () if self.usual else self.meanings
+        keys = WORDS["usual"] if self.usual else ADDED_KEYS
+        taken = () if self.usual else self.meanings
         changes: dict[str, Any] = {}
-        for key, words in WORDS["usual"].items():
-            present = [names[word] for word in words if word in names]
-            is_bound = self.usual or key in ("split", "group", "start", "end")
-            if (
-                present
-                and is_bound
-                and present[0] not in told
-                and key not in self.model_fields_set
-            ):
+        for key in keys:
+            present = [names[word] for word in WORDS["usual"][key] if word in names]
+            is_free = key not in self.model_fields_set
+            if present and is_free and present[0] not in taken:
                 changes[key] = present[0]
         self._bound[columns] = Form.model_validate(self.model_dump() | changes)
         return self._bound[columns]
 
-    def told(self, keys: "Form | None") -> "Form":
-        """Return the form with the keys that a user has set, and without times that are in the names
-        of the user's files: a clip begins at its start."""
-        if keys is None:
-            return self
-        changes = keys.model_dump(exclude_unset=True, exclude={"usual"})
+    def override(self, user_form: "Form") -> "Form":
+        """Return the form with the keys that a user has set."""
         own = self.model_dump(exclude_unset=True)
-        names = {name for _, name, _ in chain(*keys.templates)}
+        changes = user_form.model_dump(exclude_unset=True, exclude={"usual"})
+
+        # If file names contain the times, each file is already the clip.
+        columns = {name for _, name, _ in chain(*user_form.templates)}
         times = own.keys() & {"start", "end", "span"}
-        if any(own[key] in names for key in times):
+        if any(own[key] in columns for key in times):
             own |= dict.fromkeys(times, "")
         return Form.model_validate(own | changes)
 
@@ -456,18 +453,17 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
 
+    # Marks are removed only if they are in sequence: "A. Lincoln" beside "I. Newton" is a name.
     texts = [*map(clean_text, options)]
-    marks = [
-        fold_answer(match[0]) for match in map(BEFORE_OPTION.match, texts) if match
-    ]
-    usual = [
-        [*map(fold_answer, names[: len(texts)])] for names in OPTION_NAMES.values()
-    ]
-    # "A. Lincoln" beside "I. Newton" is a name.
-    if sorted(marks) in usual:
-        own_names = marks
-        texts = [BEFORE_OPTION.sub("", text) for text in texts]
-    # Options that have names of their own are not counted.
+    matches = filter(None, map(BEFORE_OPTION.match, texts))
+    marks = [fold_answer(match[0]) for match in matches]
+    for names in OPTION_NAMES.values():
+        if sorted(marks) == [*map(fold_answer, names[: len(texts)])]:
+            own_names = marks
+            texts = [BEFORE_OPTION.sub("", text) for text in texts]
+            break
+
+    # The names of the options take precedence over their positions.
     named = [
         *zip(own_names, texts, strict=False),
         *zip(OPTION_NAMES.get(form.first_option, texts), texts, strict=False),

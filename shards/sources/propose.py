@@ -246,7 +246,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         order = sorted(free, key=lambda name: names.index(name) < position)
         return proposed | propose_answer({name: free[name] for name in order})
     texts = [*find_fitting(free, is_caption)]
-    # Beside one that is named as a caption, a title is none.
+    # If a column has a usual name of captions, the others are metadata such as titles.
     texts = [name for name in texts if name in usual.captions] or texts
     # Beside an answer, the texts are options, or questions that are not known as such.
     if texts and not usual.answer:
@@ -421,8 +421,8 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
             proposed["first_option"] = firsts[0] if is_told else ""
         if firsts:
             return proposed
-    # A list that alone is named as answers are has answers; beside answers in words that are none
-    # of the options, these are wrong answers.
+    # If only the list has a name of answers, it holds the answers. If the answers are words and match
+    # no option, the list holds wrong answers.
     if [*filter(is_named_answer, [*names, *options])] == options:
         return {"answer": options[0]}
     texts = [*map(read_text, cells[names[0]])] if names else []
@@ -474,7 +474,7 @@ def is_list(name: str, cells: list[Any]) -> bool:
 
 
 def read_answers(cells: Cells, columns: Record) -> list[str]:
-    """Return the answers of rows; none if one names no option."""
+    """Return the answers of rows. Return an empty list if one names no option."""
     form = Form.model_validate(columns)
     rows = (
         dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
@@ -499,40 +499,59 @@ def may_name_options(answer: str, cells: Cells) -> bool:
 
 
 def hides_meanings(table: Table, folder: Folder | None) -> bool:
-    """Return whether columns of a table that are only stored may be the files, splits, times, without
-    which an item is a whole file, or options, whose names would be answers of their own."""
+    """Return whether columns that are only stored may be the files, splits, times, without which an
+    item is a whole file, or options, whose names would be answers of their own.
+
+    Keys that the user has set are not questioned.
+    """
     form = table.bound
-    told = table.told.model_fields_set if table.told else ()
-    cells = read_columns(table.head_records)
-    names = [name for _, name, _ in chain(*form.templates)]
-    files = cells.get(names[0], []) if names else []
-    are_told = form.span or (form.start and form.end)
-    # The other half of a part may have another name.
-    halves = {form.answer} if are_told else {form.answer, form.start, form.end}
-    for name in form.meanings - halves:
-        cells.pop(name, None)
+    user_keys = table.user_form.model_fields_set if table.user_form else ()
+    all_cells = read_columns(table.head_records)
+    # A half of a part is kept: the other half may have another name.
+    has_times = form.span or (form.start and form.end)
+    kept = {form.answer} if has_times else {form.answer, form.start, form.end}
+    used = form.meanings - kept
+    cells = {name: all_cells[name] for name in all_cells if name not in used}
 
-    if form.usual and not told and not propose_file({"file": files}, folder):
-        others = propose_file(cells, folder).get("file", "")
-        if others and not any(map(is_url, cells[others])):
+    if not user_keys:
+        files = [name for _, name, _ in chain(*form.templates)][:1]
+        named = {name: all_cells[name] for name in files if name in all_cells}
+        if form.usual and hides_file(named, cells, folder):
             return True
-    # The answers may be in another table.
-    is_asked = bool(form.question) and form.answer in cells
-    if not told:
-        times = {} if are_told else propose_times(cells, [], are_named=True)
-        has_end = find_first(cells, is_time, "end") or find_first(
-            cells, is_time, "length"
-        )
-        has_times = any(times.values()) or (form.start and not form.end and has_end)
         has_split = find_first(cells, is_split) or has_split_flag(cells)
-        if (has_split and not form.split) or (form.usual and has_times):
+        if has_split and not form.split:
+            return True
+        if form.usual and not has_times and hides_times(form, cells):
             return True
 
-    if not is_asked or form.options or "options" in told:
+    # The answers may be in another table.
+    is_asked = form.question and form.answer in cells
+    if not is_asked or form.options or "options" in user_keys:
         return False
-    if not told and may_name_options(form.answer, cells):
-        return True
+    return hides_options(form.answer, cells) or (
+        not user_keys and may_name_options(form.answer, cells)
+    )
+
+
+def hides_file(named: Cells, cells: Cells, folder: Folder | None) -> bool:
+    """Return whether the column with a usual name of files has no file, and another one has."""
+    if propose_file(named, folder):
+        return False
+    other = propose_file(cells, folder).get("file", "")
+    return bool(other) and not any(map(is_url, cells[other]))
+
+
+def hides_times(form: Form, cells: Cells) -> bool:
+    """Return whether names of columns tell times, or the end of a part whose start is known."""
+    ends = (find_first(cells, is_time, time) for time in ("end", "length"))
+    has_end = form.start and not form.end and any(ends)
+    times = propose_times(cells, [], are_named=True)
+    return bool(has_end or any(times.values()))
+
+
+def hides_options(answer: str, cells: Cells) -> bool:
+    """Return whether answers are names of options: with the options, they read differently."""
     proposed = propose_answer(cells)
-    # Answers that are texts of options need no options.
-    plain = read_answers(cells, {"answer": form.answer})
-    return bool(proposed.get("options")) and read_answers(cells, proposed) != plain
+    if not proposed.get("options"):
+        return False
+    return read_answers(cells, proposed) != read_answers(cells, {"answer": answer})

@@ -211,7 +211,7 @@ class Source:
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
             is_beside = stem in stems or splitext(stem)[0] in stems
-            # The texts of test.mp4 are no CSV.
+            # A CSV file that is named as a split is a table, even beside test.mp4.
             is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
                 is_text = "/" in path and name.endswith(LINES)
@@ -297,12 +297,12 @@ class Source:
                     joined = record
                     if form.partner_column:
                         key = read_text(read_cell(record, form.partner_column))
-                        # A table of partners is of this split, or of all.
+                        # A table of partners belongs to this split or to all splits.
                         of_all = partners.get(("", key), {})
                         joined = of_all | partners.get((origin.split, key), {}) | record
                     yield from self.items.add(where, joined, form, origin)
-            if table.told:
-                check_columns(table, columns, table.told)
+            if table.user_form:
+                check_columns(table, columns, table.user_form)
         if not self.items.count:
             lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
             raise InputError("; ".join(lines))
@@ -371,7 +371,7 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
         # Alone, its name says nothing about the splits of its rows.
         splits[chosen[0]] = ""
 
-    # What completes the records of all splits.
+    # These tables complete the records of all splits.
     chosen += partners if chosen else ()
     starts: dict[tuple[str, ...], str] = {}
     for number, path in enumerate(chosen):

@@ -90,7 +90,7 @@ class Table:
     entries. The file is opened once; the constructor reads the first records.
 
     Args:
-        told: The form of the user, whose keys a published form gets, too.
+        user_form: Form with the keys that the user has set. They also override a published form.
 
     Raises:
         InputError: If the table is missing, corrupt, in another format or not UTF-8, or if it is a
@@ -100,14 +100,14 @@ class Table:
     def __init__(
         self,
         path: Location,
-        told: Form | None = None,
+        user_form: Form | None = None,
         origins: Sequence[Origin] = (NO_ORIGIN,),
     ):
         self.path = path
         self.origins = origins
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
-        self.told = told
+        self.user_form = user_form
         self.form: Form | None = None
         self.document: Any = None  # parsed JSON
         self._start = b""
@@ -122,16 +122,16 @@ class Table:
         for published in FORMS:
             is_flat = not (published.records or published.line)
             if is_flat and published.fits(self.columns, self.extension):
-                self._take(published)
-        self.form = self.form or told
+                self._set_published(published)
+        self.form = self.form or user_form
         usual = LIST if self.columns == ["$value"] else TABLE
         bound = usual.bind(self.columns)
-        # A list of files, which has no column of the user's form.
+        # A list of files has no column of the user's form.
         names = {*self.columns} if usual is TABLE else set()
-        is_list = not (told and (told.meanings & names or bound.has_texts(names)))
-        if bound.file and self.form is told and is_list:
+        fits_user = user_form and (user_form.meanings & names or bound.has_texts(names))
+        if bound.file and self.form is user_form and not fits_user:
             self.form = usual
-            self.told = None
+            self.user_form = None
         if self.form is None:
             self.refuse_placeholder()
         # The form with the columns of the first records; without any if they are not known.
@@ -140,11 +140,17 @@ class Table:
         self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
         self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
 
-    def _take(self, published: Form | None) -> None:
-        """Set the form to a published one, unless it is known, or told where the records are."""
-        is_told = self.told and (self.told.records or self.told.line)
-        if published and not (self.form or is_told):
-            self.form = published.told(self.told)
+    @property
+    def _reading_form(self) -> Form:
+        """The form by which records are found while the form of the table is not known."""
+        return self.form or self.user_form or TABLE
+
+    def _set_published(self, published: Form | None) -> None:
+        """Set a published form, unless the form is known or the user has set where records are."""
+        user = self.user_form
+        has_own_records = user and (user.records or user.line)
+        if published and not (self.form or has_own_records):
+            self.form = published.override(user) if user else published
 
     @property
     def lists_files(self) -> bool:
@@ -219,8 +225,8 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return self._read_json_lines(io.StringIO(content))  # under another name
 
-        self._take(find_form(self.document, self.extension))
-        return records_in(self.document, self.form or self.told or TABLE)
+        self._set_published(find_form(self.document, self.extension))
+        return records_in(self.document, self._reading_form)
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
@@ -234,8 +240,8 @@ class Table:
                 continue
             # Each line is an entry of a list.
             if form is None:
-                self._take(find_form([record], self.extension))
-                form = self.form or self.told or TABLE
+                self._set_published(find_form([record], self.extension))
+                form = self._reading_form
             for where, found in records_in([record], form):
                 yield where.replace("entry 1", f"line {number}", 1), found
 
@@ -253,8 +259,8 @@ class Table:
             return
         for published in FORMS:
             if published.line and published.line.fullmatch(first.strip()):
-                self._take(published)
-        form = self.form or self.told or TABLE
+                self._set_published(published)
+        form = self._reading_form
         pattern = form.line
         is_table = self.extension not in LINES
         names = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
@@ -380,7 +386,8 @@ def check_columns(columns: list[str]) -> list[str]:
         raise ValueError(f"line 1: {SAVE_AS_UTF8}")
     columns = [name.strip() for name in columns]
     for name in columns:
-        # Also of a path and a number, and of Excel's `sep=;`. `segment.ts` is a column of pandas.
+        # The line may also be a path and a number, or Excel's `sep=;`. pandas writes columns such
+        # as `segment.ts`.
         word = name.partition(" ")[0]
         extension = PurePosixPath(word).suffix.lower()
         is_media = extension in MEDIA_EXTENSIONS and extension != ".ts"
