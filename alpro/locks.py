@@ -2,12 +2,22 @@
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from alpro.errors import InputError
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+
+
+def file_lock(path: Path) -> FileLock:
+    """Return the lock of a file, which is not acquired.
+
+    On Lustre without locks, filelock would create and delete a file instead: one that a killed process
+    leaves locks forever, and children do not hold it.
+    """
+    return FileLock(path, fallback_to_soft=False)
 
 
 def acquire(

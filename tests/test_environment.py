@@ -5,12 +5,11 @@ import os
 import stat
 
 import pytest
-from filelock import FileLock
 
 from alpro.environment import exempt_local_hosts, prepare, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
-from alpro.locks import acquire
+from alpro.locks import acquire, file_lock
 from alpro.pipeline.execution.processes import Launch, get_environment
 from alpro.stages import render_sample
 from alpro.stages.execution.interface import Resources
@@ -72,7 +71,7 @@ def test_a_user_without_a_name_has_a_home(monkeypatch):
     assert os.environ["HOME"] == "/"
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_disk_without_locks_is_one_line_with_what_to_do(
     number, tmp_path, monkeypatch
 ):
@@ -82,7 +81,7 @@ def test_a_disk_without_locks_is_one_line_with_what_to_do(
     monkeypatch.setattr("fcntl.flock", flock)
     for blocking in (True, False):
         with pytest.raises(InputError, match=r"no file locks.*local disk") as raised:
-            acquire(FileLock(tmp_path / "a.lock"), blocking)
+            acquire(file_lock(tmp_path / "a.lock"), blocking)
         assert str(tmp_path) in str(raised.value)
 
 

@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock
-
 from alpro.environment import NEUTRAL_FOLDER, outside_current_folder
 from alpro.errors import InputError
 from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter, let_only_interrupt_repeat
-from alpro.locks import acquire
+from alpro.locks import acquire, file_lock
 from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
 from alpro.stages.execution.interface import Resources, StageFailed
 
@@ -71,7 +69,7 @@ def start_temporary_server() -> Callable[[], None]:
 
     # Two would create the database at once.
     home = Path(os.environ["PREFECT_HOME"]).absolute()
-    starting = FileLock(home / "starting.lock")
+    starting = file_lock(home / "starting.lock")
     acquire(starting)
     create_database(home / "prefect.db")
 

@@ -17,7 +17,6 @@ import time
 from contextlib import suppress
 
 import psutil
-from filelock import FileLock
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
@@ -29,7 +28,7 @@ from prefect.workers.process import ProcessWorker
 from alpro.environment import prepare
 from alpro.errors import InputError
 from alpro.files import make_folder
-from alpro.locks import acquire
+from alpro.locks import acquire, file_lock
 from alpro.pipeline.flows.servers import get_worker_workspace
 from alpro.pipeline.tracking.store import end_runs, store_uri
 from alpro.stages.execution.lifecycle import PARENT
@@ -131,7 +130,7 @@ def main(pool: str, name: str, limit: str = "") -> None:
     os.environ[PARENT] = str(os.getpid())
     folder = get_worker_workspace() / "prefect"
     make_folder(folder)
-    lock = FileLock(folder / f"worker-{name}.lock")
+    lock = file_lock(folder / f"worker-{name}.lock")
     if not acquire(lock, blocking=False):
         raise InputError(
             f"a worker named {name} runs already; give this one another name"

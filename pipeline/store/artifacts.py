@@ -29,7 +29,7 @@ from alpro.artifact import (
 from alpro.environment import package_versions
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
-from alpro.locks import acquire
+from alpro.locks import acquire, file_lock
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
@@ -76,7 +76,7 @@ class Store:
             CancelledError: `is_stopping` returned True while it waited.
         """
         folder = self.folder(step)
-        lock = FileLock(folder.with_suffix(".lock"))
+        lock = file_lock(folder.with_suffix(".lock"))
         make_folder(folder.parent)
         if not acquire(lock, blocking=False):
             announce(f"{step.name}: waiting for another run to build it")
@@ -136,7 +136,7 @@ class Store:
                     f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
                 )
         for path in self.root.glob("*/*.lock"):
-            lock = FileLock(path)
+            lock = file_lock(path)
             if not acquire(lock, blocking=False):
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is "
@@ -146,7 +146,7 @@ class Store:
 
         for folder in folders:
             # A run that needs the artifact now waits, and builds it again.
-            with FileLock(folder.with_suffix(".lock")):
+            with file_lock(folder.with_suffix(".lock")):
                 # Delete the record first, so that no record describes an incomplete folder.
                 (folder / RECORD).unlink(missing_ok=True)
                 # The sync keeps this order after a power failure.

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write, create_database
-from alpro.locks import acquire
+from alpro.locks import acquire, file_lock
 
 REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
@@ -75,7 +74,7 @@ def create_store(database: Path, files: Path) -> None:
     its process was killed or the disk was full.
     """
     # Two pipelines may start at the same time.
-    lock = FileLock(f"{database}.lock")
+    lock = file_lock(database.with_name(f"{database.name}.lock"))
     acquire(lock)
     try:
         if not database.exists():
