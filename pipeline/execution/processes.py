@@ -32,7 +32,7 @@ from alpro.stages.execution.interface import (
     StageFailed,
     count_finished,
 )
-from alpro.stages.execution.lifecycle import STOP_FILE, supervised
+from alpro.stages.execution.lifecycle import STOP_FILE, shell_status, supervised
 from alpro.stages.execution.step import Step
 from alpro.threads import cores
 
@@ -107,7 +107,7 @@ class Processes:
         stopping: threading.Event = NEVER,
         killing: threading.Event = NEVER,
     ) -> int:
-        """Wait until the leader has ended, and end what is left. Returns the exit status.
+        """Wait until the leader has ended, and end what is left. Returns the `shell_status`.
 
         Args:
             stopping: the event at which the group is asked to end.
@@ -123,7 +123,8 @@ class Processes:
         # The leader is not reaped before the group is gone: until then, no other group can get its
         # number.
         os.killpg(self._leader.pid, signal.SIGKILL)
-        status = self._leader.wait()
+        # The supervisor itself may have been killed.
+        status = shell_status(self._leader.wait())
         if self._reader:
             self._reader.join(timeout=5)
         return status

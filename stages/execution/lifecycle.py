@@ -43,7 +43,7 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
     process is killed, the kernel kills the command.
 
     Returns:
-        The exit status, as a shell reports it: 128 + N for a command that signal N ended.
+        The `shell_status` of the command.
     """
     requests: list[int] = []
     # The kernel and batch systems may send several, so a signal only leaves a mark.
@@ -72,7 +72,12 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
 
     if os.getppid() != client:
         os.killpg(0, signal.SIGKILL)  # nobody else is left to end the group
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return shell_status(child.returncode)
+
+
+def shell_status(returncode: int) -> int:
+    """Return an exit status of `subprocess` as a shell reports it: 128 + N for signal N."""
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 def _join_supervisor(supervisor: int) -> None:
