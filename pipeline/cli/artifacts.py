@@ -116,7 +116,7 @@ def collect_garbage(
     corpus is made of, and the imported tables of earlier states of the data.
 
     In use are what a STAGE or CONFIG/STAGE stands for, and the models of indexes and of MLflow's
-    registry. What interrupted stages left, and links to other places, stay.
+    registry. Links to other places stay, and what interrupted stages left, which is listed.
 
     Args:
         yes: Remove them.
@@ -154,6 +154,9 @@ def collect_garbage(
     print(
         f"{len(units)} units that no corpus is made of, {len(manifests)} outdated imports of data"
     )
+    for folder in store.interrupted():
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"{folder}: interrupted, {size / 1e6:,.1f} MB, stays until you delete it")
     if not yes:
         print("add --yes to remove them")
         return

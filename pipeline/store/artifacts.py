@@ -116,6 +116,17 @@ class Store:
             )
         return write_record(folder, step, outcome, {"seconds": seconds, **run_info})
 
+    def interrupted(self) -> list[Path]:
+        """Return the folders of unfinished work that no stage is writing now."""
+        folders = []
+        for folder in sorted(self.root.glob("*/*/")):
+            lock = file_lock(folder.with_suffix(".lock"))
+            is_finished = (folder / RECORD).exists()
+            if not is_finished and acquire(lock, blocking=False):
+                lock.release()
+                folders.append(folder)
+        return folders
+
     def is_elsewhere(self, folder: Path) -> bool:
         """Return whether a folder is a link to another place, or in one. Such a folder is never
         removed."""
