@@ -1,7 +1,8 @@
 """Lines about a run on standard error, and progress: a bar on a terminal, plain lines elsewhere.
 
 The processes of stages inherit the level. Each line starts with its time, except on a terminal, and
-where the program that reads the lines adds times of its own (TIMES).
+where the program that reads the lines adds times of its own (TIMES). `alpro run` also keeps its lines
+in a file (FILE): the terminal may be closed when somebody looks for the cause.
 """
 
 import logging
@@ -9,13 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 
 # Environment variable: DEBUG, INFO, or WARNING for no progress.
 LEVEL = "ALPRO_LOG_LEVEL"
 TIMES = "ALPRO_LOG_TIMES"  # environment variable: 0 for lines without their times
+FILE = "ALPRO_LOG_FILE"  # environment variable: a file that keeps the lines, too
 # Environment variable: 1 while stages run side by side, whose bars would overlap.
 PLAIN = "ALPRO_PLAIN_PROGRESS"
 LINE_SECONDS = 15.0  # between plain lines
@@ -32,11 +34,31 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Names of files are in many lines; a traceback has several lines.
         text = "\n".join(map(printable, self.format(record).split("\n")))
-        if os.environ.get(TIMES) != "0" and not sys.stderr.isatty():
-            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-        # A full disk, or a `tee` that Ctrl-C ended, costs the line and not the training.
-        with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+        has_time = os.environ.get(TIMES) != "0" and not sys.stderr.isatty()
+        say(text, with_time(text) if has_time else text)
+
+
+def say(text: str, shown: str = "") -> None:
+    """Print a text on standard error, and keep it.
+
+    Args:
+        shown: What is printed, if that differs.
+    """
+    keep(text)
+    # A full disk, or a `tee` that Ctrl-C ended, costs the line and not the training.
+    with suppress(OSError):
+        print(shown or text, file=sys.stderr, flush=True)
+
+
+def keep(text: str) -> None:
+    """Append a text with its time to the log file of this command, if it has one."""
+    path = os.environ.get(FILE, os.devnull)
+    with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+        file.write(f"{with_time(text)}\n")
+
+
+def with_time(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
 
 
 def printable(text: object) -> str:
@@ -93,6 +115,7 @@ def progress(
     import rich.progress as rich
     from rich.console import Console
 
+    has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
     bar = rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(BAR_WIDTH),
@@ -103,24 +126,31 @@ def progress(
         console=Console(stderr=True),
         transient=True,
         speed_estimate_period=SPEED_SECONDS,
+        disable=not has_bar,
     )
     bar.add_task(what, total=total, completed=done, note="")
     task = bar.tasks[0]
-    has_bar = os.environ.get(PLAIN) != "1" and sys.stderr.isatty()
     next_line = time.monotonic() + LINE_SECONDS
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal next_line
         bar.update(task.id, advance=n, note=note or task.fields["note"])
         now = time.monotonic()
-        if has_bar or now < next_line:
+        if now < next_line:
             return
 
         next_line = now + LINE_SECONDS
         details = [f"{task.completed:.0f} of {total or '?'} {unit}"]
         if task.time_remaining is not None:
             details.append(f"{timedelta(seconds=task.time_remaining)} left")
-        log.info(f"{what}: {', '.join(filter(None, [*details, task.fields['note']]))}")
+        line = f"{what}: {', '.join(filter(None, [*details, task.fields['note']]))}"
+        (keep if has_bar else log.info)(line)
 
-    with bar if has_bar else nullcontext():
+    # A terminal that was closed costs the bar and not the result.
+    with suppress(OSError):
+        bar.start()
+    try:
         yield advance
+    finally:
+        with suppress(OSError):
+            bar.stop()

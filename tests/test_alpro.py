@@ -60,16 +60,24 @@ def test_an_error_is_one_line_of_bounded_length(message, line):
 # Regions and texts.
 
 
-def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch):
-    """A full disk, or a `tee` that has ended."""
-
-    class Full(io.StringIO):
+def test_a_terminal_that_is_gone_ends_nothing_and_the_log_file_has_the_lines(
+    tmp_path, monkeypatch
+):
+    class Gone(io.StringIO):
         def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sys, "stderr", Full())
+        def isatty(self):
+            return True
 
-    alpro.log.log.info("a line")
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setenv(alpro.log.FILE, str(tmp_path / "log"))
+
+    with alpro.log.progress("decoding", 2, "items") as advance:
+        advance()
+        alpro.log.log.info("a line")
+
+    assert "a line" in (tmp_path / "log").read_text()
 
 
 def test_a_region_is_left_top_width_and_height():

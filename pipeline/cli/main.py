@@ -7,8 +7,8 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from types import FrameType
 
@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from alpro.environment import prepare
 from alpro.errors import MAX_MESSAGE, Failure, InputError, one_line
 from alpro.interpreter import let_only_interrupt_repeat
-from alpro.log import log, printable
+from alpro.log import keep, log, printable, say
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 from alpro.shards.credentials import refuse_credentials
 
@@ -81,9 +81,9 @@ def main() -> None:
     except BaseException as error:
         # Prefect may raise an error of its own, if the signal also reaches its server.
         if not received and not isinstance(error, KeyboardInterrupt):
+            keep(traceback.format_exc())
             raise
-        with suppress(OSError):
-            print("stopped; run the same command again to continue", file=sys.stderr)
+        say("stopped; run the same command again to continue")
         # A shell reports this status for a program that a signal ends.
         status = 128 + (received or [signal.SIGINT])[0]
     finally:
@@ -138,7 +138,7 @@ def fail(message: str, status: int = EXIT_INPUT_ERROR) -> int:
     """Print a message as one line, with the table of a configuration that it may end with."""
     line, table, keys = message.partition("\n\n[corpora.")
     for part in [line, *f"{table}{keys}".splitlines()]:
-        print(printable(part), file=sys.stderr)
+        say(printable(part))
     return status
 
 

@@ -1,6 +1,9 @@
 """`alpro run` and `alpro study`."""
 
 import os
+import shlex
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from alpro.environment import outside_current_folder
-from alpro.log import log
+from alpro.log import FILE, keep, log
 from alpro.names import Artifact
 from alpro.pipeline.cli.options import RunOptions, Source
 
@@ -135,12 +138,15 @@ def run_flow(
 
 
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
-    """Create the workspace, set Prefect's environment, which Prefect reads when it is imported,
-    and starts the temporary server that a command without PREFECT_API_URL has. Returns the
-    workspace's absolute path, and a function that waits for the server."""
+    """Create the workspace, open the log of the command, set Prefect's environment, which Prefect
+    reads when it is imported, and start the temporary server that a command without PREFECT_API_URL
+    has. Returns the workspace's absolute path, and a function that waits for the server."""
     root = options.workspace.resolve()
     create_workspace(root)
     if not options.dry_run:  # what follows imports for seconds
+        # A file for each command: the lines of two do not mix.
+        os.environ[FILE] = str(root / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log"))
+        keep(f"{shlex.join(['alpro', *sys.argv[1:]])}, in {Path.cwd()}")
         log.info(f"starting, with the workspace {root}")
 
     os.environ["ALPRO_COMMAND_LINE"] = "1"
@@ -195,7 +201,8 @@ def print_plan(plan: "Plan") -> None:
 def create_workspace(folder: Path) -> None:
     """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
     home = folder / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
+    for place in (home, folder / "logs"):
+        place.mkdir(parents=True, exist_ok=True)
     # A mode does not tell that a disk is full or mounted read-only.
     with TemporaryFile(dir=home):
         pass

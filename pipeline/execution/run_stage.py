@@ -21,6 +21,7 @@ from typing import NoReturn
 from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
+from alpro.log import log
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
@@ -134,7 +135,7 @@ def start(file: Path) -> NoReturn:
         if isinstance(error, SystemExit) and error.code == EXIT_STOPPED:
             status = EXIT_STOPPED  # a training that was stopped
         else:
-            traceback.print_exc()
+            log.error(traceback.format_exc())
 
     try:
         sys.stdout.flush()
