@@ -70,14 +70,14 @@ def test_a_terminal_that_is_gone_ends_nothing_and_the_log_file_has_the_lines(
         def isatty(self):
             return True
 
+    file = tmp_path / "log"
     monkeypatch.setattr(sys, "stderr", Gone())
-    monkeypatch.setenv(alpro.log.FILE, str(tmp_path / "log"))
+    monkeypatch.setenv(alpro.log.FILE, str(file))
 
-    with alpro.log.progress("decoding", 2, "items") as advance:
-        advance()
+    with alpro.log.progress("decoding", 2, "items"):
         alpro.log.log.info("a line")
 
-    assert "a line" in (tmp_path / "log").read_text()
+    assert "a line" in file.read_text()
 
 
 def test_a_region_is_left_top_width_and_height():

@@ -71,7 +71,7 @@ def test_a_user_without_a_name_has_a_home(monkeypatch):
     assert os.environ["HOME"] == "/"
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_disk_without_locks_is_one_line_with_what_to_do(
     number, tmp_path, monkeypatch
 ):

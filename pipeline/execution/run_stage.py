@@ -7,6 +7,7 @@ the work file; `processes.run_stage` starts the process and reads that file. It 
 nor MLflow.
 """
 
+import faulthandler
 import os
 import re
 import signal
@@ -121,6 +122,9 @@ def describe_memory(stage: str, error: Exception) -> str:
 def start(file: Path) -> NoReturn:
     """Run `main` and end the process with its status, or with 1 and a traceback, at once, whatever
     state its threads and children are in."""
+    # A crash of native code, and `kill -USR1`, print where the stage is.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # deprecated name
         # Batch sizes vary; expandable segments avoid fragmentation.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

@@ -35,26 +35,32 @@ from alpro.stages.execution.step import Step
 
 POLL_SECONDS = 3.0  # between looks at the state of a deployment's run
 MAX_RETRIES = 10  # for a stage that dies, but each time with more finished work
-RETRY_SECONDS = [1.0, 5.0, 20.0, 60.0]
+RETRY_SECONDS = 5.0  # times the number of attempts, before the next one
 # Environment variable of a deployment's run: the run in MLflow of its pipeline.
 PARENT_RUN = "ALPRO_PARENT_RUN"
 # A parameter would be searched for results of other tasks.
 CURRENT_RUN: ContextVar[PipelineRun] = ContextVar("CURRENT_RUN")
 
 
-def has_progressed(task: Any, run: Any, state: State) -> bool:
-    """Return whether a stage that died left more finished work than it began with."""
+def runs_again(task: Any, task_run: Any, state: State) -> bool:
+    """Return, after a pause, whether a stage that died runs again: if it left more finished work than
+    it began with, and the pipeline is not to stop."""
     # Prefect may wrap the data of a state in a record of a result.
     error = getattr(state.data, "result", state.data)
-    return isinstance(error, StageFailed) and error.progressed
+    if not (isinstance(error, StageFailed) and error.progressed):
+        return False
+
+    seconds = RETRY_SECONDS * task_run.run_count
+    announce(f"it got further, and runs again in {seconds:.0f} s")
+    # Prefect's own delay would not end at Ctrl-C.
+    return not CURRENT_RUN.get().stopping.wait(seconds)
 
 
 @task(
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=MAX_RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=has_progressed,
+    retry_condition_fn=runs_again,
 )
 def step_task(index: int) -> State | None:
     """Find the artifact of a required step or build it, and add it to the results of the run.
@@ -134,6 +140,7 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             models=run.count_models(step),
         )
         resources = run.plan.settings.resources
+        run.tracker.end_killed(step.fingerprint)
         with run.tracker.stage_run(
             step.description, store.folder(step), run.mlflow_run, tags
         ) as mlflow_run:

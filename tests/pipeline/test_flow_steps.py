@@ -216,7 +216,7 @@ def test_only_a_stage_that_gets_further_runs_again(
         return Outcome({"items": 1})
 
     monkeypatch.setattr(RUN_STAGE, work)
-    monkeypatch.setattr(tasks.step_task, "retry_delay_seconds", [0])
+    monkeypatch.setattr(tasks, "RETRY_SECONDS", 0)
 
     # Only one step is asked about contrasts.
     changes = [f'evaluate.contrasts=[["{state} {times}", "b"]]']
