@@ -122,9 +122,6 @@ def describe_memory(stage: str, error: Exception) -> str:
 def start(file: Path) -> NoReturn:
     """Run `main` and end the process with its status, or with 1 and a traceback, at once, whatever
     state its threads and children are in."""
-    # A crash of native code, and `kill -USR1`, print where the stage is.
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # deprecated name
         # Batch sizes vary; expandable segments avoid fragmentation.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -153,4 +150,7 @@ def start(file: Path) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # A crash of native code, and `kill -USR1`, print where the stage is.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     start(Path(sys.argv[1]))
