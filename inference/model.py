@@ -27,7 +27,7 @@ from alpro.inference.clips import (
     is_file,
     load_clip,
 )
-from alpro.inference.encoding import Videos, match_all
+from alpro.inference.matching import Videos, match_all
 from alpro.inference.loading import Found, PathLike, Prompts, load_with_prompts, resolve
 from alpro.inputs import check_texts
 from alpro.models.alpro import Alpro

@@ -13,7 +13,7 @@ import regex
 import torch
 
 from alpro.inference.clips import read_frames
-from alpro.inference.encoding import Videos
+from alpro.inference.matching import Videos
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_words
 from alpro.shards.transforms import random_box

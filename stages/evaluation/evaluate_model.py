@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from alpro.inference.encoding import Videos, match, match_all
+from alpro.inference.matching import Videos, match, match_all
 from alpro.models.alpro import Alpro
 from alpro.models.folder import Texts
 from alpro.stages.evaluation.answers import (

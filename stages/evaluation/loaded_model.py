@@ -1,24 +1,24 @@
 """A model that is evaluated: how it encodes texts and videos, and answers questions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.encoding import (
-    Videos,
-    encode_blank,
-    encode_videos,
-    score,
-)
+from alpro.inference.clips import load_clip, read_frames
+from alpro.inference.matching import Videos, score
 from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
-from alpro.shards.reader import ShardReader
+from alpro.models.ranks import all_reduce_, belongs_to_this_rank
+from alpro.shards.clip import DecodeError
+from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
+from alpro.threads import map_ahead
 from alpro.stages.evaluation.gallery import Gallery
 
 QUESTION_BATCH = 256
@@ -74,23 +74,86 @@ class LoadedModel:
         gallery: Gallery,
         reorder: Reorder | None = None,
     ) -> tuple[list[int], Videos]:
-        """Encode the videos of a gallery.
+        """Encode the videos of a gallery, resized to the encoder's size without a crop.
+
+        Ranks share the batches, and all of them return the result.
 
         Args:
             gallery: The gallery.
             reorder: Permutation of the frames of a decoded clip, for the controls.
 
         Returns:
-            Indices of the videos that could be decoded, and these videos.
+            Indices of the videos that could be decoded, and these videos. A sample of a corpus that
+            cannot be read is an error instead.
         """
-        orders = []
+        config = self.encoder.model.config.video
+        device = self.encoder.mean.device
+        count = len(gallery.videos)
+        batches = [
+            range(count)[start : start + VIDEO_BATCH]
+            for i, start in enumerate(range(0, count, VIDEO_BATCH))
+            if belongs_to_this_rank(i)
+        ]
+        orders: Sequence[list[int] | None] = [None] * count
         if reorder:
-            samples = gallery.videos
-            assert isinstance(samples, ShardReader)
-            for index in range(len(samples)):
-                starts = segment_starts(samples.frame_count(index), self.frames)
-                orders.append(reorder(starts))
-        return encode_videos(self.encoder, gallery.videos, VIDEO_BATCH, orders)
+            orders = self.reorder_frames(gallery, reorder)
+
+        def decode(index: int) -> np.ndarray | None:
+            video = gallery.videos[index]
+            if isinstance(video, Sample):
+                return read_frames(
+                    video, config.frames, config.image_size, orders[index]
+                )
+            try:
+                return load_clip(video, config.frames, config.image_size).frames
+            except DecodeError:
+                return None
+
+        # Filled in place to avoid a second copy.
+        tokens = torch.zeros(count, *self.encode_blank().shape[1:], device=device)
+        is_decoded = torch.zeros(count, device=device)
+        decoded = map_ahead(decode, chain.from_iterable(batches))
+        with progress("encoding", count, "videos") as advance:
+            for rows in batches:
+                frames = zip(rows, decoded, strict=False)
+                clips = {row: clip for row, clip in frames if clip is not None}
+                advance(len(rows))
+                if not clips:
+                    continue
+                pixels = self.encoder.clip_pixels(clips.values())
+                tokens[list(clips)] = self.encode_pixels(pixels)
+                is_decoded[list(clips)] = 1
+
+        all_reduce_(tokens)
+        indices = all_reduce_(is_decoded).nonzero().flatten()
+        if len(indices) < count:
+            tokens = tokens[indices]
+        with torch.autocast(device.type, enabled=False):
+            features = self.encoder.model.project_video(tokens).float()
+        return indices.tolist(), Videos(tokens, features)
+
+    def reorder_frames(self, gallery: Gallery, reorder: Reorder) -> list[list[int]]:
+        """Return the indices of the frames of each sample of a gallery, reordered.
+
+        All ranks list all samples, because an order may be the next random one.
+        """
+        samples = gallery.videos
+        assert isinstance(samples, ShardReader)
+        counts = map(samples.frame_count, range(len(samples)))
+        return [reorder(segment_starts(count, self.frames)) for count in counts]
+
+    @torch.no_grad()
+    def encode_blank(self) -> Tensor:
+        """Encode a clip whose pixels are zero after normalization: tokens (1, 1 + patches, D)."""
+        config = self.encoder.model.config.video
+        shape = (1, config.frames, 3, config.image_size, config.image_size)
+        return self.encode_pixels(torch.zeros(shape, device=self.encoder.mean.device))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Encode normalized frames to tokens in float32: of a model without fusion, which needs no
+        patches, only [CLS]."""
+        cls_only = self.alpro is None
+        return self.encoder.model.encode_video(pixels, cls_only).float()
 
     @torch.no_grad()
     def answer(
@@ -119,7 +182,7 @@ class LoadedModel:
         assert model.qa_head is not None, "this model does not answer questions"
         if blank:
             # One clip is encoded, and all share its memory.
-            tokens = encode_blank(self.encoder).expand(len(gallery.ids), -1, -1)
+            tokens = self.encode_blank().expand(len(gallery.ids), -1, -1)
             videos = Videos(tokens, features=tokens[:, 0])
         else:
             decoded, videos = self.encode_videos(gallery, reorder)

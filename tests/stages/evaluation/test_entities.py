@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alpro.inference.encoding import Videos
+from alpro.inference.matching import Videos
 from alpro.models.folder import ModelBundle
 from alpro.models.frames import NormalizedModel
 from alpro.stages.evaluation import entities as entities_module

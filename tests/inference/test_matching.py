@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpro.inference.clips import read_frames
-from alpro.inference.encoding import (
-    Videos,
-    encode_videos,
-    score,
-)
+from alpro.inference.matching import Videos, score
 from alpro.models.alpro import Alpro, Prompter
 from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel
@@ -60,8 +56,8 @@ def encoded(model):
 def test_a_score_is_that_of_the_padded_pair_alone(
     model, encoded, monkeypatch, head, values
 ):
-    monkeypatch.setattr("alpro.inference.encoding.VIDEOS", 3)
-    monkeypatch.setattr("alpro.inference.encoding.CPU_VALUES", values)
+    monkeypatch.setattr("alpro.inference.matching.VIDEOS", 3)
+    monkeypatch.setattr("alpro.inference.matching.CPU_VALUES", values)
     texts, videos = encoded
     every_pair = np.argwhere(np.ones((7, 5), bool))
     pairs = np.random.default_rng(0).permutation(every_pair)[:30]
@@ -76,8 +72,14 @@ def test_a_score_is_that_of_the_padded_pair_alone(
         close(scored, alone[0])
 
 
+def encode(encoder, samples):
+    bundle = ModelBundle("prompter", encoder.model, None)
+    gallery = Gallery(samples, [], [])
+    return LoadedModel("", bundle, encoder).encode_videos(gallery)
+
+
 def test_videos_and_images_are_encoded_together_as_each_alone(
-    tiny_model, corpus_of, tmp_path
+    tiny_model, corpus_of, tmp_path, monkeypatch
 ):
     """Images are stored with their aspect ratio, videos at the size of decoding; in three
     batches."""
@@ -91,16 +93,17 @@ def test_videos_and_images_are_encoded_together_as_each_alone(
     reader = ShardReader(corpus_of(tmp_path / "both", rows))
     torch.manual_seed(0)
     encoder = NormalizedModel(Alpro(tiny_model(50)).eval(), [0.5] * 3, [0.25] * 3)
+    monkeypatch.setattr(loaded_model, "VIDEO_BATCH", 2)
     numbers = [4, 1, 0, 3, 5]
 
     samples = [reader[number] for number in numbers]
-    indices, together = encode_videos(encoder, samples, batch=2)
+    indices, together = encode(encoder, samples)
 
     assert indices == [0, 1, 2, 3, 4]
     for tokens, sample in zip(together.tokens, samples, strict=True):
-        _, alone = encode_videos(encoder, [sample])
+        _, alone = encode(encoder, [sample])
         close(tokens, alone.tokens[0])
-    assert not len(encode_videos(encoder, [])[1].features)
+    assert not len(encode(encoder, [])[1].features)
 
 
 def test_only_the_token_that_a_prompter_compares_is_kept(
@@ -112,7 +115,7 @@ def test_only_the_token_that_a_prompter_compares_is_kept(
     model = Prompter(tiny_model(50)).eval()
     encoder = NormalizedModel(model, [0.5] * 3, [0.25] * 3)
 
-    _, videos = encode_videos(encoder, [sample])
+    _, videos = encode(encoder, [sample])
 
     config = model.config.video
     pixels = encoder.clip_pixels(

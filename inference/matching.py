@@ -1,4 +1,4 @@
-"""Encode videos once, and score many pairs of them and texts with a head.
+"""Score many pairs of encoded texts and videos with a head.
 
 Pairs share the encoded texts and videos, and the queries, keys and values of the first fusion
 layer. A batch has pairs whose texts have one length, so that no padding is computed.
@@ -6,22 +6,15 @@ layer. A batch has pairs whose texts have one length, so that no padding is comp
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alpro.inference.clips import load_clip, read_frames
 from alpro.log import progress
 from alpro.models.alpro import Alpro
 from alpro.models.folder import Texts
-from alpro.models.frames import NormalizedModel
 from alpro.models.ranks import all_reduce_, belongs_to_this_rank
-from alpro.shards.clip import DecodeError
-from alpro.shards.reader import Sample
-from alpro.shards.schema import Row
-from alpro.threads import map_ahead
 
 # Number of videos whose queries, keys and values are on the device at a time.
 VIDEOS = 64
@@ -35,85 +28,6 @@ class Videos:
 
     tokens: Tensor
     features: Tensor
-
-
-@torch.no_grad()
-def encode_videos(
-    encoder: NormalizedModel,
-    videos: Sequence[Sample | Row],
-    batch: int = 32,
-    orders: Sequence[list[int]] = (),
-) -> tuple[list[int], Videos]:
-    """Encode videos, resized to the encoder's size without a crop.
-
-    Ranks share the batches, and all of them return the result.
-
-    Args:
-        videos: Samples of a corpus, or rows of a manifest.
-        orders: Indices of the frames of each sample; by default, the first of each of equal
-            segments.
-
-    Returns:
-        Indices of the videos that could be decoded, and these videos. A sample of a corpus that
-        cannot be read is an error instead.
-    """
-    config = encoder.model.config.video
-    device = encoder.mean.device
-    count = len(videos)
-    batches = [
-        range(count)[start : start + batch]
-        for i, start in enumerate(range(0, count, batch))
-        if belongs_to_this_rank(i)
-    ]
-
-    def decode(index: int) -> np.ndarray | None:
-        video = videos[index]
-        if isinstance(video, Sample):
-            order = orders[index] if orders else None
-            return read_frames(video, config.frames, config.image_size, order)
-        try:
-            return load_clip(video, config.frames, config.image_size).frames
-        except DecodeError:
-            return None
-
-    # Filled in place to avoid a second copy.
-    tokens = torch.zeros(count, *encode_blank(encoder).shape[1:], device=device)
-    is_decoded = torch.zeros(count, device=device)
-    decoded = map_ahead(decode, chain.from_iterable(batches))
-    with progress("encoding", count, "videos") as advance:
-        for rows in batches:
-            frames = zip(rows, decoded, strict=False)
-            clips = {row: clip for row, clip in frames if clip is not None}
-            advance(len(rows))
-            if not clips:
-                continue
-            pixels = encoder.clip_pixels(clips.values())
-            tokens[list(clips)] = encode_pixels(encoder, pixels)
-            is_decoded[list(clips)] = 1
-
-    all_reduce_(tokens)
-    indices = all_reduce_(is_decoded).nonzero().flatten()
-    if len(indices) < count:
-        tokens = tokens[indices]
-    with torch.autocast(device.type, enabled=False):
-        features = encoder.model.project_video(tokens).float()
-    return indices.tolist(), Videos(tokens, features)
-
-
-@torch.no_grad()
-def encode_blank(encoder: NormalizedModel) -> Tensor:
-    """Encode a clip whose pixels are zero after normalization: tokens (1, 1 + patches, D)."""
-    config = encoder.model.config.video
-    shape = (1, config.frames, 3, config.image_size, config.image_size)
-    pixels = torch.zeros(shape, device=encoder.mean.device)
-    return encode_pixels(encoder, pixels)
-
-
-def encode_pixels(encoder: NormalizedModel, pixels: Tensor) -> Tensor:
-    """Encode normalized frames to tokens in float32: of a model without fusion, which needs no
-    patches, only [CLS]."""
-    model = encoder.model
-    return model.encode_video(pixels, cls_only=not isinstance(model, Alpro)).float()
 
 
 @torch.no_grad()
