@@ -13,9 +13,8 @@ from torch import Tensor
 from alpro.artifact import artifacts, check_artifact, read_record, require
 from alpro.errors import InputError
 from alpro.files import checksum, expand_home
-from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import (
-    NOT_CLIP,
+    CLIP_TYPES,
     ModelBundle,
     is_clip,
     load_labels,
@@ -38,6 +37,7 @@ OPTIONAL_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 PathLike = str | Path
 PROMPTS = "prompts.safetensors"
 Prompts = dict[str, Tensor]  # (M, E) embeddings by the kind of a sample
@@ -107,6 +107,24 @@ def find_folder(name: str, workspace: Path) -> Path:
     return folder
 
 
+def check_clip(name: str, key: str) -> None:
+    """Check a CLIP or SigLIP as far as possible without a download.
+
+    Args:
+        name: A folder or a name on the hub.
+        key: Configuration key of the name, for messages.
+
+    Raises:
+        InputError: If it is another kind of model.
+    """
+    hub_name = HubName.parse(name)
+    folder = hub_name.cached() if hub_name else Path(name)
+    if folder and not is_clip(folder):
+        raise InputError(
+            f"{key} = {name!r}: {NOT_CLIP}, or is no folder and no OWNER/MODEL"
+        )
+
+
 def find_prompts(folder: Path) -> tuple[Path, Path | None]:
     """Return the model and the prompts that a folder of either stands for."""
     # An artifact of cache_prompts with a CLIP, and an imported prompter.
@@ -131,47 +149,41 @@ def has_model(folder: Path) -> bool:
     return (model_folder(folder) / "config.json").is_file()
 
 
-def load_with_prompts(
-    found: Found, device: torch.device
-) -> tuple[ModelBundle, Prompts]:
-    """Load a model, or a CLIP or SigLIP from a folder or the hub, and the embedded prompts of its
-    entities, if it has any.
+def load_bundle(found: Found, device: torch.device) -> ModelBundle:
+    """Load a model, and the embedded prompts of its entities, if it has any.
 
     Raises:
-        InputError: If a file is missing or invalid.
+        InputError: If a file is missing or invalid, or the prompts are those of another model.
     """
-    folder = model_folder(found.model)
-    is_hub_name = not folder.is_dir() and HubName.parse(str(folder))
-    if is_hub_name or is_clip(folder):
-        bundle: ModelBundle = load_clip(str(folder), device, "model")
-    else:
-        bundle = ModelBundle.from_pretrained(folder, device)
-
+    bundle = ModelBundle.from_pretrained(found.model, device)
     if found.prompts is None:
-        return bundle, {}
-    prompts = read_prompts(found.prompts)
-    try:
-        bundle.entities = load_labels(require(found.prompts, "entities.json"))
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if {len(bundle.entities)} != {len(value) for value in prompts.values()}:
-        raise InputError(f"{found.prompts}: not the prompts of its entities")
-    return bundle, {kind: value.to(device) for kind, value in prompts.items()}
+        return bundle
+
+    bundle.entities, prompts = read_prompts(found.prompts)
+    shape = (len(bundle.entities), bundle.model.config.embed_dim)
+    for kind, value in prompts.items():
+        if value.shape != shape:
+            raise InputError(
+                f"{found.prompts}: not the prompts of its entities by this model, but "
+                f"{tuple(value.shape)} in place of {shape}; run cache_prompts again"
+            )
+        bundle.prompts[kind] = value.to(device)
+    return bundle
 
 
-def read_prompts(folder: Path) -> Prompts:
-    """Read the prompt embeddings of a cache_prompts artifact: `video` and `image`, each (M, E).
-    Raise InputError if they are missing or invalid."""
+def read_prompts(folder: Path) -> tuple[list[str], Prompts]:
+    """Read the entities (M) of a cache_prompts artifact, and their embeddings: `video` and `image`,
+    each (M, E). Raise InputError if a file is missing or invalid."""
     file = require(folder, PROMPTS)
     try:
+        entities = load_labels(require(folder, "entities.json"))
         prompts = read_weights(file)
         check_finite(prompts, file)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-    if {value.dim() for value in prompts.values()} != {2} or "video" not in prompts:
+    if "video" not in prompts:
         raise InputError(f"{file}: not the prompts of entities")
-    return prompts
+    return entities, prompts
 
 
 def read_entities(vocabulary: Path) -> list[str]:

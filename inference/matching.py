@@ -4,7 +4,7 @@ Pairs share the encoded texts and videos, and the queries, keys and values of th
 layer. A batch has pairs whose texts have one length, so that no padding is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np

@@ -27,8 +27,8 @@ from alpro.inference.clips import (
     is_file,
     load_clip,
 )
+from alpro.inference.loading import Found, PathLike, load_bundle, resolve
 from alpro.inference.matching import Videos, match_all
-from alpro.inference.loading import Found, PathLike, Prompts, load_with_prompts, resolve
 from alpro.inputs import check_texts
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Texts
@@ -74,14 +74,12 @@ class Model:
     Videos and images are files, whose frames are sampled as in evaluation.
 
     Attributes:
-        folder: The model with its tokenizer, preprocessing and labels (`ModelBundle`).
-        prompts: Prompt embeddings (M, E) of a prompter, by kind of sample.
+        folder: The model with its tokenizer, preprocessing, labels and prompts (`ModelBundle`).
         device: Device of the weights.
         dtype: Compute dtype of the encoders.
     """
 
     folder: ModelBundle
-    prompts: Prompts
     device: torch.device
     dtype: torch.dtype
 
@@ -118,12 +116,12 @@ class Model:
             raise InputError(f"dtype {dtype!r} is not one of {get_args(Dtype)}")
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
-        loaded, prompts = load_with_prompts(found, target)
+        loaded = load_bundle(found, target)
         if dtype == "auto":
             torch_dtype = compute_dtype(loaded.model.config.video.width, target)
         else:
             torch_dtype = getattr(torch, dtype)
-        return cls(loaded, prompts, target, dtype=torch_dtype)
+        return cls(loaded, target, torch_dtype)
 
     # Texts
 
@@ -378,7 +376,8 @@ class Model:
             DecodeError: If the file is missing, or cannot be decoded.
         """
         model = self.folder.model
-        if not self.prompts:
+        prompts = self.folder.prompts
+        if not prompts:
             raise InputError(
                 f"this {self.folder.task} model cannot label entities: use a prompter with "
                 "prompts, by the name of its cache_prompts artifact"
@@ -388,10 +387,10 @@ class Model:
         pixels = self.encoder.clip_pixels([clip])
         boxes = torch.tensor([patches], device=self.device)
         # Images have prompts of their own if cache_prompts was run for images.
-        kind = get_row(file).kind if "image" in self.prompts else "video"
+        kind = get_row(file).kind if "image" in prompts else "video"
         with self.autocast():
             labels = model.pseudo_labels(
-                pixels, boxes, self.prompts[kind], self.encoder.black
+                pixels, boxes, prompts[kind], self.encoder.black
             )
         return rank_words(labels[0], self.folder.entities, top_k)
 
@@ -443,9 +442,11 @@ def region_to_patches(box: Box, grid: int) -> list[int]:
     )
     sides = box.split(",") if isinstance(box, str) else box
     try:
-        start, size = np.array(sides, float).reshape(2, 2)
+        left, top, width, height = map(float, sides)
     except (TypeError, ValueError):
         raise refusal from None
+    start = np.array([left, top])
+    size = np.array([width, height])
     # Decimals may be rounded. All comparisons with NaN are false, so it is refused.
     is_inside = (start >= 0) & (size > 0) & (start + size <= 1.001)
     if not is_inside.all():

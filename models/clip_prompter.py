@@ -1,10 +1,6 @@
 """A CLIP or SigLIP of transformers as the prompter, frozen or fine-tuned (beyond the paper)."""
 
-import json
 import math
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,28 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from alpro.errors import InputError, one_line
-from alpro.files import use_default_mode
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
 from alpro.models.attention import Attention, tile_mask
-from alpro.models.folder import (
-    CLIP_TYPES,
-    NOT_CLIP,
-    ModelBundle,
-    Preprocessing,
-    is_clip,
-)
 from alpro.models.precision import as_residual
-from alpro.models.pretrained import HubName, load_pretrained, read_model_config
 from alpro.models.timesformer import VideoConfig
-from alpro.models.weights import (
-    CLIP,
-    convert,
-    load_weights,
-    read_weights,
-    select_prefix,
-)
-from alpro.models.word_pieces import ClipTokenizer, check_tokens
+from alpro.models.weights import CLIP, convert, select_prefix
 
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
@@ -100,6 +79,7 @@ class ClipPrompter(DualEncoder):
     def __init__(self, model: Any, pad_id: int = 0):
         super().__init__()
         self.clip = model.float().requires_grad_(False)
+        self.is_siglip = model.config.model_type == "siglip"
         # transformers leaves the embeddings in float32.
         self.clip.text_model.embeddings.register_forward_hook(
             lambda _module, _inputs, embeddings: as_residual(embeddings)
@@ -112,7 +92,10 @@ class ClipPrompter(DualEncoder):
         patches = range(vision.patch_size, 0, -1)
         patch = next(patch for patch in patches if size % patch == 0)
         video = VideoConfig(image_size=size, patch_size=patch)
-        self.config = ModelConfig(video=video)
+        text = (
+            self.clip.text_model.head if self.is_siglip else self.clip.text_projection
+        )
+        self.config = ModelConfig(video=video, embed_dim=text.out_features)
 
         self.temporal: Any = nn.ModuleList()  # TemporalAttention of each layer
         # The towers apply their own projections.
@@ -155,7 +138,7 @@ class ClipPrompter(DualEncoder):
                 frozen = max(0, len(tower.encoder.layers) - layers)
                 tower.encoder.layers[:frozen].requires_grad_(False)
             # SigLIP has no LayerNorm after the embeddings.
-            if self.clip.config.model_type == "clip":
+            if not self.is_siglip:
                 self.clip.vision_model.pre_layrnorm.requires_grad_(False)
 
         if hasattr(self.clip, "logit_bias"):  # cancels in the softmax
@@ -169,11 +152,10 @@ class ClipPrompter(DualEncoder):
         """
         batch, count = frames.shape[:2]
         tower = self.clip.vision_model
-        is_clip = self.clip.config.model_type == "clip"
 
         # The forward pass of the tower, with temporal attention before each layer.
         x = tower.embeddings(frames.flatten(0, 1))
-        if is_clip:
+        if not self.is_siglip:
             x = tower.pre_layrnorm(x)
         x = as_residual(x)
         for depth, layer in enumerate(tower.encoder.layers):
@@ -182,10 +164,10 @@ class ClipPrompter(DualEncoder):
             x = layer(x, attention_mask=None)
 
         # A CLIP projects its [CLS], a SigLIP pools all patches.
-        if is_clip:
-            features = self.clip.visual_projection(tower.post_layernorm(x[:, 0]))
-        else:
+        if self.is_siglip:
             features = tower.head(tower.post_layernorm(x))
+        else:
+            features = self.clip.visual_projection(tower.post_layernorm(x[:, 0]))
 
         # Normalized, each frame has the same weight in the mean.
         normalized = normalize(features.float(), dim=-1)
@@ -199,7 +181,7 @@ class ClipPrompter(DualEncoder):
         """
         length = self.text_length(0)
         ids = ids[:, :length]
-        if self.clip.config.model_type == "siglip":
+        if self.is_siglip:
             ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
         features = self.clip.get_text_features(input_ids=ids).pooler_output
         return features.float()[:, None]
@@ -221,108 +203,3 @@ class ClipPrompter(DualEncoder):
 
     def text_length(self, length: int) -> int:
         return self.clip.config.text_config.max_position_embeddings
-
-
-@dataclass
-class ClipBundle(ModelBundle):
-    """A CLIP or SigLIP in the format of transformers."""
-
-    model: ClipPrompter  # pyright: ignore[reportIncompatibleVariableOverride]
-    tokenizer: Any  # a tokenizer of transformers
-
-    @cached_property
-    def words(self) -> ClipTokenizer:
-        return ClipTokenizer(self.tokenizer)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model, its tokenizer and its normalization.
-
-        Temporal attention is in the same file of weights. transformers ignores it, and reads a CLIP
-        or SigLIP that encodes frames one by one.
-        """
-        temporal = self.model.temporal.state_dict(prefix=TEMPORAL)
-        weights = self.model.clip.state_dict() | temporal
-        self.model.clip.save_pretrained(folder, state_dict=weights)
-        use_default_mode(folder / "model.safetensors")
-
-        self.tokenizer.save_pretrained(folder)
-        constants = {
-            "image_mean": self.preprocessing.mean,
-            "image_std": self.preprocessing.std,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
-
-
-def check_clip(name: str, key: str) -> None:
-    """Check a CLIP or SigLIP as far as possible without a download.
-
-    Args:
-        name: A folder or a name on the hub.
-        key: Configuration key of the name, for messages.
-
-    Raises:
-        InputError: If it is another kind of model.
-    """
-    hub_name = HubName.parse(name)
-    folder = hub_name.cached() if hub_name else Path(name)
-    if folder and not is_clip(folder):
-        raise InputError(
-            f"{key} = {name!r}: {NOT_CLIP}, or is no folder and no OWNER/MODEL"
-        )
-
-
-def load_clip(
-    name: str,
-    device: torch.device | str = "cpu",
-    key: str = "prompter",
-) -> ClipBundle:
-    """Load a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
-
-    Args:
-        name: A folder or a name on the hub.
-        key: Configuration key of the name, for messages.
-
-    Raises:
-        InputError: If it is not available, not readable, or another kind of model.
-    """
-    config = read_model_config(key, name, CLIP_TYPES)
-    folder = Path(config.name_or_path)
-    try:
-        from transformers import AutoTokenizer
-        from transformers.image_processing_base import ImageProcessingMixin
-
-        model = load_pretrained(config)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        # Without its files, transformers makes a tokenizer without words.
-        if len(tokenizer) < config.text_config.vocab_size / 2:
-            raise ValueError(f"only {len(tokenizer)} tokens")
-        check_tokens(tokenizer, config.text_config.vocab_size, folder)
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-        preprocessing = Preprocessing(
-            mean=processor["image_mean"],
-            std=processor["image_std"],
-            max_text_tokens=config.text_config.max_position_embeddings,
-        )
-        prompter = ClipPrompter(model, ClipTokenizer(tokenizer).pad_id)
-        load_temporal(prompter, folder / "model.safetensors")
-    # Each library raises its own exception types for missing and damaged files.
-    except Exception as error:
-        raise InputError(
-            f"{key} = {name!r}: not readable as a CLIP or SigLIP ({one_line(error)}); use a folder "
-            "with all of its files"
-        ) from error
-    return ClipBundle("prompter", prompter.to(device), tokenizer, preprocessing)
-
-
-def load_temporal(prompter: ClipPrompter, file: Path) -> None:
-    """Load the temporal attention of a model that was trained here from its file of weights.
-
-    Raises:
-        ValueError: If the weights do not fit the model.
-    """
-    temporal = select_prefix(read_weights(file), TEMPORAL) if file.is_file() else {}
-    if temporal:
-        prompter.add_temporal(len(temporal["0.time_embed"]))
-        load_weights(prompter.temporal, temporal, "temporal attention")
-        # The new modules would be trainable, but this is a frozen teacher.
-        prompter.requires_grad_(False)

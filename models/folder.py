@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import (
@@ -19,19 +19,31 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from alpro.errors import InputError, first_fault
+from alpro.errors import InputError, first_fault, one_line
 from alpro.files import os_errors, read_small_json, use_default_mode
 from alpro.models.alpro import Alpro, DualEncoder, ModelConfig, Prompter
+from alpro.models.clip_prompter import TEMPORAL, ClipPrompter
 from alpro.models.frames import NormalizedModel
+from alpro.models.pretrained import load_pretrained, read_model_config
 from alpro.models.timesformer import resize_positions, resize_times
-from alpro.models.weights import check_values, load_weights, meta_device, read_weights
-from alpro.models.word_pieces import BertTokenizer, check_tokens, read_tokenizer
+from alpro.models.weights import (
+    check_values,
+    load_weights,
+    meta_device,
+    read_weights,
+    select_prefix,
+)
+from alpro.models.word_pieces import (
+    BertTokenizer,
+    ClipTokenizer,
+    check_tokens,
+    read_tokenizer,
+)
 
 TEXTS = 256  # texts that are encoded together
 Task = Literal["prompter", "pretrain", "retrieval", "qa"]
 Ranking = Literal["similarity", "matching"]
 CLIP_TYPES = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a siglip as well
-NOT_CLIP = f"it has no config.json of a {' or '.join(CLIP_TYPES)}"
 
 
 class Preprocessing(BaseModel, frozen=True, extra="forbid"):
@@ -97,6 +109,8 @@ class ModelBundle:
 
     Attributes:
         ranking: The score by which the model ranked clips better on validation.
+        prompts: (M, E) embeddings of the prompts of a prompter's entities, by the kind of a sample.
+            They are not in the folder.
     """
 
     task: Task
@@ -106,6 +120,7 @@ class ModelBundle:
     entities: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     ranking: Ranking = "similarity"
+    prompts: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def words(self) -> BertTokenizer:
@@ -180,8 +195,11 @@ class ModelBundle:
     def from_pretrained(
         cls, folder: Path, device: torch.device | str = "cpu"
     ) -> "ModelBundle":
-        """Load a folder written by `save_pretrained`, or the artifact that has it, in float32 and
-        eval mode.
+        """Load a model in float32 and eval mode.
+
+        Args:
+            folder: A folder written by `save_pretrained`, the folder of a CLIP or SigLIP, or the
+                artifact that has either.
 
         Raises:
             InputError: If a file is missing, corrupt or does not match the configuration.
@@ -189,7 +207,10 @@ class ModelBundle:
         folder = model_folder(folder)
         config_file = folder / "config.json"
         try:
-            config = FolderConfig.model_validate(read_small_json(config_file))
+            values = read_small_json(config_file)
+            if isinstance(values, dict) and values.get("model_type") in CLIP_TYPES:
+                return load_clip(str(folder), device, "model")
+            config = FolderConfig.model_validate(values)
             entities = load_labels(folder / "entities.json")
             answers = load_labels(folder / "answers.json")
             with meta_device():
@@ -222,6 +243,36 @@ class ModelBundle:
         )
 
 
+@dataclass
+class ClipBundle(ModelBundle):
+    """A CLIP or SigLIP in the format of transformers."""
+
+    model: ClipPrompter  # pyright: ignore[reportIncompatibleVariableOverride]
+    tokenizer: Any  # a tokenizer of transformers
+
+    @cached_property
+    def words(self) -> ClipTokenizer:
+        return ClipTokenizer(self.tokenizer)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, its tokenizer and its normalization.
+
+        Temporal attention is in the same file of weights. transformers ignores it, and reads a CLIP
+        or SigLIP that encodes frames one by one.
+        """
+        temporal = self.model.temporal.state_dict(prefix=TEMPORAL)
+        weights = self.model.clip.state_dict() | temporal
+        self.model.clip.save_pretrained(folder, state_dict=weights)
+        use_default_mode(folder / "model.safetensors")
+
+        self.tokenizer.save_pretrained(folder)
+        constants = {
+            "image_mean": self.preprocessing.mean,
+            "image_std": self.preprocessing.std,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
+
+
 def read_kind(folder: Path, key: str) -> str:
     """Return `task` of the config.json in a folder, or `model_type`, as of transformers. Empty if
     it has none."""
@@ -250,6 +301,63 @@ def load_labels(path: Path) -> list[str]:
         return TypeAdapter(list[str]).validate_python(read_small_json(path))
     except ValidationError as error:
         raise ValueError(f"{path}: not a list of strings") from error
+
+
+def load_clip(
+    name: str,
+    device: torch.device | str = "cpu",
+    key: str = "prompter",
+) -> ClipBundle:
+    """Load a CLIP or SigLIP with its tokenizer and normalization, in float32 and eval mode.
+
+    Args:
+        name: A folder or a name on the hub.
+        key: Configuration key of the name, for messages.
+
+    Raises:
+        InputError: If it is not available, not readable, or another kind of model.
+    """
+    config = read_model_config(key, name, CLIP_TYPES)
+    folder = Path(config.name_or_path)
+    try:
+        from transformers import AutoTokenizer
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        model = load_pretrained(config)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Without its files, transformers makes a tokenizer without words.
+        if len(tokenizer) < config.text_config.vocab_size / 2:
+            raise ValueError(f"only {len(tokenizer)} tokens")
+        check_tokens(tokenizer, config.text_config.vocab_size, folder)
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+        preprocessing = Preprocessing(
+            mean=processor["image_mean"],
+            std=processor["image_std"],
+            max_text_tokens=config.text_config.max_position_embeddings,
+        )
+        prompter = ClipPrompter(model, ClipTokenizer(tokenizer).pad_id)
+        load_temporal(prompter, folder / "model.safetensors")
+    # Each library raises its own exception types for missing and damaged files.
+    except Exception as error:
+        raise InputError(
+            f"{key} = {name!r}: not readable as a CLIP or SigLIP ({one_line(error)}); use a folder "
+            "with all of its files"
+        ) from error
+    return ClipBundle("prompter", prompter.to(device), tokenizer, preprocessing)
+
+
+def load_temporal(prompter: ClipPrompter, file: Path) -> None:
+    """Load the temporal attention of a model that was trained here from its file of weights.
+
+    Raises:
+        ValueError: If the weights do not fit the model.
+    """
+    temporal = select_prefix(read_weights(file), TEMPORAL) if file.is_file() else {}
+    if temporal:
+        prompter.add_temporal(len(temporal["0.time_embed"]))
+        load_weights(prompter.temporal, temporal, "temporal attention")
+        # The new modules would be trainable, but this is a frozen teacher.
+        prompter.requires_grad_(False)
 
 
 # Keys that two models may differ in: of embeddings that are resized, and of training alone.

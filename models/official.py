@@ -47,12 +47,10 @@ class Imported:
     """A model from an official checkpoint.
 
     Attributes:
-        prompts: Prompt embeddings (M, E) of a prompter by kind of sample.
         unknown: Names of tensors that belong to no ALPRO model.
     """
 
     bundle: ModelBundle
-    prompts: dict[str, Tensor]
     unknown: list[str]
 
 
@@ -103,9 +101,10 @@ def import_checkpoint(
             raise InputError(f"{file}: {reason}") from error
 
         for folder, imported in models.items():
-            imported.bundle.save_pretrained(folder)
-            if imported.prompts:  # as cache_prompts writes them
-                write_tensors(imported.prompts, folder / "prompts.safetensors")
+            bundle = imported.bundle
+            bundle.save_pretrained(folder)
+            if bundle.prompts:  # as cache_prompts writes them
+                write_tensors(bundle.prompts, folder / "prompts.safetensors")
     return list(models.values())
 
 
@@ -154,6 +153,7 @@ def build(
     used = {name: value for name, value in weights.items() if name in parts}
     load_weights(model, used, f"--task {task}")
 
+    prompts = select_prefix(weights, "prompts.")
     bundle = ModelBundle(
         task,
         model.eval(),
@@ -161,14 +161,10 @@ def build(
         preprocessing=Preprocessing(max_text_tokens=length),
         entities=entities,
         answers=answers,
-    )
-    prompts = select_prefix(weights, "prompts.")
-    unknown = weights.keys() - all_parts.state_dict().keys()
-    return Imported(
-        bundle,
         prompts={kind: value.contiguous() for kind, value in prompts.items()},
-        unknown=sorted(unknown - {"prompts.video", "prompts.image"}),
     )
+    unknown = weights.keys() - all_parts.state_dict().keys()
+    return Imported(bundle, sorted(unknown - {"prompts.video", "prompts.image"}))
 
 
 def read_labels(file: Path | None, rows: Tensor | None, what: str) -> list[str]:

@@ -7,9 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from alpro.files import write_json
-from alpro.inference.loading import Found, load_with_prompts, read_entities
-from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import ModelBundle, write_tensors
+from alpro.inference.loading import Found, load_bundle, read_entities
+from alpro.models.folder import ModelBundle, load_clip, write_tensors
 from alpro.models.precision import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
@@ -55,7 +54,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         prompter.save_pretrained(out / "model")
     else:
         assert inputs.prompter is not None
-        prompter, _ = load_with_prompts(Found(inputs.prompter), device)
+        prompter = load_bundle(Found(inputs.prompter), device)
 
     entities = read_entities(inputs.vocabulary)
     prompts = {}

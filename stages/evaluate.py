@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
-from alpro.inference.loading import Found, load_with_prompts
+from alpro.inference.loading import Found, load_bundle
 from alpro.log import log
+from alpro.models.folder import ModelBundle, load_clip
 from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
@@ -59,10 +60,6 @@ class Inputs(StageInputs):
 
 def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outcome:
     """Write results.json, scores.parquet and tables of the queries."""
-    folder = (
-        Path(config.baseline) if config.baseline else inputs.model or inputs.prompts
-    )
-    assert folder is not None
     # The processes share the encoding of videos and the scoring of pairs, and all have all results:
     # what the others write is deleted.
     with (
@@ -71,7 +68,12 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     ):
         device = world.device
         results_folder = Path(written)
-        bundle, prompts = load_with_prompts(Found(folder, inputs.prompts), device)
+        if config.baseline:
+            bundle: ModelBundle = load_clip(config.baseline, device, "baseline")
+        else:
+            folder = inputs.model or inputs.prompts
+            assert folder is not None
+            bundle = load_bundle(Found(folder, inputs.prompts), device)
         if config.frames:
             # This resizes the time embedding, as fine-tuning does.
             bundle.model.set_frames(config.frames)
@@ -79,7 +81,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
             config.model_name,
             bundle,
             bundle.normalized(device),
-            prompts,
             config.max_text_tokens,
         )
         width = bundle.model.config.video.width

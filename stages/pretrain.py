@@ -12,14 +12,12 @@ from tokenizers import Tokenizer
 from alpro.errors import InputError
 from alpro.inference.loading import (
     Found,
-    load_with_prompts,
+    load_bundle,
     read_entities,
-    read_prompts,
 )
 from alpro.log import log
 from alpro.models.alpro import Alpro
-from alpro.models.clip_prompter import ClipBundle
-from alpro.models.folder import ModelBundle, Preprocessing, start_from
+from alpro.models.folder import ClipBundle, ModelBundle, Preprocessing, start_from
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.execution.interface import (
     Corpora,
@@ -92,7 +90,6 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
 
     def build(device: torch.device) -> Training:
         prompter, tokenizer, preprocessing = load_teacher(config, inputs, device)
-        prompts = read_prompts(inputs.prompts) if prompter and inputs.prompts else {}
 
         # Weights of vit and bert are loaded first, because `start` replaces those that it has.
         model = Alpro(
@@ -108,7 +105,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         objective = PretrainObjective.of(
             bundle,
             prompter=prompter.normalized(device) if prompter else None,
-            prompts=prompts,
+            prompts=prompter.prompts if prompter else {},
             settings=config,
             negative_pool_size=config.negative_pool_size,
         )
@@ -137,7 +134,7 @@ def load_teacher(
     source = inputs.prompter or inputs.prompts
     teacher = None
     if config.needs_prompter and source:
-        teacher, _ = load_with_prompts(Found(source), device)
+        teacher = load_bundle(Found(source, inputs.prompts), device)
     if teacher and not isinstance(teacher, ClipBundle):
         advance_generator(teacher)
         return teacher, teacher.tokenizer, teacher.preprocessing

@@ -14,8 +14,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from alpro.errors import InputError
 from alpro.models.alpro import Prompter
-from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import ModelBundle, load_clip
 from alpro.shards.transforms import random_box
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,

@@ -117,7 +117,7 @@ def pretrain(arrays):
         model,
         *identity,
         NormalizedModel(prompter, *identity),
-        imported_prompter.prompts,
+        imported_prompter.bundle.prompts,
         PretrainSettings(threshold=0.0),
     )
     methods = {

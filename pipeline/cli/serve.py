@@ -126,7 +126,7 @@ def load_models(
         )
 
     naming = load(models.find(entities)) if entities else None
-    if naming and not naming.prompts:
+    if naming and not naming.folder.prompts:
         raise InputError(f"{entities}: no prompter with embedded entities")
     return ServedModels(searcher, answering, naming)
 

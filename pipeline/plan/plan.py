@@ -11,8 +11,8 @@ from typing import Any
 from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import digest
+from alpro.inference.loading import check_clip
 from alpro.log import warn_once
-from alpro.models.clip_prompter import check_clip
 from alpro.names import Artifact, write_refs
 from alpro.pipeline.config.command import Command, suggest
 from alpro.pipeline.config.load import read_settings, variations

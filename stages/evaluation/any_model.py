@@ -55,7 +55,7 @@ def score_model(name: str, model: Model, gallery: Gallery) -> Results:
         matched=("t2v",),
         training_questions=gallery.questions,
     )
-    loaded = LoadedModel(name, model.folder, model.encoder, model.prompts)
+    loaded = LoadedModel(name, model.folder, model.encoder)
     with model.autocast():
         results = evaluate_model(loaded, gallery, asked)
     for line in results.warnings:

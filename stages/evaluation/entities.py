@@ -54,7 +54,7 @@ def add_entities(
     # Videos and images have prompts of their own.
     best = {
         kind: similarities(features, prompts).argmax(1).tolist()
-        for kind, prompts in model.prompts.items()
+        for kind, prompts in model.bundle.prompts.items()
     }
     rows = []
     captions = []
@@ -158,7 +158,7 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
             probabilities, best = prompter.pseudo_labels(
                 pixels,
                 torch.tensor(boxes, device=pixels.device),
-                model.prompts["video"],
+                model.bundle.prompts["video"],
                 model.encoder.black,
             ).max(dim=1)
             for row, index in enumerate(batch):

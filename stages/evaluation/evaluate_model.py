@@ -83,12 +83,12 @@ def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Result
 
     # Questions are about a video and do not describe it, so they are no queries.
     ranks = gallery.texts and not gallery.questions
-    if ranks or model.prompts:
+    if ranks or model.bundle.prompts:
         decoded, videos = model.encode_videos(gallery)
         results.gallery = gallery = gallery.select(decoded)
         if ranks and decoded:
             add_retrieval(results, model, gallery, videos, asked)
-        if model.prompts and decoded:
+        if model.bundle.prompts and decoded:
             add_entities(results, model, gallery, videos)
             add_crops(results, model, gallery, asked.entity_crops, asked.threshold)
     return results

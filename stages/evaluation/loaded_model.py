@@ -1,7 +1,7 @@
 """A model that is evaluated: how it encodes texts and videos, and answers questions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -18,8 +18,8 @@ from alpro.models.ranks import all_reduce_, belongs_to_this_rank
 from alpro.shards.clip import DecodeError
 from alpro.shards.reader import Sample, ShardReader
 from alpro.shards.sampling import segment_starts
-from alpro.threads import map_ahead
 from alpro.stages.evaluation.gallery import Gallery
+from alpro.threads import map_ahead
 
 QUESTION_BATCH = 256
 VIDEO_BATCH = 32
@@ -32,16 +32,14 @@ class LoadedModel:
 
     Attributes:
         name: What results call it.
-        bundle: Its tokenizer and labels.
+        bundle: Its tokenizer, labels and prompts.
         encoder: The model with its normalization.
-        prompts: (M, E) embeddings of the prompts of its entities, by the kind of a sample.
         length: Maximum tokens of a text; 0: as in training.
     """
 
     name: str
     bundle: ModelBundle
     encoder: NormalizedModel
-    prompts: Mapping[str, Tensor] = field(default_factory=dict)
     length: int = 0
 
     @property

@@ -72,17 +72,13 @@ def test_a_score_is_that_of_the_padded_pair_alone(
         close(scored, alone[0])
 
 
-def encode(encoder, samples):
-    bundle = ModelBundle("prompter", encoder.model, None)
-    gallery = Gallery(samples, [], [])
-    return LoadedModel("", bundle, encoder).encode_videos(gallery)
-
-
+@torch.no_grad()
+@pytest.mark.parametrize(("build", "tokens"), [(Alpro, 17), (Prompter, 1)])
 def test_videos_and_images_are_encoded_together_as_each_alone(
-    tiny_model, corpus_of, tmp_path, monkeypatch
+    build, tokens, tiny_model, corpus_of, tmp_path, monkeypatch
 ):
-    """Images are stored with their aspect ratio, videos at the size of decoding; in three
-    batches."""
+    """Images are stored with their aspect ratio, videos at the size of decoding; in three batches.
+    Of a prompter only [CLS] is kept, which it compares."""
     kinds = {"video": (6, 40, 40, 3), "image": (1, 24, 56, 3)}
     rng = np.random.default_rng(0)
     rows = []
@@ -91,39 +87,22 @@ def test_videos_and_images_are_encoded_together_as_each_alone(
             frames = rng.integers(0, 256, shape, dtype=np.uint8)
             rows.append({"id": f"{kind}{number}", "kind": kind, "frames": frames})
     reader = ShardReader(corpus_of(tmp_path / "both", rows))
+    samples = [reader[number] for number in (4, 1, 0, 3, 5)]
     torch.manual_seed(0)
-    encoder = NormalizedModel(Alpro(tiny_model(50)).eval(), [0.5] * 3, [0.25] * 3)
+    model = build(tiny_model(50)).eval()
+    encoder = NormalizedModel(model, [0.5] * 3, [0.25] * 3)
+    loaded = LoadedModel("", ModelBundle("prompter", model, None), encoder)
     monkeypatch.setattr(loaded_model, "VIDEO_BATCH", 2)
-    numbers = [4, 1, 0, 3, 5]
 
-    samples = [reader[number] for number in numbers]
-    indices, together = encode(encoder, samples)
+    indices, together = loaded.encode_videos(Gallery(samples, [], []))
 
     assert indices == [0, 1, 2, 3, 4]
-    for tokens, sample in zip(together.tokens, samples, strict=True):
-        _, alone = encode(encoder, [sample])
-        close(tokens, alone.tokens[0])
-    assert not len(encode(encoder, [])[1].features)
-
-
-def test_only_the_token_that_a_prompter_compares_is_kept(
-    tiny_model, corpus_of, tmp_path
-):
-    frames = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
-    rows = [{"id": "a", "kind": "video", "frames": frames}]
-    sample = ShardReader(corpus_of(tmp_path / "corpus", rows))[0]
-    model = Prompter(tiny_model(50)).eval()
-    encoder = NormalizedModel(model, [0.5] * 3, [0.25] * 3)
-
-    _, videos = encode(encoder, [sample])
-
-    config = model.config.video
-    pixels = encoder.clip_pixels(
-        [read_frames(sample, config.frames, config.image_size)]
-    )
-    assert videos.tokens.shape == (1, 1, config.width)
-    with torch.no_grad():
-        close(videos.features, model.project_video(model.encode_video(pixels)))
+    for index, sample in enumerate(samples):
+        frames = read_frames(sample, 4, 32)
+        alone = model.encode_video(encoder.clip_pixels([frames]))
+        close(together.tokens[index], alone[0, :tokens])
+        close(together.features[[index]], model.project_video(alone))
+    assert not len(loaded.encode_videos(Gallery([], [], []))[1].features)
 
 
 def by_hand(margins, similarity):

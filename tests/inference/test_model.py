@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from alpro.errors import InputError
 from alpro.inference.clips import get_row, is_file, load_clip
@@ -126,7 +127,7 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(
 
     pixels = model.encoder.clip_pixels([model.frames(file)])
     patches = torch.tensor([[2, 1, 1, 3]])  # of 4 x 4
-    prompts = model.prompts[kind]
+    prompts = model.folder.prompts[kind]
     labels = model.folder.model.pseudo_labels(
         pixels, patches, prompts, model.encoder.black
     )
@@ -138,6 +139,7 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(
 MISTAKES = [
     ("bare", "entities", ("a.mp4",), "prompts"),
     ("prompter", "entities", ("a.mp4", (0.5, 0.5, 1, 1)), "region"),
+    ("prompter", "entities", ("a.mp4", [[0, 0], [1, 1]]), "region"),
     ("retrieval", "entities", ("a.mp4",), "retrieval"),
     ("prompter", "match", (TEXTS, ["a.mp4"]), "match"),
     ("retrieval", "ask", ("a.mp4", "what?"), "finetune_qa"),
@@ -164,11 +166,14 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path):
     prompter = folders["prompter"]
     others = shutil.copytree(folders["prompts"], tmp_path / "others")
     (others / "entities.json").write_text('["a"]')
+    narrow = shutil.copytree(folders["prompts"], tmp_path / "narrow")
+    save_file({"video": torch.ones(8, 3)}, narrow / "prompts.safetensors")
     for place, named in (
         (tmp_path, "model folder"),
         (Found(tmp_path / "gone"), "config.json"),
         (Found(prompter, tmp_path), "prompts.safetensors"),
         (Found(prompter, others), "of its entities"),
+        (Found(prompter, narrow), "(8, 3) in place of (8, 16)"),
     ):
         with one_line(named):
             Model.load(place, device="cpu")

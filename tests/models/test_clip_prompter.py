@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
 
-from alpro.models.clip_prompter import ClipBundle, load_clip
-from alpro.models.folder import is_clip
+from alpro.models.folder import ClipBundle, is_clip, load_clip
 from alpro.models.word_pieces import load_tokenizer
 from tests.clip_models import REVISION
 from tests.conftest import one_line

@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.clip_prompter import load_clip
 from alpro.models.folder import (
     ModelBundle,
     Preprocessing,
     build_model,
     is_clip,
+    load_clip,
     start_from,
 )
 from alpro.models.word_pieces import MAX_TOKENIZER_BYTES

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.clip_prompter import load_clip
+from alpro.models.folder import load_clip
 from alpro.models.initial import encoder_sizes, load_bert, load_vit
 from alpro.models.pretrained import read_model_config
 from tests.clip_models import REVISION

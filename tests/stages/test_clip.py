@@ -14,8 +14,7 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.inference.loading import read_entities, read_prompts
 from alpro.inference.model import Model
-from alpro.models.clip_prompter import load_clip
-from alpro.models.folder import ModelBundle
+from alpro.models.folder import ModelBundle, load_clip
 from alpro.models.words import Templates
 from alpro.stages import cache_prompts, evaluate, pretrain, train_prompter
 from alpro.stages.execution.interface import Outcome
@@ -309,7 +308,7 @@ def test_an_entity_is_the_mean_of_its_own_prompts(
     inputs = {"prompter": folders["prompter"], "vocabulary": vocabulary}
     run_stage(cache_prompts, inputs, tmp_path, resources, templates=TEMPLATES)
 
-    prompts = read_prompts(tmp_path)
+    _, prompts = read_prompts(tmp_path)
     entities = read_entities(vocabulary)
     prompter = ModelBundle.from_pretrained(folders["prompter"] / "model")
 

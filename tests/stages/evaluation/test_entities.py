@@ -93,8 +93,10 @@ def load(model=None, entities=ENTITIES):
     """A prompter with prompts along the axes; those of images are turned by one."""
     encoder = NormalizedModel(model or nn.Identity(), (0.5,) * 3, (0.5,) * 3)
     prompts = {"video": torch.eye(3), "image": torch.eye(3).roll(1, 0)}
-    bundle = ModelBundle("prompter", encoder.model, None, entities=entities)
-    return LoadedModel("mine", bundle, encoder, prompts)
+    bundle = ModelBundle(
+        "prompter", encoder.model, None, entities=entities, prompts=prompts
+    )
+    return LoadedModel("mine", bundle, encoder)
 
 
 def test_accuracy_is_over_the_videos_with_a_known_entity(gallery):
