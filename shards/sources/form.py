@@ -187,7 +187,7 @@ class Form(Columns):
     def override(self, user_form: "Form") -> "Form":
         """Return the form with the keys that a user has set."""
         own = self.model_dump(exclude_unset=True)
-        changes = user_form.model_dump(exclude_unset=True, exclude={"usual"})
+        changes = user_form.model_dump(exclude_unset=True, exclude={"title", "usual"})
 
         # If file names contain the times, each file is already the clip.
         columns = {name for _, name, _ in chain(*user_form.templates)}
@@ -232,6 +232,7 @@ def fold(name: str) -> str:
 
 FORMS = [Form.model_validate(values) for values in WORDS["form"]]
 TABLE = Form.model_validate(WORDS["table"])
+UNKNOWN = Form(usual=True)
 LIST = Form.model_validate(WORDS["list"])
 BESIDE = Form.model_validate(WORDS["beside"])
 SAMPLE = Form.model_validate(WORDS["sample"])

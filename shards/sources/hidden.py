@@ -2,7 +2,7 @@
 
 from itertools import chain
 
-from alpro.shards.sources.form import Form
+from alpro.shards.sources.form import TABLE, Form
 from alpro.shards.sources.media import Folder
 from alpro.shards.sources.propose import (
     Cells,
@@ -28,7 +28,7 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     Keys that the user has set are not questioned.
     """
     form = table.bound
-    user_keys = table.user_form.model_fields_set if table.user_form else ()
+    has_user_form = table.user_form is not TABLE
     all_cells = read_columns(table.head_records)
     # A half of a part is kept: the other half may have another name.
     has_times = form.span or (form.start and form.end)
@@ -36,7 +36,7 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     used = form.meanings - kept
     cells = {name: all_cells[name] for name in all_cells if name not in used}
 
-    if not user_keys:
+    if not has_user_form:
         files = [name for _, name, _ in chain(*form.templates)][:1]
         named = {name: all_cells[name] for name in files if name in all_cells}
         if form.usual and hides_file(named, cells, folder):
@@ -49,10 +49,10 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
 
     # The answers may be in another table.
     is_asked = form.question and form.answer in cells
-    if not is_asked or form.options or "options" in user_keys:
+    if not is_asked or form.options or "options" in table.user_form.model_fields_set:
         return False
     return hides_options(form.answer, cells) or (
-        not user_keys and may_name_options(form.answer, cells)
+        not has_user_form and may_name_options(form.answer, cells)
     )
 
 

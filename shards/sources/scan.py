@@ -15,6 +15,8 @@ from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
     LIST,
+    TABLE,
+    UNKNOWN,
     Columns,
     Form,
     Record,
@@ -88,7 +90,7 @@ class Source:
         self.data = data
         self.annotations = annotations or {}
         self.require_texts = require_texts
-        self.form = None
+        self.form = TABLE
         if columns:
             keys = columns.model_dump(exclude_unset=True)
             if columns.join and not columns.join.list:
@@ -129,15 +131,14 @@ class Source:
             return self.scan_tables([Table(self.data, self.form)])
 
         # The texts beside the videos, if most videos have one.
-        text_folders = self.form.texts if self.form else ()
-        sidecars = Sidecars(folder, text_folders)
+        sidecars = Sidecars(folder, self.form.texts)
         are_most = 2 * len(sidecars.texts) > len(folder.files.media)
-        if text_folders or (are_most and not self.form):
+        if self.form.texts or (are_most and self.form is TABLE):
             return BESIDE.title, self.read_texts(sidecars)
 
         opened = self.open_tables(folder)
         tables = choose_tables(folder, opened)
-        if self.form and not tables:
+        if self.form is not TABLE and not tables:
             # None has the columns of the user.
             tables = [*opened.values()]
         if tables:
@@ -243,7 +244,7 @@ class Source:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
             # A text in a subfolder is of nothing, unless it has a published form.
-            if not is_text or table.form not in (None, LIST):
+            if not is_text or table.form not in (UNKNOWN, LIST):
                 tables[path] = table
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
@@ -260,7 +261,7 @@ class Source:
                 is_unknown |= hides_meanings(table, self.folder)
 
             # Columns that a user has named, and that the first records lack, may come later.
-            has_named = not self.form or self.form.meanings <= {*table.columns}
+            has_named = self.form.meanings <= {*table.columns}
             if is_unknown and table.columns and has_named:
                 raise unknown_columns(table, self.items)
         titles = dict.fromkeys(table.bound.title for table in tables)
@@ -276,7 +277,7 @@ class Source:
             tables,
             key=lambda table: (not table.is_partner, table.origins[0].split != TEXTS),
         ):
-            form = table.form or table.bound
+            form = table.form
             if table.origins[0].split == TEXTS:
                 naming = form.model_dump(include={"prefixes", "anywhere"})
             elif naming and not table.has_texts:
@@ -302,8 +303,7 @@ class Source:
                         of_all = partners.get(("", key), {})
                         joined = of_all | partners.get((origin.split, key), {}) | record
                     yield from self.items.add(where, joined, form, origin)
-            if table.user_form:
-                check_columns(table, columns, table.user_form)
+            check_columns(table, columns, table.user_form)
         if not self.items.count:
             lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
             raise InputError("; ".join(lines))

@@ -16,7 +16,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path, PurePosixPath
@@ -33,6 +33,7 @@ from alpro.shards.sources.form import (
     FORMS,
     LIST,
     TABLE,
+    UNKNOWN,
     Columns,
     Form,
     Record,
@@ -86,11 +87,12 @@ class UnreadableTable(InputError):
 
 
 class Table:
-    """A table with its form (None if the columns are unknown), and its records with their lines or
+    """A table with its form (UNKNOWN if the columns are), and its records with their lines or
     entries. The file is opened once; the constructor reads the first records.
 
     Args:
         user_form: Form with the keys that the user has set. They also override a published form.
+            TABLE if none are.
 
     Raises:
         InputError: If the table is missing, corrupt, in another format or not UTF-8, or if it is a
@@ -100,7 +102,7 @@ class Table:
     def __init__(
         self,
         path: Location,
-        user_form: Form | None = None,
+        user_form: Form = TABLE,
         origins: Sequence[Origin] = (NO_ORIGIN,),
     ):
         self.path = path
@@ -108,7 +110,8 @@ class Table:
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
         self.user_form = user_form
-        self.form: Form | None = None
+        # Until the columns show that it is a published one.
+        self.form = user_form
         self.document: Any = None  # parsed JSON
         self._start = b""
         records = self._read()
@@ -119,38 +122,44 @@ class Table:
         ]
         # The form of the first records together.
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
-        for published in FORMS:
-            is_flat = not (published.records or published.line)
-            if is_flat and published.fits(self.columns, self.extension):
-                self._set_published(published)
-        self.form = self.form or user_form
+        self._find_published(
+            lambda form: not (form.records or form.line)
+            and form.fits(self.columns, self.extension)
+        )
         usual = LIST if self.columns == ["$value"] else TABLE
         bound = usual.bind(self.columns)
         # A list of files has no column of the user's form.
         names = {*self.columns} if usual is TABLE else set()
-        fits_user = user_form and (user_form.meanings & names or bound.has_texts(names))
+        fits_user = user_form.meanings & names or bound.has_texts(names)
         if bound.file and self.form is user_form and not fits_user:
             self.form = usual
-            self.user_form = None
-        if self.form is None:
+            self.user_form = TABLE
+        # The form with the columns of the first records.
+        self.bound = self.form.bind(self.columns)
+        if self.form is TABLE and not self.bound.file:
             self.refuse_placeholder()
-        # The form with the columns of the first records; without any if they are not known.
-        self.bound = self.form.bind(self.columns) if self.form else Form()
+            self.form = self.bound = UNKNOWN
         # Whether its records only complete the records of another table.
-        self.is_partner = bool(self.form) and not (self.bound.file or self.bound.usual)
+        self.is_partner = not (self.bound.file or self.bound.usual)
         self.has_texts = self.is_partner or self.bound.has_texts(self.columns)
 
-    @property
-    def _reading_form(self) -> Form:
-        """The form by which records are found while the form of the table is not known."""
-        return self.form or self.user_form or TABLE
-
-    def _set_published(self, published: Form | None) -> None:
-        """Set a published form, unless the form is known or the user has set where records are."""
+    def _find_published(self, fits: Callable[[Form], bool]) -> None:
+        """Set the first published form that fits, unless one is set or the user has set where records
+        are."""
         user = self.user_form
-        has_own_records = user and (user.records or user.line)
-        if published and not (self.form or has_own_records):
-            self.form = published.override(user) if user else published
+        if self.form is user and not (user.records or user.line):
+            published = next(filter(fits, FORMS), None)
+            self.form = published.override(user) if published else user
+
+    def _find_form_of_document(self, document: Any) -> None:
+        """Set the published form whose columns the records inside of a document have."""
+
+        def fits(form: Form) -> bool:
+            _, first = next(records_in(document, form), ("", ""))
+            # A reason in place of a record has no columns.
+            return bool(form.records) and form.fits(first, self.extension)
+
+        self._find_published(fits)
 
     @property
     def lists_files(self) -> bool:
@@ -225,8 +234,8 @@ class Table:
                 raise ValueError(f"not JSON: {error}") from None
             return self._read_json_lines(io.StringIO(content))  # under another name
 
-        self._set_published(find_form(self.document, self.extension))
-        return records_in(self.document, self._reading_form)
+        self._find_form_of_document(self.document)
+        return records_in(self.document, self.form)
 
     def _read_json_lines(self, text: Iterable[str]) -> Records:
         """Yield the objects of JSON Lines, or the records inside of them."""
@@ -240,8 +249,8 @@ class Table:
                 continue
             # Each line is an entry of a list.
             if form is None:
-                self._set_published(find_form([record], self.extension))
-                form = self._reading_form
+                self._find_form_of_document([record])
+                form = self.form
             for where, found in records_in([record], form):
                 yield where.replace("entry 1", f"line {number}", 1), found
 
@@ -257,10 +266,10 @@ class Table:
                 break
         else:
             return
-        for published in FORMS:
-            if published.line and published.line.fullmatch(first.strip()):
-                self._set_published(published)
-        form = self._reading_form
+        self._find_published(
+            lambda form: bool(form.line and form.line.fullmatch(first.strip()))
+        )
+        form = self.form
         pattern = form.line
         is_table = self.extension not in LINES
         names = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
@@ -397,17 +406,6 @@ def check_columns(columns: list[str]) -> list[str]:
                 "names of the columns, such as path,caption"
             )
     return columns
-
-
-def find_form(document: Any, extension: str) -> Form | None:
-    """Return the published form whose columns the records inside of a document have."""
-    for form in FORMS:
-        if form.records:
-            _, first = next(records_in(document, form), ("", ""))
-            # A reason in place of a record has no columns.
-            if form.fits(first, extension):
-                return form
-    return None
 
 
 def records_in(document: Any, form: Columns) -> Records:
