@@ -27,10 +27,9 @@ from alpro.shards.file_type import (
     IMAGE_EXTENSIONS,
     MEDIA_EXTENSIONS,
     VIDEO_EXTENSIONS,
-    Kind,
     media_kind,
 )
-from alpro.shards.schema import MAX_JSON_BYTES, Member, Reject
+from alpro.shards.schema import MAX_JSON_BYTES, Reject
 from alpro.shards.sources.form import SAMPLE, Record
 from alpro.shards.sources.rows import (
     MAYBE_ANIMATED,
@@ -76,8 +75,7 @@ SUCCESS = ("success", "")
 class Download:
     """The members of one sample in a tar."""
 
-    media: Member | None = None
-    kind: Kind = "video"
+    media: Part = field(default_factory=dict)  # `kind` and `member` of its row
     caption: str = ""
     metadata: Record = field(default_factory=dict)  # contents of the JSON file
     problem: str = ""
@@ -96,6 +94,10 @@ class Download:
             if column not in NOT_META and (is_short or isinstance(value, int | float)):
                 meta[column] = value
         return meta | {"caption": captions, "group": clip[1] if clip else ""}
+
+
+def is_fetched(metadata: Record) -> bool:
+    return str(metadata.get("status") or "") in SUCCESS
 
 
 def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
@@ -191,27 +193,14 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
             detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
             yield unreadable(shard, detail)
         for key, sample in samples.items():
-            if (
-                sample.media is None
-                or str(sample.metadata.get("status") or "") not in SUCCESS
-            ):
+            if not sample.media or not is_fetched(sample.metadata):
                 yield not_fetched(key, sample.metadata, "no media in the shard")
             elif sample.problem:
                 reject = reject_row(key, sample.problem, str(shard))
                 yield from [reject] * max(sample.copies.values())
             else:
-                media: Part = {
-                    "name": key,
-                    "path": str(shard),
-                    "kind": sample.kind,
-                    "member": sample.media.model_dump(),
-                }
-                yield from items.add(
-                    key,
-                    sample.record(key),
-                    SAMPLE,
-                    media=media,
-                )
+                media = {"name": key, "path": str(shard)} | sample.media
+                yield from items.add(key, sample.record(key), SAMPLE, media=media)
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):
@@ -235,24 +224,22 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
     members, damage = samples_in(file)
     samples = {}
     for key, by_extension in members.items():
-        if not key:
-            continue
-        sample = samples[key] = Download()
+        sample = Download()
         for extensions, copies in by_extension.items():
             # Other programs write <key>.video.mp4 and <key>.caption.txt.
             extension = PurePosixPath(f"_.{extensions}").suffix
             for member in copies:
                 if member.is_file:
                     add_member(sample, member, extension, file)
-    samples = {key: sample for key, sample in samples.items() if sample.copies}
+        if key and sample.copies:
+            samples[key] = sample
     problem = str(damage) if damage else ""
 
     # The last sample of a damaged tar may have lost members. Zeros at the end of another may be a
     # hole: then only the JSON tells, which every sample has or none.
     *others, last = samples.values() or [Download()]
     have_json = any(".json" in other.copies for other in others)
-    lacks_json = have_json and ".json" not in last.copies
-    if problem or lacks_json:
+    if problem or (have_json and ".json" not in last.copies):
         reason = problem or "the shard ends inside this sample"
         last.problem = f"its last members may be lost: {reason}"
     return samples, problem
@@ -265,14 +252,13 @@ def add_member(
     file: BinaryIO,
 ) -> None:
     sample.copies[extension] += 1
+    count = sample.copies[extension]
+    is_video = extension in VIDEO_EXTENSIONS
     try:
-        count = sample.copies[extension]
         if count > 1:
             raise ValueError(
                 f"in the shard {count} times; keys must be unique, and end at the first dot"
             )
-
-        is_image = extension in IMAGE_EXTENSIONS
         if extension in (".json", ".txt"):
             if member.size > MAX_JSON_BYTES:
                 raise ValueError(f"{member.size} bytes, the limit is {MAX_JSON_BYTES}")
@@ -284,18 +270,16 @@ def add_member(
             metadata = json.loads(text)
             if isinstance(metadata, dict):
                 sample.metadata = without_credentials(check_record(metadata))
-        elif extension in VIDEO_EXTENSIONS and sample.media and sample.kind == "video":
+        elif is_video and sample.media.get("kind") == "video":
             raise ValueError("a second video of its key")
         # An image may be a video's thumbnail.
-        elif extension in VIDEO_EXTENSIONS or (is_image and sample.media is None):
-            sample.media = Member(
-                name=member.name, offset=member.offset, size=member.size
-            )
+        elif is_video or (extension in IMAGE_EXTENSIONS and not sample.media):
             head = b""
             if extension in MAYBE_ANIMATED:
                 file.seek(member.offset)
                 head = file.read(min(member.size, HEAD_BYTES))
-            sample.kind = media_kind(PurePosixPath(member.name), head)
+            kind = media_kind(PurePosixPath(member.name), head)
+            sample.media = {"kind": kind, "member": vars(member)}
     except (ValueError, RecursionError) as error:
         sample.problem = f"{member.name}: {error}"
 
@@ -316,8 +300,7 @@ def missing_downloads(shard: Location, keys: Collection[str]) -> Iterator[Reject
 
         otherwise = f"{name}.parquet lists it, and {name}.tar lacks it"
         reject = not_fetched(key, without_credentials(record), otherwise)
-        status = str(record.get("status") or "")
-        if status in SUCCESS:
+        if is_fetched(record):
             # It was fetched once: asking the server again would not repair the shard.
             reject = reject.model_copy(update={"reason": "unreadable"})
         yield reject
