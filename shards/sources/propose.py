@@ -48,23 +48,10 @@ MIN_UNSPACED = 4  # Letters of a caption in a script without spaces; a class has
 SHOWN_ROWS = 3
 MAX_SHOWN_COLUMNS = 20
 MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
-# Lines to complete where no column has one of these meanings.
-NOT_FOUND = {
-    "file": '# file = ""  # the column of the files (with `join`, of another list): none names files here',
-    "captions question": '# captions = ""  # the column of the texts, or `question` and `answer`',
-    "captions answer": '# answer = ""  # of a `question`, or lists; write the answers of another file into this one',
-}
 # In the names of columns.
 NOT_SECONDS = re.compile(
     r"(?i:frame|milli|micro|nano|start_min|end_min)|Ms\b|(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
 )
-# Lines of keys whose value is not known.
-UNKNOWN = {
-    "first_option": '# first_option = "0"  # or "1": the answers do not tell',
-    "options": '# options = ""  # the columns of the options, or of their list: answers may be their names',
-    "split": '# split = ""  # a column of train, validation or test; those of yes and no are not read',
-    "span": '# span = ""  # or `start` and `end`: seconds, no frames, milliseconds, lengths; without, items are files',
-}
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -111,10 +98,10 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        lines.append(line if value else UNKNOWN.get(key, line))
-    lines += [
-        NOT_FOUND[keys] for keys in NOT_FOUND if not columns.keys() & keys.split()
-    ]
+        lines.append(line if value else WORDS["unknown"].get(key, line))
+    for keys, line in WORDS["not_found"].items():
+        if columns.keys().isdisjoint(keys.split()):
+            lines.append(line)
 
     preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []

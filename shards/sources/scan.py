@@ -140,7 +140,7 @@ class Source:
         tables = choose_tables(folder, opened)
         if self.form is not TABLE and not tables:
             # None has the columns of the user.
-            tables = [*opened.values()]
+            tables = opened
         if tables:
             for text in sidecars.texts.values():
                 reason = "texts beside videos are not read, as a table has captions"
@@ -148,7 +148,7 @@ class Source:
             return self.scan_tables(tables)
 
         # Not the lines of a text without its video.
-        unknown = [table for table in opened.values() if table.form is not LIST]
+        unknown = [table for table in opened if table.form is not LIST]
         errors = [unknown_columns(table, self.items) for table in unknown]
         error = max(errors, key=lambda error: error.score, default=None)
         may_have_texts = error and (error.score[0] or not folder.files.media)
@@ -198,9 +198,9 @@ class Source:
             ]
             raise InputError("; ".join(lines))
 
-    def open_tables(self, folder: Folder) -> dict[str, Table]:
-        """Return the tables of a folder by their paths: those at its root, or all if none of these
-        has texts. What cannot be read may be settings or logs.
+    def open_tables(self, folder: Folder) -> list[Table]:
+        """Return the tables of a folder: those at its root, or all if none of these has texts. What
+        cannot be read may be settings or logs.
 
         Raises:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
@@ -219,7 +219,7 @@ class Source:
                 is_text = "/" in path and name.endswith(LINES)
                 (texts if is_text else paths).append(path)
 
-        tables: dict[str, Table] = {}
+        tables: list[Table] = []
         has_texts_at_root = False
         paths.sort(key=lambda path: "/" in path)
         for number, path in enumerate([*paths, *texts[:MAX_TABLES]]):
@@ -235,6 +235,8 @@ class Source:
                 )
             try:
                 table = Table(folder.path / path, self.form)
+                stem = splitext(table.name.removesuffix(".gz"))[0]
+                table.split = split_in(stem) or split_of_path(path)
                 if table.head and not table.head_records:
                     where, problem = table.head[0]
                     raise InputError(f"{table.path}: {where}: {problem}")
@@ -245,7 +247,7 @@ class Source:
                 continue
             # A text in a subfolder is of nothing, unless it has a published form.
             if not is_text or table.form not in (UNKNOWN, LIST):
-                tables[path] = table
+                tables.append(table)
                 has_texts_at_root |= "/" not in path and table.has_texts
         return tables
 
@@ -327,8 +329,8 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
         )
 
 
-def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
-    """Return the tables that are read, with their splits; none if none has texts.
+def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
+    """Return the tables that are read, with their origins; none if none has texts.
 
     Several must each name their split: by their own name, as `val_1.json`, by their folder's, as
     `train/metadata.csv`, or in a column.
@@ -336,66 +338,58 @@ def choose_tables(folder: Folder, opened: dict[str, Table]) -> list[Table]:
     Raises:
         InputError: If it is not clear which are meant.
     """
-    splits: dict[str, str] = {}
-    for path in opened:
-        name = path.removesuffix(".gz").rpartition("/")[2]
-        splits[path] = split_in(splitext(name)[0]) or split_of_path(path)
-    partners = [path for path in opened if opened[path].is_partner and not splits[path]]
-    chosen = [
-        path for path in opened if opened[path].has_texts and path not in partners
-    ]
-    unnamed = [path for path in chosen if not splits[path]]
+    paths = {table: str(table.path).removeprefix(f"{folder.path}/") for table in opened}
+    partners = [table for table in opened if table.is_partner and not table.split]
+    chosen = [table for table in opened if table.has_texts and table not in partners]
+    unnamed = [table for table in chosen if not table.split]
 
     # Tables that only list the videos of a split.
-    lists = [path for path in opened if splits[path] and opened[path].lists_files]
-    are_of_each = len({splits[path] for path in lists}) == len(lists) > 1
+    lists = [table for table in opened if table.split and table.lists_files]
+    are_of_each = len({table.split for table in lists}) == len(lists) > 1
     if len(chosen) == len(unnamed) == 1 and are_of_each:
-        splits[chosen[0]] = TEXTS
+        chosen[0].split = TEXTS
         chosen += lists
         unnamed = []
         lists = []
 
-    are_apart = len({path.rpartition("/")[0] for path in chosen}) == len(chosen)
+    are_apart = len({parent(table.path) for table in chosen}) == len(chosen)
     # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
     of_all = unnamed and [
         *unnamed,
-        *(path for path in chosen if opened[path].bound.captions),
+        *(table for table in chosen if table.bound.captions),
     ]
-    are_told = are_apart or all(opened[path].names_splits for path in of_all)
+    are_told = are_apart or all(table.names_splits for table in of_all)
     if (unnamed and lists) or not are_told:
-        examples = ", ".join([*chosen, *lists][:5])
+        examples = ", ".join(map(paths.__getitem__, [*chosen, *lists][:5]))
         raise InputError(
             f"{folder.path}: several tables ({examples}): name those of each split, and the `texts` of "
             "lists, in [corpora.data.annotations] of a configuration, or pass one of them"
         )
-    if len(chosen) == 1 and {*splits.values()} <= {"", splits[chosen[0]]}:
+    if len(chosen) == 1 and {table.split for table in opened} <= {"", chosen[0].split}:
         # Alone, its name says nothing about the splits of its rows.
-        splits[chosen[0]] = ""
+        chosen[0].split = ""
 
     # These tables complete the records of all splits.
     chosen += partners if chosen else ()
-    starts: dict[tuple[str, ...], str] = {}
-    for number, path in enumerate(chosen):
-        table = opened[path]
-        inside = path[: path.rfind("/") + 1]
+    names_by_start: dict[tuple[str, ...], str] = {}
+    for number, table in enumerate(chosen):
+        inside = paths[table].removesuffix(table.name)
         if not any(media.startswith(inside) for media in folder.files.media):
             inside = ""
-        table.origins = [Origin(splits[path], inside, number)]
+        table.origins = [Origin(table.split, inside, number)]
         # A number in JSON is a text in CSV.
-        cells = [
-            read_text(cell) for cell in chain(*map(dict.values, table.head_records[:1]))
-        ]
-        start = splits[path], inside, str(cells)
-        if start in starts:
+        cells = map(read_text, chain(*map(dict.values, table.head_records[:1])))
+        start = (table.split, inside, *cells)
+        if start in names_by_start:
             raise InputError(
-                f"{table.path} begins as {starts[start]} does; if it is a copy, move it away, otherwise "
-                "name the tables of each split in [corpora.data.annotations]"
+                f"{table.path} begins as {names_by_start[start]} does; if it is a copy, move it away, "
+                "otherwise name the tables of each split in [corpora.data.annotations]"
             )
-        starts[start] = table.name
-    for path in opened if chosen else ():
-        if path not in chosen:
-            folder.notes.add(NOT_READ, path)
-    return [opened[path] for path in chosen]
+        names_by_start[start] = table.name
+    for table in opened if chosen else ():
+        if table not in chosen:
+            folder.notes.add(NOT_READ, paths[table])
+    return chosen
 
 
 def scan_media(folder: Path) -> Rows:
