@@ -9,30 +9,21 @@ again.
 import hashlib
 import json
 import os
-import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.files import (
-    digest,
-    file_state,
-    make_folder,
-    publish,
-    read_json,
-    temporary_name,
-)
+from alpro.files import atomic_write, digest, file_state, make_folder, read_json
 from alpro.log import progress
-from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject
+from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject, Row
 from alpro.shards.sources.downloads import tars
 from alpro.shards.sources.form import VERSION, Columns
 from alpro.shards.sources.media import TEXT_SUFFIXES, read_suffix
@@ -44,8 +35,6 @@ from alpro.shards.storage import Location, identities, join
 ROW_GROUP = 8192  # rows of a manifest that are written and read together
 # Files whose contents the rows depend on.
 STATE = {".tar", ".gz", *TABLES, *TEXT_SUFFIXES}
-TEXT_COUNTS = ("captions", "questions")
-NO_TEXTS: dict[str, int] = dict.fromkeys(("items", *TEXT_COUNTS, "answers"), 0)
 Annotations = Mapping[str, Sequence[Path]]  # tables by split
 
 
@@ -60,15 +49,10 @@ class Manifest:
         """The description of a source.
 
         `source` and `form`; `rows` and `rejects`, how many there are, and the `digest` of both;
-        `splits`, the numbers of items with a text, captions, questions and different answers by the
-        splits that the rows name ("" for none); `notes` on what is left out; `names`, the digest of
-        the files' names if a row depends on them.
+        `splits`, those that the rows name ("" for none); `has_questions`; `notes` on what is left
+        out; `names`, the digest of the files' names if a row depends on them.
         """
         return read_json(self.folder / "about.json")
-
-    @property
-    def has_questions(self) -> bool:
-        return any(split["questions"] for split in self.about["splits"].values())
 
     @property
     def file(self) -> Path:
@@ -108,37 +92,31 @@ def import_source(
     for imported in map(Manifest, cache.glob(f"{name}-*")):
         # The names of all files count if one was looked up among them.
         names = imported.about["names"]
-        if not names or (
-            source.folder and names == digest([*source.folder.files.media])
-        ):
+        if not names or (source.folder and names == source.folder.names_digest):
             return imported
 
-    temporary = temporary_name(cache / name)
+    # Another process may be importing it, too.
+    target = cache / f"{name}-{uuid4().hex[:8]}"
     try:
-        make_folder(temporary)
-        form, rows = source.scan()
-        about = write_manifest(
-            rows, temporary, source.folder.path if source.folder else data
-        )
-        names = ""
-        if source.folder and source.folder.is_listed:
-            names = digest([*source.folder.files.media])
-        about |= {
-            "source": str(data),
-            "form": form,
-            "notes": source.notes.lines(),
-            "names": names,
-        }
-        target = cache / f"{name}-{names[:16]}"
-        (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
-        with suppress(OSError):  # another process has imported it
-            publish(temporary, target)
+        make_folder(cache)
+        with atomic_write(target) as folder:
+            folder.mkdir()
+            form, rows = source.scan()
+            about = write_manifest(
+                rows, folder, source.folder.path if source.folder else data
+            )
+            is_listed = source.folder and source.folder.is_listed
+            about |= {
+                "source": str(data),
+                "form": form,
+                "notes": source.notes.lines(),
+                "names": source.folder.names_digest if is_listed else "",
+            }
+            (folder / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
     except PermissionError as error:
         raise InputError(
             f"{error.filename or data}: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Manifest(target)
 
 
@@ -166,20 +144,20 @@ def state_of(source: Source) -> Iterator[list[Any]]:
     elif not source.is_folder:
         yield [str(source.data), file_state(Path(source.data))]
     elif not source.annotations:
-        yield [digest([*source.folder.files.media]), None]
+        yield [source.folder.names_digest, None]
         for name in source.folder.files.others:
             if read_suffix(name) in STATE:
                 yield [name, file_state(source.folder.path / name)]
 
 
 def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
-    """Write the rows and the rejects of a source to a folder, and return their counts.
+    """Write the rows and the rejects of a source to a folder, and return what is known of them.
 
     Args:
         base: The folder that paths are relative to in the digest.
     """
-    splits: defaultdict[str, dict[str, int]] = defaultdict(NO_TEXTS.copy)
-    answers: defaultdict[str, set[int]] = defaultdict(set)
+    splits: set[str] = set()
+    has_questions = False
     content = hashlib.sha256()
     counts = {"rows": 0, "rejects": 0}
     pending: dict[str, list[dict[str, Any]]] = {"rows": [], "rejects": []}
@@ -206,12 +184,11 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             inside = fields["path"].removeprefix(f"{base}/")
             text = json.dumps(fields | {"path": inside}, sort_keys=True)
             content.update(text.encode())
+            if isinstance(record, Row | MissingItem):
+                # Also those of which no item has a file.
+                splits.add(record.split)
             if isinstance(record, Reject):
-                # An invalid row has nothing in the columns of a missing item.
-                pending["rejects"].append(dict.fromkeys(IMPORT_REJECTS.names) | fields)
-                if isinstance(record, MissingItem):
-                    # Its split is named, also if no item of it has a file.
-                    splits[record.split]
+                pending["rejects"].append(fields)
                 continue
 
             # Only the id is hashed: another row does not move this cut.
@@ -219,16 +196,11 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
             fields["cut"] = int.from_bytes(id_hash, "big")
             fields["meta"] = json.dumps(record.meta)
             pending["rows"].append(fields)
-            counted = splits[record.split]
-            counted["items"] += bool(record.captions or record.questions)
-            for name in TEXT_COUNTS:
-                counted[name] += len(fields[name])
-            known = answers[record.split]
-            known.update(hash(asked.answer) for asked in record.questions)
-            counted["answers"] = len(known)
+            has_questions |= bool(record.questions)
 
     return {
         **counts,
         "digest": content.hexdigest(),
-        "splits": splits,
+        "splits": sorted(splits),
+        "has_questions": has_questions,
     }

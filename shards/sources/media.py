@@ -22,7 +22,7 @@ from posixpath import splitext
 from unicodedata import normalize
 
 from alpro.errors import InputError
-from alpro.files import read_text
+from alpro.files import digest, read_text
 from alpro.shards.file_type import (
     IMAGE_EXTENSIONS,
     MEDIA_EXTENSIONS,
@@ -119,6 +119,11 @@ class Folder:
         files.sort(key=lambda path: path.split("/"))
         media = {path: None for path in files if read_suffix(path) in MEDIA_EXTENSIONS}
         return Files(media, [path for path in files if path not in media])
+
+    @cached_property
+    def names_digest(self) -> str:
+        """The digest of the names of the media."""
+        return digest([*self.files.media])
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.shards.schema import KINDS, MANIFEST, REJECTS, SPLITS, Reject, Row
-from alpro.shards.sources.manifest import ROW_GROUP, TEXT_COUNTS, Manifest
+from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
 # chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before. `times` are
@@ -36,6 +36,7 @@ GROUPINGS = {
     "times": re.compile(r"^(.*?[^/_. -])(?:[_ -]+\d+(?:\.\d+)?){2}\.\w+$"),
 }
 NAMES = ("group", "name")
+TEXT_COUNTS = ("captions", "questions")
 # What is in memory of each row; `split` and `kind` are indices in SPLITS and KINDS.
 NUMBERS = pa.schema(
     {
@@ -109,7 +110,7 @@ class DecodePlan:
         max_rows: int = 256,
     ):
         self.manifest = manifest
-        self.named_splits = any(split for split in manifest.about["splits"])
+        self.named_splits = any(manifest.about["splits"])
         self.shares = {
             "train": 1 - validation - test,
             "validation": validation,
@@ -253,11 +254,10 @@ class DecodePlan:
         is_planned = pc.field("kind").isin(self.kinds)
         missing = self.manifest.rejects().filter(is_missing & is_planned)
         missing = missing.rename_columns({"path": "name"})
-        columns = {"split": self._assign_splits(missing)}
+        splits = self._assign_splits(missing)
+        columns = {"split": np.append(self.columns["split"], splits)}
         for name in TEXT_COUNTS:
-            columns[name] = missing[name].to_numpy()
-        for name, values in columns.items():
-            columns[name] = np.concatenate([self.columns[name], values])
+            columns[name] = np.append(self.columns[name], missing[name])
         return count_by_split(columns)
 
     def evenly_spaced(self, count: int) -> list[Row]:

@@ -281,16 +281,17 @@ class Items:
         return {"name": name, "path": path, "missing": True}
 
     def _reject_missing(self, item: Part) -> MissingItem:
-        name = item["name"]
-        detail = ""
+        similar: list[str] = []
         if self.folder and self.notes.counts[NO_FILE] < MAX_COMPARED:
-            similar = self.folder.similar(name)
-            detail = f"similar files: {show(', '.join(similar))}" if similar else ""
-        self.notes.add(NO_FILE, name)
-        values = {key: item[key] for key in ("id", "kind", "split", "group")}
-        values["captions"] = len(item["captions"])
-        values["questions"] = len(item["questions"])
-        return MissingItem(path=name, detail=detail, **values)
+            similar = self.folder.similar(item["name"])
+        self.notes.add(NO_FILE, item["name"])
+        item |= {
+            "path": item["name"],
+            "detail": f"similar files: {show(', '.join(similar))}" if similar else "",
+            "captions": len(item["captions"]),
+            "questions": len(item["questions"]),
+        }
+        return MissingItem.model_validate(item)
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
