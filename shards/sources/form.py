@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -190,9 +190,8 @@ class Form(Columns):
         changes = user_form.model_dump(exclude_unset=True, exclude={"title", "usual"})
 
         # If file names contain the times, each file is already the clip.
-        columns = {name for _, name, _ in chain(*user_form.templates)}
         times = own.keys() & {"start", "end", "span"}
-        if any(own[key] in columns for key in times):
+        if any(own[key] in user_form.file_columns for key in times):
             own |= dict.fromkeys(times, "")
         return Form.model_validate(own | changes)
 
@@ -204,6 +203,11 @@ class Form(Columns):
         return [TEMPLATE_COLUMN.findall(each[0]) or [each] for each in whole]
 
     @cached_property
+    def file_columns(self) -> list[str]:
+        """The columns in the templates of `file`."""
+        return [column for _, column, _ in chain(*self.templates)]
+
+    @cached_property
     def partner_column(self) -> str:
         """The column whose value is the id of a record in another table, or an empty name."""
         return self.join.on if self.join and not self.join.list else ""
@@ -213,15 +217,19 @@ class Form(Columns):
         """The columns that have a meaning. The others are stored as `meta`."""
         keys = "question answer questions type start end span url split group id kind"
         columns = {getattr(self, key) for key in keys.split()}
-        columns.update(column for _, column, _ in chain(*self.templates))
-        columns.update(self.captions, self.options)
+        columns.update(self.file_columns, self.captions, self.options)
         return columns - {""}
 
-    def has_texts(self, columns: Container[str]) -> bool:
+    def has_texts(self, columns: Collection[str]) -> bool:
         """Return whether one of some columns has texts."""
         asked = self.question if self.answer or self.join else ""
-        names = filter(None, (*self.captions, self.questions, asked))
-        return any(name in columns or name.split(".")[0] in columns for name in names)
+        return has_any((*self.captions, self.questions, asked), columns)
+
+
+def has_any(names: Iterable[str], columns: Collection[str]) -> bool:
+    """Return whether one of the names, which may be empty, is a column, or is inside of one."""
+    named = filter(None, names)
+    return any(name in columns or name.split(".")[0] in columns for name in named)
 
 
 @lru_cache(4096)

@@ -1,7 +1,5 @@
 """Check whether the columns that a known table only stores may have a meaning."""
 
-from itertools import chain
-
 from alpro.shards.sources.form import TABLE, Form
 from alpro.shards.sources.media import Folder
 from alpro.shards.sources.propose import (
@@ -37,7 +35,7 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     cells = {name: all_cells[name] for name in all_cells if name not in used}
 
     if not has_user_form:
-        files = [name for _, name, _ in chain(*form.templates)][:1]
+        files = form.file_columns[:1]
         named = {name: all_cells[name] for name in files if name in all_cells}
         if form.usual and hides_file(named, cells, folder):
             return True

@@ -20,6 +20,7 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
+    has_any,
     read_cell,
     read_text,
     split_in,
@@ -273,7 +274,7 @@ class Source:
     def read_tables(self, tables: list[Table]) -> Rows:
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
-        naming: Record = {}  # how the table of the texts names their files
+        naming: Form | None = None  # how the table of the texts names their files
         # Answers are read before their questions, and texts before the lists of their files.
         for table in sorted(
             tables,
@@ -281,10 +282,10 @@ class Source:
         ):
             form = table.form
             if table.origins[0].split == TEXTS:
-                naming = form.model_dump(include={"prefixes", "anywhere"})
+                naming = Form(prefixes=form.prefixes, anywhere=form.anywhere)
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
-                form = Form.model_validate(form.model_dump(exclude_unset=True) | naming)
+                form = form.override(naming)
             prefix = f"{table.name} " if len(tables) > 1 else ""
             columns: set[str] = set()
             for where, record in table.records:
@@ -315,7 +316,7 @@ class Source:
 def check_columns(table: Table, columns: set[str], form: Form) -> None:
     """Raise InputError if no record of a table has a column that the user has named."""
     named = sorted(form.meanings | form.where.keys())
-    missing = [name for name in named if columns.isdisjoint({name, name.split(".")[0]})]
+    missing = [name for name in named if not has_any([name], columns)]
     problem = ""
     present = sorted(columns)
     if not columns and form.records:

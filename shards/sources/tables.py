@@ -37,6 +37,7 @@ from alpro.shards.sources.form import (
     Columns,
     Form,
     Record,
+    has_any,
 )
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
@@ -165,9 +166,7 @@ class Table:
     @property
     def lists_files(self) -> bool:
         """Whether it has no texts, but the column of the files, or the object that has it."""
-        names = [name for _, name, _ in chain(*self.bound.templates)]
-        present = {*names, *(name.split(".")[0] for name in names)} & {*self.columns}
-        return bool(present) and not self.has_texts
+        return has_any(self.bound.file_columns, self.columns) and not self.has_texts
 
     @property
     def names_splits(self) -> bool:
