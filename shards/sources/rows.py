@@ -10,6 +10,7 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
@@ -24,6 +25,7 @@ from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
 from alpro.shards.sources.form import (
     BESIDE,
+    TEMPLATE_COLUMN,
     WORDS,
     FilePart,
     Form,
@@ -403,24 +405,23 @@ def read_file_names(record: Record, form: Form) -> list[str]:
     Raises:
         ValueError: If it names none.
     """
-    names = []
     # A number that joins two lists is a key, and no name.
     key = form.join.on if form.join and form.join.list else ""
-    for name, template in zip(form.file, form.templates, strict=True):
-        texts: dict[str, str] = {}
-        for place, column, digits in template:
-            cell = read_cell(record, column)
-            # Hugging Face's datasets have an object with the path.
-            if isinstance(cell, dict):
-                cell = cell.get("path")
-            text = read_text(cell)
-            if not text or (column == key and isinstance(cell, int)):
-                break
-            texts[place] = text.zfill(int(digits or 0))
-        else:
-            # At once: a cell may have braces, too.
-            places = "|".join(map(re.escape, texts))
-            names.append(re.sub(places, lambda match: texts[match[0]], name))  # noqa: B023
+
+    def fill(column: re.Match[str]) -> str:
+        cell = read_cell(record, column[1])
+        # Hugging Face's datasets have an object with the path.
+        if isinstance(cell, dict):
+            cell = cell.get("path")
+        text = read_text(cell)
+        if not text or (column[1] == key and isinstance(cell, int)):
+            raise LookupError
+        return text.zfill(int(column[2] or 0))
+
+    names = []
+    for template in form.templates:
+        with suppress(LookupError):
+            names.append(TEMPLATE_COLUMN.sub(fill, template))
     if names:
         return names if form.partner_column else names[:1]
     columns = ", ".join(form.file) or "a column of a usual name"
