@@ -76,11 +76,8 @@ class UnknownColumns(InputError):
 
 def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
-    document = table.document
-    if document is None:
-        # The lines of JSON Lines are a list, too.
-        examined = islice(table.records, EXAMINED_ROWS)
-        document = [record for _, record in examined if isinstance(record, dict)]
+    # The lines of JSON Lines are a list, too.
+    document = table.head_records if table.document is None else table.document
     is_nested = table.extension in (".json", ".jsonl", ".ndjson")
     places = [*dict.fromkeys(find_lists(document))] if is_nested else [""]
     proposals = (propose(document, place, items.folder) for place in places)

@@ -331,8 +331,13 @@ class Items:
                 item |= {key: joined[key] for key in TEXT_KEYS}
             if item["id"] in repeated_ids:
                 # Numbers may begin again in each split. A default id is the file's.
-                key = place if item["id"] == default_id(item) else item["id"]
-                item["id"] = make_unique(item, key in in_several_splits, used_ids)
+                is_default = item["id"] == default_id(item)
+                key = place if is_default else item["id"]
+                if key in in_several_splits:
+                    item["id"] = f"{item['split'] or 'train'}/{item['id']}"
+                elif is_default:
+                    item["id"] = default_id(item, is_short=False)
+                refuse_used_id(item, used_ids)
             if has_split_folders:
                 item["split"] = split_of_path(item["name"])
             paragraphs = map(" ".join, item["paragraphs"].values())
@@ -346,26 +351,15 @@ class Items:
                 yield reject_row(item["where"], first_fault(error), item["name"])
 
 
-def make_unique(item: Part, is_in_splits: bool, used_ids: dict[str, str]) -> str:
-    """Return the id of an item that others would have, too: with its split in front if it is in
-    several, otherwise a default id with the whole name of its file.
-
-    Raises:
-        InputError: If it is used already.
-    """
-    row_id = item["id"]
-    if is_in_splits:
-        row_id = f"{item['split'] or 'train'}/{row_id}"
-    elif row_id == default_id(item):
-        row_id = default_id(item, is_short=False)
+def refuse_used_id(item: Part, used_ids: dict[str, str]) -> None:
+    """Raise InputError if another item has the id of an item."""
     where = f"{item['path']} ({item['where']})"
-    if row_id in used_ids:
+    other = used_ids.setdefault(item["id"], where)
+    if other is not where:
         raise InputError(
-            f"{where}: the id {row_id!r} is also the id of {used_ids[row_id]}; give each its own in a "
+            f"{where}: the id {item['id']!r} is also the id of {other}; give each its own in a "
             'column `id`, or set `id = ""` in `columns`'
         )
-    used_ids[row_id] = where
-    return row_id
 
 
 def reject_row(where: str, detail: str, path: str = "") -> Reject:

@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from posixpath import splitext
 
@@ -207,8 +208,7 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.files.media}
-        paths: list[str] = []
-        texts: list[str] = []
+        paths: list[tuple[bool, bool, str]] = []
         for path in folder.files.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
@@ -217,19 +217,20 @@ class Source:
             # A CSV file that is named as a split is a table, even beside test.mp4.
             is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
-                is_text = "/" in path and name.endswith(LINES)
-                (texts if is_text else paths).append(path)
+                is_inside = "/" in path
+                paths.append((is_inside and name.endswith(LINES), is_inside, path))
 
         tables: list[Table] = []
         has_texts_at_root = False
-        paths.sort(key=lambda path: "/" in path)
-        for number, path in enumerate([*paths, *texts[:MAX_TABLES]]):
-            is_text = number >= len(paths)
-            if "/" in path and has_texts_at_root:
+        paths.sort(key=itemgetter(0, 1))
+        for number, (is_text, is_inside, path) in enumerate(paths):
+            if is_inside and has_texts_at_root:
                 if not is_text:
                     folder.notes.add(NOT_READ, path)
                 continue
-            if number == MAX_TABLES and not is_text:
+            if number == MAX_TABLES:
+                if is_text:
+                    break
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
                     "those of each split"
@@ -249,7 +250,7 @@ class Source:
             # A text in a subfolder is of nothing, unless it has a published form.
             if not is_text or table.form not in (UNKNOWN, LIST):
                 tables.append(table)
-                has_texts_at_root |= "/" not in path and table.has_texts
+                has_texts_at_root |= table.has_texts and not is_inside
         return tables
 
     def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:
