@@ -196,8 +196,8 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
 def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the columns by their keys, as far as their contents tell."""
     proposed = propose_file(cells, folder)
-    named = Form.model_validate(proposed).meanings
-    free = {name: cells[name] for name in cells if name not in named}
+    file = proposed.get("file")
+    free = {name: cells[name] for name in cells if name != file}
     usual = TABLE.bind(cells)
     ids = [*map(read_text, cells.get(usual.id, ()))]
     if len({*ids}) < len(ids):
@@ -215,8 +215,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     if "split" not in proposed and has_split_flag(free):
         proposed["split"] = ""
     is_asked = "question" in proposed
-    files = cells.get(proposed.get("file", ""), [])
-    times = propose_times(free, files, are_named=is_asked)
+    times = propose_times(free, cells.get(file, []), are_named=is_asked)
     for name in times.values():
         free.pop(name, None)
     if "length" in times or any(map(NOT_SECONDS.search, times.values())):
