@@ -47,28 +47,26 @@ TEXTS = "texts"  # In place of a split: the texts of files that other tables onl
 MAX_WORDLESS_SHARE = 0.2
 MAX_NAME_LENGTH = 1024  # A longer name of a file is rather its bytes in base64.
 MAX_COMPARED = 50  # Names without a file that are compared with the names of all files.
-# The records of an item have one split and one place: the file and its times.
-PARTS = "CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB)"
+# The records of an item have one split and one place: the file and its times. Texts are those of
+# files that other tables list.
+TABLES = """
+    CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB);
+    CREATE TABLE texts (place TEXT, part BLOB);
+"""
 # The parts of each item in their order; the items in the order of their first parts.
-ITEMS = f"""
+ITEMS = """
     SELECT min(rowid) OVER (PARTITION BY split, place) AS first, place, part
-    FROM parts WHERE split != '{TEXTS}' ORDER BY first, rowid
+    FROM parts ORDER BY first, rowid
 """
 # Places and ids.
-OF_SEVERAL_SPLITS = f"""
-    SELECT place FROM parts WHERE split != '{TEXTS}'
-    GROUP BY place HAVING count(DISTINCT split) > 1
-    UNION SELECT id FROM parts WHERE split != '{TEXTS}'
-    GROUP BY id HAVING count(DISTINCT split) > 1
+OF_SEVERAL_SPLITS = """
+    SELECT place FROM parts GROUP BY place HAVING count(DISTINCT split) > 1
+    UNION SELECT id FROM parts GROUP BY id HAVING count(DISTINCT split) > 1
 """
-IDS_OF_SEVERAL_ITEMS = f"""
-    SELECT id FROM
-    (SELECT id, min(rowid) FROM parts WHERE split != '{TEXTS}' GROUP BY split, place)
+IDS_OF_SEVERAL_ITEMS = """
+    SELECT id FROM (SELECT id, min(rowid) FROM parts GROUP BY split, place)
     GROUP BY id HAVING count(*) > 1
 """
-# Texts of files that other tables list.
-INDEX_OF_TEXTS = f"CREATE INDEX texts ON parts (place) WHERE split = '{TEXTS}'"
-TEXTS_OF_PLACE = f"SELECT part FROM parts WHERE split = '{TEXTS}' AND place = ?"
 # In JSON: after an even number of backslashes.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 MAYBE_ANIMATED = {".png", ".webp", ".avif"}
@@ -108,7 +106,7 @@ class Items:
     _splits: set[str] = field(default_factory=set, init=False)  # that records name
     _folder_splits: set[str] = field(default_factory=set, init=False)
     _parts: sqlite3.Connection = field(
-        default_factory=lambda: sqlite3.connect("").execute(PARTS).connection,
+        default_factory=lambda: sqlite3.connect("").executescript(TABLES).connection,
         init=False,
     )
 
@@ -236,11 +234,13 @@ class Items:
         elif paragraph and texts:
             part["captions"] = [" ".join(texts)]
 
-        if part["split"] != TEXTS:
-            self._splits.add(part["split"])
-            self._folder_splits.add(split_of_path(part["name"]))
         self.count += 1
         place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
+        if part["split"] == TEXTS:
+            self._execute("INSERT INTO texts VALUES (?, ?)", (place, to_json(part)))
+            return
+        self._splits.add(part["split"])
+        self._folder_splits.add(split_of_path(part["name"]))
         part["id"] = part["id"] or default_id(part)
         values = (part["split"], place, part["id"], to_json(part))
         self._execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
@@ -318,7 +318,7 @@ class Items:
         folders = self._folder_splits - {""}
         has_split_folders = self._splits <= {""} and {"train"} < folders
 
-        self._execute(INDEX_OF_TEXTS)
+        self._execute("CREATE INDEX places ON texts (place)")
         in_several_splits = {value for (value,) in self._execute(OF_SEVERAL_SPLITS)}
         repeated_ids = {row_id for (row_id,) in self._execute(IDS_OF_SEVERAL_ITEMS)}
         used_ids: dict[str, str] = {}
@@ -326,7 +326,8 @@ class Items:
         for (_, place), parts in parts_by_item:
             item = join_parts(part for _, _, part in parts)
             if not any(item[key] for key in TEXT_KEYS):
-                texts = [part for (part,) in self._execute(TEXTS_OF_PLACE, (place,))]
+                query = "SELECT part FROM texts WHERE place = ?"
+                texts = [part for (part,) in self._execute(query, (place,))]
                 joined = join_parts(iter(texts)) if texts else item
                 item |= {key: joined[key] for key in TEXT_KEYS}
             if item["id"] in repeated_ids:
