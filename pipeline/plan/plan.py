@@ -273,7 +273,9 @@ def without_questions(
     if not (settings.finetune_retrieval or settings.evaluate.retrieval):
         return settings
 
-    silent = {name for name, rows in manifests.items() if not rows.about["has_questions"]}
+    silent = {
+        name for name, rows in manifests.items() if not rows.about["has_questions"]
+    }
     changes: dict[str, Any] = {}
     answering = settings.finetune_qa
     if answering and silent.issuperset(answering.corpora):

@@ -105,12 +105,14 @@ def import_source(
             about = write_manifest(
                 rows, folder, source.folder.path if source.folder else data
             )
-            is_listed = source.folder and source.folder.is_listed
+            names = ""
+            if source.folder and source.folder.is_listed:
+                names = source.folder.names_digest
             about |= {
                 "source": str(data),
                 "form": form,
                 "notes": source.notes.lines(),
-                "names": source.folder.names_digest if is_listed else "",
+                "names": names,
             }
             (folder / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
     except PermissionError as error:

@@ -196,7 +196,7 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
 def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
     """Return the columns by their keys, as far as their contents tell."""
     proposed = propose_file(cells, folder)
-    file = proposed.get("file")
+    file = proposed.get("file", "")
     free = {name: cells[name] for name in cells if name != file}
     usual = TABLE.bind(cells)
     ids = [*map(read_text, cells.get(usual.id, ()))]

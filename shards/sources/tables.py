@@ -125,8 +125,10 @@ class Table:
         # The form of the first records together.
         self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
         self._find_published(
-            lambda form: not (form.records or form.line)
-            and form.fits(self.columns, self.extension)
+            lambda form: (
+                not (form.records or form.line)
+                and form.fits(self.columns, self.extension)
+            )
         )
         usual = LIST if self.columns == ["$value"] else TABLE
         bound = usual.bind(self.columns)
