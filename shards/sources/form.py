@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -22,8 +23,8 @@ from alpro.shards.file_type import MEDIA_EXTENSIONS
 VERSION = 23
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
-# A column in a template of `file`, and the least number of its digits.
-TEMPLATE_COLUMN = re.compile(r"\{([^{}]+?)(?::0(\d+))?\}")
+# A column in a template of `file`, and the least number of its digits; without braces, all of it.
+TEMPLATE_COLUMN = re.compile(r"(?s)\{([^{}]+?)(?::0(\d+))?\}|^(?!.*\{[^{}]+\}).+")
 NO_TEXT = {*WORDS["no_text"]["words"]}
 INVISIBLE = " \u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 # Tags of HTML; other texts in angle brackets are words, as the <PERSON> of CC12M.
@@ -196,19 +197,10 @@ class Form(Columns):
         return Form.model_validate(own | changes)
 
     @cached_property
-    def templates(self) -> list[str]:
-        """The templates of the names of files. One without braces is a column."""
-        return [
-            file if TEMPLATE_COLUMN.search(file) else f"{{{file}}}"
-            for file in self.file
-        ]
-
-    @cached_property
     def file_columns(self) -> list[str]:
-        """The columns in the templates."""
-        return [
-            column for column, _ in TEMPLATE_COLUMN.findall("".join(self.templates))
-        ]
+        """The columns in the templates of the names of files."""
+        matches = chain(*map(TEMPLATE_COLUMN.finditer, self.file))
+        return [match[1] or match[0] for match in matches]
 
     @cached_property
     def partner_column(self) -> str:

@@ -184,7 +184,8 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
     """Yield the columns of a record, also those inside of objects and of lists of objects, without
     those that would be templates."""
     for key, value in record.items():
-        if TEMPLATE_COLUMN.search(key):
+        match = TEMPLATE_COLUMN.search(key)
+        if match and match[1]:
             continue
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):

@@ -403,18 +403,19 @@ def read_file_names(record: Record, form: Form) -> list[str]:
     # A number that joins two lists is a key, and no name.
     key = form.join.on if form.join and form.join.list else ""
 
-    def fill(column: re.Match[str]) -> str:
-        cell = read_cell(record, column[1])
+    def fill(match: re.Match[str]) -> str:
+        column = match[1] or match[0]
+        cell = read_cell(record, column)
         # Hugging Face's datasets have an object with the path.
         if isinstance(cell, dict):
             cell = cell.get("path")
         text = read_text(cell)
-        if not text or (column[1] == key and isinstance(cell, int)):
+        if not text or (column == key and isinstance(cell, int)):
             raise LookupError
-        return text.zfill(int(column[2] or 0))
+        return text.zfill(int(match[2] or 0))
 
     names = []
-    for template in form.templates:
+    for template in form.file:
         with suppress(LookupError):
             names.append(TEMPLATE_COLUMN.sub(fill, template))
     if names:
