@@ -209,7 +209,7 @@ class ModelBundle:
         try:
             values = read_small_json(config_file)
             if isinstance(values, dict) and values.get("model_type") in CLIP_TYPES:
-                return load_clip(str(folder), device, "model")
+                return load_clip_model(str(folder), device, "model")
             config = FolderConfig.model_validate(values)
             entities = load_labels(folder / "entities.json")
             answers = load_labels(folder / "answers.json")
@@ -303,7 +303,7 @@ def load_labels(path: Path) -> list[str]:
         raise ValueError(f"{path}: not a list of strings") from error
 
 
-def load_clip(
+def load_clip_model(
     name: str,
     device: torch.device | str = "cpu",
     key: str = "prompter",

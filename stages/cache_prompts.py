@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alpro.files import write_json
 from alpro.inference.loading import Found, load_bundle, read_entities
-from alpro.models.folder import ModelBundle, load_clip, write_tensors
+from alpro.models.folder import ModelBundle, load_clip_model, write_tensors
 from alpro.models.precision import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
@@ -50,7 +50,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
     """
     device = pick_device(resources.device)
     if config.prompter:
-        prompter: ModelBundle = load_clip(config.prompter, device)
+        prompter: ModelBundle = load_clip_model(config.prompter, device)
         prompter.save_pretrained(out / "model")
     else:
         assert inputs.prompter is not None

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from alpro.inference.loading import Found, load_bundle
 from alpro.log import log
-from alpro.models.folder import ModelBundle, load_clip
+from alpro.models.folder import ModelBundle, load_clip_model
 from alpro.models.precision import autocast, compute_dtype, dtype_name
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
@@ -69,7 +69,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         device = world.device
         results_folder = Path(written)
         if config.baseline:
-            bundle: ModelBundle = load_clip(config.baseline, device, "baseline")
+            bundle: ModelBundle = load_clip_model(config.baseline, device, "baseline")
         else:
             folder = inputs.model or inputs.prompts
             assert folder is not None

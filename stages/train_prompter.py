@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from alpro.errors import InputError
 from alpro.models.alpro import Prompter
-from alpro.models.folder import ModelBundle, load_clip
+from alpro.models.folder import ModelBundle, load_clip_model
 from alpro.shards.transforms import random_box
 from alpro.stages.execution.interface import (
     FILE_OR_NAME,
@@ -184,7 +184,7 @@ def load_towers(config: Config, device: torch.device) -> ModelBundle:
     Raises:
         InputError: If they are not available or too small for the texts.
     """
-    bundle = load_clip(config.clip, device, "clip")
+    bundle = load_clip_model(config.clip, device, "clip")
     length = bundle.preprocessing.max_text_tokens
     if config.max_text_tokens > length:
         raise InputError(

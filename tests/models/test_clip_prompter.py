@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
 
-from alpro.models.folder import ClipBundle, is_clip, load_clip
+from alpro.models.folder import ClipBundle, is_clip, load_clip_model
 from alpro.models.word_pieces import load_tokenizer
 from tests.clip_models import REVISION
 from tests.conftest import one_line
@@ -20,13 +20,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def loaded(request, clip_folders):
-    return load_clip(str(clip_folders[request.param]))
+    return load_clip_model(str(clip_folders[request.param]))
 
 
 @pytest.fixture
 def trainable(loaded):
     """A copy with temporal attention over 3 frames that does something, unfrozen."""
-    model = load_clip(loaded.model.clip.name_or_path).model
+    model = load_clip_model(loaded.model.clip.name_or_path).model
     model.unfreeze(3)
     with torch.no_grad():
         for temporal in model.temporal:
@@ -118,7 +118,7 @@ def test_temporal_attention_starts_at_nothing_and_sees_the_order_of_frames(
 ):
     pixels = loaded.normalized(CPU).pixels(frames)
     model = trainable
-    fresh = load_clip(loaded.model.clip.name_or_path).model
+    fresh = load_clip_model(loaded.model.clip.name_or_path).model
     fresh.unfreeze(3)
     near(fresh.eval().encode_video(pixels), loaded.model.encode_video(pixels))
     spatial = fresh.clip.vision_model.encoder.layers[0].self_attn
@@ -157,7 +157,7 @@ def test_another_number_of_frames_has_the_nearest_times_and_keeps_them(
     bundle = ClipBundle("prompter", trainable, loaded.tokenizer, loaded.preprocessing)
     bundle.save_pretrained(tmp_path)
 
-    again = load_clip(str(tmp_path)).model
+    again = load_clip_model(str(tmp_path)).model
     assert again.config.video.frames == count
     near(again.encode_video(clip), trainable.encode_video(clip))
 
@@ -168,7 +168,7 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
     # The weights are readable, too.
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     assert is_clip(tmp_path)
-    again = load_clip(str(tmp_path))
+    again = load_clip_model(str(tmp_path))
     assert again.preprocessing == loaded.preprocessing
     assert torch.equal(embedded(again, TEXTS), embedded(loaded, TEXTS))
     near(again.model.state_dict(), loaded.model.state_dict(), atol=0)
@@ -178,11 +178,11 @@ def test_a_saved_model_is_the_same(loaded, tmp_path, capfd):
 def test_a_hub_name_may_have_a_revision(kind, hub, clip_folders):
     name = hub(clip_folders[kind])
     weights = clip_folders["clip"] / "model.safetensors"
-    loaded = load_clip(f"{name}@{REVISION}").model.clip.state_dict()
+    loaded = load_clip_model(f"{name}@{REVISION}").model.clip.state_dict()
     for key, value in load_file(weights).items():
         assert torch.equal(loaded[key], value), key
     assert load_tokenizer(f"{name}@{REVISION}").get_vocab_size() > 5
-    for load in (load_clip, load_tokenizer):
+    for load in (load_clip_model, load_tokenizer):
         with one_line(f"{name}@1"):
             load(f"{name}@1")
 

@@ -20,7 +20,7 @@ from alpro.models.folder import (
     Preprocessing,
     build_model,
     is_clip,
-    load_clip,
+    load_clip_model,
     start_from,
 )
 from alpro.models.word_pieces import MAX_TOKENIZER_BYTES
@@ -122,7 +122,7 @@ def load_any(folder):
     return (
         ModelBundle.from_pretrained(folder)
         if folder.name == "model"
-        else load_clip(str(folder))
+        else load_clip_model(str(folder))
     )
 
 
@@ -254,7 +254,7 @@ def test_the_config_of_a_clip_names_no_code_of_the_hub(kind, clip_folders, tmp_p
         for name in ("attn_implementation", "_attn_implementation"):
             set_value(folder, *keys, name, to="nobody/kernel")
 
-    config = load_clip(str(folder)).model.clip.config
+    config = load_clip_model(str(folder)).model.clip.config
 
     for part in (config.text_config, config.vision_config):
         assert part._attn_implementation == "sdpa"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from alpro.errors import InputError
 from alpro.models.alpro import Alpro, ModelConfig
-from alpro.models.folder import load_clip
+from alpro.models.folder import load_clip_model
 from alpro.models.initial import encoder_sizes, load_bert, load_vit
 from alpro.models.pretrained import read_model_config
 from tests.clip_models import REVISION
@@ -297,7 +297,7 @@ def tower(folder, **other):
 @pytest.mark.parametrize("kind", ["clip", "pickled"])
 @torch.no_grad()
 def test_the_video_encoder_starts_as_the_vision_tower_of_a_clip(kind, clip_folders):
-    clip = load_clip(str(clip_folders["clip"])).model.clip.vision_model
+    clip = load_clip_model(str(clip_folders["clip"])).model.clip.vision_model
     model = tower(clip_folders["clip"])
     frames = torch.randn(2, 3, 32, 32)
     states = list[torch.Tensor]()
@@ -362,7 +362,7 @@ def test_a_tower_that_the_video_encoder_cannot_hold_exactly_is_refused(
 
 
 def test_a_tower_with_temporal_attention_is_refused(clip_folders, tmp_path):
-    trained = load_clip(str(clip_folders["clip"]))
+    trained = load_clip_model(str(clip_folders["clip"]))
     trained.model.add_temporal(3)
     trained.save_pretrained(tmp_path)
 

@@ -14,7 +14,7 @@ from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.inference.loading import read_entities, read_prompts
 from alpro.inference.model import Model
-from alpro.models.folder import ModelBundle, load_clip
+from alpro.models.folder import ModelBundle, load_clip_model
 from alpro.models.words import Templates
 from alpro.stages import cache_prompts, evaluate, pretrain, train_prompter
 from alpro.stages.execution.interface import Outcome
@@ -106,7 +106,7 @@ def test_the_best_weights_on_validation_are_kept_and_moved_towards_the_original(
     assert metrics[train_prompter.SELECTED] == 9
 
     best, last, original, *_, interpolated = trained.weights
-    stored = load_clip(str(trained.out / "model")).model.state_dict()
+    stored = load_clip_model(str(trained.out / "model")).model.state_dict()
     for name, weight in best.items():
         half = (original[name] + weight) / 2
         torch.testing.assert_close(stored[name.removeprefix("model.")], half)
