@@ -5,12 +5,10 @@ variables that libraries act on. A program calls `prepare` once, when it starts.
 """
 
 import os
-import platform
 import re
 import sysconfig
 from collections.abc import Iterator, MutableMapping
-from contextlib import chdir, contextmanager, suppress
-from importlib import metadata
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 LOCAL = "127.0.0.1,localhost"
@@ -18,27 +16,6 @@ LOCAL = "127.0.0.1,localhost"
 RANKS = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_.*)"
 )
-
-# Packages that may change a result.
-PACKAGES = ["alpro-pipeline", "torch", "transformers", "tokenizers", "webdataset"]
-PACKAGES += [
-    "av",
-    "imageio-ffmpeg",
-    "spacy",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "simplejpeg",
-]
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that affect results."""
-    installed = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            installed[package] = metadata.version(package)
-    return installed
 
 
 def prepare() -> None:

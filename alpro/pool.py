@@ -1,8 +1,8 @@
 """Run tasks in processes that may die: on this machine, or on the workers of a Dask cluster.
 
 Native code may crash, a decoder may hang, memory may run out: such a task is `Died`, and all others
-go on. Each process is a Pebble pool of size one. In a larger pool, a process that dies while it
-holds the pool's lock stops all others.
+go on. Each process has a pipe of its own. In a pool whose processes share a queue, one that dies
+while it holds the queue's lock stops all others.
 
 A worker of a cluster runs its tasks in child processes in the same way, so a file that crashes its
 decoder has the same result there and here. If a worker itself is lost, the scheduler gives its
@@ -19,39 +19,35 @@ import signal
 import sys
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from glob import glob
-from hashlib import sha256
 from itertools import chain, islice
-from multiprocessing import current_process, get_context, parent_process
-from pathlib import Path
+from multiprocessing import current_process, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
 from threading import get_ident
 from typing import Any, TypeVar
-from uuid import uuid4
 
-from pebble import ProcessExpired, ProcessPool
-
-from alpro.environment import package_versions
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import TIMES, log
+from alpro.versions import check_versions, get_versions
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
+EXIT_IDLE = 75  # exit status of a child process that had nothing to do
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
-MAX_LOST = 3  # attempts at a task whose process ended before Pebble knew of the task
-# Idle time after which a child process of a cluster's worker ends, with its memory.
-IDLE_SECONDS = 600
+POLL_SECONDS = 1.0  # between looks whether a running task is still wanted
+# Idle time after which a child process ends, with its memory. Those of a cluster's worker outlive
+# their job, because the next one may need the same model.
+IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -168,33 +164,29 @@ def exit_after(seconds: float) -> Iterator[None]:
 # Child processes, which each run one task at a time
 
 
-def _initialize() -> None:
-    """Prepare a child process: it ends with its parent, by SIGTERM at once, and not by Ctrl-C."""
+def _serve(tasks: Connection, parent: int, idle_seconds: float) -> None:
+    """Run the tasks of the parent process, and end with it, or after some time without a task."""
     # Ctrl-C goes to all processes of a terminal, and the parent stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Pebble's handler would wait for native code to return.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    parent = parent_process()
-    assert parent is not None
-    assert parent.pid is not None
-    set_parent_death_signal(parent.pid, signal.SIGKILL)
+    set_parent_death_signal(parent, signal.SIGKILL)
+    while tasks.poll(idle_seconds):
+        call, output = tasks.recv()
+        tasks.send_bytes(_attempt(call, output))
+    sys.exit(EXIT_IDLE)
 
 
-def _attempt(call: bytes, output: str = "") -> bytes:
+def _attempt(call: bytes, output: str) -> bytes:
     """Run a pickled task in a child process.
 
     Args:
         call: The pickled function and task. They are unpickled here, so that only this process
             needs their modules, and one that cannot be unpickled is an error like others.
-        output: File that receives what is printed, for a child of a cluster's worker, which also
-            ends when it has nothing to do for a while.
+        output: File that receives what is printed, for a child of a cluster's worker.
 
     Returns:
         The pickled result, and the exception that the function raised.
     """
     if output:
-        signal.alarm(0)
         os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
         with open(output, "ab") as file:
             os.dup2(file.fileno(), 1)
@@ -208,8 +200,6 @@ def _attempt(call: bytes, output: str = "") -> bytes:
     finally:
         if output:
             sys.stdout.flush()
-            sys.stderr.flush()
-            signal.alarm(IDLE_SECONDS)
 
 
 def _picklable(error: Exception) -> Exception:
@@ -224,6 +214,18 @@ def _picklable(error: Exception) -> Exception:
     return error
 
 
+def _start_child() -> tuple[SpawnProcess, Connection]:
+    """Start a child process. The pipe to it closes when it ends."""
+    # Spawned: a fork would copy the locks of this process's threads.
+    context = get_context("spawn")
+    tasks, end_of_child = context.Pipe()
+    values = (end_of_child, os.getpid(), IDLE_SECONDS)
+    process = context.Process(target=_serve, args=values, daemon=True)
+    process.start()
+    end_of_child.close()
+    return process, tasks
+
+
 class _Processes:
     """Child processes of this process, each of which runs one task at a time. Thread-safe.
 
@@ -233,7 +235,8 @@ class _Processes:
     def __init__(self, workers: int = 1):
         self._workers = workers
         self._threads = ThreadPoolExecutor(workers)
-        self._pools: dict[int, ProcessPool] = {}  # by the threads that wait for them
+        # By the threads that wait for them.
+        self._children: dict[int, tuple[SpawnProcess, Connection]] = {}
         self._is_stopped = False
 
     def capacity(self) -> int:
@@ -254,49 +257,33 @@ class _Processes:
         """Run a task in the child process of this thread, which ends if the task is cancelled.
         Return the answer of `_attempt`, or Died."""
         thread = get_ident()
-        # Spawned: a fork would copy the locks of this process's threads.
-        context: Any = get_context("spawn")  # Pebble's annotation does not admit it
-        died: Died | None = None
-        for _ in range(MAX_LOST):
-            if died or self._is_stopped or is_cancelled():
-                break
-            if thread not in self._pools:
-                pool = ProcessPool(1, initializer=_initialize, context=context)
-                self._pools[thread] = pool
-            pool = self._pools[thread]
+        while True:
+            if thread not in self._children:
+                self._children[thread] = _start_child()
+            process, tasks = self._children[thread]
+            # The pipe is closed if the process has ended, also in the middle of a message.
+            with suppress(EOFError, OSError):
+                tasks.send((call, output))
+                while not tasks.poll(POLL_SECONDS):
+                    if self._is_stopped or is_cancelled():
+                        process.kill()
+                return tasks.recv_bytes()
 
-            # A pool whose process was killed refuses tasks, or forgets them. Why the process ended
-            # is not known then.
-            with suppress(RuntimeError, TimeoutError):
-                future = pool.schedule(_attempt, (call, output))
-                while pool.active and not is_cancelled():
-                    if wait([future], timeout=1).done:
-                        break
-                try:
-                    return future.result(timeout=0)
-                except ProcessExpired as expired:
-                    died = Died(f"its process ended with status {expired.exitcode}")
-                    if expired.exitcode == EXIT_TIMEOUT:
-                        died = Died("its process took too long", timed_out=True)
-
-            # Whatever state the pool of a dead process is in, it is not used again.
-            del self._pools[thread]
-            _stop([pool])
-        return died or Died("its process ended")
+            del self._children[thread]
+            # A thread that starts a process asks for the ends of others, and may not have noted it.
+            while process.exitcode is None:
+                process.join()
+            if process.exitcode == EXIT_TIMEOUT:
+                return Died("its process took too long", timed_out=True)
+            if process.exitcode != EXIT_IDLE:
+                return Died(f"its process ended with status {process.exitcode}")
 
     def stop(self, running: Iterable[Future] = ()) -> None:
         """End all processes."""
         self._is_stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        _stop([*self._pools.values()])
-
-
-def _stop(pools: list[ProcessPool]) -> None:
-    # All before any is waited for.
-    for pool in pools:
-        pool.stop()
-    for pool in pools:
-        pool.join()
+        for process, _ in [*self._children.values()]:
+            process.kill()
 
 
 # Clusters
@@ -315,7 +302,6 @@ class _Cluster:
             ) from None
 
         self._scheduler = scheduler
-        self._job = uuid4().hex
         try:
             self._client = Client(
                 scheduler, timeout=CONNECT_SECONDS, set_as_default=False
@@ -344,7 +330,7 @@ class _Cluster:
 
     def submit(self, call: bytes) -> Any:
         # `pure=False` makes equal calls as often as they are submitted.
-        return self._client.submit(_answer, self._job, call, versions(), pure=False)
+        return self._client.submit(_answer, call, get_versions(), pure=False)
 
     def read(self, future: Any) -> bytes | Died:
         from distributed import KilledWorker
@@ -369,16 +355,15 @@ class _Cluster:
     def stop(self, running: Iterable[Any]) -> None:
         if self._client.status == "running":
             self._client.cancel(list(running))
-            self._client.run(_end_job, self._job, on_error="ignore")
         self._client.close()
 
 
-# Processes of each job on a cluster's worker. They end with the job.
-_jobs: defaultdict[str, _Processes] = defaultdict(_Processes)
+# Of a cluster's worker.
+_processes = _Processes()
 
 
 def _answer(
-    job: str, call: bytes, client_versions: Mapping[str, str]
+    call: bytes, client_versions: Mapping[str, str]
 ) -> tuple[bytes | Died, list[str]]:
     """Run a task on a worker of a cluster, in a child process.
 
@@ -404,46 +389,6 @@ def _answer(
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
     with NamedTemporaryFile() as output:
-        answer = _jobs[job].run(call, output.name, is_cancelled)
+        answer = _processes.run(call, output.name, is_cancelled)
         text = output.read().decode(errors="replace")
     return answer, [f"{platform.node()}: {line}" for line in text.splitlines()]
-
-
-def _end_job(job: str) -> None:
-    _jobs.pop(job, _Processes()).stop()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return what may change a result: the versions of Python and of packages, and the digest of
-    this project's source."""
-    here: dict[str, str] = {}
-    for name, version in package_versions().items():
-        # Builds for CPUs and for GPUs, such as 2.11.0+cpu, are the same version.
-        here[name] = version.partition("+")[0]
-    here["python"] = here["python"].rpartition(".")[0]  # without the patch
-
-    source = sha256()
-    root = Path(__file__).parent
-    # Path.rglob does not follow the links to the rooms.
-    for file in sorted(glob("**/*.py", root_dir=root, recursive=True)):  # noqa: PTH207
-        source.update((root / file).read_bytes())
-    here["alpro-pipeline"] = source.hexdigest()[:12]
-    return here
-
-
-def check_versions(expected: Mapping[str, str]) -> None:
-    """Compare the versions of a client with those here. A package that is missing here is no
-    difference: its users say what they need.
-
-    Raises:
-        InputError: If one differs.
-    """
-    here = versions()
-    for name, version in expected.items():
-        if here.get(name, version) != version:
-            raise InputError(
-                f"{platform.node()}, a worker of the cluster, has {name} {here[name]}, and this "
-                f"machine {version}; results would differ: install the same on both, and restart "
-                "the worker"
-            )

@@ -46,7 +46,6 @@ ONLY_IN = {  # packages that one room or file may import
     "ffmpeg": "shards/ffmpeg_copy.py",
     "imageio_ffmpeg": "shards/ffmpeg_copy.py",
     "fsspec": "shards/storage.py",
-    "pebble": "alpro/pool.py",
     "distributed": "alpro/pool.py",
 }
 # The folders of a room, each of which imports only those before it. The modules beside them, such

@@ -13,7 +13,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from alpro import pool
+from alpro import pool, versions
 from alpro.errors import InputError
 from alpro.log import log
 from alpro.pool import Died, each, in_this_process
@@ -21,10 +21,12 @@ from tests.pool_tasks import behave, get_pid, note
 
 
 @pytest.fixture(params=["machine", "cluster"])
-def run(request):
+def run(request, monkeypatch):
     """`each` on this machine, and on a cluster: the same laws hold."""
     scheduler = ""
     if request.param == "cluster":
+        # Processes there outlive the iteration.
+        monkeypatch.setattr(pool, "IDLE_SECONDS", 0.5)
         scheduler = request.getfixturevalue("cluster").scheduler_address
     return partial(each, workers=2, scheduler=scheduler)
 
@@ -93,7 +95,7 @@ def test_nothing_is_started_without_a_task():
     assert list(each([], get_pid, workers=2, scheduler="tcp://127.0.0.1:1")) == []
 
 
-def test_processes_end_with_the_iteration(run, tmp_path, wait_for_end):
+def test_processes_end_after_the_iteration(run, wait_for_end):
     results = run([1, 2, 3], get_pid)
     _, process = next(results)
 
@@ -173,12 +175,12 @@ def test_what_a_worker_prints_is_logged(cluster, lines):
 
 
 def test_a_worker_with_other_versions_is_refused(cluster, monkeypatch):
-    here = pool.versions()
-    monkeypatch.setattr(pool, "versions", lambda: here | {"numpy": "1.0"})
+    here = versions.get_versions()
+    monkeypatch.setattr(versions, "get_versions", lambda: here | {"numpy": "1.0"})
     call = pickle.dumps((get_pid, 0))
 
     with pytest.raises(InputError, match=r"numpy 1\.0, and this machine 2\.0"):
-        pool._answer("job", call, {**here, "numpy": "2.0"})
+        pool._answer(call, {**here, "numpy": "2.0"})
 
 
 def test_a_scheduler_that_does_not_answer_is_a_line(monkeypatch):

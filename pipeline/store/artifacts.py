@@ -26,7 +26,6 @@ from alpro.artifact import (
     check_record,
     read_record,
 )
-from alpro.environment import package_versions
 from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire, file_lock
@@ -35,6 +34,7 @@ from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.execution.step import Step
+from alpro.versions import package_versions
 
 
 @dataclass(frozen=True)
