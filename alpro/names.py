@@ -9,7 +9,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -43,12 +42,6 @@ def write_refs(
         refs[stage].append(fingerprint)
         if corpus:
             refs[step].append(fingerprint)
-
-    # Earlier versions wrote CONFIG/STAGE, where a stage may have the name of a configuration.
-    for folder in (workspace / REFS).glob("*/"):
-        if folder.suffix != ".toml":
-            with suppress(OSError):  # another run does the same
-                folder.rename(f"{folder}.toml")
 
     folders = [workspace / REFS]
     if not changes:

@@ -217,7 +217,7 @@ def _picklable(error: Exception) -> Exception:
 def _start_child() -> tuple[SpawnProcess, Connection]:
     """Start a child process. The pipe to it closes when it ends."""
     # Spawned: a fork would copy the locks of this process's threads.
-    context = get_context("spawn")
+    context: Any = get_context("spawn")  # a pipe has other types on Windows
     tasks, end_of_child = context.Pipe()
     values = (end_of_child, os.getpid(), IDLE_SECONDS)
     process = context.Process(target=_serve, args=values, daemon=True)

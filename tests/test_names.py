@@ -130,19 +130,3 @@ def test_a_configuration_may_have_the_name_of_a_stage(earlier, build, run, tmp_p
     assert found("pretrain", tmp_path) == pretrained
     assert found("pretrain/pretrain", tmp_path) == pretrained
     assert found("pretrain/evaluate", tmp_path) == evaluated
-
-
-def test_a_configuration_of_an_earlier_version_keeps_its_artifacts(
-    build, run, tmp_path
-):
-    """It had no suffix, and so perhaps the name of a stage."""
-    plain = build("pretrain", "ab")
-    changed = build("pretrain", "cd")
-    folder = tmp_path / "refs" / "pretrain"
-    folder.mkdir(parents=True)
-    (folder / "pretrain").write_text("ab" * 32)
-
-    run("pretrain", ("pretrain.lr=1",), pretrain="cd")
-
-    assert found("pretrain", tmp_path) == changed
-    assert found("pretrain/pretrain", tmp_path) == plain

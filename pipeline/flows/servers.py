@@ -79,54 +79,55 @@ def start_temporary_server() -> Callable[[], None]:
     settings = read_settings("command", "guard", home=home, prefect_port=port)
     command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
     command += f" --port {port}"
-    programs = Programs(home)
     with outside_current_folder():
-        programs.start("server", command, os.environ | settings, SERVER_SECONDS)
-    atexit.register(programs.end)
+        server = start_program(
+            "server", command, os.environ | settings, SERVER_SECONDS, logs=home
+        )
+    atexit.register(end, {"server": server})
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
     def wait() -> None:
-        programs.wait_until(lambda: answers(port))
+        wait_until(lambda: answers(port), {"server": server})
         starting.release()
 
     return wait
 
 
-class Programs:
-    """Programs that run until one of them ends, or this process does. Each has a log."""
+def start_program(
+    name: str,
+    command: str,
+    environment: Mapping[str, str],
+    grace: float,
+    logs: Path,
+) -> Processes:
+    """Start the program `python -m COMMAND`, which has a log and `grace` seconds to end."""
+    log_file = open(logs / f"{name}.log", "a")
+    return Processes(
+        interpreter("-m", *shlex.split(command)),
+        environment,
+        grace,
+        on_line=lambda line: print(line, file=log_file, flush=True),
+    )
 
-    def __init__(self, logs: Path):
-        self.logs = logs
-        self.running: dict[str, Processes] = {}
 
-    def start(
-        self, name: str, command: str, environment: Mapping[str, str], grace: float
-    ) -> None:
-        """Start the program `python -m COMMAND`, which has some seconds to end."""
-        log_file = open(self.logs / f"{name}.log", "a")
-        self.running[name] = Processes(
-            interpreter("-m", *shlex.split(command)),
-            environment,
-            grace,
-            on_line=lambda line: print(line, file=log_file, flush=True),
-        )
+def wait_until(
+    condition: Callable[[], bool], programs: Mapping[str, Processes]
+) -> None:
+    """Wait. Raises StageFailed if one of the programs has ended."""
+    while not condition():
+        for name, program in programs.items():
+            if not program.is_running():
+                raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
+        time.sleep(POLL_SECONDS)
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait. Raises StageFailed if one of the programs has ended."""
-        while not condition():
-            for name, program in self.running.items():
-                if not program.is_running():
-                    raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
-            time.sleep(POLL_SECONDS)
 
-    def end(self, kind: str = "") -> None:
-        """End the programs whose names begin so, and wait for them."""
-        names = [name for name in self.running if name.startswith(kind)]
-        for name in names:
-            self.running[name].stop()
-        for name in names:
-            self.running.pop(name).wait()
+def end(programs: Mapping[str, Processes]) -> None:
+    """End programs, and wait for them."""
+    for program in programs.values():
+        program.stop()
+    for program in programs.values():
+        program.wait()
 
 
 def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
@@ -155,8 +156,10 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     server = read_settings("defaults", **values) | os.environ | settings
     # Only the servers have the databases' addresses, which may contain passwords.
     worker = {name: value for name, value in server.items() if name not in DATABASES}
-    programs = Programs(workspace / "logs")
-    make_folder(programs.logs)
+    logs = workspace / "logs"
+    make_folder(logs)
+    servers: dict[str, Processes] = {}
+    workers: dict[str, Processes] = {}
     create_database(workspace / "prefect/prefect.db")
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -171,31 +174,35 @@ def up(workspace: Path, prefect_port: int, mlflow_port: int) -> None:
     os.chdir(NEUTRAL_FOLDER)
     try:
         for name, command in read_settings("programs", **values).items():
-            programs.start(name, command, server, SERVER_SECONDS)
-        programs.wait_until(lambda: answers(prefect_port) and answers(mlflow_port))
+            servers[name] = start_program(name, command, server, SERVER_SECONDS, logs)
+        wait_until(lambda: answers(prefect_port) and answers(mlflow_port), servers)
 
         for name, gpus in get_workers().items():
             pool = name.partition("-")[0]
             limit = "1" if pool == "gpu" else ""
             command = f"alpro.pipeline.flows.worker {pool} {name} {limit}"
-            programs.start(f"worker-{name}", command, worker | gpus, WORKER_SECONDS)
+            name = f"worker-{name}"
+            workers[name] = start_program(
+                name, command, worker | gpus, WORKER_SECONDS, logs
+            )
         # It fails until the workers have made their pools.
-        programs.wait_until(lambda: deploy(programs, worker))
+        wait_until(lambda: deploy(worker, logs), servers | workers)
         page = charts_page(f"http://127.0.0.1:{mlflow_port}")
         print(read_settings("started", **values, page=page)["text"], flush=True)
-        programs.wait_until(lambda: False)
+        wait_until(lambda: False, servers | workers)
     finally:
-        programs.end("worker")  # their runs report to the servers
-        programs.end()
+        end(workers)  # their runs report to the servers
+        end(servers)
 
 
-def deploy(programs: Programs, environment: Mapping[str, str]) -> bool:
+def deploy(environment: Mapping[str, str], logs: Path) -> bool:
     """Register the deployments. Returns whether that succeeded."""
     # Nobody would see Prefect's questions in the log.
     file = shlex.quote(str(DEPLOYMENTS))
     command = f"prefect --no-prompt deploy --all --prefect-file {file}"
-    programs.start("deploy", command, environment, SERVER_SECONDS)
-    return programs.running.pop("deploy").wait() == 0
+    return (
+        start_program("deploy", command, environment, SERVER_SECONDS, logs).wait() == 0
+    )
 
 
 def get_workers() -> dict[str, dict[str, str]]:

@@ -1,8 +1,9 @@
 """A Prefect worker on this machine: `python -m alpro.pipeline.flows.worker POOL NAME [LIMIT]`.
 
 It is Prefect's worker of processes, and two things more. When it starts, the runs that an earlier
-life of it left unfinished become Crashed, so that they take no slot of a deployment. When SIGTERM
-or Ctrl-C ends it, its runs write checkpoints and report first; Prefect's own would kill them.
+life of it left unfinished become Crashed, so that they take no slot of a deployment. When SIGTERM,
+Ctrl-C or a closed terminal ends it, its runs write checkpoints and report first; Prefect's own would
+kill them.
 
 NAME must be the same in each life, and of one worker at a time. LIMIT is the number of runs at a
 time. The environment says where runs read and write: PREFECT_API_URL, ALPRO_WORKSPACE,
@@ -41,12 +42,13 @@ CRASHED = "its worker ended while it ran; run it again to continue"
 
 
 async def work(pool: str, name: str, limit: int | None) -> None:
-    """Run a worker until it receives SIGTERM or SIGINT."""
+    """Run a worker until it receives a signal that stops it."""
     await end_earlier_runs(pool, name)
 
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     worker = ProcessWorker(pool, name=name, limit=limit)
     take_runs = worker.get_and_submit_flow_runs
 
