@@ -47,7 +47,7 @@ CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
 POLL_SECONDS = 1.0  # between looks whether a running task is still wanted
 # Idle time after which a child process ends, with its memory. Those of a cluster's worker outlive
 # their job, because the next one may need the same model.
-IDLE_SECONDS = 60.0
+IDLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,8 @@ def read_settings(*tables: str, **values: object) -> dict[str, str]:
 
 def answers(port: int) -> bool:
     """Return whether a server of this machine has started: uvicorn opens its port last."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=10).close()
-    except OSError:
-        return False
-    return True
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def start_temporary_server() -> Callable[[], None]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from alpro.errors import InputError
-from alpro.files import atomic_write, write_json
+from alpro.files import write_json
 from alpro.shards.overlap import overlap
 from alpro.shards.pictures import sample_strips, sheet
 from alpro.shards.reader import ShardReader
@@ -45,8 +45,7 @@ class CorpusConfig(StageConfig, frozen=True):
 
 def write_table(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write tables of one schema, at least one, to a Parquet file."""
-    with atomic_write(path) as temporary:
-        pq.write_table(pa.concat_tables(tables), temporary, row_group_size=ROW_GROUP)
+    pq.write_table(pa.concat_tables(tables), path, row_group_size=ROW_GROUP)
 
 
 def count_texts(rows: pa.Table) -> dict[str, dict[str, int]]:

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from alpro.artifact import try_checksum
 from alpro.files import (
-    atomic_write,
     checksum,
     make_folder,
     publish,
@@ -270,10 +269,9 @@ def merge_units(
 
 def link(old: Path, new: Path) -> None:
     """Make a hard link to a file, or a copy if links are not supported."""
-    # An interrupted run left it, and it is not part of a finished corpus.
+    # An interrupted run left it, perhaps without its end. No finished corpus has it.
     new.unlink(missing_ok=True)
     try:
         new.hardlink_to(old)
     except OSError:  # links are not supported, or the file has too many
-        with atomic_write(new) as temporary:
-            shutil.copyfile(old, temporary)
+        shutil.copyfile(old, new)
