@@ -358,7 +358,7 @@ class _Cluster:
         self._client.close()
 
 
-# Of a cluster's worker.
+# The child processes of a cluster's worker, one for each of its threads.
 _processes = _Processes()
 
 

@@ -80,12 +80,13 @@ def start_temporary_server() -> Callable[[], None]:
         server = start_program(
             "server", command, os.environ | settings, SERVER_SECONDS, logs=home
         )
-    atexit.register(end, {"server": server})
+    programs = {"server": server}
+    atexit.register(lambda: end(programs))
     # Prefect, which is imported next, and the stages' processes read it.
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
     def wait() -> None:
-        wait_until(lambda: answers(port), {"server": server})
+        wait_until(lambda: answers(port), programs)
         starting.release()
 
     return wait
