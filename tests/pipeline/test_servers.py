@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import httpx
 import prefect
@@ -173,6 +173,21 @@ def test_a_worker_needs_an_absolute_workspace(monkeypatch):
     )
     with one_line("ALPRO_WORKSPACE", "relative/folder"):
         worker.main("gpu", "one")
+
+
+def test_a_worker_whose_terminal_is_closed_ends_its_runs_first(monkeypatch):
+    async def start():
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.Event().wait()
+
+    ends = AsyncMock()
+    monkeypatch.setattr(worker, "ProcessWorker", Mock(return_value=Mock(start=start)))
+    monkeypatch.setattr(worker, "end_earlier_runs", AsyncMock())
+    monkeypatch.setattr(worker, "end_own_runs", ends)
+
+    asyncio.run(worker.work("gpu", "mine", None))
+
+    ends.assert_awaited_once_with("gpu", "mine")
 
 
 @prefect.flow
