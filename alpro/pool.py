@@ -45,8 +45,8 @@ EXIT_IDLE = 75  # exit status of a child process that had nothing to do
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
 POLL_SECONDS = 1.0  # between looks whether a running task is still wanted
-# Idle time after which a child process ends, with its memory. Those of a cluster's worker outlive
-# their job, because the next one may need the same model.
+# Idle time after which a child process of a cluster's worker ends, with its memory. It outlives its
+# job, because the next one may need the same model.
 IDLE_SECONDS = 120.0
 
 
@@ -164,7 +164,7 @@ def exit_after(seconds: float) -> Iterator[None]:
 # Child processes, which each run one task at a time
 
 
-def _serve(tasks: Connection, parent: int, idle_seconds: float) -> None:
+def _serve(tasks: Connection, parent: int, idle_seconds: float | None) -> None:
     """Run the tasks of the parent process, and end with it, or after some time without a task."""
     # Ctrl-C goes to all processes of a terminal, and the parent stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -214,12 +214,12 @@ def _picklable(error: Exception) -> Exception:
     return error
 
 
-def _start_child() -> tuple[SpawnProcess, Connection]:
+def _start_child(idle_seconds: float | None) -> tuple[SpawnProcess, Connection]:
     """Start a child process. The pipe to it closes when it ends."""
     # Spawned: a fork would copy the locks of this process's threads.
     context: Any = get_context("spawn")  # a pipe has other types on Windows
     tasks, end_of_child = context.Pipe()
-    values = (end_of_child, os.getpid(), IDLE_SECONDS)
+    values = (end_of_child, os.getpid(), idle_seconds)
     process = context.Process(target=_serve, args=values, daemon=True)
     process.start()
     end_of_child.close()
@@ -259,7 +259,7 @@ class _Processes:
         thread = get_ident()
         while True:
             if thread not in self._children:
-                self._children[thread] = _start_child()
+                self._children[thread] = _start_child(IDLE_SECONDS if output else None)
             process, tasks = self._children[thread]
             # The pipe is closed if the process has ended, also in the middle of a message.
             with suppress(EOFError, OSError):
