@@ -176,6 +176,8 @@ def test_a_worker_needs_an_absolute_workspace(monkeypatch):
 
 
 def test_a_worker_whose_terminal_is_closed_ends_its_runs_first(monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+
     async def start():
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.Event().wait()
