@@ -218,11 +218,19 @@ def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
     """Raise ValueError if a weight has no floating-point dtype, or is not a finite number."""
     for name, value in weights.items():
         # `load_state_dict` would convert integers silently.
-        if not value.is_floating_point() or not value.float().isfinite().all():
+        if not value.is_floating_point() or not is_finite(value):
             raise ValueError(
                 f"{source}: {name} ({value.dtype}) has weights that are not finite floating-point "
                 "numbers; delete it, or train it again"
             )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return True if a tensor has no NaN and no infinity."""
+    # NaN is both extremes. For 200 million weights, this takes 0.03 s, and `isfinite` 0.4 s and a
+    # tensor of their number.
+    extremes = value.float().aminmax() if value.numel() else ()
+    return all(extreme.isfinite() for extreme in extremes)
 
 
 def check_values(source: str, config: BaseModel, values: Mapping[str, Any]) -> None:
