@@ -49,7 +49,7 @@ class Command:
 def command_of(record: Record) -> Command:
     """Return the command that builds an artifact, without a configuration if its record has none."""
     run = {"config": "", "changes": ()} | record.run.get("arguments", {})
-    return Command(run["config"], tuple(run["changes"]), record.stage)
+    return Command(run["config"], tuple(run["changes"]), record.name)
 
 
 def data_change(data: str) -> str:

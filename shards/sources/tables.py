@@ -49,6 +49,8 @@ HEAD = 200  # records whose columns decide the form
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 # Bytes that are not UTF-8, by `surrogateescape`.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# The first line of JSON. A template such as `{id}` may be the name of a column.
+JSON_START = re.compile(r"""\s*(?:[\[{]\s*$|\{\s*"|\[\s*[\["{])""")
 SAVE_AS_UTF8 = "not UTF-8; save the table as UTF-8"
 READING_ERRORS = (
     OSError,
@@ -273,6 +275,8 @@ class Table:
         )
         form = self.form
         pattern = form.line
+        if pattern is None and JSON_START.match(first):
+            raise ValueError("it is JSON; name it .json")
         is_table = self.extension not in LINES
         names = re.split(r'[\s"]*[,;|\t][\s"]*', first.strip('" \n'))
         if pattern is None and not is_table and len(names) > 1:

@@ -137,6 +137,7 @@ LISTS = [
         ("m.csv", b"path,caption,caption\na,x,y\n", "'caption' appears twice"),
         ("m.tsv", b"path\tpath\na\tx\n", "'path' appears twice"),
         ("m.csv", b"a.mp4,a dog\nb.mp4,a cat\n", "line 1 is a row"),
+        ("m.csv", NEWLINE, "name it .json"),
         ("m.csv", b"path,\xe4\na,x\n", "not UTF-8"),
         ("m.xlsx", b"a.mp4 a dog", "unsupported format"),
         ("m.parquet", b"PAR1 and nothing more", "cannot be read"),
