@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -61,7 +61,9 @@ BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
 ADDED_KEYS = ("split", "group", "start", "end")
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
 # Between numbers, a space is as NumPy writes it: [1.  2.5].
-BETWEEN_TIMES = re.compile(r"\s*(?:-->|[-–;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])")
+BETWEEN_TIMES = re.compile(
+    r"\s*(?<!^)(?:-->|[-–;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])"
+)
 
 Time = float | None  # in seconds
 FilePart = tuple[tuple[Time, Time], list[Any]]  # a start, an end, and cells of captions
@@ -94,7 +96,10 @@ class Columns(BaseModel):
     name, `meta.title`. A column that is not set has its usual name."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
     )
 
     file: Names = ()
@@ -175,26 +180,30 @@ class Form(Columns):
             return self._bound[columns]
         names = {fold(name): name for name in reversed(columns)}
         keys = WORDS["usual"] if self.usual else ADDED_KEYS
-        taken = () if self.usual else self.meanings
+        taken = {self.question, self.answer} if self.usual else self.meanings
         changes: dict[str, Any] = {}
         for key in keys:
             present = [names[word] for word in WORDS["usual"][key] if word in names]
             is_free = key not in self.model_fields_set
             if present and is_free and present[0] not in taken:
                 changes[key] = present[0]
+        changes = self.drop_clip_times(changes)
         self._bound[columns] = Form.model_validate(self.model_dump() | changes)
         return self._bound[columns]
 
     def override(self, user_form: "Form") -> "Form":
         """Return the form with the keys that a user has set."""
-        own = self.model_dump(exclude_unset=True)
+        own = user_form.drop_clip_times(self.model_dump(exclude_unset=True))
         changes = user_form.model_dump(exclude_unset=True, exclude={"title", "usual"})
-
-        # If file names contain the times, each file is already the clip.
-        times = own.keys() & {"start", "end", "span"}
-        if any(own[key] in user_form.file_columns for key in times):
-            own |= dict.fromkeys(times, "")
         return Form.model_validate(own | changes)
+
+    def drop_clip_times(self, keys: Record) -> Record:
+        """Return keys without times, and without the video's id, if `file` contains a time: each file
+        is already the clip."""
+        times = keys.keys() & {"start", "end", "span"}
+        if any(keys[key] in self.file_columns for key in times):
+            return keys | dict.fromkeys(times | keys.keys() & {"id"}, "")
+        return keys
 
     @cached_property
     def file_columns(self) -> list[str]:
@@ -263,10 +272,12 @@ def time_in(name: str) -> str:
     >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']
     """
-    words = {fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))}
-    for time, names in WORDS["times"].items():
-        if not words.isdisjoint(names):
-            return time
+    words = [fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))]
+    # The first word tells: "Ende in s" is no start.
+    for times in (("start", "end"), ("span", "length")):
+        for word, time in product(words, times):
+            if word in WORDS["times"][time]:
+                return time
     return ""
 
 

@@ -6,8 +6,10 @@ from alpro.shards.sources.propose import (
     Cells,
     find_first,
     has_split_flag,
+    is_constant,
+    is_marked,
     is_split,
-    is_time,
+    is_text,
     may_name_options,
     propose_answer,
     propose_file,
@@ -28,21 +30,23 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     form = table.bound
     has_user_form = table.user_form is not TABLE
     all_cells = read_columns(table.head_records)
-    # A half of a part is kept: the other half may have another name.
     has_times = form.span or (form.start and form.end)
-    kept = {form.answer} if has_times else {form.answer, form.start, form.end}
+    # Half of a part may have the other half under another name; groups and types may be splits.
+    kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
     cells = {name: all_cells[name] for name in all_cells if name not in used}
 
     if not has_user_form:
-        files = form.file_columns[:1]
-        named = {name: all_cells[name] for name in files if name in all_cells}
-        if form.usual and hides_file(named, cells, folder):
-            return True
         has_split = find_first(cells, is_split) or has_split_flag(cells)
         if has_split and not form.split:
             return True
-        if form.usual and not has_times and hides_times(form, cells):
+        # Names of columns tell times, or the end of a part whose start is known.
+        times = {} if has_times else propose_times(cells, [], are_named=True)
+        if form.usual and (
+            any(times.values())
+            or hides_file(form, all_cells, cells, folder)
+            or (not form.question and hides_texts(form, all_cells, cells))
+        ):
             return True
 
     # The answers may be in another table.
@@ -54,20 +58,28 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     )
 
 
-def hides_file(named: Cells, cells: Cells, folder: Folder | None) -> bool:
+def hides_file(
+    form: Form,
+    all_cells: Cells,
+    cells: Cells,
+    folder: Folder | None,
+) -> bool:
     """Return whether the column with a usual name of files has no file, and another one has."""
+    named = {name: all_cells[name] for name in all_cells if name in form.file}
     if propose_file(named, folder):
         return False
     other = propose_file(cells, folder).get("file", "")
     return bool(other) and not any(map(is_url, cells[other]))
 
 
-def hides_times(form: Form, cells: Cells) -> bool:
-    """Return whether names of columns tell times, or the end of a part whose start is known."""
-    ends = (find_first(cells, is_time, time) for time in ("end", "length"))
-    has_end = form.start and not form.end and any(ends)
-    times = propose_times(cells, [], are_named=True)
-    return bool(has_end or any(times.values()))
+def hides_texts(form: Form, all_cells: Cells, cells: Cells) -> bool:
+    """Return whether captions are objects, whose columns have dotted names, or if another column has
+    texts, questions or the same prompt for all files."""
+    names = all_cells.keys() & {*form.captions, form.questions}
+    texts = {name: all_cells[name] for name in names}
+    are_prompts = find_first(texts, is_marked) or any(map(is_constant, texts.values()))
+    has_objects = not names.issuperset(form.captions)
+    return has_objects or bool(are_prompts and find_first(cells, is_text))
 
 
 def hides_options(answer: str, cells: Cells) -> bool:

@@ -17,6 +17,7 @@ from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
     BETWEEN_OPTIONS,
+    CUE,
     OPTION_NAME,
     OPTION_NAMES,
     SEVERAL,
@@ -50,7 +51,9 @@ MAX_SHOWN_COLUMNS = 20
 MAX_DEPTH = 4  # Levels of a JSON document in which records are looked for.
 # In the names of columns.
 NOT_SECONDS = re.compile(
-    r"(?i:frame|milli|micro|nano|start_min|end_min)|Ms\b|(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
+    r"(?i:frame|image|bild|beeld|fotogram|кадр|帧|フレーム|프레임|毫秒|ミリ秒|밀리|milli|micro|nano|start_min|end_min|hour|stunde|\(min\))|Ms\b"
+    # `ss.ms` are seconds, as ELAN writes.
+    r"|(?<!ss\.)(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
 )
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
@@ -136,8 +139,6 @@ def propose(
     is_cell = bool(place) and "$value" in cells.keys() - meanings
     has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
     count = sum(map(bool, columns.values())) - bool(place)
-    # A cell beside others of its kind would repeat their texts.
-    is_whole = "$value" not in meanings or columns.get("captions") == "$value"
     # The records of one list may have the files, and those of another the texts. An address may be a
     # page about the file that a key names.
     names_files = not any(map(is_url, cells.get(columns.get("file", ""), ())))
@@ -147,7 +148,7 @@ def propose(
         names_files,
         count,
         -complete.count(False),
-        is_whole,
+        "$value" not in meanings,
         sum(complete),
     )
     return score, columns, [*cells]
@@ -230,8 +231,11 @@ def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         order = sorted(free, key=lambda name: names.index(name) < position)
         return proposed | propose_answer({name: free[name] for name in order})
     texts = [*find_fitting(free, is_caption)]
-    # If a column has a usual name of captions, the others are metadata such as titles.
-    texts = [name for name in texts if name in usual.captions] or texts
+    # Prompts, and names of the people who wrote the texts, are no captions.
+    texts = [name for name in texts if not is_constant(free[name])] or texts
+    # Beside a usual name of captions, the others are metadata such as titles; beside a text of no
+    # column, they are of its kind.
+    texts = [name for name in texts if name in (*usual.captions, "$value")] or texts
     # Beside an answer, the texts are options, or questions that are not known as such.
     if texts and not usual.answer:
         proposed["captions"] = texts if texts[1:] else texts[0]
@@ -284,10 +288,21 @@ def is_time(cell: Any) -> bool:
     return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
 
 
+def is_cue(cell: Any) -> bool:
+    return bool(CUE.match(read_text(cell)))
+
+
+def is_text(cell: Any) -> bool:
+    return has_words(read_text(cell))
+
+
+def is_marked(cell: Any) -> bool:
+    return read_text(cell).endswith(("?", "？"))
+
+
 def is_question(cell: Any) -> bool:
     text = read_text(cell).casefold()
-    has_mark = text.endswith(("?", "？"))
-    return is_long(text) and (has_mark or text.split()[0] in WORDS["questions"])
+    return is_long(text) and (is_marked(text) or text.split()[0] in WORDS["questions"])
 
 
 def is_caption(cell: Any) -> bool:
@@ -313,9 +328,11 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
 
     for anywhere, is_video in product((False, True), (True, False)):
         fits = partial(names_file, anywhere=anywhere, is_video=is_video)
-        name = find_first(cells, fits)
-        if name:
-            return {"file": name, "anywhere": True} if anywhere else {"file": name}
+        names = [*find_fitting(cells, fits)]
+        # The keys of many files are no columns.
+        if names and not names[2:]:
+            file = {"file": names[0]}
+            return file | {"anywhere": True} if anywhere else file
     url = find_first(cells, is_url)
     return {"file": url} if url else {}
 
@@ -329,7 +346,11 @@ def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, 
     Args:
         files: The cells of the files.
     """
-    span = find_first(cells, is_span, "span")
+    # Frames may stand in front of seconds.
+    names = sorted(cells, key=lambda name: bool(NOT_SECONDS.search(name)))
+    cells = {name: cells[name] for name in names}
+    in_one = find_fitting(cells, is_span)
+    span = find_first(in_one, is_span, "span") or find_first(in_one, is_cue)
     start = find_first(cells, is_time, "start")
     end = find_first(cells, is_time, "end")
     if span or (start and end):
@@ -383,10 +404,8 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
         or not (fold(name).endswith("id") or is_constant(cells[name]))
     ]
     if not options:
-        for name in names:
-            if is_named_answer(name) or any(
-                map(has_words, map(read_text, cells[name]))
-            ):
+        for name in indices:
+            if is_named_answer(name) or any(map(is_text, cells[name])):
                 hidden = {"options": ""} if may_name_options(name, cells) else {}
                 return {"answer": name} | hidden
         return {}
@@ -409,20 +428,19 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
     # no option, the list holds wrong answers.
     if [*filter(is_named_answer, [*names, *options])] == options:
         return {"answer": options[0]}
-    texts = [*map(read_text, cells[names[0]])] if names else []
-    if (
-        texts
-        and is_named_answer(names[0])
-        and not any(map(OPTION_NAME.fullmatch, texts))
-    ):
-        return {"answer": names[0]}
-    return {"answer": names[0], "options": options, "first_option": ""} if names else {}
+    if not names:
+        return {}
+    answer = names[0]
+    texts = map(read_text, cells[answer])
+    if is_named_answer(answer) and not any(map(OPTION_NAME.fullmatch, texts)):
+        return {"answer": answer}
+    return {"answer": answer, "options": options, "first_option": ""}
 
 
 def find_options(cells: Cells) -> list[str]:
     """Return the columns of options: those whose names differ in their last character, or else the
     one with the list of all."""
-    texts = find_fitting(cells, lambda cell: has_words(read_text(cell)))
+    texts = find_fitting(cells, is_text)
     stems = Counter(name[:-1] for name in texts)
     most = max(stems, key=stems.__getitem__, default="")
     if stems[most] > 1:
@@ -432,7 +450,9 @@ def find_options(cells: Cells) -> list[str]:
         for name in cells
         if is_list(name, cells[name]) and (name in texts or is_named_option(name))
     ]
-    return sorted(lists, key=is_named_answer)[:1]
+    # A list of their names may stand beside the texts, which are longer.
+    lists.sort(key=lambda name: (is_named_answer(name), -len(str(cells[name][0]))))
+    return lists[:1]
 
 
 def is_named_answer(name: str) -> bool:
@@ -474,7 +494,7 @@ def may_name_options(answer: str, cells: Cells) -> bool:
     or because names differ in a number or a letter."""
     texts = [*map(read_text, cells[answer])]
     others = [name for name in cells if name != answer]
-    stems = Counter(re.sub(r"\d|^[a-j]$", "", fold(name)) for name in others)
+    stems = Counter(re.sub(r"\d|^\W?[a-j]\W?$", "", fold(name)) for name in others)
     are_alike = any(count > 1 for count in stems.values())
     are_options = are_alike or any(map(is_named_option, others))
     return are_options and all(

@@ -197,7 +197,8 @@ class Items:
             part["questions"] += read_questions(record, form)
         captions = [read_cell(record, column) for column in form.captions]
         parts: list[FilePart] = [((None, None), captions)]
-        if form.span or form.start or form.end:
+        has_times = form.span or form.start or form.end
+        if has_times and form.paragraph != "file":
             parts = read_parts(record, form, captions)
 
         if "path" not in part:

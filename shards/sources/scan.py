@@ -260,8 +260,7 @@ class Source:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
-            has_stored = not form.meanings.issuperset(table.columns)
-            if has_stored and self.require_texts and not form.where:
+            if self.require_texts and not form.where:
                 is_unknown |= hides_meanings(table, self.folder)
 
             # Columns that a user has named, and that the first records lack, may come later.
