@@ -267,14 +267,15 @@ def read_cell(record: Record, column: str) -> Any:
 
 
 def time_in(name: str) -> str:
-    """Return which time of a part the name of a column tells: start, end, span or length; or nothing.
+    """Return which time of a part the name of a column tells: start, end, span or length; nothing, or
+    other, if it tells none.
 
     >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']
     """
     words = [fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))]
     # The first word tells: "Ende in s" is no start.
-    for times in (("start", "end"), ("span", "length")):
+    for times in (("other",), ("start", "end"), ("span", "length")):
         for word, time in product(words, times):
             if word in WORDS["times"][time]:
                 return time

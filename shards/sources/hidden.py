@@ -34,6 +34,7 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
+    named = {name: all_cells[name] for name in all_cells if name in used}
     cells = {name: all_cells[name] for name in all_cells if name not in used}
 
     if not has_user_form:
@@ -44,8 +45,8 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
         times = {} if has_times else propose_times(cells, [], are_named=True)
         if form.usual and (
             any(times.values())
-            or hides_file(form, all_cells, cells, folder)
-            or (not form.question and hides_texts(form, all_cells, cells))
+            or hides_file(named, cells, folder)
+            or (not form.question and hides_texts(form, named, cells))
         ):
             return True
 
@@ -58,28 +59,20 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     )
 
 
-def hides_file(
-    form: Form,
-    all_cells: Cells,
-    cells: Cells,
-    folder: Folder | None,
-) -> bool:
+def hides_file(named: Cells, cells: Cells, folder: Folder | None) -> bool:
     """Return whether the column with a usual name of files has no file, and another one has."""
-    named = {name: all_cells[name] for name in all_cells if name in form.file}
     if propose_file(named, folder):
         return False
     other = propose_file(cells, folder).get("file", "")
     return bool(other) and not any(map(is_url, cells[other]))
 
 
-def hides_texts(form: Form, all_cells: Cells, cells: Cells) -> bool:
+def hides_texts(form: Form, named: Cells, cells: Cells) -> bool:
     """Return whether captions are objects, whose columns have dotted names, or if another column has
     texts, questions or the same prompt for all files."""
-    names = all_cells.keys() & {*form.captions, form.questions}
-    texts = {name: all_cells[name] for name in names}
-    are_prompts = find_first(texts, is_marked) or any(map(is_constant, texts.values()))
-    has_objects = not names.issuperset(form.captions)
-    return has_objects or bool(are_prompts and find_first(cells, is_text))
+    captions = [named.get(name, []) for name in form.captions]
+    are_prompts = find_first(named, is_marked) or any(map(is_constant, captions))
+    return not all(captions) or bool(are_prompts and find_first(cells, is_text))
 
 
 def hides_options(answer: str, cells: Cells) -> bool:
