@@ -187,8 +187,8 @@ class Form(Columns):
             is_free = key not in self.model_fields_set
             if present and is_free and present[0] not in taken:
                 changes[key] = present[0]
-        changes = self.drop_clip_times(changes)
-        self._bound[columns] = Form.model_validate(self.model_dump() | changes)
+        bound = self.model_dump() | self.drop_clip_times(changes)
+        self._bound[columns] = Form.model_validate(bound)
         return self._bound[columns]
 
     def override(self, user_form: "Form") -> "Form":
@@ -460,7 +460,7 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     options: Any = [*map(parse_cell, cells)]
     if len(options) == 1:
         (options,) = options
-    own_names: list[str] = []
+    own_names = [] if form.first_option else [*form.options]
     if isinstance(options, dict):
         own_names = [*options]
         options = [*options.values()]

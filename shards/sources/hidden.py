@@ -1,6 +1,6 @@
 """Check whether the columns that a known table only stores may have a meaning."""
 
-from alpro.shards.sources.form import TABLE, Form
+from alpro.shards.sources.form import TABLE, Form, fold, has_any
 from alpro.shards.sources.media import Folder
 from alpro.shards.sources.propose import (
     Cells,
@@ -34,17 +34,17 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
-    named = {name: all_cells[name] for name in all_cells if name in used}
-    cells = {name: all_cells[name] for name in all_cells if name not in used}
+    named = {name: all_cells[name] for name in all_cells if has_any([name], used)}
+    cells = {name: all_cells[name] for name in all_cells if name not in named}
 
     if not has_user_form:
         has_split = find_first(cells, is_split) or has_split_flag(cells)
         if has_split and not form.split:
             return True
         # Names of columns tell times, or the end of a part whose start is known.
-        times = {} if has_times else propose_times(cells, [], are_named=True)
+        times = propose_times(cells, [], are_named=True).values()
         if form.usual and (
-            any(times.values())
+            (not has_times and any(times))
             or hides_file(named, cells, folder)
             or (not form.question and hides_texts(form, named, cells))
         ):
@@ -71,8 +71,10 @@ def hides_texts(form: Form, named: Cells, cells: Cells) -> bool:
     """Return whether captions are objects, whose columns have dotted names, or if another column has
     texts, questions or the same prompt for all files."""
     captions = [named.get(name, []) for name in form.captions]
-    are_prompts = find_first(named, is_marked) or any(map(is_constant, captions))
-    return not all(captions) or bool(are_prompts and find_first(cells, is_text))
+    # Under another name, the same text may be the label of a class.
+    is_prompt = "prompt" in map(fold, form.captions) and is_constant(captions[0])
+    has_prompt = is_prompt or find_first(named, is_marked)
+    return not all(captions) or bool(has_prompt and find_first(cells, is_text))
 
 
 def hides_options(answer: str, cells: Cells) -> bool:

@@ -288,10 +288,6 @@ def is_time(cell: Any) -> bool:
     return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
 
 
-def is_cue(cell: Any) -> bool:
-    return bool(CUE.match(read_text(cell)))
-
-
 def is_text(cell: Any) -> bool:
     return has_words(read_text(cell))
 
@@ -330,7 +326,7 @@ def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
         fits = partial(names_file, anywhere=anywhere, is_video=is_video)
         names = [*find_fitting(cells, fits)]
         # The keys of many files are no columns.
-        if names and not names[2:]:
+        if 0 < len(names) < 3:
             file = {"file": names[0]}
             return file | {"anywhere": True} if anywhere else file
     url = find_first(cells, is_url)
@@ -347,10 +343,14 @@ def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, 
         files: The cells of the files.
     """
     # Frames may stand in front of seconds.
-    names = sorted(cells, key=lambda name: bool(NOT_SECONDS.search(name)))
-    cells = {name: cells[name] for name in names}
+    cells = {
+        name: cells[name]
+        for name in sorted(cells, key=lambda name: bool(NOT_SECONDS.search(name)))
+    }
     in_one = find_fitting(cells, is_span)
-    span = find_first(in_one, is_span, "span") or find_first(in_one, is_cue)
+    span = find_first(in_one, is_span, "span") or find_first(
+        in_one, lambda cell: bool(CUE.match(read_text(cell)))
+    )
     start = find_first(cells, is_time, "start")
     end = find_first(cells, is_time, "end")
     if span or (start and end):

@@ -266,7 +266,8 @@ class Table:
         skipped = 0
         for number, first in enumerate(text):
             skipped = number
-            if first.partition("#")[0].strip():
+            # Beside other columns, # is the name of one.
+            if not re.match(r"\s*(#(?!\s*[,;|\t])|$)", first):
                 break
         else:
             return
