@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -264,22 +264,6 @@ def read_cell(record: Record, column: str) -> Any:
         else:
             value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def time_in(name: str) -> str:
-    """Return which time of a part the name of a column tells: start, end, span or length; nothing, or
-    other, if it tells none.
-
-    >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
-    ['start', 'end', 'start', 'span', '']
-    """
-    words = [fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))]
-    # The first word tells: "Ende in s" is no start.
-    for times in (("other",), ("start", "end"), ("span", "length")):
-        for word, time in product(words, times):
-            if word in WORDS["times"][time]:
-                return time
-    return ""
 
 
 @lru_cache

@@ -37,7 +37,6 @@ from alpro.shards.sources.form import (
     read_spans,
     read_text,
     split_in,
-    time_in,
 )
 from alpro.shards.sources.media import Folder, Notes, is_image
 from alpro.shards.sources.rows import Items
@@ -260,6 +259,22 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> C
 def find_first(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> str:
     """Return the first column that fits, or an empty name."""
     return next(iter(find_fitting(cells, fits, time)), "")
+
+
+def time_in(name: str) -> str:
+    """Return which time of a part the name of a column tells: start, end, span or length; nothing, or
+    other, if it tells none.
+
+    >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
+    ['start', 'end', 'start', 'span', '']
+    """
+    words = [fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))]
+    # The first word tells: "Ende in s" is no start.
+    for times in (("other",), ("start", "end"), ("span", "length")):
+        for word, time in product(words, times):
+            if word in WORDS["times"][time]:
+                return time
+    return ""
 
 
 def is_split(cell: Any) -> bool:
