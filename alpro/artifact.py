@@ -12,7 +12,7 @@ from typing import Any
 
 from alpro.errors import InputError
 from alpro.files import checksum, digest, read_json
-from alpro.log import log
+from alpro.log import warn_once
 
 RECORD = "artifact.json"
 RECORD_VERSION = 2
@@ -149,10 +149,13 @@ def read_record(folder: Path) -> Record | None:
     try:
         values = read_json(path)
         # An artifact of an earlier version is built again.
-        is_current = values.get("version") == RECORD_VERSION
-        return Record.from_json(values) if is_current else None
-    except (ValueError, AttributeError):
-        log.warning(
+        if values.get("version") != RECORD_VERSION:
+            return None
+        # A record without it is not one that a stage wrote.
+        _ = values["fingerprint"]
+        return Record.from_json(values)
+    except (ValueError, AttributeError, KeyError):
+        warn_once(
             f"{path} is corrupt: it counts as missing, and its artifact is built again if a stage needs it"
         )
         return None

@@ -56,7 +56,7 @@ def show_artifact(artifact: Artifact, /, *, workspace: Workspace = WORKSPACE) ->
     command = command_of(record)
     if command.config:
         print(shlex.join(command.words))
-    print_artifacts(lineage(read_store(workspace), record))
+    print_artifacts(lineage(read_store(workspace), [record.fingerprint]))
     shown = {key: value for key, value in record.values.items() if key != "contents"}
     print(json.dumps({"folder": str(folder), **shown}, indent=1, ensure_ascii=False))
 
@@ -69,11 +69,12 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     """
     from alpro.pipeline.store.checksums import verify
 
-    chosen = choose(artifacts, workspace)
-    readable = {folder for folder, _ in chosen}
-    records = [] if artifacts else (workspace / "artifacts").glob(f"*/*/{RECORD}")
-    problems = [record for record in records if record.parent not in readable]
-    problems += verify(chosen)
+    chosen = [folder for folder, _ in choose(artifacts, workspace)]
+    if not artifacts:  # also those whose record cannot be read
+        chosen = [
+            file.parent for file in sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
+        ]
+    problems = [*verify(chosen)]
 
     for file in problems:
         print(f"damaged: {file}")
@@ -123,7 +124,7 @@ def collect_garbage(
     """
     from alpro.inference.index import find_indexed_models
     from alpro.pipeline.store.artifacts import Store
-    from alpro.pipeline.store.lineage import unreachable
+    from alpro.pipeline.store.lineage import lineage
     from alpro.shards.sources.manifest import find_outdated
     from alpro.stages.corpora.units import find_unused
 
@@ -144,8 +145,14 @@ def collect_garbage(
 
         used |= registered_fingerprints(tracking_uri or f"sqlite:///{database}")
 
-    # Other workspaces may use what a link leads to.
-    chosen = [one for one in unreachable(built, used) if not store.is_elsewhere(one[0])]
+    kept = {folder for folder, _ in lineage(built, used)}
+    # The last one first, so that users come before their inputs. Other workspaces may use what a
+    # link leads to.
+    chosen = [
+        one
+        for one in reversed(built)
+        if one[0] not in kept and not store.is_elsewhere(one[0])
+    ]
     folders = [folder for folder, _ in chosen]
     units = find_unused(workspace, removed=folders)
     manifests = find_outdated(workspace / "manifests")
@@ -230,7 +237,7 @@ def print_artifacts(listed: Sequence[Built]) -> None:
         line = {
             "artifact": record.fingerprint[:8],
             "name": record.name,
-            "built": record.run["at"][:16],
+            "built": record.run.get("at", "")[:16],
             "MB": f"{size / 1e6:,.1f}",
             "score": main_score(record.metrics),
             "run": " ".join([command.config_name, *command.changes]),

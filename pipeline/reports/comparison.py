@@ -42,7 +42,8 @@ def compare_runs(
 
     built = []
     for _, evaluation in (first, second):
-        built.append([record for _, record in lineage(artifacts, evaluation)])
+        sources = lineage(artifacts, [evaluation.fingerprint])
+        built.append([record for _, record in sources])
     shared = set.intersection(*({one.stage for one in records} for records in built))
 
     # A stage that only one was built from is listed by its name.
@@ -82,12 +83,11 @@ def compare_scores(
 
     scores = []
     for name, row in (models[1] | models[0]).items():
-        values = [score_text(one[name]) if name in one else "" for one in models]
+        both = [one.get(name) for one in models]
+        values = [score_text(one) if one else "" for one in both]
         change = changes.get(name)
         tested = [difference_text(change), f"{change.p:.4f}"] if change else ["", ""]
-        protocols = dict.fromkeys(
-            one[name]["protocol"] for one in models if name in one
-        )
+        protocols = dict.fromkeys(one["protocol"] for one in both if one)
         # The heads of the columns name the models.
         shown = {"model": "", "protocol": " / ".join(protocols)}
         scores.append(row | shown | {"cells": [*values, *tested]})

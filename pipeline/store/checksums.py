@@ -11,6 +11,7 @@ from alpro.artifact import (
     Record,
     digest_record,
     find_damaged,
+    read_record,
 )
 from alpro.files import checksum
 from alpro.log import progress
@@ -42,10 +43,12 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     return contents
 
 
-def verify(artifacts: Sequence[tuple[Path, Record]]) -> Iterator[Path]:
-    """Yield the files of artifacts that are not as their records say: damaged or missing."""
-    with progress("verifying", len(artifacts), "artifacts") as advance:
-        for folder, record in artifacts:
+def verify(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files of artifacts that are not as their records say: damaged or missing; and the
+    records that cannot be read, or were changed."""
+    with progress("verifying", len(folders), "artifacts") as advance:
+        for folder in folders:
+            record = read_record(folder) or Record()
             is_own = record.values.get(RECORD_DIGEST) == digest_record(record.values)
             if not is_own or folder.name != record.fingerprint[:16]:
                 yield folder / RECORD

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from alpro.artifact import Record
 from alpro.names import Artifact
 
 
-def ancestors(artifacts: Sequence[Artifact], fingerprints: Iterable[str]) -> set[str]:
-    """Return the fingerprints of artifacts and of all that they were built from.
+def lineage(
+    artifacts: Sequence[Artifact], fingerprints: Iterable[str]
+) -> list[Artifact]:
+    """Return the artifacts of these fingerprints and all that they were built from, in the order of
+    `artifacts`.
 
     What a removed artifact was built from is not known.
     """
@@ -20,20 +22,4 @@ def ancestors(artifacts: Sequence[Artifact], fingerprints: Iterable[str]) -> set
             reached.add(fingerprint)
             sources = inputs.get(fingerprint, {}).values()
             pending += [source.fingerprint for source in sources]
-    return reached
-
-
-def lineage(artifacts: Sequence[Artifact], record: Record) -> list[Artifact]:
-    """Return an artifact, and all that it was built from and that was not removed since, in the order
-    of `artifacts`."""
-    reached = ancestors(artifacts, [record.fingerprint])
     return [one for one in artifacts if one[1].fingerprint in reached]
-
-
-def unreachable(
-    artifacts: Sequence[Artifact], fingerprints: Iterable[str]
-) -> list[Artifact]:
-    """Return the artifacts that none of these was built from, the last one first, so that users come
-    before their inputs."""
-    reached = ancestors(artifacts, fingerprints)
-    return [one for one in reversed(artifacts) if one[1].fingerprint not in reached]
