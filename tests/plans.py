@@ -38,4 +38,6 @@ def plan_of(
 
 def digest_data(source: Location, digests: Digests) -> str:
     """The digest of the user's data: of its rows and of the contents of its files."""
-    return digest_manifest(import_source(source, digests.manifests), digests)
+    return digest_manifest(
+        import_source(source, digests.path.with_name("manifests")), digests
+    )

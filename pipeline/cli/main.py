@@ -21,7 +21,6 @@ from alpro.log import keep, log, printable, say
 from alpro.pipeline.cli import artifacts, index, inputs, model, run, serve
 from alpro.shards.credentials import refuse_credentials
 
-EXIT_INPUT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell has it for a program that SIGPIPE ends
 
 app = App(
@@ -96,8 +95,19 @@ def main() -> None:
 def execute(arguments: Sequence[str]) -> int:
     """Run a command; return its exit status. An error that is no bug is one line on standard
     error."""
+    option = "argument"
     try:
-        check_arguments(arguments)
+        # Before anything stores or repeats a URL with credentials. An empty value, such as an unset
+        # variable, would stand for the default.
+        for argument in arguments:
+            if argument.startswith("-"):
+                option = argument.partition("=")[0]
+            if argument in ("", f"{option}="):
+                raise InputError(
+                    f"{option}: the value is empty; leave it out, or set it"
+                )
+            refuse_credentials(option, argument)
+
         status = app([*arguments], exit_on_error=False, print_error=False) or 0
         # At exit, a reader that has gone would be an error of Python's own.
         sys.stdout.flush()
@@ -122,19 +132,7 @@ def execute(arguments: Sequence[str]) -> int:
         )
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise InputError for a URL with credentials, before anything stores or repeats it, and for an
-    empty value, such as an unset variable: it would stand for the default."""
-    option = "argument"
-    for argument in arguments:
-        if argument.startswith("-"):
-            option = argument.partition("=")[0]
-        if argument in ("", f"{option}="):
-            raise InputError(f"{option}: the value is empty; leave it out, or set it")
-        refuse_credentials(option, argument)
-
-
-def fail(message: str, status: int = EXIT_INPUT_ERROR) -> int:
+def fail(message: str, status: int = InputError.exit_status) -> int:
     """Print a message as one line, with the table of a configuration that it may end with."""
     line, table, keys = message.partition("\n\n[corpora.")
     for part in [line, *f"{table}{keys}".splitlines()]:

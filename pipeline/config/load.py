@@ -27,8 +27,6 @@ from alpro.shards.credentials import refuse_credentials
 from alpro.shards.storage import absolute
 from alpro.stages.execution.interface import path_kind
 
-# Stages that a pipeline has only if it has their table. `false` in its place leaves a stage out.
-OPTIONAL_STAGES = (*MODEL_STAGES, "render_sample", "finetune_retrieval", "finetune_qa")
 # Keys of which a table has one. A layer that sets one of them replaces the others.
 ALTERNATIVES = ({"steps", "epochs"}, {"manifest", "data", "shards"})
 
@@ -45,7 +43,11 @@ def read_settings(command: Command) -> PipelineConfig:
     file_values = read_config(find_config(command.config))
     values = file_values
     for change in command.changes:
-        above = read_change(change)
+        keys, value = parse_change(change)
+        # Relative paths are relative to the current folder.
+        above = resolve_paths(value, Path.cwd(), keys)
+        for key in reversed(keys):
+            above = {key: above}
         try:
             values = merge(values, above)
         except InputError as error:
@@ -58,7 +60,8 @@ def read_settings(command: Command) -> PipelineConfig:
 
     # A file may have a corpus in reserve; one of `--data` must not be overlooked.
     defined = file_values.get("corpora", {})
-    for name in settings.corpora.keys() - settings.used_corpora.keys() - defined.keys():
+    unread = settings.corpora.keys() - settings.used_corpora.keys() - defined.keys()
+    for name in sorted(unread):
         options = " or ".join(f"corpora.{name}.data" for name in defined)
         raise InputError(f"corpora.{name}: no stage reads this corpus; set {options}")
     return settings.limited() if settings.max_steps else settings
@@ -70,7 +73,8 @@ def variations(command: Command) -> list[str]:
     varied = []
     for change in command.changes:
         keys, value = parse_change(change)
-        kind = kind_of_path(keys, str(value))
+        field, _ = find_field(PipelineConfig, keys)
+        kind = path_kind(field, str(value))
         # A model on the hub is a variant, as any other value.
         is_file = kind in ("file", "root") or (kind and Path(value).exists())
         if not is_file and keys[0] != "resources":
@@ -107,13 +111,12 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
             key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()
         }
     if isinstance(value, list):
-        return [
-            resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)
-        ]
+        return [*resolve_paths(dict(enumerate(value)), folder, keys).values()]
     if not isinstance(value, str) or not value:
         return value
 
-    kind = kind_of_path(keys, value)
+    field, _ = find_field(PipelineConfig, keys)
+    kind = path_kind(field, value)
     if kind == "root":  # maybe of another machine: links are not resolved
         return os.path.normpath(folder.absolute() / value)
     if not kind:
@@ -123,12 +126,6 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
     exists = isinstance(path, Path) and path.exists()
     # A name on the hub looks like a path: only one that exists is one.
     return str(path) if exists or kind != "file or name" else value
-
-
-def kind_of_path(keys: Sequence[str], value: str) -> str:
-    """Return the `path_kind` of a value of a configuration."""
-    field, _ = find_field(PipelineConfig, keys)
-    return path_kind(field, value) if field else ""
 
 
 # Layers.
@@ -165,15 +162,6 @@ def merge(below: Any, above: Any) -> Any:
     return table
 
 
-def read_change(change: str) -> Values:
-    """Return KEY=VALUE as nested tables. Relative paths are relative to the current folder."""
-    keys, value = parse_change(change)
-    value = resolve_paths(value, Path.cwd(), keys)
-    for name in reversed(keys):
-        value = {name: value}
-    return value
-
-
 def parse_change(change: str) -> tuple[tuple[str, ...], Any]:
     """Return the parts of the key and the value of KEY=VALUE. A value is TOML, or else plain text,
     such as a path without quotes."""
@@ -199,13 +187,12 @@ def parse_change(change: str) -> tuple[tuple[str, ...], Any]:
 def share_tables(values: Values) -> Values:
     """Leave out stages that are `false` or that `pretrained` replaces, and copy [model] and
     [templates], which are set once, to the stages that have them."""
-    dropped = {stage for stage in OPTIONAL_STAGES if values.get(stage) is False}
+    # TOML has no value for "none".
+    left_out = [key for key, value in values.items() if value is False]
     if values.get("pretrained"):
-        dropped.update(MODEL_STAGES)
-    values = {key: value for key, value in values.items() if key not in dropped}
+        left_out += MODEL_STAGES
+    values = {key: {} for key in TEMPLATE_STAGES} | values | dict.fromkeys(left_out)
 
-    for stage in TEMPLATE_STAGES:
-        values.setdefault(stage, {})
     for key, stages in SHARED.items():
         for stage in stages:
             table = values.get(stage)

@@ -14,9 +14,10 @@ from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluation.protocol import OWN_CLIP, EvaluationConfig
-from alpro.stages.execution.interface import FILE, Resources
+from alpro.stages.execution.interface import FILE, Resources, StageConfig
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
+from alpro.stages.index_shards import Config as IndexShards
 from alpro.stages.pretrain import Config as Pretrain
 from alpro.stages.render_sample import Config as RenderSample
 from alpro.stages.train_prompter import Config as TrainPrompter
@@ -72,10 +73,11 @@ class Corpus(DecodeVideos, frozen=True):
         return self
 
     @property
-    def decoding(self) -> DecodeVideos:
-        """The configuration of the stage that decodes this corpus."""
-        values = {name: getattr(self, name) for name in DecodeVideos.model_fields}
-        return DecodeVideos.model_construct(**values)
+    def stage_config(self) -> StageConfig:
+        """The configuration of the stage that makes this corpus."""
+        config = IndexShards if self.shards else DecodeVideos
+        values = {name: getattr(self, name) for name in config.model_fields}
+        return config.model_construct(**values)
 
 
 # The keys that a corpus of existing shards may have; one of the first three says where it is.
@@ -150,16 +152,13 @@ class PipelineConfig(BaseModel):
         # A CLIP has encoders of its own.
         teacher = None if self.clip else self.train_prompter
         student = self.pretrain
-        if student is None:
-            return self
-
-        is_equal = teacher is not None and teacher.model == student.model
-        if student.start == "prompter" and not is_equal:
+        is_equal = teacher and student and teacher.model == student.model
+        if student and student.start == "prompter" and not is_equal:
             raise ValueError(
                 "pretrain.start = prompter copies both encoders, but those of the prompter are not "
                 "of [model]; set it to scratch"
             )
-        if teacher is None:
+        if teacher is None or student is None:
             return self
 
         # A prompter may be smaller than the student, if both see the same patches.
@@ -236,11 +235,7 @@ class PipelineConfig(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Return the values as a user writes them, with [model] and [templates] once."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        for key, stages in SHARED.items():
-            for stage in stages:
-                table = values.get(stage, {})
-                # A prompter may have sizes of its own.
-                if stage != "train_prompter" or table.get(key) == values.get(key):
-                    table.pop(key, None)
-        return values
+        once = {stage: {key} for key, stages in SHARED.items() for stage in stages}
+        if self.train_prompter and self.train_prompter.model != self.model:
+            del once["train_prompter"]  # It has sizes of its own.
+        return self.model_dump(mode="json", exclude_none=True, exclude=once)

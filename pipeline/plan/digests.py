@@ -43,11 +43,6 @@ class Digests:
 
     path: Path
 
-    @property
-    def manifests(self) -> Path:
-        """The folder of imported manifests."""
-        return self.path.with_name("manifests")
-
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         create_database(self.path)

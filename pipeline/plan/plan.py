@@ -29,9 +29,8 @@ from alpro.pipeline.store.runs import FINISHED, Runs
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import located
 from alpro.stages.dag import list_steps
-from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
+from alpro.stages.execution.interface import FILE_OR_NAME
 from alpro.stages.execution.step import Step
-from alpro.stages.index_shards import Config as IndexConfig
 from alpro.stages.index_shards import list_shards
 
 
@@ -133,13 +132,32 @@ def build_steps(
     """Return the steps of a configuration in an order in which they can run: the rendered sample,
     the corpora, and what is made of them.
 
+    The contents of the user's files are part of a step's fingerprint. A step's `unreadable` says
+    why they cannot be read on this machine.
+
     Returns:
         The configuration without what the data has nothing for, and its steps.
     """
-    sample = []
+    sample = {}
     if settings.render_sample:
-        sample = [Step("render_sample", "render_sample", settings.render_sample)]
-    corpora = corpus_steps(settings.corpora, sample, digests)
+        step = Step("render_sample", "render_sample", settings.render_sample)
+        sample["sample"] = step
+
+    corpora = {}
+    for name, corpus in settings.corpora.items():
+        stage = "index_shards" if corpus.shards else "decode_videos"
+        step = Step(stage, f"{stage} {name}", corpus.stage_config)
+        if corpus.manifest and sample:
+            corpora[name] = replace(step, inputs=sample)
+        elif corpus.shards or corpus.data:
+            try:
+                corpora[name] = with_files(step, corpus, digests)
+            except InputError as error:
+                # The proposed block names this corpus.
+                block = f"[corpora.{name}.columns]"
+                reason = str(error).replace("[corpora.data.columns]", block)
+                corpora[name] = replace(step, unreadable=reason)
+
     manifests = {
         name: Manifest(Path(step.given["manifest"]))
         for name, step in corpora.items()
@@ -148,41 +166,7 @@ def build_steps(
     settings = without_questions(settings, manifests)
 
     later = list_steps(settings, corpora, lambda step: with_digests(step, digests))
-    return settings, [*sample, *corpora.values(), *later]
-
-
-def corpus_steps(
-    corpora: Mapping[str, Corpus], sample: Sequence[Step], digests: Digests
-) -> dict[str, Step]:
-    """Return the step that makes each corpus, by the corpus's name.
-
-    The contents of the user's files are part of a step's fingerprint. A step's `unreadable` says
-    why they cannot be read on this machine.
-
-    Args:
-        sample: the step that renders the sample, if there is one.
-    """
-    steps = {}
-    for name, corpus in corpora.items():
-        stage = "decode_videos"
-        config: StageConfig = corpus.decoding
-        if corpus.shards:
-            stage = "index_shards"
-            config = IndexConfig(
-                kinds=corpus.kinds, max_reject_share=corpus.max_reject_share
-            )
-        step = Step(stage, f"{stage} {name}", config)
-        if corpus.manifest and sample:
-            steps[name] = replace(step, inputs={"sample": sample[0]})
-        elif corpus.shards or corpus.data:
-            try:
-                steps[name] = with_files(step, corpus, digests)
-            except InputError as error:
-                # The proposed block names this corpus.
-                block = f"[corpora.{name}.columns]"
-                reason = str(error).replace("[corpora.data.columns]", block)
-                steps[name] = replace(step, unreadable=reason)
-    return steps
+    return settings, [*sample.values(), *corpora.values(), *later]
 
 
 def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
@@ -204,7 +188,7 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
             shards = {str(shard): shard for shard in list_shards(place)}
             contents = {"shards": digest_named(shards, digests)}
             return replace(step, given={"shards": place}, digests=contents)
-        manifest = import_corpus(corpus, digests.manifests)
+        manifest = import_corpus(corpus, digests.path.with_name("manifests"))
         contents = {"data": digest_manifest(manifest, digests, ask)}
         return replace(step, given={"manifest": manifest.folder}, digests=contents)
 

@@ -57,9 +57,10 @@ def file_or_word(*words: str) -> JsonDict:
 NO_EFFECT: JsonDict = {"effect": False}
 
 
-def path_kind(field: FieldInfo, value: str) -> str:
-    """Return the kind of path that a value is: file, or file or name; empty if it is none."""
-    extra: Any = field.json_schema_extra or {}
+def path_kind(field: FieldInfo | None, value: str) -> str:
+    """Return the kind of path that a value of a field is: file, or file or name; empty if it is
+    none, or if there is no such field."""
+    extra: Any = (field and field.json_schema_extra) or {}
     return "" if value in extra.get("words", ()) else extra.get("path", "")
 
 

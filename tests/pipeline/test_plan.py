@@ -16,7 +16,7 @@ from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
-from alpro.pipeline.plan.plan import corpus_steps
+from alpro.pipeline.plan.plan import with_files
 from alpro.stages import cache_prompts
 from alpro.stages.execution.step import Step
 from tests.pipeline.conftest import TINY
@@ -286,7 +286,8 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(
 
 
 def step_of(corpus, digests):
-    return corpus_steps({"films": corpus}, [], digests)["films"]
+    step = Step("decode_videos", "decode_videos films", corpus.stage_config)
+    return with_files(step, corpus, digests)
 
 
 @pytest.mark.parametrize("place", ["folder", "url"])
