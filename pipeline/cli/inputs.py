@@ -1,7 +1,5 @@
 """`alpro config ...` and `alpro data ...`: what a run reads, configurations and data."""
 
-from typing import TYPE_CHECKING
-
 from cyclopts import App
 
 from alpro.errors import InputError
@@ -10,9 +8,6 @@ from alpro.pipeline.cli.options import (
     Source,
     Workspace,
 )
-
-if TYPE_CHECKING:
-    from alpro.pipeline.plan.check_data import DataReport
 
 config_group = App(name="config", help="Show configurations.")
 data_group = App(name="data", help="Check data before a run.")
@@ -56,6 +51,7 @@ def check(
     from alpro.pipeline.config.command import Command, data_change
     from alpro.pipeline.config.load import read_settings
     from alpro.pipeline.plan.check_data import check_data
+    from alpro.pipeline.reports.columns import print_rows
     from alpro.shards.sources.propose import UnknownColumns
 
     settings = read_settings(Command(config, (data_change(data), *set)))
@@ -67,25 +63,18 @@ def check(
     try:
         report = check_data(settings)
     except UnknownColumns as error:
-        rows = "\n  ".join(["With these columns, the first rows are:", *error.rows])
-        print(f"{error}\n\n{rows}")
+        lines = "\n  ".join(["With these columns, the first rows are:", *error.rows])
+        print(f"{error}\n\n{lines}")
         return 2
-    print_check(data, report)
-    return 1 if report.problems else 0
-
-
-def print_check(data: str, report: "DataReport") -> None:
-    """Print the report of `check_data`."""
-    from alpro.pipeline.reports.columns import print_rows
 
     verdict = "a run would fail" if report.problems else "ready to run"
     print(f"{data}: {report.form}; {report.items:,} items; {verdict}")
     for problem in report.problems:
         print(f"problem: {problem}")
-
     rows = []
     for split, counts in report.splits.items():
         rows.append({"split": split, **counts, "why_empty": ""})
     print_rows(rows)
     for finding in report.findings:
         print(f"  {finding}")
+    return 1 if report.problems else 0

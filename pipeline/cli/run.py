@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from alpro.environment import outside_current_folder
 from alpro.log import FILE, keep, log
-from alpro.names import Artifact
 from alpro.pipeline.cli.options import RunOptions, Source
 
 if TYPE_CHECKING:
@@ -69,7 +68,16 @@ def run(
         write_names(plan, artifacts)
     else:
         fetch_models(plan)
-        artifacts = run_flow(plan, options.tracking_uri, wait)
+        with outside_current_folder():
+            # Imports Prefect and MLflow: the server starts.
+            from alpro.pipeline.flows import flow
+
+        from alpro.pipeline.tracking.tracker import Tracker
+
+        # A new store is created while the server creates its own.
+        tracker = Tracker.open(options.tracking_uri, root, plan.settings.name)
+        wait()
+        artifacts = flow.start(plan, tracker)
     print_results(artifacts, root, plan.report)
 
 
@@ -121,22 +129,6 @@ def study(
         )
 
 
-def run_flow(
-    plan: "Plan", tracking_uri: str, wait: Callable[[], None]
-) -> list[Artifact]:
-    """Run a plan as a Prefect flow once `wait` returns. Returns its artifacts."""
-    with outside_current_folder():
-        # Imports Prefect and MLflow: the server starts.
-        from alpro.pipeline.flows import flow
-
-    from alpro.pipeline.tracking.tracker import Tracker
-
-    # A new store is created while the server creates its own.
-    tracker = Tracker.open(tracking_uri, plan.workspace, plan.settings.name)
-    wait()
-    return flow.start(plan, tracker)
-
-
 def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     """Create the workspace, open the log of the command, set Prefect's environment, which Prefect
     reads when it is imported, and start the temporary server that a command without PREFECT_API_URL
@@ -172,11 +164,12 @@ def print_plan(plan: "Plan") -> None:
     from alpro.pipeline.reports.columns import print_rows
 
     name = plan.command.config_name
-    earlier = [
-        record
+    # Oldest first: the newest artifact of each step is left.
+    earlier = {
+        record.name: record
         for _, record in plan.store.artifacts()
         if command_of(record).config_name == name
-    ]
+    }
 
     rows = []
     for step in plan.steps:
@@ -186,7 +179,7 @@ def print_plan(plan: "Plan") -> None:
             state = "cached"
         elif step in plan.required:
             state = "to run"
-            reason = explain(step.description, earlier)
+            reason = explain(step.description, earlier.get(step.name))
         row = {
             "state": state,
             "name": step.name,

@@ -139,20 +139,22 @@ def check_splits(stage: str, config: Any, name: str, rows: DecodePlan) -> None:
     if stage in SELECTION_TEXTS:
         split = "validation"
         # One of several corpora may be without validation items.
-        columns = [SELECTION_TEXTS[stage]] if config.corpora == [name] else []
+        is_alone = config.corpora == [name]
+        changes = {SELECTION_TEXTS[stage]: f"{stage}=false"} if is_alone else {}
     else:
         split = config.split
-        columns = [column for column, corpus in config.texts if corpus == name]
+        changes = {
+            column: f"evaluate.{TASKS[column]}=''"
+            for column, corpus in config.texts
+            if corpus == name
+        }
 
     counts = rows.splits()[split]
-    for column in columns:
+    for column, without in changes.items():
         if not counts[column]:
             reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
-            left_out = f"evaluate.{TASKS[column]}=''"
-            if stage in SELECTION_TEXTS:
-                left_out = f"{stage}=false"
             raise InputError(
                 f"{name}: no {split} item has {column}{reason}; {stage} needs some: assign them in "
                 f"the column split, raise corpora.{name}.{split}, or leave this out with --set "
-                f"{left_out}"
+                f"{without}"
             )

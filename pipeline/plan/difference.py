@@ -1,7 +1,7 @@
 """What the result of an artifact depends on, and what differs between several runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
@@ -107,18 +107,16 @@ def circumstances(record: Record) -> dict[Key, str]:
     return values
 
 
-def explain(wanted: Record, records: Sequence[Record]) -> str:
-    """Return why a step has to run: how it differs from the newest of earlier records.
+def explain(wanted: Record, newest: Record | None) -> str:
+    """Return why a step has to run: how it differs from the newest artifact of its name.
 
     Args:
         wanted: the description of the step.
-        records: the records of earlier artifacts, oldest first.
+        newest: the record of that artifact, if there is one.
     """
-    same_name = [record for record in records if record.name == wanted.name]
-    if not same_name:
+    if newest is None:
         return "no artifact of this configuration yet"
 
-    newest = same_name[-1]
     changes = differences(recipe(newest), recipe(wanted))
     return ", ".join(map(describe, changes))
 

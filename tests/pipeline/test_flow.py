@@ -15,7 +15,6 @@ from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.pipeline.cli import main as cli
-from alpro.pipeline.cli import run as run_command
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.checksums import describe_contents
 from alpro.pipeline.store.runs import RunEntry, Runs
@@ -101,9 +100,8 @@ def test_a_run_that_finds_every_artifact_starts_nothing(
     first, workspace, monkeypatch, capsys
 ):
     """Neither a flow nor a run in MLflow, whatever its arguments: it prints the results."""
-    monkeypatch.setattr(
-        run_command, "run_flow", lambda *_: pytest.fail("a flow was started")
-    )
+    flow = "alpro.pipeline.flows.flow.start"
+    monkeypatch.setattr(flow, lambda *_: pytest.fail("a flow was started"))
     monkeypatch.setattr(servers, "start_temporary_server", lambda: lambda: None)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = len(runs(workspace)[0])
