@@ -3,6 +3,7 @@ the run, Prefect as an artifact."""
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,25 +70,22 @@ class Document:
 
     def page(self, links: Mapping[str, str]) -> str:
         """Return the text as an HTML page that needs no other file."""
-        # Escape HTML in the user's data.
+        # HTML in the user's data is escaped, so that every <img> is a picture of the document.
         parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-        tokens = parser.parse(self.markdown(links, pictures=True))
-        for token in tokens:
-            for child in token.children or ():
-                if child.type == "image":
-                    data = base64.b64encode(self._read_picture(str(child.attrs["src"])))
-                    child.attrs["src"] = f"data:image/png;base64,{data.decode()}"
-
-        body = parser.renderer.render(tokens, parser.options, {})
+        body = parser.render(self.markdown(links, pictures=True))
+        body = re.sub('(?<=<img src=")[^"]+', self._embed_picture, body)
         return render("page.html.jinja", title=self.values["run"].title, body=body)
 
-    def _read_picture(self, address: str) -> bytes:
-        """Return the PNG of a figure, or of a file."""
-        if address not in self.figures:
-            return Path(unquote(address)).read_bytes()
-        picture = io.BytesIO()
-        self.figures[address].savefig(picture, dpi=160)
-        return picture.getvalue()
+    def _embed_picture(self, address: re.Match[str]) -> str:
+        """Return the PNG of a figure, or of a file, as an address that contains it."""
+        name = unquote(address[0])
+        if name in self.figures:
+            picture = io.BytesIO()
+            self.figures[name].savefig(picture, dpi=160)
+            content = picture.getvalue()
+        else:
+            content = Path(name).read_bytes()
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def describe_run(
