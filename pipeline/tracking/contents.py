@@ -10,7 +10,7 @@ from mlflow.entities import Dataset, DatasetInput
 
 from alpro.artifact import Record, read_record
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.score_names import HEADLINES
+from alpro.stages.evaluation.score_names import HEADLINES, VALIDATION_SCORES
 
 
 def status_after(error: BaseException) -> str:
@@ -21,15 +21,18 @@ def status_after(error: BaseException) -> str:
 
 
 def select_headlines(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the headline scores of an evaluation under their short names.
+    """Return the headline scores of an evaluation under their short names, and what a training
+    reaches on the validation split.
 
     Args:
-        metrics: Metrics of its record, by split and name, such as test/retrieval_vtc/t2v/R1.
+        metrics: Metrics of a record; of an evaluation by split and name, such as
+            test/fine-tuned/similarity/t2v/R1.
     """
     by_name = {name.partition("/")[2]: value for name, value in metrics.items()}
-    return {
+    scores = {
         short: by_name[name] for short, name in HEADLINES.items() if name in by_name
     }
+    return scores | {key: metrics[key] for key in VALIDATION_SCORES if key in metrics}
 
 
 def stage_title(record: Record) -> str:

@@ -19,7 +19,7 @@ from mlflow.types.schema import ColSpec, Schema
 
 from alpro import Model
 from alpro.artifact import Record
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.pipeline.tracking.store import find_store, one_line_errors
 from alpro.pipeline.tracking.tracker import Tracker
 
@@ -42,38 +42,31 @@ def register(
         raise InputError(f"{record.name} {record.fingerprint[:16]} has no model")
 
     tracker = Tracker.open(uri, workspace, EXPERIMENT)
-    client = tracker.client
     with one_line_errors(tracker.uri):
-        version = copy_model(tracker, folder, record, name)
+        # The version links the logged model of its training, which has the scores. The training may
+        # have been logged to another store.
+        if not tracker.logged_model(record.fingerprint):
+            tracker.log_artifact(folder, record)
+
+        # `log_model` belongs to the fluent API, which has one store per process.
+        mlflow.set_tracking_uri(tracker.uri)
+        # Hide MLflow's request for an example: no video exists on every machine.
+        with redirect_stderr(StringIO()):
+            model_info = mlflow.pyfunc.log_model(
+                model_id=tracker.logged_model(record.fingerprint),
+                name=record.stage,
+                loader_module=__name__,
+                data_path=str(folder / "model"),
+                signature=ModelSignature(INPUTS),
+                pip_requirements=["alpro-pipeline"],
+                registered_model_name=name,
+            )
+        version = str(model_info.registered_model_version)
+        client = tracker.client
         client.set_model_version_tag(name, version, "fingerprint", record.fingerprint)
         if alias:
             client.set_registered_model_alias(name, alias, version)
     return version
-
-
-def copy_model(tracker: Tracker, folder: Path, record: Record, name: str) -> str:
-    """Copy a model into a store as a new version of a registered model. Returns the version.
-
-    The version links the logged model of its training, which has the scores.
-    """
-    # Log the training if it was logged to another store.
-    if not tracker.logged_model(record.fingerprint):
-        tracker.log_artifact(folder, record)
-
-    # `log_model` belongs to the fluent API, which has one store per process.
-    mlflow.set_tracking_uri(tracker.uri)
-    # Hide MLflow's request for an example: no video exists on every machine.
-    with redirect_stderr(StringIO()):
-        model_info = mlflow.pyfunc.log_model(
-            model_id=tracker.logged_model(record.fingerprint),
-            name=record.stage,
-            loader_module=__name__,
-            data_path=str(folder / "model"),
-            signature=ModelSignature(INPUTS),
-            pip_requirements=["alpro-pipeline"],
-            registered_model_name=name,
-        )
-    return str(model_info.registered_model_version)
 
 
 def registered_folder(uri: str, workspace: Path, name: str) -> Path:
@@ -87,16 +80,11 @@ def registered_folder(uri: str, workspace: Path, name: str) -> Path:
         InputError: If the store does not have it.
     """
     uri = uri or find_store(workspace)
-    try:
+    with one_line_errors(uri):
         mlflow.set_tracking_uri(uri)
         folder = Path(download_artifacts(artifact_uri=name))
         # `log_model` chose the name of the folder inside the model's.
-        data = MlflowModel.load(folder).flavors["python_function"]["data"]
-    except Exception as error:
-        raise InputError(
-            f"{name}: not in the MLflow store {uri}: {one_line(error)}"
-        ) from error
-    return folder / data
+        return folder / MlflowModel.load(folder).flavors["python_function"]["data"]
 
 
 def registered_fingerprints(uri: str) -> set[str]:

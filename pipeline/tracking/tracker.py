@@ -40,7 +40,6 @@ from alpro.pipeline.tracking.contents import (
 )
 from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
 from alpro.stages import EVALUATIONS, TRAININGS
-from alpro.stages.evaluation.score_names import VALIDATION_SCORES
 from alpro.stages.training.metrics import read_metrics
 
 METRICS = "metrics.jsonl"
@@ -277,17 +276,15 @@ class Tracker:
         step = lines[-1]["step"] if lines else 0
         model = ""
         used = []
-        scores = select_headlines(record.metrics)
         if record.stage in EVALUATIONS and "model" in record.inputs:
             # Its training may be in another store, or in none.
             model = self.logged_model(record.inputs["model"].fingerprint)
             used = [LoggedModelInput(model)] if model else []
         elif record.stage in TRAININGS and (folder / "model").is_dir():
             model = self._log_model(run, folder, record, step)
-            reached = [key for key in VALIDATION_SCORES if key in record.metrics]
-            scores = {key: record.metrics[key] for key in reached}
         # MLflow's pages begin with the metrics that are logged first. Its table of models sorts by
         # those of a model.
+        scores = select_headlines(record.metrics)
         self.log_metrics(run, scores, step, model or None)
         self.log_metrics(run, record.metrics, step)
 
