@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from alpro.errors import InputError
+from alpro.errors import Failure
 from alpro.inference.clips import load_clip
 from alpro.inference.index import SHOWN_COLUMNS, get_source
 from alpro.inference.model import WHOLE, Model
@@ -103,7 +103,7 @@ def application(models: ServedModels) -> FastAPI:
     app.router.redirect_slashes = False
     queue = RequestQueue()
 
-    _add_errors(app)
+    _add_errors(app, models)
     _add_searches(app, models, queue)
     _add_answers(app, models, queue)
     _add_clips(app, models)
@@ -112,15 +112,16 @@ def application(models: ServedModels) -> FastAPI:
     return app
 
 
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(InputError)
-    @app.exception_handler(DecodeError)
+def _add_errors(app: FastAPI, models: ServedModels) -> None:
+    index = models.search.index.place if models.search else ""
+
+    @app.exception_handler(Failure)
     @app.exception_handler(ValueError)
     @app.exception_handler(OSError)
     async def refuse(request: Request, error: Exception) -> Response:
         """Answer with a line, which has no names of the server's own files."""
         status = 400
-        text = str(error)
+        text = str(error).removeprefix(f"{index}: ")
         if isinstance(error, DecodeError):
             text = f"this file cannot be decoded as a video or an image: {error.reason}"
         if isinstance(error, OSError):  # the disk is full or missing
@@ -229,8 +230,6 @@ def render_preview(item: dict[str, Any], moves: bool) -> bytes:
 
 
 def _add_health(app: FastAPI, models: ServedModels) -> None:
-    offers = {"search": models.search, "ask": models.ask, "entities": models.entities}
-
     @app.get("/api/health")
     def health() -> dict[str, Any]:
         """Return what this server does; it waits for no model."""
@@ -241,8 +240,8 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
             about["clips"] = len(index)
             about["index"] = Path(index.place).name
             about["columns"] = [*SHOWN_COLUMNS, *index.columns]
-        names = [name for name, model in offers.items() if model]
-        return {"status": "ok", "offers": names, **about}
+        offers = [name for name, model in vars(models).items() if model]
+        return {"status": "ok", "offers": offers, **about}
 
 
 def ranked_words(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class RequestQueue:
         return self._thread.submit(function, *args, **kwargs).result()
 
     async def receive(self, request: Request) -> AsyncIterator[Path | None]:
-        """Take a place until the answer is sent, and receive the body of a POST as a file.
+        """Take a place until the answer is sent, and receive the body as a file.
 
         Yields:
             The file, which is deleted afterwards; None if there is no body.
@@ -45,9 +45,6 @@ class RequestQueue:
             headers = {"Retry-After": "1", "Connection": "close"}
             raise HTTPException(429, "too many requests are waiting", headers)
         try:
-            if request.method != "POST":
-                yield None
-                return
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await save_body(request, file)
                 yield Path(file.name) if file.tell() else None
