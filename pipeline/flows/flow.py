@@ -6,6 +6,7 @@ work pool.
 
 import os
 import signal
+import sys
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
@@ -254,14 +255,11 @@ def run(
     # A comparison of two runs shows that their code differs.
     params = {"commit": log_entry.commit} | plan.settings.as_written()
     all_tags = {"prefect_flow_run": flow_run.id or "", **tags}
-    ended_by: BaseException | None = None
     with tracker.run(title, params, all_tags) as current.mlflow_run:
         try:
             run_steps(current)
-        except BaseException as error:
-            ended_by = error
-            raise
         finally:
+            ended_by = sys.exception()
             try:
                 current.write_report(ended_by)
             # What the stages made is there, and why one failed must not be hidden.

@@ -5,6 +5,7 @@ artifact is found by its fingerprint, so a study that was stopped continues when
 The seeds are the outer loop: after the first one, all variants can be compared.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -145,8 +146,7 @@ def run_study(
     for number, member in enumerate(members, 1):
         log.info(f"{member.title} ({number} of {len(members)})")
         labels = {"variant": member.variant, "seed": member.seed}
-        tags = {name: str(label) for name, label in labels.items()}
-        tags["study"] = study.name
+        tags = {"study": study.name, **{key: str(one) for key, one in labels.items()}}
         try:
             # A copy, because the members before this one have built some of its steps.
             plan = replace(member.plan)
@@ -191,25 +191,24 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
         variants: their names in order.
     """
     # Rows by seed, of each score and variant.
-    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    groups: defaultdict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for row in scores:
         if row["value"] is not None:
-            by_variant = groups.setdefault(
-                full_name(row), {name: {} for name in variants}
-            )
-            by_variant[row["variant"]][row["seed"]] = row
+            groups[full_name(row), row["variant"]][row["seed"]] = row
 
     summaries = []
-    for (name, by_variant), variant in product(groups.items(), variants):
-        by_seed = by_variant[variant]
+    names = dict.fromkeys(name for name, _ in groups)
+    for name, variant in product(names, variants):
+        by_seed = groups[name, variant]
         if not by_seed:
             continue
         # The seeds pair the runs: what a seed changes for both cancels in the difference.
-        first = by_variant[variants[0]] if variant != variants[0] else {}
-        differences = []
-        for seed in by_seed.keys() & first.keys():
-            differences.append(by_seed[seed]["value"] - first[seed]["value"])
-
+        first = groups[name, variants[0]] if variant != variants[0] else {}
+        differences = [
+            row["value"] - first[seed]["value"]
+            for seed, row in by_seed.items()
+            if seed in first
+        ]
         selected = [*by_seed.values()]
         values = [row["value"] for row in selected]
         summary = {
