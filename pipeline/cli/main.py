@@ -68,13 +68,11 @@ def main() -> None:
         # SIGTERM ends a command as Ctrl-C does: contexts are left, and stages write checkpoints.
         raise KeyboardInterrupt
 
-    # SIGHUP is a terminal that was closed.
-    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in stopping}
     try:
-        for number, handler in before.items():
+        # SIGHUP is a terminal that was closed.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # A background job of a shell ignores Ctrl-C, and one of nohup SIGHUP.
-            if handler is not signal.SIG_IGN:
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, stop)
         status = execute(sys.argv[1:])
     except BaseException as error:
@@ -85,9 +83,6 @@ def main() -> None:
         say("stopped; run the same command again to continue")
         # A shell reports this status for a program that a signal ends.
         status = 128 + (received or [signal.SIGINT])[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     sys.exit(status)
 

@@ -3,7 +3,7 @@ object."""
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from alpro.models.alpro import ModelConfig
 from alpro.models.words import Templates
@@ -84,10 +84,8 @@ class Corpus(DecodeVideos, frozen=True):
 KEYS_WITH_SHARDS = {"manifest", "data", "shards", "kinds", "max_reject_share"}
 
 
-class PipelineConfig(BaseModel):
+class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
     """What a pipeline computes, and the resources it may use, which do not change the results."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
         min_length=1,

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from alpro.environment import outside_current_folder
 from alpro.errors import InputError
@@ -35,8 +35,6 @@ from alpro.pipeline.reports.results import (
 from alpro.shards.storage import absolute
 from alpro.stages.evaluation.score_names import STUDIED, full_name
 
-# Columns of a score that do not depend on the variant.
-DESCRIPTION = ("model", "what", "direction", "metric", "unit", "higher_is_better")
 NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean. Differences are paired by "
     "seed: the variant minus the first one with the same seed. The intervals cover what a seed "
@@ -44,10 +42,8 @@ NOTE = (
 )
 
 
-class Study(BaseModel):
+class Study(BaseModel, frozen=True, extra="forbid"):
     """A study; docs/evaluate.md has its keys. The other variants are compared with the first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Name of the experiment in MLflow; by default the name of the file.
     name: str = Field(default="", pattern=r"^[\w-]*$")
@@ -213,6 +209,8 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
         values = [row["value"] for row in selected]
         summary = {
             "score": name,
+            "label": f"{row_label(selected[0])}, {metric_text(selected[0])}",
+            "unit": selected[0]["unit"],
             "variant": variant,
             "seeds": [*by_seed],
             "values": values,
@@ -223,9 +221,7 @@ def summarize(scores: Rows, variants: list[str]) -> Rows:
             "difference": mean(differences),
             "difference_interval": interval(differences),
         }
-        summaries.append(
-            {key: selected[0].get(key, "") for key in DESCRIPTION} | summary
-        )
+        summaries.append(summary)
     return summaries
 
 
@@ -253,7 +249,7 @@ def make_table(title: str, summaries: Rows) -> Table:
         mean_text = number_text(row["mean"], row["unit"])
         difference = "" if row["difference"] is None else f"{row['difference']:+.1f}"
         line = [
-            f"{row_label(row)}, {metric_text(row)}",
+            row["label"],
             row["variant"],
             with_interval(mean_text, row["interval"]),
             with_interval(difference, row["difference_interval"]),

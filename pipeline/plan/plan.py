@@ -108,11 +108,13 @@ def write_names(plan: Plan, artifacts: Iterable[Artifact]) -> None:
 def make_plan(command: Command, workspace: Path) -> Plan:
     """Plan the stage of a command or, without one, the whole pipeline.
 
+    Args:
+        workspace: Folder of the artifacts, which exists.
+
     Raises:
         InputError: If the configuration is invalid, or a file that decides a fingerprint fails.
     """
     settings = read_settings(command)
-    workspace.mkdir(parents=True, exist_ok=True)
     digests = Digests(workspace / "digests.sqlite")
     settings, steps = build_steps(settings, digests)
     stage = command.stage

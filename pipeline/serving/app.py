@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from alpro.errors import Failure
 from alpro.inference.clips import load_clip
@@ -40,10 +40,8 @@ PLAYABLE = {
 }
 
 
-class ClipQuery(BaseModel):
+class ClipQuery(BaseModel, extra="forbid"):
     """A clip of the index; without one, the body of the request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     clip: str = Field(
         default="", max_length=40, description="key of a clip of the index"

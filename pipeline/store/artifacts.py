@@ -97,8 +97,16 @@ class Store:
         """Run `work` in the step's folder, then write the record that completes the artifact.
         Call under `lock`.
 
-        `run_info` is the caller's information about this run (commit, run ids). Returns the record.
-        Raises InputError if the step's input files change during the run.
+        Args:
+            work: makes the artifact in a folder, for a step.
+            run_info: the caller's information about this run (commit, run ids).
+
+        Returns:
+            The record. It has the sizes and SHA-256 of all files, of which only those are read that
+            the stage has not hashed.
+
+        Raises:
+            InputError: If the step's input files change during the run.
         """
         folder = self.folder(step)
         make_folder(folder)
@@ -114,7 +122,32 @@ class Store:
             raise InputError(
                 f"{step.name}: its input files changed during the run; run again"
             )
-        return write_record(folder, step, outcome, {"seconds": seconds, **run_info})
+
+        # Killed processes left them. The folders are in unfinished work, which is deleted below.
+        for stale in folder.rglob(".*.part"):
+            if stale.is_file():
+                stale.unlink()
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = replace(
+            step.description,
+            counts=outcome.counts,
+            metrics=outcome.metrics,
+            warnings=outcome.warnings,
+            precision=outcome.precision,
+            contents=describe_contents(folder, outcome.sha256),
+            versions=package_versions() | hub_commits(step),
+            run={"at": at, "seconds": seconds, **run_info},
+        )
+
+        values = record.to_json()
+        # The files are on the disk before the record that says so.
+        sync_tree(folder)
+        write_json(folder / RECORD, values)
+
+        # Deleted only now: without the record, the stage would continue from these.
+        for name in UNFINISHED:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return Record.from_json(values)
 
     def interrupted(self) -> list[Path]:
         """Return the folders of unfinished work that no stage is writing now."""
@@ -163,41 +196,6 @@ class Store:
                 # The sync keeps this order after a power failure.
                 sync(folder)
                 shutil.rmtree(folder)
-
-
-def write_record(
-    folder: Path, step: Step, outcome: Outcome, run_info: Mapping[str, Any]
-) -> Record:
-    """Write the record that completes an artifact, and delete files that only a resumed run
-    needs.
-
-    Returns the record. It has the sizes and SHA-256 of all files, of which only those are read that
-    the stage has not hashed.
-    """
-    # Killed processes left them. The folders are in unfinished work, which is deleted below.
-    for stale in folder.rglob(".*.part"):
-        if stale.is_file():
-            stale.unlink()
-    record = replace(
-        step.description,
-        counts=outcome.counts,
-        metrics=outcome.metrics,
-        warnings=outcome.warnings,
-        precision=outcome.precision,
-        contents=describe_contents(folder, outcome.sha256),
-        versions=package_versions() | hub_commits(step),
-        run={"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **run_info},
-    )
-
-    values = record.to_json()
-    # The files are on the disk before the record that says so.
-    sync_tree(folder)
-    write_json(folder / RECORD, values)
-
-    # Deleted only now: without the record, the stage would continue from these.
-    for name in UNFINISHED:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return Record.from_json(values)
 
 
 def hub_commits(step: Step) -> dict[str, str]:

@@ -7,7 +7,6 @@ that loads it needs this package.
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
@@ -116,18 +115,18 @@ class ServedModel:
             DecodeError: If a file to ask about cannot be decoded. The scores of such a file are NaN,
                 with a warning.
         """
-        pairs = zip(inputs["video"], inputs["text"], strict=True)
-        return pd.DataFrame([self._score(video, text) for video, text in pairs])
+        rows = []
+        for video, text in zip(inputs["video"], inputs["text"], strict=True):
+            if self.model.folder.answers:
+                ((answer, probability),) = self.model.ask(video, text, top_k=1)
+                rows.append({"answer": answer, "probability": probability})
+                continue
 
-    def _score(self, video: str, text: str) -> dict[str, Any]:
-        if self.model.folder.answers:
-            ((answer, probability),) = self.model.ask(video, text, top_k=1)
-            return {"answer": answer, "probability": probability}
-
-        scores = {"similarity": self.model.similarity([text], [video]).item()}
-        if self.model.can_match:
-            scores["match"] = self.model.match([text], [video]).item()
-        return scores
+            scores = {"similarity": self.model.similarity([text], [video]).item()}
+            if self.model.can_match:
+                scores["match"] = self.model.match([text], [video]).item()
+            rows.append(scores)
+        return pd.DataFrame(rows)
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -123,7 +123,7 @@ def trained(tmp_path_factory, folders) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def call(monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """call(*arguments): runs the command line; its exit status, standard output, and standard
     error without the first line of `alpro run`."""
     from alpro.log import warn_once
@@ -144,7 +144,12 @@ def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         errors = [line for line in lines if "starting, with the workspace" not in line]
         return left.value.code, printed.out, "".join(errors)
 
-    return run
+    # A command keeps its handlers until its process ends.
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in stopping}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def wait_for(
