@@ -248,8 +248,7 @@ def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         _, table = find_field(model, parents)
-        fields = list_fields(table).items()
-        names = [field.alias or name for name, field in fields]
+        names = [*list_fields(table)]
         message = f"unknown key; {suggest(last, names, 'the keys are')}"
     # A whole table would be too long for the line.
     elif not isinstance(first["input"], dict | BaseModel):

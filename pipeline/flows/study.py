@@ -48,7 +48,7 @@ class Study(BaseModel, frozen=True, extra="forbid"):
     # Name of the experiment in MLflow; by default the name of the file.
     name: str = Field(default="", pattern=r"^[\w-]*$")
     config: str = "sample"  # the path of a file is relative to the study file
-    changes: tuple[str, ...] = Field(default=(), alias="set")  # changes of all variants
+    set: tuple[str, ...] = ()  # changes of all variants
     # The last stage to run; by default the whole pipeline.
     until: str = ""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -99,7 +99,7 @@ def plan_members(
     members = []
     for seed in study.seeds:
         for variant, variant_changes in study.variants.items():
-            every = (*study.changes, *changes, *variant_changes, f'name="{study.name}"')
+            every = (*study.set, *changes, *variant_changes, f'name="{study.name}"')
             try:
                 # Only the seeds of stages that a variant has are set.
                 seeds = [
@@ -159,7 +159,7 @@ def run_study(
     file = root / "reports" / f"{study.name}-{mark}" / "study.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "study": study.model_dump(mode="json", by_alias=True),
+        "study": study.model_dump(mode="json"),
         "config": members[0].plan.command.config,
         "failed": failed,
         "scores": summaries,

@@ -7,9 +7,8 @@ All rows are imported. Only a few items are decoded; no other media are read.
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
@@ -26,8 +25,7 @@ SAMPLES = 5  # items to decode
 MAX_EXAMPLES = 3  # items that a line names
 
 
-@dataclass(frozen=True)
-class DataReport:
+class DataReport(NamedTuple):
     """What a run would find in its data."""
 
     form: str

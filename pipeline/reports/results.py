@@ -6,8 +6,7 @@ formatted here only.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from alpro.artifact import Record
 from alpro.names import Artifact
@@ -30,8 +29,7 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table to show. Its cells are texts."""
 
     title: str

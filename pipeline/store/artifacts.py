@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from huggingface_hub.errors import HFValidationError
 
 from alpro.artifact import (
     RECORD,
@@ -202,14 +201,14 @@ def hub_commits(step: Step) -> dict[str, str]:
     """Return the commits of the hub's models that a step names without a revision, as the hub's
     cache has them, by STAGE.KEY."""
     # Slow to import.
-    from huggingface_hub import snapshot_download
+    from alpro.models.pretrained import HubName
 
     commits: dict[str, str] = {}
     for key, model in step.hub_models.items():
         # A timm model is named without its organisation.
         for name in (model, f"timm/{model}"):
             # Not in the cache, or not a name alone.
-            with suppress(OSError, HFValidationError):
-                folder = snapshot_download(name, local_files_only=True)
-                commits[f"{step.stage}.{key}"] = Path(folder).name
+            with suppress(OSError, ValueError):
+                folder = HubName(name).snapshot(local=True)
+                commits[f"{step.stage}.{key}"] = folder.name
     return commits
