@@ -41,7 +41,7 @@ from alpro.pipeline.flows.tasks import (
 )
 from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
-from alpro.pipeline.store.runs import RunEntry, Runs, git_commit
+from alpro.pipeline.store.runs import RunEntry, git_commit, write_run
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.lifecycle import get_parent
@@ -251,7 +251,7 @@ def run(
         run_steps(current)
         return current.artifacts
 
-    Runs(plan.workspace).write(log_entry)
+    write_run(plan.workspace, log_entry)
     # A comparison of two runs shows that their code differs.
     params = {"commit": log_entry.commit} | plan.settings.as_written()
     all_tags = {"prefect_flow_run": flow_run.id or "", **tags}

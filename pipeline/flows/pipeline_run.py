@@ -20,7 +20,14 @@ from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, write_names
 from alpro.pipeline.reports.document import describe_run
-from alpro.pipeline.store.runs import FAILED, FINISHED, STOPPED, RunEntry, Runs
+from alpro.pipeline.store.runs import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    RunEntry,
+    read_earlier,
+    write_run,
+)
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import WITH_MODEL
@@ -106,7 +113,7 @@ class PipelineRun:
         log_entry = self.end(error)
         artifacts = self.artifacts
         report = self.plan.report
-        changes = self.describe_changes(Runs(self.plan.workspace).earlier(log_entry))
+        changes = self.describe_changes(read_earlier(self.plan.workspace, log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
         run_page = self.tracker.page(self.mlflow_run)
         uri = self.tracker.uri
@@ -152,7 +159,7 @@ class PipelineRun:
             steps=fingerprints,
             states=states,
         )
-        Runs(self.plan.workspace).write(run)
+        write_run(self.plan.workspace, run)
         write_names(self.plan, self.artifacts)
         return run
 

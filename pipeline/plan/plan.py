@@ -25,7 +25,7 @@ from alpro.pipeline.plan.digests import (
     digest_named,
 )
 from alpro.pipeline.store.artifacts import Store
-from alpro.pipeline.store.runs import FINISHED, Runs
+from alpro.pipeline.store.runs import FINISHED, read_runs
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import located
 from alpro.stages.dag import list_steps
@@ -86,8 +86,9 @@ class Plan:
         """The artifacts of a run that has nothing to do: all are in the workspace, which has an
         MLflow store, and the last run of these steps, if there was one, finished and has its
         report. Empty if anything is left to do."""
-        last = Runs(self.workspace).last(self.report.name)
-        if last and not (last.state == FINISHED and self.report.is_file()):
+        runs = read_runs(self.workspace)
+        states = [run.state for run in runs if run.report == self.report.name]
+        if states and not (states[-1] == FINISHED and self.report.is_file()):
             return []
         if self.steps_to_run or not (self.workspace / "mlflow.db").is_file():
             return []

@@ -5,9 +5,8 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
@@ -32,8 +31,7 @@ from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.execution.step import Step
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """The text of a run. Only the page shows its pictures.
 
     Attributes:

@@ -49,39 +49,32 @@ ENTRY = TypeAdapter(
 )  # reads a run, without the keys that another version wrote
 
 
-class Runs:
-    """The log of a workspace."""
+def write_run(workspace: Path, run: RunEntry) -> None:
+    """Write a run as it is now: when it begins, and when it has ended."""
+    text = json.dumps(asdict(run), ensure_ascii=False)
+    # A line begins with its break, so that one which a power failure has cut ends there. A single
+    # write to a file that is open for appending: lines of two commands do not mix.
+    with (workspace / FILE).open("ab") as file:
+        file.write(f"\n{text}".encode())
 
-    def __init__(self, workspace: Path):
-        self.file = workspace / FILE
 
-    def write(self, run: RunEntry) -> None:
-        """Write a run as it is now: when it begins, and when it has ended."""
-        text = json.dumps(asdict(run), ensure_ascii=False)
-        # A line begins with its break, so that one which a power failure has cut ends there. A
-        # single write to a file that is open for appending: lines of two commands do not mix.
-        with self.file.open("ab") as file:
-            file.write(f"\n{text}".encode())
+def read_runs(workspace: Path) -> list[RunEntry]:
+    """Return the runs in the order in which they began."""
+    file = workspace / FILE
+    values: dict[str, dict[str, Any]] = {}
+    text = file.read_text("utf-8", "replace") if file.is_file() else ""
+    for part in text.split("\n"):
+        with suppress(ValueError):  # a power failure has cut the line
+            line = json.loads(part)
+            values.setdefault(line["id"], {}).update(line)
 
-    def all(self) -> list[RunEntry]:
-        """Return the runs in the order in which they began."""
-        values: dict[str, dict[str, Any]] = {}
-        text = self.file.read_text("utf-8", "replace") if self.file.is_file() else ""
-        for part in text.split("\n"):
-            with suppress(ValueError):  # a power failure has cut the line
-                line = json.loads(part)
-                values.setdefault(line["id"], {}).update(line)
+    return [ENTRY.validate_python(one) for one in values.values()]
 
-        return [ENTRY.validate_python(one) for one in values.values()]
 
-    def earlier(self, run: RunEntry) -> list[RunEntry]:
-        """Return the runs of the same configuration that began before another one, in order."""
-        before = takewhile(lambda one: one.id != run.id, self.all())
-        return [one for one in before if one.config_name == run.config_name]
-
-    def last(self, report: str) -> RunEntry | None:
-        """Return the last run of the steps that a page reports."""
-        return next((run for run in reversed(self.all()) if run.report == report), None)
+def read_earlier(workspace: Path, run: RunEntry) -> list[RunEntry]:
+    """Return the runs of the same configuration that began before another one, in order."""
+    before = takewhile(lambda one: one.id != run.id, read_runs(workspace))
+    return [one for one in before if one.config_name == run.config_name]
 
 
 @cache

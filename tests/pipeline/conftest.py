@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from alpro.files import digest
-from alpro.pipeline.store.runs import RunEntry, Runs
+from alpro.pipeline.store.runs import RunEntry, read_runs
 from tests.conftest import ROOT
 from tests.plans import plan_of
 
@@ -300,7 +300,7 @@ def runs(workspace: Path) -> tuple[list, dict[str, list]]:
 def last_run(workspace: Path, changes: Iterable[str] = (), stage: str = "") -> RunEntry:
     """The last run with these arguments, as the log has it."""
     asked = (tuple(changes), stage)
-    return [run for run in Runs(workspace).all() if (run.changes, run.stage) == asked][
+    return [run for run in read_runs(workspace) if (run.changes, run.stage) == asked][
         -1
     ]
 

@@ -17,7 +17,7 @@ from alpro.files import read_json
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.flows import servers
 from alpro.pipeline.store.checksums import describe_contents
-from alpro.pipeline.store.runs import RunEntry, Runs
+from alpro.pipeline.store.runs import RunEntry, write_run
 from alpro.stages.evaluation.metrics import RETRIEVAL
 from alpro.stages.training.metrics import read_metrics
 from tests.conftest import ROOT
@@ -155,7 +155,7 @@ def test_a_run_after_one_that_did_not_finish_has_something_to_do(
     report = plan_of(TINY, workspace=tmp_path).report
     report.parent.mkdir()
     report.touch()
-    Runs(tmp_path).write(RunEntry(config=TINY, report=report.name, state=state))
+    write_run(tmp_path, RunEntry(config=TINY, report=report.name, state=state))
 
     assert finished() == steps
     report.unlink()

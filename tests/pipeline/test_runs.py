@@ -3,31 +3,35 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
+from alpro.pipeline.store.runs import (
+    FILE,
+    RunEntry,
+    read_earlier,
+    read_runs,
+    write_run,
+)
 
-from alpro.pipeline.store.runs import FILE, RunEntry, Runs
 
-
-@pytest.fixture
-def runs(tmp_path):
-    return Runs(tmp_path)
-
-
-def begin(runs, at, config="tiny", *changes):
+def begin(workspace, at, config="tiny", *changes):
     run = RunEntry(at=at, config=config, changes=changes, stage="pretrain")
-    runs.write(run)
+    write_run(workspace, run)
     return run
 
 
-def test_a_run_is_read_as_it_was_written(runs):
+def test_a_run_is_read_as_it_was_written(tmp_path):
     run = begin(
-        runs, "2026-01-01T00:00:00+00:00", "my/own.toml", "pretrain.lr=1e-4", 'name="ä"'
+        tmp_path,
+        "2026-01-01T00:00:00+00:00",
+        "my/own.toml",
+        "pretrain.lr=1e-4",
+        'name="ä"',
     )
-    runs.write(
-        replace(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32})
+    write_run(
+        tmp_path,
+        replace(run, state="finished", seconds=1.5, steps={"pretrain": "ab" * 32}),
     )
 
-    (read,) = runs.all()
+    (read,) = read_runs(tmp_path)
     assert (read.id, read.at, read.state, read.seconds) == (
         run.id,
         run.at,
@@ -39,33 +43,35 @@ def test_a_run_is_read_as_it_was_written(runs):
     assert read.steps == {"pretrain": "ab" * 32}
 
 
-def test_a_line_separator_of_unicode_is_part_of_a_line(runs):
-    run = begin(runs, "2026-01-01T00:00:00+00:00", "my\u2028own.toml")
+def test_a_line_separator_of_unicode_is_part_of_a_line(tmp_path):
+    run = begin(tmp_path, "2026-01-01T00:00:00+00:00", "my\u2028own.toml")
 
-    assert runs.all() == [run]
+    assert read_runs(tmp_path) == [run]
 
 
-def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(runs):
-    first = begin(runs, "2026-01-01T00:00:00+00:00", "tiny")
+def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(tmp_path):
+    first = begin(tmp_path, "2026-01-01T00:00:00+00:00", "tiny")
     second = begin(
-        runs, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1"
+        tmp_path, "2026-01-02T00:00:00+00:00", "configs/tiny.toml", "pretrain.lr=1"
     )
-    other = begin(runs, "2026-01-03T00:00:00+00:00", "sample")
-    third = begin(runs, "2026-01-04T00:00:00+00:00", "tiny")
-    runs.write(replace(first, state="finished"))  # a run may end after another began
+    other = begin(tmp_path, "2026-01-03T00:00:00+00:00", "sample")
+    third = begin(tmp_path, "2026-01-04T00:00:00+00:00", "tiny")
+    write_run(
+        tmp_path, replace(first, state="finished")
+    )  # a run may end after another began
 
-    assert [runs.earlier(run) for run in (first, other)] == [[], []]
-    assert [run.id for run in runs.earlier(third)] == [first.id, second.id]
+    assert [read_earlier(tmp_path, run) for run in (first, other)] == [[], []]
+    assert [run.id for run in read_earlier(tmp_path, third)] == [first.id, second.id]
 
 
 def test_a_run_that_was_killed_is_unfinished_and_a_line_that_was_cut_loses_no_other(
-    runs, tmp_path
+    tmp_path,
 ):
-    assert runs.all() == []
-    first = begin(runs, "2026-01-01T00:00:00+00:00")
+    assert read_runs(tmp_path) == []
+    first = begin(tmp_path, "2026-01-01T00:00:00+00:00")
     file: Path = tmp_path / FILE
     file.write_text(f'{file.read_text()}\n{{"id": "cut", "at": "20')
-    second = begin(runs, "2026-01-02T00:00:00+00:00")
+    second = begin(tmp_path, "2026-01-02T00:00:00+00:00")
 
-    assert runs.all() == [first, second]
+    assert read_runs(tmp_path) == [first, second]
     assert first.state == "unfinished"
