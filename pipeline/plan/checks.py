@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from alpro.errors import InputError
 from alpro.files import read_json
@@ -98,9 +98,9 @@ def check_decoded(plan: Plan) -> None:
         InputError: If a corpus has none.
     """
     for step in plan.steps_to_run:
-        if step.stage not in EVALUATIONS:
+        config = step.config
+        if not isinstance(config, EvaluationConfig):
             continue
-        config = cast(EvaluationConfig, step.config)
         for name in config.corpora:
             source = step.inputs[name]
             # The store, because the corpus may have been built since the plan was made.

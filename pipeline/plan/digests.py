@@ -22,7 +22,6 @@ BATCH = 512  # files that are read before their digests are kept
 # In place of a digest: the file does not exist, or must not be read.
 MISSING = "missing"
 NOT_FETCHED = "not fetched"  # in place of an identity: the store never responded
-NOT_FOUND = ("", NOT_FETCHED)  # are not kept
 CREATE = "create table if not exists digests (path primary key, size, changed, digest)"
 SELECT = "select digest from digests where path = ? and size = ? and changed = ?"
 INSERT = "insert or replace into digests values (?, ?, ?, ?)"
@@ -33,7 +32,6 @@ ABSENT |= {errno.ELOOP, errno.ENAMETOOLONG}
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 # In place of the size and the time: the digest is the identity of a file at a URL.
 REMOTE = (-1, 0)
-NO_FILE = (None, None)  # is no state of the cache
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Digests:
                 batch = [str(path) for path in paths[start : start + BATCH]]
                 # Taken before the files are read: one that changes meanwhile is read again next time.
                 states = {
-                    file: REMOTE if is_url(file) else file_state(file) or NO_FILE
+                    file: REMOTE if is_url(file) else file_state(file) or (None, None)
                     for file in batch
                 }
                 known = {}
@@ -93,7 +91,9 @@ class Digests:
                 fresh = [*zip(unread, pool.map(digest_file, unread), strict=True)]
                 if ask and urls:
                     fresh += zip(urls, identities(urls), strict=True)
-                found = {file: one for file, one in fresh if one not in NOT_FOUND}
+                found = {
+                    file: one for file, one in fresh if one not in ("", NOT_FETCHED)
+                }
                 with db:
                     rows = [(file, *states[file], one) for file, one in found.items()]
                     db.executemany(INSERT, rows)

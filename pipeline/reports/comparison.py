@@ -83,11 +83,12 @@ def compare_scores(
 
     scores = []
     for name, row in (models[1] | models[0]).items():
-        both = [one.get(name) for one in models]
-        values = [score_text(one) if one else "" for one in both]
+        values = [score_text(one[name]) if name in one else "" for one in models]
         change = changes.get(name)
         tested = [difference_text(change), f"{change.p:.4f}"] if change else ["", ""]
-        protocols = dict.fromkeys(one["protocol"] for one in both if one)
+        protocols = dict.fromkeys(
+            one[name]["protocol"] for one in models if name in one
+        )
         # The heads of the columns name the models.
         shown = {"model": "", "protocol": " / ".join(protocols)}
         scores.append(row | shown | {"cells": [*values, *tested]})

@@ -101,16 +101,6 @@ def application(models: ServedModels) -> FastAPI:
     app.router.redirect_slashes = False
     queue = RequestQueue()
 
-    _add_errors(app, models)
-    _add_searches(app, models, queue)
-    _add_answers(app, models, queue)
-    _add_clips(app, models)
-    _add_health(app, models)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return app
-
-
-def _add_errors(app: FastAPI, models: ServedModels) -> None:
     index = models.search.index.place if models.search else ""
 
     @app.exception_handler(Failure)
@@ -127,6 +117,13 @@ def _add_errors(app: FastAPI, models: ServedModels) -> None:
             status = 503
             text = f"on the server: {error.strerror or 'no file'}"
         return JSONResponse({"detail": text}, status)
+
+    _add_searches(app, models, queue)
+    _add_answers(app, models, queue)
+    _add_clips(app, models)
+    _add_health(app, models)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
 
 
 def _add_searches(app: FastAPI, models: ServedModels, queue: RequestQueue) -> None:

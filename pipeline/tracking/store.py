@@ -18,7 +18,6 @@ REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
 )
 
-NEWEST = "attributes.start_time DESC"
 # Options of MLflow's page of runs.
 CHARTS = "?workflowType=machine_learning&compareRunsMode=CHART"
 
@@ -136,7 +135,9 @@ def charts_page(uri: str) -> str:
     client = MlflowClient(uri)
     with one_line_errors(uri):
         experiments = [one.experiment_id for one in client.search_experiments()]
-        runs = client.search_runs(experiments, order_by=[NEWEST], max_results=1)
+        runs = client.search_runs(
+            experiments, order_by=["attributes.start_time DESC"], max_results=1
+        )
     return f"/#/experiments/{runs[0].info.experiment_id}/runs{CHARTS}" if runs else ""
 
 
