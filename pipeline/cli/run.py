@@ -163,12 +163,11 @@ def print_plan(plan: "Plan") -> None:
     from alpro.pipeline.plan.difference import explain
     from alpro.pipeline.reports.columns import print_rows
 
-    name = plan.command.config_name
     # Oldest first: the newest artifact of each step is left.
     earlier = {
         record.name: record
         for _, record in plan.store.artifacts()
-        if command_of(record).config_name == name
+        if command_of(record).config_name == plan.command.config_name
     }
 
     rows = []

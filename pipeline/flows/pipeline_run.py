@@ -115,7 +115,8 @@ class PipelineRun:
         report = self.plan.report
         changes = self.describe_changes(read_earlier(self.plan.workspace, log_entry))
         document = describe_run(log_entry, self.plan.steps, artifacts, changes)
-        run_page = self.tracker.page(self.mlflow_run)
+        # A link of MLflow's own pages, which follows the address of its server.
+        run_page = f"#/experiments/{self.tracker.experiment}/runs/{self.mlflow_run}"
         uri = self.tracker.uri
         server = uri.rstrip("/") if uri.startswith("http") else DEFAULT_UI
         links = {"MLflow": f"{server}/{run_page}" if self.mlflow_run else ""}

@@ -207,11 +207,6 @@ class Tracker:
             self._call("log_figure", run, figure, name)
         self._call("set_tag", run, mlflow_tags.MLFLOW_RUN_NOTE, description)
 
-    def page(self, run: str) -> str:
-        """Return where MLflow's server shows a run: a link of its own pages, which follows the
-        address of the server."""
-        return f"#/experiments/{self.experiment}/runs/{run}"
-
     def logged_model(self, fingerprint: str) -> str:
         """Return the id of the newest logged model of an artifact; empty if the store has none."""
         query = f"tags.fingerprint = '{fingerprint}'"
