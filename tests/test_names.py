@@ -104,7 +104,7 @@ def test_a_name_of_none_or_of_several_is_refused_in_one_line(name, build, tmp_pa
         find_artifact(name, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", None])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 2}', None])
 def test_an_artifact_that_was_removed_or_is_corrupt_is_none(
     content, build, run, tmp_path
 ):

@@ -76,7 +76,7 @@ def test_a_registered_model_predicts_what_the_model_does(
     assert predicted == expected
     assert not list(tmp_path.rglob("*.pkl"))
 
-    with pytest.raises(InputError, match="models:/shapes/9: not in the MLflow store"):
+    with pytest.raises(InputError, match="MLflow store .*version=9"):
         registered_folder("", tmp_path, "models:/shapes/9")
 
     client = MlflowClient(uri)

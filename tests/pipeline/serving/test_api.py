@@ -192,7 +192,10 @@ REFUSED = {
     [(path, status) for status, paths in REFUSED.items() for path in paths],
 )
 def test_a_wrong_request_is_refused(path, status, client, keys):
-    assert client.get(f"/api/{path.replace('KEY', keys[1])}").status_code == status
+    answer = client.get(f"/api/{path.replace('KEY', keys[1])}")
+    assert answer.status_code == status
+    # No folder of the server, such as that of the index.
+    assert status == 200 or "/" not in answer.text.replace("//", "")
 
 
 @pytest.mark.parametrize("path", ["search", "ask?question=a"])
