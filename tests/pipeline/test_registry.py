@@ -76,7 +76,7 @@ def test_a_registered_model_predicts_what_the_model_does(
     assert predicted == expected
     assert not list(tmp_path.rglob("*.pkl"))
 
-    with pytest.raises(InputError, match="MLflow store .*version=9"):
+    with pytest.raises(InputError, match="version=9"):
         registered_folder("", tmp_path, "models:/shapes/9")
 
     client = MlflowClient(uri)
