@@ -39,6 +39,10 @@ MAX_KEPT_BYTES = (
 )  # a corpus of at most these bytes is kept in memory once it is read
 
 
+# What the user can do if samples are unreadable.
+REPAIR = "`alpro artifacts verify` lists damaged files and how to rebuild them"
+
+
 class Unreadable(InputError):
     """Raised for a sample that is missing from its shard or corrupt. The message names the shard,
     the sample and the reason."""

@@ -121,9 +121,9 @@ def execute(arguments: Sequence[str]) -> int:
         if not error.strerror:
             raise
         log.debug("the error's traceback:", exc_info=True)
-        place = f"{error.filename}: " if error.filename else ""
+        place = error.filename or "standard output, or a file that is not named"
         return fail(
-            f"error: {place}{error.strerror}; check this path and its disk, and run again to resume"
+            f"error: {place}: {error.strerror}; check this path and its disk, and run again to resume"
         )
 
 

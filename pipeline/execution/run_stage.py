@@ -23,6 +23,7 @@ from alpro.errors import InputError, one_line
 from alpro.files import os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
+from alpro.shards.reader import REPAIR, Unreadable
 from alpro.shards.storage import DISK_FULL, located
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
@@ -70,6 +71,8 @@ def run(work: dict) -> Outcome:
 
 def get_message(error: Exception, work: dict) -> str | None:
     """Return one line for an error that the user can fix, and None for any other error."""
+    if isinstance(error, Unreadable):
+        return f"{error}; {REPAIR}"
     if isinstance(error, InputError):
         return str(error)
 

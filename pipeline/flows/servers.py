@@ -116,7 +116,9 @@ def wait_until(
     while not condition():
         for name, program in programs.items():
             if not program.is_running():
-                raise StageFailed(f"{name} ended: {' | '.join(program.last_lines)}")
+                raise StageFailed(
+                    f"{name} ended, see {name}.log: {' | '.join(program.last_lines)}"
+                )
         time.sleep(POLL_SECONDS)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from alpro.errors import InputError
 from alpro.interpreter import set_parent_death_signal
 from alpro.models.word_pieces import BertTokenizer
-from alpro.shards.reader import Sample, ShardReader, Unreadable
+from alpro.shards.reader import REPAIR, Sample, ShardReader, Unreadable
 from alpro.shards.sampling import (
     frames_at_random,
     frames_in_halves,
@@ -315,8 +315,7 @@ class TrainingDataset(Dataset[Batch]):
             # The next one, or after the last the first.
             example = int(others[np.searchsorted(others, example) % len(others)])
         raise InputError(
-            f"{len(errors)} consecutive samples cannot be read, the last: {errors[-1]}; check the "
-            "shards"
+            f"{len(errors)} consecutive samples cannot be read, the last: {errors[-1]}; {REPAIR}"
         )
 
     def example(

@@ -16,6 +16,7 @@ from alpro.errors import InputError
 from alpro.log import log, progress
 from alpro.models.precision import autocast
 from alpro.models.ranks import all_reduce_max, all_reduce_sum
+from alpro.shards.reader import REPAIR
 from alpro.stages.execution.interface import EXIT_STOPPED, Metrics, Resources
 from alpro.stages.execution.lifecycle import STOP_FILE
 from alpro.stages.training.batch import Batch
@@ -350,7 +351,7 @@ class Trainer:
             raise InputError(
                 f"{self.state.unreadable} of {seen} examples cannot be read, more than "
                 f"max_unreadable_share = {self.config.max_unreadable_share:g} allows; "
-                "delete the corpus's folder and run again to rebuild it"
+                f"{REPAIR}"
             )
 
     def log(self, clock: Clock) -> str:
