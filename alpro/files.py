@@ -155,9 +155,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         publish(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
+        # Of a write that fails, the system does not say which file it is.
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)
         raise
 
 

@@ -78,7 +78,9 @@ class Store:
         lock = file_lock(folder.with_suffix(".lock"))
         make_folder(folder.parent)
         if not acquire(lock, blocking=False):
-            announce(f"{step.name}: waiting for another run to build it")
+            announce(
+                f"{step.name}: waiting for another run to build it (`fuser {lock.lock_file}` finds it)"
+            )
             if not acquire(lock, cancel_check=is_stopping):
                 raise CancelledError(f"{step.name} was stopped")
 

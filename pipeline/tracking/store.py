@@ -17,6 +17,11 @@ from alpro.locks import acquire, file_lock
 REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
 )
+# What the user can do, by an expression that SQLite's errors match.
+REMEDIES = {
+    "not a database|malformed": f"; it is damaged: {REFILL}",
+    "database is locked": "; another program writes it: run again, or find it with `fuser`",
+}
 
 # Options of MLflow's page of runs.
 CHARTS = "?workflowType=machine_learning&compareRunsMode=CHART"
@@ -165,6 +170,5 @@ def one_line_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         # The first line is the reason; SQLAlchemy appends the query.
         reason = str(error).partition("\n")[0][:MAX_REASON]
-        is_damaged = re.search("not a database|malformed", reason)
-        remedy = f"; it is damaged: {REFILL}" if is_damaged else ""
-        raise InputError(f"MLflow store {uri}: {reason}{remedy}") from error
+        remedies = [text for kind, text in REMEDIES.items() if re.search(kind, reason)]
+        raise InputError(f"MLflow store {uri}: {reason}{''.join(remedies)}") from error
