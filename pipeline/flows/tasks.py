@@ -199,7 +199,8 @@ def run_remotely(run: PipelineRun, step: Step) -> None:
                     return
                 raise StageFailed(
                     f"{name} completed, but {run.plan.store.folder(step)} does not exist; the "
-                    "workers must share the workspace and the files that the configuration names"
+                    "workers must share the workspace, the configuration and the files that it names, "
+                    "none of which may change meanwhile"
                 )
             if state and state.is_final():
                 raise StageFailed(
