@@ -17,10 +17,11 @@ from alpro.locks import acquire, file_lock
 REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
 )
-# What the user can do, by an expression that SQLite's errors match.
+# What the user can do, by an expression that the errors of a store match.
 REMEDIES = {
     "not a database|malformed": f"; it is damaged: {REFILL}",
     "database is locked": "; another program writes it: run again, or find it with `fuser`",
+    "Max retries exceeded": "; no server answers there: start it, or leave out --tracking-uri",
 }
 
 # Options of MLflow's page of runs.
