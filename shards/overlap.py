@@ -16,14 +16,12 @@ from PIL import Image
 
 from alpro.shards.reader import ShardReader, Unreadable, read_index
 from alpro.shards.sampling import segment_starts
-from alpro.shards.schema import SPLITS
+from alpro.shards.schema import SPLITS, SplitCounts
 from alpro.shards.storage import MAX_CONCURRENT_REQUESTS
 from alpro.threads import map_ahead
 
 
-def overlap(
-    folder: Path, max_samples: int
-) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+def overlap(folder: Path, max_samples: int) -> tuple[pa.Table, SplitCounts]:
     """Find the validation and test items of a corpus that are also in its training split.
 
     The frames of at most `max_samples` samples are compared by `perceptual_hash`.

@@ -15,14 +15,11 @@ GAP = 4  # pixels between tiles
 MAX_CHARACTERS = 1000  # wrapping 400,000 characters takes 18 s
 MAX_LINES = 8
 LINE_HEIGHT = 17  # pixels
+FONT_SIZE = 13
 INK = (25, 25, 28)
 PAPER = (255, 255, 255)
 GREEN = (30, 150, 70)
 RED = (205, 50, 45)
-
-
-def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def tile(frame: np.ndarray, border: tuple[int, int, int] | None = None) -> Image.Image:
@@ -47,7 +44,8 @@ def strip(tiles: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
     image = Image.new("RGB", (width, TILE + LINE_HEIGHT * line_count + 20), PAPER)
     for i, picture in enumerate(tiles):
         image.paste(picture, (i * (TILE + GAP), 0))
-    ImageDraw.Draw(image).text((2, TILE + 6), text, INK, font())
+    font = ImageFont.load_default(FONT_SIZE)
+    ImageDraw.Draw(image).text((2, TILE + 6), text, INK, font)
     return image
 
 

@@ -16,6 +16,7 @@ SAMPLE_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
 MAX_SIDE = 1_000_000  # pixels, before resizing
 SPLITS = ("train", "validation", "test")
+SplitCounts = dict[str, dict[str, int]]  # what is counted of each split
 KINDS: tuple[Kind, ...] = ("video", "image")
 
 

@@ -181,7 +181,7 @@ class Form(Columns):
         names = {fold(name): name for name in reversed(columns)}
         keys = WORDS["usual"] if self.usual else ADDED_KEYS
         taken = {self.question, self.answer} if self.usual else self.meanings
-        changes: dict[str, Any] = {}
+        changes: Record = {}
         for key in keys:
             present = [names[word] for word in WORDS["usual"][key] if word in names]
             is_free = key not in self.model_fields_set

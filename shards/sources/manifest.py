@@ -25,7 +25,7 @@ from alpro.files import atomic_write, digest, file_state, make_folder, read_json
 from alpro.log import progress
 from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject, Row
 from alpro.shards.sources.downloads import tars
-from alpro.shards.sources.form import VERSION, Columns
+from alpro.shards.sources.form import VERSION, Columns, Record
 from alpro.shards.sources.media import TEXT_SUFFIXES, read_suffix
 from alpro.shards.sources.rows import Rows
 from alpro.shards.sources.scan import Source
@@ -45,7 +45,7 @@ class Manifest:
     folder: Path
 
     @cached_property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Record:
         """The description of a source.
 
         `source` and `form`; `rows` and `rejects`, how many there are, and the `digest` of both;
@@ -147,12 +147,12 @@ def state_of(source: Source) -> Iterator[list[Any]]:
         yield [str(source.data), file_state(Path(source.data))]
     elif not source.annotations:
         yield [source.folder.names_digest, None]
-        for name in source.folder.files.others:
+        for name in source.folder.others:
             if read_suffix(name) in STATE:
                 yield [name, file_state(source.folder.path / name)]
 
 
-def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
+def write_manifest(records: Rows, out: Path, base: Location) -> Record:
     """Write the rows and the rejects of a source to a folder, and return what is known of them.
 
     Args:
@@ -162,7 +162,7 @@ def write_manifest(records: Rows, out: Path, base: Location) -> dict[str, Any]:
     has_questions = False
     content = hashlib.sha256()
     counts = {"rows": 0, "rejects": 0}
-    pending: dict[str, list[dict[str, Any]]] = {"rows": [], "rejects": []}
+    pending: dict[str, list[Record]] = {"rows": [], "rejects": []}
     with (
         progress(f"importing {base}", None, "rows") as advance,
         pq.ParquetWriter(out / "manifest.parquet", MANIFEST) as row_file,

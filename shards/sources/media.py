@@ -66,14 +66,6 @@ class Notes:
         return [self.line(reason) for reason in self.counts]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files of a folder by their paths relative to it, in the order of the parts of the paths."""
-
-    media: dict[str, None]
-    others: list[str]
-
-
 @dataclass
 class Folder:
     """A folder of videos and images. It is listed once, when its files are needed.
@@ -84,12 +76,18 @@ class Folder:
 
     path: Path
     notes: Notes
-    is_listed: bool = field(default=False, init=False)
+
+    @property
+    def is_listed(self) -> bool:
+        return "files" in vars(self)
 
     @cached_property
-    def files(self) -> Files:
-        """Raises InputError if a folder cannot be listed: what is missing from the list would be
-        missing from the data, in silence."""
+    def files(self) -> list[str]:
+        """The paths of the files, relative to the folder, in the order of their parts.
+
+        Raises InputError if a folder cannot be listed: what is missing from the list would be missing
+        from the data, in silence.
+        """
         files = []
         pending = [""]
         while pending:
@@ -114,22 +112,30 @@ class Folder:
                 # A broken link may be one of git-annex; a pipe would block who reads it.
                 elif entry.is_file() or entry.is_symlink():
                     files.append(f"{inside}{name}")
-        self.is_listed = True
         # `scandir` has no order, and a source must give the same rows on any disk.
-        files.sort(key=lambda path: path.split("/"))
-        media = {path: None for path in files if read_suffix(path) in MEDIA_EXTENSIONS}
-        return Files(media, [path for path in files if path not in media])
+        return sorted(files, key=lambda path: path.split("/"))
+
+    @cached_property
+    def media(self) -> dict[str, None]:
+        """The paths of the videos and images."""
+        names = (path for path in self.files if read_suffix(path) in MEDIA_EXTENSIONS)
+        return dict.fromkeys(names)
+
+    @cached_property
+    def others(self) -> list[str]:
+        """The paths of the other files."""
+        return [path for path in self.files if path not in self.media]
 
     @cached_property
     def names_digest(self) -> str:
         """The digest of the names of the media."""
-        return digest([*self.files.media])
+        return digest([*self.media])
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         """The paths of the media by the name of the file without its extension."""
         paths: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.files.media:
+        for path in self.media:
             paths[file_stem(path)].append(path)
         return paths
 
@@ -151,7 +157,7 @@ class Folder:
             ValueError: If the name could mean several files.
         """
         # If the folder is listed, most names need no request to the disk.
-        if self.is_listed and name in self.files.media:
+        if self.is_listed and name in self.media:
             return name
         if os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
@@ -191,7 +197,7 @@ class Folder:
         or with this name as a part of theirs."""
         stem = re.escape(file_stem(name).lstrip("0"))
         part = re.compile(rf"(?i)(?<![0-9])0*{stem}(?![0-9])")
-        return [path for path in self.files.media if part.search(path)][:MAX_NAMED]
+        return [path for path in self.media if part.search(path)][:MAX_NAMED]
 
 
 class Sidecars:
@@ -207,7 +213,7 @@ class Sidecars:
         self.texts: dict[str, str] = {}
         self._by_name: dict[str, str] = {}  # The extension is in lower case.
         names: set[str] = set()
-        for path in folder.files.others:
+        for path in folder.others:
             stem, suffix = splitext(compose(path))
             if suffix.lower() in TEXT_SUFFIXES:
                 self._by_name[f"{stem}{suffix.lower()}"] = path
@@ -222,7 +228,7 @@ class Sidecars:
             )
 
         owners: defaultdict[str, list[str]] = defaultdict(list)
-        for path in folder.files.media if self._by_name else ():
+        for path in folder.media if self._by_name else ():
             owners[self.find(path)].append(path)
         owners.pop("", None)
         for text, paths in owners.items():
@@ -280,7 +286,7 @@ class Sidecars:
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
         used = {*self.texts.values()}
-        stems = {compose(splitext(path)[0]) for path in self.folder.files.media}
+        stems = {compose(splitext(path)[0]) for path in self.folder.media}
         folders = {text.rpartition("/")[0] for text in used}
         for path in self._by_name.values():
             is_known = path in used or compose(splitext(path)[0]) in stems
@@ -299,7 +305,7 @@ class Sidecars:
         remedies: dict[str, str] = {}
         for remedy, suffixes in WORDS["not_read"].items():
             remedies |= dict.fromkeys(suffixes, remedy)
-        for path in self.folder.files.others:
+        for path in self.folder.others:
             suffix = read_suffix(path)
             if suffix not in remedies or path in used or NOT_TEXTS.fullmatch(path):
                 continue

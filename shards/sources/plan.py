@@ -21,7 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.shards.schema import KINDS, MANIFEST, REJECTS, SPLITS, Reject, Row
+from alpro.shards.schema import (
+    KINDS,
+    MANIFEST,
+    REJECTS,
+    SPLITS,
+    Reject,
+    Row,
+    SplitCounts,
+)
 from alpro.shards.sources.manifest import ROW_GROUP, Manifest
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
@@ -247,7 +255,7 @@ class DecodePlan:
         """Return the rejects of the import, with the columns of REJECTS."""
         return self.manifest.rejects().select(REJECTS.names)
 
-    def annotated(self) -> dict[str, dict[str, int]]:
+    def annotated(self) -> SplitCounts:
         """Return the numbers of items with a text, captions and questions that each split should
         have: of its rows, and of the items whose files are missing."""
         is_missing = pc.field("reason") == "missing"
@@ -318,7 +326,7 @@ class DecodePlan:
             yield from ungrouped["name"].to_pylist()
 
 
-def count_by_split(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+def count_by_split(columns: dict[str, np.ndarray]) -> SplitCounts:
     """Return by split how many items have a text, and how many texts of each kind there are.
 
     Args:
@@ -326,7 +334,7 @@ def count_by_split(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """
     has_text = columns["captions"] + columns["questions"] > 0
     counted = {"items": has_text} | {name: columns[name] for name in TEXT_COUNTS}
-    counts: dict[str, dict[str, int]] = {}
+    counts: SplitCounts = {}
     for code, split in enumerate(SPLITS):
         in_split = columns["split"] == code
         counts[split] = {

@@ -194,7 +194,7 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def propose_columns(cells: Cells, folder: Folder | None) -> dict[str, Any]:
+def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     """Return the columns by their keys, as far as their contents tell."""
     proposed = propose_file(cells, folder)
     file = proposed.get("file", "")
@@ -327,7 +327,7 @@ def is_long(text: str) -> bool:
     return len(text.split()) > 1 or len(UNSPACED.findall(text)) >= MIN_UNSPACED
 
 
-def propose_file(cells: Cells, folder: Folder | None) -> dict[str, Any]:
+def propose_file(cells: Cells, folder: Folder | None) -> Record:
     """Return the column whose cells name videos, or pictures of videos, or files in subfolders, or
     are URLs."""
 
@@ -405,7 +405,7 @@ def differ_in_file(files: list[Any], cells: list[Any]) -> bool:
     return len(texts) > len({file for file, _ in texts})
 
 
-def propose_answer(cells: Cells) -> dict[str, Any]:
+def propose_answer(cells: Cells) -> Record:
     """Return the column of the answers, and those of the options, if there are some. If it is not
     known what answers call the first option, `first_option` is empty."""
     options = find_options(cells)
@@ -426,7 +426,7 @@ def propose_answer(cells: Cells) -> dict[str, Any]:
         return {}
 
     for name in indices:
-        proposed: dict[str, Any] = {"answer": name, "options": options}
+        proposed: Record = {"answer": name, "options": options}
         columns = {each: cells[each] for each in (name, *options)}
         firsts = [
             first

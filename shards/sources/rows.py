@@ -278,7 +278,7 @@ class Items:
         if found:
             return {"name": found, "path": f"{base}{found}"}
         url = read_text(read_cell(record, form.url))
-        if url and not self.folder.files.media:
+        if url and not self.folder.media:
             url = str(resolve(self.root, url))
             return {"name": url, "path": url}
         return {"name": name, "path": path, "missing": True}

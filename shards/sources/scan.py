@@ -125,7 +125,7 @@ class Source:
         if self.annotations:
             return self.scan_tables(self.open_annotations())
         folder = self.folder if self.is_folder else None
-        files = folder.files.others if folder else ()
+        files = folder.others if folder else ()
         has_tars = any(name.endswith(".tar") for name in files)
         if (has_tars or not self.folder) and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
@@ -134,7 +134,7 @@ class Source:
 
         # The texts beside the videos, if most videos have one.
         sidecars = Sidecars(folder, self.form.texts)
-        are_most = 2 * len(sidecars.texts) > len(folder.files.media)
+        are_most = 2 * len(sidecars.texts) > len(folder.media)
         if self.form.texts or (are_most and self.form is TABLE):
             return BESIDE.title, self.read_texts(sidecars)
 
@@ -153,7 +153,7 @@ class Source:
         unknown = [table for table in opened if table.form is not LIST]
         errors = [unknown_columns(table, self.items) for table in unknown]
         error = max(errors, key=lambda error: error.score, default=None)
-        may_have_texts = error and (error.score[0] or not folder.files.media)
+        may_have_texts = error and (error.score[0] or not folder.media)
         if error and may_have_texts and not sidecars.texts:
             raise error
         return BESIDE.title, self.read_texts(sidecars)
@@ -181,7 +181,7 @@ class Source:
             InputError: If there is no video or image.
         """
         folder = sidecars.folder
-        for path in folder.files.media:
+        for path in folder.media:
             text = sidecars.texts.get(path)
             record = sidecars.read(text) if text else {}
             yield from self.items.add_file(text or path, path, record)
@@ -193,7 +193,7 @@ class Source:
             yield Reject(id=path, path=path, reason="missing", detail=detail)
         yield from self.items.rows()
         sidecars.note_others()
-        if not folder.files.media:
+        if not folder.media:
             lines = [
                 f"{folder.path}: no video or image in this folder",
                 *folder.notes.lines(),
@@ -207,9 +207,9 @@ class Source:
         Raises:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
-        stems = {splitext(path)[0] for path in folder.files.media}
+        stems = {splitext(path)[0] for path in folder.media}
         paths: list[tuple[bool, bool, str]] = []
-        for path in folder.files.others:
+        for path in folder.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
             # What is named as a video describes that one: a.json, a.info.json.
@@ -375,7 +375,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     names_by_start: dict[tuple[str, ...], str] = {}
     for number, table in enumerate(chosen):
         inside = paths[table].removesuffix(table.name)
-        if not any(media.startswith(inside) for media in folder.files.media):
+        if not any(media.startswith(inside) for media in folder.media):
             inside = ""
         table.origins = [Origin(table.split, inside, number)]
         # A number in JSON is a text in CSV.
@@ -404,12 +404,12 @@ def scan_media(folder: Path) -> Rows:
             if isinstance(row, Row) and row.end is None:
                 texts[row.name] = row
     except InputError as error:
-        if not source.folder.files.media:
+        if not source.folder.media:
             raise
         # The videos are there without their captions.
         log.info(f"note: {printable(str(error))}")
     items = Items(folder, source.notes, source.folder)
-    for path in source.folder.files.media:
+    for path in source.folder.media:
         if path in texts:
             yield texts[path]
         else:
