@@ -440,8 +440,7 @@ def read_answer(record: Record, form: Form) -> str:
 
 def read_option(record: Record, form: Form, answer: str) -> str:
     """Return the text of the option that an answer names. Raises ValueError if it names no option."""
-    cells = [read_cell(record, column) for column in form.options]
-    options: Any = [*map(parse_cell, cells)]
+    options: Any = [parse_cell(read_cell(record, name)) for name in form.options]
     if len(options) == 1:
         (options,) = options
     own_names = [] if form.first_option else [*form.options]

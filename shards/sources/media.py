@@ -177,8 +177,7 @@ class Folder:
             same_stem = [path for path in same_stem if is_image(path) == is_image(name)]
 
         paths = [path for path in same_stem if cut_extension(path) in stems]
-        is_inside = anywhere and not paths
-        if is_inside:
+        if anywhere and not paths:
             ends = tuple(f"/{stem}" for stem in stems)
             paths = [path for path in same_stem if cut_extension(path).endswith(ends)]
         # A name with its extension means that file; one without it the video rather than its
@@ -188,8 +187,6 @@ class Folder:
         paths = same or videos or paths
         if len(paths) > 1:
             raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
-        if paths and is_inside:
-            self.notes.add("names were found in a subfolder", f"{name} ({paths[0]})")
         return paths[0] if paths else None
 
     def similar(self, name: str) -> list[str]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
+from posixpath import dirname
 from typing import Any
 
 from pydantic import ValidationError
@@ -39,7 +40,14 @@ from alpro.shards.sources.form import (
     read_text,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, cut_extension, read_suffix, show
+from alpro.shards.sources.media import (
+    Folder,
+    Notes,
+    compose,
+    cut_extension,
+    read_suffix,
+    show,
+)
 from alpro.shards.sources.tables import NO_ORIGIN, Origin
 from alpro.shards.storage import Location, is_url, resolve, suffix
 
@@ -276,6 +284,9 @@ class Items:
             raise ValueError(f"{text!r} names no file")
         found = self.folder.find(name, form.prefixes, form.anywhere)
         if found:
+            # Not where it is found: a proposal also looks names up.
+            if dirname(compose(found)) != dirname(compose(name)):
+                self.notes.add("names were found in a subfolder", f"{name} ({found})")
             return {"name": found, "path": f"{base}{found}"}
         url = read_text(read_cell(record, form.url))
         if url and not self.folder.media:

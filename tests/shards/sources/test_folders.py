@@ -242,7 +242,7 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
     notes = Notes()
     folder = Folder(tmp_path, notes)
 
-    assert [*folder.files.media] == data
+    assert [*folder.media] == data
     counts = {
         reason.partition(" are left out")[0]: count
         for reason, count in notes.counts.items()
@@ -257,7 +257,7 @@ def test_what_is_not_data_is_left_out_and_counted(tmp_path):
         "links that lead nowhere": 1,
     }
     # The folder that a person names is data.
-    assert [*Folder(tmp_path / "#recycle", Notes()).files.media] == ["d.mp4"]
+    assert [*Folder(tmp_path / "#recycle", Notes()).media] == ["d.mp4"]
 
 
 @pytest.mark.parametrize("name", ["lib", "lib/b"])
