@@ -1,6 +1,6 @@
 """Check whether the columns that a known table only stores may have a meaning."""
 
-from alpro.shards.sources.form import TABLE, Form, fold, has_any
+from alpro.shards.sources.form import OPTION_NAME, TABLE, Form, fold, has_any, read_text
 from alpro.shards.sources.media import Folder
 from alpro.shards.sources.propose import (
     Cells,
@@ -45,7 +45,7 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
         times = propose_times(cells, [], are_named=True).values()
         if form.usual and (
             (not has_times and any(times))
-            or hides_file(named, cells, folder)
+            or hides_file(table, named, cells, folder)
             or (not form.question and hides_texts(form, named, cells))
         ):
             return True
@@ -59,21 +59,36 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
     )
 
 
-def hides_file(named: Cells, cells: Cells, folder: Folder | None) -> bool:
-    """Return whether the column with a usual name of files has no file, and another one has."""
-    if propose_file(named, folder):
-        return False
+def hides_file(
+    table: Table,
+    named: Cells,
+    cells: Cells,
+    folder: Folder | None,
+) -> bool:
+    """Return whether the column with a usual name of files has none at its paths: several are in
+    subfolders, or another column has them."""
+    inside = table.origins[0].inside
+    paths: Cells = {}
+    for name in named:
+        paths[name] = [f"{inside}{read_text(cell)}" for cell in named[name]]
+    found = propose_file(paths, folder)
+    if found:
+        are_several = len({*paths[found["file"]]}) > 1
+        return "anywhere" in found and are_several and table.has_texts
     other = propose_file(cells, folder).get("file", "")
     return bool(other) and not any(map(is_url, cells[other]))
 
 
 def hides_texts(form: Form, named: Cells, cells: Cells) -> bool:
-    """Return whether captions are objects, whose columns have dotted names, or if another column has
-    texts, questions or the same prompt for all files."""
+    """Return whether captions are objects, whose columns have dotted names, or options beside their
+    names, or if another column has texts, questions or the same prompt for all files."""
     captions = [named.get(name, []) for name in form.captions]
     # Under another name, the same text may be the label of a class.
     is_prompt = "prompt" in map(fold, form.captions) and is_constant(captions[0])
     has_prompt = is_prompt or find_first(named, is_marked)
+    answers = [*map(read_text, cells.get(form.answer, ()))]
+    if answers and all(map(OPTION_NAME.fullmatch, answers)):
+        return True
     return not all(captions) or bool(has_prompt and find_first(cells, is_text))
 
 

@@ -36,8 +36,8 @@ MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artif
 MAX_NAMED = 3  # names that are shown as examples
 TEXT_SUFFIXES = tuple(WORDS["texts"]["suffixes"])
 NOT_TEXTS = re.compile(
-    r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_\w+_question|flickr8k\.lemma)"
-    r"[^/]*"
+    r"(?i)(.*/)?(readme|licen[cs]e|requirements|changelog|notice|classes|total_\w+_question|flickr8k\.lemma|"
+    r"vatex_public_test_chinese)[^/]*"
 )
 
 

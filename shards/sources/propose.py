@@ -33,6 +33,7 @@ from alpro.shards.sources.form import (
     read_answer,
     read_captions,
     read_cell,
+    read_parts,
     read_seconds,
     read_spans,
     read_text,
@@ -130,6 +131,14 @@ def propose(
     records = [record for _, record in examined if isinstance(record, dict)]
     cells = read_columns(records)
     columns |= propose_columns(cells, folder)
+    form = Form.model_validate(columns)
+    for record in records[:1]:
+        captions = [read_cell(record, name) for name in form.captions]
+        try:
+            read_parts(record, form, captions)
+        except ValueError:
+            # Several parts have one caption.
+            columns |= dict.fromkeys(columns.keys() & {"span"}, "")
 
     meanings = Form.model_validate(columns).meanings
     used = [map(read_text, cells[name]) for name in meanings]
