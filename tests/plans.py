@@ -33,6 +33,7 @@ def plan_of(
     stage: str = "",
 ) -> Plan:
     """The plan of a command."""
+    workspace.mkdir(parents=True, exist_ok=True)
     return make_plan(command(config, *changes, data=data, stage=stage), workspace)
 
 
