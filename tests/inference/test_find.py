@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from alpro.artifact import RECORD_VERSION
-from alpro.files import write_json
+from alpro.files import read_json, write_json
 from alpro.inference.loading import Found, resolve
 from alpro.names import write_refs
 from tests.conftest import one_line
@@ -112,7 +112,8 @@ def test_prompts_stand_for_their_prompter(prompter, tmp_path):
 
 
 def test_a_damaged_prompter_is_refused(prompter, tmp_path):
-    record = {"version": RECORD_VERSION, "contents": {"x": {"sha256": "0"}}}
+    record = read_json(prompter / "artifact.json")
+    record["contents"] = {"x": {"sha256": "0"}}
     write_json(prompter / "artifact.json", record)
 
     with one_line("damaged"):

@@ -43,7 +43,8 @@ def test_a_manifest_is_described_with_what_is_missing(tmp_path):
     assert report.problems == []
     assert {
         "splits: generated",
-        "1 rejected, bad row: line 33: no name of a file",
+        "1 rejected, bad row: line 33: no name of a file in a column of a usual name; the record "
+        "has caption: set `file` in `columns`",
         "1 rejected, missing: gone",
         "1 items without a text",
         "decoded 5 items, 0 rejected",
