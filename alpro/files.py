@@ -28,6 +28,7 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # not read.
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 CANNOT_SYNC |= {errno.EISDIR, errno.EACCES, errno.EPERM}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 
 
 def expand_home(path: str | Path) -> Path:
@@ -158,8 +159,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
-        # Of a write that fails, the system does not say which file it is.
-        if isinstance(error, OSError) and not error.filename:
+        # Of a full disk, the system does not say which file it is.
+        if (
+            isinstance(error, OSError)
+            and error.errno in DISK_FULL
+            and not error.filename
+        ):
             error.filename = str(path)
         raise
 

@@ -53,7 +53,10 @@ def say(text: str, shown: str = "") -> None:
 def keep(text: str) -> None:
     """Append a text with its time to the log file of this command, if it has one."""
     path = os.environ.get(FILE, os.devnull)
-    with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+    with (
+        suppress(OSError),
+        open(path, "a", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(f"{with_time(text)}\n")
 
 

@@ -41,6 +41,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 EXIT_TIMEOUT = 1  # exit status of faulthandler at a time limit
+EXIT_ERROR = 70  # exit status of a child process that failed outside of a task
 EXIT_IDLE = 75  # exit status of a child process that had nothing to do
 CONNECT_SECONDS = 20.0
 CAPACITY_SECONDS = 5.0  # how long the number of a cluster's threads is used
@@ -169,10 +170,18 @@ def _serve(tasks: Connection, parent: int, idle_seconds: float | None) -> None:
     # Ctrl-C goes to all processes of a terminal, and the parent stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_parent_death_signal(parent, signal.SIGKILL)
-    while tasks.poll(idle_seconds):
-        call, output = tasks.recv()
-        tasks.send_bytes(_attempt(call, output))
-    sys.exit(EXIT_IDLE)
+    status = EXIT_IDLE
+    try:
+        while tasks.poll(idle_seconds):
+            call, output = tasks.recv()
+            tasks.send_bytes(_attempt(call, output))
+    except EOFError:  # the parent has ended
+        pass
+    except BaseException:
+        status = EXIT_ERROR
+        traceback.print_exc()
+    # At once: a task that is sent meanwhile would wait for threads and destructors.
+    os._exit(status)
 
 
 def _attempt(call: bytes, output: str) -> bytes:
@@ -186,19 +195,20 @@ def _attempt(call: bytes, output: str) -> bytes:
     Returns:
         The pickled result, and the exception that the function raised.
     """
-    if output:
-        os.environ[TIMES] = "0"  # the log that receives the lines has times of its own
-        with open(output, "ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-
     try:
+        if output:
+            os.environ[TIMES] = (
+                "0"  # the log that receives the lines has times of its own
+            )
+            with open(output, "ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
         work, task = pickle.loads(call)
         return pickle.dumps((work(task), None))
     except Exception as error:
         return pickle.dumps((None, _picklable(error)))
     finally:
-        if output:
+        with suppress(OSError):  # a full disk costs the lines
             sys.stdout.flush()
 
 
@@ -258,32 +268,45 @@ class _Processes:
         Return the answer of `_attempt`, or Died."""
         thread = get_ident()
         while True:
-            if thread not in self._children:
+            is_new = thread not in self._children
+            if is_new:
                 self._children[thread] = _start_child(IDLE_SECONDS if output else None)
             process, tasks = self._children[thread]
-            # The pipe is closed if the process has ended, also in the middle of a message.
-            with suppress(EOFError, OSError):
+            is_sent = False
+            try:
                 tasks.send((call, output))
+                is_sent = True
                 while not tasks.poll(POLL_SECONDS):
                     if self._is_stopped or is_cancelled():
                         process.kill()
                 return tasks.recv_bytes()
+            except BaseException as error:
+                # Its pipe is closed if the process has ended, also in the middle of a message.
+                # Otherwise, the answer of this task would be taken for the next one's.
+                process.kill()
+                del self._children[thread]
+                if not isinstance(error, EOFError | OSError):
+                    raise
 
-            del self._children[thread]
-            # A thread that starts a process asks for the ends of others, and may not have noted it.
+            # Process.start() in another thread may have reaped it, and not stored its status yet.
             while process.exitcode is None:
                 process.join()
-            if process.exitcode == EXIT_TIMEOUT:
+            # A process that ended while it had no task did not die of this one.
+            is_idle = process.exitcode == EXIT_IDLE or not (is_sent or is_new)
+            if process.exitcode == EXIT_TIMEOUT and not is_idle:
                 return Died("its process took too long", timed_out=True)
-            if process.exitcode != EXIT_IDLE:
+            if not is_idle:
                 return Died(f"its process ended with status {process.exitcode}")
 
     def stop(self, running: Iterable[Future] = ()) -> None:
         """End all processes."""
         self._is_stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for process, _ in [*self._children.values()]:
+        children = [process for process, _ in self._children.values()]
+        for process in children:
             process.kill()
+        for process in children:  # before the caller deletes what they write
+            process.join(POLL_SECONDS)
 
 
 # Clusters

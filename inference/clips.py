@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from alpro.errors import InputError, one_line
+from alpro.files import DISK_FULL
 from alpro.shards.clip import Clip, DecodeError, Limits, Reason
 from alpro.shards.decoding import decode_image, decode_video
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, is_animated_file
@@ -14,7 +15,6 @@ from alpro.shards.reader import Sample
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import Row
 from alpro.shards.storage import (
-    DISK_FULL,
     Location,
     TooLarge,
     absolute,

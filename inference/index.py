@@ -19,13 +19,13 @@ from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from alpro.artifact import read_record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import os_errors
 from alpro.inference.loading import Found
+from alpro.locks import file_lock
 from alpro.log import log
 from alpro.shards.credentials import redact
 from alpro.shards.schema import Member, Row, arrow_type
@@ -160,7 +160,7 @@ class Index:
         }
         self._digest = ""  # of its model
         self._shown = [*SCHEMA.names, *self.columns]
-        self._lock = nullcontext() if is_url(place) else FileLock(Path(place, LOCK))
+        self._lock = nullcontext() if is_url(place) else file_lock(Path(place, LOCK))
 
     @classmethod
     def open(cls, place: Location) -> "Index":

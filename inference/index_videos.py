@@ -380,7 +380,8 @@ def iterate_rows(table: pa.Table) -> Iterator[Item]:
 def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
     """Embed items. Return the `vector` and the `duration` of each, or the `reason` and the `detail`;
     and the seconds that it took."""
-    model = load_model(embedder)
+    # The same path may have had other weights for an earlier job.
+    model = load_model(embedder, embedder.model.digest)
     began = time.monotonic()
     rows: list[Item] = []
     for one in model.stream(map(get_source, items)):
@@ -393,7 +394,7 @@ def embed(embedder: Embedder, items: list[Item]) -> tuple[list[Item], float]:
 
 
 @lru_cache(maxsize=1)
-def load_model(embedder: Embedder) -> "Model":
+def load_model(embedder: Embedder, digest: str) -> "Model":
     """Load the model, once in each process."""
     from alpro.inference.model import Model
 

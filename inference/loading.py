@@ -153,7 +153,8 @@ def load_bundle(found: Found, device: torch.device) -> ModelBundle:
     """Load a model, and the embedded prompts of its entities, if it has any.
 
     Raises:
-        InputError: If a file is missing or invalid, or the prompts are those of another model.
+        InputError: If a file is missing or invalid, or the prompts have another shape than the
+            model's.
     """
     bundle = ModelBundle.from_pretrained(found.model, device)
     if found.prompts is None:
@@ -165,7 +166,7 @@ def load_bundle(found: Found, device: torch.device) -> ModelBundle:
         if value.shape != shape:
             raise InputError(
                 f"{found.prompts}: not the prompts of its entities by this model, but "
-                f"{tuple(value.shape)} in place of {shape}; run cache_prompts again"
+                f"{tuple(value.shape)} in place of {shape}; embed them again (cache_prompts)"
             )
         bundle.prompts[kind] = value.to(device)
     return bundle

@@ -1,4 +1,5 @@
-"""Model folders as of Hugging Face: config.json, model.safetensors, tokenizer.json, label lists."""
+"""Model folders as of Hugging Face: config.json, model.safetensors, tokenizer.json, label lists; also
+folders of a CLIP or SigLIP."""
 
 import json
 from dataclasses import dataclass, field

@@ -28,7 +28,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.files import expand_home, file_state
+from alpro.files import DISK_FULL, expand_home, file_state
 from alpro.shards.credentials import redact, refuse_credentials
 from alpro.shards.schema import Member
 from alpro.threads import map_ahead
@@ -56,7 +56,6 @@ NETWORK_PROTOCOLS = {
     "oss",
     "hf",
 }
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 MAX_CONCURRENT_REQUESTS = 16
 CHUNK_BYTES = 1 << 22  # bytes of a tar member that are copied at a time
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds before a failed request is retried

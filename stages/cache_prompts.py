@@ -62,7 +62,7 @@ def run(config: Config, inputs: Inputs, out: Path, resources: Resources) -> Outc
         embeddings = embed(prompter, entities, templates)
         prompts[kind] = embeddings.cpu()
 
-    # Row m of each tensor belongs to entity m. `Model` reads both and compares their lengths.
+    # Row m of each tensor belongs to entity m. `load_bundle` compares their shapes.
     write_tensors(prompts, out / "prompts.safetensors")
     write_json(out / "entities.json", entities)
     return Outcome({"entities": len(entities)})

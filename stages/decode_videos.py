@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 
 from alpro.errors import InputError
-from alpro.files import digest, file_state, read_json
+from alpro.files import DISK_FULL, digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
@@ -24,7 +24,7 @@ from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from alpro.shards.storage import DISK_FULL, TooLarge, identities, local_copy
+from alpro.shards.storage import TooLarge, identities, local_copy
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.tables import CorpusConfig, UnitRecord, complete, pixel_sums
 from alpro.stages.corpora.units import (

@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError, one_line
-from alpro.files import digest
+from alpro.files import DISK_FULL, digest
 from alpro.log import progress
 from alpro.shards.credentials import refuse_credentials
 from alpro.shards.reader import Unreadable, sample_from_row
 from alpro.shards.schema import INDEX, REJECTS, Reject
 from alpro.shards.sources.downloads import compressed_tars
 from alpro.shards.storage import (
-    DISK_FULL,
     Location,
     identities,
     join,

@@ -153,7 +153,7 @@ def copy_start(target: ModelBundle, start: ModelBundle) -> None:
         raise InputError(
             "pretrain.start: this model has other word pieces than the vocabulary of this run, so "
             "its word embeddings would stand for other words; set train_tokenizer.tokenizer to "
-            "the tokenizer.json in its folder"
+            "the tokenizer.json in its folder (a CLIP or SigLIP is no start)"
         )
 
     pixels = start.preprocessing

@@ -69,11 +69,13 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     """
     from alpro.pipeline.store.checksums import verify
 
-    chosen = [folder for folder, _ in choose(artifacts, workspace)]
-    if not artifacts:  # also those whose record cannot be read
-        chosen = [
-            file.parent for file in sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
-        ]
+    if artifacts:
+        chosen = [folder for folder, _ in choose(artifacts, workspace)]
+    else:
+        read_store(workspace)  # raises if there is none
+        # Also those whose record cannot be read.
+        records = sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
+        chosen = [record.parent for record in records]
     problems = [*verify(chosen)]
 
     for file in problems:

@@ -121,9 +121,11 @@ def execute(arguments: Sequence[str]) -> int:
         if not error.strerror:
             raise
         log.debug("the error's traceback:", exc_info=True)
-        place = error.filename or "standard output, or a file that is not named"
+        if not error.filename:  # of standard output, or of a process
+            return fail(f"error: {error.strerror}; run again to resume")
         return fail(
-            f"error: {place}: {error.strerror}; check this path and its disk, and run again to resume"
+            f"error: {error.filename}: {error.strerror}; check this path and its disk, and run again "
+            "to resume"
         )
 
 

@@ -137,7 +137,8 @@ def prepare_run(options: RunOptions) -> tuple[Path, Callable[[], None]]:
     create_workspace(root)
     if not options.dry_run:  # what follows imports for seconds
         # A file for each command: the lines of two do not mix.
-        os.environ[FILE] = str(root / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log"))
+        name = time.strftime(f"run-%Y%m%d-%H%M%S-{os.getpid()}.log")
+        os.environ[FILE] = str(root / "logs" / name)
         keep(f"{shlex.join(['alpro', *sys.argv[1:]])}, in {Path.cwd()}")
         log.info(f"starting, with the workspace {root}")
 

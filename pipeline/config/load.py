@@ -111,7 +111,9 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
             key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()
         }
     if isinstance(value, list):
-        return [*resolve_paths(dict(enumerate(value)), folder, keys).values()]
+        return [
+            resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)
+        ]
     if not isinstance(value, str) or not value:
         return value
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from alpro.errors import InputError, one_line
-from alpro.files import os_errors, read_json, write_json
+from alpro.files import DISK_FULL, os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
 from alpro.shards.reader import REPAIR, Unreadable
-from alpro.shards.storage import DISK_FULL, located
+from alpro.shards.storage import located
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     EXIT_STOPPED,
@@ -139,7 +139,7 @@ def start(file: Path) -> NoReturn:
         if isinstance(error, SystemExit) and error.code == EXIT_STOPPED:
             status = EXIT_STOPPED  # a training that was stopped
         else:
-            log.error(traceback.format_exc())
+            log.error(traceback.format_exc().rstrip())
 
     try:
         sys.stdout.flush()

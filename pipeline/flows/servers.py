@@ -44,6 +44,7 @@ def read_settings(*tables: str, **values: object) -> dict[str, str]:
 def answers(port: int) -> bool:
     """Return whether a server of this machine has started: uvicorn opens its port last."""
     with socket.socket() as client:
+        client.settimeout(10)
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 

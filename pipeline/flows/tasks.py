@@ -51,7 +51,7 @@ def runs_again(task: Any, task_run: Any, state: State) -> bool:
         return False
 
     seconds = RETRY_SECONDS * task_run.run_count
-    announce(f"it got further, and runs again in {seconds:.0f} s")
+    announce(f"{task.name} got further, and runs again in {seconds:.0f} s")
     # Prefect's own delay would not end at Ctrl-C.
     return not CURRENT_RUN.get().stopping.wait(seconds)
 
@@ -139,7 +139,7 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             killing=run.killing,
         )
         resources = run.plan.settings.resources
-        run.tracker.end_killed(step.fingerprint)
+        run.tracker.end_killed(step.fingerprint, run.plan.workspace)
         with run.tracker.stage_run(
             step.description, store.folder(step), run.mlflow_run, tags
         ) as mlflow_run:

@@ -75,6 +75,7 @@ class Digests:
             for start in range(0, len(paths), BATCH):
                 batch = [str(path) for path in paths[start : start + BATCH]]
                 # Taken before the files are read: one that changes meanwhile is read again next time.
+                # A file that is not there has a state that no row has.
                 states = {
                     file: REMOTE if is_url(file) else file_state(file) or (None, None)
                     for file in batch
@@ -91,6 +92,7 @@ class Digests:
                 fresh = [*zip(unread, pool.map(digest_file, unread), strict=True)]
                 if ask and urls:
                     fresh += zip(urls, identities(urls), strict=True)
+                # What was not read, or not fetched, is not kept.
                 found = {
                     file: one for file, one in fresh if one not in ("", NOT_FETCHED)
                 }

@@ -45,6 +45,9 @@ class RequestQueue:
             headers = {"Retry-After": "1", "Connection": "close"}
             raise HTTPException(429, "too many requests are waiting", headers)
         try:
+            if request.method != "POST":  # a search for a text needs no disk
+                yield None
+                return
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await save_body(request, file)
                 yield Path(file.name) if file.tell() else None

@@ -156,9 +156,10 @@ class Store:
         for folder in sorted(self.root.glob("*/*/")):
             lock = file_lock(folder.with_suffix(".lock"))
             is_finished = (folder / RECORD).exists()
-            if not is_finished and acquire(lock, blocking=False):
-                lock.release()
-                folders.append(folder)
+            with suppress(PermissionError):  # another user's
+                if not is_finished and acquire(lock, blocking=False):
+                    lock.release()
+                    folders.append(folder)
         return folders
 
     def is_elsewhere(self, folder: Path) -> bool:

@@ -21,7 +21,7 @@ REFILL = (
 REMEDIES = {
     "not a database|malformed": f"; it is damaged: {REFILL}",
     "database is locked": "; another program writes it: run again, or find it with `fuser`",
-    "Max retries exceeded": "; no server answers there: start it, or leave out --tracking-uri",
+    "Max retries exceeded": "; no server answers there: start it, or name another store",
 }
 
 # Options of MLflow's page of runs.
@@ -170,6 +170,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
         yield
     except Exception as error:
         # The first line is the reason; SQLAlchemy appends the query.
-        reason = str(error).partition("\n")[0][:MAX_REASON]
+        reason = str(error).partition("\n")[0]
         remedies = [text for kind, text in REMEDIES.items() if re.search(kind, reason)]
-        raise InputError(f"MLflow store {uri}: {reason}{''.join(remedies)}") from error
+        line = f"{reason[:MAX_REASON]}{''.join(remedies)}"
+        raise InputError(f"MLflow store {uri}: {line}") from error

@@ -158,19 +158,20 @@ class Tracker:
                 except (OSError, ValueError) as error:  # the stage itself is finished
                     self._warn(error)
 
-    def end_killed(self, fingerprint: str) -> None:
+    def end_killed(self, fingerprint: str, workspace: Path) -> None:
         """End what MLflow shows as running of a stage and its pipeline that were killed, as KILLED.
 
-        Call it under the lock of the stage: nothing else builds it in this workspace. A server may have
-        runs of other workspaces.
+        Call it under the lock of the stage: nothing else builds it in this workspace. Another store than
+        the workspace's own may have runs of other workspaces.
         """
-        if not self.uri.startswith("sqlite:"):
+        if self.uri != store_uri(workspace):
             return
         query = f"attributes.status = 'RUNNING' and tags.fingerprint = '{fingerprint}'"
         for run in self._call("search_runs", [self.experiment], query) or ():
-            pipeline = run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID, "")
-            for killed in (run.info.run_id, pipeline):
-                self._call("set_terminated", killed, "KILLED")
+            parent = run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID, "")
+            for killed in (run, self._call("get_run", parent)):
+                if killed and killed.info.status == "RUNNING":
+                    self._call("set_terminated", killed.info.run_id, "KILLED")
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""

@@ -244,7 +244,8 @@ def fold(name: str) -> str:
 
 FORMS = [Form.model_validate(values) for values in WORDS["form"]]
 TABLE = Form.model_validate(WORDS["table"])
-UNKNOWN = Form(usual=True)
+# It completes no other table, as one without files and usual names would.
+UNKNOWN = Form(title="a table of unknown columns", usual=True)
 LIST = Form.model_validate(WORDS["list"])
 BESIDE = Form.model_validate(WORDS["beside"])
 SAMPLE = Form.model_validate(WORDS["sample"])

@@ -70,7 +70,8 @@ def hides_file(
     inside = table.origins[0].inside
     paths: Cells = {}
     for name in named:
-        paths[name] = [f"{inside}{read_text(cell)}" for cell in named[name]]
+        if has_any([name], table.bound.file_columns):
+            paths[name] = [f"{inside}{read_text(cell)}" for cell in named[name]]
     found = propose_file(paths, folder)
     if found:
         are_several = len({*paths[found["file"]]}) > 1

@@ -349,8 +349,8 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
     for anywhere, is_video in product((False, True), (True, False)):
         fits = partial(names_file, anywhere=anywhere, is_video=is_video)
         names = [*find_fitting(cells, fits)]
-        # The keys of many files are no columns.
-        if 0 < len(names) < 3:
+        # The keys of many files in one record are no columns.
+        if names and (len(names) < 3 or len(cells[names[0]]) > 1):
             file = {"file": names[0]}
             return file | {"anywhere": True} if anywhere else file
     url = find_first(cells, is_url)
@@ -366,6 +366,7 @@ def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, 
     Args:
         files: The cells of the files.
     """
+    in_order = [*cells]
     # Frames may stand in front of seconds.
     cells = {
         name: cells[name]
@@ -385,7 +386,7 @@ def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, 
     if are_named:
         return {}
     may_be_times = False
-    for start, end in pairwise(name for name in cells if name != length):
+    for start, end in pairwise(name for name in in_order if name != length):
         spans = [*zip(cells[start], cells[end], strict=True)]
         if not (spans[1:] and find_first({start: spans}, is_span)):
             continue

@@ -427,7 +427,7 @@ def read_file_names(record: Record, form: Form) -> list[str]:
         return text.zfill(int(match[2] or 0))
 
     names = []
-    for template in form.file:
+    for template in filter(None, form.file):
         with suppress(LookupError):
             names.append(TEMPLATE_COLUMN.sub(fill, template))
     if names:

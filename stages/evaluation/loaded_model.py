@@ -92,9 +92,9 @@ class LoadedModel:
             for i, start in enumerate(range(0, count, VIDEO_BATCH))
             if belongs_to_this_rank(i)
         ]
-        orders: Sequence[list[int] | None] = [None] * count
-        if reorder:
-            orders = self.reorder_frames(gallery, reorder)
+        orders: Sequence[list[int] | None] = (
+            self.reorder_frames(gallery, reorder) if reorder else [None] * count
+        )
 
         def decode(index: int) -> np.ndarray | None:
             video = gallery.videos[index]

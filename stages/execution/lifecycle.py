@@ -48,6 +48,9 @@ def supervise(client: int, grace: float, stop_file: str, command: list[str]) -> 
     requests: list[int] = []
     # The kernel and batch systems may send several, so a signal only leaves a mark.
     signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
+    # It asks a stage for its traceback, which handles it. It would end this process, and torchrun, which
+    # inherits that it is ignored.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if os.getppid() != client:
         return 1
 

@@ -10,12 +10,11 @@ from unittest.mock import Mock
 import pytest
 
 from alpro.errors import InputError
-from alpro.files import read_json, write_json
+from alpro.files import DISK_FULL, read_json, write_json
 from alpro.pipeline.execution import processes
 from alpro.pipeline.execution import run_stage as program
 from alpro.pipeline.execution.processes import Launch, find_gpus, get_command, run_stage
 from alpro.pipeline.store.artifacts import Store
-from alpro.shards.storage import DISK_FULL
 from alpro.stages import (
     EVALUATIONS,
     STAGES,
