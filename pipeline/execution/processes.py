@@ -148,6 +148,7 @@ class Launch:
         gpus: the GPUs that it uses, by names that CUDA_VISIBLE_DEVICES accepts.
         descriptors, on_line: as of `Processes`.
         stopping, killing: as of `Processes.wait`.
+        models: stages that share the cores of this machine, including this one.
     """
 
     gpus: Sequence[str] = ()
@@ -155,6 +156,7 @@ class Launch:
     on_line: Callable[[str], None] | None = None
     stopping: threading.Event = NEVER
     killing: threading.Event = NEVER
+    models: int = 1
 
 
 def run_stage(
@@ -271,9 +273,9 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
     # fast. Huge pages: 0.87 of the time.
     defaults = {"GOMP_SPINCOUNT": "10000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     # Models that share a CPU share its cores: if each used all of them, they would wait for each
-    # other. The share follows from the configuration, not from what happens to run: the last bits
-    # of sums depend on it.
-    models = resources.max_stages * count_processes(step.stage, resources)
+    # other. The share follows from the plan, not from what happens to run: the last bits of sums
+    # depend on it.
+    models = launch.models * count_processes(step.stage, resources)
     if step.stage in WITH_MODEL and not launch.gpus and models > 1:
         defaults["OMP_NUM_THREADS"] = str(max(1, cores() // models))
 

@@ -18,7 +18,7 @@ from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
-from alpro.pipeline.plan.plan import Plan, write_names
+from alpro.pipeline.plan.plan import Plan, with_inputs, write_names
 from alpro.pipeline.reports.document import describe_run
 from alpro.pipeline.store.runs import (
     FAILED,
@@ -30,7 +30,7 @@ from alpro.pipeline.store.runs import (
 )
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
-from alpro.stages import WITH_MODEL
+from alpro.stages import TRAININGS, WITH_MODEL
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.step import Step
 
@@ -103,6 +103,22 @@ class PipelineRun:
         steps = self.plan.required
         number = steps.index(step) + 1
         announce(f"stage {number} of {len(steps)}, {step.name}: {text}")
+
+    def count_models(self, step: Step) -> int:
+        """Return how many stages with a model share this machine: the step itself and the
+        trainings that may run beside it. An evaluation is over soon."""
+        steps = self.plan.steps
+        before = with_inputs(steps, [step.name])
+        beside = [
+            other
+            for other in steps
+            if other.stage in TRAININGS
+            and other.stage not in self.remote_stages
+            # If one of two steps needs the other, only one runs at a time.
+            and other not in before
+            and step not in with_inputs(steps, [other.name])
+        ]
+        return min(self.plan.settings.resources.max_stages, 1 + len(beside))
 
     def write_report(self, error: BaseException | None) -> None:
         """Write the end of the run into the log, and the report, and show the results in MLflow and

@@ -137,6 +137,7 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             on_line=get_log_sink(),
             stopping=run.stopping,
             killing=run.killing,
+            models=run.count_models(step),
         )
         resources = run.plan.settings.resources
         run.tracker.end_killed(step.fingerprint, run.plan.workspace)

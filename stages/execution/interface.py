@@ -140,8 +140,8 @@ class Resources(StageConfig, frozen=True):
     )
     max_stages: Count = Field(
         default=1,
-        description="stages that run at the same time; each has its own GPUs, or on a CPU its share "
-        "of the cores",
+        description="stages that run at the same time; on a CPU, their models share its cores, "
+        "each has its own GPUs",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU if there is one"

@@ -129,7 +129,7 @@ def test_models_that_share_a_cpu_share_its_cores(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
-    run(step, Launch(gpus), processes=processes, max_stages=stages)
+    run(step, Launch(gpus, models=stages), processes=processes, max_stages=stages)
 
     assert group.environment.get("OMP_NUM_THREADS") == threads
 
