@@ -159,7 +159,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
-        # Of a full disk, the system does not say which file it is.
+        # If a disk is full, the system does not say which file it is.
         if (
             isinstance(error, OSError)
             and error.errno in DISK_FULL

@@ -302,10 +302,11 @@ class _Processes:
         """End all processes."""
         self._is_stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        children = [process for process, _ in self._children.values()]
-        for process in children:
+        # A copy, because the threads remove the processes that end.
+        children = [*self._children.values()]
+        for process, _ in children:
             process.kill()
-        for process in children:  # before the caller deletes what they write
+        for process, _ in children:  # before the caller deletes what they write
             process.join(POLL_SECONDS)
 
 

@@ -72,7 +72,7 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     if artifacts:
         chosen = [folder for folder, _ in choose(artifacts, workspace)]
     else:
-        read_store(workspace)  # raises if there is none
+        read_store(workspace)  # raises if the workspace does not exist
         # Also those whose record cannot be read.
         records = sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
         chosen = [record.parent for record in records]

@@ -141,7 +141,7 @@ class Store:
         )
 
         values = record.to_json()
-        # The files are on the disk before the record that says so.
+        # The files are on the disk before the record that lists them.
         sync_tree(folder)
         write_json(folder / RECORD, values)
 
