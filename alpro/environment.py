@@ -6,6 +6,7 @@ variables that libraries act on. A program calls `prepare` once, when it starts.
 
 import os
 import re
+import signal
 import sysconfig
 from collections.abc import Iterator, MutableMapping
 from contextlib import chdir, contextmanager
@@ -19,7 +20,9 @@ RANKS = re.compile(
 
 
 def prepare() -> None:
-    """Normalize environment variables at startup."""
+    """Normalize environment variables at startup, in the main thread."""
+    # A program that ignores it passes that on, and nobody would learn how a child process ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     protect_descendants()
     exempt_local_hosts(os.environ)
     unset_ranks(os.environ)

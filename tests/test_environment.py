@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import stat
+import subprocess
 
 import pytest
 
@@ -69,6 +71,16 @@ def test_a_user_without_a_name_has_a_home(monkeypatch):
     prepare()
 
     assert os.environ["HOME"] == "/"
+
+
+def test_a_launcher_that_ignores_sigchld_hides_no_exit_status(monkeypatch):
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        prepare()
+        assert subprocess.call("false") == 1
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
