@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 23
+VERSION = 24
 FORMS_FILE = Path(__file__).with_name("forms.toml")
 WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
 # A column in a template of `file`, and the least number of its digits; without braces, all of it.
@@ -55,7 +55,7 @@ WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
 LETTERS = "ABCDEFGHIJ"
 NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
-OPTION_NAME = re.compile(rf"(?i)\d|[{LETTERS}]")
+OPTION_NAME = re.compile(rf"(?is)\(?[{LETTERS}\d](?:[).:]+(?:\s.*)?)?")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
 # Columns that people add to published tables.
 ADDED_KEYS = ("split", "group", "start", "end")
@@ -69,10 +69,12 @@ Time = float | None  # in seconds
 FilePart = tuple[tuple[Time, Time], list[Any]]  # a start, an end, and cells of captions
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
-# A single name may be written without brackets.
+# A single name may be written without brackets; an empty one is none.
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(
+        lambda value: tuple(filter(None, [value])) if isinstance(value, str) else value
+    ),
 ]
 
 

@@ -1,7 +1,6 @@
 """Check whether the columns that a known table only stores may have a meaning."""
 
 from alpro.shards.sources.form import OPTION_NAME, TABLE, Form, fold, has_any, read_text
-from alpro.shards.sources.media import Folder
 from alpro.shards.sources.propose import (
     Cells,
     find_first,
@@ -11,19 +10,15 @@ from alpro.shards.sources.propose import (
     is_split,
     is_text,
     may_name_options,
-    propose_answer,
-    propose_file,
     propose_times,
-    read_answers,
     read_columns,
 )
 from alpro.shards.sources.tables import Table
-from alpro.shards.storage import is_url
 
 
-def hides_meanings(table: Table, folder: Folder | None) -> bool:
-    """Return whether columns that are only stored may be the files, splits, times, without which an
-    item is a whole file, or options, whose names would be answers of their own.
+def hides_meanings(table: Table) -> bool:
+    """Return whether columns that are only stored may be the splits, times, without which an item is
+    a whole file, or options, whose names would be answers of their own.
 
     Keys that the user has set are not questioned.
     """
@@ -42,42 +37,17 @@ def hides_meanings(table: Table, folder: Folder | None) -> bool:
         if has_split and not form.split:
             return True
         # Names of columns tell times, or the end of a part whose start is known.
-        times = propose_times(cells, [], are_named=True).values()
+        times = propose_times(cells, are_named=True).values()
         if form.usual and (
             (not has_times and any(times))
-            or hides_file(table, named, cells, folder)
             or (not form.question and hides_texts(form, named, cells))
         ):
             return True
 
     # The answers may be in another table.
     is_asked = form.question and form.answer in cells
-    if not is_asked or form.options or "options" in table.user_form.model_fields_set:
-        return False
-    return hides_options(form.answer, cells) or (
-        not has_user_form and may_name_options(form.answer, cells)
-    )
-
-
-def hides_file(
-    table: Table,
-    named: Cells,
-    cells: Cells,
-    folder: Folder | None,
-) -> bool:
-    """Return whether the column with a usual name of files has none at its paths: several are in
-    subfolders, or another column has them."""
-    inside = table.origins[0].inside
-    paths: Cells = {}
-    for name in named:
-        if has_any([name], table.bound.file_columns):
-            paths[name] = [f"{inside}{read_text(cell)}" for cell in named[name]]
-    found = propose_file(paths, folder)
-    if found:
-        are_several = len({*paths[found["file"]]}) > 1
-        return "anywhere" in found and are_several and table.has_texts
-    other = propose_file(cells, folder).get("file", "")
-    return bool(other) and not any(map(is_url, cells[other]))
+    is_told = "options" in table.form.model_fields_set
+    return bool(is_asked and not is_told and may_name_options(form.answer, cells))
 
 
 def hides_texts(form: Form, named: Cells, cells: Cells) -> bool:
@@ -91,11 +61,3 @@ def hides_texts(form: Form, named: Cells, cells: Cells) -> bool:
     if answers and all(map(OPTION_NAME.fullmatch, answers)):
         return True
     return not all(captions) or bool(has_prompt and find_first(cells, is_text))
-
-
-def hides_options(answer: str, cells: Cells) -> bool:
-    """Return whether answers are names of options: with the options, they read differently."""
-    proposed = propose_answer(cells)
-    if not proposed.get("options"):
-        return False
-    return read_answers(cells, proposed) != read_answers(cells, {"answer": answer})

@@ -5,22 +5,18 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice, pairwise, product
+from itertools import chain, islice, product
 from typing import Any
 
 from alpro.errors import InputError
 from alpro.shards.clip import MAX_SECONDS
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
-    BETWEEN_OPTIONS,
     CUE,
     OPTION_NAME,
-    OPTION_NAMES,
-    SEVERAL,
     TABLE,
     TEMPLATE_COLUMN,
     UNSPACED,
@@ -30,10 +26,9 @@ from alpro.shards.sources.form import (
     Record,
     fold,
     has_words,
-    read_answer,
+    parse_cell,
     read_captions,
     read_cell,
-    read_parts,
     read_seconds,
     read_spans,
     read_text,
@@ -131,15 +126,6 @@ def propose(
     records = [record for _, record in examined if isinstance(record, dict)]
     cells = read_columns(records)
     columns |= propose_columns(cells, folder)
-    form = Form.model_validate(columns)
-    for record in records[:1]:
-        captions = [read_cell(record, name) for name in form.captions]
-        try:
-            read_parts(record, form, captions)
-        except ValueError:
-            # Several parts have one caption.
-            columns |= dict.fromkeys(columns.keys() & {"span"}, "")
-
     meanings = Form.model_validate(columns).meanings
     used = [map(read_text, cells[name]) for name in meanings]
     complete = [all(row) for row in zip(*used, strict=True)]
@@ -225,7 +211,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     if "split" not in proposed and has_split_flag(free):
         proposed["split"] = ""
     is_asked = "question" in proposed
-    times = propose_times(free, cells.get(file, []), are_named=is_asked)
+    times = propose_times(free, are_named=is_asked)
     for name in times.values():
         free.pop(name, None)
     if "length" in times or any(map(NOT_SECONDS.search, times.values())):
@@ -357,16 +343,9 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
     return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, str]:
-    """Return the columns of times: those with names of times, also a start and a length, or
-    otherwise, unless the times must be named, adjacent ones that differ between the rows of a file,
-    the first of which is the smaller, or one with spans. An empty `span` if other numbers may be
-    times.
-
-    Args:
-        files: The cells of the files.
-    """
-    in_order = [*cells]
+def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
+    """Return the columns of times: those with names of times, also a start and a length, or spans of
+    clocks. Unless times must be named, an empty `span` if other numbers may be times."""
     # Frames may stand in front of seconds.
     cells = {
         name: cells[name]
@@ -385,143 +364,47 @@ def propose_times(cells: Cells, files: list[Any], are_named: bool) -> dict[str, 
         return {"start": start, "length": length}
     if are_named:
         return {}
-    may_be_times = False
-    for start, end in pairwise(name for name in in_order if name != length):
-        spans = [*zip(cells[start], cells[end], strict=True)]
-        if not (spans[1:] and find_first({start: spans}, is_span)):
-            continue
-        may_be_times = True
-        # The width and the height of one file are also two numbers; those of boxes differ, in any order.
-        do_differ = all(differ_in_file(files, cells[name]) for name in (start, end))
-        with suppress(ValueError):
-            if do_differ and all(map(is_span, spans)):
-                return {"start": start, "end": end}
-    span = find_first(cells, is_span)
-    if span and (
-        find_first({span: cells[span]}, has_several_spans)
-        or isinstance(cells[span][0], str)
-        or differ_in_file(files, cells[span])
-    ):
-        return {"span": span}
-    return {"span": ""} if may_be_times or span else {}
-
-
-def differ_in_file(files: list[Any], cells: list[Any]) -> bool:
-    """Return whether rows of one file have different cells."""
-    texts = {
-        (read_text(file), read_text(cell))
-        for file, cell in zip(files, cells, strict=False)
-    }
-    return len(texts) > len({file for file, _ in texts})
+    span = find_first(in_one, lambda cell: isinstance(cell, str))
+    numbers = [name for name in find_fitting(cells, is_time) if name != length]
+    return {"span": span} if in_one or numbers[1:] else {}
 
 
 def propose_answer(cells: Cells) -> Record:
-    """Return the column of the answers, and those of the options, if there are some. If it is not
-    known what answers call the first option, `first_option` is empty."""
-    options = find_options(cells)
-    names = [name for name in cells if name not in options]
-    names.sort(key=lambda name: not is_named_answer(name))
-    # Numbers of questions, and constants, name no option.
-    indices = [
-        name
-        for name in names
-        if is_named_answer(name)
-        or not (fold(name).endswith("id") or is_constant(cells[name]))
-    ]
-    if not options:
-        for name in indices:
-            if is_named_answer(name) or any(map(is_text, cells[name])):
-                hidden = {"options": ""} if may_name_options(name, cells) else {}
-                return {"answer": name} | hidden
-        return {}
-
-    for name in indices:
-        proposed: Record = {"answer": name, "options": options}
-        columns = {each: cells[each] for each in (name, *options)}
-        firsts = [
-            first
-            for first in ("", *OPTION_NAMES)
-            if any(read_answers(columns, proposed | {"first_option": first}))
-        ]
-        if firsts and firsts[0]:
-            # Numbers may be from 0 or from 1, unless the options are named so.
-            is_told = len(firsts) == 1 or options[0].endswith("0")
-            proposed["first_option"] = firsts[0] if is_told else ""
-        if firsts:
-            return proposed
-    # If only the list has a name of answers, it holds the answers. If the answers are words and match
-    # no option, the list holds wrong answers.
-    if [*filter(is_named_answer, [*names, *options])] == options:
-        return {"answer": options[0]}
-    if not names:
-        return {}
-    answer = names[0]
-    texts = map(read_text, cells[answer])
-    if is_named_answer(answer) and not any(map(OPTION_NAME.fullmatch, texts)):
-        return {"answer": answer}
-    return {"answer": answer, "options": options, "first_option": ""}
-
-
-def find_options(cells: Cells) -> list[str]:
-    """Return the columns of options: those whose names differ in their last character, or else the
-    one with the list of all."""
-    texts = find_fitting(cells, is_text)
-    stems = Counter(name[:-1] for name in texts)
-    most = max(stems, key=stems.__getitem__, default="")
-    if stems[most] > 1:
-        return sorted(name for name in texts if name[:-1] == most)
-    lists = [
+    """Return the column of the answers: the first with such a name, or the only one. `options` is empty
+    if the answers may be names of options, whose columns the user names."""
+    # A list beside other columns may have the options.
+    names = [
         name
         for name in cells
-        if is_list(name, cells[name]) and (name in texts or is_named_option(name))
+        if is_named_answer(name) and not any(map(is_list, cells[name]))
     ]
-    # A list of their names may stand beside the texts, which are longer.
-    lists.sort(key=lambda name: (is_named_answer(name), -len(str(cells[name][0]))))
-    return lists[:1]
+    if len(cells) == 1:
+        names = [*cells]
+    if not names:
+        return {"options": ""}
+    hidden = {"options": ""} if may_name_options(names[0], cells) else {}
+    return {"answer": names[0]} | hidden
 
 
 def is_named_answer(name: str) -> bool:
     return bool(re.fullmatch(WORDS["answers"], fold(name)))
 
 
-def is_named_option(name: str) -> bool:
-    return any(word in fold(name) for word in WORDS["options"])
-
-
 def is_constant(cells: list[Any]) -> bool:
     return len(cells) > 1 == len({*map(read_text, cells)})
 
 
-def is_list(name: str, cells: list[Any]) -> bool:
-    """Return whether a column has lists of texts. Those with `|` in a column of another name may be
-    tags."""
-    first = read_text(cells[0])
-    # A list of one value has no options.
-    has_several = first.startswith(SEVERAL) and "," in first
-    is_named = is_named_option(name) or is_named_answer(name)
-    return has_several or bool(is_named and BETWEEN_OPTIONS.search(first))
-
-
-def read_answers(cells: Cells, columns: Record) -> list[str]:
-    """Return the answers of rows. Return an empty list if one names no option."""
-    form = Form.model_validate(columns)
-    rows = (
-        dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)
-    )
-    try:
-        return [read_answer(row, form) for row in rows]
-    except ValueError:
-        return []
+def is_list(cell: Any) -> bool:
+    return isinstance(parse_cell(cell), list) or "|" in read_text(cell)
 
 
 def may_name_options(answer: str, cells: Cells) -> bool:
-    """Return whether all answers may be names of options, and other columns options: by their names,
-    or because names differ in a number or a letter."""
-    texts = [*map(read_text, cells[answer])]
-    others = [name for name in cells if name != answer]
-    stems = Counter(re.sub(r"\d|^\W?[a-j]\W?$", "", fold(name)) for name in others)
-    are_alike = any(count > 1 for count in stems.values())
-    are_options = are_alike or any(map(is_named_option, others))
-    return are_options and all(
-        OPTION_NAME.fullmatch(text) or text in cells for text in texts
-    )
+    """Return whether all answers may be names of options, which other columns have: letters, digits,
+    or names of columns."""
+    answers: list[Any] = []
+    for cell in map(parse_cell, cells[answer]):
+        answers += cell if isinstance(cell, list) else [cell]
+    texts = filter(None, map(read_text, answers))
+    are_names = all(text in cells or OPTION_NAME.fullmatch(text) for text in texts)
+    is_option = fold(answer) == "a" and "b" in map(fold, cells)
+    return is_option or (are_names and len(cells) > 1)

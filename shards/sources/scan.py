@@ -261,7 +261,7 @@ class Source:
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
             if self.require_texts and not form.where:
-                is_unknown |= hides_meanings(table, self.folder)
+                is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
             has_named = self.form.meanings <= {*table.columns}

@@ -113,7 +113,8 @@ def test_the_block_that_a_check_prints_reads_the_table(kind, tmp_path, capsys, r
     status = execute(["data", "check", str(data)])
 
     out = capsys.readouterr().out
-    imported = read(files, MEDIA, columns=printed_columns(out))
+    columns = printed_columns(out) | case.get("complete", {})
+    imported = read(files, MEDIA, columns=columns)
     texts = {}
     for file, row in zip(imported.captions, imported.rows, strict=True):
         asked = [f"{one.question} {one.answer}" for one in row.questions]

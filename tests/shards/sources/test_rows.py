@@ -290,14 +290,8 @@ def test_numbers_of_rows_are_no_answers(read):
     ]
     table = [dict(zip(names, row, strict=True)) for row in rows]
 
-    with pytest.raises(InputError, match='answer = "Loesung"'):
+    with pytest.raises(InputError, match="# answer ="):
         read({"x.jsonl": table}, "a.mp4 b.mp4")
-
-
-def test_tags_beside_numbers_are_no_options(read):
-    table = "video,question,answer,tags\na.mp4,how many?,2,red|green\n"
-
-    assert read({"x.csv": table}, "a.mp4").answers == ["2"]
 
 
 SEVERAL = [
