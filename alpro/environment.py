@@ -1,12 +1,14 @@
-"""Environment variables of this project's processes, and of all that they start.
+"""Environment variables and streams of this project's processes, and of all that they start.
 
 A shell, a company's proxy, a job of a cluster and a container without a user each set or miss
 variables that libraries act on. A program calls `prepare` once, when it starts.
 """
 
+import locale
 import os
 import re
 import signal
+import sys
 import sysconfig
 from collections.abc import Iterator, MutableMapping
 from contextlib import chdir, contextmanager
@@ -20,7 +22,8 @@ RANKS = re.compile(
 
 
 def prepare() -> None:
-    """Normalize environment variables at startup, in the main thread."""
+    """Normalize the environment at startup, in the main thread."""
+    restart_with_streams_in_utf8()
     # A program that ignores it passes that on, and nobody would learn how a child process ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     protect_descendants()
@@ -30,6 +33,23 @@ def prepare() -> None:
         Path.home()
     except RuntimeError:  # A user without a name has none. Prefect needs it.
         os.environ["HOME"] = "/"
+
+
+def restart_with_streams_in_utf8() -> None:
+    """Start this program again if it lacks a standard stream, as under some daemons, or if its
+    locale has another encoding, in which it would write files that other machines cannot read."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() == "utf-8"
+    if is_utf8 and None not in streams:
+        return
+
+    for descriptor, stream in enumerate(streams):
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)  # often the same number
+            os.dup2(null, descriptor)
+            os.set_inheritable(descriptor, True)
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def protect_descendants() -> None:

@@ -5,12 +5,14 @@ import os
 import signal
 import stat
 import subprocess
+from functools import partial
 
 import pytest
 
 from alpro.environment import exempt_local_hosts, prepare, unset_ranks
 from alpro.errors import InputError
 from alpro.files import read_json, use_default_mode, write_json
+from alpro.interpreter import interpreter
 from alpro.locks import acquire, file_lock
 from alpro.pipeline.execution.processes import Launch, get_environment
 from alpro.stages import render_sample
@@ -81,6 +83,24 @@ def test_a_launcher_that_ignores_sigchld_hides_no_exit_status(monkeypatch):
         assert subprocess.call("false") == 1
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def test_without_an_output_and_in_an_old_locale_files_are_in_utf_8(tmp_path):
+    file = tmp_path / "text"
+    code = (
+        "import sys, alpro.environment; alpro.environment.prepare(); sys.stdout.flush()"
+    )
+    code += f"; open({str(file)!r}, 'w').write('\\xe9')"
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    subprocess.run(
+        interpreter("-c", code),
+        env=os.environ | old,
+        preexec_fn=partial(os.close, 1),
+        check=True,
+    )
+
+    assert file.read_text("utf-8") == "é"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
