@@ -23,6 +23,7 @@ from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 CORPUS = "data"  # the corpus of `--data`
 SAMPLES = 5  # items to decode
 MAX_EXAMPLES = 3  # items that a line names
+MAX_STORED_COLUMNS = 20
 
 
 class DataReport(NamedTuple):
@@ -84,6 +85,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
             f"splits: {source}",
             *list_rejects(plan),
             f"{textless:,} items without a text",
+            *list_stored_columns(decoded),
             *find_leaks(plan),
             *(f"note: {note}" for note in about["notes"]),
             *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
@@ -101,6 +103,14 @@ def list_rejects(plan: DecodePlan) -> Iterator[str]:
 
     for reason, texts in rejects.items():
         yield f"{len(texts):,} rejected, {reason}: {', '.join(texts[:MAX_EXAMPLES])}"
+
+
+def list_stored_columns(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the columns without a meaning, which a user may have meant as questions or times."""
+    names = dict.fromkeys(name for row in rows for name in row.meta)
+    shown = ", ".join([*names][:MAX_STORED_COLUMNS])
+    if shown:
+        yield f"further columns, whose meaning is set in `columns`: {shown}"
 
 
 def find_leaks(plan: DecodePlan) -> Iterator[str]:

@@ -155,6 +155,6 @@ def check_splits(stage: str, config: Any, name: str, rows: DecodePlan) -> None:
             reason = f": {counts['why_empty']}" if counts["why_empty"] else ""
             raise InputError(
                 f"{name}: no {split} item has {column}{reason}; {stage} needs some: assign them in "
-                f"the column split, raise corpora.{name}.{split}, or leave this out with --set "
-                f"{without}"
+                f"the column split, smaller groups in the column group, raise corpora.{name}.{split}, or "
+                f"leave this out with --set {without}"
             )

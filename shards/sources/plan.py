@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -195,6 +195,12 @@ class DecodePlan:
             groups[index] = groups[index] or name
         return groups
 
+    def _is_one_group(self) -> bool:
+        batches = self.manifest.batches(["group", "name"])
+        groups = chain.from_iterable(map(self._groups, batches))
+        first = next(groups, "")
+        return all(group == first for group in groups)
+
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the units of each split and kind.
 
@@ -295,9 +301,10 @@ class DecodePlan:
             elif not items[split]:
                 reason = (
                     f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
-                    f"{sum(items.values())} items with a text fell into it; name the splits in a "
-                    f"column `split`, or change `seed` or `{split}`"
+                    f"{sum(items.values())} items with a text fell into it"
                 )
+                if self._is_one_group():
+                    reason += ": they are one group (by default, all parts of a file)"
             splits[split] = counted | {"why_empty": reason}
         return splits
 

@@ -34,7 +34,7 @@ from alpro.shards.sources.form import (
     read_text,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, is_image
+from alpro.shards.sources.media import Folder, Notes, is_image, read_suffix
 from alpro.shards.sources.rows import Items
 from alpro.shards.sources.tables import Table, records_in
 from alpro.shards.storage import is_url
@@ -84,6 +84,9 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     form = Form.model_validate(columns | {"usual": True})
     for name in form.file:
         is_name = is_nested or fold(name) in WORDS["usual"]["file"]
+        # `film` above film.mp4 is the name of the column, though it also names the file.
+        files = [read_text(record.get(name)) for record in table.head_records]
+        is_name |= bool(files) and read_suffix(name) not in map(read_suffix, files)
         if not is_name and propose_file({name: [name]}, items.folder):
             raise InputError(
                 f"{table.path}: line 1 is a row ({name}, ...); write the names of the columns above it, "
