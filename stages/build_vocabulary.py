@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from alpro.errors import InputError
 from alpro.models.words import WORD, Templates, read_word_list
 from alpro.stages.execution.interface import (
-    FILE,
     Corpora,
+    FilePath,
     Outcome,
     Resources,
     Share,
@@ -48,29 +48,17 @@ ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64())])
 class Config(StageConfig, frozen=True):
     """Selection of entities."""
 
-    entities: int = Field(
-        default=1000, ge=2, description="maximum number of entities (M in the paper)"
-    )
-    entities_file: str = Field(
-        default="",
-        description="a file of entities instead of nouns: a JSON list, or lines with a word and "
-        "perhaps its count",
-        json_schema_extra=FILE,
-    )
-    tagger: str = Field(
-        default="embedded",
-        description="embedded: the English tagger of this package; else an installed spaCy "
-        "pipeline",
-        json_schema_extra=file_or_word("embedded"),
-    )
-    exclude: tuple[str, ...] = Field(
-        default=tuple(NON_OBJECTS.split()),
-        description="nouns that are never entities; default: amounts, kinds, places",
-    )
-    min_noun_share: Share = Field(
-        default=0.4,
-        description="minimum fraction of a word's occurrences that are nouns",
-    )
+    entities: int = Field(default=1000, ge=2)
+    """maximum number of entities (M in the paper)"""
+    entities_file: FilePath = ""
+    """a file of entities instead of nouns: a JSON list, or lines with a word and perhaps its
+    count"""
+    tagger: str = Field(default="embedded", json_schema_extra=file_or_word("embedded"))
+    """embedded: the English tagger of this package; else an installed spaCy pipeline"""
+    exclude: tuple[str, ...] = tuple(NON_OBJECTS.split())
+    """nouns that are never entities; default: amounts, kinds, places"""
+    min_noun_share: Share = 0.4
+    """minimum fraction of a word's occurrences that are nouns"""
     templates: Templates = Templates()
 
     @field_validator("exclude")

@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-from pydantic import Field
 from torch import Tensor
 
 from alpro.files import write_json
@@ -12,7 +11,7 @@ from alpro.models.folder import ModelBundle, load_clip_model, write_tensors
 from alpro.models.precision import pick_device
 from alpro.models.words import Templates
 from alpro.stages.execution.interface import (
-    FILE_OR_NAME,
+    FileOrName,
     Outcome,
     Resources,
     StageConfig,
@@ -27,12 +26,8 @@ class Config(StageConfig, frozen=True):
     """Prompts of the entities; their templates are set in `[templates]`."""
 
     templates: Templates = Templates()
-    prompter: str = Field(
-        default="",
-        description="a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a "
-        "folder",
-        json_schema_extra=FILE_OR_NAME,
-    )
+    prompter: FileOrName = ""
+    """a CLIP or SigLIP as the prompter instead of a trained one: a hub name or a folder"""
 
 
 class Inputs(StageInputs):

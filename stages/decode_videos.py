@@ -55,46 +55,27 @@ DECODERS: tuple[Decoder, ...] = ("auto", "ffmpeg")
 class Config(CorpusConfig, frozen=True):
     """Settings of a decoded corpus."""
 
-    manifest: str = Field(
-        default="", description="name of a manifest of the rendered sample"
-    )
-    frames: Count = Field(
-        default=16,
-        description="stored frames per video: the first of each of this many equal segments",
-    )
-    size: int = Field(
-        default=256,
-        ge=16,
-        description="height and width of a stored frame, in pixels; of an image, the shorter side",
-    )
-    timeout: PositiveFloat = Field(
-        default=60.0, description="seconds after which a video is rejected"
-    )
-    max_bytes: Count = Field(
-        default=4 * 2**30, description="maximum file size in bytes"
-    )
-    samples_per_shard: Count = Field(
-        default=256, description="maximum items per shard, with rejects"
-    )
-    validation: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="probability of the validation split, if none is named",
-    )
-    test: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="probability of the test split, if none is named",
-    )
-    seed: NonNegativeInt = Field(default=0, description="seed of the split")
-    group_pattern: str = Field(
-        default="",
-        description="regular expression for the path of an item without a group: its first "
-        "capturing group, or "
-        "the whole match, is the group",
-    )
+    manifest: str = ""
+    """name of a manifest of the rendered sample"""
+    frames: Count = 16
+    """stored frames per video: the first of each of this many equal segments"""
+    size: int = Field(default=256, ge=16)
+    """height and width of a stored frame, in pixels; of an image, the shorter side"""
+    timeout: PositiveFloat = 60.0
+    """seconds after which a video is rejected"""
+    max_bytes: Count = 4 * 2**30
+    """maximum file size in bytes"""
+    samples_per_shard: Count = 256
+    """maximum items per shard, with rejects"""
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """probability of the validation split, if none is named"""
+    test: float = Field(default=0.1, ge=0, lt=1)
+    """probability of the test split, if none is named"""
+    seed: NonNegativeInt = 0
+    """seed of the split"""
+    group_pattern: str = ""
+    """regular expression for the path of an item without a group: its first capturing group, or the
+    whole match, is the group"""
 
     @field_validator("group_pattern")
     @classmethod

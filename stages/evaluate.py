@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import Field
-
 from alpro.inference.loading import Found, load_bundle
 from alpro.log import log
 from alpro.models.folder import ModelBundle, load_clip_model
@@ -42,11 +40,10 @@ VERSION = f"17 {TABLE_VERSION}"
 class Config(EvaluationConfig, frozen=True):
     """Evaluation of one model: the keys of `[evaluate]` that concern it."""
 
-    model_name: str = Field(description="what results call the model")
-    threshold: Share = Field(
-        default=0.2,
-        description="minimum probability of the pseudo-labels that PEM keeps",
-    )
+    model_name: str
+    """what results call the model"""
+    threshold: Share = 0.2
+    """minimum probability of the pseudo-labels that PEM keeps"""
 
 
 class Inputs(StageInputs):

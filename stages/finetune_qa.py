@@ -12,9 +12,9 @@ from alpro.models.folder import ModelBundle
 from alpro.models.words import read_word_list
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
-    FILE,
     Corpora,
     Count,
+    FilePath,
     Outcome,
     Resources,
     StageInputs,
@@ -34,18 +34,12 @@ VERSION = 7  # a byte order mark does not belong to the first answer
 class Config(TrainingConfig, frozen=True):
     """Fine-tuning for question answering; `msrvtt_qa` has the official values."""
 
-    frames: Count = Field(
-        default=16, description="frames of a clip; the time embedding is resized"
-    )
-    answers: int = Field(
-        default=1500, ge=2, description="answers, the most frequent in training"
-    )
-    answers_file: str = Field(
-        default="",
-        description="a file of answers instead: a JSON object of answer to index, a JSON list or "
-        "lines",
-        json_schema_extra=FILE,
-    )
+    frames: Count = 16
+    """frames of a clip; the time embedding is resized"""
+    answers: int = Field(default=1500, ge=2)
+    """answers, the most frequent in training"""
+    answers_file: FilePath = ""
+    """a file of answers instead: a JSON object of answer to index, a JSON list or lines"""
 
     @model_validator(mode="after")
     def _no_contrast(self) -> "Config":

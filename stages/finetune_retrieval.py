@@ -4,7 +4,6 @@
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
 from alpro.models.folder import ModelBundle
 from alpro.stages.evaluation.evaluate_model import Asked
@@ -30,9 +29,8 @@ class Config(MatchingConfig, frozen=True):
     """Fine-tuning for retrieval; `msrvtt_retrieval` has the official values."""
 
     validation: MatchingValidation = MatchingValidation()
-    frames: Count = Field(
-        default=8, description="frames of a clip; the time embedding is resized"
-    )
+    frames: Count = 8
+    """frames of a clip; the time embedding is resized"""
 
 
 class Inputs(StageInputs):

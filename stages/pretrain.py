@@ -47,11 +47,10 @@ class Config(PretrainSettings, EncoderConfig, MatchingConfig, frozen=True):
     """Pre-training of ALPRO."""
 
     start: str = Field(
-        default="scratch",
-        description="initial weights. scratch: of vit and bert alone; prompter: its encoders; or "
-        "the path of an ALPRO model",
-        json_schema_extra=file_or_word("scratch", "prompter"),
+        default="scratch", json_schema_extra=file_or_word("scratch", "prompter")
     )
+    """initial weights. scratch: of vit and bert alone; prompter: its encoders; or the path of an
+    ALPRO model"""
 
     @model_validator(mode="after")
     def _has_contrast(self) -> "Config":

@@ -40,26 +40,22 @@ TIMES = 5  # number of evenly spaced times of a clip with stored boxes
 class Config(StageConfig, frozen=True):
     """Sizes of the corpora of the [sample](results.md#how-the-sample-is-made)."""
 
-    seed: NonNegativeInt = Field(
-        default=0, description="seed of everything that is rendered"
-    )
-    lessons: NonNegativeInt = Field(
-        default=150,
-        description="scenes of `lessons`, each with a clip and its reverse",
-    )
-    clips: Count = Field(
-        default=900,
-        description="training scenes of `clips`; those with a direction also have a reversed clip",
-    )
-    stills: NonNegativeInt = Field(default=1600, description="images of `stills`")
-    validation: int = Field(default=120, ge=4, description="clips for validation")
-    test: int = Field(default=200, ge=4, description="clips for testing")
-    size: int = Field(
-        default=96, ge=32, multiple_of=2, description="height and width, pixels"
-    )
-    frames: int = Field(
-        default=16, ge=4, description="frames per clip, at 8 frames per second"
-    )
+    seed: NonNegativeInt = 0
+    """seed of everything that is rendered"""
+    lessons: NonNegativeInt = 150
+    """scenes of `lessons`, each with a clip and its reverse"""
+    clips: Count = 900
+    """training scenes of `clips`; those with a direction also have a reversed clip"""
+    stills: NonNegativeInt = 1600
+    """images of `stills`"""
+    validation: int = Field(default=120, ge=4)
+    """clips for validation"""
+    test: int = Field(default=200, ge=4)
+    """clips for testing"""
+    size: int = Field(default=96, ge=32, multiple_of=2)
+    """height and width, pixels"""
+    frames: int = Field(default=16, ge=4)
+    """frames per clip, at 8 frames per second"""
 
     @model_validator(mode="after")
     def _enough_combinations(self) -> "Config":

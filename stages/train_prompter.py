@@ -17,8 +17,8 @@ from alpro.models.alpro import Prompter
 from alpro.models.folder import ModelBundle, load_clip_model
 from alpro.shards.transforms import random_box
 from alpro.stages.execution.interface import (
-    FILE_OR_NAME,
     Corpora,
+    FileOrName,
     Outcome,
     Resources,
     Share,
@@ -46,13 +46,10 @@ class Crops(StageConfig, frozen=True):
     3.2.2). Their captions are unchanged. A prompter that was trained without crops has poor
     pseudo-labels."""
 
-    share: Share = Field(
-        default=0.0, description="fraction of the examples that show a crop"
-    )
-    area: tuple[float, float] = Field(
-        default=(0.3, 0.75),
-        description="smallest and largest fraction of the frame in a crop",
-    )
+    share: Share = 0.0
+    """fraction of the examples that show a crop"""
+    area: tuple[float, float] = (0.3, 0.75)
+    """smallest and largest fraction of the frame in a crop"""
 
     @model_validator(mode="after")
     def _in_order(self) -> "Crops":
@@ -79,27 +76,16 @@ class Config(EncoderConfig, frozen=True):
 
     crops: Crops = Crops()
 
-    clip: str = Field(
-        default="",
-        description="a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only "
-        "video.frames applies",
-        json_schema_extra=FILE_OR_NAME,
-    )
-    new_lr: NonNegativeFloat = Field(
-        0.0,
-        description="peak learning rate of the temporal attention that `clip` gets; 0: lr",
-    )
-    trained_layers: int = Field(
-        -1,
-        ge=-1,
-        description="last layers of each tower of `clip` that are trained, with all that follows "
-        "them; -1: everything; 0: temporal attention, final norms and projections",
-    )
-    interpolate: bool = Field(
-        False,
-        description="keep the best weights on validation between `clip` and the trained "
-        "ones (WiSE-FT)",
-    )
+    clip: FileOrName = ""
+    """a CLIP or SigLIP to start from: a hub name or a folder; of `model`, only video.frames
+    applies"""
+    new_lr: NonNegativeFloat = 0.0
+    """peak learning rate of the temporal attention that `clip` gets; 0: lr"""
+    trained_layers: int = Field(default=-1, ge=-1)
+    """last layers of each tower of `clip` that are trained, with all that follows them; -1:
+    everything; 0: temporal attention, final norms and projections"""
+    interpolate: bool = False
+    """keep the best weights on validation between `clip` and the trained ones (WiSE-FT)"""
 
     @classmethod
     def without_effect(cls, values: Mapping[str, Any]) -> set[str]:

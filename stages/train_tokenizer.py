@@ -27,15 +27,10 @@ VERSION = 1
 class Config(StageConfig, frozen=True):
     """The tokenizer of all models."""
 
-    tokenizer: str = Field(
-        default="train",
-        description="train: from the captions; else a tokenizer.json, or a BERT's folder or hub "
-        "name",
-        json_schema_extra=file_or_word("train"),
-    )
-    word_pieces: int = Field(
-        default=8000, ge=50, description="maximum word pieces of a trained tokenizer"
-    )
+    tokenizer: str = Field(default="train", json_schema_extra=file_or_word("train"))
+    """train: from the captions; else a tokenizer.json, or a BERT's folder or hub name"""
+    word_pieces: int = Field(default=8000, ge=50)
+    """maximum word pieces of a trained tokenizer"""
     templates: Templates = Templates()
 
 

@@ -8,13 +8,14 @@ from pydantic import BaseModel, Field, model_validator
 from alpro.models.alpro import ModelConfig
 from alpro.models.words import Templates
 from alpro.pipeline.config.command import SHARED
-from alpro.shards.sources.form import Columns
+from alpro.shards.sources.form import Columns, Names
 from alpro.stages import TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluation.protocol import OWN_CLIP, EvaluationConfig
-from alpro.stages.execution.interface import FILE, Resources, StageConfig
+from alpro.stages.execution.interface import FILE, FilePath, Resources
+from alpro.stages.execution.step import Step
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.index_shards import Config as IndexShards
@@ -31,88 +32,67 @@ class Corpus(DecodeVideos, frozen=True):
     """A corpus: where its videos are, and how they are decoded. Set exactly one of `manifest` (of
     the rendered sample), `data` and `shards`."""
 
-    data: str = Field(
-        default="",
-        description="a manifest, a folder of videos, or a URL; relative to this file, in --set to "
-        "the current folder",
-        json_schema_extra=FILE,
-    )
-    shards: str = Field(
-        default="",
-        description="existing shards: a folder or URL with *.tar files, relative like `data`; only "
-        "`kinds` and `max_reject_share` apply",
-        json_schema_extra=FILE,
-    )
-    annotations: dict[AnnotationFile, str | tuple[str, ...]] = Field(
-        default={},
-        description="annotation files by split (`train`, `validation`, `test`), and `texts` if "
-        "these only list videos",
-        json_schema_extra=FILE,
-    )
-    root: str = Field(
-        default="",
-        description="folder that the names in `annotations` are relative to; of absolute names, "
-        "the folder that corresponds to `data`",
-        json_schema_extra={"path": "root"},
-    )
+    data: FilePath = ""
+    """a manifest, a folder of videos, or a URL; relative to this file, in --set to the current
+    folder"""
+    shards: FilePath = ""
+    """existing shards: a folder or URL with *.tar files, relative like `data`; only `kinds` and
+    `max_reject_share` apply"""
+    annotations: dict[AnnotationFile, Names] = Field(default={}, json_schema_extra=FILE)
+    """annotation files by split (`train`, `validation`, `test`), and `texts` if these only list
+    videos"""
+    root: str = Field(default="", json_schema_extra={"path": "root"})
+    """folder that the names in `annotations` are relative to; of absolute names, the folder that
+    corresponds to `data`"""
 
-    columns: Columns | None = Field(
-        default=None,
-        description="the columns of the tables, if they have no published form",
-    )
+    columns: Columns | None = None
+    """the columns of the tables, if they have no published form"""
 
     @model_validator(mode="after")
     def _check_keys(self) -> "Corpus":
         if sum(map(bool, (self.manifest, self.data, self.shards))) > 1:
             raise ValueError("set one of data, shards, and manifest (of the sample)")
-        extra = self.model_fields_set - KEYS_WITH_SHARDS
+        places = {"manifest", "data", "shards"}
+        extra = self.model_fields_set - IndexShards.model_fields.keys() - places
         if self.shards and extra:
             raise ValueError(f"shards are used unchanged; remove the key {min(extra)}")
         if self.root and not self.annotations:
             raise ValueError("root is only used with annotations; remove this key")
         return self
 
-    @property
-    def stage_config(self) -> StageConfig:
-        """The configuration of the stage that makes this corpus."""
+    def step(self, name: str) -> Step:
+        """Return the step that makes this corpus, without its inputs.
+
+        Args:
+            name: Name of the corpus.
+        """
+        stage = "index_shards" if self.shards else "decode_videos"
         config = IndexShards if self.shards else DecodeVideos
-        values = {name: getattr(self, name) for name in config.model_fields}
-        return config.model_construct(**values)
+        values = {key: getattr(self, key) for key in config.model_fields}
+        return Step(stage, f"{stage} {name}", config.model_construct(**values))
 
 
-# The keys that a corpus of existing shards may have; one of the first three says where it is.
-KEYS_WITH_SHARDS = {"manifest", "data", "shards", "kinds", "max_reject_share"}
-
-
-class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
+class PipelineConfig(
+    BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True
+):
     """What a pipeline computes, and the resources it may use, which do not change the results."""
 
-    name: str = Field(
-        min_length=1,
-        pattern=r"^[\w-]+$",
-        description="name of the pipeline, and of its experiment in MLflow",
-    )
-    pretrained: str = Field(
-        default="",
-        description="a model folder instead of `train_prompter` and `pretrain`; relative like "
-        "`corpora.NAME.data`",
-        json_schema_extra=FILE,
-    )
-    max_steps: int = Field(
-        default=0,
-        ge=0,
-        description="maximum steps of each phase of training, also of one that counts epochs, for "
-        "a first try; 0: no limit",
-    )
-    render_sample: RenderSample | None = Field(
-        default=None,
-        description="the sample corpus; without this table, no corpus is rendered",
-    )
-    corpora: dict[str, Corpus] = Field(min_length=1, description="the corpora by name")
-    model: ModelConfig = Field(
-        default=ModelConfig(), description="sizes of the prompter and of ALPRO"
-    )
-    templates: Templates = Field(default=Templates(), description="the prompts")
+    name: str = Field(min_length=1, pattern=r"^[\w-]+$")
+    """name of the pipeline, and of its experiment in MLflow"""
+    pretrained: FilePath = ""
+    """a model folder instead of `train_prompter` and `pretrain`; relative like
+    `corpora.NAME.data`"""
+    max_steps: int = Field(default=0, ge=0)
+    """maximum steps of each phase of training, also of one that counts epochs, for a first try; 0:
+    no limit"""
+    render_sample: RenderSample | None = None
+    """the sample corpus; without this table, no corpus is rendered"""
+    corpora: dict[str, Corpus] = Field(min_length=1)
+    """the corpora by name"""
+    model: ModelConfig = ModelConfig()
+    """sizes of the prompter and of ALPRO"""
+    templates: Templates = Templates()
+    """the prompts"""
     train_tokenizer: TrainTokenizer = TrainTokenizer()
     build_vocabulary: BuildVocabulary = BuildVocabulary()
     train_prompter: TrainPrompter | None = None

@@ -148,8 +148,7 @@ def build_steps(
 
     corpora = {}
     for name, corpus in settings.corpora.items():
-        stage = "index_shards" if corpus.shards else "decode_videos"
-        step = Step(stage, f"{stage} {name}", corpus.stage_config)
+        step = corpus.step(name)
         if corpus.manifest and sample:
             corpora[name] = replace(step, inputs=sample)
         elif corpus.shards or corpus.data:
@@ -211,9 +210,8 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     """Import the user's files, or find what an earlier import of them left in a folder."""
     root = Path(corpus.root) if corpus.root else None
-    annotations: dict[str, list[Path]] = {
-        split: [Path(file) for file in ([files] if isinstance(files, str) else files)]
-        for split, files in corpus.annotations.items()
+    annotations = {
+        split: [*map(Path, files)] for split, files in corpus.annotations.items()
     }
     return import_source(
         located(corpus.data), folder, annotations, root, corpus.columns

@@ -33,14 +33,10 @@ SplitCounts = Mapping[str, Mapping[str, int]]
 class CorpusConfig(StageConfig, frozen=True):
     """Keys of the stages that make a corpus."""
 
-    kinds: Literal["all", "video", "image"] = Field(
-        default="all", description="which items of the data to take"
-    )
-    max_reject_share: Share = Field(
-        default=0.2,
-        description="maximum fraction of rejected items",
-        json_schema_extra=NO_EFFECT,
-    )
+    kinds: Literal["all", "video", "image"] = "all"
+    """which items of the data to take"""
+    max_reject_share: Share = Field(default=0.2, json_schema_extra=NO_EFFECT)
+    """maximum fraction of rejected items"""
 
 
 def write_table(path: Path, tables: Iterable[pa.Table]) -> None:

@@ -64,13 +64,18 @@ def path_kind(field: FieldInfo | None, value: str) -> str:
     return "" if value in extra.get("words", ()) else extra.get("path", "")
 
 
-# Types of keys: a number of objects, and a fraction.
+# Types of keys: a number of objects, a fraction, and paths.
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+FilePath = Annotated[str, Field(json_schema_extra=FILE)]
+FileOrName = Annotated[str, Field(json_schema_extra=FILE_OR_NAME)]
 
 
-class StageConfig(BaseModel, frozen=True, extra="forbid"):
-    """Base of every stage's configuration: frozen, unknown keys are errors.
+class StageConfig(
+    BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True
+):
+    """Base of every stage's configuration: frozen, unknown keys are errors. The text below a key is
+    its description in docs/configuration.md.
 
     Subclasses say `frozen=True` as well: they inherit it when they run, but type checkers read it
     from each class. It lets a subclass narrow the type of a field.
@@ -125,50 +130,30 @@ class Resources(StageConfig, frozen=True):
     """How work is distributed and where it runs. It is not part of fingerprints: results change
     only by dropout, stochastic depth and rounding."""
 
-    workers: NonNegativeInt = Field(
-        default=0,
-        description="processes that decode and load data; 0: one per core",
-    )
-    scheduler: str = Field(
-        default="",
-        description="address of a Dask scheduler, tcp://HOST:8786, whose workers decode, index and "
-        "tag; empty: `workers` of this machine",
-    )
-    processes: Count = Field(
-        default=1,
-        description="processes on this machine that share a training or an evaluation (torchrun)",
-    )
-    max_stages: Count = Field(
-        default=1,
-        description="stages that run at the same time; on a CPU, their models share its cores, "
-        "each has its own GPUs",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: a GPU if there is one"
-    )
-    checkpoint_activations: bool = Field(
-        default=False, description="repeat forward passes: less memory, more time"
-    )
-    compile: bool = Field(
-        default=True,
-        description="torch.compile the encoders' layers for training, on a GPU and from width 512 "
-        "on",
-    )
-    nodes: Count = Field(
-        default=1,
-        description="machines that train together, each with `processes`",
-    )
-    rendezvous: str = Field(
-        default="",
-        description="host:port of this machine, which the other nodes connect to",
-    )
-    rank_timeout: PositiveFloat = Field(
-        default=600.0,
-        description="seconds that training processes wait for each other",
-    )
-    checkpoint_interval: PositiveFloat = Field(
-        default=600.0, description="seconds between checkpoints of a training"
-    )
+    workers: NonNegativeInt = 0
+    """processes that decode and load data; 0: one per core"""
+    scheduler: str = ""
+    """address of a Dask scheduler, tcp://HOST:8786, whose workers decode, index and tag; empty:
+    `workers` of this machine"""
+    processes: Count = 1
+    """processes on this machine that share a training or an evaluation (torchrun)"""
+    max_stages: Count = 1
+    """stages that run at the same time; on a CPU, their models share its cores, each has its own
+    GPUs"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one"""
+    checkpoint_activations: bool = False
+    """repeat forward passes: less memory, more time"""
+    compile: bool = True
+    """torch.compile the encoders' layers for training, on a GPU and from width 512 on"""
+    nodes: Count = 1
+    """machines that train together, each with `processes`"""
+    rendezvous: str = ""
+    """host:port of this machine, which the other nodes connect to"""
+    rank_timeout: PositiveFloat = 600.0
+    """seconds that training processes wait for each other"""
+    checkpoint_interval: PositiveFloat = 600.0
+    """seconds between checkpoints of a training"""
 
     @model_validator(mode="after")
     def _check_rendezvous(self) -> "Resources":

@@ -16,9 +16,9 @@ from alpro.models.alpro import ModelConfig, Prompter
 from alpro.models.initial import Encoder, load_bert, load_vit, read_encoder
 from alpro.stages.evaluation.protocol import TOP_K
 from alpro.stages.execution.interface import (
-    FILE_OR_NAME,
     NO_EFFECT,
     Count,
+    FileOrName,
     Share,
     StageConfig,
 )
@@ -28,21 +28,16 @@ class Phase(StageConfig, frozen=True):
     """A phase of training on a set of corpora. A batch has samples of one corpus and one kind, video
     or image."""
 
-    corpora: tuple[str, ...] = Field(
-        min_length=1, description="names of decoded corpora"
-    )
-    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(),
-        description="relative number of steps per corpus; empty: by number of examples",
-    )
-    steps: NonNegativeInt = Field(
-        default=0, description="optimizer steps; set either steps or epochs"
-    )
-    epochs: NonNegativeFloat = Field(default=0, description="passes over the examples")
-    group_batches: bool = Field(
-        default=False,
-        description="put samples of a group into one batch, as negatives of each other",
-    )
+    corpora: tuple[str, ...] = Field(min_length=1)
+    """names of decoded corpora"""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """relative number of steps per corpus; empty: by number of examples"""
+    steps: NonNegativeInt = 0
+    """optimizer steps; set either steps or epochs"""
+    epochs: NonNegativeFloat = 0
+    """passes over the examples"""
+    group_batches: bool = False
+    """put samples of a group into one batch, as negatives of each other"""
 
     @model_validator(mode="after")
     def _one_length(self) -> "Phase":
@@ -58,119 +53,74 @@ class Phase(StageConfig, frozen=True):
 class Validation(StageConfig, frozen=True):
     """Frequency of validation, and the part of each corpus's validation split that it uses."""
 
-    times: Count = Field(
-        default=1,
-        description="validations, equally spaced; the last at the end",
-    )
-    videos: NonNegativeInt = Field(
-        default=0,
-        description="validation videos per corpus, the first ones; 0: all",
-    )
+    times: Count = 1
+    """validations, equally spaced; the last at the end"""
+    videos: NonNegativeInt = 0
+    """validation videos per corpus, the first ones; 0: all"""
 
 
 class ContrastValidation(Validation, frozen=True):
     """Validation of retrieval by similarity (VTC)."""
 
-    videos: NonNegativeInt = Field(
-        default=500,
-        description="validation videos per corpus, the first ones; 0: all",
-    )
-    captions: NonNegativeInt = Field(
-        default=1,
-        description="captions per video that are queries, the first ones; 0: all",
-    )
+    videos: NonNegativeInt = 500
+    """validation videos per corpus, the first ones; 0: all"""
+    captions: NonNegativeInt = 1
+    """captions per video that are queries, the first ones; 0: all"""
 
 
 class MatchingValidation(Validation, frozen=True):
     """Validation of retrieval by matching (VTM). The default is the test protocol."""
 
-    captions: NonNegativeInt = Field(
-        default=0,
-        description="captions per video that are queries, the first ones; 0: all",
-    )
+    captions: NonNegativeInt = 0
+    """captions per video that are queries, the first ones; 0: all"""
     top_k: NonNegativeInt = Field(default=0, description=TOP_K)
 
 
 class TrainingConfig(StageConfig, frozen=True):
     """Settings of every training stage; the defaults are the paper's pre-training."""
 
-    phases: tuple[Phase, ...] = Field(
-        min_length=1, description="phases of training, in order"
-    )
-    seed: NonNegativeInt = Field(default=0, description="random seed")
-    batch_size: Count = Field(
-        default=256,
-        description="examples per optimizer step, over all processes",
-    )
-    accumulation_steps: Count = Field(
-        default=1,
-        description="micro-batches per step (gradient accumulation)",
-    )
-    contrast: Literal["micro_batch", "batch"] = Field(
-        default="micro_batch",
-        description="pairs that VTC compares: of a micro_batch, or of the whole batch (which "
-        "encodes twice, and needs negative_pool_size where it exists)",
-    )
-    lr: PositiveFloat = Field(default=1e-4, description="peak learning rate")
-    warmup_ratio: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="fraction of the steps with linear warm-up",
-    )
-    min_lr_ratio: Share = Field(
-        default=0.0,
-        description="final learning rate of the linear decay, as a fraction of lr",
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="muon: for the matrices of transformer layers; AdamW trains the rest",
-    )
-    weight_decay: NonNegativeFloat = Field(
-        default=1e-3,
-        description="weight decay, except of biases, norms and position embeddings",
-    )
-    max_grad_norm: PositiveFloat = Field(
-        default=20.0, description="maximum L2 norm of the gradient"
-    )
-    max_text_tokens: int = Field(
-        default=30,
-        ge=4,
-        description="maximum tokens of a text, with [CLS] and [SEP]",
-    )
-    sampling: Literal["halves", "random"] = Field(
-        default="halves",
-        description="random frames in order, as many from each half of the clip (halves) or from "
-        "all of it (random)",
-    )
-    random_crop: float = Field(
-        default=0.875,
-        gt=0,
-        le=1,
-        description="side of the random crop as a fraction of the frame; 1: no crop",
-    )
-    repeat_images: bool = Field(
-        default=True, description="an image is a clip of equal frames; false: one frame"
-    )
-    augmentation: Literal["none", "official"] = Field(
-        default="none",
-        description="official: RandAugment; for images also a random resized crop, and a flip "
-        "unless the text says left or right",
-    )
-    max_unreadable_share: Share = Field(
-        default=0.01,
-        description="maximum fraction of unreadable examples, which are replaced",
-    )
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    """phases of training, in order"""
+    seed: NonNegativeInt = 0
+    """random seed"""
+    batch_size: Count = 256
+    """examples per optimizer step, over all processes"""
+    accumulation_steps: Count = 1
+    """micro-batches per step (gradient accumulation)"""
+    contrast: Literal["micro_batch", "batch"] = "micro_batch"
+    """pairs that VTC compares: of a micro_batch, or of the whole batch (which encodes twice, and
+    needs negative_pool_size where it exists)"""
+    lr: PositiveFloat = 1e-4
+    """peak learning rate"""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """fraction of the steps with linear warm-up"""
+    min_lr_ratio: Share = 0.0
+    """final learning rate of the linear decay, as a fraction of lr"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the matrices of transformer layers; AdamW trains the rest"""
+    weight_decay: NonNegativeFloat = 1e-3
+    """weight decay, except of biases, norms and position embeddings"""
+    max_grad_norm: PositiveFloat = 20.0
+    """maximum L2 norm of the gradient"""
+    max_text_tokens: int = Field(default=30, ge=4)
+    """maximum tokens of a text, with [CLS] and [SEP]"""
+    sampling: Literal["halves", "random"] = "halves"
+    """random frames in order, as many from each half of the clip (halves) or from all of it
+    (random)"""
+    random_crop: float = Field(default=0.875, gt=0, le=1)
+    """side of the random crop as a fraction of the frame; 1: no crop"""
+    repeat_images: bool = True
+    """an image is a clip of equal frames; false: one frame"""
+    augmentation: Literal["none", "official"] = "none"
+    """official: RandAugment; for images also a random resized crop, and a flip unless the text says
+    left or right"""
+    max_unreadable_share: Share = 0.01
+    """maximum fraction of unreadable examples, which are replaced"""
     validation: Validation = Validation()
-    log_every: Count = Field(
-        default=10,
-        description="steps between logged metrics (means)",
-        json_schema_extra=NO_EFFECT,
-    )
-    mixed_precision: bool = Field(
-        default=True,
-        description="bfloat16 on hardware that computes it; on a CPU from width 96",
-    )
+    log_every: Count = Field(default=10, json_schema_extra=NO_EFFECT)
+    """steps between logged metrics (means)"""
+    mixed_precision: bool = True
+    """bfloat16 on hardware that computes it; on a CPU from width 96"""
 
     @property
     def new_lr_scale(self) -> float:
@@ -209,11 +159,9 @@ class TrainingConfig(StageConfig, frozen=True):
 class MatchingConfig(TrainingConfig, frozen=True):
     """Settings of the stages that train video-text matching."""
 
-    negative_pool_size: NonNegativeInt = Field(
-        default=0,
-        description="consecutive pairs of the batch among which hard negatives are drawn; 0: all. "
-        "The paper uses 16, the per-GPU batch size",
-    )
+    negative_pool_size: NonNegativeInt = 0
+    """consecutive pairs of the batch among which hard negatives are drawn; 0: all. The paper uses
+    16, the per-GPU batch size"""
 
     @model_validator(mode="after")
     def _whole_pools(self) -> "MatchingConfig":
@@ -249,22 +197,13 @@ class EncoderConfig(TrainingConfig, frozen=True):
 
     validation: ContrastValidation = ContrastValidation()
     model: ModelConfig = ModelConfig()
-    vit: str = Field(
-        default="",
-        description="pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of "
-        "transformers",
-        json_schema_extra=FILE_OR_NAME,
-    )
-    bert: str = Field(
-        default="",
-        description="pre-trained BERT of the text and multimodal encoders: a hub name or a folder",
-        json_schema_extra=FILE_OR_NAME,
-    )
-    normalization: Literal["clip", "corpus", "imagenet", "half"] = Field(
-        default="clip",
-        description="mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 "
-        "(SigLIP). Pre-training uses the values of a trained prompter",
-    )
+    vit: FileOrName = ""
+    """pre-trained ViT: a name of timm with its tag, a state-dict file, or a CLIP of transformers"""
+    bert: FileOrName = ""
+    """pre-trained BERT of the text and multimodal encoders: a hub name or a folder"""
+    normalization: Literal["clip", "corpus", "imagenet", "half"] = "clip"
+    """mean and std of pixels: of CLIP, the corpora, ImageNet (DINOv2), or 0.5 (SigLIP).
+    Pre-training uses the values of a trained prompter"""
 
     def check_encoders(self) -> None:
         """Check the sizes of a ViT and a BERT in folders, as far as their config.json tells.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from alpro.models.alpro import Alpro, crop
@@ -38,26 +38,26 @@ class LossWeights(StageConfig, frozen=True):
     """Weights of the losses (equation 6: 1). A loss of weight 0 is not computed. If all are 0, nothing
     is trained."""
 
-    vtc: NonNegativeFloat = Field(default=1.0, description="video-text contrast")
-    vtm: NonNegativeFloat = Field(default=1.0, description="video-text matching")
-    mlm: NonNegativeFloat = Field(default=1.0, description="masked language modeling")
-    pem: NonNegativeFloat = Field(default=1.0, description="prompting entity modeling")
+    vtc: NonNegativeFloat = 1.0
+    """video-text contrast"""
+    vtm: NonNegativeFloat = 1.0
+    """video-text matching"""
+    mlm: NonNegativeFloat = 1.0
+    """masked language modeling"""
+    pem: NonNegativeFloat = 1.0
+    """prompting entity modeling"""
 
 
 class PretrainSettings(StageConfig, frozen=True):
     """Settings of `PretrainObjective`."""
 
     weights: LossWeights = LossWeights()
-    mlm_probability: Share = Field(
-        default=0.15, description="fraction of the tokens that MLM masks"
-    )
-    threshold: Share = Field(
-        default=0.2,
-        description="PEM ignores crops whose most likely entity is less probable",
-    )
-    negatives: Literal["hard", "uniform"] = Field(
-        default="hard", description="negatives of VTM: by similarity, or uniform"
-    )
+    mlm_probability: Share = 0.15
+    """fraction of the tokens that MLM masks"""
+    threshold: Share = 0.2
+    """PEM ignores crops whose most likely entity is less probable"""
+    negatives: Literal["hard", "uniform"] = "hard"
+    """negatives of VTM: by similarity, or uniform"""
 
 
 class PretrainObjective(MatchingObjective):

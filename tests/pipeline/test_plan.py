@@ -286,8 +286,7 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(
 
 
 def step_of(corpus, digests):
-    step = Step("decode_videos", "decode_videos films", corpus.stage_config)
-    return with_files(step, corpus, digests)
+    return with_files(corpus.step("films"), corpus, digests)
 
 
 @pytest.mark.parametrize("place", ["folder", "url"])
