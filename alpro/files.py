@@ -32,8 +32,19 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local 
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path in which `~` is the home folder. One of an unknown user stays as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for such a user)
+    """Return a path in which `~` is the home folder.
+
+    Raises:
+        InputError: If the user after `~` is unknown, and no file has this name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        if Path(path).exists():
+            return Path(path)
+        raise InputError(
+            f"{path}: there is no such user, and no file of this name"
+        ) from error
 
 
 def read_text(path: Path) -> str:

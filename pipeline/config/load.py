@@ -189,8 +189,12 @@ def parse_change(change: str) -> tuple[tuple[str, ...], Any]:
 def share_tables(values: Values) -> Values:
     """Leave out stages that are `false` or that `pretrained` replaces, and copy [model] and
     [templates], which are set once, to the stages that have them."""
-    # TOML has no value for "none".
-    left_out = [key for key, value in values.items() if value is False]
+    # TOML has no value for "none". Every other stage is part of each pipeline.
+    left_out = [
+        key
+        for key, field in PipelineConfig.model_fields.items()
+        if field.default is None and values.get(key) is False
+    ]
     if values.get("pretrained"):
         left_out += MODEL_STAGES
     values = {key: {} for key in TEMPLATE_STAGES} | values | dict.fromkeys(left_out)

@@ -128,7 +128,7 @@ class Columns(BaseModel):
     """its type; default: its first word"""
     options: Names = ()
     """the columns of the options, or the one with their list or with `a|b`"""
-    first_option: Literal["", "0", "1", "A"] = ""
+    first_option: Annotated[Literal["", "0", "1", "A"], BeforeValidator(str)] = ""
     """the answer that means the first option; default: answers are texts of options"""
     start: str = ""
     """start of the part of the file, in seconds or as `01:02:03.5`"""

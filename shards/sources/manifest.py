@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from alpro.errors import InputError
 from alpro.files import atomic_write, digest, file_state, make_folder, read_json
+from alpro.locks import acquire, file_lock
 from alpro.log import progress
 from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject, Row
 from alpro.shards.sources.downloads import tars
@@ -89,16 +90,17 @@ def import_source(
     state = digest([VERSION, *state_of(source)])[:16]
     # A run may read the manifest of an earlier state, so each state has a folder of its own.
     name = f"{source_digest}-{state}"
-    for imported in map(Manifest, cache.glob(f"{name}-*")):
-        # The names of all files count if one was looked up among them.
-        names = imported.about["names"]
-        if not names or (source.folder and names == source.folder.names_digest):
-            return imported
-
-    # Another process may be importing it, too.
     target = cache / f"{name}-{uuid4().hex[:8]}"
+    lock = file_lock(cache / f".{name}.lock")
     try:
         make_folder(cache)
+        acquire(lock)  # of two processes, the second finds what the first imports
+        for imported in map(Manifest, cache.glob(f"{name}-*")):
+            # The names of all files count if one was looked up among them.
+            names = imported.about["names"]
+            if not names or (source.folder and names == source.folder.names_digest):
+                return imported
+
         with atomic_write(target) as folder:
             folder.mkdir()
             form, rows = source.scan()
@@ -119,6 +121,8 @@ def import_source(
         raise InputError(
             f"{error.filename or data}: {error.strerror or error}"
         ) from error
+    finally:
+        lock.release()
     return Manifest(target)
 
 

@@ -359,7 +359,6 @@ def test_a_root_may_be_of_another_machine(tmp_path, monkeypatch):
         ("s3://bucket/a", "s3://bucket/a"),
         ("filecache::https://host/a", "filecache::https://host/a"),
         ("file:///data/a", "/data/a"),
-        ("~nosuchuser/a", f"{Path.cwd()}/~nosuchuser/a"),
     ],
 )
 def test_data_and_shards_may_be_paths_and_urls(value, expected):
