@@ -43,6 +43,7 @@ from alpro.pipeline.plan.checks import check_plan, fetch_models
 from alpro.pipeline.plan.plan import Plan, make_plan
 from alpro.pipeline.store.runs import RunEntry, git_commit, write_run
 from alpro.pipeline.tracking.contents import stage_title
+from alpro.pipeline.tracking.store import FLOW_RUN
 from alpro.pipeline.tracking.tracker import Tracker
 from alpro.stages.execution.lifecycle import get_parent
 
@@ -254,7 +255,7 @@ def run(
     write_run(plan.workspace, log_entry)
     # A comparison of two runs shows that their code differs.
     params = {"commit": log_entry.commit} | plan.settings.as_written()
-    all_tags = {"prefect_flow_run": flow_run.id or "", **tags}
+    all_tags = {FLOW_RUN: flow_run.id or "", **tags}
     with tracker.run(title, params, all_tags) as current.mlflow_run:
         try:
             run_steps(current)

@@ -28,6 +28,7 @@ from alpro.pipeline.flows.pipeline_run import (
 )
 from alpro.pipeline.plan.checks import check_decoded
 from alpro.pipeline.tracking.contents import stage_title
+from alpro.pipeline.tracking.store import FLOW_RUN
 from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import StageFailed
@@ -128,7 +129,7 @@ def find_or_build(run: PipelineRun, step: Step) -> State | None:
 def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
-    tags = {"prefect_flow_run": flow_run.id}
+    tags = {FLOW_RUN: flow_run.id}
     with run.gpus(step) as gpus:
         run.announce(step, "started")
         launch = Launch(

@@ -24,6 +24,7 @@ REMEDIES = {
     "Max retries exceeded": "; no server answers there: start it, or name another store",
 }
 
+FLOW_RUN = "prefect_flow_run"  # tag of MLflow's runs: the run of Prefect that writes it
 # Options of MLflow's page of runs.
 CHARTS = "?workflowType=machine_learning&compareRunsMode=CHART"
 
@@ -157,7 +158,7 @@ def end_runs(uri: str, flow_runs: Iterable[str]) -> None:
     with one_line_errors(uri):
         experiments = [one.experiment_id for one in client.search_experiments()]
         for flow_run in flow_runs:
-            query = f"attributes.status = 'RUNNING' and tags.prefect_flow_run = '{flow_run}'"
+            query = f"attributes.status = 'RUNNING' and tags.{FLOW_RUN} = '{flow_run}'"
             for run in client.search_runs(experiments, query):
                 client.set_terminated(run.info.run_id, "KILLED")
 

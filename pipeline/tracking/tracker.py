@@ -27,7 +27,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
 
 from alpro.artifact import Record, flatten, read_record
-from alpro.errors import one_line
+from alpro.errors import InputError, one_line
 from alpro.log import log
 from alpro.names import Artifact
 from alpro.pipeline.store.runs import git_commit
@@ -38,7 +38,13 @@ from alpro.pipeline.tracking.contents import (
     stage_title,
     status_after,
 )
-from alpro.pipeline.tracking.store import check_store, open_experiment, store_uri
+from alpro.pipeline.tracking.store import (
+    FLOW_RUN,
+    check_store,
+    end_runs,
+    open_experiment,
+    store_uri,
+)
 from alpro.stages import EVALUATIONS, TRAININGS
 from alpro.stages.training.metrics import read_metrics
 
@@ -159,7 +165,7 @@ class Tracker:
                     self._warn(error)
 
     def end_killed(self, fingerprint: str, workspace: Path) -> None:
-        """End what MLflow shows as running of a stage and its pipeline that were killed, as KILLED.
+        """End what MLflow shows as running of a stage that was killed, and of all of its run.
 
         Call it under the lock of the stage: nothing else builds it in this workspace. Another store than
         the workspace's own may have runs of other workspaces.
@@ -167,11 +173,12 @@ class Tracker:
         if self.uri != store_uri(workspace):
             return
         query = f"attributes.status = 'RUNNING' and tags.fingerprint = '{fingerprint}'"
-        for run in self._call("search_runs", [self.experiment], query) or ():
-            parent = run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID, "")
-            for killed in (run, self._call("get_run", parent)):
-                if killed and killed.info.status == "RUNNING":
-                    self._call("set_terminated", killed.info.run_id, "KILLED")
+        killed = self._call("search_runs", [self.experiment], query) or ()
+        try:
+            # A pipeline and its stages have the same run of Prefect.
+            end_runs(self.uri, {run.data.tags.get(FLOW_RUN, "") for run in killed})
+        except InputError as error:
+            self._warn(error)
 
     def log_artifact(self, folder: Path, record: Record) -> str:
         """Log all of a finished artifact as a run of its stage. Returns the run's id."""
