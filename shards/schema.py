@@ -80,6 +80,11 @@ class Row(BaseModel):
             path = unquote(re.split("[?#]", path)[0])
         return PurePosixPath(path).name
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the manifest says of the item, as a sample has it."""
+        return self.model_dump()
+
 
 class SampleMetadata(BaseModel):
     """The metadata of a sample in a shard, <key>.json."""

@@ -101,11 +101,11 @@ def check_decoded(plan: Plan) -> None:
         config = step.config
         if not isinstance(config, EvaluationConfig):
             continue
-        for name in config.corpora:
+        for column, name in config.texts:
             source = step.inputs[name]
             # The store, because the corpus may have been built since the plan was made.
             if plan.store.find(source):
-                check_items(config, name, plan.store.folder(source))
+                check_items(config, column, name, plan.store.folder(source))
 
 
 def check_imported(plan: Plan) -> None:

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 
 from alpro.files import read_json
 from alpro.names import Artifact
+from alpro.pipeline.plan.difference import count_text
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
-    CONTROL,
-    count_text,
     main_rows,
     main_table,
     rows,
@@ -27,7 +26,6 @@ from alpro.pipeline.reports.templates import render
 from alpro.pipeline.reports.verdict import compare_with_start, headline
 from alpro.pipeline.store.runs import RunEntry
 from alpro.stages import EVALUATIONS
-from alpro.stages.evaluation.controls import CONTROLS
 from alpro.stages.execution.step import Step
 
 
@@ -114,11 +112,6 @@ def describe_run(
             # The tables of results have what an evaluation counts.
             "counts": "" if is_evaluation else count_text(record),
         }
-    shown_controls = [
-        control
-        for control in CONTROLS.values()
-        if any(row["what"].startswith(CONTROL + control.label) for row in results)
-    ]
 
     values = {
         "run": run,
@@ -129,7 +122,7 @@ def describe_run(
         "verdict": compare_with_start(artifacts),
         "main": main_table(results),
         "tables": tables(results),
-        "controls": shown_controls,
+        "evaluated": " ".join(row["what"] for row in results),
     }
     figures = draw_scores(main_rows(results)) | draw_calibration(artifacts)
     return Document(values, figures)

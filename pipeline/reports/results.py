@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alpro.artifact import Record
 from alpro.names import Artifact
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import read_results
@@ -18,7 +17,6 @@ from alpro.stages.evaluation.statistics import PairedDifference
 Rows = list[dict[str, Any]]  # rows of results.json
 VALUE = ("score [95 %]",)  # head of the column of a score
 FEW_VIDEOS = 100
-CONTROL = "control: "  # prefix of a control's label
 TITLES = {
     "retrieval": "Retrieval",
     "qa": "Question answering",
@@ -110,14 +108,6 @@ def warn_of_few_videos(scores: Rows) -> str:
     return (
         f"Only {independent:.0f} independent test videos: by chance alone, a score may be off by "
         f"{points:.0f} points."
-    )
-
-
-def count_text(record: Record) -> str:
-    """Return what the stage of an artifact counted, without zeros."""
-    counts = record.counts.items()
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in counts if value
     )
 
 

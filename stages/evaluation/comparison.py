@@ -77,14 +77,10 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             compared.append((row, difference))
 
     if other_queries and not compared:
-        name, counts = next(iter(other_queries.items()))
-        queries = []
-        for folder, count in zip((a, b), counts, strict=True):
-            split = read_results(folder)[0].get("split", "")
-            queries.append(f"{count} {split}".strip())
+        name, (queries_a, queries_b) = next(iter(other_queries.items()))
         raise InputError(
-            f"{names}: the test sets differ in the queries of {name} "
-            f"({' and '.join(queries)})"
+            f"{names}: the test sets differ in the queries of {name} ({queries_a} and {queries_b}); "
+            "compare evaluations of one split of a corpus"
         )
     return Comparison(compared, other_queries)
 

@@ -1,6 +1,6 @@
 """Controls: what is left of a score if the model gets only a part of the input."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,57 +13,29 @@ from alpro.stages.evaluation.loaded_model import LoadedModel, Reorder, similarit
 ControlName = Literal["shuffled", "reversed", "single_frame", "text_only"]
 
 
-class Control(NamedTuple):
-    """A control.
-
-    Attributes:
-        label: What results call it.
-        meaning: What its scores show, in a sentence for the report.
-    """
-
-    label: str
-    meaning: str
-
-
-CONTROLS: dict[ControlName, Control] = {
-    "shuffled": Control(
-        "frames shuffled",
-        "The same model sees the frames of each clip in random order; a score that stays the same "
-        "does not rest on their order.",
-    ),
-    "reversed": Control(
-        "frames reversed",
-        "The same model sees each clip backwards; a score far below the one for shuffled frames "
-        "shows that the model recognizes the direction of time.",
-    ),
-    "single_frame": Control(
-        "best frame",
-        "The model sees one frame as a still clip, and each pair has the score of the frame that "
-        "fits it best, an optimistic choice that knows the text; what this reaches needs no video.",
-    ),
-    "text_only": Control(
-        "text only",
-        "The model answers from the question and a clip of one plain color; what exceeds the most "
-        "frequent answer is learned from the wording of the questions.",
-    ),
+# What results call each control. The template of the report says what its scores show.
+CONTROLS: dict[ControlName, str] = {
+    "shuffled": "frames shuffled",
+    "reversed": "frames reversed",
+    "single_frame": "best frame",
+    "text_only": "text only",
 }
 
 
-class Shuffle:
-    """Shuffle frames, never to the original order; the seeded order differs from clip to clip."""
+def shuffle(seed: int) -> Reorder:
+    """Return a function that shuffles frames, never to the original order. The seeded order differs
+    from clip to clip."""
+    rng = np.random.default_rng([seed, 31])
 
-    def __init__(self, seed: int):
-        self.rng = np.random.default_rng([seed, 31])
+    def reorder(frames: list[int]) -> list[int]:
+        order = frames
+        # Drawn until it differs, so that all other orders are equally likely. Equal frames have no
+        # other order.
+        while order == frames and len(set(frames)) > 1:
+            order = [frames[i] for i in rng.permutation(len(frames))]
+        return order
 
-    def __call__(self, frames: list[int]) -> list[int]:
-        if len(set(frames)) < 2:
-            return frames  # equal frames have no other order
-
-        while True:
-            # Drawn until it differs, so that all other orders are equally likely.
-            order = [frames[i] for i in self.rng.permutation(len(frames))]
-            if order != frames:
-                return order
+    return reorder
 
 
 def repeat_frame(index: int) -> Reorder:
@@ -76,7 +48,7 @@ def list_orders(
 ) -> list[Reorder | None]:
     """Return the orders of the frames under a control. Of several, the best score counts."""
     if control == "shuffled":
-        return [Shuffle(seed)]
+        return [shuffle(seed)]
     if control == "reversed":
         return [lambda frames: frames[::-1]]
     if control == "single_frame":

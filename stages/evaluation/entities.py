@@ -59,7 +59,7 @@ def add_entities(
     rows = []
     captions = []
     for row, (index, truth) in enumerate(shown.items()):
-        metadata = gallery.metadata(index)
+        metadata = gallery.videos[index].metadata
         kind = metadata["kind"] if metadata["kind"] in best else "video"
         named = model.bundle.entities[best[kind][row]]
         captions.append(CAPTIONS.join(metadata["captions"]))
@@ -138,7 +138,7 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
         Rows with the id of the video, the box (left, top, width and height of the crop in patches),
         the entity that is named, its probability, and the entities that the crop shows.
     """
-    shown = find_shown_entities(gallery, model.bundle.entities) if crops else {}
+    shown = find_shown_entities(gallery, model.bundle.entities)
     if not shown:
         return []
     prompter = cast(Prompter, model.encoder.model)
@@ -163,7 +163,7 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
             ).max(dim=1)
             for row, index in enumerate(batch):
                 named = model.bundle.entities[int(best[row])]
-                metadata = gallery.metadata(index)
+                metadata = gallery.videos[index].metadata
                 truth = entities_in_crop(
                     metadata, shown[index], boxes[row], config.grid
                 )
@@ -222,7 +222,7 @@ def find_shown_entities(
     """Return the entities that each video of a gallery shows, for the videos that show any."""
     shown = {}
     for index in range(len(gallery.ids)):
-        truth = true_entities(gallery.metadata(index), entities)
+        truth = true_entities(gallery.videos[index].metadata, entities)
         if truth:
             shown[index] = truth
     return shown

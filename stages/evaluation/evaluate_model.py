@@ -90,7 +90,8 @@ def evaluate_model(model: LoadedModel, gallery: Gallery, asked: Asked) -> Result
             add_retrieval(results, model, gallery, videos, asked)
         if model.bundle.prompts and decoded:
             add_entities(results, model, gallery, videos)
-            add_crops(results, model, gallery, asked.entity_crops, asked.threshold)
+            if asked.entity_crops:
+                add_crops(results, model, gallery, asked.entity_crops, asked.threshold)
     return results
 
 
@@ -126,7 +127,7 @@ def add_retrieval(
             scores = compute_similarity_under(
                 control, asked.seed, model, gallery, texts
             )
-            what = f"control: {CONTROLS[control].label}, by similarity"
+            what = f"control: {CONTROLS[control]}, by similarity"
             name = f"{SIMILARITY}_{control}"
             add_ranking(results, name, what, {"t2v": scores}, gallery, protocol)
 
@@ -183,7 +184,7 @@ def add_answers(
         what = "question answering"
         if control:
             name = f"qa_{control}"
-            what = f"control: {CONTROLS[control].label}"
+            what = f"control: {CONTROLS[control]}"
 
         scores, results.tables[name] = score_answers(
             logits,

@@ -27,11 +27,6 @@ def pick(items: Any, indices: Sequence[int]) -> Any:
     return [items[index] for index in indices]
 
 
-def read_labels(video: Sample | Row) -> Labels:
-    """Return what a corpus or a manifest says of a video."""
-    return video.model_dump() if isinstance(video, Row) else video.metadata
-
-
 @dataclass(frozen=True)
 class Gallery:
     """Videos (V) with their captions or questions: the texts (N), each with its right videos.
@@ -116,10 +111,6 @@ class Gallery:
         sample = self.videos[video]
         assert isinstance(sample, Sample)
         return sample
-
-    def metadata(self, video: int) -> Labels:
-        """Return what a corpus or a manifest says of a video."""
-        return read_labels(self.videos[video])
 
     def queries(self, direction: str) -> Queries:
         """Return the queries of a direction: the texts, or the videos that have any, identified by

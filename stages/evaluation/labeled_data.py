@@ -14,11 +14,7 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import Location, absolute
 from alpro.stages import CORPUS_STAGES
-from alpro.stages.evaluation.gallery import (
-    Gallery,
-    pick,
-    read_labels,
-)
+from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.protocol import also_in_training
 
 ALL_VIDEOS = (
@@ -59,7 +55,7 @@ def read_labeled(
     else:
         videos, description = read_rows(source, split, artifacts)
 
-    labels = [read_labels(video) for video in videos]
+    labels = [video.metadata for video in videos]
     labeled = [
         i for i, label in enumerate(labels) if label["captions"] or label["questions"]
     ]
@@ -67,19 +63,18 @@ def read_labeled(
         raise InputError(
             f"{source}: no video with a caption or a question ({description})"
         )
-    videos = pick(videos, labeled)
-    labels = pick(labels, labeled)
     ids = [str(label["id"]) for label in labels]
     items = [[*label[column]] for label in labels]
-    if column != "captions":
-        return Gallery(videos, ids, items), description
+    has_captions = column == "captions"
+    if has_captions:
+        # A caption is right for the videos that `relevant` names, too, if they are of the split.
+        items_of_id = dict(zip(ids, items, strict=True))
+        for label in labels:
+            for name in label["meta"].get("relevant") or ():
+                items_of_id.get(name, []).extend(label["captions"])
 
-    # A caption is right for the videos that `relevant` names, too, if they are of the split.
-    items_of_id = dict(zip(ids, items, strict=True))
-    for label in labels:
-        for name in label["meta"].get("relevant") or ():
-            items_of_id.get(name, []).extend(label["captions"])
-    return Gallery(videos, ids, items, merged=True), description
+    gallery = Gallery(videos, ids, items, merged=has_captions)
+    return gallery.select(labeled), description
 
 
 def read_samples(corpus: Location, split: str) -> tuple[ShardReader, str]:

@@ -22,54 +22,36 @@ TASKS = {"captions": "retrieval", "questions": "qa"}
 class EvaluationConfig(StageConfig, frozen=True):
     """Evaluation of the models of a pipeline. Controls are computed only for fine-tuned models."""
 
-    retrieval: str = Field(default="", description="corpus for retrieval; empty: none")
-    qa: str = Field(
-        default="", description="corpus for question answering; empty: none"
-    )
-    baseline: str = Field(
-        default="",
-        description="a CLIP or SigLIP to compare with in retrieval: a hub name, a folder, or `clip`"
-        " for the one that training starts from",
-        json_schema_extra=file_or_word(OWN_CLIP),
-    )
-    split: Literal["validation", "test"] = Field(
-        default="test",
-        description="split to evaluate; use validation to choose hyperparameters",
-    )
+    retrieval: str = ""
+    """corpus for retrieval; empty: none"""
+    qa: str = ""
+    """corpus for question answering; empty: none"""
+    baseline: str = Field(default="", json_schema_extra=file_or_word(OWN_CLIP))
+    """a CLIP or SigLIP to compare with in retrieval: a hub name, a folder, or `clip` for the one
+    that training starts from"""
+    split: Literal["validation", "test"] = "test"
+    """split to evaluate; use validation to choose hyperparameters"""
     top_k: NonNegativeInt = Field(default=0, description=TOP_K)
-    min_decoded_share: Share = Field(
-        default=0.99,
-        description="minimum fraction of decoded items of the split",
-    )
-    frames: NonNegativeInt = Field(
-        default=0,
-        description="frames of a clip in retrieval; 0: as in training",
-    )
-    max_text_tokens: NonNegativeInt = Field(
-        default=0,
-        description="maximum tokens of a caption in retrieval; 0: as in training",
-    )
-    exclude_overlap: bool = Field(
-        default=True,
-        description="exclude items that share a caption or similar frames with a training item "
-        "(overlap.parquet)",
-    )
-    mixed_precision: bool = Field(
-        default=True, description="encoders in bfloat16 where training would use it"
-    )
-    entity_crops: NonNegativeInt = Field(
-        default=0,
-        description="random crops of each clip for scores of the prompter; 0: whole clips only",
-    )
-    controls: tuple[ControlName, ...] = Field(
-        default=(),
-        description="shuffled, reversed, single_frame (the best one as a still clip), text_only "
-        "(questions without the video)",
-    )
-    seed: NonNegativeInt = Field(default=0, description="seed of the shuffled frames")
-    contrasts: tuple[tuple[str, str], ...] = Field(
-        default=(), description="pairs of answers to compare, such as left and right"
-    )
+    min_decoded_share: Share = 0.99
+    """minimum fraction of decoded items of the split"""
+    frames: NonNegativeInt = 0
+    """frames of a clip in retrieval; 0: as in training"""
+    max_text_tokens: NonNegativeInt = 0
+    """maximum tokens of a caption in retrieval; 0: as in training"""
+    exclude_overlap: bool = True
+    """exclude items that share a caption or similar frames with a training item
+    (overlap.parquet)"""
+    mixed_precision: bool = True
+    """encoders in bfloat16 where training would use it"""
+    entity_crops: NonNegativeInt = 0
+    """random crops of each clip for scores of the prompter; 0: whole clips only"""
+    controls: tuple[ControlName, ...] = ()
+    """shuffled, reversed, single_frame (the best one as a still clip), text_only (questions without
+    the video)"""
+    seed: NonNegativeInt = 0
+    """seed of the shuffled frames"""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """pairs of answers to compare, such as left and right"""
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -98,45 +80,42 @@ def find_excluded(config: EvaluationConfig, folder: Path) -> set[str]:
 
 
 def check_items(
-    config: EvaluationConfig, name: str, folder: Path
-) -> list[tuple[str, int, int]]:
+    config: EvaluationConfig, column: str, name: str, folder: Path
+) -> tuple[int, int]:
     """Check that enough evaluation items of a corpus are decoded. The pipeline calls it before
     training.
 
+    Args:
+        column: captions (retrieval) or questions (question answering).
+        name: Name of the corpus.
+        folder: Folder of the corpus.
+
     Returns:
-        (column, decoded, annotated) for `captions` (retrieval) and `questions` (question
-        answering), if evaluated.
+        How many captions or questions of the split are decoded, and how many are annotated.
 
     Raises:
         InputError: If no item, or too small a fraction, is decoded.
     """
-    counts = []
-    for column, evaluated in config.texts:
-        if evaluated != name:
-            continue
+    split = config.split
+    excluded = find_excluded(config, folder)
+    reader = ShardReader(folder, split, exclude=excluded)
+    if not any(reader.column(column).to_pylist()):
+        raise InputError(
+            f"{name}: no {split} item has {column}, without the {len(excluded)} that are also in "
+            f"training; assign some in the column split, raise corpora.{name}.{split}, or set "
+            f"evaluate.{TASKS[column]} to an empty string or evaluate.exclude_overlap to false"
+        )
 
-        excluded = find_excluded(config, folder)
-        reader = ShardReader(folder, config.split, exclude=excluded)
-        if not any(reader.column(column).to_pylist()):
-            raise InputError(
-                f"{name}: no {config.split} item has {column}, without the {len(excluded)} that are "
-                "also in training; assign some in the column "
-                f"split, raise corpora.{name}.{config.split}, or set evaluate.{TASKS[column]} to "
-                "an empty string or evaluate.exclude_overlap to false"
-            )
-
-        # The statistics also count the items that could not be decoded.
-        decoded, annotated = read_json(folder / "statistics.json")["splits"][
-            config.split
-        ][column]
-        if decoded < config.min_decoded_share * annotated:
-            raise InputError(
-                f"{name}: the videos of {decoded} of {annotated} {config.split} {column} could be "
-                f"decoded, less than evaluate.min_decoded_share = {config.min_decoded_share:g}: "
-                f"scores would not be comparable; see {folder / 'rejects.parquet'}"
-            )
-        counts.append((column, decoded, annotated))
-    return counts
+    # The statistics also count the items that could not be decoded.
+    statistics = read_json(folder / "statistics.json")
+    decoded, annotated = statistics["splits"][split][column]
+    if decoded < config.min_decoded_share * annotated:
+        raise InputError(
+            f"{name}: the videos of {decoded} of {annotated} {split} {column} could be decoded, less "
+            f"than evaluate.min_decoded_share = {config.min_decoded_share:g}: scores would not be "
+            f"comparable; see {folder / 'rejects.parquet'}"
+        )
+    return decoded, annotated
 
 
 def describe_data(results: Results, config: EvaluationConfig, corpora: Corpora) -> None:
@@ -145,14 +124,13 @@ def describe_data(results: Results, config: EvaluationConfig, corpora: Corpora) 
     Raises:
         InputError: As `check_items` does.
     """
-    for name in config.corpora:
-        for column, decoded, annotated in check_items(config, name, corpora[name]):
-            if decoded < annotated:
-                key = f"decoded/{name}/{column}"
-                results.add_share(
-                    key, "decoded", f"{column} of {name}", decoded, annotated
-                )
+    for column, name in config.texts:
+        decoded, annotated = check_items(config, column, name, corpora[name])
+        if decoded < annotated:
+            key = f"decoded/{name}/{column}"
+            results.add_share(key, "decoded", f"{column} of {name}", decoded, annotated)
 
+    for name in config.corpora:
         # A row whether they are excluded or not: with them, scores are too good.
         shared = len(also_in_training(corpora[name], config.split))
         if shared:

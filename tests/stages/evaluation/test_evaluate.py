@@ -40,17 +40,15 @@ def test_missing_items_are_counted_in_what_is_asked(corpus_of, tmp_path):
     )
     both = EvaluationConfig(retrieval="a", qa="a", min_decoded_share=0.5)
 
-    assert check_items(both, "a", folder) == [
-        ("captions", 20, 40),
-        ("questions", 90, 100),
-    ]
+    assert check_items(both, "captions", "a", folder) == (20, 40)
+    assert check_items(both, "questions", "a", folder) == (90, 100)
     with pytest.raises(InputError, match="90 of 100"):
-        check_items(EvaluationConfig(qa="a"), "a", folder)
+        check_items(EvaluationConfig(qa="a"), "questions", "a", folder)
     also_in_training(folder, a="test")
     with pytest.raises(
         InputError, match=r"without the 1 that are also in training.*exclude_over"
     ):
-        check_items(both, "a", folder)
+        check_items(both, "captions", "a", folder)
 
 
 @pytest.mark.parametrize(
