@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from alpro.environment import outside_current_folder
@@ -192,10 +191,6 @@ def print_plan(plan: "Plan") -> None:
 
 
 def create_workspace(folder: Path) -> None:
-    """Create the workspace. Raises OSError if that fails, or if a file cannot be created in it."""
-    home = folder / "prefect"
-    for place in (home, folder / "logs"):
-        place.mkdir(parents=True, exist_ok=True)
-    # A mode does not tell that a disk is full or mounted read-only.
-    with TemporaryFile(dir=home):
-        pass
+    """Create the folders of the workspace that programs write to before a stage runs."""
+    for name in ("prefect", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)

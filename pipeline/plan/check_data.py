@@ -15,7 +15,7 @@ from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import SELECTION_TEXTS, check_splits
 from alpro.pipeline.plan.plan import import_corpus, without_questions
 from alpro.shards.clip import DecodeError
-from alpro.shards.schema import SPLITS, Row
+from alpro.shards.schema import Row
 from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
@@ -86,7 +86,6 @@ def check_data(settings: PipelineConfig) -> DataReport:
             *list_rejects(plan),
             f"{textless:,} items without a text",
             *list_stored_columns(decoded),
-            *find_leaks(plan),
             *(f"note: {note}" for note in about["notes"]),
             *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
@@ -111,28 +110,6 @@ def list_stored_columns(rows: Iterable[Row]) -> Iterator[str]:
     shown = ", ".join([*names][:MAX_STORED_COLUMNS])
     if shown:
         yield f"further columns, whose meaning is set in `columns`: {shown}"
-
-
-def find_leaks(plan: DecodePlan) -> Iterator[str]:
-    """Yield how many items of each other split have a caption of a training item, which makes a
-    score too good."""
-    # Hashes: the texts of millions of items would not fit in memory.
-    training = {text for texts in hash_captions(plan, "train") for text in texts}
-    for split in ("validation", "test"):
-        items = seen = 0
-        for texts in hash_captions(plan, split):
-            items += 1
-            seen += not training.isdisjoint(texts)
-        if seen:
-            yield f"{seen} of {items} {split} items have a caption of a training item"
-
-
-def hash_captions(plan: DecodePlan, split: str) -> Iterator[list[int]]:
-    """Yield the hashes of the captions of each item of a split."""
-    is_split = plan.columns["split"] == SPLITS.index(split)
-    for table in plan.tables(is_split.nonzero()[0]):
-        for captions in table["captions"].to_pylist():
-            yield [hash(text) for text in captions]
 
 
 def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[str]:

@@ -95,8 +95,7 @@ def circumstances(record: Record) -> dict[Key, str]:
     """Return what is recorded of a build and is not part of the fingerprint."""
     values: dict[Key, str] = {}
     if record.stage in CORPUS_STAGES:
-        counts = [f"{count} {what}" for what, count in record.counts.items() if count]
-        described = f"{record.fingerprint[:8]}: {', '.join(counts)}"
+        described = f"{record.fingerprint[:8]}: {count_text(record)}"
         values["data", corpus_name(record)] = described
 
     values["code", "commit"] = record.run.get("commit") or MISSING
@@ -147,6 +146,14 @@ def setting_name(record: Record, key: str) -> str:
     # [model] and [templates] are set once. Only the prompter may have sizes of its own.
     is_shared = stage in SHARED.get(rest.partition(".")[0], ())
     return rest if is_shared and stage != "train_prompter" else key
+
+
+def count_text(record: Record) -> str:
+    """Return what the stage of an artifact counted, without zeros."""
+    counts = record.counts.items()
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in counts if value
+    )
 
 
 def corpus_name(record: Record) -> str:

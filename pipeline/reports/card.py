@@ -5,7 +5,8 @@ from pathlib import Path
 
 from alpro.artifact import Record, artifacts, read_record
 from alpro.models.folder import ModelBundle
-from alpro.pipeline.reports.results import Rows, count_text, tables
+from alpro.pipeline.plan.difference import count_text
+from alpro.pipeline.reports.results import Rows, tables
 from alpro.pipeline.reports.templates import render
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import read_results

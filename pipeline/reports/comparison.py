@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alpro.names import Artifact
-from alpro.pipeline.plan.difference import MISSING, Origin, differences, origin
+from alpro.pipeline.plan.difference import MISSING, differences, origin
 from alpro.pipeline.reports.results import (
     Table,
     difference_text,
@@ -40,20 +40,16 @@ def compare_runs(
     names = [folder.name[:8] for folder in folders]
     scores, text = compare_scores(names, folders)
 
-    built = []
+    origins = []
     for _, evaluation in (first, second):
         sources = lineage(artifacts, [evaluation.fingerprint])
-        built.append([record for _, record in sources])
-    shared = set.intersection(*({one.stage for one in records} for records in built))
-
-    # A stage that only one was built from is listed by its name.
-    origins: list[Origin] = []
-    for records in built:
-        further = sorted({one.stage for one in records} - shared)
-        values = origin(*(one for one in records if one.stage in shared))
-        listed = ", ".join(further) or MISSING
-        origins.append({("configuration", "further stages"): listed, **values})
-    lines = [[one.kind, one.name, *one.values] for one in differences(*origins)]
+        origins.append(origin(*(record for _, record in sources)))
+    lines = [
+        [one.kind, one.name, *one.values]
+        for one in differences(*origins)
+        # Of a stage that only one was built from, the version is listed, and not each key.
+        if one.kind != "configuration" or MISSING not in one.values
+    ]
     different = Table("What differs", ["", "", *names], lines)
     return [different, *scores], text
 

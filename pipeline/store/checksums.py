@@ -16,8 +16,6 @@ from alpro.artifact import (
 from alpro.files import checksum
 from alpro.log import progress
 
-# Files that matter only on the machine that created the artifact.
-LOCAL_FILES = ("work.json",)
 # Files that only a resumed run reads. A finished artifact does not have them.
 UNFINISHED = ("checkpoints", "parts")
 
@@ -26,8 +24,7 @@ Contents = dict[str, dict[str, Any]]
 
 
 def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
-    """Return sizes and SHA-256 of an artifact's files: without its record, unfinished work, and files
-    that only this machine can use.
+    """Return sizes and SHA-256 of an artifact's files, without its record and unfinished work.
 
     Args:
         known: SHA-256 of files that need not be read again, by name.
@@ -36,7 +33,7 @@ def describe_contents(folder: Path, known: Mapping[str, str]) -> Contents:
     # Sorted: records of equal folders are equal.
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and parts[0] not in (RECORD, *LOCAL_FILES, *UNFINISHED):
+        if path.is_file() and parts[0] not in (RECORD, *UNFINISHED):
             name = "/".join(parts)
             sha256 = known.get(name) or checksum(path)
             contents[name] = {"size": path.stat().st_size, "sha256": sha256}

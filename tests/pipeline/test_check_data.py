@@ -122,15 +122,3 @@ def test_a_folder_without_texts_is_a_problem(tmp_path):
     problems = check(folder).problems
 
     assert any("no captions and no questions" in problem for problem in problems)
-
-
-def test_captions_that_splits_share_are_counted(tmp_path):
-    items = [
-        {"id": "train", "captions": ["a cat", "a dog"], "split": "train"},
-        {"id": "test", "captions": ["a dog", "an owl"], "split": "test"},
-        {"id": "other", "captions": ["an owl"], "split": "test"},
-    ]
-
-    findings = check(write_manifest(tmp_path / "data", items)).findings
-
-    assert "1 of 2 test items have a caption of a training item" in findings

@@ -55,7 +55,7 @@ def test_the_second_evaluation_is_compared_with_the_first(workspace, capsys):
     assert f"{'b' * 8} is better than {'a' * 8} on 12 test clips" in out
 
 
-def test_of_a_stage_that_only_one_run_has_only_the_name_is_listed(workspace, capsys):
+def test_of_a_stage_that_only_one_run_has_only_the_version_is_listed(workspace, capsys):
     write_artifact(workspace, "pretrain", fingerprint="9" * 64, config={"lr": 1.0})
     file = workspace / "artifacts" / "evaluate" / ("b" * 16) / "artifact.json"
     record = read_json(file)
@@ -67,7 +67,7 @@ def test_of_a_stage_that_only_one_run_has_only_the_name_is_listed(workspace, cap
 
     out = capsys.readouterr().out
     assert cells(out)[:2] == [["What differs"], ["a" * 8, "b" * 8]]
-    assert ["configuration", "further stages", "-", "pretrain"] in cells(out)
+    assert ["code", "pretrain version", "-", "1"] in cells(out)
     assert "pretrain.lr" not in out
 
 

@@ -48,7 +48,7 @@ def test_every_value_that_a_result_depends_on_is_compared():
         (
             "data",
             "clips",
-            ("11111111: 9 samples",) * 2 + ("22222222: 8 samples, 1 rejected",),
+            ("11111111: samples 9",) * 2 + ("22222222: samples 8, rejected 1",),
         ),
         ("data", "pretrain file model", ("-", "-", "01234567")),
         ("code", "commit", ("abc", "abc", "abc, def")),

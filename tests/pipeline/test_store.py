@@ -223,7 +223,6 @@ def built(store):
         for name, content in FILES.items():
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_bytes(content)
-        (out / "work.json").write_text("{}")
         return Outcome()
 
     store.make(sample_step(), work, {})
