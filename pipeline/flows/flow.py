@@ -24,7 +24,6 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from alpro.environment import prepare
 from alpro.errors import InputError, one_line
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
@@ -166,12 +165,12 @@ def open_workspace() -> Path:
     """Return the folder of this run's artifacts, and create it.
 
     Without a deployment, it is in the current folder. The run of a deployment ends with its worker,
-    and the workspace becomes its current folder: Prefect starts it in a temporary one.
+    which has prepared its environment. The workspace becomes its current folder: Prefect starts it
+    in a temporary one.
     """
     workspace = find_workspace(None)
     if deployment.id:
         set_parent_death_signal(get_parent(), signal.SIGKILL)
-        prepare()
         workspace = get_worker_workspace()
     workspace.mkdir(parents=True, exist_ok=True)
     if deployment.id:
