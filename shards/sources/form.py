@@ -385,7 +385,9 @@ def read_questions(record: Record, form: Form) -> Iterator[dict[str, str]]:
     if not isinstance(listed, list) or not all(
         isinstance(each, dict) for each in listed
     ):
-        raise ValueError("questions are not a list of {question, answer}")
+        raise ValueError(
+            "questions are not a list of {question, answer}; `question` in `columns` names one text"
+        )
     for each in listed:
         bound = TABLE.bind(each)
         question = read_question(each, bound)

@@ -1,4 +1,5 @@
-"""Propose the `[columns]` of a table whose columns are not known, by what is in them.
+"""Propose the `[columns]` of a table whose columns are not known, by what is in them, also of a known
+one that only stores a column that may have a meaning.
 
 The user reads, corrects and pastes them once, in place of rules that guess at every row.
 """
@@ -25,6 +26,7 @@ from alpro.shards.sources.form import (
     Form,
     Record,
     fold,
+    has_any,
     has_words,
     parse_cell,
     read_captions,
@@ -116,6 +118,40 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
             for row in rows
         ],
     )
+
+
+def hides_meanings(table: Table) -> bool:
+    """Return whether columns that are only stored may be the splits, times, without which an item is
+    a whole file, or options, whose names would be answers of their own.
+
+    Keys that the user has set are not questioned.
+    """
+    form = table.bound
+    has_user_form = table.user_form is not TABLE
+    all_cells = read_columns(table.head_records)
+    has_times = form.span or (form.start and form.end)
+    # Half of a part may have the other half under another name; groups and types may be splits.
+    kept = {form.answer, form.start, form.end, form.group, form.type}
+    used = form.meanings - kept
+    named = {name: all_cells[name] for name in all_cells if has_any([name], used)}
+    cells = {name: all_cells[name] for name in all_cells if name not in named}
+
+    if not has_user_form:
+        has_split = find_first(cells, is_split) or has_split_flag(cells)
+        if has_split and not form.split:
+            return True
+        # Names of columns tell times, or the end of a part whose start is known. Beside an answer
+        # alone, the texts are options.
+        times = propose_times(cells, are_named=True).values()
+        if form.usual and (
+            (not has_times and any(times)) or (form.answer and not form.question)
+        ):
+            return True
+
+    # The answers may be in another table.
+    is_asked = form.question and form.answer in cells
+    is_told = "options" in table.form.model_fields_set
+    return bool(is_asked and not is_told and may_name_options(form.answer, cells))
 
 
 def propose(

@@ -26,7 +26,6 @@ from alpro.shards.sources.form import (
     read_text,
     split_in,
 )
-from alpro.shards.sources.hidden import hides_meanings
 from alpro.shards.sources.media import (
     NOT_TEXTS,
     TEXT_SUFFIXES,
@@ -34,7 +33,7 @@ from alpro.shards.sources.media import (
     Notes,
     Sidecars,
 )
-from alpro.shards.sources.propose import unknown_columns
+from alpro.shards.sources.propose import hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
     Items,

@@ -114,23 +114,12 @@ def test_objects_with_times_are_no_texts_of_the_whole_file(read):
     ]
     table = {"x.json": [{"video": "a.mp4", "captions": texts}]}
 
-    with pytest.raises(InputError, match="columns are not known"):
-        read(table, "a.mp4")
+    assert "start, end, text" in read(table, "a.mp4").details[0]
     assert read(table, "a.mp4", columns={"records": "captions"}).captions == {
         "a.mp4@0-1": ("a dog",),
         "a.mp4@2-3": ("a cat",),
     }
     assert "start, end, text" in read({"a.json": texts}, "a.mp4").details[0]
-
-
-@pytest.mark.parametrize(
-    "times", [{"start_time": 1}, {"timestamp": [0, 1.5]}, {"from": "0:01"}]
-)
-def test_objects_with_times_of_other_names_are_no_texts_of_the_whole_file(times, read):
-    texts = [{"text": "a dog", **times}]
-
-    with pytest.raises(InputError, match="columns are not known"):
-        read({"x.json": [{"video": "a.mp4", "captions": texts}]}, "a.mp4")
 
 
 def test_a_key_of_an_object_is_named_with_a_dot(read):
