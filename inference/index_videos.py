@@ -31,7 +31,12 @@ from alpro.inference.index import (
     whole_path,
 )
 from alpro.inference.loading import Found
-from alpro.inference.scan import scan_videos, split_into_windows
+from alpro.inference.scan import (
+    is_corpus,
+    read_manifest,
+    scan_videos,
+    split_into_windows,
+)
 from alpro.log import log, progress
 from alpro.pool import Died, each
 from alpro.shards.schema import TRANSIENT_REASONS
@@ -142,6 +147,8 @@ def add_videos(
 
 def find_root(videos: Location) -> str:
     """Return the local folder that a source is in; empty for a URL."""
+    if isinstance(videos, Path) and is_corpus(videos):
+        videos = located(read_manifest(videos).about["source"])
     if isinstance(videos, str):
         return ""
     return str(videos if videos.is_dir() else videos.parent)

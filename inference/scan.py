@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
+from alpro.artifact import read_record
 from alpro.errors import InputError
 from alpro.inference.index import EMPTY, Item
 from alpro.shards.duration import video_seconds
-from alpro.shards.schema import Reject
+from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import is_downloads
+from alpro.shards.sources.manifest import Manifest
 from alpro.shards.sources.scan import scan_media, scan_source
 from alpro.shards.storage import Location, absolute, exists, join, located
 
@@ -17,24 +19,24 @@ SHORTEST = 0.1  # seconds; frames at 10 a second are further apart
 
 
 def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]:
-    """List the items of a folder or a manifest (with or without texts).
+    """List the items of a folder or a manifest (with or without texts), or the videos of a corpus.
 
     Args:
         source: Folder, file or URL.
         columns: Columns of a manifest that the items keep.
 
     Raises:
-        InputError: If there is no such source, nothing in it, or it is a decoded corpus.
+        InputError: If there is no such source, or nothing in it.
     """
     source = absolute(source)
-    if is_corpus(source):
-        raise InputError(
-            f"{source}: a decoded corpus is not indexed; name the manifest or the folder of its "
-            "videos"
-        )
-
     is_folder = os.path.isdir(source)  # noqa: PTH112 - no error if it may not be read
-    if isinstance(source, Path) and is_folder and not is_downloads(source):
+    rows: Iterable[Row | Reject]
+    if is_corpus(source):
+        # As its configuration told what the columns of the table mean.
+        manifest = read_manifest(source)
+        rows = manifest.rows()
+        source = manifest.about["source"]
+    elif isinstance(source, Path) and is_folder and not is_downloads(source):
         rows = scan_media(source)
         source = ""  # Only a table removes the rows that it no longer has.
     else:
@@ -54,6 +56,22 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
 def is_corpus(source: Location) -> bool:
     """Check whether a location is a decoded corpus."""
     return exists(join(source, "index.parquet"))
+
+
+def read_manifest(corpus: Location) -> Manifest:
+    """Return the manifest from which a corpus was decoded.
+
+    Raises:
+        InputError: If there is none any more.
+    """
+    record = read_record(corpus) if isinstance(corpus, Path) else None
+    folder = record.paths.get("manifest") if record else None
+    if folder is None or not Path(folder, "about.json").is_file():
+        raise InputError(
+            f"{corpus}: the table of its videos is gone; name the manifest or the folder of the "
+            "videos"
+        )
+    return Manifest(Path(folder))
 
 
 def split_into_windows(

@@ -47,7 +47,7 @@ def add_to_index(  # noqa: PLR0913 - options of a command
     interruption.
 
     Args:
-        videos: A folder of videos and images, or a manifest.
+        videos: A folder of videos and images, a manifest, or a decoded corpus, whose table is read.
         window: Split longer videos into windows of this many seconds (of a new index).
         stride: Seconds from one window to the next; by default half a window.
         columns: Columns of the manifest that a new index keeps for conditions, such as

@@ -63,9 +63,21 @@ class Manifest:
         with pq.ParquetFile(self.file) as file:
             yield from file.iter_batches(ROW_GROUP, columns=columns)
 
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows as they were imported, before the splits are drawn."""
+        for batch in self.batches(MANIFEST.names):
+            yield from read_rows(batch)
+
     def rejects(self) -> pa.Table:
         """Return the rejects of the import. Those without a file have what decides their split."""
         return pq.read_table(self.folder / "rejects.parquet", schema=IMPORT_REJECTS)
+
+
+def read_rows(table: pa.Table | pa.RecordBatch) -> Iterator[Row]:
+    """Yield the rows of a part of a manifest."""
+    for values in table.to_pylist():
+        values["meta"] = json.loads(values["meta"])
+        yield Row.model_validate(values)
 
 
 def import_source(

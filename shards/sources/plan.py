@@ -6,7 +6,6 @@ it, so the other shards are reused.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from alpro.shards.schema import (
     Row,
     SplitCounts,
 )
-from alpro.shards.sources.manifest import ROW_GROUP, Manifest
+from alpro.shards.sources.manifest import ROW_GROUP, Manifest, read_rows
 
 # Names of patterns: the group of a file is the parenthesized part of its path. GoPro numbers the
 # chapters of recording 0042 GX010042, GX020042, ..., and GOPR0042, GP010042, ... before. `times` are
@@ -83,13 +82,6 @@ class DecodeUnit:
             row = self.table.take(pa.array([index]))
             units.append(DecodeUnit(row_id, row))
         return units
-
-
-def read_rows(table: pa.Table) -> Iterator[Row]:
-    """Yield the rows of a part of a manifest."""
-    for values in table.to_pylist():
-        values["meta"] = json.loads(values["meta"])
-        yield Row.model_validate(values)
 
 
 class DecodePlan:

@@ -59,17 +59,22 @@ class UnknownColumns(InputError):
     """Raised if the columns of a table are not known. The message ends with the lines to set.
 
     Args:
+        problem: The message without these lines.
         score: How good the proposal is; whether it has texts comes first.
         rows: What the first records become with the proposal, as JSON.
     """
 
     def __init__(
         self,
-        message: str,
+        problem: str,
+        block: str,
         score: tuple[float, ...],
         rows: list[str],
     ):
-        super().__init__(message)
+        super().__init__(
+            f"{problem}; correct these lines, and put them into the configuration:\n\n{block}"
+        )
+        self.problem = problem
         self.score = score
         self.rows = rows
 
@@ -108,10 +113,9 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for where, record in islice(records_in(document, form), SHOWN_ROWS):
         rows += preview.add(where, record, form)
     rows += preview.rows()
-    block = "\n".join(lines)
     return UnknownColumns(
-        f"{table.path}: the columns are not known ({', '.join(names[:MAX_SHOWN_COLUMNS])}); correct "
-        f"these lines, and put them into the configuration:\n\n{block}",
+        f"{table.path}: the columns are not known ({', '.join(names[:MAX_SHOWN_COLUMNS])})",
+        block="\n".join(lines),
         score=score,
         rows=[
             row.model_dump_json(exclude={"id", "kind"}, exclude_defaults=True)

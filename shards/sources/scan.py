@@ -33,7 +33,7 @@ from alpro.shards.sources.media import (
     Notes,
     Sidecars,
 )
-from alpro.shards.sources.propose import hides_meanings, unknown_columns
+from alpro.shards.sources.propose import UnknownColumns, hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
     TEXTS,
     Items,
@@ -406,7 +406,10 @@ def scan_media(folder: Path) -> Rows:
         if not source.folder.media:
             raise
         # The videos are there without their captions.
-        log.info(f"note: {printable(str(error))}")
+        problem = str(error)
+        if isinstance(error, UnknownColumns):
+            problem = f"{error.problem}; a corpus that was decoded with `columns` has its captions"
+        log.info(f"note: {printable(problem)}")
     items = Items(folder, source.notes, source.folder)
     for path in source.folder.media:
         if path in texts:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alpro.artifact import Record
 from alpro.errors import InputError
+from alpro.files import write_json
 from alpro.inference import clips as clips_module
 from alpro.inference import index_videos as module
 from alpro.inference import model as model_module
@@ -22,6 +24,8 @@ from alpro.inference.scan import scan_videos, split_into_windows
 from alpro.pool import Died
 from alpro.shards.clip import DecodeError
 from alpro.shards.duration import video_seconds
+from alpro.shards.sources.form import Columns
+from alpro.shards.sources.manifest import import_source
 from tests.conftest import write_lines
 
 
@@ -475,9 +479,26 @@ def test_only_whole_videos_on_this_machine_have_windows(videos):
     assert list(split_into_windows(short, 5.0, 5.0)) == short
 
 
-def test_a_decoded_corpus_is_refused(update, clips):
+def test_a_corpus_has_the_rows_of_its_table(update, own, tmp_path, opened):
+    """Only its configuration knows what the columns of that table mean."""
+    table = tmp_path / "videos.csv"
+    table.write_text("Datei,Worte\nvideos/0.mp4,a dog\n")
+    columns = Columns(file="Datei", captions="Worte")
+    imported = import_source(table, tmp_path / "imported", columns=columns)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "index.parquet").touch()
+    record = Record(paths={"manifest": str(imported.folder)})
+    write_json(corpus / "artifact.json", record.to_json())
+
+    update(own)
+    counts = update(corpus)
+
+    captions = [item["caption"] for item in opened().rows("reason IS NULL")]
+    assert (counts.embedded, captions) == (0, ["a dog", None, None, None, None])
+    shutil.rmtree(imported.folder)
     with pytest.raises(InputError, match="name the manifest or the folder"):
-        update(clips)
+        update(corpus)
 
 
 def test_videos_in_tars_of_downloads_are_indexed(
