@@ -36,7 +36,7 @@ from alpro.shards.sources.form import (
     read_text,
     split_in,
 )
-from alpro.shards.sources.media import Folder, Notes, is_image, read_suffix
+from alpro.shards.sources.media import Folder, Notes, is_image
 from alpro.shards.sources.rows import Items
 from alpro.shards.sources.tables import Table, records_in
 from alpro.shards.storage import is_url
@@ -89,16 +89,12 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
     form = Form.model_validate(columns | {"usual": True})
-    for name in form.file:
-        is_name = is_nested or fold(name) in WORDS["usual"]["file"]
-        # `film` above film.mp4 is the name of the column, though it also names the file.
-        files = [read_text(record.get(name)) for record in table.head_records]
-        is_name |= bool(files) and read_suffix(name) not in map(read_suffix, files)
-        if not is_name and propose_file({name: [name]}, items.folder):
-            raise InputError(
-                f"{table.path}: line 1 is a row ({name}, ...); write the names of the columns above it, "
-                "such as path,caption"
-            )
+    header = {name: [name] for name in form.file if not is_nested}
+    if any(map(is_caption, names)) and propose_file(header, items.folder):
+        raise InputError(
+            f"{table.path}: line 1 is a row ({names[0]}, ...); write the names of the columns above it, "
+            "such as path,caption"
+        )
 
     lines = ["[corpora.data.columns]"]
     for key, value in columns.items():

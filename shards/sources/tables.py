@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
@@ -185,13 +185,10 @@ class Table:
 
     def _read(self) -> Records:
         try:
-            # To open one that nobody writes would wait for ever.
-            if isinstance(self.path, Path) and self.path.is_fifo():
-                raise ValueError("it is a pipe; name a file")
             with local_copy(self.path) as local, open(local, "rb") as raw:
                 self._start = raw.read(HEAD_BYTES)
                 raw.seek(0)
-                if self._start.startswith(b"PAR1") or self.extension == ".parquet":
+                if self.extension == ".parquet":
                     yield from self._read_parquet(raw)
                     return
                 if self.extension not in TABLES:
@@ -402,12 +399,12 @@ def check_columns(columns: list[str]) -> list[str]:
         raise ValueError(f"line 1: {SAVE_AS_UTF8}")
     columns = [name.strip() for name in columns]
     for name in columns:
-        # The line may also be a path and a number, or Excel's `sep=;`. pandas writes columns such
+        # The line may also be a path and a number. pandas writes columns such
         # as `segment.ts`.
         word = name.partition(" ")[0]
         extension = PurePosixPath(word).suffix.lower()
         is_media = extension in MEDIA_EXTENSIONS and extension != ".ts"
-        if is_media or word.startswith("sep=") or (name and columns.count(name) > 1):
+        if is_media or (name and columns.count(name) > 1):
             raise ValueError(
                 f"line 1 is a row, or the column {name!r} appears twice; the first line has the "
                 "names of the columns, such as path,caption"
