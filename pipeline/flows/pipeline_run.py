@@ -180,13 +180,15 @@ class PipelineRun:
         write_names(self.plan, self.artifacts)
         return run
 
-    def describe_changes(self, earlier: Sequence[RunEntry]) -> list[str]:
+    def describe_changes(self, earlier: Sequence[RunEntry]) -> list[str] | None:
         """Return how the artifacts of this run differ from the last ones of the same steps; if none
-        of those exists, the changes of the command.
+        of those exists, the changes of the command. None, if this is the first run.
 
         Args:
             earlier: Runs of the same configuration, in order.
         """
+        if not earlier:
+            return None
         steps: dict[str, str] = {}
         for run in earlier:
             steps |= run.steps

@@ -4,15 +4,16 @@ the run, Prefect as an artifact."""
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import pyarrow.parquet as pq
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from alpro.files import read_json
 from alpro.names import Artifact
 from alpro.pipeline.plan.difference import count_text
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
@@ -27,6 +28,8 @@ from alpro.pipeline.reports.verdict import compare_with_start, headline
 from alpro.pipeline.store.runs import RunEntry
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.step import Step
+
+MAX_EXAMPLES = 3  # rejected items of a reason
 
 
 class Document(NamedTuple):
@@ -88,7 +91,7 @@ def describe_run(
     run: RunEntry,
     steps: Sequence[Step],
     artifacts: Sequence[Artifact],
-    changes: Sequence[str],
+    changes: Sequence[str] | None,
 ) -> Document:
     """Return the document of a run.
 
@@ -96,19 +99,16 @@ def describe_run(
         run: Entry of a run that has ended.
         steps: Steps of its plan.
         artifacts: Artifacts of its steps in order; of a run that failed, those that there are.
-        changes: What differs from the run before.
+        changes: What differs from the run before, if there is one.
     """
     results = rows(artifacts)
     parts = {}
     for folder, record in artifacts:
-        statistics = folder / "statistics.json"
         is_evaluation = record.stage in EVALUATIONS
         parts[record.name] = {
             "record": record,
             "pictures": sorted(folder.resolve().glob("pictures/*.png")),
-            "reasons": read_json(statistics).get("reasons", {})
-            if statistics.is_file()
-            else {},
+            "rejects": [*list_rejects(folder)],
             # The tables of results have what an evaluation counts.
             "counts": "" if is_evaluation else count_text(record),
         }
@@ -126,3 +126,17 @@ def describe_run(
     }
     figures = draw_scores(main_rows(results)) | draw_calibration(artifacts)
     return Document(values, figures)
+
+
+def list_rejects(corpus: Path) -> Iterator[str]:
+    """Yield how many items a corpus rejected for each reason, with a few of them."""
+    file = corpus / "rejects.parquet"
+    if not file.is_file():
+        return
+    columns = pq.read_table(file, columns=["reason", "id"]).to_pydict()
+    ids = defaultdict(list)
+    for reason, item in zip(columns["reason"], columns["id"], strict=True):
+        ids[reason].append(item)
+    for reason, items in sorted(ids.items(), key=lambda pair: -len(pair[1])):
+        more = ", ..." if len(items) > MAX_EXAMPLES else ""
+        yield f"{reason} {len(items):,}: {', '.join(items[:MAX_EXAMPLES])}{more}"

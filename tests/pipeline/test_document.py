@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -31,9 +33,9 @@ def artifacts(tmp_path):
         made.append(write_artifact(tmp_path, stage, counts=counts, run=run))
 
     corpus, *_, evaluated = [folder for folder, _ in made]
-    write_json(
-        corpus / "statistics.json", {"reasons": {"unreadable": 7, "no <text>": 3}}
-    )
+    reasons = ["no <text>", *["unreadable"] * 7]
+    rejects = {"id": [*"abcdefgh"], "reason": reasons}
+    pq.write_table(pa.table(rejects), corpus / "rejects.parquet")
     (evaluated / "pictures").mkdir()
     for name in ("retrieval", "pseudo_labels-step-000200", "my_own"):
         Image.new("RGB", (4, 4)).save(evaluated / "pictures" / f"{name}.png")
@@ -115,10 +117,10 @@ def test_scores_are_tables(artifacts):
         assert cells(document, title)[0] == [*row, "500", ""]
 
 
-def test_rejects_are_counted_by_reason(artifacts):
+def test_rejects_are_counted_by_reason_and_some_are_named(artifacts):
     assert section(document_of(artifacts), "Rejected").splitlines() == [
-        "- render_sample: unreadable 7",
-        "- render_sample: no &lt;text&gt; 3",
+        "- render_sample: unreadable 7: b, c, d, ...",
+        "- render_sample: no &lt;text&gt; 1: a",
     ]
 
 
