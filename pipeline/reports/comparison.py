@@ -74,7 +74,7 @@ def compare_scores(
         InputError: As `compare` does.
     """
     comparison = compare(folders[0], folders[1])
-    changes = {row["name"]: change for row, change in comparison.scores}
+    changes = {name: change for name, (_, change) in comparison.scores.items()}
     models = [{row["name"]: row for row in read_results(folder)} for folder in folders]
 
     scores = []

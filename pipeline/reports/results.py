@@ -4,7 +4,6 @@ results.json of an evaluation has the rows (`alpro.stages.evaluation.results`). 
 formatted here only.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from alpro.stages.evaluation.statistics import PairedDifference
 
 Rows = list[dict[str, Any]]  # rows of results.json
 VALUE = ("score [95 %]",)  # head of the column of a score
-FEW_VIDEOS = 100
 TITLES = {
     "retrieval": "Retrieval",
     "qa": "Question answering",
@@ -90,25 +88,7 @@ def score_table(title: str, scores: Rows, heads: Sequence[str] = VALUE) -> Table
 
     baseline = scores[0]["baseline"] or "chance"
     all_heads = ["", "", *heads, baseline, "items", "protocol"]
-    return Table(title, all_heads, lines, warn_of_few_videos(scores))
-
-
-def warn_of_few_videos(scores: Rows) -> str:
-    """Return a warning if there are few test videos: how far a score may be off by chance alone.
-
-    It is half the 95 % interval of a proportion at its widest, 1.96 sqrt(0.5 x 0.5 / n). Queries of
-    one video are right or wrong together, so that n is not their number (`independent_videos`).
-    """
-    # Scores by type use only part of the videos.
-    independent = max(row.get("independent_videos") or 0 for row in scores)
-    if not 0 < independent < FEW_VIDEOS:
-        return ""
-    # A percentage: 98 = 100 x 1.96 x 0.5.
-    points = 98 / math.sqrt(independent)
-    return (
-        f"Only {independent:.0f} independent test videos: by chance alone, a score may be off by "
-        f"{points:.0f} points."
-    )
+    return Table(title, all_heads, lines)
 
 
 def row_label(row: Mapping[str, Any]) -> str:

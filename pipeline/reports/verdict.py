@@ -37,22 +37,22 @@ def headline(results: Rows) -> str:
     """
     # The last model is what the run trained.
     rows_by_name = {row["name"]: row for row in results}
-    present = [name for name in DECISIVE if name in rows_by_name]
-    if not present:
-        return ""
-    row = rows_by_name[present[0]]
-    chance = f"{row['baseline'] or 'chance'} {number_text(row['chance'], row['unit'])}"
-    score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
-    return f"{score} on {count_clips(row)}, {chance}"
+    for name in DECISIVE:
+        if name in rows_by_name:
+            row = rows_by_name[name]
+            chance = number_text(row["chance"], row["unit"])
+            score = f"{row_label(row)}, {metric_text(row)} {score_text(row)}"
+            baseline = row["baseline"] or "chance"
+            return f"{score} on {count_clips(row)}, {baseline} {chance}"
+    return ""
 
 
 def compare_models(first: str, second: str, comparison: Comparison) -> str:
     """Return the sentence on two models by the names that the user gave; empty if nothing was
     compared."""
-    scores = {row["name"]: (row, difference) for row, difference in comparison.scores}
     for name in DECISIVE:
-        if name in scores:
-            return verdict(first, second, *scores[name])
+        if name in comparison.scores:
+            return verdict(first, second, *comparison.scores[name])
     return ""
 
 

@@ -26,12 +26,12 @@ class Comparison(NamedTuple):
     """A comparison of two evaluations, a and b.
 
     Attributes:
-        scores: The row of results.json of each score that both have over the same queries, and its
-            difference.
+        scores: By its name, the row of results.json of each score that both have over the same
+            queries, and its difference.
         other_queries: For each score whose queries differ, how many queries a and b have.
     """
 
-    scores: list[tuple[dict[str, Any], PairedDifference]]
+    scores: dict[str, tuple[dict[str, Any], PairedDifference]]
     other_queries: dict[str, tuple[int, int]]
 
 
@@ -60,21 +60,22 @@ def compare(a: Path, b: Path, chosen: Collection[str] = ()) -> Comparison:
             f"{names} have no score in common; compare two models of one task"
         )
 
-    compared = []
+    compared = {}
     other_queries = {}
     for row in rows:
-        of_a = values_a[row["name"]]
-        of_b = values_b[row["name"]]
+        name = row["name"]
+        of_a = values_a[name]
+        of_b = values_b[name]
         # A paired test needs the value of each query in both.
         if of_a.select(QUERY) != of_b.select(QUERY):
-            other_queries[row["name"]] = (len(of_a), len(of_b))
+            other_queries[name] = (len(of_a), len(of_b))
         elif row["statistic"] == "mean":  # a median has no sums by video
             difference = paired_difference(
                 of_a["value"].to_numpy(),
                 of_b["value"].to_numpy(),
                 videos=of_a["id"].to_numpy(),
             )
-            compared.append((row, difference))
+            compared[name] = (row, difference)
 
     if other_queries and not compared:
         name, (queries_a, queries_b) = next(iter(other_queries.items()))

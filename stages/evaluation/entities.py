@@ -60,8 +60,8 @@ def add_entities(
     captions = []
     for row, (index, truth) in enumerate(shown.items()):
         metadata = gallery.videos[index].metadata
-        kind = metadata["kind"] if metadata["kind"] in best else "video"
-        named = model.bundle.entities[best[kind][row]]
+        indices = best.get(metadata["kind"], best["video"])
+        named = model.bundle.entities[indices[row]]
         captions.append(CAPTIONS.join(metadata["captions"]))
         right = named in truth
         rows.append(

@@ -5,7 +5,7 @@ Without ties, recall and mAP equal those of ranx 0.3.21 and torchmetrics 1.9.0 t
 are of the one order that their sort leaves; ours are the mean over all orders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -178,21 +178,6 @@ def by_query(
     # A video without a text is in the gallery of t2v, but is no query of v2t.
     with_text = relevant.any(axis=0)
     return scores.T[with_text], relevant.T[with_text]
-
-
-def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:
-    """Return the mean of the recalls of both directions, for model selection.
-
-    Args:
-        metrics: Metrics by name, such as validation/vtc/t2v/R1.
-        prefix: What precedes the direction, such as validation/vtc.
-    """
-    recalls = []
-    for direction in DIRECTIONS:
-        recalls += [
-            metrics[f"{prefix}/{direction}/{recall.key}"] for recall in RECALLS.values()
-        ]
-    return float(np.mean(recalls))
 
 
 def retrieval_scores(ranks: Ranks, queries: Queries) -> list[Score]:

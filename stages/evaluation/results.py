@@ -17,10 +17,7 @@ from alpro.stages.evaluation.comparison import SCORES, VALUES
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.metrics import Metric, Queries, Score
 from alpro.stages.evaluation.score_names import full_name
-from alpro.stages.evaluation.statistics import (
-    bootstrap_interval,
-    count_independent_videos,
-)
+from alpro.stages.evaluation.statistics import bootstrap_interval
 from alpro.stages.execution.interface import Metrics
 
 Row = dict[str, Any]
@@ -102,10 +99,6 @@ class Results:
         data.add(Score(metric, percent, items=items), name, what)
         self.extend(data)
 
-    def values(self) -> Metrics:
-        """Return the scores by name, without computing intervals."""
-        return {row["name"]: row["value"] for row, _ in self.scores}
-
     def rows(self) -> list[Row]:
         """Return a row for each score.
 
@@ -113,7 +106,7 @@ class Results:
         the table that it is in, `direction` (of retrieval), `metric` and `protocol` say how,
         `unit`, `higher_is_better`, `baseline` and `statistic` describe the `Metric`, `low` and
         `high` are the ends of the 95 % interval (None if undefined), `items` is the number of
-        queries, `videos` of their videos, and `independent_videos` the effective number of these.
+        queries, and `videos` of their videos.
         """
         return [with_interval(row, score) for row, score in self.scores]
 
@@ -151,12 +144,7 @@ def with_interval(row: Row, score: Score) -> Row:
     # A median has no sums by video.
     if score.metric.statistic == "mean":
         low, high = bootstrap_interval(score.values, videos) or (None, None)
-    return row | {
-        "low": low,
-        "high": high,
-        "videos": len(set(videos)),
-        "independent_videos": count_independent_videos(videos),
-    }
+    return row | {"low": low, "high": high, "videos": len(set(videos))}
 
 
 def list_values(name: str, values: np.ndarray, queries: Queries) -> pa.Table:

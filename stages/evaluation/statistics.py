@@ -44,23 +44,6 @@ class PairedDifference(NamedTuple):
     p: float = 1.0
 
 
-def count_independent_videos(videos: np.ndarray) -> float:
-    """Return the effective number of videos of queries: fewer than there are videos if some have
-    most of the queries (Kish, 1965).
-
-    Args:
-        videos: (Q,) id of the video of each query.
-
-    >>> count_independent_videos(np.array(["a", "b", "c"]))
-    3.0
-    >>> count_independent_videos(np.array(["a", "a", "a", "b", "c", "d"]))
-    3.0
-    """
-    _, counts = np.unique(videos, return_counts=True)
-    # (sum of n)^2 / (sum of n^2) for n queries of each video.
-    return float(counts.sum() ** 2 / (counts**2).sum())
-
-
 def bootstrap_interval(
     values: np.ndarray, videos: np.ndarray
 ) -> tuple[float, float] | None:

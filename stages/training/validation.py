@@ -16,7 +16,7 @@ from alpro.stages.evaluation.evaluate_model import (
 )
 from alpro.stages.evaluation.gallery import Gallery
 from alpro.stages.evaluation.loaded_model import LoadedModel
-from alpro.stages.evaluation.metrics import mean_recall
+from alpro.stages.evaluation.metrics import DIRECTIONS, RECALLS
 from alpro.stages.execution.interface import Corpora, Metrics
 from alpro.stages.training.config import (
     EncoderConfig,
@@ -76,14 +76,29 @@ def measure(model: LoadedModel, asked: Asked, gallery: Gallery) -> Metrics:
     """
     results = evaluate_model(model, gallery, asked)
     metrics = {}
-    for name, value in results.values().items():
-        ranking, _, rest = name.partition("/")
+    for row, _ in results.scores:
+        ranking, _, rest = row["name"].partition("/")
         prefix = PREFIXES.get(ranking, f"validation/{ranking}")
-        metrics[f"{prefix}/{rest}"] = value
+        metrics[f"{prefix}/{rest}"] = row["value"]
     for prefix in PREFIXES.values():
         if f"{prefix}/t2v/R1" in metrics:
             metrics[f"{prefix}/mean_recall"] = mean_recall(metrics, prefix)
     return metrics
+
+
+def mean_recall(metrics: Mapping[str, float], prefix: str) -> float:
+    """Return the mean of the recalls of both directions, for model selection.
+
+    Args:
+        metrics: Metrics by name, such as validation/vtc/t2v/R1.
+        prefix: What precedes the direction, such as validation/vtc.
+    """
+    recalls = []
+    for direction in DIRECTIONS:
+        recalls += [
+            metrics[f"{prefix}/{direction}/{recall.key}"] for recall in RECALLS.values()
+        ]
+    return float(np.mean(recalls))
 
 
 def read_galleries(

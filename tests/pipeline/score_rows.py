@@ -20,7 +20,6 @@ ROW = {
     "baseline": "chance",
     "items": 500,
     "videos": 200,
-    "independent_videos": 200.0,
 }
 ANSWERS = {
     "name": "qa/acc",

@@ -186,10 +186,8 @@ def test_a_baseline_is_compared_score_by_score(scored, data, clip_folders, tmp_p
 
     out = tmp_path / "out"
     rivals = by_name(read_json(out / "baseline" / "results.json"))
-    differences = {
-        row["name"]: one.difference
-        for row, one in compare(out / "baseline", out).scores
-    }
+    compared = compare(out / "baseline", out).scores
+    differences = {name: one.difference for name, (_, one) in compared.items()}
     # A median rank has no test.
     tested = {name for name in rivals if not name.endswith("MdR")}
     assert len(tested) == 8

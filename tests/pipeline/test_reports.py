@@ -81,19 +81,6 @@ def test_two_models_are_columns_with_their_difference(rows, tmp_path, monkeypatc
     assert "Other queries of qa/all: 20 and 18." in text.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("independent", "points"),
-    [(10, "31"), (54**2 / (27**2 + 27), "50"), (99, "10"), (100, "")],
-)
-def test_scores_of_few_videos_have_a_warning(independent, points):
-    """1.96 sqrt(0.5 x 0.5 / n) points. The second has 54 queries, of which 27 are of one video."""
-    (table,) = tables([score_row(independent_videos=independent)])
-
-    assert table.note.rpartition("off by ")[2] == (
-        f"{points} points." if points else ""
-    )
-
-
 def test_rows_are_those_of_every_evaluation_each_once(rows, tmp_path):
     """The same score of another model is another row."""
     other = rows[0] | {"model": "other"}

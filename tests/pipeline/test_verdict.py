@@ -11,7 +11,7 @@ from alpro.stages.evaluation.statistics import PairedDifference
 from tests.pipeline.conftest import write_artifact
 from tests.pipeline.score_rows import score_row
 
-ROW = score_row(value=9.1, items=11, videos=11, independent_videos=11.0)
+ROW = score_row(value=9.1, items=11, videos=11)
 R1 = Metric("R1", "R@1", "retrieval")
 
 

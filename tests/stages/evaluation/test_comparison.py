@@ -42,7 +42,7 @@ def test_scores_are_compared_by_query_and_not_by_their_order(tmp_path):
     turned = QUESTIONS.select(np.array([4, 2, 0, 1, 3]))
     a = evaluation(tmp_path / "a", (ACCURACY, [0, 100, 100, 0, 100], QUESTIONS))
     b = evaluation(tmp_path / "b", (ACCURACY, [0, 100, 0, 100, 100], turned))
-    ((row, actual),) = compare(a, b).scores
+    ((row, actual),) = compare(a, b).scores.values()
     assert row["name"] == "qa/acc"
     assert row["what"] == "by hand"
     assert actual == PairedDifference(60, 60, 0, 0, 0, 1)
@@ -61,11 +61,13 @@ def test_each_score_has_both_values_and_the_difference(tmp_path):
 
     compared = compare(a, b)
 
-    differences = {row["name"]: (d.a, d.b, d.difference) for row, d in compared.scores}
+    differences = {
+        name: (d.a, d.b, d.difference) for name, (_, d) in compared.scores.items()
+    }
     assert differences == {"qa/acc": (20, 40, 20), "retrieval/R1": (25, 50, 25)}
     # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one
     # of it alone has 50.
-    accuracy = compared.scores[0][1]
+    _, accuracy = compared.scores["qa/acc"]
     assert accuracy.low == 0
     assert accuracy.high == 50
     assert accuracy.p == 1
@@ -86,7 +88,7 @@ def test_a_score_of_other_queries_is_left_out(tmp_path):
         (ENTITY_ACCURACY, [100, 0], clips(1, 3)),
     )
     compared = compare(a, b)
-    assert [row["name"] for row, _ in compared.scores] == ["qa/acc"]
+    assert list(compared.scores) == ["qa/acc"]
     assert compared.other_queries == {"entities/acc": (3, 2)}
 
 

@@ -34,6 +34,11 @@ def gallery_of(relevant):
     return Gallery([], ids, items, merged=True)
 
 
+def values_of(results):
+    """The scores by name."""
+    return {row["name"]: row["value"] for row, _ in results.scores}
+
+
 @pytest.fixture
 def results():
     """The ranking of three videos. A score that is not a number is the lowest."""
@@ -70,8 +75,8 @@ def test_a_row_says_what_was_asked_of_how_many(results):
         "chance": 2.0,
         "baseline": "chance",
     }
-    assert results.rows()[-1] == last | {"videos": 3, "independent_videos": 3.0}
-    assert results.values()["matching/t2v/R1"] == pytest.approx(200 / 3)
+    assert results.rows()[-1] == last | {"videos": 3}
+    assert values_of(results)["matching/t2v/R1"] == pytest.approx(200 / 3)
 
 
 def test_a_table_lists_the_best_items_of_each_query(results):
@@ -93,7 +98,7 @@ def test_a_text_with_several_right_videos_has_their_average_precision():
     both = {"t2v": scores, "v2t": scores}
     add_ranking(results, "similarity", "", both, gallery, "by hand")
 
-    values = results.values()
+    values = values_of(results)
     assert values["similarity/t2v/mAP"] == pytest.approx(
         100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2
     )
@@ -135,7 +140,7 @@ def test_retrieval_under_every_control(reading, captions):
 
     ranks = {
         name: value
-        for name, value in results.values().items()
+        for name, value in values_of(results).items()
         if name.endswith("t2v/MdR")
     }
     assert ranks == {
@@ -167,7 +172,7 @@ def test_answers_under_every_control(reading, questions, clips_of_brightness):
         "qa_single_frame": 50,
         "qa_text_only": 50,
     }
-    values = results.values()
+    values = values_of(results)
     for name, value in expected.items():
         assert values[f"{name}/acc"] == values[f"{name}/acc_how"] == value, name
     assert {row["chance"] for row in results.rows()} == {50}
