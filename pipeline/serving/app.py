@@ -24,7 +24,6 @@ from alpro.shards.clip import DecodeError
 from alpro.shards.storage import located, suffix
 
 PAGE = Path(__file__).parent / "page"
-MAX_TEXT = 500  # characters
 MAX_RESULTS = 100  # in one answer
 MAX_RANK = 10_000  # to which results can be paged through
 PREVIEW_PIXELS = 320
@@ -40,53 +39,38 @@ PLAYABLE = {
 }
 
 
-class ClipQuery(BaseModel, extra="forbid"):
+Text = Annotated[str, Field(max_length=500)]
+
+
+class ClipQuery(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """A clip of the index; without one, the body of the request."""
 
-    clip: str = Field(
-        default="", max_length=40, description="key of a clip of the index"
-    )
-    k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="number of results")
+    clip: Text = ""
+    """key of a clip of the index"""
+    k: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    """number of results"""
 
 
 class SearchQuery(ClipQuery):
-    text: str = Field(
-        default="", max_length=MAX_TEXT, description="what the videos should show"
-    )
-    offset: int = Field(
-        default=0,
-        ge=0,
-        le=MAX_RANK,
-        description="results to skip, which earlier pages showed",
-    )
-    where: str = Field(
-        default="",
-        max_length=MAX_TEXT,
-        description="condition in SQL, such as kind = 'video' AND duration < 10",
-    )
-    words: str = Field(
-        default="",
-        max_length=MAX_TEXT,
-        description="words that must be in the caption, the file name or the id",
-    )
-    rerank: int | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_RESULTS,
-        description="number of the best clips to rank by matching",
-    )
+    text: Text = ""
+    """what the videos should show"""
+    offset: int = Field(default=0, ge=0, le=MAX_RANK)
+    """results to skip, which earlier pages showed"""
+    where: Text = ""
+    """condition in SQL, such as kind = 'video' AND duration < 10"""
+    words: Text = ""
+    """words that must be in the caption, the file name or the id"""
+    rerank: int | None = Field(default=None, ge=0, le=MAX_RESULTS)
+    """number of the best clips to rank by matching"""
 
 
 class Question(ClipQuery):
-    question: str = Field(max_length=MAX_TEXT)
+    question: Text
 
 
 class Region(ClipQuery):
-    box: str = Field(
-        default="",
-        max_length=100,
-        description="left,top,width,height as fractions of the frame",
-    )
+    box: Text = ""
+    """left,top,width,height as fractions of the frame"""
 
 
 def application(models: ServedModels) -> FastAPI:
