@@ -164,8 +164,7 @@ def collect_garbage(
         f"{len(units)} units that no corpus is made of, {len(manifests)} outdated imports of data"
     )
     for folder in store.interrupted():
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        print(f"{folder}: interrupted, {size / 1e6:,.1f} MB, stays until you delete it")
+        print(f"{folder}: interrupted, stays until you delete it")
     if not yes:
         print("add --yes to remove them")
         return

@@ -176,7 +176,6 @@ def ui(*, port: Port = 5000, workspace: Workspace = WORKSPACE) -> None:
     print(f"MLflow at {address} (Ctrl-C stops it)", flush=True)
     os.environ |= {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         # uvicorn would import from the current folder.
         "UVICORN_APP_DIR": NEUTRAL_FOLDER,
     }

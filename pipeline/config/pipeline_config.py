@@ -13,7 +13,7 @@ from alpro.stages import TRAININGS
 from alpro.stages.build_vocabulary import Config as BuildVocabulary
 from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
-from alpro.stages.evaluation.protocol import OWN_CLIP, EvaluationConfig
+from alpro.stages.evaluation.protocol import OWN_CLIP, TASKS, EvaluationConfig
 from alpro.stages.execution.interface import FILE, FilePath, Resources
 from alpro.stages.execution.step import Step
 from alpro.stages.finetune_qa import Config as FinetuneQa
@@ -171,10 +171,8 @@ class PipelineConfig(
         keys: dict[str, str] = {}
         for stage, config in self.trainings().items():
             keys |= dict.fromkeys(config.corpora, f"{stage}.phases")
-        for task in ("retrieval", "qa"):
-            name = getattr(self.evaluate, task)
-            if name:
-                keys[name] = f"evaluate.{task}"
+        for column, name in self.evaluate.texts:
+            keys[name] = f"evaluate.{TASKS[column]}"
         return keys
 
     @property

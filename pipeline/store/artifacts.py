@@ -7,9 +7,9 @@ the next run with the same fingerprint resumes.
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,7 +136,7 @@ class Store:
             warnings=outcome.warnings,
             precision=outcome.precision,
             contents=describe_contents(folder, outcome.sha256),
-            versions=package_versions() | hub_commits(step),
+            versions=package_versions() | step.hub_commits,
             run={"at": at, "seconds": seconds, **run_info},
         )
 
@@ -152,22 +152,18 @@ class Store:
 
     def interrupted(self) -> list[Path]:
         """Return the folders of unfinished work that no stage is writing now."""
-        folders = []
-        for folder in sorted(self.root.glob("*/*/")):
-            lock = file_lock(folder.with_suffix(".lock"))
-            is_finished = (folder / RECORD).exists()
-            with suppress(PermissionError):  # another user's
-                if not is_finished and acquire(lock, blocking=False):
-                    lock.release()
-                    folders.append(folder)
-        return folders
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*/"))
+            if not (folder / RECORD).exists() and not is_being_built(folder)
+        ]
 
     def is_elsewhere(self, folder: Path) -> bool:
         """Return whether a folder is a link to another place, or in one. Such a folder is never
         removed."""
         return not folder.resolve().is_relative_to(self.root.resolve())
 
-    def remove(self, folders: Iterable[Path]) -> None:
+    def remove(self, folders: Collection[Path]) -> None:
         """Remove folders, in this order.
 
         Raises:
@@ -175,20 +171,17 @@ class Store:
                 built. It reads artifacts that only its own record, which is written last, will
                 name.
         """
-        folders = list(folders)
         for folder in folders:
             if self.is_elsewhere(folder):
                 raise InputError(
                     f"{folder}: is outside of {self.root}, at {folder.resolve()}; remove it there"
                 )
         for path in self.root.glob("*/*.lock"):
-            lock = file_lock(path)
-            if not acquire(lock, blocking=False):
+            if is_being_built(path):
                 raise InputError(
                     f"{path.parent.name}/{path.stem} is being built; run this command when it is "
                     "done"
                 )
-            lock.release()
 
         for folder in folders:
             # A run that needs the artifact now waits, and builds it again.
@@ -200,18 +193,12 @@ class Store:
                 shutil.rmtree(folder)
 
 
-def hub_commits(step: Step) -> dict[str, str]:
-    """Return the commits of the hub's models that a step names without a revision, as the hub's
-    cache has them, by STAGE.KEY."""
-    # Slow to import.
-    from alpro.models.pretrained import HubName
-
-    commits: dict[str, str] = {}
-    for key, model in step.hub_models.items():
-        # A timm model is named without its organisation.
-        for name in (model, f"timm/{model}"):
-            # Not in the cache, or not a name alone.
-            with suppress(OSError, ValueError):
-                folder = HubName(name).snapshot(local=True)
-                commits[f"{step.stage}.{key}"] = folder.name
-    return commits
+def is_being_built(folder: Path) -> bool:
+    """Return whether a run has locked the folder of a step, or may have: one of another user."""
+    lock = file_lock(folder.with_suffix(".lock"))
+    try:
+        is_free = acquire(lock, blocking=False)
+    except PermissionError:
+        return True
+    lock.release()
+    return not is_free

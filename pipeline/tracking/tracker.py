@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,18 @@ TABLES = ("similarity_t2v", "entities", "rejects", "qa")  # Parquet files
 MAX_TABLE_ROWS = 500
 
 
+@dataclass
 class Tracker:
     """Logs to one experiment of one MLflow store. Runs are named by their ids; an empty id is a run
     that MLflow does not have, of which nothing is logged."""
 
-    def __init__(self, client: MlflowClient, experiment: str, uri: str):
-        self.client = client
-        self.experiment = experiment
-        self.uri = uri
-        self.has_failed = False  # so that a run warns only once
-        self.paused_until = 0.0
-        self.lock = threading.Lock()  # stages log side by side
+    client: MlflowClient
+    experiment: str
+    uri: str
+    has_failed: bool = False  # so that a run warns only once
+    paused_until: float = 0.0
+    # Stages log side by side.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(cls, uri: str, workspace: Path, experiment: str) -> "Tracker":

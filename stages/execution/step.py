@@ -1,6 +1,7 @@
 """A step of a pipeline: a stage with everything that determines its result."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -37,6 +38,23 @@ class Step:
             if kind == FILE_OR_NAME["path"]
             and f"{self.stage}.{key}" not in self.digests
         }
+
+    @property
+    def hub_commits(self) -> dict[str, str]:
+        """The commits of the hub's models that are named without a revision, as the hub's cache has
+        them, by STAGE.KEY."""
+        # Slow to import.
+        from alpro.models.pretrained import HubName
+
+        commits: dict[str, str] = {}
+        for key, model in self.hub_models.items():
+            # A timm model is named without its organisation.
+            for name in (model, f"timm/{model}"):
+                # Not in the cache, or not a name alone.
+                with suppress(OSError, ValueError):
+                    folder = HubName(name).snapshot(local=True)
+                    commits[f"{self.stage}.{key}"] = folder.name
+        return commits
 
     @property
     def module(self) -> ModuleType:

@@ -13,7 +13,7 @@ from alpro.artifact import check_artifact, require
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
-from alpro.pipeline.store.artifacts import Store, hub_commits
+from alpro.pipeline.store.artifacts import Store
 from alpro.pipeline.store.checksums import describe_contents, verify
 from alpro.pipeline.store.lineage import lineage
 from alpro.stages import STAGES, decode_videos, render_sample, train_prompter
@@ -131,7 +131,7 @@ def test_the_record_has_the_commits_of_the_hubs_models_that_are_named_without_on
     def commits(**config):
         # Together they are invalid.
         built = train_prompter.Config.model_construct(phases=(), **config)
-        return hub_commits(Step("train_prompter", "", built))
+        return Step("train_prompter", "", built).hub_commits
 
     assert commits(clip=clip, vit="vit.tag", bert="") == {
         "train_prompter.clip": REVISION,
