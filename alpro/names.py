@@ -117,18 +117,13 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
 
 def matching_artifacts(name: str, workspace: Path) -> list[Artifact]:
     """Return all artifacts that a name may stand for: several if it is not clear."""
-    if FINGERPRINT.fullmatch(name):
-        stage = "*"
-        starts = [name]
-    else:
-        config, _, step = name.rpartition("/")
-        stage = step.partition(" ")[0]
-        folder = config_folder(workspace, config) if config else workspace / REFS
-        starts = read_ref(folder / step)
+    config, _, step = name.rpartition("/")
+    folder = config_folder(workspace, config) if config else workspace / REFS
+    starts = [name] if FINGERPRINT.fullmatch(name) else read_ref(folder / step)
 
     matches: list[Artifact] = []
     for start in starts:
         # Folders have 16 characters of a fingerprint.
-        found = artifacts(workspace / "artifacts", f"{stage}/{start[:16]}*")
+        found = artifacts(workspace / "artifacts", f"*/{start[:16]}*")
         matches += [one for one in found if one[1].fingerprint.startswith(start)]
     return matches
