@@ -189,6 +189,11 @@ def test_a_file_that_cannot_be_read_is_named(source, write, tmp_path, monkeypatc
             for name in ("2024-01-01", "1e3", "true", "{}")
         ),
         ("name=2024", "name", "2024"),
+        (
+            "corpora.clips.columns.first_option=0",
+            "corpora.clips.columns.first_option",
+            "0",
+        ),
         ("corpora.clips.group_pattern=1_0", "corpora.clips.group_pattern", "1_0"),
     ],
 )
@@ -237,6 +242,8 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("model.video.width=64", ["must be equal"]),
         ("pretrain.phases.7.steps=1", ["pretrain.phases.7"]),
         ("pretrain", ["stage.key=value"]),
+        ("evaluate=false", ["evaluate: ", "(it is False)"]),
+        ("corpora.clips.data=~nobody-here/a", ["~nobody-here/a: ", "no such user"]),
         (
             "corpora.clip.data=x",
             ["corpora.clip: no stage", "corpora.clips.data"],
