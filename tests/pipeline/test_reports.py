@@ -63,7 +63,7 @@ def test_two_models_are_columns_with_their_difference(rows, tmp_path, monkeypatc
     write_json(tmp_path / "results.json", [answers, rank])
     (tmp_path / "b").mkdir()
     write_json(tmp_path / "b" / "results.json", [better, rank, score])
-    compared = Comparison([(answers, gain)], {"qa/all": (20, 18)})
+    compared = Comparison({answers["name"]: (answers, gain)}, {"qa/all": (20, 18)})
     monkeypatch.setattr(comparison, "compare", lambda *_: compared)
 
     (retrieval, table), text = compare_scores("ab", [tmp_path, tmp_path / "b"])

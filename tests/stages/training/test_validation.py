@@ -62,7 +62,8 @@ def config(kind, corpora=("clips",), **validation):
 def score(objective, gallery, bundle, top_k=0):
     """The scores of an evaluation, under the names of validation."""
     loaded = LoadedModel("", bundle, objective, length=24)
-    values = evaluate_model(loaded, gallery, Asked(top_k=top_k)).values()
+    results = evaluate_model(loaded, gallery, Asked(top_k=top_k))
+    values = {row["name"]: row["value"] for row, _ in results.scores}
     prefixes = {"matching": "validation/", "similarity": "validation/vtc/"}
     scores = {}
     for name, value in values.items():
