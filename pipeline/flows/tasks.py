@@ -76,10 +76,13 @@ def step_task(index: int) -> State | None:
     try:
         return find_or_build(run, step)
     except Exception as error:
+        # What a corpus lacks fails each step that could begin now, and is told once.
+        is_told = str(error) in map(str, run.failures.values())
         run.failures[step.name] = error
         if not isinstance(error, CancelledError):
             run.states[step.name] = "failed"
-            announce(f"failed: {error}")
+            if not is_told:
+                announce(f"failed: {error}")
         if not isinstance(error, EXPECTED):
             raise
         return get_failed_state(error)
