@@ -52,6 +52,8 @@ NOT_SECONDS = re.compile(
     # `ss.ms` are seconds, as ELAN writes.
     r"|(?<!ss\.)(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
 )
+# In ids, paths and texts with the word of a split.
+NO_SPLIT = re.compile(r"(?i) (?!set$)|/|[_-]\d|\d{5}")
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
 
 
@@ -165,9 +167,11 @@ def propose(
     records = [record for _, record in examined if isinstance(record, dict)]
     cells = read_columns(records)
     columns |= propose_columns(cells, folder)
-    meanings = Form.model_validate(columns).meanings
+    # A question that is repeated for each of its answers is one.
+    meanings = Form.model_validate(columns | {"answer": ""}).meanings
     used = [map(read_text, cells[name]) for name in meanings]
-    complete = [all(row) for row in zip(*used, strict=True)]
+    rows = [*zip(*used, strict=True)]
+    complete = [*filter(all, rows)]
     # Beside a single cell of a record, its others have no meaning.
     is_cell = bool(place) and "$value" in cells.keys() - meanings
     has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
@@ -177,12 +181,11 @@ def propose(
     names_files = not any(map(is_url, cells.get(columns.get("file", ""), ())))
     score = (
         has_texts,
-        any(complete),
+        2 * len({*complete}) > len(rows),
         names_files,
         count,
-        -complete.count(False),
         "$value" not in meanings,
-        sum(complete),
+        len({*complete}),
     )
     return score, columns, [*cells]
 
@@ -258,11 +261,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     proposed |= times
 
     if is_asked:
-        # Answers follow their questions.
-        names = [*cells]
-        position = names.index(proposed["question"])
-        order = sorted(free, key=lambda name: names.index(name) < position)
-        return proposed | propose_answer({name: free[name] for name in order})
+        return proposed | propose_answer(free)
     texts = [*find_fitting(free, is_caption)]
     # Prompts, and names of the people who wrote the texts, are no captions.
     texts = [name for name in texts if not is_constant(free[name])] or texts
@@ -270,7 +269,9 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     # column, they are of its kind.
     texts = [name for name in texts if name in (*usual.captions, "$value")] or texts
     # Beside an answer, the texts are options, or questions that are not known as such.
-    if texts and not usual.answer:
+    if usual.answer and usual.captions:
+        proposed["captions"] = ""
+    elif texts and not usual.answer:
         proposed["captions"] = texts if texts[1:] else texts[0]
     return proposed
 
@@ -312,9 +313,9 @@ def time_in(name: str) -> str:
 
 
 def is_split(cell: Any) -> bool:
-    """Return whether a cell is the name of a split, and no text with such a word."""
-    text = read_text(cell).lower().removesuffix(" set")
-    return bool(split_in(text)) and " " not in text
+    """Return whether a cell is the name of a split, and no text, path or id with such a word."""
+    text = read_text(cell)
+    return bool(split_in(text)) and not NO_SPLIT.search(text)
 
 
 def has_split_flag(names: Iterable[str]) -> bool:
@@ -326,15 +327,15 @@ def is_span(cell: Any) -> bool:
     return all(map(is_time, chain.from_iterable(read_spans(cell))))
 
 
-def has_several_spans(cell: Any) -> bool:
-    return len(read_spans(cell)) > 1
-
-
 def is_time(cell: Any) -> bool:
     # The times in a list of objects are lists.
     if isinstance(cell, list):
         return all(map(is_time, cell))
     return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
+
+
+def has_digits(cell: Any) -> bool:
+    return read_text(cell)[:1].isdigit()
 
 
 def is_text(cell: Any) -> bool:
@@ -398,9 +399,16 @@ def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
     end = find_first(cells, is_time, "end")
     if span or (start and end):
         return {"span": span} if span else {"start": start, "end": end}
-    length = find_first(cells, is_time, "length")
+    # An end that cannot be read, such as a timecode, is no more than a length.
+    start = start or find_first(cells, has_digits, "start")
+    length = find_first(cells, is_time, "length") or find_first(
+        cells, has_digits, "end"
+    )
     if start and length:
         return {"start": start, "length": length}
+    span = find_first(in_one, is_span, "start")  # start_end, from_to
+    if span:
+        return {"span": span}
     if are_named:
         return {}
     span = find_first(in_one, lambda cell: isinstance(cell, str))

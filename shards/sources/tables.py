@@ -136,7 +136,7 @@ class Table:
         bound = usual.bind(self.columns)
         # A list of files has no column of the user's form.
         names = {*self.columns} if usual is TABLE else set()
-        fits_user = user_form.meanings & names or bound.has_texts(names)
+        fits_user = has_any(user_form.meanings, names) or bound.has_texts(names)
         if bound.file and self.form is user_form and not fits_user:
             self.form = usual
             self.user_form = TABLE
