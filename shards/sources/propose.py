@@ -363,18 +363,17 @@ def is_long(text: str) -> bool:
 
 
 def propose_file(cells: Cells, folder: Folder | None) -> Record:
-    """Return the column whose cells name videos, or pictures of videos, or files in subfolders, or
-    are URLs."""
+    """Return the column whose cells name files, or files in subfolders, or are URLs."""
 
-    def names_file(cell: Any, anywhere: bool, is_video: bool) -> bool:
+    def names_file(cell: Any, anywhere: bool) -> bool:
         # As Windows writes a path.
         name = read_text(cell).replace("\\", "/")
-        found = folder.find(name, anywhere=anywhere) if folder else None
-        return found is not None and not (is_video and is_image(found))
+        return bool(folder and folder.find(name, anywhere=anywhere))
 
-    for anywhere, is_video in product((False, True), (True, False)):
-        fits = partial(names_file, anywhere=anywhere, is_video=is_video)
-        names = [*find_fitting(cells, fits)]
+    for anywhere in (False, True):
+        names = [*find_fitting(cells, partial(names_file, anywhere=anywhere))]
+        # A picture of a video may have its own column.
+        names.sort(key=lambda name: is_image(read_text(cells[name][0])))
         # The keys of many files in one record are no columns.
         if names and (len(names) < 3 or len(cells[names[0]]) > 1):
             file = {"file": names[0]}
@@ -386,11 +385,6 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
 def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
     """Return the columns of times: those with names of times, also a start and a length, or spans of
     clocks. Unless times must be named, an empty `span` if other numbers may be times."""
-    # Frames may stand in front of seconds.
-    cells = {
-        name: cells[name]
-        for name in sorted(cells, key=lambda name: bool(NOT_SECONDS.search(name)))
-    }
     in_one = find_fitting(cells, is_span)
     span = find_first(in_one, is_span, "span") or find_first(
         in_one, lambda cell: bool(CUE.match(read_text(cell)))
@@ -411,9 +405,8 @@ def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
         return {"span": span}
     if are_named:
         return {}
-    span = find_first(in_one, lambda cell: isinstance(cell, str))
     numbers = [name for name in find_fitting(cells, is_time) if name != length]
-    return {"span": span} if in_one or numbers[1:] else {}
+    return {"span": ""} if in_one or numbers[1:] else {}
 
 
 def propose_answer(cells: Cells) -> Record:
