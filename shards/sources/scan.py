@@ -200,14 +200,13 @@ class Source:
             raise InputError("; ".join(lines))
 
     def open_tables(self, folder: Folder) -> list[Table]:
-        """Return the tables of a folder: those at its root, or all if none of these has texts. What
-        cannot be read may be settings or logs.
+        """Return the tables of a folder. What cannot be read may be settings or logs.
 
         Raises:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
-        paths: list[tuple[bool, bool, str]] = []
+        paths: list[tuple[bool, str]] = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
@@ -216,17 +215,11 @@ class Source:
             # A CSV file that is named as a split is a table, even beside test.mp4.
             is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
-                is_inside = "/" in path
-                paths.append((is_inside and name.endswith(LINES), is_inside, path))
+                paths.append(("/" in path and name.endswith(LINES), path))
 
         tables: list[Table] = []
-        has_texts_at_root = False
-        paths.sort(key=itemgetter(0, 1))
-        for number, (is_text, is_inside, path) in enumerate(paths):
-            if is_inside and has_texts_at_root:
-                if not is_text:
-                    folder.notes.add(NOT_READ, path)
-                continue
+        paths.sort(key=itemgetter(0))
+        for number, (is_text, path) in enumerate(paths):
             if number == MAX_TABLES:
                 if is_text:
                     break
@@ -249,7 +242,6 @@ class Source:
             # A text in a subfolder is of nothing, unless it has a published form.
             if not is_text or table.form not in (UNKNOWN, LIST):
                 tables.append(table)
-                has_texts_at_root |= table.has_texts and not is_inside
         return tables
 
     def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:
