@@ -344,7 +344,14 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
         unnamed = []
         lists = []
 
-    are_apart = len({parent(table.path) for table in chosen}) == len(chosen)
+    # The folders of videos that tables lie in; an older table may lie in another folder.
+    insides: dict[Table, str] = {}
+    for table in opened:
+        inside = paths[table].removesuffix(table.name)
+        has_media = any(media.startswith(inside) for media in folder.media)
+        insides[table] = inside if has_media else ""
+    apart = {insides[table] for table in chosen} - {""}
+    are_apart = len(chosen) in (1, len(apart))
     # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
     of_all = unnamed and [
         *unnamed,
@@ -365,13 +372,10 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     chosen += partners if chosen else ()
     names_by_start: dict[tuple[str, ...], str] = {}
     for number, table in enumerate(chosen):
-        inside = paths[table].removesuffix(table.name)
-        if not any(media.startswith(inside) for media in folder.media):
-            inside = ""
-        table.origins = [Origin(table.split, inside, number)]
+        table.origins = [Origin(table.split, insides[table], number)]
         # A number in JSON is a text in CSV.
         cells = map(read_text, chain(*map(dict.values, table.head_records[:1])))
-        start = (table.split, inside, *cells)
+        start = (table.split, insides[table], *cells)
         if start in names_by_start:
             raise InputError(
                 f"{table.path} begins as {names_by_start[start]} does; if it is a copy, move it away, "
