@@ -206,7 +206,7 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
-        paths: list[tuple[bool, str]] = []
+        paths: list[tuple[bool, bool, str]] = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
             stem = splitext(path)[0]
@@ -215,13 +215,17 @@ class Source:
             # A CSV file that is named as a split is a table, even beside test.mp4.
             is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
-                paths.append(("/" in path and name.endswith(LINES), path))
+                is_inside = "/" in path
+                paths.append((is_inside and name.endswith(LINES), is_inside, path))
 
         tables: list[Table] = []
-        paths.sort(key=itemgetter(0))
-        for number, (is_text, path) in enumerate(paths):
+        has_texts_at_root = False
+        paths.sort(key=itemgetter(0, 1))
+        for number, (is_text, is_inside, path) in enumerate(paths):
             if number == MAX_TABLES:
-                if is_text:
+                # In a subfolder, they may describe a video each.
+                if is_text or (is_inside and has_texts_at_root):
+                    folder.notes.add(NOT_READ, path)
                     break
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
@@ -242,6 +246,7 @@ class Source:
             # A text in a subfolder is of nothing, unless it has a published form.
             if not is_text or table.form not in (UNKNOWN, LIST):
                 tables.append(table)
+                has_texts_at_root |= table.has_texts and not is_inside
         return tables
 
     def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:

@@ -98,6 +98,8 @@ def test_all_parts_of_a_table_are_read(read):
     assert len(imported.rows) == 120
     with one_line("more than 500 tables"):
         read({f"{n}/x.csv": "" for n in range(501)}, "a.mp4")
+    metadata = {f"meta/{n}.json": {"fps": 3} for n in range(501)}
+    assert len(read({**metadata, "x.csv": TABLE}, "a.mp4 b.mp4").rows) == 2
 
 
 def test_a_copy_of_a_table_is_refused(read):
