@@ -77,6 +77,9 @@ class Record:
         return values
 
 
+Artifact = tuple[Path, Record]  # its folder and its record
+
+
 @cache
 def record_type() -> Any:
     # Slow to import: no help needs it.
@@ -239,7 +242,7 @@ def repair_hint(folder: Path) -> str:
     return f"restore it, or delete {folder} to rebuild the artifact"
 
 
-def artifacts(root: Path, pattern: str = "*/*") -> list[tuple[Path, Record]]:
+def artifacts(root: Path, pattern: str = "*/*") -> list[Artifact]:
     """Return the artifacts STAGE/FINGERPRINT in a folder of artifacts, with records, oldest first.
 
     Args:

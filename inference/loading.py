@@ -13,6 +13,7 @@ from torch import Tensor
 from alpro.artifact import artifacts, check_artifact, read_record, require
 from alpro.errors import InputError
 from alpro.files import checksum, expand_home
+from alpro.inference.names import find_artifact, find_workspace, is_of_workspace
 from alpro.models.folder import (
     CLIP_TYPES,
     ModelBundle,
@@ -22,7 +23,6 @@ from alpro.models.folder import (
 )
 from alpro.models.pretrained import HubName
 from alpro.models.weights import check_finite, find_weights, read_weights
-from alpro.names import find_artifact, find_workspace, is_of_workspace
 from alpro.shards.credentials import refuse_credentials
 
 # Other files that decide what a model computes, if they exist: its tokenizer, and a CLIP's

@@ -27,9 +27,9 @@ from alpro.inference.clips import (
     is_file,
     load_clip,
 )
+from alpro.inference.inputs import check_texts
 from alpro.inference.loading import Found, PathLike, load_bundle, resolve
 from alpro.inference.matching import Videos, match_all
-from alpro.inputs import check_texts
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ModelBundle, Texts
 from alpro.models.frames import NormalizedModel

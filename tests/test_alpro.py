@@ -11,8 +11,8 @@ import alpro.log
 from alpro import errors
 from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write
+from alpro.inference.inputs import check_texts
 from alpro.inference.model import WHOLE, region_to_patches
-from alpro.inputs import check_texts
 from alpro.shards.credentials import find_credentials, redact, refuse_credentials
 from alpro.shards.sources.scan import scan_source
 from alpro.shards.storage import resolve

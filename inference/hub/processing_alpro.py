@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from alpro.inputs import check_texts
+from alpro.inference.inputs import check_texts
 from alpro.models.frames import normalize_frames
 from alpro.shards.clip import DecodeError
 from alpro.shards.decoding import decode_video

@@ -10,9 +10,9 @@ from pathlib import Path
 from cyclopts import App
 
 from alpro.artifact import RECORD, artifacts
+from alpro.artifact import Artifact as Built
 from alpro.errors import InputError
-from alpro.names import Artifact as Built
-from alpro.names import find_artifact, referenced_fingerprints
+from alpro.inference.names import find_artifact, referenced_fingerprints
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from alpro.files import expand_home
+from alpro.inference.names import find_artifact
 from alpro.log import log
-from alpro.names import find_artifact
 from alpro.pipeline.cli.options import (
     WORKSPACE,
     Artifact,

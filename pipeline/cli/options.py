@@ -10,7 +10,7 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from alpro.files import expand_home
-from alpro.names import find_artifact
+from alpro.inference.names import find_artifact
 
 if TYPE_CHECKING:
     from alpro import Model

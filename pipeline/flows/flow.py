@@ -24,10 +24,11 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from alpro.artifact import Artifact
 from alpro.errors import InputError, one_line
+from alpro.inference.names import find_workspace
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
-from alpro.names import Artifact, find_workspace
 from alpro.pipeline.config.command import Command, data_change
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce

@@ -12,10 +12,10 @@ from queue import SimpleQueue
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from alpro.artifact import Artifact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write
 from alpro.log import log
-from alpro.names import Artifact
 from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, with_inputs, write_names

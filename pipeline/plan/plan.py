@@ -8,12 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alpro.artifact import Record
+from alpro.artifact import Artifact, Record
 from alpro.errors import InputError
 from alpro.files import digest
 from alpro.inference.loading import check_clip
+from alpro.inference.names import write_refs
 from alpro.log import warn_once
-from alpro.names import Artifact, write_refs
 from alpro.pipeline.config.command import Command, suggest
 from alpro.pipeline.config.load import read_settings, variations
 from alpro.pipeline.config.pipeline_config import Corpus, PipelineConfig

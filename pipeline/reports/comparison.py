@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 from alpro.pipeline.plan.difference import MISSING, differences, origin
 from alpro.pipeline.reports.results import (
     Table,

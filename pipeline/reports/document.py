@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 from alpro.pipeline.plan.difference import count_text
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (

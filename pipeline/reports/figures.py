@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 from alpro.pipeline.reports.results import Rows, metric_text, row_label, score_text
 from alpro.stages.evaluation.statistics import calibration
 

@@ -7,7 +7,7 @@ formatted here only.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 from alpro.stages import EVALUATIONS
 from alpro.stages.evaluation.comparison import read_results
 from alpro.stages.evaluation.score_names import PRINTED, full_name

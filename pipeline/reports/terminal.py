@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 from alpro.pipeline.reports.columns import print_columns
 from alpro.pipeline.reports.results import Table, main_table, rows
 from alpro.pipeline.reports.verdict import compare_with_start

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alpro.artifact import Artifact
 from alpro.errors import InputError
-from alpro.names import Artifact
 from alpro.pipeline.reports.results import (
     Rows,
     difference_text,

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from alpro.artifact import (
     RECORD,
+    Artifact,
     Record,
     Source,
     artifacts,
@@ -29,7 +30,6 @@ from alpro.errors import InputError
 from alpro.files import make_folder, sync, sync_tree, write_json
 from alpro.locks import acquire, file_lock
 from alpro.log import log
-from alpro.names import Artifact
 from alpro.pipeline.store.checksums import UNFINISHED, describe_contents
 from alpro.stages.execution.interface import Outcome
 from alpro.stages.execution.step import Step

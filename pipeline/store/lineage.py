@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from alpro.names import Artifact
+from alpro.artifact import Artifact
 
 
 def lineage(

@@ -27,10 +27,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
 
-from alpro.artifact import Record, flatten, read_record
+from alpro.artifact import Artifact, Record, flatten, read_record
 from alpro.errors import InputError, one_line
 from alpro.log import log
-from alpro.names import Artifact
 from alpro.pipeline.store.runs import git_commit
 from alpro.pipeline.tracking.contents import (
     clean_metric_name,

@@ -7,7 +7,7 @@ import pytest
 from alpro.artifact import RECORD_VERSION
 from alpro.files import read_json, write_json
 from alpro.inference.loading import Found, resolve
-from alpro.names import write_refs
+from alpro.inference.names import write_refs
 from tests.conftest import one_line
 
 

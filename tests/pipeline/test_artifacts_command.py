@@ -10,7 +10,7 @@ import pytest
 from alpro.artifact import read_record
 from alpro.files import read_json, write_json
 from alpro.inference.index import INDEXES, Index, IndexSettings, record_index
-from alpro.names import write_refs
+from alpro.inference.names import write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import render_sample

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from alpro.artifact import Record, artifacts, read_record
+from alpro.artifact import Artifact, artifacts, read_record
 from alpro.errors import InputError
 from alpro.files import atomic_write, expand_home, make_folder
 from alpro.log import log
 
 REFS = "refs"
 FINGERPRINT = re.compile("[0-9a-f]+")  # or the first characters of one
-
-Artifact = tuple[Path, Record]  # its folder and its record
 
 
 def write_refs(

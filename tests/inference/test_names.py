@@ -6,7 +6,7 @@ import pytest
 
 from alpro.artifact import RECORD_VERSION
 from alpro.files import write_json
-from alpro.names import find_artifact, write_refs
+from alpro.inference.names import find_artifact, write_refs
 from tests.conftest import one_line
 
 
