@@ -77,10 +77,11 @@ def test_prefect_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch
 
 
 def test_one_function_makes_the_command_of_a_child():
-    """A plain `python -m` or `python -c` has the current folder first on its path."""
+    """A plain `python -m` or `python -c` has the current folder first on its path. A program that
+    starts again has the options that it had."""
     rooms = ("alpro", "models", "shards", "stages", "inference", "pipeline")
     sources = {path.resolve() for room in rooms for path in (ROOT / room).rglob("*.py")}
     naming = {
         path.name for path in sources if re.search(r"sys\.executable", path.read_text())
     }
-    assert naming == {"interpreter.py"}
+    assert naming == {"environment.py", "interpreter.py"}
