@@ -14,6 +14,7 @@ from alpro.inference.loading import Found, load_bundle
 from alpro.log import log
 from alpro.models.folder import ModelBundle, load_clip_model
 from alpro.models.precision import autocast, compute_dtype, dtype_name
+from alpro.models.ranks import rank
 from alpro.stages.evaluation.evaluate_model import Asked, evaluate_model
 from alpro.stages.evaluation.gallery import Gallery, draw_searches
 from alpro.stages.evaluation.loaded_model import LoadedModel
@@ -118,9 +119,10 @@ def evaluate_corpus(
         training = Gallery.read(corpus, "train", column=column)
         asked = replace(asked, training_questions=training.questions)
 
-    log.info(
-        f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}"
-    )
+    if rank() == 0:
+        log.info(
+            f"{model.name}: {len(gallery.ids):,} videos, {len(gallery.texts):,} {column}"
+        )
     results = evaluate_model(model, gallery, asked)
     # Ranked by similarity, as by `alpro search`: the picture shows what a search finds.
     ranking = results.tables.get("similarity_t2v")
