@@ -91,8 +91,8 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
     form = Form.model_validate(columns | {"usual": True})
-    header = {name: [name] for name in form.file if not is_nested}
-    if any(map(is_caption, names)) and propose_file(header, items.folder):
+    header = {name: [name] for name in names if not is_nested}
+    if find_first(header, is_caption) and propose_file(header, items.folder):
         raise InputError(
             f"{table.path}: line 1 is a row ({names[0]}, ...); write the names of the columns above it, "
             "such as path,caption"
@@ -131,7 +131,7 @@ def hides_meanings(table: Table) -> bool:
     form = table.bound
     has_user_form = table.user_form is not TABLE
     all_cells = read_columns(table.head_records)
-    has_times = form.span or (form.start and form.end)
+    has_times = form.span in all_cells or {form.start, form.end} <= all_cells.keys()
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
@@ -140,14 +140,15 @@ def hides_meanings(table: Table) -> bool:
 
     if not has_user_form:
         has_split = find_first(cells, is_split) or has_split_flag(cells)
-        if has_split and not form.split:
+        if has_split and form.split not in all_cells:
             return True
-        # Names of columns tell times, or the end of a part whose start is known. Beside an answer
-        # alone, the texts are options.
+        # Names of columns tell times, or the end of a part whose start is known. A form whose clips are
+        # whole files says so.
         times = propose_times(cells, are_named=True).values()
-        if form.usual and (
-            (not has_times and any(times)) or (form.answer and not form.question)
-        ):
+        if any(times) and not (has_times or "span" in table.form.model_fields_set):
+            return True
+        # Beside an answer alone, the texts are options.
+        if form.usual and form.answer and not form.question:
             return True
 
     # The answers may be in another table.
