@@ -83,10 +83,11 @@ def export(model: Model, folder: Path, card: str) -> None:
 
         make_processor(model).save_pretrained(building)
 
-        # The installed package has the license; there may be no checkout.
-        license = metadata.distribution("alpro-pipeline").read_text("licenses/LICENSE")
-        assert license is not None
-        texts = {"README.md": card, "LICENSE": license}
+        # The installed package has the license; there may be no checkout. What pip leaves in a checkout
+        # is found, too, and has none.
+        installed = metadata.distributions(name="alpro-pipeline")
+        licenses = [found.read_text("licenses/LICENSE") for found in installed]
+        texts = {"README.md": card, "LICENSE": next(filter(None, licenses))}
         for name, text in (texts | SENTENCE_TRANSFORMERS | exported_code()).items():
             (building / name).write_text(text, "utf-8")
 

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
@@ -185,6 +185,9 @@ class Table:
 
     def _read(self) -> Records:
         try:
+            # To open one that nobody writes would wait for ever.
+            if isinstance(self.path, Path) and self.path.is_fifo():
+                raise ValueError("it is a pipe; name a file")
             with local_copy(self.path) as local, open(local, "rb") as raw:
                 self._start = raw.read(HEAD_BYTES)
                 raw.seek(0)
