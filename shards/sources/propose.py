@@ -177,13 +177,9 @@ def propose(
     is_cell = bool(place) and "$value" in cells.keys() - meanings
     has_texts = not (is_cell or columns.keys().isdisjoint(("captions", "question")))
     count = sum(map(bool, columns.values())) - bool(place)
-    # The records of one list may have the files, and those of another the texts. An address may be a
-    # page about the file that a key names.
-    names_files = not any(map(is_url, cells.get(columns.get("file", ""), ())))
     score = (
         has_texts,
         2 * len({*complete}) > len(rows),
-        names_files,
         count,
         "$value" not in meanings,
         len({*complete}),
@@ -379,7 +375,8 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
         if names and (len(names) < 3 or len(cells[names[0]]) > 1):
             file = {"file": names[0]}
             return file | {"anywhere": True} if anywhere else file
-    url = find_first(cells, is_url)
+    # Beside files, an address may be that of a page.
+    url = "" if folder and folder.media else find_first(cells, is_url)
     return {"file": url} if url else {}
 
 
