@@ -103,7 +103,7 @@ def study(
     find_config(file, shipped_in=STUDIES)  # as `run`: before anything is created
     root, wait = prepare_run(options)
 
-    from alpro.pipeline.flows.study import load_study, plan_members, run_study
+    from alpro.pipeline.flows.study import NOTE, load_study, plan_members, run_study
     from alpro.pipeline.reports.terminal import print_tables
     from alpro.stages.execution.interface import StageFailed
 
@@ -120,8 +120,8 @@ def study(
 
     wait()
     tables, scores, failed = run_study(loaded, members, root, options.tracking_uri)
-    all_scores = f"all scores: {scores}"
-    print_tables(tables, all_scores if tables else "no run evaluated a model")
+    sentence = f"{NOTE}\nall scores: {scores}"
+    print_tables(tables, sentence if tables else "no run evaluated a model")
     if failed:
         raise StageFailed(
             f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}"

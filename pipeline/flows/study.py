@@ -257,7 +257,7 @@ def make_table(title: str, summaries: Rows) -> Table:
             number_text(row["chance"], row["unit"]),
         ]
         lines.append(line)
-    return Table(title, header, lines, NOTE)
+    return Table(title, header, lines)
 
 
 def with_interval(text: str, half_width: float | None) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from alpro.errors import InputError
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import SELECTION_TEXTS, check_splits
 from alpro.pipeline.plan.plan import import_corpus, without_questions
 from alpro.shards.clip import DecodeError
 from alpro.shards.schema import Row
-from alpro.shards.sources.plan import DecodePlan
 from alpro.stages import EVALUATIONS
 from alpro.stages.decode_videos import Config, decode, fetched, make_plan
 
@@ -83,7 +84,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
         source = "named" if plan.named_splits else generated
         findings = [
             f"splits: {source}",
-            *list_rejects(plan),
+            *list_rejects(plan.reject_table()),
             f"{textless:,} items without a text",
             *list_stored_columns(decoded),
             *(f"note: {note}" for note in about["notes"]),
@@ -94,14 +95,19 @@ def check_data(settings: PipelineConfig) -> DataReport:
         return DataReport(about["form"], items, splits, problems, findings)
 
 
-def list_rejects(plan: DecodePlan) -> Iterator[str]:
-    """Yield how many rows the import rejected for each reason, with a few of them."""
-    rejects = defaultdict(list)
-    for reject in plan.rejects():
-        rejects[reject.reason].append(f"{reject.id}: {reject.detail}".rstrip(": "))
+def list_rejects(rejects: pa.Table) -> Iterator[str]:
+    """Yield how many items were rejected for each reason, the most frequent one first, with a few of
+    them.
 
-    for reason, texts in rejects.items():
-        yield f"{len(texts):,} rejected, {reason}: {', '.join(texts[:MAX_EXAMPLES])}"
+    Args:
+        rejects: Rejects of an import or of a corpus, with the columns of REJECTS.
+    """
+    texts = defaultdict(list)
+    for reject in rejects.to_pylist():
+        text = f"{reject['id']}: {reject['detail']}"
+        texts[reject["reason"]].append(text.rstrip(": "))
+    for reason, items in sorted(texts.items(), key=lambda pair: -len(pair[1])):
+        yield f"{len(items):,} rejected, {reason}: {', '.join(items[:MAX_EXAMPLES])}"
 
 
 def list_stored_columns(rows: Iterable[Row]) -> Iterator[str]:

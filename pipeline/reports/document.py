@@ -4,8 +4,7 @@ the run, Prefect as an artifact."""
 import base64
 import io
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -15,6 +14,7 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from alpro.artifact import Artifact
+from alpro.pipeline.plan.check_data import list_rejects
 from alpro.pipeline.plan.difference import count_text
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
@@ -28,8 +28,6 @@ from alpro.pipeline.reports.verdict import compare_with_start, headline
 from alpro.pipeline.store.runs import RunEntry
 from alpro.stages import EVALUATIONS
 from alpro.stages.execution.step import Step
-
-MAX_EXAMPLES = 3  # rejected items of a reason
 
 
 class Document(NamedTuple):
@@ -105,10 +103,13 @@ def describe_run(
     parts = {}
     for folder, record in artifacts:
         is_evaluation = record.stage in EVALUATIONS
+        rejects = folder / "rejects.parquet"
         parts[record.name] = {
             "record": record,
             "pictures": sorted(folder.resolve().glob("pictures/*.png")),
-            "rejects": [*list_rejects(folder)],
+            "rejects": [*list_rejects(pq.read_table(rejects))]
+            if rejects.is_file()
+            else [],
             # The tables of results have what an evaluation counts.
             "counts": "" if is_evaluation else count_text(record),
         }
@@ -126,17 +127,3 @@ def describe_run(
     }
     figures = draw_scores(main_rows(results)) | draw_calibration(artifacts)
     return Document(values, figures)
-
-
-def list_rejects(corpus: Path) -> Iterator[str]:
-    """Yield how many items a corpus rejected for each reason, with a few of them."""
-    file = corpus / "rejects.parquet"
-    if not file.is_file():
-        return
-    columns = pq.read_table(file, columns=["reason", "id"]).to_pydict()
-    ids = defaultdict(list)
-    for reason, item in zip(columns["reason"], columns["id"], strict=True):
-        ids[reason].append(item)
-    for reason, items in sorted(ids.items(), key=lambda pair: -len(pair[1])):
-        more = ", ..." if len(items) > MAX_EXAMPLES else ""
-        yield f"{reason} {len(items):,}: {', '.join(items[:MAX_EXAMPLES])}{more}"

@@ -31,7 +31,6 @@ class Table(NamedTuple):
     title: str
     heads: list[str]
     lines: list[list[str]]
-    note: str = ""
 
 
 def rows(artifacts: Iterable[Artifact]) -> Rows:

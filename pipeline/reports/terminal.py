@@ -36,6 +36,6 @@ def print_tables(tables: Iterable[Table], sentence: str = "") -> None:
     for table in tables:
         print(table.title)
         print_columns(table.heads, table.lines)
-        print(f"{table.note}\n")
+        print()
     if sentence:
         print(sentence)

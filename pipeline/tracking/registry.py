@@ -5,6 +5,7 @@ that loads it needs this package.
 """
 
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -94,11 +95,11 @@ def registered_fingerprints(uri: str) -> set[str]:
     return {version.tags.get("fingerprint", "") for version in versions}
 
 
+@dataclass
 class ServedModel:
     """The model that `mlflow.pyfunc.load_model` wraps."""
 
-    def __init__(self, model: Model):
-        self.model = model
+    model: Model
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Score pairs of a video and a text.

@@ -34,7 +34,7 @@ def artifacts(tmp_path):
 
     corpus, *_, evaluated = [folder for folder, _ in made]
     reasons = ["no <text>", *["unreadable"] * 7]
-    rejects = {"id": [*"abcdefgh"], "reason": reasons}
+    rejects = {"id": [*"abcdefgh"], "reason": reasons, "detail": [""] * 8}
     pq.write_table(pa.table(rejects), corpus / "rejects.parquet")
     (evaluated / "pictures").mkdir()
     for name in ("retrieval", "pseudo_labels-step-000200", "my_own"):
@@ -119,8 +119,8 @@ def test_scores_are_tables(artifacts):
 
 def test_rejects_are_counted_by_reason_and_some_are_named(artifacts):
     assert section(document_of(artifacts), "Rejected").splitlines() == [
-        "- render_sample: unreadable 7: b, c, d, ...",
-        "- render_sample: no &lt;text&gt; 1: a",
+        "- render_sample: 7 rejected, unreadable: b, c, d",
+        "- render_sample: 1 rejected, no &lt;text&gt;: a",
     ]
 
 
