@@ -80,6 +80,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
             if not splits["train"]["items"]:
                 problems.append("no item of the split train has a text")
 
+        told = "\n".join(problems)
         generated = "generated" if plan.generated_splits else "none"
         source = "named" if plan.named_splits else generated
         findings = [
@@ -87,7 +88,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
             *list_rejects(plan.reject_table()),
             f"{textless:,} items without a text",
             *list_stored_columns(decoded),
-            *(f"note: {note}" for note in about["notes"]),
+            *(f"note: {note}" for note in about["notes"] if note not in told),
             *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
             *failures[:MAX_EXAMPLES],

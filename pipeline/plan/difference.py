@@ -96,7 +96,7 @@ def circumstances(record: Record) -> dict[Key, str]:
     values: dict[Key, str] = {}
     if record.stage in CORPUS_STAGES:
         described = f"{record.fingerprint[:8]}: {count_text(record)}"
-        values["data", corpus_name(record)] = described
+        values["data", f"corpus {corpus_name(record)}"] = described
 
     values["code", "commit"] = record.run.get("commit") or MISSING
     if record.precision:

@@ -27,7 +27,8 @@ def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) 
         for text in record.warnings:
             print(f"warning: {record.name}: {text}")
     if report.is_file():  # A run that finds every artifact writes none.
-        print(f"report, all {len(results)} scores: {report}")
+        scores = f", all {len(results)} scores" if results else ""
+        print(f"report{scores}: {report}")
     print(f"curves, pictures and comparison: alpro ui --workspace {workspace}")
 
 

@@ -185,7 +185,10 @@ class Source:
             record = sidecars.read(text) if text else {}
             yield from self.items.add_file(text or path, path, record)
             if not text:
-                reason = "videos and images have no caption; name each text like it (a.mp4, a.txt)"
+                reason = (
+                    "videos and images have no caption; name each text like it (a.mp4, a.txt), or "
+                    "pass the table of the captions"
+                )
                 folder.notes.add(reason, path)
         for path in sidecars.find_alone():
             detail = "a text without its video"

@@ -47,7 +47,7 @@ def test_every_value_that_a_result_depends_on_is_compared():
         ("configuration", "pretrain.weights.x", ("2", "2", "3")),
         (
             "data",
-            "clips",
+            "corpus clips",
             ("11111111: samples 9",) * 2 + ("22222222: samples 8, rejected 1",),
         ),
         ("data", "pretrain file model", ("-", "-", "01234567")),
