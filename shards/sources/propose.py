@@ -61,7 +61,7 @@ class UnknownColumns(InputError):
     """Raised if the columns of a table are not known. The message ends with the lines to set.
 
     Args:
-        problem: The message without these lines.
+        problem: What is not known.
         score: How good the proposal is; whether it has texts comes first.
         rows: What the first records become with the proposal, as JSON.
     """
@@ -76,7 +76,11 @@ class UnknownColumns(InputError):
         super().__init__(
             f"{problem}; correct these lines, and put them into the configuration:\n\n{block}"
         )
-        self.problem = problem
+        # For commands that read no configuration.
+        self.without_lines = (
+            f"{problem}; set `columns` in a configuration, decode with it (`alpro run decode_videos`), "
+            'and name the corpus: "decode_videos data"'
+        )
         self.score = score
         self.rows = rows
 

@@ -55,9 +55,13 @@ NOT_READ = "tables are not read (`annotations` names the tables of a split)"
 
 
 def scan_source(data: Location, require_texts: bool = True) -> tuple[str, Rows]:
-    """Return what a source is, and its rows, after which its notes are logged."""
+    """Return what a source is, and its rows, after which its notes are logged. No configuration says
+    what its columns mean."""
     source = Source(data, require_texts=require_texts)
-    what, rows = source.scan()
+    try:
+        what, rows = source.scan()
+    except UnknownColumns as error:
+        raise InputError(error.without_lines) from None
     return what, log_notes(rows, source.notes)
 
 
@@ -410,9 +414,8 @@ def scan_media(folder: Path) -> Rows:
         if not source.folder.media:
             raise
         # The videos are there without their captions.
-        problem = str(error)
-        if isinstance(error, UnknownColumns):
-            problem = f"{error.problem}; a corpus that was decoded with `columns` has its captions"
+        is_unknown = isinstance(error, UnknownColumns)
+        problem = error.without_lines if is_unknown else str(error)
         log.info(f"note: {printable(problem)}")
     items = Items(folder, source.notes, source.folder)
     for path in source.folder.media:
