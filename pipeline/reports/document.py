@@ -18,6 +18,7 @@ from alpro.pipeline.plan.check_data import list_rejects
 from alpro.pipeline.plan.difference import count_text
 from alpro.pipeline.reports.figures import draw_calibration, draw_scores
 from alpro.pipeline.reports.results import (
+    list_warnings,
     main_rows,
     main_table,
     rows,
@@ -119,6 +120,7 @@ def describe_run(
         "steps": steps,
         "parts": parts,
         "changes": changes,
+        "warnings": list_warnings(artifacts),
         "headline": headline(results),
         "verdict": compare_with_start(artifacts),
         "main": main_table(results),

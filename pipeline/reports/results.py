@@ -42,6 +42,15 @@ def rows(artifacts: Iterable[Artifact]) -> Rows:
     return list(by_name.values())
 
 
+def list_warnings(artifacts: Iterable[Artifact]) -> list[str]:
+    """List the warnings of stages, each once: several stages read the same texts."""
+    stages: dict[str, list[str]] = {}
+    for _, record in artifacts:
+        for text in record.warnings:
+            stages.setdefault(text, []).append(record.name)
+    return [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+
+
 def main_rows(results: Rows) -> Rows:
     """Return the rows that users look at first."""
     return [row for row in results if row["name"] in PRINTED]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alpro.artifact import Artifact
 from alpro.pipeline.reports.columns import print_columns
-from alpro.pipeline.reports.results import Table, main_table, rows
+from alpro.pipeline.reports.results import Table, list_warnings, main_table, rows
 from alpro.pipeline.reports.verdict import compare_with_start
 
 
@@ -23,9 +23,8 @@ def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) 
         for key, value in {**record.counts, **record.metrics}.items():
             print(f"  {key}: {value:g}")
 
-    for _, record in artifacts:
-        for text in record.warnings:
-            print(f"warning: {record.name}: {text}")
+    for warning in list_warnings(artifacts):
+        print(f"warning: {warning}")
     if report.is_file():  # A run that finds every artifact writes none.
         scores = f", all {len(results)} scores" if results else ""
         print(f"report{scores}: {report}")
