@@ -64,7 +64,7 @@ def run(
     if artifacts:
         log.info("every artifact exists: no run was started")
         # STAGE stands for what the last command built or found.
-        write_names(plan, artifacts)
+        write_names(plan, {step.name: step.fingerprint for step in plan.required})
     else:
         fetch_models(plan)
         with outside_current_folder():

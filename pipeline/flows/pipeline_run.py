@@ -177,7 +177,7 @@ class PipelineRun:
             states=states,
         )
         write_run(self.plan.workspace, run)
-        write_names(self.plan, self.artifacts)
+        write_names(self.plan, fingerprints)
         return run
 
     def describe_changes(self, earlier: Sequence[RunEntry]) -> list[str] | None:

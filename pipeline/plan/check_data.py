@@ -104,7 +104,7 @@ def list_rejects(rejects: pa.Table) -> Iterator[str]:
         rejects: Rejects of an import or of a corpus, with the columns of REJECTS.
     """
     texts = defaultdict(list)
-    for reject in rejects.to_pylist():
+    for reject in rejects.select(["reason", "id", "detail"]).to_pylist():
         text = f"{reject['id']}: {reject['detail']}"
         texts[reject["reason"]].append(text.rstrip(": "))
     for reason, items in sorted(texts.items(), key=lambda pair: -len(pair[1])):

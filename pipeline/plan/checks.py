@@ -19,7 +19,6 @@ from alpro.stages.evaluation.protocol import TASKS, EvaluationConfig, check_item
 from alpro.stages.execution.step import Step
 from alpro.stages.training.config import EncoderConfig, TrainingConfig
 
-PADDING = 8  # texts are padded to a multiple of it
 # The texts on whose validation items a fine-tuning selects its weights.
 SELECTION_TEXTS = {"finetune_retrieval": "captions", "finetune_qa": "questions"}
 
@@ -86,7 +85,7 @@ def check_text_lengths(settings: PipelineConfig, steps: Iterable[Step]) -> None:
         if pad_length(tokens) > limit:
             raise InputError(
                 f"{step.stage}.max_text_tokens = {tokens}: the text encoder takes {limit}, and "
-                f"texts are padded to a multiple of {PADDING}"
+                "texts are padded to a multiple of 8"
             )
 
 

@@ -99,9 +99,12 @@ class Plan:
         ]
 
 
-def write_names(plan: Plan, artifacts: Iterable[Artifact]) -> None:
-    """Let STAGE, and CONFIG/STAGE if the command makes no variant, stand for artifacts."""
-    fingerprints = {record.name: record.fingerprint for _, record in artifacts}
+def write_names(plan: Plan, fingerprints: Mapping[str, str]) -> None:
+    """Let STAGE, and CONFIG/STAGE if the command makes no variant, stand for artifacts.
+
+    Args:
+        fingerprints: Their fingerprints, by the names of the steps.
+    """
     command = plan.command
     write_refs(plan.workspace, command.config_name, variations(command), fingerprints)
 

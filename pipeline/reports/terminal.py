@@ -13,8 +13,7 @@ def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) 
     """Print the main results of a run, or the numbers of its last stage if nothing was evaluated;
     the warnings of the stages; and where the rest is.
     """
-    results = rows(artifacts)
-    table = main_table(results)
+    table = main_table(rows(artifacts))
     if table:
         print_tables([table], compare_with_start(artifacts))
     elif artifacts:
@@ -26,8 +25,7 @@ def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) 
     for warning in list_warnings(artifacts):
         print(f"warning: {warning}")
     if report.is_file():  # A run that finds every artifact writes none.
-        scores = f", all {len(results)} scores" if results else ""
-        print(f"report{scores}: {report}")
+        print(f"report: {report}")
     print(f"curves, pictures and comparison: alpro ui --workspace {workspace}")
 
 

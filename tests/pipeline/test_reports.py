@@ -114,6 +114,6 @@ def test_a_run_ends_with_its_main_scores_its_warnings_and_the_place_of_the_rest(
     assert lines.count(line) == len(PRINTED)
     assert [cells[0] for cells in lines[-3:]] == [
         "warning: evaluate: few clips",
-        f"report, all {len(names)} scores: {tmp_path / 'run.html'}",
+        f"report: {tmp_path / 'run.html'}",
         f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
     ]
