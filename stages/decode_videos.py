@@ -168,9 +168,11 @@ def check_texts(plan: DecodePlan) -> None:
     """Raise InputError if no item has a caption or a question."""
     source = plan.manifest.about["source"]
     if not len(plan.row_indices):
-        # The import may have rejected every row: the first reject says why.
+        # The import may have rejected every row: the first reject says why, and notes what to set.
         for reject in plan.rejects():
-            raise InputError(f"{source}: {reject.id}: {reject.detail or reject.reason}")
+            first = f"{reject.id}: {reject.detail or reject.reason}"
+            reasons = "; ".join([first, *plan.manifest.about.get("notes", [])])
+            raise InputError(f"{source}: {reasons}")
         raise InputError(f"{source}: no rows of these kinds")
 
     if any(texts["items"] for texts in plan.splits().values()):
