@@ -80,8 +80,9 @@ NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 MAYBE_ANIMATED = {".png", ".webp", ".avif"}
 # Notes.
 NO_FILE = (
-    "names have no file: correct them, or set `columns.anywhere = true` to find them in subfolders, or "
-    "`columns.file`, or pass the folder above the table and its files"
+    "names have no file: correct them, or find them in subfolders with --set "
+    "corpora.data.columns.anywhere=true, or set `columns.file`, or pass the folder above the table and "
+    "its files"
 )
 WORDLESS = "texts have no word (boxes, codes) or are subtitles, and are no captions"
 
