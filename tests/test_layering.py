@@ -33,7 +33,7 @@ FOREIGN = {
     },
     "inference": {"stages", "pipeline"},
     "stages": {"pipeline"},
-    "pipeline": set(),
+    "pipeline": {"torch"},
 }
 ONLY_IN = {  # packages that one room or file may import
     "prefect": "pipeline/flows/",

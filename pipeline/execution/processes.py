@@ -22,6 +22,7 @@ from alpro.log import PLAIN, TIMES, log
 from alpro.pipeline.store.artifacts import Store
 from alpro.shards.storage import Location, absolute
 from alpro.stages import EVALUATIONS, TRAININGS, WITH_MODEL
+from alpro.stages.execution.devices import VISIBLE_GPUS
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     EXIT_STOPPED,
@@ -37,7 +38,6 @@ from alpro.stages.execution.step import Step
 from alpro.threads import cores
 
 DISTRIBUTED_STAGES = (*TRAININGS, *EVALUATIONS)
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE_SECONDS = 45.0  # to write a checkpoint
 JOIN_SECONDS = 120  # that another node waits for an answer of node 0
 POLL_SECONDS = 0.1  # between looks whether a program has ended, or is to end
@@ -294,16 +294,3 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
 def count_processes(stage: str, resources: Resources) -> int:
     """Return the number of processes that run a stage on this machine."""
     return resources.processes if stage in DISTRIBUTED_STAGES else 1
-
-
-def find_gpus(resources: Resources) -> list[str]:
-    """Return the GPUs that stages of this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if resources.device == "cpu":
-        return []
-
-    import torch
-
-    count = torch.cuda.device_count()
-    # CUDA stops at the first name that it does not know: the visible GPUs are the first ones.
-    named = os.environ.get(VISIBLE_GPUS) or ",".join(map(str, range(count)))
-    return named.replace(" ", "").split(",")[:count]

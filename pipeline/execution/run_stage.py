@@ -9,7 +9,6 @@ nor MLflow.
 
 import faulthandler
 import os
-import re
 import signal
 import sys
 import traceback
@@ -19,12 +18,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from alpro.errors import InputError, one_line
+from alpro.errors import InputError
 from alpro.files import DISK_FULL, os_errors, read_json, write_json
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
 from alpro.shards.reader import REPAIR, Unreadable
 from alpro.shards.storage import located
+from alpro.stages.execution.devices import describe_memory, is_out_of_memory
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     EXIT_STOPPED,
@@ -33,9 +33,6 @@ from alpro.stages.execution.interface import (
     Resources,
 )
 from alpro.stages.execution.lifecycle import PARENT, get_parent
-
-# In the messages of PyTorch's out-of-memory errors.
-NO_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
 
 
 def main(file: Path) -> int:
@@ -82,9 +79,7 @@ def get_message(error: Exception, work: dict) -> str | None:
             f"{place}: {error.strerror}; free some disk space and run again to resume"
         )
 
-    # cuBLAS and the allocator of a CPU raise a plain RuntimeError.
-    is_of_torch = isinstance(error, RuntimeError) and re.search(NO_MEMORY, str(error))
-    if is_of_torch or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return describe_memory(work["stage"], error)
     return None
 
@@ -100,26 +95,6 @@ def report(result: Path, message: str) -> None:
     # The pipeline prints what it can read. On another node, this process must.
     if PARENT not in os.environ or not result.exists():
         print(f"error: {message}", file=sys.stderr)
-
-
-def describe_memory(stage: str, error: Exception) -> str:
-    """Return one line that says what ran out of memory, and which settings need less."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        if total - free - torch.cuda.memory_reserved() > total / 2:
-            return (
-                f"{stage} ran out of memory: other processes hold most of its GPU; wait until they "
-                "end, or choose another GPU with CUDA_VISIBLE_DEVICES"
-            )
-
-    # torch's message continues with the statistics of its allocator.
-    reason = one_line(error).partition(". ")[0]
-    return (
-        f"{stage} ran out of memory ({reason}): run it alone; a training needs less with a doubled "
-        f"{stage}.accumulation_steps, which computes the same batch in smaller parts, or with "
-        "resources.checkpoint_activations=true, which takes a third more time; then run again"
-    )
 
 
 def start(file: Path) -> NoReturn:

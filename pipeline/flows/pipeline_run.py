@@ -16,7 +16,6 @@ from alpro.artifact import Artifact
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import atomic_write
 from alpro.log import log
-from alpro.pipeline.execution.processes import find_gpus
 from alpro.pipeline.plan.difference import describe, differences, origin
 from alpro.pipeline.plan.plan import Plan, with_inputs, write_names
 from alpro.pipeline.reports.document import describe_run
@@ -31,6 +30,7 @@ from alpro.pipeline.store.runs import (
 from alpro.pipeline.tracking.contents import status_after
 from alpro.pipeline.tracking.tracker import MAX_DESCRIPTION, Tracker
 from alpro.stages import TRAININGS, WITH_MODEL
+from alpro.stages.execution.devices import find_gpus
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.step import Step
 

@@ -18,7 +18,8 @@ from alpro.errors import InputError
 from alpro.files import create_database, make_folder
 from alpro.interpreter import interpreter, let_only_interrupt_repeat
 from alpro.locks import acquire, file_lock
-from alpro.pipeline.execution.processes import VISIBLE_GPUS, Processes, find_gpus
+from alpro.pipeline.execution.processes import Processes
+from alpro.stages.execution.devices import VISIBLE_GPUS, find_gpus
 from alpro.stages.execution.interface import Resources, StageFailed
 
 SETTINGS = Path(__file__).with_name("servers.toml")

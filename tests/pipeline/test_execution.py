@@ -13,7 +13,7 @@ from alpro.errors import InputError
 from alpro.files import DISK_FULL, read_json, write_json
 from alpro.pipeline.execution import processes
 from alpro.pipeline.execution import run_stage as program
-from alpro.pipeline.execution.processes import Launch, find_gpus, get_command, run_stage
+from alpro.pipeline.execution.processes import Launch, get_command, run_stage
 from alpro.pipeline.store.artifacts import Store
 from alpro.stages import (
     EVALUATIONS,
@@ -24,6 +24,7 @@ from alpro.stages import (
     pretrain,
     render_sample,
 )
+from alpro.stages.execution.devices import find_gpus
 from alpro.stages.execution.interface import (
     EXIT_INPUT_ERROR,
     FINISHED_UNITS,
