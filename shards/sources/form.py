@@ -58,7 +58,7 @@ OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?is)\(?[{LETTERS}\d](?:[).:]+(?:\s.*)?)?")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
 # Columns that people add to published tables.
-ADDED_KEYS = ("split", "group", "start", "end")
+ADDED_KEYS = ("split", "group", "start", "end", "captions", "question", "answer")
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
 # Between numbers, a space is as NumPy writes it: [1.  2.5].
 BETWEEN_TIMES = re.compile(
@@ -531,7 +531,7 @@ def read_span(value: Any) -> tuple[Time, Time]:
 
 def read_seconds(value: Any) -> Time:
     """Return a time in seconds, which may be written as 01:02:03.5; None for an empty cell."""
-    text = read_text(value).replace(",", ".")
+    text = read_text(value).replace(",", ".").removesuffix("s")
     if text.lower() in NO_TEXT:
         return None
 

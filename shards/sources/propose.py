@@ -94,7 +94,8 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = (propose(document, place, items.folder) for place in places)
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
-    form = Form.model_validate(columns | {"usual": True})
+    where = table.form.where  # as of conversations
+    form = Form.model_validate(columns | {"usual": True, "where": where})
     header = {name: [name] for name in names if not is_nested}
     if find_first(header, is_caption) and propose_file(header, items.folder):
         raise InputError(
@@ -106,6 +107,8 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if value else WORDS["unknown"].get(key, line))
+    for column, value in where.items():
+        lines.append(f"where.{column} = {json.dumps(value, ensure_ascii=False)}")
     for keys, line in WORDS["not_found"].items():
         if columns.keys().isdisjoint(keys.split()):
             lines.append(line)
@@ -139,8 +142,8 @@ def hides_meanings(table: Table) -> bool:
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
-    named = {name: all_cells[name] for name in all_cells if has_any([name], used)}
-    cells = {name: all_cells[name] for name in all_cells if name not in named}
+    free = [name for name in all_cells if not has_any([name], used)]
+    cells = {name: all_cells[name] for name in free}
 
     if not has_user_form:
         has_split = find_first(cells, is_split) or has_split_flag(cells)
@@ -304,7 +307,10 @@ def time_in(name: str) -> str:
     >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']
     """
-    words = [fold(name), *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name))]
+    words = [
+        fold(name.rpartition(".")[2]),
+        *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)),
+    ]
     # The first word tells: "Ende in s" is no start.
     for times in (("other",), ("start", "end"), ("span", "length")):
         for word, time in product(words, times):

@@ -263,7 +263,7 @@ class Source:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
-            if self.require_texts and not form.where:
+            if self.require_texts:
                 is_unknown |= hides_meanings(table)
 
             # Columns that a user has named, and that the first records lack, may come later.
