@@ -2,7 +2,6 @@
 and its rows."""
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -164,17 +163,16 @@ class Source:
     def open_annotations(self) -> list[Table]:
         if not self.is_folder:
             raise InputError(f"{self.data}: no such folder of videos")
-        origins: defaultdict[Path, list[Origin]] = defaultdict(list)
+        tables: list[Table] = []
         for split, files in self.annotations.items():
             for file in files:
                 origin = Origin(
                     split,
-                    "",
-                    len(origins),
+                    number=len(tables),
                     selects=split != TEXTS,
                 )
-                origins[file].append(origin)
-        return [Table(file, self.form, each) for file, each in origins.items()]
+                tables.append(Table(file, self.form, origin))
+        return tables
 
     def read_texts(self, sidecars: Sidecars) -> Rows:
         """Yield a row for each video or image, with the captions in its text, and a reject for each
@@ -258,7 +256,7 @@ class Source:
 
     def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:
         """Return what tables are, and their rows. Raises InputError if columns are not known."""
-        has_texts = any(table.origins[0].split == TEXTS for table in tables)
+        has_texts = any(table.origin.split == TEXTS for table in tables)
         for table in tables:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
@@ -281,10 +279,10 @@ class Source:
         # Answers are read before their questions, and texts before the lists of their files.
         for table in sorted(
             tables,
-            key=lambda table: (not table.is_partner, table.origins[0].split != TEXTS),
+            key=lambda table: (not table.is_partner, table.origin.split != TEXTS),
         ):
             form = table.form
-            if table.origins[0].split == TEXTS:
+            if table.origin.split == TEXTS:
                 naming = Form(prefixes=form.prefixes, anywhere=form.anywhere)
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
@@ -297,18 +295,17 @@ class Source:
                     yield from self.items.add(where, record, form)
                     continue
                 columns.update(record)
-                for origin in table.origins:
-                    if table.is_partner:
-                        key = read_text(read_cell(record, form.id))
-                        partners[origin.split, key] = record
-                        continue
-                    joined = record
-                    if form.partner_column:
-                        key = read_text(read_cell(record, form.partner_column))
-                        # A table of partners belongs to this split or to all splits.
-                        of_all = partners.get(("", key), {})
-                        joined = of_all | partners.get((origin.split, key), {}) | record
-                    yield from self.items.add(where, joined, form, origin)
+                if table.is_partner:
+                    key = read_text(read_cell(record, form.id))
+                    partners[table.origin.split, key] = record
+                    continue
+                if form.partner_column:
+                    key = read_text(read_cell(record, form.partner_column))
+                    # A table of partners belongs to this split or to all splits.
+                    of_all = partners.get(("", key), {})
+                    of_split = partners.get((table.origin.split, key), {})
+                    record = of_all | of_split | record
+                yield from self.items.add(where, record, form, table.origin)
             check_columns(table, columns, table.user_form)
         if not self.items.count:
             lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
@@ -334,7 +331,7 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
 
 
 def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
-    """Return the tables that are read, with their origins; none if none has texts.
+    """Return the tables that are read, with their origin; none if none has texts.
 
     Several must each name their split: by their own name, as `val_1.json`, by their folder's, as
     `train/metadata.csv`, or in a column.
@@ -384,7 +381,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     chosen += partners if chosen else ()
     names_by_start: dict[tuple[str, ...], str] = {}
     for number, table in enumerate(chosen):
-        table.origins = [Origin(table.split, insides[table], number)]
+        table.origin = Origin(table.split, insides[table], number)
         # A number in JSON is a text in CSV.
         cells = map(read_text, chain(*map(dict.values, table.head_records[:1])))
         start = (table.split, insides[table], *cells)

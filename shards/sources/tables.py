@@ -16,7 +16,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path, PurePosixPath
@@ -106,10 +106,10 @@ class Table:
         self,
         path: Location,
         user_form: Form = TABLE,
-        origins: Sequence[Origin] = (NO_ORIGIN,),
+        origin: Origin = NO_ORIGIN,
     ):
         self.path = path
-        self.origins = origins
+        self.origin = origin
         self.split = ""  # which its name or its folder names
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix

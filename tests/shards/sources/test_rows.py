@@ -256,14 +256,14 @@ def test_a_cache_that_may_not_be_written_is_one_line(read, monkeypatch):
         read({"x.jsonl": [A]}, "a.mp4")
 
 
-def test_a_table_of_several_splits_is_read_once(read):
+def test_a_table_of_several_splits_is_read_for_each(read):
     table = '{"video": "a.mp4", "caption": "a dog", "split": "test"}\nno JSON\n'
     annotations = {"train": "x.jsonl", "test": "x.jsonl"}
 
     imported = read({"x.jsonl": table}, "a.mp4", annotations=annotations)
 
     assert [row.split for row in imported.rows] == ["test"]
-    assert [reject.id for reject in imported.rejects] == ["line 2"]
+    assert [reject.id for reject in imported.rejects] == ["x.jsonl line 2"] * 2
 
 
 def test_a_form_is_that_of_the_first_records_together(read):
