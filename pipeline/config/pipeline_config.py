@@ -15,7 +15,6 @@ from alpro.stages.cache_prompts import Config as CachePrompts
 from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.evaluation.protocol import OWN_CLIP, TASKS, EvaluationConfig
 from alpro.stages.execution.interface import FILE, FilePath, Resources
-from alpro.stages.execution.step import Step
 from alpro.stages.finetune_qa import Config as FinetuneQa
 from alpro.stages.finetune_retrieval import Config as FinetuneRetrieval
 from alpro.stages.index_shards import Config as IndexShards
@@ -59,17 +58,6 @@ class Corpus(DecodeVideos, frozen=True):
         if self.root and not self.annotations:
             raise ValueError("root is only used with annotations; remove this key")
         return self
-
-    def step(self, name: str) -> Step:
-        """Return the step that makes this corpus, without its inputs.
-
-        Args:
-            name: Name of the corpus.
-        """
-        stage = "index_shards" if self.shards else "decode_videos"
-        config = IndexShards if self.shards else DecodeVideos
-        values = {key: getattr(self, key) for key in config.model_fields}
-        return Step(stage, f"{stage} {name}", config.model_construct(**values))
 
 
 class PipelineConfig(

@@ -29,8 +29,10 @@ from alpro.pipeline.store.runs import FINISHED, read_runs
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.storage import located
 from alpro.stages.dag import list_steps
+from alpro.stages.decode_videos import Config as DecodeVideos
 from alpro.stages.execution.interface import FILE_OR_NAME
 from alpro.stages.execution.step import Step
+from alpro.stages.index_shards import Config as IndexShards
 from alpro.stages.index_shards import list_shards
 
 
@@ -151,7 +153,7 @@ def build_steps(
 
     corpora = {}
     for name, corpus in settings.corpora.items():
-        step = corpus.step(name)
+        step = make_corpus_step(name, corpus)
         if corpus.manifest and sample:
             corpora[name] = replace(step, inputs=sample)
         elif corpus.shards or corpus.data:
@@ -172,6 +174,14 @@ def build_steps(
 
     later = list_steps(settings, corpora, lambda step: with_digests(step, digests))
     return settings, [*sample.values(), *corpora.values(), *later]
+
+
+def make_corpus_step(name: str, corpus: Corpus) -> Step:
+    """Return the step that makes a corpus, without its inputs."""
+    stage = "index_shards" if corpus.shards else "decode_videos"
+    config = IndexShards if corpus.shards else DecodeVideos
+    values = {key: getattr(corpus, key) for key in config.model_fields}
+    return Step(stage, f"{stage} {name}", config.model_construct(**values))
 
 
 def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:

@@ -16,7 +16,7 @@ from alpro.pipeline.config.pipeline_config import Corpus
 from alpro.pipeline.plan.checks import check_plan
 from alpro.pipeline.plan.difference import without_effect
 from alpro.pipeline.plan.digests import Digests, digest_model
-from alpro.pipeline.plan.plan import with_files
+from alpro.pipeline.plan.plan import make_corpus_step, with_files
 from alpro.stages import cache_prompts
 from alpro.stages.execution.step import Step
 from tests.pipeline.conftest import TINY
@@ -286,7 +286,7 @@ def test_a_word_is_no_path_where_a_folder_has_its_name(
 
 
 def step_of(corpus, digests):
-    return with_files(corpus.step("films"), corpus, digests)
+    return with_files(make_corpus_step("films", corpus), corpus, digests)
 
 
 @pytest.mark.parametrize("place", ["folder", "url"])
