@@ -18,6 +18,7 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
     CUE,
     OPTION_NAME,
+    SEVERAL,
     TABLE,
     TEMPLATE_COLUMN,
     UNSPACED,
@@ -107,8 +108,9 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if value else WORDS["unknown"].get(key, line))
-    for column, value in where.items():
-        lines.append(f"where.{column} = {json.dumps(value, ensure_ascii=False)}")
+    for pair in where.items():
+        column, value = map(partial(json.dumps, ensure_ascii=False), pair)
+        lines.append(f"where.{column} = {value}")
     for keys, line in WORDS["not_found"].items():
         if columns.keys().isdisjoint(keys.split()):
             lines.append(line)
@@ -443,15 +445,18 @@ def is_constant(cells: list[Any]) -> bool:
 
 
 def is_list(cell: Any) -> bool:
-    return isinstance(parse_cell(cell), list) or "|" in read_text(cell)
+    text = read_text(cell)
+    return text.startswith(SEVERAL) or "|" in text
 
 
 def may_name_options(answer: str, cells: Cells) -> bool:
     """Return whether all answers may be names of options, which other columns have: letters, digits,
     or names of columns."""
     answers: list[Any] = []
-    for cell in map(parse_cell, cells[answer]):
-        answers += cell if isinstance(cell, list) else [cell]
+    # The reject of its row tells a list as NumPy writes it.
+    with suppress(ValueError):
+        for cell in map(parse_cell, cells[answer]):
+            answers += cell if isinstance(cell, list) else [cell]
     texts = filter(None, map(read_text, answers))
     are_names = all(text in cells or OPTION_NAME.fullmatch(text) for text in texts)
     is_option = fold(answer) == "a" and "b" in map(fold, cells)
