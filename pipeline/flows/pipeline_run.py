@@ -150,8 +150,10 @@ class PipelineRun:
             description=document.markdown(in_mlflow, MAX_DESCRIPTION),
         )
 
-        if not is_command_line():  # the command line prints it below the results
+        # The command line prints it below the results, if there are some.
+        if error is not None or not is_command_line():
             announce(f"report: {report}")
+        if not is_command_line():
             create_markdown_artifact(
                 document.markdown(links), key="results", description=log_entry.title
             )
