@@ -5,7 +5,6 @@ import os
 import signal
 import stat
 import subprocess
-from functools import partial
 
 import pytest
 
@@ -75,32 +74,26 @@ def test_a_user_without_a_name_has_a_home(monkeypatch):
     assert os.environ["HOME"] == "/"
 
 
-def test_a_launcher_that_ignores_sigchld_hides_no_exit_status(monkeypatch):
-    monkeypatch.setattr("os.environ", dict(os.environ))
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        prepare()
-        assert subprocess.call("false") == 1
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-
-
-def test_without_an_output_and_in_an_old_locale_files_are_in_utf_8(tmp_path):
+def test_what_a_launcher_closes_ignores_or_sets_hides_no_status_and_no_text(tmp_path):
     file = tmp_path / "text"
     code = (
-        "import sys, alpro.environment; alpro.environment.prepare(); sys.stdout.flush()"
+        "import subprocess, sys, alpro.environment; alpro.environment.prepare(); "
+        "print('no output', flush=True); status = subprocess.call('false'); "
+        "open(sys.argv[1], 'w').write(f'\\xe9 {status}')"
     )
-    code += f"; open({str(file)!r}, 'w').write('\\xe9')"
-    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def start():
+        os.close(1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     subprocess.run(
-        interpreter("-c", code),
-        env=os.environ | old,
-        preexec_fn=partial(os.close, 1),
+        interpreter("-c", code, str(file)),
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        preexec_fn=start,
         check=True,
     )
 
-    assert file.read_text("utf-8") == "é"
+    assert file.read_text("utf-8") == "é 1"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
