@@ -1,5 +1,5 @@
-"""Propose the `[columns]` of a table whose columns are not known, by what is in them, also of a known
-one that only stores a column that may have a meaning.
+"""Propose the `[columns]` of a table whose columns are not known, or may have a meaning although they
+are only stored, by what is in them.
 
 The user reads, corrects and pastes them once, in place of rules that guess at every row.
 """
@@ -169,8 +169,9 @@ def hides_meanings(table: Table) -> bool:
 def propose(
     document: Any, place: str, folder: Folder | None
 ) -> tuple[tuple[float, ...], Record, list[str]]:
-    """Return the proposed columns of the records at a place of a document, with a score and the
-    columns that there are: how many columns are proposed, and how many records have them all."""
+    """Return a score, the proposed columns of the records at a place of a document, and the columns
+    that there are. The score compares, in this order, whether there are texts, whether most records
+    have all proposed columns, how many are proposed, and how many records have them all."""
     columns: Record = {"records": place} if place else {}
     pairs = records_in(document, Columns.model_validate(columns))
     examined = islice(pairs, EXAMINED_ROWS)
@@ -347,10 +348,6 @@ def has_digits(cell: Any) -> bool:
     return read_text(cell)[:1].isdigit()
 
 
-def is_text(cell: Any) -> bool:
-    return has_words(read_text(cell))
-
-
 def is_marked(cell: Any) -> bool:
     return read_text(cell).endswith(("?", "？"))
 
@@ -450,7 +447,7 @@ def is_list(cell: Any) -> bool:
 
 
 def may_name_options(answer: str, cells: Cells) -> bool:
-    """Return whether all answers may be names of options, which other columns have: letters, digits,
+    """Return whether all answers may be names of options that other columns have: letters, digits,
     or names of columns."""
     answers: list[Any] = []
     # The reject of its row tells a list as NumPy writes it.
@@ -459,5 +456,6 @@ def may_name_options(answer: str, cells: Cells) -> bool:
             answers += cell if isinstance(cell, list) else [cell]
     texts = filter(None, map(read_text, answers))
     are_names = all(text in cells or OPTION_NAME.fullmatch(text) for text in texts)
+    # A column `a` beside `b` is the first option.
     is_option = fold(answer) == "a" and "b" in map(fold, cells)
     return is_option or (are_names and len(cells) > 1)

@@ -342,6 +342,13 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     paths = {table: str(table.path).removeprefix(f"{folder.path}/") for table in opened}
     partners = [table for table in opened if table.is_partner and not table.split]
     chosen = [table for table in opened if table.has_texts and table not in partners]
+    # In subfolders, tables of the same split as one at the root may be older, or results.
+    splits_at_root = {table.split for table in chosen if "/" not in paths[table]}
+    chosen = [
+        table
+        for table in chosen
+        if "/" not in paths[table] or table.split not in splits_at_root
+    ]
     unnamed = [table for table in chosen if not table.split]
 
     # Tables that only list the videos of a split.

@@ -402,12 +402,12 @@ def check_columns(columns: list[str]) -> list[str]:
         raise ValueError(f"line 1: {SAVE_AS_UTF8}")
     columns = [name.strip() for name in columns]
     for name in columns:
-        # The line may also be a path and a number. pandas writes columns such
+        # The line may also be a path and a number, or Excel's `sep=;`. pandas writes columns such
         # as `segment.ts`.
         word = name.partition(" ")[0]
         extension = PurePosixPath(word).suffix.lower()
         is_media = extension in MEDIA_EXTENSIONS and extension != ".ts"
-        if is_media or (name and columns.count(name) > 1):
+        if is_media or word.startswith("sep=") or (name and columns.count(name) > 1):
             raise ValueError(
                 f"line 1 is a row, or the column {name!r} appears twice; the first line has the "
                 "names of the columns, such as path,caption"

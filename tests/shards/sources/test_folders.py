@@ -78,11 +78,9 @@ def test_captions_are_those_of_the_texts_if_most_videos_have_one(texts, expected
 
 
 def test_tables_that_are_not_read_are_noted(read):
-    test = {"test/test.csv": "video\nb\n"}
+    older = {"old/train.csv": f"video,caption\nb,{DOG}\na,{CAT}\n"}
 
-    imported = read(
-        {"train.csv": f"video,caption\na,{DOG}\n", **test}, "a.mp4 test/b.mp4"
-    )
+    imported = read({"train.csv": f"video,caption\na,{DOG}\n", **older}, "a.mp4 b.mp4")
 
     assert imported.captions == {"a.mp4": (DOG,)}
     assert "1 tables are not read" in imported.notes
