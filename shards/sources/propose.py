@@ -156,8 +156,10 @@ def hides_meanings(table: Table) -> bool:
         times = propose_times(cells, are_named=True).values()
         if any(times) and not (has_times or "span" in table.form.model_fields_set):
             return True
-        # Beside an answer alone, the texts are options.
-        if form.usual and form.answer and not form.question:
+        # Beside an answer alone, the texts are options; beside other texts, they may be the questions.
+        texts = {name: all_cells.get(name, []) for name in form.captions}
+        may_ask = find_first(texts, is_marked) and find_first(cells, is_text)
+        if form.usual and not form.question and (form.answer or may_ask):
             return True
 
     # The answers may be in another table.
@@ -346,6 +348,10 @@ def is_time(cell: Any) -> bool:
 
 def has_digits(cell: Any) -> bool:
     return read_text(cell)[:1].isdigit()
+
+
+def is_text(cell: Any) -> bool:
+    return has_words(read_text(cell))
 
 
 def is_marked(cell: Any) -> bool:
