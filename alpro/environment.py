@@ -40,7 +40,9 @@ def restart_with_streams_in_utf8() -> None:
     locale has another encoding, in which it would write files that other machines cannot read."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() == "utf-8"
-    if is_utf8 and None not in streams:
+    # With -X utf8=0, another start would change nothing.
+    is_chosen = "utf8" in sys._xoptions
+    if (is_utf8 or is_chosen) and None not in streams:
         return
 
     for descriptor, stream in enumerate(streams):
@@ -49,7 +51,8 @@ def restart_with_streams_in_utf8() -> None:
             os.dup2(null, descriptor)
             os.set_inheritable(descriptor, True)
     os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    # An option, too: after -E and -I, Python ignores its variables.
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def protect_descendants() -> None:

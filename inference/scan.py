@@ -62,13 +62,13 @@ def read_manifest(corpus: Location) -> Manifest:
     """Return the manifest from which a corpus was decoded.
 
     Raises:
-        InputError: If there is none any more.
+        InputError: If there is none: it was made of the sample, or removed.
     """
     record = read_record(corpus) if isinstance(corpus, Path) else None
     folder = record.paths.get("manifest") if record else None
     if folder is None or not Path(folder, "about.json").is_file():
         raise InputError(
-            f"{corpus}: the table of its videos is gone; name the manifest or the folder of the "
+            f"{corpus}: there is no table of its videos; name the manifest or the folder of the "
             "videos"
         )
     return Manifest(Path(folder))
