@@ -343,11 +343,12 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     partners = [table for table in opened if table.is_partner and not table.split]
     chosen = [table for table in opened if table.has_texts and table not in partners]
     # In subfolders, tables of the same split as one at the root may be older, or results.
-    splits_at_root = {table.split for table in chosen if "/" not in paths[table]}
+    kinds = {table: (table.split, table.is_partner) for table in chosen}
+    kinds_at_root = {kinds[table] for table in chosen if "/" not in paths[table]}
     chosen = [
         table
         for table in chosen
-        if "/" not in paths[table] or table.split not in splits_at_root
+        if "/" not in paths[table] or kinds[table] not in kinds_at_root
     ]
     unnamed = [table for table in chosen if not table.split]
 
