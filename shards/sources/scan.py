@@ -342,14 +342,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     paths = {table: str(table.path).removeprefix(f"{folder.path}/") for table in opened}
     partners = [table for table in opened if table.is_partner and not table.split]
     chosen = [table for table in opened if table.has_texts and table not in partners]
-    # In subfolders, tables of the same split as one at the root may be older, or results.
-    kinds = {table: (table.split, table.is_partner) for table in chosen}
-    kinds_at_root = {kinds[table] for table in chosen if "/" not in paths[table]}
-    chosen = [
-        table
-        for table in chosen
-        if "/" not in paths[table] or kinds[table] not in kinds_at_root
-    ]
+    chosen = keep_outermost(chosen, paths)
     unnamed = [table for table in chosen if not table.split]
 
     # Tables that only list the videos of a split.
@@ -363,7 +356,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
 
     # The folders of videos that tables lie in; an older table may lie in another folder.
     insides: dict[Table, str] = {}
-    for table in opened:
+    for table in [*chosen, *partners]:
         inside = paths[table].removesuffix(table.name)
         has_media = any(media.startswith(inside) for media in folder.media)
         insides[table] = inside if has_media else ""
@@ -403,6 +396,18 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
         if table not in chosen:
             folder.notes.add(NOT_READ, paths[table])
     return chosen
+
+
+def keep_outermost(tables: list[Table], paths: dict[Table, str]) -> list[Table]:
+    """Return the tables at the root of a folder, and those in subfolders of which it has none of the
+    same split: the others may be older, or results."""
+    kinds = {table: (table.split, table.is_partner) for table in tables}
+    kinds_at_root = {kinds[table] for table in tables if "/" not in paths[table]}
+    return [
+        table
+        for table in tables
+        if "/" not in paths[table] or kinds[table] not in kinds_at_root
+    ]
 
 
 def scan_media(folder: Path) -> Rows:
