@@ -256,6 +256,8 @@ def run(
     # A comparison of two runs shows that their code differs.
     params = {"commit": log_entry.commit} | plan.settings.as_written()
     all_tags = {FLOW_RUN: flow_run.id or "", **tags}
+    # Prefect's page repeats a run that was killed under the same id: only this attempt is running.
+    tracker.end_runs([flow_run.id or ""])
     with tracker.run(title, params, all_tags) as current.mlflow_run:
         try:
             run_steps(current)

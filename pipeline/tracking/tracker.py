@@ -12,7 +12,7 @@ process and stages run side by side, so each call names its run.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -175,9 +175,13 @@ class Tracker:
             return
         query = f"attributes.status = 'RUNNING' and tags.fingerprint = '{fingerprint}'"
         killed = self._call("search_runs", [self.experiment], query) or ()
+        # A pipeline and its stages have the same run of Prefect.
+        self.end_runs({run.data.tags.get(FLOW_RUN, "") for run in killed})
+
+    def end_runs(self, flow_runs: Collection[str]) -> None:
+        """End what MLflow shows as running of runs of Prefect, as KILLED."""
         try:
-            # A pipeline and its stages have the same run of Prefect.
-            end_runs(self.uri, {run.data.tags.get(FLOW_RUN, "") for run in killed})
+            end_runs(self.uri, flow_runs)
         except InputError as error:
             self._warn(error)
 
