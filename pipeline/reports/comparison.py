@@ -41,14 +41,19 @@ def compare_runs(
     scores, text = compare_scores(names, folders)
 
     origins = []
+    stages = []
     for _, evaluation in (first, second):
         sources = lineage(artifacts, [evaluation.fingerprint])
         origins.append(origin(*(record for _, record in sources)))
+        stages.append({record.stage for _, record in sources})
+    shared = set.intersection(*stages)
     lines = [
         [one.kind, one.name, *one.values]
         for one in differences(*origins)
         # Of a stage that only one was built from, the version is listed, and not each key.
-        if one.kind != "configuration" or MISSING not in one.values
+        if one.kind != "configuration"
+        or MISSING not in one.values
+        or one.name.partition(".")[0] in shared
     ]
     different = Table("What differs", ["", "", *names], lines)
     return [different, *scores], text

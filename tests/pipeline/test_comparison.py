@@ -60,6 +60,7 @@ def test_of_a_stage_that_only_one_run_has_only_the_version_is_listed(workspace, 
     file = workspace / "artifacts" / "evaluate" / ("b" * 16) / "artifact.json"
     record = read_json(file)
     record["inputs"]["model"] = {"stage": "pretrain", "fingerprint": "9" * 64}
+    record["config"]["controls"] = ["shuffled"]
     record["sum"] = digest_record(record)
     write_json(file, record)
 
@@ -69,6 +70,7 @@ def test_of_a_stage_that_only_one_run_has_only_the_version_is_listed(workspace, 
     assert cells(out)[:2] == [["What differs"], ["a" * 8, "b" * 8]]
     assert ["code", "pretrain version", "-", "1"] in cells(out)
     assert "pretrain.lr" not in out
+    assert ["configuration", "evaluate.controls", "-", '["shuffled"]'] in cells(out)
 
 
 def test_the_last_two_evaluations_on_a_split_are_compared_by_default(workspace, capsys):
