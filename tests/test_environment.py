@@ -75,25 +75,26 @@ def test_a_user_without_a_name_has_a_home(monkeypatch):
 
 
 def test_what_a_launcher_closes_ignores_or_sets_hides_no_status_and_no_text(tmp_path):
-    file = tmp_path / "text"
-    code = (
-        "import subprocess, sys, alpro.environment; alpro.environment.prepare(); "
-        "print('no output', flush=True); status = subprocess.call('false'); "
-        "open(sys.argv[1], 'w').write(f'\\xe9 {status}')"
-    )
+    code = """if True:
+        import subprocess, alpro.environment
+        alpro.environment.prepare()
+        print("no output", flush=True)
+        open("text", "w").write(f"\\xe9 {subprocess.call('false')}")
+    """
 
     def start():
         os.close(1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
-        interpreter("-c", code, str(file)),
-        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        interpreter("-c", code),
+        env=os.environ | locale,
+        cwd=tmp_path,
         preexec_fn=start,
-        check=True,
     )
 
-    assert file.read_text("utf-8") == "é 1"
+    assert (tmp_path / "text").read_text("utf-8") == "é 1"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])

@@ -218,11 +218,7 @@ def test_counts_do_not_depend_on_the_units(
         monkeypatch.setattr(nouns, "CAPTIONS_PER_UNIT", unit)
         monkeypatch.setattr(nouns, "CAPTIONS_PER_BATCH", batch)
         some = Resources(workers=workers, device="cpu")
-        assert count_words(captions, "embedded", tmp_path, some) == whole, (
-            unit,
-            batch,
-            workers,
-        )
+        assert count_words(captions, "embedded", tmp_path, some) == whole, unit
 
     backwards = Counter(dict(reversed(captions.items())))
     assert count_words(backwards, "embedded", tmp_path, resources) == whole

@@ -35,8 +35,6 @@ STEPS = 60
 LARGEST = 2e-2
 MEAN = 1e-3
 
-Curves = dict[str, dict[str, list[float]]]
-
 
 def compute(folder):
     """The losses by stage and name."""
