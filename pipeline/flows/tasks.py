@@ -76,12 +76,12 @@ def step_task(index: int) -> State | None:
     try:
         return find_or_build(run, step)
     except Exception as error:
-        # What a corpus lacks fails each step that could begin now, and is told once.
-        is_told = str(error) in map(str, run.failures.values())
+        # What a corpus lacks fails each step that could begin now, and is announced once.
+        is_announced = str(error) in map(str, run.failures.values())
         run.failures[step.name] = error
         if not isinstance(error, CancelledError):
             run.states[step.name] = "failed"
-            if not is_told:
+            if not is_announced:
                 announce(f"failed: {error}")
         if not isinstance(error, EXPECTED):
             raise

@@ -80,7 +80,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
             if not splits["train"]["items"]:
                 problems.append("no item of the split train has a text")
 
-        told = "\n".join(problems)
+        problem_text = "\n".join(problems)
         generated = "generated" if plan.generated_splits else "none"
         source = "named" if plan.named_splits else generated
         findings = [
@@ -88,7 +88,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
             *list_rejects(plan.reject_table()),
             f"{textless:,} items without a text",
             *list_stored_columns(decoded),
-            *(f"note: {note}" for note in about["notes"] if note not in told),
+            *(f"note: {note}" for note in about["notes"] if note not in problem_text),
             *(f"hint: {hint}" for hint in filter(None, [plan.group_hint()])),
             f"decoded {len(decoded)} items, {len(failures)} rejected",
             *failures[:MAX_EXAMPLES],
