@@ -210,6 +210,7 @@ class Addition:
         self.listed: set[str] = set()  # digests of what tables and folders said
         self.table_keys: set[str] = set()  # keys of rows that a table named
         self.scanned: set[str] = set()  # keys of this run
+        self.tables: set[str] = set()  # tables that list rows of this run
         self.identities: dict[str, str] = {}  # by the path of a file of this run
 
     def run(self, videos: Location) -> Counts:
@@ -261,6 +262,7 @@ class Addition:
                     continue
 
                 self.scanned.add(key)
+                self.tables.add(row["listed_by"])
                 # What a table said of a file stays if the file's folder is added.
                 may_update = row["listed_by"] or key not in self.table_keys
                 if row["reason"]:
@@ -344,7 +346,7 @@ class Addition:
         """
         assert self.index is not None
         folder = find_root(videos)
-        source = stored_path(str(videos), self.settings.root)
+        tables = self.tables - {""}
         removed = []
         kept = []  # folders
         for row in iterate_rows(old_rows):
@@ -353,7 +355,7 @@ class Addition:
                 continue
             identity = row["identity"]
             is_changed = self.identities.get(path, identity) != identity
-            if not identity or is_changed or row["listed_by"] == source:
+            if not identity or is_changed or row["listed_by"] in tables:
                 removed.append(row["key"])
             elif folder and path.startswith(f"{folder}/") and not Path(path).is_file():
                 parent = Path(path).parent
