@@ -223,7 +223,7 @@ def with_files(step: Step, corpus: Corpus, digests: Digests) -> Step:
 def import_corpus(corpus: Corpus, folder: Path) -> Manifest:
     """Import the user's files, or find what an earlier import of them left in a folder."""
     root = Path(corpus.root) if corpus.root else None
-    annotations = {
+    annotations: dict[str, list[Path]] = {
         split: [*map(Path, files)] for split, files in corpus.annotations.items()
     }
     return import_source(

@@ -95,8 +95,8 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = (propose(document, place, items.folder) for place in places)
     score, columns, names = max(proposals, key=lambda proposal: proposal[0])
 
-    where = table.form.where  # as of conversations
-    form = Form.model_validate(columns | {"usual": True, "where": where})
+    conditions = table.form.where  # as of conversations
+    form = Form.model_validate(columns | {"usual": True, "where": conditions})
     header = {name: [name] for name in names if not is_nested}
     if find_first(header, is_caption) and propose_file(header, items.folder):
         raise InputError(
@@ -108,7 +108,7 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     for key, value in columns.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if value else WORDS["unknown"].get(key, line))
-    for pair in where.items():
+    for pair in conditions.items():
         column, value = map(partial(json.dumps, ensure_ascii=False), pair)
         lines.append(f"where.{column} = {value}")
     for keys, line in WORDS["not_found"].items():

@@ -424,8 +424,9 @@ def scan_media(folder: Path) -> Rows:
         if not source.folder.media:
             raise
         # The videos are there without their captions.
-        is_unknown = isinstance(error, UnknownColumns)
-        problem = error.without_lines if is_unknown else str(error)
+        problem = str(error)
+        if isinstance(error, UnknownColumns):
+            problem = error.without_lines
         log.info(f"note: {printable(problem)}")
     items = Items(folder, source.notes, source.folder)
     for path in source.folder.media:
