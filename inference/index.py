@@ -76,7 +76,7 @@ SCHEMA = pa.schema(
         "detail": pa.string(),
     }
 )
-COLUMNS = {*SCHEMA.names, "vector"}  # of every index
+COLUMNS = {*SCHEMA.names, "vector"}  # every index has them
 COMPUTED = ["vector", "duration", "reason", "detail"]  # columns that an embedding fills
 Item = dict[str, Any]  # a row of SCHEMA, with the values of a manifest as `columns`
 EMPTY: Item = dict.fromkeys(SCHEMA.names) | {"columns": {}}
@@ -158,7 +158,7 @@ class Index:
             for field in table.schema
             if field.name not in COLUMNS
         }
-        self._digest = ""  # of its model
+        self._digest = ""  # the digest of its model
         self._shown = [*SCHEMA.names, *self.columns]
         self._lock = nullcontext() if is_url(place) else file_lock(Path(place, LOCK))
 

@@ -32,7 +32,7 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
     is_folder = os.path.isdir(source)  # noqa: PTH112 - no error if it may not be read
     rows: Iterable[Row | Reject]
     if is_corpus(source):
-        # As its configuration told what the columns of the table mean.
+        # The corpus was decoded with a configuration of the table's columns.
         manifest = read_manifest(source)
         rows = manifest.rows()
         source = manifest.about["source"]
@@ -62,7 +62,7 @@ def read_manifest(corpus: Location) -> Manifest:
     """Return the manifest from which a corpus was decoded.
 
     Raises:
-        InputError: If there is none: it was made of the sample, or removed.
+        InputError: If the corpus has no manifest, as that of the sample, or if it was removed.
     """
     record = read_record(corpus) if isinstance(corpus, Path) else None
     folder = record.paths.get("manifest") if record else None

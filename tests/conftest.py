@@ -122,7 +122,7 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
         with FileLock(f"{out}.lock"):
             if not out.exists():
                 unfinished = root / f"unfinished-{name}"
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a build that failed
+                shutil.rmtree(unfinished, ignore_errors=True)  # a build that failed
                 unfinished.mkdir()
                 build(unfinished)
                 unfinished.rename(out)

@@ -121,7 +121,7 @@ def execute(arguments: Sequence[str]) -> int:
         if not error.strerror:
             raise
         log.debug("the error's traceback:", exc_info=True)
-        if not error.filename:  # of standard output, or of a process
+        if not error.filename:  # an error of standard output or of a process
             return fail(f"error: {error.strerror}; run again to resume")
         return fail(
             f"error: {error.filename}: {error.strerror}; check this path and its disk, and run again "

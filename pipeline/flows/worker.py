@@ -47,7 +47,7 @@ async def work(pool: str, name: str, limit: int | None) -> None:
 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     worker = ProcessWorker(pool, name=name, limit=limit)
     take_runs = worker.get_and_submit_flow_runs

@@ -69,7 +69,7 @@ Time = float | None  # in seconds
 FilePart = tuple[tuple[Time, Time], list[Any]]  # a start, an end, and cells of captions
 Record = dict[str, Any]
 Split = Literal["", "train", "validation", "test"]
-# A single name may be written without brackets; an empty one is none.
+# A single name may be written without brackets. An empty text stands for no name.
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(

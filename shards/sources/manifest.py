@@ -106,7 +106,8 @@ def import_source(
     lock = file_lock(cache / f".{name}.lock")
     try:
         make_folder(cache)
-        acquire(lock)  # of two processes, the second finds what the first imports
+        # A second process waits, and finds what the first one has imported.
+        acquire(lock)
         for imported in map(Manifest, cache.glob(f"{name}-*")):
             # The names of all files count if one was looked up among them.
             names = imported.about["names"]

@@ -152,7 +152,7 @@ def hides_meanings(table: Table) -> bool:
         if has_split and form.split not in all_cells:
             return True
         # Names of columns tell times, or the end of a part whose start is known. A form whose clips are
-        # whole files says so.
+        # whole files has an empty `span`.
         times = propose_times(cells, are_named=True).values()
         if any(times) and not (has_times or "span" in table.form.model_fields_set):
             return True
@@ -164,8 +164,8 @@ def hides_meanings(table: Table) -> bool:
 
     # The answers may be in another table.
     is_asked = form.question and form.answer in cells
-    is_told = "options" in table.form.model_fields_set
-    return bool(is_asked and not is_told and may_name_options(form.answer, cells))
+    has_options = "options" in table.form.model_fields_set
+    return bool(is_asked and not has_options and may_name_options(form.answer, cells))
 
 
 def propose(

@@ -110,7 +110,7 @@ class Table:
     ):
         self.path = path
         self.origin = origin
-        self.split = ""  # which its name or its folder names
+        self.split = ""  # the split that its name or its folder names
         self.name = PurePosixPath(str(path)).name
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
         self.user_form = user_form

@@ -138,8 +138,7 @@ class Resources(StageConfig, frozen=True):
     processes: Count = 1
     """processes on this machine that share a training or an evaluation (torchrun)"""
     max_stages: Count = 1
-    """stages that run at the same time; on a CPU, their models share its cores, each has its own
-    GPUs"""
+    """stages that run at the same time; each has its own GPUs, and on a CPU they share the cores"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
     checkpoint_activations: bool = False

@@ -241,7 +241,7 @@ def test_the_contents_of_outside_files_count_and_their_name_does_not(
         write(place / "config.json", '{"model_type": "clip"}')
 
     before = steps_of(SCRATCH, f"{key}={place}")
-    write(file, "two")  # of the same length
+    write(file, "two")  # the length is the same
     after = steps_of(SCRATCH, f"{key}={place}")
     if kind == "folder":
         write(place / ".git" / "index", "x")
@@ -343,7 +343,7 @@ def test_a_file_at_a_url_decides_a_corpus(digests, memory):
     files = fsspec.filesystem("memory")
     files.pipe_file("/bucket/corpus/m.jsonl", b'{"path": "a.mp4", "caption": "x"}')
     fingerprints = set()
-    for content in (b"one", b"two"):  # of the same manifest
+    for content in (b"one", b"two"):  # the manifest stays the same
         files.pipe_file("/bucket/corpus/a.mp4", content)
         step = step_of(Corpus(data=f"{memory}/m.jsonl"), digests)
         fingerprints.add(step.fingerprint)

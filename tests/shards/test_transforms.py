@@ -167,7 +167,7 @@ def test_a_clip_gets_two_different_operations_always(monkeypatch):
         assert {strength for _, strength in applied} == {0.5}
         pairs.add(tuple(number for number, _ in first_frame))
     assert all(first != second for first, second in pairs)
-    assert len(pairs) > 80  # of 90
+    assert len(pairs) > 80  # 90 would be all
 
 
 def test_an_image_gets_each_of_two_operations_in_half_of_the_cases(monkeypatch):

@@ -116,7 +116,7 @@ def test_overlap_with_training_is_listed_and_counted(
     ]
     overlap = statistics_of(artifact)["overlap"]["test"]
     assert overlap == {"items": 2, "captions": 1, "compared": 2, "frames": 1}
-    assert len(outcome.warnings) == 2  # of each split
+    assert len(outcome.warnings) == 2  # one of each split
     in_store(corpus / "all.tar")
     there = statistics_of(index(memory, "there")[0])["overlap"]["test"]
     # Frames at a URL would be a request each.

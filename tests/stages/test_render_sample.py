@@ -102,5 +102,5 @@ def test_a_reversed_scene_is_the_scene_played_backwards(motion):
     frames = render(scene, 5, 32).astype(float)
     back = render(scene.reverse(), 5, 32).astype(float)
     noise = abs(frames - back[::-1]).mean()
-    assert noise < 4  # of the camera
+    assert noise < 4  # the camera's
     assert abs(frames - back).mean() > noise

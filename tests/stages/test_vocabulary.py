@@ -171,7 +171,7 @@ def test_the_embedded_tagger_tags_the_nouns_of_captions():
             wrong[caption] = actual - expected
 
     assert wrong == {}
-    assert len(missed) <= 1, missed  # of 23
+    assert len(missed) <= 1, missed  # from 23
 
 
 def test_a_decomposed_word_is_the_composed_one():
