@@ -51,7 +51,7 @@ class TemporalAttention(nn.Module):
         """Return the time embeddings (T, D) of a clip of `frames` frames."""
         index = torch.arange(frames, device=self.time_embed.device)
         nearest = index * len(self.time_embed) // frames
-        return self.time_embed[nearest]
+        return self.time_embed.index_select(0, nearest)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         # A sequence of T frames for each patch.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REVISION = "0" * 40  # of the model of `hub`
+REVISION = "0" * 40  # the model of `hub`
 
 
 @pytest.fixture(scope="session")

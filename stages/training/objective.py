@@ -338,9 +338,12 @@ class MatchingObjective(Objective):
             texts = gather(texts)
             masks = gather(masks)
 
+        # index_select, because on a CPU the backward pass of videos[...] adds in any order.
+        video_negatives = videos.index_select(0, negatives.videos)
+        text_negatives = texts.index_select(0, negatives.texts)
         return [
-            Pairs(text, batch.mask, videos[negatives.videos]),
-            Pairs(texts[negatives.texts], masks[negatives.texts], video),
+            Pairs(text, batch.mask, video_negatives),
+            Pairs(text_negatives, masks[negatives.texts], video),
         ]
 
     def shares_texts(self, pairs: int) -> bool:

@@ -68,7 +68,7 @@ def test_stochastic_depth_grows_over_the_blocks_and_draws_each_branch_of_each_sa
     keep = stochastic(0.8, depth=5).sample_drop_path(torch.zeros(2000, 1, 8))
     assert keep.shape == (5, 3, 2000)
     rates = torch.tensor([0, 0.2, 0.4, 0.6, 0.8])
-    # Of 6,000 draws the share has a standard deviation of at most 0.0065.
+    # The share in 6,000 draws has a standard deviation of at most 0.0065.
     near((keep == 0).float().mean(dim=(1, 2)), rates, atol=0.033)
     near(keep.amax(dim=(1, 2)), 1 / (1 - rates))  # the mean is 1
 
