@@ -4,11 +4,13 @@ A batch is a function of the seed and the step, so a checkpoint stores the posit
 one number.
 """
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, Literal
 
@@ -434,6 +436,9 @@ class TrainingDataset(Dataset[Batch]):
             # torch's handler raises wherever this process is when a worker dies. Without it, the
             # next batch raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # At exit, Python sends SIGTERM to a worker that is left, which ignores it, and waits.
+            for worker in active_children():
+                atexit.register(worker.kill)
         return raise_in_one_line(items)
 
 
