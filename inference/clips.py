@@ -6,20 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from alpro.errors import InputError, one_line
-from alpro.files import DISK_FULL
-from alpro.shards.clip import Clip, DecodeError, Limits, Reason
-from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.clip import Clip, Limits
+from alpro.shards.decoding import decode_errors, decode_image, decode_video, fetch
 from alpro.shards.file_type import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, is_animated_file
 from alpro.shards.reader import Sample
 from alpro.shards.sampling import segment_starts
 from alpro.shards.schema import Row
 from alpro.shards.storage import (
     Location,
-    TooLarge,
     absolute,
     is_url,
-    local_copy,
     suffix,
 )
 from alpro.shards.transforms import squash
@@ -64,33 +60,16 @@ def load_clip(
             end a stream.
         InputError: If no decoder is installed.
     """
-    try:
+    with decode_errors(limits):
         row = get_row(source)
-        with local_copy(
-            absolute(row.path), MAX_FETCHED_BYTES, member=row.member
-        ) as path:
+        location = absolute(row.path)
+        with fetch(location, MAX_FETCHED_BYTES, member=row.member) as path:
             if row.kind == "image":
                 image = decode_image(path, size, limits)
                 return replace(image, frames=np.repeat(image.frames, count, axis=0))
             return decode_video(
                 path, count, size, start=row.start, end=row.end, limits=limits
             )
-    except (DecodeError, InputError):
-        raise
-    except FileNotFoundError as error:
-        raise DecodeError("missing") from error
-    except TooLarge as error:
-        raise DecodeError("too large", str(error)) from error
-    except Exception as error:
-        number = getattr(error, "errno", 0)
-        # A full disk is no fault of this file: it would reject all that follow, too.
-        if number in DISK_FULL:
-            raise
-        # What a store raises has no number; of the local disk, it is a fault that nobody expects.
-        reason: Reason = "not fetched" if number is None else "unexpected error"
-        raise DecodeError(
-            reason, f"{type(error).__name__}: {one_line(error)}"
-        ) from error
 
 
 def read_frames(

@@ -15,15 +15,22 @@ Transparency is dropped in videos, and composited on white in images and animate
 """
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from alpro.errors import InputError
+from alpro.files import DISK_FULL
 from alpro.shards.clip import Clip, ClipRequest, DecodeError, Limits, error_text
+from alpro.shards.credentials import redact
 from alpro.shards.ffmpeg_copy import decode_copy
 from alpro.shards.file_type import find_placeholder, is_animated, read_head
 from alpro.shards.images import decode_animation, decode_still
 from alpro.shards.in_order import NothingDecoded, decode_in_order
+from alpro.shards.schema import Member
 from alpro.shards.seeking import decode_by_seeks
+from alpro.shards.storage import Location, TooLarge, local_copy
 
 # The ways of `decode_video`; "auto" tries one after another.
 Decoder = Literal["auto", "seek", "order", "ffmpeg"]
@@ -95,6 +102,61 @@ def decode_image(
     except DecodeError as error:
         _check_placeholder(head, error)
         raise
+
+
+@contextmanager
+def fetch(
+    location: Location,
+    max_bytes: int,
+    folder: Path | None = None,
+    member: Member | None = None,
+) -> Iterator[Path]:
+    """Yield the path of a local file, or of a temporary copy of a URL or a member of a tar, as
+    `local_copy` does.
+
+    Raises:
+        DecodeError: If the file cannot be fetched.
+        OSError: If the local disk fails.
+    """
+    try:
+        with local_copy(location, max_bytes, folder, member) as path:
+            yield path
+    except FileNotFoundError:
+        raise DecodeError("missing") from None
+    except TooLarge as error:
+        raise DecodeError("too large", str(error)) from None
+    except EOFError as error:
+        raise DecodeError("unreadable", str(error)) from None
+    except OSError as error:
+        # The errors of stores have no number.
+        if error.errno is not None:
+            raise
+        # A server may repeat a password or a signature in its reason.
+        raise DecodeError("not fetched", redact(str(error))) from None
+
+
+@contextmanager
+def decode_errors(limits: Limits) -> Iterator[None]:
+    """Raise any exception of a decoder as a DecodeError: one file does not stop a stage.
+
+    Raises:
+        DecodeError: With the reason.
+        InputError: If a decoder is missing.
+        OSError: If the disk is full, which the file does not cause either.
+    """
+    try:
+        yield
+    except (DecodeError, InputError):
+        raise
+    except MemoryError:
+        raise limits.too_much_memory() from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        # `one_line` must not change it: the VERSION of `decode_videos` stands for the bytes of
+        # rejects.parquet.
+        message = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        raise DecodeError("unexpected error", message.rstrip(":")) from error
 
 
 def _read_file_head(path: Path) -> bytes:

@@ -5,7 +5,6 @@ Every item ends either in a shard or in rejects.parquet.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,17 +13,22 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 
 from alpro.errors import InputError
-from alpro.files import DISK_FULL, digest, file_state, read_json
+from alpro.files import digest, file_state, read_json
 from alpro.log import log, progress
 from alpro.pool import Died, each, exit_after
 from alpro.shards.clip import Clip, DecodeError, Limits
-from alpro.shards.credentials import redact
-from alpro.shards.decoding import Decoder, decode_image, decode_video
+from alpro.shards.decoding import (
+    Decoder,
+    decode_errors,
+    decode_image,
+    decode_video,
+    fetch,
+)
 from alpro.shards.memory import memory_limit
 from alpro.shards.schema import INDEX, TRANSIENT_REASONS, Reject, Row
 from alpro.shards.sources.manifest import Manifest, import_source
 from alpro.shards.sources.plan import DecodePlan, DecodeUnit
-from alpro.shards.storage import TooLarge, identities, local_copy
+from alpro.shards.storage import identities
 from alpro.shards.writer import ShardWriter, index_shard
 from alpro.stages.corpora.tables import CorpusConfig, UnitRecord, complete, pixel_sums
 from alpro.stages.corpora.units import (
@@ -169,8 +173,8 @@ def check_texts(plan: DecodePlan) -> None:
     source = plan.manifest.about["source"]
     if not len(plan.row_indices):
         # The import may have rejected every row: the first reject says why, and notes what to set.
-        for reject in plan.rejects():
-            first = f"{reject.id}: {reject.detail or reject.reason}"
+        for reject in plan.reject_table().to_pylist():
+            first = f"{reject['id']}: {reject['detail'] or reject['reason']}"
             reasons = "; ".join([first, *plan.manifest.about.get("notes", [])])
             raise InputError(f"{source}: {reasons}")
         raise InputError(f"{source}: no rows of these kinds")
@@ -258,7 +262,7 @@ def decode_item(
     if not row.captions and not row.questions:
         raise DecodeError("no text")
     with (
-        fetched(row, config.max_bytes, writer.path.parent) as path,
+        fetch(row.path, config.max_bytes, writer.path.parent, row.member) as path,
         # The limit excludes the download, which has its own.
         exit_after(config.timeout + BUSY_SECONDS),
     ):
@@ -332,64 +336,25 @@ def decode(row: Row, path: Path, config: Config, decoder: Decoder = "auto") -> C
     """Decode the frames of an item from its local file.
 
     Raises:
-        DecodeError: With the reason, for any exception of a decoder: one file does not stop the
-            stage.
-        InputError: If a decoder is missing.
-        OSError: If the disk is full, which the file does not cause either.
+        DecodeError, InputError, OSError: As `decode_errors` does.
     """
+    # A copy is limited when it is fetched; a local file is used where it is. What cannot be reached
+    # is for the decoder to refuse.
+    state = file_state(path)
+    if state and state[0] > config.max_bytes:
+        raise DecodeError("too large", f"{state[0]} bytes")
+
     limits = Limits(config.timeout)
-    try:
-        with memory_limit(limits.memory):
-            # Images keep their ratio: training crops them at random.
-            if row.kind == "image":
-                return decode_image(path, config.size, limits, keep_ratio=True)
-            return decode_video(
-                path,
-                count=config.frames,
-                size=config.size,
-                start=row.start,
-                end=row.end,
-                decoder=decoder,
-                limits=limits,
-            )
-    except (DecodeError, InputError):
-        raise
-    except MemoryError:
-        raise limits.too_much_memory() from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        # `one_line` must not change it: VERSION stands for the bytes of rejects.parquet.
-        message = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(
-            ":"
+    with decode_errors(limits), memory_limit(limits.memory):
+        # Images keep their ratio: training crops them at random.
+        if row.kind == "image":
+            return decode_image(path, config.size, limits, keep_ratio=True)
+        return decode_video(
+            path,
+            count=config.frames,
+            size=config.size,
+            start=row.start,
+            end=row.end,
+            decoder=decoder,
+            limits=limits,
         )
-        raise DecodeError("unexpected error", message) from error
-
-
-@contextmanager
-def fetched(row: Row, max_bytes: int, folder: Path) -> Iterator[Path]:
-    """Yield the local path of a row's file, or of a temporary copy of a URL or a member of a tar.
-
-    Raises:
-        DecodeError: If the file cannot be fetched.
-    """
-    try:
-        # The body raises no OSError without a number, see `decode`.
-        with local_copy(row.path, max_bytes, folder, row.member) as path:
-            # `local_copy` limits what it fetches; a local file is used where it is. What cannot
-            # be reached is for the decoder to refuse.
-            state = file_state(path)
-            if state and state[0] > max_bytes:
-                raise TooLarge(f"{state[0]} bytes")
-            yield path
-    except FileNotFoundError:
-        raise DecodeError("missing") from None
-    except TooLarge as error:
-        raise DecodeError("too large", str(error)) from None
-    except EOFError as error:
-        raise DecodeError("unreadable", str(error)) from None
-    except OSError as error:
-        if error.errno is not None:  # local, such as a full disk
-            raise
-        # A server may repeat a password or a signature in its reason.
-        raise DecodeError("not fetched", redact(str(error))) from None

@@ -17,9 +17,10 @@ from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.checks import SELECTION_TEXTS, check_splits
 from alpro.pipeline.plan.plan import import_corpus, without_questions
 from alpro.shards.clip import DecodeError
+from alpro.shards.decoding import fetch
 from alpro.shards.schema import Row
 from alpro.stages import EVALUATIONS
-from alpro.stages.decode_videos import Config, decode, fetched, make_plan
+from alpro.stages.decode_videos import Config, decode, make_plan
 
 CORPUS = "data"  # the corpus of `--data`
 SAMPLES = 5  # items to decode
@@ -128,7 +129,7 @@ def decode_samples(rows: Iterable[Row], config: Config, folder: Path) -> list[st
     failures = []
     for row in rows:
         try:
-            with fetched(row, config.max_bytes, folder) as path:
+            with fetch(row.path, config.max_bytes, folder, row.member) as path:
                 decode(row, path, config)
         except DecodeError as error:
             failures.append(f"{row.id}: {error}")

@@ -13,7 +13,6 @@ import pytest
 from alpro.artifact import Record
 from alpro.errors import InputError
 from alpro.files import write_json
-from alpro.inference import clips as clips_module
 from alpro.inference import index_videos as module
 from alpro.inference import model as model_module
 from alpro.inference import scan as scan_module
@@ -242,7 +241,7 @@ def test_a_full_disk_ends_a_run_and_is_no_reject(update, own, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(clips_module, "local_copy", full)
+    monkeypatch.setattr("alpro.shards.decoding.local_copy", full)
     with pytest.raises(OSError, match="No space left"):
         update(own)
 
@@ -482,19 +481,20 @@ def test_only_whole_videos_on_this_machine_have_windows(videos):
 def test_a_corpus_has_the_rows_of_its_table(update, own, tmp_path, opened):
     """Only its configuration knows what the columns of that table mean."""
     table = tmp_path / "videos.csv"
-    table.write_text("Datei,Worte\nvideos/0.mp4,a dog\n")
-    columns = Columns(file="Datei", captions="Worte")
-    imported = import_source(table, tmp_path / "imported", columns=columns)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "index.parquet").touch()
-    record = Record(paths={"manifest": str(imported.folder)})
-    write_json(corpus / "artifact.json", record.to_json())
+    columns = Columns(file="Datei", captions="Worte")
+    for name in ("0", "1"):
+        table.write_text(f"Datei,Worte\nvideos/{name}.mp4,a dog\n")
+        imported = import_source(table, tmp_path / "imported", columns=columns)
+        record = Record(paths={"manifest": str(imported.folder)})
+        write_json(corpus / "artifact.json", record.to_json())
 
-    update(corpus)
+        update(corpus)
 
-    (item,) = opened().rows()
-    assert (item["id"], item["caption"]) == ("videos/0", "a dog")
+        (item,) = opened().rows()
+        assert (item["id"], item["caption"]) == (f"videos/{name}", "a dog")
 
 
 def test_videos_in_tars_of_downloads_are_indexed(

@@ -74,11 +74,10 @@ def test_downloads_are_decoded_as_the_same_files_in_a_folder(
 
 def test_a_member_beyond_the_end_of_its_shard_is_a_reject(downloads):
     member = Member(name="a.mp4", offset=512, size=1 << 30)
-    row = Row(id="a", path=downloads / "00000.tar", member=member, kind="video")
 
     with (
         pytest.raises(decode_videos.DecodeError, match=r"unreadable: .*ends inside a"),
-        decode_videos.fetched(row, 1 << 40, downloads),
+        decode_videos.fetch(downloads / "00000.tar", 1 << 40, downloads, member),
     ):
         pass
 

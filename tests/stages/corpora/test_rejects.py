@@ -72,7 +72,9 @@ def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("place", ["local_copy", "decode_image"])
+@pytest.mark.parametrize(
+    "place", ["shards.decoding.local_copy", "stages.decode_videos.decode_image"]
+)
 @pytest.mark.parametrize(
     "error",
     [
@@ -84,7 +86,7 @@ def test_any_decoding_exception_only_rejects_its_row(decode_rows, monkeypatch):
 def test_errors_not_caused_by_the_file_fail_the_stage(
     decode_rows, monkeypatch, place, error
 ):
-    monkeypatch.setattr(decode_videos, place, Mock(side_effect=error))
+    monkeypatch.setattr(f"alpro.{place}", Mock(side_effect=error))
     with pytest.raises(type(error)):
         decode_rows([{"id": name, **WALL} for name in "abc"])
 
@@ -131,7 +133,9 @@ def test_a_file_that_is_out_of_reach_after_the_import_is_a_reject(
 ):
     loop = tmp_path / "loop.png"
     loop.symlink_to(loop)
-    monkeypatch.setattr(decode_videos, "local_copy", lambda *_: nullcontext(loop))
+    monkeypatch.setattr(
+        "alpro.shards.decoding.local_copy", lambda *_: nullcontext(loop)
+    )
 
     _, out = decode_rows([{"id": "loop", **WALL}], max_reject_share=1)
 
