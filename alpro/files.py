@@ -22,8 +22,6 @@ from uuid import uuid4
 
 from alpro.errors import InputError
 
-# Byte order marks of UTF-16.
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # Errors of file systems that do not sync files or folders, and of folders that can be written but
 # not read.
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
@@ -32,44 +30,35 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local 
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path in which `~` is the home folder.
-
-    Raises:
-        InputError: If the user after `~` is unknown, and no file has this name.
-    """
+    """Return a path in which `~` is the home folder. Raise InputError if the user after it is
+    unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        if Path(path).exists():
-            return Path(path)
         raise InputError(
-            f"{path}: there is no such user, and no file of this name"
+            f"{path}: there is no such user; begin the name of a file with ./"
         ) from error
 
 
 def read_text(path: Path) -> str:
-    """Read a text that a user has written, in UTF-8, or in UTF-16 with its byte order mark.
-
-    Returns:
-        The text without the mark. All ends of lines are `\\n`.
+    """Read a text that a user has written, in UTF-8 with or without its byte order mark.
 
     Raises:
-        OSError: If the file cannot be read.
-        UnicodeDecodeError: If it has another encoding.
+        InputError: If it has another encoding.
     """
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig"
-    text = content.decode(encoding)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from error
 
 
-def checksum(path: Path | str) -> str:
+def checksum(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_state(path: Path | str) -> tuple[int, int] | None:
+def file_state(path: Path) -> tuple[int, int] | None:
     """Return the size and the modification time (ns) of a file.
 
     None if it is not a regular file or cannot be reached.
@@ -105,7 +94,7 @@ def os_errors(path: Path | str) -> Iterator[None]:
             raise
 
         code = int(match[1])
-        raise OSError(code, os.strerror(code), str(path)) from error
+        raise OSError(code, os.strerror(code), path) from error
 
 
 def temporary_name(path: Path) -> Path:
@@ -113,7 +102,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
 
 
-def sync(path: Path | str) -> None:
+def sync(path: Path) -> None:
     """Wait until the contents of a file, or the names in a folder, are on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

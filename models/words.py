@@ -23,7 +23,6 @@ from pydantic import (
 )
 
 from alpro.errors import InputError
-from alpro.files import read_text
 
 # Letters with their combining marks, such as the vowels of Hindi, and with the joiners between
 # letters of Persian and Indic scripts.
@@ -88,7 +87,7 @@ def read_word_list(file: Path, key: str) -> list[str]:
     """
     where = f"{key} = {str(file)!r}"
     try:
-        text = read_text(file)
+        text = file.read_text("utf-8-sig")
         value = (
             json.loads(text) if file.suffix.lower() == ".json" else parse_lines(text)
         )

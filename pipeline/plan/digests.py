@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +76,9 @@ class Digests:
                 # Taken before the files are read: one that changes meanwhile is read again next time.
                 # A file that is not there has a state that no row has.
                 states = {
-                    file: REMOTE if is_url(file) else file_state(file) or (None, None)
+                    file: REMOTE
+                    if is_url(file)
+                    else file_state(Path(file)) or (None, None)
                     for file in batch
                 }
                 known = {}
@@ -109,8 +110,9 @@ def digest_file(file: str) -> str:
     if reading fails otherwise."""
     try:
         # Raises where Path.is_file would be False, such as for a failing disk.
-        os.stat(file)
-        return checksum(file) if Path(file).is_file() else ""
+        path = Path(file)
+        path.stat()
+        return checksum(path) if path.is_file() else ""
     except OSError as error:
         if error.errno in ABSENT:
             return ""

@@ -145,8 +145,7 @@ def is_downloads(data: Location) -> bool:
 def tars(data: Location) -> list[Location]:
     """List the tars of a folder or URL, in order; none if it is a file or does not exist."""
     # The extension of a URL is enough: no request is needed.
-    is_file = data.is_file() if isinstance(data, Path) else suffix(data) != ""
-    if is_file:
+    if not isinstance(data, Path) and suffix(data):
         return []
     try:
         return listing(data, ".tar")

@@ -22,7 +22,7 @@ from posixpath import splitext
 from unicodedata import normalize
 
 from alpro.errors import InputError
-from alpro.files import digest, read_text
+from alpro.files import digest
 from alpro.shards.file_type import (
     IMAGE_EXTENSIONS,
     MEDIA_EXTENSIONS,
@@ -30,7 +30,8 @@ from alpro.shards.file_type import (
     read_head,
 )
 from alpro.shards.schema import MAX_JSON_BYTES
-from alpro.shards.sources.form import BESIDE, WORDS, Record
+from alpro.shards.sources.form import BESIDE, WORDS, Form, Record
+from alpro.shards.sources.tables import SAVE_AS_UTF8
 
 MARKERS = {"mlflow.db", "artifact.json"}  # files of a workspace and of an artifact
 MAX_NAMED = 3  # names that are shown as examples
@@ -162,6 +163,10 @@ class Folder:
         if os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
         folder, slash, file = name.rpartition("/")
+        # A name with a prefix is rather the file whose name has it.
+        exact = file.startswith((*prefixes,)) and self.find(name, (), anywhere)
+        if exact:
+            return exact
         names = [file]
         for prefix in prefixes:
             names += [f"{prefix}{file}", file.removeprefix(prefix)]
@@ -205,22 +210,22 @@ class Sidecars:
             of several names is of none; one that fits a video and its picture is of the video.
     """
 
-    def __init__(self, folder: Folder, text_folders: Sequence[str]):
+    def __init__(self, folder: Folder, user_form: Form):
         self.folder = folder
+        self.form = BESIDE.override(user_form)
         self.texts: dict[str, str] = {}
         self._by_name: dict[str, str] = {}  # The extension is in lower case.
-        names: set[str] = set()
         for path in folder.others:
             stem, suffix = splitext(compose(path))
             if suffix.lower() in TEXT_SUFFIXES:
                 self._by_name[f"{stem}{suffix.lower()}"] = path
-                names.update(path.split("/")[:-1])
-        self._text_folders = sorted(
-            names.intersection(text_folders or WORDS["texts"]["folders"])
-        )
-        if text_folders and not self._text_folders:
+        # A name may lead through folders: captions/en.
+        listed = "/".join(["", *self._by_name])
+        known = sorted(user_form.texts or WORDS["texts"]["folders"])
+        self._text_folders = [name for name in known if f"/{name}/" in listed]
+        if user_form.texts and not self._text_folders:
             raise InputError(
-                f"{folder.path}: columns.texts = {', '.join(text_folders)}: no folder with texts has "
+                f"{folder.path}: columns.texts = {', '.join(known)}: no folder with texts has "
                 "this name"
             )
 
@@ -257,11 +262,11 @@ class Sidecars:
         if read_suffix(path) != ".json":
             return True
         record = self.read(path)
-        return BESIDE.bind(record).has_texts(record)
+        return "$value" in record or self.form.bind(record).has_texts(record)
 
     def read(self, path: str) -> Record:
-        """Return the record in a text: an empty one of a placeholder, and the reason as `$reason` if
-        it cannot be read."""
+        """Return the record in a text: lines or a list as `$value`, an empty one of a placeholder, and the
+        reason as `$reason` if it cannot be read."""
         file = self.folder.path / path
         try:
             placeholder = find_placeholder(read_head(file))
@@ -272,13 +277,15 @@ class Sidecars:
             # A sample with a text of that size could not be written.
             if file.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
-            text = read_text(file)
+            text = file.read_text("utf-8-sig")
             if read_suffix(path) != ".json":
-                return {"captions": text.split("\n")}
+                return {"$value": text.split("\n")}
             value = json.loads(text)
+        except UnicodeDecodeError:
+            return {"$reason": f"{path}: {SAVE_AS_UTF8}"}
         except (OSError, ValueError, RecursionError) as error:
             return {"$reason": f"{path}: {error}"}
-        return value if isinstance(value, dict) else {"captions": value}
+        return value if isinstance(value, dict) else {"$value": value}
 
     def find_alone(self) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts."""
@@ -287,13 +294,9 @@ class Sidecars:
         folders = {text.rpartition("/")[0] for text in used}
         for path in self._by_name.values():
             is_known = path in used or compose(splitext(path)[0]) in stems
-            if is_known or path.rpartition("/")[0] not in folders:
-                continue
-            captions = self.read(path).get("captions")
-            # A table may lie beside the texts.
-            records = captions if isinstance(captions, list) else []
-            is_table = any(isinstance(each, dict) for each in records)
-            if self.has_texts(path) and not (is_table or NOT_TEXTS.fullmatch(path)):
+            # JSON in the folder of the texts may be a table or settings.
+            is_other = read_suffix(path) == ".json" or NOT_TEXTS.fullmatch(path)
+            if not (is_known or is_other) and path.rpartition("/")[0] in folders:
                 yield path
 
     def note_others(self) -> None:

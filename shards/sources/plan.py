@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from alpro.shards.schema import (
     MANIFEST,
     REJECTS,
     SPLITS,
-    Reject,
     Row,
     SplitCounts,
 )
@@ -165,14 +164,16 @@ class DecodePlan:
             codes = pc.index_in(batch["split"], pa.array(SPLITS))
             # A row without a split is for training.
             return pc.fill_null(codes, 0).to_numpy().astype(np.int8)
-        if self.generated_splits:
-            return draw_splits(
-                f"{self.seed}/",
-                self._groups(batch),
-                test=self.shares["test"],
-                validation=self.shares["validation"],
-            )
-        return np.zeros(len(batch), np.int8)
+        # A group's seeded hash alone decides, so that no other row moves when rows are added, removed or
+        # renamed. The shares are met only on average.
+        keys = [f"{self.seed}/{group}".encode() for group in self._groups(batch)]
+        hashes = b"".join(hashlib.sha256(key).digest()[:8] for key in keys)
+        fractions = np.frombuffer(hashes, ">u8") / 2.0**64
+        test = self.shares["test"]
+        codes = np.zeros(len(keys), np.int8)
+        codes[fractions < test + self.shares["validation"]] = SPLITS.index("validation")
+        codes[fractions < test] = SPLITS.index("test")
+        return codes
 
     def _groups(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
         """Return the group of each row of a batch with the columns `group` and `name`."""
@@ -186,12 +187,6 @@ class DecodePlan:
                 groups[index] = match[1 if match.lastindex else 0] or match[0]
             groups[index] = groups[index] or name
         return groups
-
-    def _is_one_group(self) -> bool:
-        batches = self.manifest.batches(["group", "name"])
-        groups = chain.from_iterable(map(self._groups, batches))
-        first = next(groups, "")
-        return all(group == first for group in groups)
 
     def _cut(self, max_rows: int) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the units of each split and kind.
@@ -214,8 +209,7 @@ class DecodePlan:
                 last = min(first + max_rows, len(rows))
                 after_half = np.searchsorted(possible_ends, first + min_rows)
                 if after_half < len(possible_ends):
-                    next_end = int(possible_ends[after_half])
-                    last = min(last, next_end)
+                    last = min(last, int(possible_ends[after_half]))
                 name = f"{split}-{kind}-{unit_count:05d}"
                 yield name, rows[first:last]
                 first = last
@@ -245,9 +239,6 @@ class DecodePlan:
         """Yield the units in order, read one at a time."""
         for name, rows in self.rows_of_unit.items():
             yield DecodeUnit(name, pa.concat_tables(self.tables(rows)))
-
-    def rejects(self) -> Iterator[Reject]:
-        return (Reject(**row) for row in self.reject_table().to_pylist())
 
     def reject_table(self) -> pa.Table:
         """Return the rejects of the import, with the columns of REJECTS."""
@@ -283,21 +274,18 @@ class DecodePlan:
         `captions` and of `questions`, and `why_empty`, if it has no items."""
         counts = count_by_split(self.columns)
         items = {split: counted["items"] for split, counted in counts.items()}
-        named = [f"{split} ({count})" for split, count in items.items() if count]
+        named = ", ".join(
+            f"{split} ({count})" for split, count in items.items() if count
+        )
         splits: dict[str, dict[str, Any]] = {}
         for split, counted in counts.items():
-            reason = ""
-            if not items[split] and self.named_splits:
-                listed = ", ".join(named) or "-"
-                reason = f"the rows with a text name the splits {listed}"
-            elif not items[split]:
-                reason = (
-                    f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
-                    f"{sum(items.values())} items with a text fell into it"
-                )
-                if self._is_one_group():
-                    reason += ": they are one group (by default, all parts of a file)"
-            splits[split] = counted | {"why_empty": reason}
+            reason = (
+                f"no row names one, and with {split} = {self.shares[split]:g}, none of the "
+                f"{sum(items.values())} items with a text fell into it"
+            )
+            if self.named_splits:
+                reason = f"the rows with a text name the splits {named or '-'}"
+            splits[split] = counted | {"why_empty": "" if items[split] else reason}
         return splits
 
     def group_hint(self) -> str:
@@ -321,8 +309,7 @@ class DecodePlan:
 
     def _names_without_group(self) -> Iterator[str]:
         for batch in self.manifest.batches(["group", "name"]):
-            ungrouped = batch.filter(pc.field("group") == "")
-            yield from ungrouped["name"].to_pylist()
+            yield from batch.filter(pc.field("group") == "")["name"].to_pylist()
 
 
 def count_by_split(columns: dict[str, np.ndarray]) -> SplitCounts:
@@ -340,23 +327,3 @@ def count_by_split(columns: dict[str, np.ndarray]) -> SplitCounts:
             name: int(values[in_split].sum()) for name, values in counted.items()
         }
     return counts
-
-
-def draw_splits(
-    seed: str,
-    groups: list[str],
-    test: float,
-    validation: float,
-) -> np.ndarray:
-    """Return the codes of the splits of groups.
-
-    A group's seeded hash alone decides, so that no other row moves when rows are added, removed or
-    renamed. The shares are met only on average.
-    """
-    digests = [hashlib.sha256((seed + group).encode()).digest() for group in groups]
-    hashes = b"".join(digest[:8] for digest in digests)
-    fractions = np.frombuffer(hashes, ">u8") / 2.0**64
-    codes = np.full(len(groups), SPLITS.index("train"), np.int8)
-    codes[fractions < test + validation] = SPLITS.index("validation")
-    codes[fractions < test] = SPLITS.index("test")
-    return codes

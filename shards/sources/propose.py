@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice, product
+from itertools import chain, islice, pairwise, product
+from operator import itemgetter
 from typing import Any
 
 from alpro.errors import InputError
@@ -33,6 +34,7 @@ from alpro.shards.sources.form import (
     read_captions,
     read_cell,
     read_seconds,
+    read_span,
     read_spans,
     read_text,
     split_in,
@@ -53,6 +55,8 @@ NOT_SECONDS = re.compile(
     # `ss.ms` are seconds, as ELAN writes.
     r"|(?<!ss\.)(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
 )
+# The mark at the end of a question; that of Greek looks like a semicolon.
+QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff]\W*;$")
 # In ids, paths and texts with the word of a split.
 NO_SPLIT = re.compile(r"(?i) (?!set$)|/|[_-]\d|\d{5}")
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
@@ -89,11 +93,11 @@ class UnknownColumns(InputError):
 def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     """Return the error for a table whose columns are not known, with a proposal for them."""
     # The lines of JSON Lines are a list, too.
-    document = table.head_records if table.document is None else table.document
+    document = table.document or table.head_records
     is_nested = table.extension in (".json", ".jsonl", ".ndjson")
     places = [*dict.fromkeys(find_lists(document))] if is_nested else [""]
     proposals = (propose(document, place, items.folder) for place in places)
-    score, columns, names = max(proposals, key=lambda proposal: proposal[0])
+    score, columns, names = max(proposals, key=itemgetter(0))
 
     conditions = table.form.where  # as of conversations
     form = Form.model_validate(columns | {"usual": True, "where": conditions})
@@ -138,34 +142,38 @@ def hides_meanings(table: Table) -> bool:
     Keys that the user has set are not questioned.
     """
     form = table.bound
-    has_user_form = table.user_form is not TABLE
     all_cells = read_columns(table.head_records)
-    has_times = form.span in all_cells or {form.start, form.end} <= all_cells.keys()
+    has_times = (
+        "span" in table.form.model_fields_set
+        or form.span in all_cells
+        or {form.start, form.end} <= all_cells.keys()
+    )
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
-    free = [name for name in all_cells if not has_any([name], used)]
-    cells = {name: all_cells[name] for name in free}
-
-    if not has_user_form:
-        has_split = find_first(cells, is_split) or has_split_flag(cells)
-        if has_split and form.split not in all_cells:
+    cells = {name: all_cells[name] for name in all_cells if not has_any([name], used)}
+    if table.user_form is TABLE:
+        if form.split not in all_cells and (
+            find_first(cells, is_split) or has_flag(cells)
+        ):
             return True
         # Names of columns tell times, or the end of a part whose start is known. A form whose clips are
         # whole files has an empty `span`.
-        times = propose_times(cells, are_named=True).values()
-        if any(times) and not (has_times or "span" in table.form.model_fields_set):
+        files = all_cells.get("".join(form.file_columns[:1]), [])
+        if not has_times and propose_times(cells, files, are_named=True):
             return True
         # Beside an answer alone, the texts are options; beside other texts, they may be the questions.
         texts = {name: all_cells.get(name, []) for name in form.captions}
-        may_ask = find_first(texts, is_marked) and find_first(cells, is_text)
+        may_ask = find_first(texts, is_marked) and find_first(
+            cells, lambda cell: has_words(read_text(cell))
+        )
         if form.usual and not form.question and (form.answer or may_ask):
             return True
 
     # The answers may be in another table.
     is_asked = form.question and form.answer in cells
-    has_options = "options" in table.form.model_fields_set
-    return bool(is_asked and not has_options and may_name_options(form.answer, cells))
+    is_open = is_asked and "options" not in table.form.model_fields_set
+    return bool(is_open and may_name_options(form.answer, cells))
 
 
 def propose(
@@ -231,6 +239,10 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
     those that would be templates."""
     for key, value in record.items():
         match = TEMPLATE_COLUMN.search(key)
+        with suppress(ValueError):
+            # A key such as 0-5 has the times of its text, and is no column.
+            if is_span(key):
+                continue
         if match and match[1]:
             continue
         inner = value[0] if isinstance(value, list) and value else value
@@ -259,10 +271,10 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
         if name:
             proposed[key] = name
             free.pop(name)
-    if "split" not in proposed and has_split_flag(free):
+    if "split" not in proposed and has_flag(free):
         proposed["split"] = ""
     is_asked = "question" in proposed
-    times = propose_times(free, are_named=is_asked)
+    times = propose_times(free, cells.get(file, []), are_named=is_asked)
     for name in times.values():
         free.pop(name, None)
     if "length" in times or any(map(NOT_SECONDS.search, times.values())):
@@ -273,7 +285,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
         return proposed | propose_answer(free)
     texts = [*find_fitting(free, is_caption)]
     # Prompts, and names of the people who wrote the texts, are no captions.
-    texts = [name for name in texts if not is_constant(free[name])] or texts
+    texts = [name for name in texts if len({*map(str, free[name])}) > 1] or texts
     # Beside a usual name of captions, the others are metadata such as titles; beside a text of no
     # column, they are of its kind.
     texts = [name for name in texts if name in (*usual.captions, "$value")] or texts
@@ -330,9 +342,9 @@ def is_split(cell: Any) -> bool:
     return bool(split_in(text)) and not NO_SPLIT.search(text)
 
 
-def has_split_flag(names: Iterable[str]) -> bool:
-    """Return whether a column tells of a row whether it is in one split, such as is_test."""
-    return any(fold(name) in WORDS["split_flags"] for name in names)
+def has_flag(names: Iterable[str]) -> bool:
+    """Return whether a column tells of a row whether it is in one split, such as is_test, or true."""
+    return any(fold(name) in WORDS["flags"] for name in names)
 
 
 def is_span(cell: Any) -> bool:
@@ -350,12 +362,8 @@ def has_digits(cell: Any) -> bool:
     return read_text(cell)[:1].isdigit()
 
 
-def is_text(cell: Any) -> bool:
-    return has_words(read_text(cell))
-
-
 def is_marked(cell: Any) -> bool:
-    return read_text(cell).endswith(("?", "？"))
+    return bool(QUESTION_MARK.search(read_text(cell)))
 
 
 def is_question(cell: Any) -> bool:
@@ -384,31 +392,38 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
 
     for anywhere in (False, True):
         names = [*find_fitting(cells, partial(names_file, anywhere=anywhere))]
-        # A picture of a video may have its own column.
-        names.sort(key=lambda name: is_image(read_text(cells[name][0])))
         # The keys of many files in one record are no columns.
         if names and (len(names) < 3 or len(cells[names[0]]) > 1):
-            file = {"file": names[0]}
-            return file | {"anywhere": True} if anywhere else file
+            # A picture of a video may have its own column.
+            name = min(names, key=lambda name: is_image(read_text(cells[name][0])))
+            return {"file": name} | ({"anywhere": True} if anywhere else {})
     # Beside files, an address may be that of a page.
     url = "" if folder and folder.media else find_first(cells, is_url)
     return {"file": url} if url else {}
 
 
-def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
-    """Return the columns of times: those with names of times, also a start and a length, or spans of
-    clocks. Unless times must be named, an empty `span` if other numbers may be times."""
+def propose_times(
+    cells: Cells,
+    files: list[Any],
+    are_named: bool = False,
+) -> dict[str, str]:
+    """Return the columns of times: those with names of times, also a start and a length, spans of
+    clocks, or numbers that cut files into parts. Unless times must be named, an empty `span` if other
+    numbers may be times."""
     in_one = find_fitting(cells, is_span)
     span = find_first(in_one, is_span, "span") or find_first(
         in_one, lambda cell: bool(CUE.match(read_text(cell)))
     )
-    start = find_first(cells, is_time, "start")
-    end = find_first(cells, is_time, "end")
+    numbers = find_fitting(cells, is_time)
+    start = find_first(numbers, is_time, "start")
+    end = find_first(numbers, is_time, "end")
+    if not (start and end):
+        start, end = find_parts(numbers, files) or (start, end)
     if span or (start and end):
         return {"span": span} if span else {"start": start, "end": end}
     # An end that cannot be read, such as a timecode, is no more than a length.
     start = start or find_first(cells, has_digits, "start")
-    length = find_first(cells, is_time, "length") or find_first(
+    length = find_first(numbers, is_time, "length") or find_first(
         cells, has_digits, "end"
     )
     if start and length:
@@ -418,8 +433,27 @@ def propose_times(cells: Cells, are_named: bool = False) -> dict[str, str]:
         return {"span": span}
     if are_named:
         return {}
-    numbers = [name for name in find_fitting(cells, is_time) if name != length]
-    return {"span": ""} if in_one or numbers[1:] else {}
+    return {"span": ""} if in_one or len({*numbers} - {length}) > 1 else {}
+
+
+def find_parts(cells: Cells, files: list[Any]) -> tuple[str, ...]:
+    """Return two adjacent columns that are starts and ends by their numbers: starts are before ends, and
+    most parts of a file follow one another, unless the names are a known pair."""
+    for pair in pairwise(cells):
+        with suppress(ValueError, TypeError):
+            spans = zip(*map(cells.__getitem__, pair), strict=True)
+            named = zip(map(str, files), map(read_span, spans), strict=False)
+            parts: list[Any] = sorted(named)
+            follow = [
+                part[1] <= later[0]
+                for (file, part), (other, later) in pairwise(parts)
+                if file == other
+            ]
+            # A length may grow as an end does.
+            are_parts = 2 * sum(follow) > len(follow) and time_in(pair[1]) != "length"
+            if are_parts or [*map(fold, pair)] in WORDS["times"]["pairs"]:
+                return pair
+    return ()
 
 
 def propose_answer(cells: Cells) -> Record:
@@ -429,7 +463,8 @@ def propose_answer(cells: Cells) -> Record:
     names = [
         name
         for name in cells
-        if is_named_answer(name) and not any(map(is_list, cells[name]))
+        if re.fullmatch(WORDS["answers"], fold(name))
+        and not any(map(is_list, cells[name]))
     ]
     if len(cells) == 1:
         names = [*cells]
@@ -437,14 +472,6 @@ def propose_answer(cells: Cells) -> Record:
         return {"options": ""}
     hidden = {"options": ""} if may_name_options(names[0], cells) else {}
     return {"answer": names[0]} | hidden
-
-
-def is_named_answer(name: str) -> bool:
-    return bool(re.fullmatch(WORDS["answers"], fold(name)))
-
-
-def is_constant(cells: list[Any]) -> bool:
-    return len(cells) > 1 == len({*map(read_text, cells)})
 
 
 def is_list(cell: Any) -> bool:

@@ -80,9 +80,8 @@ NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 MAYBE_ANIMATED = {".png", ".webp", ".avif"}
 # Notes.
 NO_FILE = (
-    "names have no file: correct them, or find them in subfolders with --set "
-    "corpora.data.columns.anywhere=true, or set `columns.file`, or pass the folder above the table and "
-    "its files"
+    "names have no file: correct them, or pass the folder above the table and its files, or set, in the "
+    "`columns` of the corpus, `anywhere = true` to find them in subfolders, or `file`"
 )
 WORDLESS = "texts have no word (boxes, codes) or are subtitles, and are no captions"
 
@@ -155,6 +154,7 @@ class Items:
         where: str,
         path: str,
         record: Record,
+        form: Form = BESIDE,
     ) -> Iterator[Reject]:
         """Add a file of the folder with the record of its text. `$reason` in it says why there is no
         text. Yield the reject of an invalid one."""
@@ -164,7 +164,9 @@ class Items:
         if reason:
             yield reject_row(path, reason, show(path))
         else:
-            yield from self.add(where, {**record, "$file": path}, BESIDE)
+            # The file is known, whatever column the user's form has for it.
+            media = {"name": path, "path": f"{self.root}/{path}"}
+            yield from self.add(where, record, form, media=media)
 
     def _read(
         self,
@@ -218,9 +220,9 @@ class Items:
             ]
             present = [place for place in places if "missing" not in place]
             part |= (present or places)[0]
-            part["kind"] = part["kind"].lower() or find_kind(part["path"])
             if "missing" in part and part["split"] == TEXTS:
                 return
+        part["kind"] = part["kind"].lower() or find_kind(part["path"])
         if part["kind"] not in KINDS:
             raise ValueError(
                 f'kind: {part["kind"]!r}; use video or image, or set `kind = ""` in `columns`'
@@ -419,6 +421,8 @@ def read_file_names(record: Record, form: Form) -> list[str]:
     def fill(match: re.Match[str]) -> str:
         column = match[1] or match[0]
         cell = read_cell(record, column)
+        if isinstance(cell, list) and len(cell) == 1:
+            (cell,) = cell
         # Hugging Face's datasets have an object with the path.
         if isinstance(cell, dict):
             cell = cell.get("path")

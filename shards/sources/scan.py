@@ -4,7 +4,7 @@ and its rows."""
 import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from posixpath import splitext
 
@@ -135,7 +135,7 @@ class Source:
             return self.scan_tables([Table(self.data, self.form)])
 
         # The texts beside the videos, if most videos have one.
-        sidecars = Sidecars(folder, self.form.texts)
+        sidecars = Sidecars(folder, self.form)
         are_most = 2 * len(sidecars.texts) > len(folder.media)
         if self.form.texts or (are_most and self.form is TABLE):
             return BESIDE.title, self.read_texts(sidecars)
@@ -154,7 +154,7 @@ class Source:
         # Not the lines of a text without its video.
         unknown = [table for table in opened if table.form is not LIST]
         errors = [unknown_columns(table, self.items) for table in unknown]
-        error = max(errors, key=lambda error: error.score, default=None)
+        error = max(errors, key=attrgetter("score"), default=None)
         may_have_texts = error and (error.score[0] or not folder.media)
         if error and may_have_texts and not sidecars.texts:
             raise error
@@ -182,10 +182,13 @@ class Source:
             InputError: If there is no video or image.
         """
         folder = sidecars.folder
+        # Lines and lists have no columns that a user could name.
+        list_form = Form(captions=("$value",), paragraph=self.form.paragraph)
         for path in folder.media:
             text = sidecars.texts.get(path)
             record = sidecars.read(text) if text else {}
-            yield from self.items.add_file(text or path, path, record)
+            form = list_form if "$value" in record else sidecars.form
+            yield from self.items.add_file(text or path, path, record, form)
             if not text:
                 reason = (
                     "videos and images have no caption; name each text like it (a.mp4, a.txt), or "
@@ -317,17 +320,15 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
     """Raise InputError if no record of a table has a column that the user has named."""
     named = sorted(form.meanings | form.where.keys())
     missing = [name for name in named if not has_any([name], columns)]
-    problem = ""
     present = sorted(columns)
-    if not columns and form.records:
+    if columns and missing:
+        problem = f"no record has the column {missing[0]!r} of `columns`"
+    elif form.records and not columns:
         problem = f"columns.records = {form.records!r} leads to no record"
         present = [*table.document] if isinstance(table.document, dict) else []
-    elif columns and missing:
-        problem = f"no record has the column {missing[0]!r} of `columns`"
-    if problem:
-        raise InputError(
-            f"{table.path}: {problem}; there are {', '.join(present[:20])}"
-        )
+    else:
+        return
+    raise InputError(f"{table.path}: {problem}; there are {', '.join(present[:20])}")
 
 
 def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
@@ -345,8 +346,14 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     chosen = keep_outermost(chosen, paths)
     unnamed = [table for table in chosen if not table.split]
 
-    # Tables that only list the videos of a split.
-    lists = [table for table in opened if table.split and table.lists_files]
+    # Tables that only list the videos of a split, or the split of each video.
+    has_splits = any(table.names_splits for table in chosen)
+    lists = [
+        table
+        for table in opened
+        if table.lists_files
+        and (table.split or (table.names_splits and not has_splits))
+    ]
     are_of_each = len({table.split for table in lists}) == len(lists) > 1
     if len(chosen) == len(unnamed) == 1 and are_of_each:
         chosen[0].split = TEXTS

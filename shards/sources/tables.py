@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alpro.errors import InputError
-from alpro.files import UTF16_MARKS
 from alpro.shards.file_type import HEAD_BYTES, MEDIA_EXTENSIONS, find_placeholder
 from alpro.shards.schema import MAX_JSON_BYTES
 from alpro.shards.sources.form import (
@@ -46,12 +45,13 @@ Records = Iterator[tuple[str, Record | str]]
 LINES = (".txt", ".token")  # .token: Flickr8k's and Flickr30k's captions
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *LINES)
 HEAD = 200  # records whose columns decide the form
+FILE_LISTS = ("video", "videos", "image", "images")  # around conversations
 PARQUET_BATCH_ROWS = 1024  # rows of a Parquet file that are read at a time
 # Bytes that are not UTF-8, by `surrogateescape`.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 # The first line of JSON. A template such as `{id}` may be the name of a column.
 JSON_START = re.compile(r"""\s*(?:[\[{]\s*$|\{\s*"|\[\s*[\["{])""")
-SAVE_AS_UTF8 = "not UTF-8; save the table as UTF-8"
+SAVE_AS_UTF8 = "not UTF-8; save it as UTF-8"
 READING_ERRORS = (
     OSError,
     EOFError,
@@ -203,7 +203,7 @@ class Table:
                 head = file.peek(1024)[:1024]
                 # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole,
                 # which invalidates only its own record.
-                if head.startswith(UTF16_MARKS) or head.count(0) * 8 > len(head):
+                if head.count(0) * 8 > len(head):
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
                 # One line would have all captions. The last byte may be half of an end of a line.
                 if b"\r" in head[:-1] and b"\n" not in head:
@@ -445,9 +445,9 @@ def walk(
     """Yield the records at a path of keys, where `*` is each key, and each entry of a list is one.
 
     Args:
-        outer: The texts, numbers and objects around, which the record has too, with the innermost
-            key as `$key`, and the one around it as `$outer`; None at the top of a document, whose
-            own texts describe the document.
+        outer: The texts, numbers, objects and lists of one video around, which the record has too, with
+            the innermost key as `$key`, and the one around it as `$outer`; None at the top of a
+            document, whose own texts describe the document.
     """
     around = outer or {}
     has_records = isinstance(value, list) and any(
@@ -468,8 +468,16 @@ def walk(
         if outer is not None:
             # Beside one key, objects describe its records; beside `*`, they are others of its kind.
             kinds = str | int | float if key == "*" else str | int | float | dict
+            # Other lists may be texts, which are no texts of the records.
             cells = {
-                name: cell for name, cell in value.items() if isinstance(cell, kinds)
+                name: cell
+                for name, cell in value.items()
+                if isinstance(cell, kinds)
+                or (
+                    name in FILE_LISTS
+                    and isinstance(cell, list)
+                    and [*map(type, cell)] == [str]
+                )
             }
             around = around | cells
             around.pop(key, None)

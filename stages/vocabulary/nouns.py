@@ -162,7 +162,7 @@ def tag_unit(unit: CaptionUnit, tagger: str) -> Words:
 
 def composed(text: str) -> str:
     """Return a text with composed letters (NFC), as taggers spell them: macOS decomposes accents."""
-    return text if text.isascii() else normalize("NFC", text)
+    return normalize("NFC", text)
 
 
 @lru_cache(maxsize=1)

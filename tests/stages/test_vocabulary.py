@@ -376,9 +376,8 @@ def test_every_format_gives_the_words_in_order(tmp_path):
         assert read_word_list(tmp_path / name, "key") == ["dog", "hot dog", "3"]
         # As editors on Windows save it; the case of an extension does not count.
         other = tmp_path / name.upper()
-        for encoding, end in (("utf-8-sig", "\r\n"), ("utf-16", "\r")):
-            other.write_text(text, encoding, newline=end)
-            assert read_word_list(other, "key") == ["dog", "hot dog", "3"]
+        other.write_text(text, "utf-8-sig", newline="\r\n")
+        assert read_word_list(other, "key") == ["dog", "hot dog", "3"]
     # Numbers are removed if every line has one.
     (tmp_path / "a.txt").write_text("formula 1\ndog\n")
     assert read_word_list(tmp_path / "a.txt", "key") == ["formula 1", "dog"]

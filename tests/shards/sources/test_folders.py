@@ -139,9 +139,10 @@ def test_a_table_of_a_folder_names_files_of_that_folder(read):
     assert {row.id for row in imported.rows} == {"dog/a", "cat/a"}
 
 
-def test_several_tables_that_name_no_split_are_an_error(read):
+@pytest.mark.parametrize("beside", [TABLE, "file,split\na.mp4,train\nb.mp4,test\n"])
+def test_several_tables_that_name_no_split_are_an_error(beside, read):
     with one_line("several tables (one.csv, two.csv)", "annotations"):
-        read({"one.csv": TABLE, "two.csv": TABLE}, "a.mp4 b.mp4")
+        read({"one.csv": TABLE, "two.csv": beside}, "a.mp4 b.mp4")
 
 
 def test_texts_of_other_kinds_are_no_captions_and_a_note_says_what_to_do(read):
@@ -173,7 +174,7 @@ def test_a_text_that_cannot_be_read_is_a_reject_of_its_video(read):
     imported = read({"a.txt": b"caf\xe9", "b.txt": DOG}, "a.mp4 b.mp4")
 
     assert imported.captions == {"b.mp4": (DOG,)}
-    assert "a.txt: 'utf-8' codec" in imported.details[0]
+    assert "a.txt: not UTF-8" in imported.details[0]
 
 
 def test_a_name_that_is_not_utf8_is_a_reject(read):
