@@ -23,8 +23,8 @@ OWN_IMPORT = re.compile(r"^from (alpro\.[\w.]+) import", re.MULTILINE)
 OWN_DATA = re.compile(
     r'Path\(__file__\)\.with_name\("([\w.]+)"\)\.read_text\("utf-8"\)'
 )
-# Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts
-# and videos.
+# Files that tell sentence-transformers (version 5.4 or later) which methods of the model embed texts,
+# images and videos.
 SENTENCE_TRANSFORMERS = {
     "modules.json": """[
  {
@@ -40,6 +40,10 @@ SENTENCE_TRANSFORMERS = {
  "modality_config": {
   "text": {
    "method": "get_text_features",
+   "method_output_name": null
+  },
+  "image": {
+   "method": "get_video_features",
    "method_output_name": null
   },
   "video": {

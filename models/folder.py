@@ -229,7 +229,10 @@ class ModelBundle:
             tokenizer = read_tokenizer(file)
             check_tokens(tokenizer, config.model.text.vocab_size, file)
         except ValidationError as error:
-            raise InputError(f"{config_file}: {first_fault(error)}") from error
+            raise InputError(
+                f"{config_file}: {first_fault(error)} (if `alpro model export` wrote this folder, load "
+                "the artifact that it exported)"
+            ) from error
         except ValueError as error:
             raise InputError(str(error)) from error
 

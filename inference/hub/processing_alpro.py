@@ -1,6 +1,7 @@
 """Frames and texts to the inputs of an exported model."""
 
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from alpro.inference.inputs import check_texts
 from alpro.models.frames import normalize_frames
 from alpro.shards.clip import DecodeError
-from alpro.shards.decoding import decode_video
+from alpro.shards.decoding import decode_image, decode_video
+from alpro.shards.file_type import MEDIA_EXTENSIONS, media_kind, read_head
 from alpro.shards.sampling import segment_starts
 
 # Options that transformers and sentence-transformers pass to every processor. This one always pads to
@@ -38,9 +40,11 @@ class AlproProcessor(ProcessorMixin):
 
     A video is a file, which needs PyAV, or a list or an array of its frames (F, H, W, 3) uint8, all
     of them or any number: the first of each of T equal segments is used, and resized to S x S. An
-    image is a video of one frame. One video or text needs no list.
+    image is a file or a picture (H, W, 3) uint8, in a list of `videos`, or in `images`, which
+    sentence-transformers sets instead. One video, image or text needs no list.
 
-    Raises ValueError for an empty text and for other frames, and TypeError for an unknown argument.
+    Raises ValueError for an empty text, the name of a file as a text, other frames, and `videos` with
+    `images`, and TypeError for an unknown argument.
     """
 
     # The class that transformers loads, in the exported folder.
@@ -69,20 +73,37 @@ class AlproProcessor(ProcessorMixin):
         self,
         videos: Any = None,
         text: str | Sequence[str] | None = None,
+        images: Any = None,
         **options: Any,
     ) -> BatchFeature:
         unknown = options.keys() - UNUSED_OPTIONS
         if unknown:
             raise TypeError(
-                f"unknown arguments {sorted(unknown)}: videos and text are known"
+                f"unknown arguments {sorted(unknown)}: videos, images and text are known"
             )
 
         data: dict[str, Tensor] = {}
+        if videos is not None and images is not None:
+            raise ValueError("set videos or images, not both: videos may list images")
+        if images is not None:
+            # An array of four dimensions is several images, not the frames of a video.
+            is_batch = isinstance(images, list | tuple) or np.ndim(images) == 4
+            data["pixel_values"] = self._pixels([*images] if is_batch else [images])
         if videos is not None:
             data["pixel_values"] = self._pixels(videos)
         if text is not None:
+            texts = check_texts(text)
+            for name in texts:
+                # sentence-transformers passes a file that it does not know or find as a text. A sentence
+                # may end with ".gif". Path.is_file raises an error for a long text.
+                is_name = len(name.split()) == 1 or isfile(name)  # noqa: PTH113
+                if is_name and Path(name).suffix.lower() in MEDIA_EXTENSIONS:
+                    raise ValueError(
+                        f"the text {name!r} is the name of a file: set videos, or in "
+                        'sentence-transformers encode {"video": FILE}'
+                    )
             encoded = self.tokenizer(
-                check_texts(text),
+                texts,
                 padding="longest",
                 truncation=True,
                 max_length=self.max_text_tokens,
@@ -94,23 +115,30 @@ class AlproProcessor(ProcessorMixin):
 
     def _pixels(self, videos: Any) -> Tensor:
         """Return the pixel values (V, T, 3, S, S) of one or more videos."""
-        batch: Any = videos
+        batch = videos
         if isinstance(videos, str | Path) or getattr(videos, "ndim", 0) == 4:
             batch = [videos]
-        pixels = []
-        for video in batch:
-            frames = video
-            if isinstance(video, str | Path):
-                try:
-                    clip = decode_video(Path(video), self.frames, self.image_size)
-                except DecodeError as error:
-                    raise ValueError(f"{video}: {error}") from error
-                frames = clip.frames
-            pixels.append(self._normalize(np.asarray(frames)))
-        return torch.cat(pixels)
+        return torch.cat([self._normalize(self._read(video)) for video in batch])
+
+    def _read(self, video: Any) -> np.ndarray:
+        """Read the frames of a file: of a video (T, S, S, 3) uint8, of an image (1, S, S, 3)."""
+        if not isinstance(video, str | Path):
+            return np.asarray(video)
+        path = Path(video)
+        try:
+            if path.is_file() and media_kind(path, read_head(path)) == "image":
+                return decode_image(path, self.image_size).frames
+            return decode_video(path, self.frames, self.image_size).frames
+        except DecodeError as error:
+            raise ValueError(f"{video}: {error}") from error
 
     def _normalize(self, frames: np.ndarray) -> Tensor:
-        """Choose, scale and normalize frames (F, H, W, 3) uint8 -> (1, T, 3, S, S)."""
+        """Choose, scale and normalize frames (F, H, W, 3) uint8 -> (1, T, 3, S, S).
+
+        A picture (H, W, 3) is a video of one frame.
+        """
+        if frames.ndim == 3:
+            frames = frames[None]
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ValueError(
                 f"a video is frames (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}"

@@ -25,7 +25,7 @@ import numpy as np, torch
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 root = sys.argv[1]
-files = sys.argv[2:]  # of which the last has a title in Latin-1
+files = sys.argv[2:]  # the last has a title in Latin-1
 given = np.load(f"{root}/in.npz")
 videos, texts = list(given["videos"]), given["texts"].tolist()
 for task in ("retrieval", "qa", "prompter"):
@@ -46,10 +46,13 @@ for task in ("retrieval", "qa", "prompter"):
         out = model(**batch)
         results = {"videos": out.video_embeds, "texts": out.text_embeds, "similarity": out.similarity}
         if task == "prompter":
+            picture = np.zeros((40, 30, 3), np.uint8)
+            assert len(processor(images=picture)["pixel_values"]) == 1
+            assert len(processor(images=np.stack([picture, picture]))["pixel_values"]) == 2
             try:
-                processor(images=[])
+                processor(pictures=[])
             except TypeError as error:
-                assert "images" in str(error), error
+                assert "pictures" in str(error), error
             else:
                 raise AssertionError("accepted")
             try:
@@ -216,12 +219,12 @@ def test_a_clip_is_not_exported(exporting, clip_folders, tmp_path):
 ODD_FILES = {  # options of the input and of the output
     "cut.mp4": (["-ss", "0.7", "-i", "film.mp4"], ["-c", "copy"]),  # with an edit list
     "palette.mov": (["-i", "film.mp4"], ["-c:v", "qtrle", "-pix_fmt", "pal8"]),
-    "reordered.avi": (["-i", "film.mp4"], ["-c:v", "mpeg4", "-bf", "2"]),
     "mirrored.mp4": (["-display_hflip:v", "-i", "film.mp4"], ["-c", "copy"]),
     "turned.mp4": (["-display_rotation:v", "90", "-i", "film.mp4"], ["-c", "copy"]),
     "raw.h264": (["-i", "film.mp4"], ["-c", "copy"]),
     "program.mpg": (["-i", "film.mp4"], ["-c:v", "mpeg1video", "-r", "25"]),
     "moving.png": (["-i", "film.mp4"], ["-f", "apng"]),
+    "still.jpg": (["-i", "film.mp4"], ["-frames:v", "1"]),
 }
 
 

@@ -112,7 +112,7 @@ def test_weights_of_half_precision_become_float32(saved):
 
     loaded = ModelBundle.from_pretrained(saved).model.state_dict()
 
-    near(dict(loaded), weights, atol=1e-2)  # of equal types
+    near(dict(loaded), weights, atol=1e-2)  # their types are equal
 
 
 # Folders that are damaged, or of a stranger.
