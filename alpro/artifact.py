@@ -61,7 +61,7 @@ class Record:
     contents: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
@@ -226,16 +226,6 @@ def try_checksum(path: Path) -> str:
         return checksum(path)
     except (FileNotFoundError, NotADirectoryError):
         return ""
-
-
-def require(folder: Path, name: str) -> Path:
-    """Return the path of a file of an artifact. Raise InputError if it is missing."""
-    path = folder / name
-    if not path.exists():
-        raise InputError(
-            f"{folder}: {name} is missing; delete this folder and run again to rebuild it"
-        )
-    return path
 
 
 def repair_hint(folder: Path) -> str:

@@ -34,6 +34,8 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Names of files are in many lines; a traceback has several lines.
         text = "\n".join(map(printable, self.format(record).split("\n")))
+        if record.levelno == logging.WARNING:
+            text = f"warning: {text}"
         has_time = os.environ.get(TIMES) != "0" and not sys.stderr.isatty()
         say(text, with_time(text) if has_time else text)
 
@@ -47,7 +49,7 @@ def say(text: str, shown: str = "") -> None:
     keep(text)
     # A full disk, or a `tee` that Ctrl-C ended, costs the line and not the training.
     with suppress(OSError):
-        print(shown or text, file=sys.stderr, flush=True)
+        print(shown or text, file=sys.stderr)
 
 
 def keep(text: str) -> None:

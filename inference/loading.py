@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from alpro.artifact import artifacts, check_artifact, read_record, require
+from alpro.artifact import artifacts, check_artifact, read_record
 from alpro.errors import InputError
 from alpro.files import checksum, expand_home
 from alpro.inference.names import find_artifact, find_workspace, is_of_workspace
@@ -175,9 +175,9 @@ def load_bundle(found: Found, device: torch.device) -> ModelBundle:
 def read_prompts(folder: Path) -> tuple[list[str], Prompts]:
     """Read the entities (M) of a cache_prompts artifact, and their embeddings: `video` and `image`,
     each (M, E). Raise InputError if a file is missing or invalid."""
-    file = require(folder, PROMPTS)
+    file = folder / PROMPTS
     try:
-        entities = load_labels(require(folder, "entities.json"))
+        entities = load_labels(folder / "entities.json")
         prompts = read_weights(file)
         check_finite(prompts, file)
     except ValueError as error:
@@ -189,4 +189,4 @@ def read_prompts(folder: Path) -> tuple[list[str], Prompts]:
 
 def read_entities(vocabulary: Path) -> list[str]:
     """Read the entities of a build_vocabulary artifact, in order."""
-    return pq.read_table(require(vocabulary, "entities.parquet"))["entity"].to_pylist()
+    return pq.read_table(vocabulary / "entities.parquet")["entity"].to_pylist()

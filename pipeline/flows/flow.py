@@ -101,7 +101,7 @@ def start(
         if not ended.done():
             raise
         # The stages need no server: only Prefect's page does not show how the run ended.
-        log.warning(f"warning: Prefect's server is gone: {one_line(error)}")
+        log.warning(f"Prefect's server is gone: {one_line(error)}")
     return ended.result()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json
 from alpro.models.precision import check_devices
@@ -104,7 +105,9 @@ def check_decoded(plan: Plan) -> None:
             source = step.inputs[name]
             # The store, because the corpus may have been built since the plan was made.
             if plan.store.find(source):
-                check_items(config, column, name, plan.store.folder(source))
+                folder = plan.store.folder(source)
+                check_artifact(folder)
+                check_items(config, column, name, folder)
 
 
 def check_imported(plan: Plan) -> None:

@@ -254,9 +254,9 @@ class Tracker:
                 if ended:
                     # A short outage while the stage ran costs no lines and no results.
                     self.paused_until = 0.0
-                # A training that resumes has a shorter file, and writes the same lines again.
+                # A training that resumes has a shorter file, and writes the same lines again, which
+                # MLflow has.
                 lines = read_metrics(folder / METRICS)
-                logged = min(logged, len(lines))
                 metrics: list[Metric] = []
                 for line in lines[logged:]:
                     step = line.pop("step")
@@ -358,7 +358,7 @@ class Tracker:
     def _warn(self, error: Exception) -> None:
         if not self.has_failed:
             log.warning(
-                f"warning: MLflow store {self.uri} misses entries: {one_line(error)}; "
+                f"MLflow store {self.uri} misses entries: {one_line(error)}; "
                 "`alpro artifacts log ARTIFACT` logs a finished stage again"
             )
         self.has_failed = True

@@ -4,9 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from alpro.artifact import read_record
+from alpro.artifact import check_artifact, read_record
 from alpro.errors import InputError
 from alpro.inference.scan import is_corpus
 from alpro.shards.reader import Sample, ShardReader
@@ -32,7 +30,7 @@ def read_labeled(
 
     A corpus gives the videos of the split that are not also in training, and a manifest with a
     column `split` the videos of the split. Any other source gives all of its videos, unless one of
-    the models was trained on some of them: then the split of that training decides.
+    the models was trained on some of them: then it gives what the corpus of that training does.
 
     Args:
         source: The data.
@@ -80,9 +78,12 @@ def read_labeled(
 def read_samples(corpus: Location, split: str) -> tuple[ShardReader, str]:
     """Read the samples of a split of a corpus that are not also in training, and describe them."""
     description = f"split {split}"
-    shared: set[str] = set()
-    if isinstance(corpus, Path) and (corpus / "overlap.parquet").is_file():
-        shared = also_in_training(corpus, split)
+    shared = set[str]()
+    if isinstance(corpus, Path):
+        # Without its table of overlap, a corpus of a run would give better scores.
+        check_artifact(corpus)
+        if (corpus / "overlap.parquet").is_file():
+            shared = also_in_training(corpus, split)
     if shared:
         description += f", without {len(shared)} that are also in training"
     return ShardReader(corpus, split, exclude=shared), description
@@ -105,18 +106,18 @@ def read_rows(
 
     # On videos that a model was trained on, its scores would be too good.
     for corpus in chain.from_iterable(map(find_corpora, artifacts)):
-        index = corpus / "index.parquet"
-        if not index.is_file():
+        if not (corpus / "index.parquet").is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, "
                 "is gone: add a column split"
             )
-        columns = pq.read_table(index, columns=["id", "split"]).to_pydict()
-        splits = dict(zip(*columns.values(), strict=True))
-        if any(row.id in splits for row in rows):
+        known = set(ShardReader(corpus).column("id").to_pylist())
+        if not known.isdisjoint(row.id for row in rows):
+            samples, description = read_samples(corpus, split)
             # A row that the run did not decode may be of a group that it was trained on.
-            chosen = [row for row in rows if splits.get(row.id) == split]
-            return chosen, f"split {split} of the model's own run"
+            ids = set(samples.column("id").to_pylist())
+            description += ", as in the model's own run"
+            return [row for row in rows if row.id in ids], description
 
     # A model from elsewhere has no record, and may have been trained on them nevertheless.
     return rows, ALL_VIDEOS

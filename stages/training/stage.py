@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from alpro.artifact import require
 from alpro.files import read_json
 from alpro.log import log
 from alpro.models.alpro import Alpro, ModelConfig
@@ -121,10 +120,10 @@ def train(
             log.info(f"training in {dtype_name(dtype)} on {world.device.type}")
             warnings += data.find_truncated_texts()
             for warning in warnings:
-                log.warning(f"warning: {warning}")
+                log.warning(warning)
             if training.interpolates and not validate:
                 log.warning(
-                    "warning: interpolate = true chooses weights on validation, and no corpus has a "
+                    "interpolate = true chooses weights on validation, and no corpus has a "
                     "validation split: the last weights are kept"
                 )
             if training.draw:
@@ -184,7 +183,7 @@ def save_model(
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a train_tokenizer artifact."""
-    return Tokenizer.from_file(str(require(folder, "tokenizer.json")))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -194,11 +193,7 @@ def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocessing:
-    """Return the normalization of frames: constants, or the averaged statistics of the corpora.
-
-    Raises:
-        InputError: If a corpus has no statistics.
-    """
+    """Return the normalization of frames: constants, or the averaged statistics of the corpora."""
     if config.normalization == "clip":
         return Preprocessing()
     if config.normalization in CONSTANTS:
@@ -207,7 +202,7 @@ def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocess
 
     statistics = []
     for name in sorted(config.corpora):
-        values = read_json(require(corpora[name], "statistics.json"))
+        values = read_json(corpora[name] / "statistics.json")
         statistics.append([values["mean"], values["std"]])
     mean, std = np.mean(statistics, axis=0).round(5).tolist()
     return Preprocessing(mean=mean, std=std)

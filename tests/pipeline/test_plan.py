@@ -312,8 +312,17 @@ def test_shards_are_indexed_as_their_corpus_says(digests, tmp_path):
 def test_shards_that_are_not_there_are_an_input_error(tmp_path):
     change = "corpora.clips={shards='memory://bucket/none'}"
     plan = plan_of(TINY, change, workspace=tmp_path)
-    with pytest.raises(InputError, match="no such folder of shards"):
+    with pytest.raises(InputError, match="memory://bucket/none: "):
         check_plan(plan)
+
+
+def test_a_corpus_has_no_name_of_an_input(tmp_path):
+    changes = [
+        "corpora.model.shards='memory://bucket/none'",
+        "finetune_retrieval.phases.0.corpora=['model']",
+    ]
+    with pytest.raises(InputError, match=r"corpora\.model: "):
+        plan_of(TINY, *changes, workspace=tmp_path)
 
 
 def test_annotations_and_the_files_that_they_name_below_their_root_decide_a_corpus(

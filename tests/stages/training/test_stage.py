@@ -261,9 +261,6 @@ def test_several_corpora_are_normalized_by_the_mean_of_their_statistics(tmp_path
     assert measured.mean == pytest.approx((0.4, 0.41, 0.42))
     assert measured.std == pytest.approx((0.15, 0.15, 0.15))
     assert measure_preprocessing(paper, {}) == Preprocessing()
-    (tmp_path / "bright" / "statistics.json").unlink()
-    with pytest.raises(InputError, match=r"bright: statistics.json is missing"):
-        measure_preprocessing(own, corpora)
 
 
 def test_without_crops_their_area_may_fit_no_patches(
