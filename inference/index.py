@@ -10,7 +10,7 @@ call is repeated if the change of another process has overtaken it.
 import errno
 import re
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -69,9 +69,6 @@ SCHEMA = pa.schema(
         # Changes with the file; empty: a bad row of a manifest.
         "identity": pa.string(),
         "member": arrow_type(Member),  # place in a tar of downloads
-        # Frames of decoded samples, which earlier versions indexed.
-        "frame_offsets": pa.list_(pa.int64()),
-        "frame_sizes": pa.list_(pa.int64()),
         "reason": pa.string(),  # why there is no embedding
         "detail": pa.string(),
     }
@@ -493,7 +490,7 @@ def describe_location(item: Item) -> str:
     >>> describe_location(EMPTY | {"path": "a.mp4", "start": 1.5, "end": 4.0})
     'a.mp4 1.5-4 s'
     """
-    if item["frame_offsets"] or item["member"]:
+    if item["member"]:
         return f"{item['path']}: {item['id']}"
     start = item["start"] or 0.0
     end = item["end"]
@@ -524,11 +521,6 @@ def record_index(index: Index) -> None:
 
 def find_indexed_models(workspace: Path) -> set[str]:
     """Return the fingerprints of the models of noted indexes."""
-    for place in read_notes(workspace):
-        # Earlier versions noted a place alone. Those before them made other indexes.
-        with suppress(InputError):
-            if "\t" not in place and index_exists(place):
-                record_index(Index.open(place))
     return {note.partition("\t")[0] for note in read_notes(workspace)}
 
 

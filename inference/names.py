@@ -104,7 +104,7 @@ def find_artifact(name: str | Path, workspace: Path) -> Artifact:
         raise InputError(
             f"{name}: no such folder, and {' and '.join(listed) or 'no artifact'} of this name in "
             f"{workspace / 'artifacts'}; `alpro artifacts ls` lists all, which have their "
-            "fingerprints as names"
+            "fingerprints as names (STAGE is of the last run, CONFIG/STAGE of one without --set)"
         )
 
     folder, record = matches[0]

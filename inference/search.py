@@ -146,21 +146,26 @@ class Searcher:
             rerank: Number of the most similar clips that are decoded and ordered by the sum of the
                 matching head's logit margin and the similarity, as in the evaluation with `top_k`.
                 Default: 20 if that was better when the model was validated, else 0. A prompter has
-                no such head.
+                no such head, and the result a note.
             exact: Compare all clips, also in an index of more than a million.
 
         Raises:
             InputError: If the condition is invalid.
         """
+        encoded = self.model.texts([text])
+        vector = encoded.features[0].cpu().numpy()
+
         if rerank is None:
             # "matching" if it was better than similarity when the model was validated.
             rerank = RERANKED if self.model.folder.ranking == "matching" else 0
+        note = self.model.note(text)
+        if rerank and not self.model.can_match:
+            note = f"this model cannot re-rank: ranked by similarity. {note}".strip()
+            rerank = 0
         # A page after the reranked clips shows none of them.
-        if offset >= rerank or not self.model.can_match:
+        if offset >= rerank:
             rerank = 0
 
-        encoded = self.model.texts([text])
-        vector = encoded.features[0].cpu().numpy()
         condition = make_condition(where, words)
         # All that are matched, also if the page shows fewer: matching may bring up any of them.
         hits = self._nearest(vector, max(offset + k, rerank), condition, exact)
@@ -170,7 +175,7 @@ class Searcher:
             )
 
         result = self._result(hits[offset : offset + k], condition)
-        result.note = self.model.note(text)
+        result.note = note
         return result
 
     def similar(

@@ -182,9 +182,8 @@ def _add_clips(app: FastAPI, models: ServedModels) -> None:
             return Response(picture, media_type="image/webp", headers=PRIVATE)
 
         path = located(item["path"])
-        # The path of a sample or a member is the path of its tar.
-        is_inside = item["frame_offsets"] is not None or item["member"]
-        if is_inside or not isinstance(path, Path) or suffix(path) not in PLAYABLE:
+        # The path of a member is the path of its tar, whose suffix is no video's.
+        if not isinstance(path, Path) or suffix(path) not in PLAYABLE:
             raise HTTPException(
                 404, "browsers cannot play this file; view=moving shows some frames"
             )

@@ -126,7 +126,7 @@ def test_images_and_videos_are_named_with_the_prompts_of_their_kind(
     named = dict(model.entities(file, region, top_k=99))
 
     pixels = model.encoder.clip_pixels([model.frames(file)])
-    patches = torch.tensor([[2, 1, 1, 3]])  # of 4 x 4
+    patches = torch.tensor([[2, 1, 1, 3]])  # in a grid of 4 x 4
     prompts = model.folder.prompts[kind]
     labels = model.folder.model.pseudo_labels(
         pixels, patches, prompts, model.encoder.black

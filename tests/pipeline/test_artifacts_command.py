@@ -9,7 +9,7 @@ import pytest
 
 from alpro.artifact import read_record
 from alpro.files import read_json, write_json
-from alpro.inference.index import INDEXES, Index, IndexSettings, record_index
+from alpro.inference.index import Index, IndexSettings, record_index
 from alpro.inference.names import write_refs
 from alpro.pipeline.cli import main as cli
 from alpro.pipeline.store.artifacts import Store
@@ -198,6 +198,14 @@ def test_gc_removes_outdated_imports_of_data(workspace):
     assert all(folder.is_dir() for folder in folders[1:])
 
 
+def test_gc_removes_nothing_where_no_stage_stands_for_an_artifact(tmp_path):
+    add_artifacts(tmp_path)  # as if they were copied here
+
+    assert alpro(tmp_path, "gc", "--yes") == 2
+
+    assert marks(tmp_path) == "abcde0"
+
+
 @pytest.fixture
 def index(workspace, tmp_path_factory):
     """An index with the model c, which nothing else keeps."""
@@ -215,14 +223,6 @@ def test_gc_keeps_the_model_of_an_index(workspace, index):
     assert marks(workspace) == "abce0"
     shutil.rmtree(index.place)
     alpro(workspace, "gc", "--yes")
-    assert marks(workspace) == "abce0"
-
-
-def test_gc_keeps_the_model_of_an_index_that_an_earlier_version_noted(workspace, index):
-    (workspace / INDEXES).write_text(f"{index.place}\n")
-
-    alpro(workspace, "gc", "--yes")
-
     assert marks(workspace) == "abce0"
 
 

@@ -48,7 +48,7 @@ def page(browser, address):
     """The page with all clips. At the end, no script has failed and nothing leaves the screen."""
     page = browser.new_page(viewport={"width": WIDTH, "height": 800})
     errors = []
-    page.set_default_timeout(120_000)  # of a busy machine
+    page.set_default_timeout(120_000)  # for a busy machine
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
     page.wait_for_selector(".card >> nth=11")
