@@ -33,7 +33,7 @@ def set_parent_death_signal(parent: int, number: signal.Signals) -> None:
     """Let the kernel send a signal to this process when the thread that started it ends. Exit at
     once if the parent has ended already. Works on Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     # A parent that ended before `prctl` sends no signal.
     if os.getppid() != parent:
         os._exit(1)

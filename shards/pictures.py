@@ -49,7 +49,7 @@ def strip(tiles: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
     return image
 
 
-def sheet(strips: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+def sheet(strips: Sequence[Image.Image], columns: int) -> Image.Image:
     """Draw strips in rows of `columns`, in cells of equal size."""
     width = max(strip.width for strip in strips) + 12
     height = max(strip.height for strip in strips)

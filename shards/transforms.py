@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance
 MAX_CROP_ATTEMPTS = 10
 CROP_SCALE = (0.2, 1.0)  # fraction of the area
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
+BOX_RATIO = (0.3, 3.3)  # width : height of a crop of patches
 
 
 def squash(frames: np.ndarray, size: int) -> np.ndarray:
@@ -112,7 +113,6 @@ def random_box(
     grid: int,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.3, 0.5),
-    aspect: tuple[float, float] = (0.3, 3.3),
 ) -> tuple[int, int, int, int]:
     """Sample a crop as random resized cropping does, rounded to the patch grid.
 
@@ -122,13 +122,12 @@ def random_box(
     Args:
         grid: Side of the grid in patches.
         area: Range of the fraction of the grid.
-        aspect: Range of width : height.
 
     Returns:
         left, top, width and height in patches.
     """
     smallest, largest = area
-    for width, height in draw_sizes(100, (grid, grid), area, aspect, rng):
+    for width, height in draw_sizes(100, (grid, grid), area, BOX_RATIO, rng):
         inside = 1 <= height <= grid and 1 <= width <= grid
         if inside and smallest <= height * width / grid**2 <= largest:
             top = int(rng.integers(0, grid - height + 1))

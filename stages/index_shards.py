@@ -77,8 +77,6 @@ def list_shards(folder: Location) -> list[Location]:
     try:
         shards = listing(folder, ".tar")
         compressed = compressed_tars(folder)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no such folder of shards") from error
     except OSError as error:
         raise InputError(
             f"{folder}: its shards cannot be listed: {error.strerror or error}"

@@ -80,7 +80,7 @@ def test_a_terminal_that_is_gone_ends_nothing_and_the_log_file_has_the_lines(
 
 
 def test_a_region_is_left_top_width_and_height():
-    for box, patches in (  # of 4 x 4: left, top, width, height
+    for box, patches in (  # in a grid of 4 x 4: left, top, width, height
         (WHOLE, (0, 0, 4, 4)),
         ((0.5, 0, 0.25, 1), (2, 0, 1, 4)),
         ((0, 0.75, 0.5, 0.25), (0, 3, 2, 1)),

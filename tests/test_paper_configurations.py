@@ -212,7 +212,7 @@ def test_every_number_is_that_of_the_paper(name, stage):
     for corpus in phase.corpora:
         assert config.corpora[corpus].size == STORED[corpus]
     if stage == "finetune_retrieval":
-        # Of 20 captions of a video, a run would validate 99 million pairs.
+        # With 20 captions of a video, a run would validate 99 million pairs.
         assert training.validation.captions == 1
     if stage.startswith("finetune"):
         assert (config.evaluate.frames, config.evaluate.max_text_tokens) == EVALUATED[

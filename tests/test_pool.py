@@ -63,7 +63,7 @@ def test_a_part_of_a_task_has_a_time_limit(run):
     [
         ("raise", ValueError, "no"),
         ("raise for the user", InputError, "no such column"),
-        ("raise an odd error", RuntimeError, "1 and 2"),  # which cannot be sent
+        ("raise an odd error", RuntimeError, "1 and 2"),  # an error that cannot be sent
     ],
 )
 def test_an_exception_is_raised_with_the_traceback_of_the_process(

@@ -97,10 +97,11 @@ class Processes:
         `wait`: the process ID may have been reused."""
         os.kill(self._leader.pid, signal.SIGTERM)
 
-    def is_running(self) -> bool:
-        """Return whether the leader has not ended."""
+    def poll(self) -> int | None:
+        """Return the exit status or the signal with which the leader ended; None while it runs."""
         options = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        return os.waitid(os.P_PID, self._leader.pid, options) is None
+        ended = os.waitid(os.P_PID, self._leader.pid, options)
+        return ended.si_status if ended else None
 
     def wait(
         self,
@@ -113,7 +114,7 @@ class Processes:
             stopping: the event at which the group is asked to end.
             killing: the event at which it is ended at once.
         """
-        while self.is_running():
+        while self.poll() is None:
             if killing.is_set():
                 os.killpg(self._leader.pid, signal.SIGKILL)
             elif stopping.is_set():

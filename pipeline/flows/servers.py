@@ -76,8 +76,10 @@ def start_temporary_server() -> Callable[[], None]:
         if name.startswith(SERVER_PREFIXES):
             del os.environ[name]
     settings = read_settings("command", "guard", home=home, prefect_port=port)
-    command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
-    command += f" --port {port}"
+    command = (
+        "uvicorn --factory prefect.server.api.server:create_app --log-level error "
+        f"--port {port}"
+    )
     with outside_current_folder():
         server = start_program(
             "server", command, os.environ | settings, SERVER_SECONDS, logs=home
@@ -117,9 +119,11 @@ def wait_until(
     """Wait. Raises StageFailed if one of the programs has ended."""
     while not condition():
         for name, program in programs.items():
-            if not program.is_running():
+            status = program.poll()
+            if status is not None:
                 raise StageFailed(
-                    f"{name} ended, see {name}.log: {' | '.join(program.last_lines)}"
+                    f"{name} ended with status {status}, see {name}.log: "
+                    f"{' | '.join(program.last_lines)}"
                 )
         time.sleep(POLL_SECONDS)
 

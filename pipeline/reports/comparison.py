@@ -50,7 +50,7 @@ def compare_runs(
     lines = [
         [one.kind, one.name, *one.values]
         for one in differences(*origins)
-        # Of a stage that only one was built from, the version is listed, and not each key.
+        # A stage that only one was built from is listed with its version, and not with each key.
         if one.kind != "configuration"
         or MISSING not in one.values
         or one.name.partition(".")[0] in shared

@@ -179,8 +179,8 @@ class Store:
         for path in self.root.glob("*/*.lock"):
             if is_being_built(path):
                 raise InputError(
-                    f"{path.parent.name}/{path.stem} is being built; run this command when it is "
-                    "done"
+                    f"{path.parent.name}/{path.stem} is being built, or its lock is another "
+                    "user's; run this command when it is done, or as that user"
                 )
 
         for folder in folders:

@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
         places = {"tmp": tmp_path, "used": used.getsockname()[1]}
         status, out, err = call(*command.format(**places).split())
 
-    notes = ("configuration: ", "no questions in ")
+    notes = ("configuration: ", "warning: no questions in ")
     (line,) = (one for one in err.splitlines() if not one.startswith(notes))
     assert (status, line[:7]) == (2, "error: ")
     assert named.format(**places) in line

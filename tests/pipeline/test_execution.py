@@ -97,7 +97,6 @@ def test_a_stage_inherits_the_lock_of_its_folder(group, run):
 
 
 def test_an_outcome_is_read_and_no_file_of_its_processes_stays(group, run, tmp_path):
-    write_json(tmp_path / "result.json", {"error": "of an earlier attempt"})
     group.work = lambda folder: (folder / "stop").touch()
 
     outcome = run(EVALUATE)
@@ -226,6 +225,7 @@ def test_a_stage_that_the_pipeline_stopped_is_cancelled(group, run):
 def test_a_stage_without_a_result_has_failed_with_its_last_lines(
     status, lines, message, group, run, tmp_path
 ):
+    write_json(tmp_path / "result.json", {"error": "of an earlier attempt"})
     group.result = None
     group.status = status
     group.last_lines = lines

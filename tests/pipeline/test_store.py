@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alpro.artifact import check_artifact, require
+from alpro.artifact import check_artifact
 from alpro.errors import InputError
 from alpro.files import read_json, write_json
 from alpro.pipeline.execution.processes import Launch, run_stage
@@ -203,13 +203,6 @@ def test_a_run_that_is_stopped_does_not_wait(store, release):
     release()
 
 
-def test_a_file_that_an_artifact_lacks_is_an_input_error(tmp_path):
-    (tmp_path / "a").touch()
-    assert require(tmp_path, "a") == tmp_path / "a"
-    with pytest.raises(InputError, match=r"index\.parquet"):
-        require(tmp_path, "index.parquet")
-
-
 # Checksums.
 
 FILES = {"a.tar": b"0123456789", "model/weights": b"weights", "empty": b""}
@@ -269,8 +262,9 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
     write_json(path, read_json(path) | change)
 
     assert "artifact.json" in problems(store)
-    with pytest.raises(InputError, match=r"artifact.json was changed"):
-        store.find(sample_step())
+    for use in (lambda: store.find(sample_step()), lambda: check_artifact(path.parent)):
+        with pytest.raises(InputError, match=r"artifact.json was changed"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -281,6 +275,8 @@ def test_no_stage_starts_with_a_damaged_input(store, built, damage):
         check_artifact(folder)
     damage(built / "model" / "weights")
 
+    with pytest.raises(InputError):
+        check_artifact(built / "model")
     step = decode_step()
     with pytest.raises(InputError, match="model/weights is damaged or missing"):
         run_stage(step, store.folder(step), store, Resources(), Launch())

@@ -213,7 +213,7 @@ def test_a_missing_truncated_or_changed_shard_is_named_in_the_error(
     for folder in (corpus, memory):
         with pytest.raises(Unreadable, match=f"first.tar: {message}"):
             ShardReader(folder)[number].frames()
-        assert len(ShardReader(folder)[4].frames()) == 1  # of the other shard
+        assert len(ShardReader(folder)[4].frames()) == 1  # a sample in the other shard
 
 
 def test_frames_of_two_sizes_raise_an_error(make_row, smooth_clip, tmp_path):
