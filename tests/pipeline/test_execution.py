@@ -119,7 +119,7 @@ def test_what_a_stage_has_written_counts_however_its_processes_end(group, run):
         (PRETRAIN, 1, 2, [], "3"),
         (PRETRAIN, 2, 2, [], "1"),
         (DATA, 1, 2, [], None),  # it has no model
-        (PRETRAIN, 1, 2, ["0"], None),
+        (PRETRAIN, 1, 2, ["2", "GPU-b"], None),
     ],
 )
 def test_models_that_share_a_cpu_share_its_cores(
@@ -127,17 +127,14 @@ def test_models_that_share_a_cpu_share_its_cores(
 ):
     """torchrun would give each process one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "environ", {})
 
     run(step, Launch(gpus, models=stages), processes=processes, max_stages=stages)
 
     assert group.environment.get("OMP_NUM_THREADS") == threads
-
-
-def test_a_stage_uses_the_gpus_that_it_is_given(group, run):
-    run(PRETRAIN, Launch(gpus=["2", "GPU-b"]), processes=2)
-
-    assert group.environment["CUDA_VISIBLE_DEVICES"] == "2,GPU-b"
+    assert group.environment.get("CUDA_VISIBLE_DEVICES", "") == ",".join(gpus)
+    # Progress bars of several stages would overwrite each other.
+    assert ("ALPRO_PLAIN_PROGRESS" in group.environment) is (stages > 1)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +181,14 @@ def test_several_processes_start_under_torchrun(stages, resources, group):
         )
         program = ["alpro.pipeline.execution.run_stage", "pretrain/0123/work.json"]
         assert command == [*start, *program]
+
+
+def test_the_command_for_another_node_is_printed(group, run, caplog):
+    with caplog.at_level("INFO"):
+        run(PRETRAIN, processes=4, **NODES)
+
+    there = [each.replace("--node-rank=0", "--node-rank=1") for each in group.command]
+    assert set(there) < set(caplog.text.split())
 
 
 # How a stage ends.
