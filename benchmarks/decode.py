@@ -172,6 +172,9 @@ def every_frame(task: Task) -> None:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
+        # Every file here tells both.
+        assert stream.duration is not None
+        assert stream.time_base is not None
         last = float(stream.duration * stream.time_base) if end is None else end
         requested = list(np.linspace(start or 0.0, last, COUNT, endpoint=False))
         if start:

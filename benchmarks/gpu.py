@@ -261,10 +261,10 @@ def write_corpus(folder: Path, kind: str, samples: int) -> Path:
             frames = draw(sky, ground, 16 if kind == "video" else 1, rng)
             scale = PIXELS // frames.shape[1]
             frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-            row = {"id": str(number), "path": "none", "kind": kind, "split": "train"}
+            row: dict[str, Any] = {"id": str(number), "path": "none", "kind": kind}
             # Longer than the texts of all models: what is cut has no padding.
             caption = " ".join([f"{sky} over {ground}"] * CLIP_TOKENS)
-            row |= {"group": str(number), "captions": [caption]}
+            row |= {"split": "train", "group": str(number), "captions": [caption]}
             writer.write(Row.model_validate(row), Clip(frames, 1.0, PIXELS, PIXELS))
     pq.write_table(index_shard(folder / "all.tar"), folder / "index.parquet")
     return folder
@@ -356,7 +356,7 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
         for name, stage, corpus, flops, changes in cases:
             for compiled in (False, True) if CUDA else (False,):
                 out = folder / f"{name} {compiled}" / "out"
-                row = {"run": name, "compiled": compiled}
+                row: dict[str, Any] = {"run": name, "compiled": compiled}
                 config = make_config(stage, corpus, steps, changes)
                 row |= timed(stage, config, inputs, out, Resources(compile=compiled))
                 row["tflops"] = row["samples_per_second"] * flops / 1e12
