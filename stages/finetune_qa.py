@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alpro.errors import InputError
 from alpro.models.folder import ModelBundle
@@ -41,13 +41,9 @@ class Config(TrainingConfig, frozen=True):
     answers_file: FilePath = ""
     """a file of answers instead: a JSON object of answer to index, a JSON list or lines"""
 
-    @model_validator(mode="after")
-    def _no_contrast(self) -> "Config":
-        if self.contrast == "batch":
-            raise ValueError(
-                "contrast = batch: question answering has no contrastive loss; remove the key"
-            )
-        return self
+    @property
+    def compares_pairs(self) -> bool:
+        return False
 
 
 class Inputs(StageInputs):

@@ -18,6 +18,7 @@ from alpro.inference.loading import (
 from alpro.log import log
 from alpro.models.alpro import Alpro
 from alpro.models.folder import ClipBundle, ModelBundle, Preprocessing, start_from
+from alpro.models.losses import find_confident
 from alpro.shards.pictures import draw_entities, sheet
 from alpro.stages.execution.interface import (
     Corpora,
@@ -65,6 +66,10 @@ class Config(PretrainSettings, EncoderConfig, MatchingConfig, frozen=True):
     def without_effect(cls, values: Mapping[str, Any]) -> set[str]:
         # The result has the last weights, however often they are validated.
         return {*super().without_effect(values), "validation.times"}
+
+    @property
+    def compares_pairs(self) -> bool:
+        return self.weights.vtc + self.weights.vtm > 0
 
     @property
     def needs_prompter(self) -> bool:
@@ -178,15 +183,19 @@ def draw_pseudo_labels(
     data: TrainingDataset,
     entities: list[str],
     file: Path,
-) -> None:
+) -> list[str]:
     """Draw the pseudo-labels of crops in the first batch. The frozen prompter gives the same labels
     throughout training.
+
+    Returns:
+        A warning if none of them is confident.
     """
     batch = objective.with_pseudo_labels(data[0].to(objective.mean.device))
     assert batch.boxes is not None
     assert batch.pseudo_labels is not None
     # One host-device sync instead of one for each picture.
     labels = batch.pseudo_labels.cpu()
+    confident = find_confident(labels, objective.threshold).tolist()
 
     grid = objective.model.config.video.grid
     middle = batch.frames.shape[1] // 2
@@ -199,9 +208,16 @@ def draw_pseudo_labels(
             [side / grid for side in box],
             [(entities[index], float(labels[i, index])) for index in top],
             data.words.tokenizer.decode(batch.text[i].tolist()),
-            bool(labels[i].max() >= objective.threshold),
+            confident[i],
         )
         pictures.append(picture)
 
     file.parent.mkdir(exist_ok=True)
     sheet(pictures, columns=min(6, len(pictures))).save(file)
+    if any(confident):
+        return []
+    return [
+        "PEM ignores all crops of the first batch: none has an entity of probability "
+        f"{objective.threshold:g} (threshold), see {file.name}; train the prompter longer, or lower "
+        "pretrain.threshold"
+    ]

@@ -48,6 +48,6 @@ def describe_memory(stage: str, error: Exception) -> str:
     reason = one_line(error).partition(". ")[0]
     return (
         f"{stage} ran out of memory ({reason}): run it alone; a training needs less with a doubled "
-        f"{stage}.accumulation_steps, which computes the same batch in smaller parts, or with "
+        f"{stage}.accumulation_steps (VTC then compares the pairs of a smaller part), or with "
         "resources.checkpoint_activations=true, which takes a third more time; then run again"
     )

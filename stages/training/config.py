@@ -128,6 +128,11 @@ class TrainingConfig(StageConfig, frozen=True):
         return 1.0
 
     @property
+    def compares_pairs(self) -> bool:
+        """Whether a loss compares each pair of a batch with others."""
+        return True
+
+    @property
     def contrasts_whole_batch(self) -> bool:
         """Whether contrast goes beyond a micro-batch."""
         return self.contrast == "batch" and self.accumulation_steps > 1
@@ -138,6 +143,19 @@ class TrainingConfig(StageConfig, frozen=True):
         return list(
             dict.fromkeys(name for phase in self.phases for name in phase.corpora)
         )
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> "TrainingConfig":
+        whole = self.contrast == "batch"
+        parts = 1 if whole else self.accumulation_steps
+        if whole and not self.compares_pairs:
+            raise ValueError("contrast = batch: no loss compares pairs; remove the key")
+        if self.compares_pairs and self.batch_size <= parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} in {parts} micro-batches: a pair alone has no "
+                "negatives, so nothing would be learned; raise batch_size or lower accumulation_steps"
+            )
+        return self
 
     def check_division(self, ranks: int) -> None:
         """Check that a batch can be divided equally among processes.
@@ -172,6 +190,8 @@ class MatchingConfig(TrainingConfig, frozen=True):
                 "from the whole batch would need the tokens of all micro-batches; set it to a "
                 f"divisor of {pairs}, such as {pairs}"
             )
+        if self.compares_pairs and self.negative_pool_size == 1:
+            raise ValueError("negative_pool_size 1: a pair alone has no negatives")
         if self.negative_pool_size and pairs % self.negative_pool_size:
             raise ValueError(
                 f"negative_pool_size {self.negative_pool_size} does not divide "

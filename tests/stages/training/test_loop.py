@@ -231,6 +231,9 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
+ALONE = {"accumulation_steps": 8, "contrast": "micro_batch"}
+
+
 @pytest.mark.parametrize(
     ("stage", "values", "key"),
     [
@@ -240,9 +243,15 @@ def test_loss_metrics_and_gradients_are_those_of_the_batch_in_one_piece(
         (TrainPrompter, {}, ""),
         (MatchingConfig, {"negative_pool_size": 4}, ""),
         (MatchingConfig, {"accumulation_steps": 1}, ""),
+        # A pair alone has no negatives.
+        (MatchingConfig, {"negative_pool_size": 1}, "negative_pool_size"),
+        (MatchingConfig, ALONE, "batch_size"),
+        (TrainPrompter, ALONE, "batch_size"),
+        (Pretrain, ALONE | {"weights": {"vtc": 0, "vtm": 0}}, ""),
+        (FinetuneQa, ALONE, ""),
     ],
 )
-def test_contrast_over_the_batch_is_refused_where_it_cannot_be(stage, values, key):
+def test_batches_are_refused_that_cannot_be_compared(stage, values, key):
     values = {"accumulation_steps": 2, "contrast": "batch", "batch_size": 8, **values}
     phases = [{"corpora": ["clips"], "steps": 1}]
     if key:
