@@ -87,7 +87,8 @@ def compute_dtype(width: int, device: torch.device, mixed: bool = True) -> torch
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
-    """Return an autocast context; weights, embeddings, similarities and heads stay float32."""
+    """Return an autocast context. Weights, embeddings and similarities stay float32, and so do the
+    heads in evaluation."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 

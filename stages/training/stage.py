@@ -57,7 +57,7 @@ class Training:
             result.
         asked: What validation scores.
         select: Metric for model selection. Empty: the last weights are the result.
-        draw: Called by rank 0 with the data set before training.
+        draw: Called by rank 0 with the data set before training; returns warnings.
         interpolates: Whether the result is the best interpolation between the initial and the
             trained weights on validation (needs `select`).
 
@@ -68,7 +68,7 @@ class Training:
     objective: Objective
     asked: Asked
     select: str = ""
-    draw: Callable[[TrainingDataset], None] | None = None
+    draw: Callable[[TrainingDataset], list[str]] | None = None
     interpolates: bool = False
 
 
@@ -119,21 +119,26 @@ def train(
         if world.main:
             log.info(f"training in {dtype_name(dtype)} on {world.device.type}")
             warnings += data.find_truncated_texts()
-            for warning in warnings:
-                log.warning(warning)
             if training.interpolates and not validate:
-                log.warning(
+                warnings.append(
                     "interpolate = true chooses weights on validation, and no corpus has a "
                     "validation split: the last weights are kept"
                 )
             if training.draw:
-                training.draw(data)
+                warnings += training.draw(data)
+            for warning in warnings:
+                log.warning(warning)
 
         metrics: Metrics = {}
         if objective.losses:
             initial = copy_trainable(objective) if training.interpolates else {}
             trainer = Trainer(objective, data, config, out, world, resources)
             metrics = trainer.train(validate, training.select if validate else "")
+            if trainer.state.skipped:
+                warnings.append(
+                    f"{trainer.state.skipped} of {len(data)} steps were skipped, because a loss or "
+                    "the gradient was not finite; lower lr"
+                )
             if training.interpolates and validate:
                 measure = partial(trainer.measure, validate)
                 metrics |= interpolate_(objective, initial, measure, training.select)

@@ -181,15 +181,17 @@ def test_training_in_bfloat16_and_what_it_counts_and_warns_of_is_in_the_outcome(
     """As on a GPU, or on a processor that has it; the weights stay float32."""
     monkeypatch.setattr(layers, "compute_dtype", lambda *_: torch.bfloat16)
 
+    phases = [{"corpora": ["clips"], "steps": 2}]
     outcome, folder = tuned(
-        finetune_retrieval, batch_size=4, lr=1e-9, max_text_tokens=4
+        finetune_retrieval, phases=phases, lr=1e30, max_text_tokens=4
     )
     assert outcome.precision == "bfloat16"
-    assert outcome.counts == {"steps": 1, "examples": 132, "samples_without_text": 0}
-    (cut,) = outcome.warnings
+    assert outcome.counts == {"steps": 2, "examples": 132, "samples_without_text": 0}
+    cut, skipped = outcome.warnings
     assert cut.startswith(
         "clips: 131 of 132 captions have more than max_text_tokens = 4 tokens"
     )
+    assert "1 of 2 steps" in skipped
     assert {p.dtype for p in folder.model.parameters()} == {torch.float32}
 
 
