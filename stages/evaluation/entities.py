@@ -16,6 +16,7 @@ from alpro.inference.clips import read_frames
 from alpro.inference.matching import Videos
 from alpro.models.alpro import Prompter
 from alpro.models.words import find_words
+from alpro.shards.schema import KINDS
 from alpro.shards.transforms import random_box
 from alpro.stages.evaluation.gallery import Gallery, Labels
 from alpro.stages.evaluation.loaded_model import VIDEO_BATCH, LoadedModel, similarities
@@ -95,11 +96,11 @@ def add_crops(
     crops: int,
     threshold: float,
 ) -> None:
-    """Add the share of the crops that PEM keeps and the accuracy on them, which is 0 where a crop
-    shows no entity.
+    """Add the share of the crops that PEM keeps, the accuracy on them and the expected calibration
+    error of all crops. PEM cannot know which of them show an entity: without one, no label is right.
 
-    Of the crops that show one: the accuracy and the expected calibration error. Each accuracy has
-    the accuracy of the best constant on the same crops.
+    Of the crops that show one: the accuracy. Each accuracy has the accuracy of the best constant on
+    the same crops.
     """
     rows = label_crops(model, gallery, crops)
     for row in rows:
@@ -112,18 +113,16 @@ def add_crops(
         if subset:
             scores.append(accuracy(metric, subset, [str(row["box"]) for row in subset]))
     if rows:
-        # PEM cannot know which crops show an entity: this share is of all.
         boxes = [str(row["box"]) for row in rows]
         queries = Queries.of([row["id"] for row in rows], boxes)
         is_kept = np.array([100.0 * row["kept"] for row in rows])
         scores.append(Score(KEPT_CROPS, is_kept, queries=queries))
-        results.tables["entity_crops"] = pa.Table.from_pylist(rows)
-    if showing:
-        probability = np.array([row["probability"] for row in showing])
-        right = np.array([row["right"] for row in showing])
+        probability = np.array([row["probability"] for row in rows])
+        right = np.array([row["right"] for row in rows])
         # No mean over queries: it has no interval.
         error = np.array([calibration_error(probability, right)])
-        scores.append(Score(CALIBRATION_ERROR, error, items=len(showing)))
+        scores.append(Score(CALIBRATION_ERROR, error, items=len(rows)))
+        results.tables["entity_crops"] = pa.Table.from_pylist(rows)
     for score in scores:
         results.add(score, "entity_crops", "on random crops")
 
@@ -146,37 +145,41 @@ def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
     rng = np.random.default_rng(CROP_SEED)
 
     rows = []
-    for start in range(0, len(shown), VIDEO_BATCH):
-        batch = list(shown)[start : start + VIDEO_BATCH]
-        # Once for all crops of the batch.
-        pixels = model.encoder.clip_pixels(
-            read_frames(gallery.sample(index), config.frames, config.image_size)
-            for index in batch
-        )
-        for _ in range(crops):
-            boxes = [random_box(config.grid, rng) for _ in batch]
-            probabilities, best = prompter.pseudo_labels(
-                pixels,
-                torch.tensor(boxes, device=pixels.device),
-                model.bundle.prompts["video"],
-                model.encoder.black,
-            ).max(dim=1)
-            for row, index in enumerate(batch):
-                named = model.bundle.entities[int(best[row])]
-                metadata = gallery.videos[index].metadata
-                truth = entities_in_crop(
-                    metadata, shown[index], boxes[row], config.grid
-                )
-                rows.append(
-                    {
-                        "id": gallery.ids[index],
-                        "box": boxes[row],
-                        "named": named,
-                        "probability": float(probabilities[row]),
-                        "truth": truth,
-                        "right": named in truth,
-                    }
-                )
+    # Videos and images have prompts of their own.
+    for kind in KINDS:
+        prompts = model.bundle.prompts.get(kind, model.bundle.prompts["video"])
+        indices = [i for i in shown if gallery.videos[i].metadata["kind"] == kind]
+        for start in range(0, len(indices), VIDEO_BATCH):
+            batch = indices[start : start + VIDEO_BATCH]
+            # Once for all crops of the batch.
+            pixels = model.encoder.clip_pixels(
+                read_frames(gallery.sample(index), config.frames, config.image_size)
+                for index in batch
+            )
+            for _ in range(crops):
+                boxes = [random_box(config.grid, rng) for _ in batch]
+                probabilities, best = prompter.pseudo_labels(
+                    pixels,
+                    torch.tensor(boxes, device=pixels.device),
+                    prompts,
+                    model.encoder.black,
+                ).max(dim=1)
+                for row, index in enumerate(batch):
+                    named = model.bundle.entities[int(best[row])]
+                    metadata = gallery.videos[index].metadata
+                    truth = entities_in_crop(
+                        metadata, shown[index], boxes[row], config.grid
+                    )
+                    rows.append(
+                        {
+                            "id": gallery.ids[index],
+                            "box": boxes[row],
+                            "named": named,
+                            "probability": float(probabilities[row]),
+                            "truth": truth,
+                            "right": named in truth,
+                        }
+                    )
     return rows
 
 

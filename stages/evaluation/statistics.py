@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-PERMUTATIONS = 2000
+PERMUTATIONS = 9999  # a p value of 0.05 is then within 0.006 of the exact one
 CONFIDENCE_LEVEL = 0.95
 SEED = 0
 CALIBRATION_BINS = 10
@@ -21,7 +21,7 @@ CALIBRATION_BINS = 10
 # of the processor: 20,000 videos take 0.4 s, and 2.6 s with the larger batch of permutations.
 BOOTSTRAP_ELEMENTS = 400_000
 PERMUTATION_ELEMENTS = 4_000_000
-PRECISION = 1e-6  # to which the sums of permuted values are rounded
+PRECISION = 1e-6  # to which means are compared, and the sums of permuted values rounded
 
 
 class PairedDifference(NamedTuple):
@@ -47,20 +47,13 @@ class PairedDifference(NamedTuple):
 def bootstrap_interval(
     values: np.ndarray, videos: np.ndarray
 ) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean of values.
+    """Return the 95 % interval of the mean of values, as `resample_ratio`.
 
     Args:
         values: (Q,) values of queries.
         videos: (Q,) id of the video of each query.
-
-    Returns:
-        Both ends; None for fewer than two videos, and if all values are equal, which resampling
-        cannot vary.
     """
-    sums, counts = sum_by_video(values, videos)
-    if len(counts) < 2 or (values == values[0]).all():
-        return None
-    return resample_ratio(sums, counts)
+    return resample_ratio(*sum_by_video(values, videos))
 
 
 def paired_difference(
@@ -70,7 +63,7 @@ def paired_difference(
 
     The interval is a paired bootstrap: both means of a resample are over the same videos. The p
     value is a permutation test: if there is no difference, a video's values of a and b can be
-    exchanged. It is exact for few videos, and otherwise at least 1 / (PERMUTATIONS + 1).
+    exchanged. It is exact if few videos differ, and otherwise at least 2 / (PERMUTATIONS + 1).
 
     Args:
         a: (Q,) values of the first score.
@@ -81,24 +74,26 @@ def paired_difference(
 
     mean_a = float(np.mean(a))
     mean_b = float(np.mean(b))
-    difference = PairedDifference(mean_a, mean_b, mean_b - mean_a)
     differences, counts = sum_by_video(b - a, videos)
-    if len(counts) < 2:
-        return difference
+    low, high = resample_ratio(differences, counts) or (None, None)
+    difference = PairedDifference(mean_a, mean_b, mean_b - mean_a, low, high)
 
     # Sums of whole numbers are exact: rounding must not make an equal difference a smaller one.
     units = np.rint(differences / PRECISION)
-    low, high = resample_ratio(differences, counts)
+    # Exchanging equal values changes nothing.
+    units = units[units != 0]
+    if len(units) < 2:
+        return difference
     test = permutation_test(
         (units, np.zeros_like(units)),
         lambda x, y, axis: (x - y).sum(axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=PERMUTATIONS,
-        batch=max(1, PERMUTATION_ELEMENTS // len(counts)),
+        batch=max(1, PERMUTATION_ELEMENTS // len(units)),
         rng=SEED,
     )
-    return difference._replace(low=low, high=high, p=float(test.pvalue))
+    return difference._replace(p=float(test.pvalue))
 
 
 def sum_by_video(
@@ -115,15 +110,28 @@ def sum_by_video(
     return np.bincount(video_of_query, values), counts
 
 
-def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of a mean over queries, by resampling videos.
+
+    Percentiles alone are too narrow for few videos: those of two equal models exclude a difference
+    of 0 in 10 % of test sets of 8 videos. They are widened as Student's t distribution is
+    (Hesterberg, What Teachers Should Know about the Bootstrap, 2015): 5 %.
 
     Args:
         sums: (V,) sum of the values of each video.
         counts: (V,) number of its values.
-    """
-    from scipy.stats import bootstrap  # slow to import
 
+    Returns:
+        Both ends; None if resampling cannot vary the mean: for fewer than two videos, and if all
+        have the same one.
+    """
+    from scipy.stats import bootstrap, norm, t  # slow to import
+
+    size = len(counts)
+    if size < 2 or np.ptp(sums / counts) < PRECISION:
+        return None
+    quantile = t.ppf((1 + CONFIDENCE_LEVEL) / 2, size - 1)
+    level = 1 - 2 * norm.sf(quantile * np.sqrt(size / (size - 1)))
     interval = bootstrap(
         (sums, counts),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
@@ -131,8 +139,8 @@ def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
         vectorized=True,
         method="percentile",
         n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE_LEVEL,
-        batch=max(1, BOOTSTRAP_ELEMENTS // len(counts)),
+        confidence_level=level,
+        batch=max(1, BOOTSTRAP_ELEMENTS // size),
         rng=SEED,
     ).confidence_interval
     return float(interval.low), float(interval.high)

@@ -51,7 +51,7 @@ def test_the_second_evaluation_is_compared_with_the_first(workspace, capsys):
 
     (line,) = (line for line in cells(out) if line[0] == "question answering")
     assert re.fullmatch(r"\+75\.0 \[\+50\.0, \+100\.0\]", line[4])
-    assert float(line[5]) == pytest.approx(2 / 2**9, abs=0.004)
+    assert float(line[5]) == pytest.approx(2 / 2**9, abs=1e-4)
     assert f"{'b' * 8} is better than {'a' * 8} on 12 test clips" in out
 
 
