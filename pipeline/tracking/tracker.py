@@ -280,8 +280,9 @@ class Tracker:
     def _log_result(self, run: str, folder: Path, record: Record) -> None:
         """Log a finished artifact: its numbers, corpora and files, the first rows of its tables;
         and its model, or the scores of the model that it evaluates."""
-        lines = read_metrics(folder / METRICS)
-        step = lines[-1]["step"] if lines else 0
+        # The weights of a training are those of one step, and so are its metrics.
+        last = record.counts.get("steps", 0)
+        step = int(record.metrics.get("selected_step", last))
         model = ""
         used = []
         if record.stage in EVALUATIONS and "model" in record.inputs:
