@@ -146,8 +146,6 @@ class Trainer:
         if self.world.main:
             # Copies: the file is mapped into memory, and is deleted with its checkpoint.
             self.best = {name: weight.clone() for name, weight in best.items()}
-        else:
-            state.unlogged = {}  # rank 0 restores the sums over all ranks
         return state
 
     def train(self, validate: Validate | None = None, select: str = "") -> Metrics:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alpro.files import atomic_write, sync
 from alpro.log import log
-from alpro.models.ranks import all_reduce_sum
+from alpro.models.ranks import all_reduce_sum, world_size
 from alpro.stages.execution.interface import Metrics
 
 
@@ -98,10 +98,10 @@ class Mean:
         return {name: value / count for name, value in sums.items()} if count else {}
 
     def state(self) -> Metrics:
-        """Return the sums over all ranks by name, and the number of steps under "", for a checkpoint.
-        Rank 0 restores them."""
+        """Return the sums by name, and the number of steps under "", for a checkpoint: means over all
+        ranks, which every rank restores, so that their number may change."""
         if self.sums is None:
             return {}
         names = (*self.names, "")
-        sums = all_reduce_sum(self.sums).tolist()
-        return dict(zip(names, sums, strict=True))
+        sums = all_reduce_sum(self.sums) / world_size()
+        return dict(zip(names, sums.tolist(), strict=True))

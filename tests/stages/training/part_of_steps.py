@@ -50,6 +50,7 @@ RUNS = {
     },
     "a loss of one rank is NaN": {"steps": 2, "spoil": "loss"},
     "a gradient of one rank is infinite": {"steps": 2, "spoil": "gradient"},
+    "stopped": {"steps": 4, "stop": 2},
     "dropout": {"steps": 4, "dropout": 0.5, "optimizer": "muon"},
     "resumed": {"steps": 4, "dropout": 0.5, "optimizer": "muon", "stop": 2},
 }

@@ -1,6 +1,7 @@
 """What two processes that share a batch agree on: gradients, skipped steps, metrics; and what they
 must not share."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -47,6 +48,10 @@ def weights(actual):
     return {name: value for name, value in actual.items() if name not in NOTED}
 
 
+def close_lines(actual, expected, rel):
+    assert actual == [pytest.approx(line, rel=rel) for line in expected]
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_the_ranks_have_the_same_weights(run, both):
     first, second = map(weights, both(run))
@@ -60,8 +65,7 @@ def test_two_ranks_have_the_weights_and_metrics_of_one(run, both, lines, tmp_pat
     one = weights(alone(tmp_path, run))
 
     close(weights(both(run)[0]), one)
-    for line, single in zip(lines(run), read_lines(tmp_path / run), strict=True):
-        assert line == pytest.approx(single, rel=1e-3)
+    close_lines(lines(run), read_lines(tmp_path / run), 1e-3)
 
 
 def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(
@@ -72,10 +76,7 @@ def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(
 
     for run in ("in one piece", "contrast over the batch"):
         close(weights(both(run)[0]), one)
-    for line, other in zip(
-        lines("contrast over the batch"), lines("in one piece"), strict=True
-    ):
-        assert line == pytest.approx(other, rel=1e-4)
+    close_lines(lines("contrast over the batch"), lines("in one piece"), 1e-4)
     accumulated = weights(both("accumulated")[0])
     assert any(
         not torch.allclose(one[name], accumulated[name], atol=1e-3) for name in one
@@ -110,8 +111,16 @@ def test_metrics_after_a_resume_are_means_over_all_steps_and_ranks(lines, both):
     """Stopped after two of four steps, with dropout: the one line that is logged, and the weights,
     are those of the run that was not stopped. So each rank continues its own random numbers."""
     assert [actual["starts"] for actual in both("resumed")] == [2, 2]
-    assert lines("resumed") == [
-        pytest.approx(line, rel=1e-6) for line in lines("dropout")
-    ]
+    close_lines(lines("resumed"), lines("dropout"), 1e-6)
     for whole, resumed in zip(both("dropout"), both("resumed"), strict=True):
         close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+def test_a_training_that_two_ranks_began_continues_on_one(
+    two_ranks_trained, lines, tmp_path
+):
+    """Each step has the same weight in the one line that is logged."""
+    checkpoints = two_ranks_trained / "stopped" / "checkpoints"
+    shutil.copytree(checkpoints, tmp_path / "plain" / "checkpoints")
+    alone(tmp_path, "plain")
+    close_lines(read_lines(tmp_path / "plain"), lines("plain"), 1e-4)
