@@ -103,8 +103,10 @@ class Gallery:
 
     @cached_property
     def video_of_text(self) -> np.ndarray:
-        """(N,) index of the first right video of each text."""
-        return np.array([videos[0] for _, videos in self.right], int)
+        """(N,) index of the right video of each text, of several that of the first id."""
+        # Whatever the order of the rows: intervals and p values depend on it.
+        id_of = self.ids.__getitem__
+        return np.array([min(videos, key=id_of) for _, videos in self.right], int)
 
     def sample(self, video: int) -> Sample:
         """Return a video of a decoded corpus."""
@@ -118,7 +120,7 @@ class Gallery:
         ids = np.array(self.ids, object)
         texts = np.array(self.texts, object)
         if direction == "t2v":
-            # A text belongs to its first right video: intervals resample videos.
+            # A text belongs to one video: intervals resample videos.
             return Queries(ids[self.video_of_text], texts)
 
         has_text = self.relevant.any(0)

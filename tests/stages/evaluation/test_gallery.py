@@ -69,14 +69,16 @@ def test_the_first_videos_and_captions(corpus, videos, captions, texts, video_of
 
 def test_selected_videos_keep_the_texts_that_are_right_for_them():
     items = [["y"], ["x"], ["X", "z"]]
-    gallery = Gallery(list("uvw"), ["u", "v", "w"], items, merged=True)
+    gallery = Gallery(list("uvw"), ["u", "w", "v"], items, merged=True)
 
     chosen = gallery.select([1, 2])
 
     assert chosen.videos == ["v", "w"]
-    assert chosen.ids == ["v", "w"]
+    assert chosen.ids == ["w", "v"]
     assert chosen.texts == ["x", "z"]
     assert chosen.relevant.tolist() == [[True, True], [False, True]]
+    # Of equal captions the first id, whatever the order of the rows.
+    assert chosen.queries("t2v").ids.tolist() == ["v", "v"]
 
 
 def test_answers_are_the_most_frequent_of_training_with_ties_in_alphabetical_order(
