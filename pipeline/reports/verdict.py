@@ -86,7 +86,7 @@ def verdict(
     """
     scores = (
         f"{row['metric']} {difference.a:.1f} and {difference.b:.1f}, difference "
-        f"{difference_text(difference)}, p = {difference.p:.2g}"
+        f"{difference_text(difference)}, p = {difference.p:.4g}"
     )
     sentence = f"No significant difference between {first} and {second}"
     best = first
