@@ -243,10 +243,11 @@ class Objective(NormalizedModel):
         target = torch.arange(len(video), device=v2t.device) + rank() * len(video)
         same_video = video_ids[:, None] == all_video_ids[None]
         loss = vtc_loss(v2t, t2v, target, same_video)
+        recalled = all_video_ids[t2v.argmax(1)] == video_ids
         metrics = {
             "loss_vtc": loss.detach(),
             "temperature": temperature.detach(),
-            "in_batch_recall": (t2v.argmax(1) == target).float().mean(),
+            "in_batch_recall": recalled.float().mean(),
         }
 
         # VTM needs the tokens of its negatives, which exist only for this micro-batch.

@@ -163,6 +163,15 @@ def black_outside(batch):
     return frames
 
 
+def test_another_clip_of_the_own_video_is_no_miss(batch):
+    """As in the loss."""
+    one_video = replace(batch, boxes=None, video=0 * batch.video)
+
+    _, metrics = objective_of("prompter")(one_video, {})
+
+    assert metrics["in_batch_recall"] == 1
+
+
 def test_the_prompter_sees_its_crops_black_outside(batch):
     """As PEM shows them: black before normalization."""
     objective = objective_of("prompter").eval()
