@@ -8,7 +8,7 @@ from alpro.shards.clip import MAX_SECONDS, ClipRequest, DecodeError, Limits
 from alpro.shards.file_type import is_animated_file
 from alpro.shards.images import animation_times
 from alpro.shards.sampling import last_frame_seconds
-from alpro.shards.video_file import open_video
+from alpro.shards.video_file import open_video, read_packets
 
 TIMEOUT = 600.0  # seconds: all packets are read, which takes a while on a slow disk
 
@@ -42,17 +42,14 @@ def video_seconds(path: Path) -> float:
 
 def _packet_times(request: ClipRequest) -> np.ndarray:
     """Return when the frames of a video are shown (n,), seconds, ascending. Raises DecodeError."""
-    count = 0
     times = []
     with open_video(request) as (container, stream):
-        for packet in container.demux(stream):
-            request.seconds_left()
+        for packet in read_packets(container, request, stream):
             if packet.size and not packet.is_discard:
-                count += 1
                 # Some containers only have times of decoding.
-                time = packet.dts if packet.pts is None else packet.pts
-                times += [] if time is None else [time]
+                times.append(packet.dts if packet.pts is None else packet.pts)
 
-        if len(times) < 2:  # a bare stream
-            return np.arange(count) / float(stream.guessed_rate or 25)
-        return np.sort(np.array(times, np.int64)) * float(stream.time_base)
+        stated = [time for time in times if time is not None]
+        if len(stated) < 2:  # a bare stream
+            return np.arange(len(times)) / float(stream.guessed_rate or 25)
+        return np.sort(np.array(stated, np.int64)) * float(stream.time_base)

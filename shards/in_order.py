@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from alpro.shards.clip import Clip, ClipRequest, DecodeError
-from alpro.shards.video_file import NO_TIMESTAMPS, check_complete, draw, open_video
+from alpro.shards.video_file import (
+    NO_TIMESTAMPS,
+    check_complete,
+    draw,
+    open_video,
+    read_packets,
+)
 
 # Seconds that are read beyond the end of a window, for frames out of order.
 MARGIN_SECONDS = 1.0
@@ -44,9 +50,7 @@ def _frames(
 
     The first error ends them: the decoder would conceal it with parts of other frames.
     """
-    # The last packet is empty and flushes the decoder.
-    for packet in container.demux(stream):
-        request.seconds_left()
+    for packet in read_packets(container, request, stream):
         if packet.is_corrupt:
             raise DecodeError("unreadable", "corrupt packets")
         for frame in packet.decode():
@@ -69,7 +73,7 @@ def _read_times(request: ClipRequest) -> np.ndarray:
                     step = float(packet.duration * stream.time_base)
                 time = frame.time if has_times else None
                 if time is None or abs(time) > SENSELESS_SECONDS:
-                    time = len(times) * step
+                    time = times[-1] + step if times else 0.0
                 times.append(time)
                 if packet.pts is not None:
                     packet_times.append(packet.pts)

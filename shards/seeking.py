@@ -19,6 +19,7 @@ from alpro.shards.video_file import (
     draw,
     import_av,
     open_video,
+    read_packets,
 )
 
 # Codecs whose bitstream marks unreferenced frames. HEVC marks them only within a temporal layer;
@@ -92,7 +93,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
-        first_packet = next(container.demux(stream))
+        first_packet = next(read_packets(container, request, stream))
         if not first_packet.is_keyframe:
             raise DecodeError("unreadable", "no key frame at the start")
         target = origin + (start - BACK_SECONDS) * second
@@ -104,8 +105,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     first_after_window = np.inf
     has_offsets = False
     latest_decoded = -np.inf
-    for packet in container.demux(stream):
-        request.seconds_left()
+    for packet in read_packets(container, request, stream):
         # Nothing can be decoded before the first key frame; the last packet of a stream is empty.
         if not packet.size or not (keys or packet.is_keyframe):
             continue
@@ -140,8 +140,11 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     else:
         check_complete(container, stream, max(times, default=origin) / second, request)
 
-    is_mp4 = container.format.name.startswith("mov,")
-    if is_mp4 and codec.has_b_frames and not has_offsets:
+    name = container.format.name
+    # An ASF has none: FFmpeg guesses them, and after a seek others.
+    if (name == "asf" and has_offsets) or (
+        name.startswith("mov,") and codec.has_b_frames and not has_offsets
+    ):
         raise DecodeError(
             "unreadable", "no composition offsets: only times of decoding"
         )
@@ -216,8 +219,7 @@ def _frames_from(
     codec = stream.codec_context
     marks_unreferenced = codec.name in CODECS_WITH_UNREFERENCED_FRAMES
     reached = False
-    for packet in container.demux(stream):
-        request.seconds_left()
+    for packet in read_packets(container, request, stream):
         reached = reached or packet.pts == key
         if not reached:
             continue

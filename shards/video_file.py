@@ -1,14 +1,14 @@
 """Opens videos with PyAV, and draws their frames upright and scaled."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from alpro.errors import InputError
-from alpro.shards.clip import ClipRequest, DecodeError, error_text
+from alpro.shards.clip import MAX_SECONDS, ClipRequest, DecodeError, error_text
 
 # Containers of media only. Playlists and scripts could refer to other files or hosts and are
 # excluded; the only protocol is a plain file.
@@ -81,6 +81,24 @@ def _find_video_stream(container: Any) -> Any:
     raise DecodeError("no video")
 
 
+def read_packets(container: Any, request: ClipRequest, *streams: Any) -> Iterator[Any]:
+    """Yield the packets of streams, by default of all, from where the container is. The last one of
+    a stream is empty and flushes its decoder.
+
+    Raises:
+        DecodeError: After the time limit.
+    """
+    # PyAV flushes the streams that it knows, and fails at those that the container began later.
+    with suppress(IndexError):
+        while request.seconds_left():
+            # FFmpeg asks to be called again after each part of the padding of a transport stream.
+            with suppress(BlockingIOError):
+                for packet in container.demux(*streams):
+                    request.seconds_left()
+                    yield packet
+                return
+
+
 def check_complete(
     container: Any, stream: Any, end: float, request: ClipRequest
 ) -> None:
@@ -98,13 +116,13 @@ def check_complete(
     # Where an AVI lacks its index, only its number of frames is not estimated.
     container_seconds = (container.duration or 0) / import_av().time_base
     stated = max(container_seconds, float(stream.frames * stream.time_base))
-    if stated <= end + MAX_MISSING_SECONDS:
+    # FFmpeg states years in an AVI that it writes to a pipe.
+    if not end + MAX_MISSING_SECONDS < stated <= MAX_SECONDS:
         return
 
     # The container states the duration of its longest stream, which may be the sound.
     container.seek(container.start_time or 0)
-    for packet in container.demux():
-        request.seconds_left()
+    for packet in read_packets(container, request):
         time = packet.dts if packet.pts is None else packet.pts
         if time is not None:
             packet_end = (time + (packet.duration or 0)) * packet.time_base
@@ -179,11 +197,13 @@ def _draw_frame(
 def _read_display_matrix(frame: Any) -> tuple[int, ...]:
     """Return the display matrix (a, b, c, d) of a frame, which shows (x, y) at
     (ax + cy, bx + dy)."""
-    kind = import_av().sidedata.sidedata.Type.DISPLAYMATRIX
+    types = import_av().sidedata.sidedata.Type
+    # For data of a type that it does not know, such as Exif, PyAV otherwise raises an error.
+    types._missing_ = lambda _: types.VIDEO_HINT
     # Read from a small copy: a frame and its side data form a reference cycle until the next
     # garbage collection.
     copy = frame.reformat(16, 16, "gray", interpolation="POINT", threads=1)
-    matrix = copy.side_data.get(kind)
+    matrix = copy.side_data.get(types.DISPLAYMATRIX)
     if matrix is None:
         return (1, 0, 0, 1)
     values = np.frombuffer(matrix, np.int32)  # 9 values, row by row

@@ -48,7 +48,7 @@ from alpro.stages.execution.interface import (
     StageInputs,
 )
 
-VERSION = 17  # a file that was cut off is a reject
+VERSION = 18  # times of frames in ASF and in program streams
 # Time beyond the limit of an item, which decoders respect, on a busy machine.
 BUSY_SECONDS = 30
 MAX_DEATHS = 50  # if all of more items end their processes, the machine is the cause

@@ -42,6 +42,7 @@ a.avi mpeg4 yuv420p qmax=3
 a.avi mjpeg yuvj420p qmax=3
 a.mov prores_ks yuv422p10le
 a.mov png rgba
+a.mov tiff rgb24
 a.ts mpeg2video yuv420p rate=25 bf=2 g=8
 a.flv flv yuv420p
 a.wmv wmv2 yuv420p
@@ -50,9 +51,11 @@ a.gif gif rgb8
 a.ts libx264 yuv420p x264-params=intra-refresh=1:keyint=8
 a.avi libx264 yuv420p g=6 bf=2
 a.wmv libx264 yuv420p g=6 bf=2
+a.wmv libx264 yuv420p g=1
 a.avi h263p yuv420p g=8 size=176x144
 a.mpg mpeg2video yuv420p rate=25 bf=2 g=8
 a.mpg mpeg1video yuv420p rate=25 bf=2 g=8
+a.mpg libx264 yuv420p g=6 bf=2
 a.h264 libx264 yuv420p rate=25 g=6 bf=2
 a.hevc libx265 yuv420p rate=25 {X265}
 a.m2v mpeg2video yuv420p rate=25 bf=2 g=8
@@ -150,6 +153,8 @@ windows = st.tuples(st.integers(0, FRAMES - 1), st.integers(1, FRAMES)).filter(
 )
 # Each packet is marked as a key frame.
 @example(form="a.avi h263p yuv420p g=8 size=176x144", seed=1, window=(8, 30), count=5)
+# Its times are guesses, and other ones after a seek.
+@example(form="a.wmv libx264 yuv420p g=1", seed=1, window=(1, 4), count=3)
 def test_frames_equal_those_of_decoding_everything(
     make_video, monkeypatch, form, seed, window, count
 ):

@@ -78,6 +78,7 @@ LENGTHS = [
     ("live.flv", (*X264, "-f", "flv")),
     ("live.mp4", (*X264, "-movflags", "empty_moov+frag_keyframe", "-f", "mp4")),
     ("live.ts", (*X264, "-f", "mpegts")),
+    ("live.avi", ("-c:v", "mpeg4", "-f", "avi")),
     ("live.ogv", ("-c:v", "libtheora", "-q:v", "9", "-f", "ogg")),
     ("a.mkv", X264),
     ("a.avi", B_FRAMES_IN_AVI),
@@ -296,6 +297,21 @@ def test_all_ways_scale_as_the_ffmpeg_binary(write_film, pixels, interlaced):
 def test_metadata_that_are_not_utf8_are_no_error(write_film, name):
     path = write_film(name, "-c:v", "mpeg4", "-q:v", "2", "-metadata", b"title=caf\xe9")
     assert b"caf\xe9" in path.read_bytes()
+    assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
+    assert numbers(path, 6) == every(0, 60, 6)
+
+
+LATE_SOUND = bytes.fromhex("08 000004 001700 00 000000 af001210 0000000f")  # AAC
+
+
+@pytest.mark.parametrize(
+    ("name", "tail"), [("a.ts", bytes(1 << 20)), ("a.flv", LATE_SOUND)]
+)
+def test_what_follows_the_frames_is_no_error(write_film, name, tail):
+    """Zeros of a file that a recorder allocated, and a stream that begins late."""
+    path = write_film(name, *X264)
+    path.write_bytes(path.read_bytes() + tail)
+
     assert video_seconds(path) == pytest.approx(SECONDS, abs=0.11)
     assert numbers(path, 6) == every(0, 60, 6)
 
