@@ -29,8 +29,8 @@ def read_labeled(
     """Read the videos with captions or questions of a decoded corpus, a manifest or a folder.
 
     A corpus gives the videos of the split that are not also in training, and a manifest with a
-    column `split` the videos of the split. Any other source gives all of its videos, unless one of
-    the models was trained on some of them: then it gives what the corpus of that training does.
+    column `split` the videos of the split. Any other source gives all of its videos, unless some of
+    the models were trained on some of them: then it gives what the corpora of those trainings do.
 
     Args:
         source: The data.
@@ -94,8 +94,8 @@ def read_rows(
 ) -> tuple[list[Row], str]:
     """Read the rows of a manifest or a folder that are in the split, and describe them.
 
-    The rows name their splits; if they do not, the split of a training on them by one of the
-    artifacts decides; without one, all rows are read.
+    The rows name their splits; if they do not, those of the trainings on them by the artifacts
+    decide: a row is of the split in each of them. Without one, all rows are read.
 
     Raises:
         InputError: If a corpus of a training is not there to tell.
@@ -105,7 +105,10 @@ def read_rows(
         return [row for row in rows if row.split == split], f"split {split}"
 
     # On videos that a model was trained on, its scores would be too good.
-    for corpus in chain.from_iterable(map(find_corpora, artifacts)):
+    description = ""
+    test_ids = set[str]()
+    other_ids = set[str]()
+    for corpus in dict.fromkeys(chain.from_iterable(map(find_corpora, artifacts))):
         if not (corpus / "index.parquet").is_file():
             raise InputError(
                 f"{source}: the data names no split, and {corpus}, on which a model was trained, "
@@ -114,13 +117,16 @@ def read_rows(
         known = set(ShardReader(corpus).column("id").to_pylist())
         if not known.isdisjoint(row.id for row in rows):
             samples, description = read_samples(corpus, split)
-            # A row that the run did not decode may be of a group that it was trained on.
-            ids = set(samples.column("id").to_pylist())
-            description += ", as in the model's own run"
-            return [row for row in rows if row.id in ids], description
+            test_ids.update(samples.column("id").to_pylist())
+            other_ids |= known.difference(samples.column("id").to_pylist())
 
     # A model from elsewhere has no record, and may have been trained on them nevertheless.
-    return rows, ALL_VIDEOS
+    if not description:
+        return rows, ALL_VIDEOS
+    # A row that the runs did not decode may be of a group that they were trained on.
+    chosen = test_ids - other_ids
+    rows = [row for row in rows if row.id in chosen]
+    return rows, f"{description}, as in the model's own run"
 
 
 def find_corpora(artifact: Path) -> Iterator[Path]:

@@ -106,19 +106,43 @@ def test_the_split_is_that_of_a_decoded_corpus(clips):
 
 
 @pytest.fixture
-def own_run(tmp_path, resources, inline_pool):
-    """The data, the decoded corpus and the model of a run."""
+def run_on(tmp_path, resources, inline_pool):
+    """run_on(seed): the data, the decoded corpus and the model of a run with this seed of splits."""
     rows = [
         {"id": f"v{n}", "group": f"g{n // 2}", "captions": [f"a ball {n % 30}"]}
         for n in range(40)
     ]
     source = write_manifest(tmp_path / "videos", rows)
-    config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=3)
-    described = config.model_dump(mode="json")
-    corpus, record = write_artifact(tmp_path, "decode_videos", config=described)
-    decode_data(config, source, corpus, resources)
-    model, _ = write_artifact(tmp_path, "finetune_retrieval", inputs={"clips": record})
-    return source, corpus, model
+
+    def run(seed):
+        config = decode_videos.Config(size=16, validation=0.2, test=0.3, seed=seed)
+        described = config.model_dump(mode="json")
+        corpus, record = write_artifact(
+            tmp_path, "decode_videos", f"d{seed}", config=described
+        )
+        decode_data(config, source, corpus, resources)
+        inputs = {"clips": record}
+        model, _ = write_artifact(tmp_path, "finetune_retrieval", f"{seed}", inputs)
+        return source, corpus, model
+
+    return run
+
+
+@pytest.fixture
+def own_run(run_on):
+    return run_on(3)
+
+
+def test_models_are_compared_on_what_none_was_trained_on(run_on):
+    source, _, first = run_on(3)
+    *_, second = run_on(5)
+
+    mine, other, both = (
+        set(read_labeled(source, "test", models)[0].ids)
+        for models in ([first], [second], [first, second])
+    )
+
+    assert both == mine & other != mine
 
 
 def test_data_of_the_models_own_run_has_its_split(own_run):
