@@ -77,10 +77,6 @@ def test_contrast_over_the_batch_is_that_of_one_piece_on_any_number_of_ranks(
     for run in ("in one piece", "contrast over the batch"):
         close(weights(both(run)[0]), one)
     close_lines(lines("contrast over the batch"), lines("in one piece"), 1e-4)
-    accumulated = weights(both("accumulated")[0])
-    assert any(
-        not torch.allclose(one[name], accumulated[name], atol=1e-3) for name in one
-    )
 
 
 @pytest.mark.parametrize(
