@@ -327,3 +327,7 @@ def test_frames_before_the_first_key_frame_are_not_counted(write_film, tmp_path)
 
     assert first > 0
     assert numbers(path, 4, 1.01, 2.01) == every(first + 10, first + 20, 4)
+
+    first_lost = ("-sc_threshold", "1000000000", "-bsf:v", "noise=drop=not(n)")
+    film = write_film("a.avi", *B_FRAMES_IN_AVI, "-g", "12", *first_lost)
+    assert numbers(film, 4) == every(12, 60, 4)
