@@ -198,7 +198,8 @@ def render_preview(item: dict[str, Any], moves: bool) -> bytes:
     frames = decoded.frames if moves else decoded.frames[1:2]
     # Decoded frames are squares; `width` and `height` describe the file.
     ratio = decoded.width / decoded.height if decoded.width and decoded.height else 1.0
-    size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / ratio)))
+    # Narrow clips are drawn wider: WebP has at most 16,383 rows, and memory is finite.
+    size = (PREVIEW_PIXELS, max(1, round(PREVIEW_PIXELS / max(ratio, 0.25))))
 
     first, *others = (Image.fromarray(frame).resize(size) for frame in frames)
     out = io.BytesIO()

@@ -47,7 +47,7 @@ def models(trained, videos, add):
     """An index of three clips, the second half of one, an image, and members of a tar, with its
     models."""
     folder = videos[0].parent
-    Image.new("RGB", (60, 40), "red").save(folder / "red.png")
+    Image.new("RGB", (2, 400), "red").save(folder / "red.png")
     rows = [
         {"path": video.name, "day": f"2024-0{n}-01", "caption": f"clip {n}"}
         for n, video in enumerate(videos, 1)
