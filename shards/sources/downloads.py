@@ -106,12 +106,7 @@ def not_fetched(key: str, metadata: Record, otherwise: str) -> Reject:
     problems = [text for text in texts if text not in SUCCESS]
     detail = redact(": ".join(problems))
     url = str(metadata.get("url") or "")
-    return Reject(
-        id=key,
-        path=url,
-        reason="not fetched",
-        detail=detail or otherwise,
-    )
+    return reject_row(key, detail or otherwise, url, "not fetched")
 
 
 def without_credentials(record: Record) -> Record:
@@ -189,8 +184,12 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
             raise InputError(f"{shard}: not a readable shard: {error}") from error
 
         if problem or not samples:
-            detail = f"{problem or 'no samples'}; {len(samples)} samples before it"
-            yield unreadable(shard, detail)
+            yield reject_row(
+                Path(shard).name,
+                f"{problem or 'no samples'}; {len(samples)} samples before it",
+                str(shard),
+                "unreadable",
+            )
         for key, sample in samples.items():
             if not sample.media or not is_fetched(sample.metadata):
                 yield not_fetched(key, sample.metadata, "no media in the shard")
@@ -203,18 +202,13 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):
-        yield unreadable(shard, "a compressed shard is not read: gunzip it")
+        yield reject_row(
+            Path(shard).name,
+            "a compressed shard is not read: gunzip it",
+            str(shard),
+            "unreadable",
+        )
     yield from items.rows()
-
-
-def unreadable(shard: Location, detail: str) -> Reject:
-    """Return the reject of a shard."""
-    return Reject(
-        id=PurePosixPath(str(shard)).name,
-        path=str(shard),
-        reason="unreadable",
-        detail=detail,
-    )
 
 
 def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:

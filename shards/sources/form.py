@@ -20,9 +20,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 30
-FORMS_FILE = Path(__file__).with_name("forms.toml")
-WORDS: dict[str, Any] = tomllib.loads(FORMS_FILE.read_text("utf-8"))
+VERSION = 31
+WORDS: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("forms.toml").read_text("utf-8")
+)
 # A column in a template of `file`, and the least number of its digits; without braces, all of it.
 TEMPLATE_COLUMN = re.compile(r"(?s)\{([^{}]+?)(?::0(\d+))?\}|^(?!.*\{[^{}]+\}).+")
 NO_TEXT = {*WORDS["no_text"]["words"]}
@@ -39,19 +40,19 @@ MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
 MEASUREMENT = re.compile(
     rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*"
 )
-# Subtitles and lyrics: in front, a time in brackets, with a fraction of a second, or two times; or
-# anywhere, two times with fractions. A caption may begin with the time on a clock.
+# Subtitles, lyrics and labels of Audacity: in front, a time in brackets, with a fraction of a second,
+# or two times; or anywhere, two times with fractions. A caption may begin with the time on a clock.
 TIME = r"\d+:\d\d(?::\d\d)?"
 CUE = re.compile(
-    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME})|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
+    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME}|\d+\.\d+[\s,;]+\d+\.\d+[\s,;])|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
 )
-# Letters beside no digit: parts of hashes and of file names are no words. Scripts without spaces
-# have their letters beside digits.
+# Letters beside no digit, as in hashes and names of files; of scripts without spaces, all letters.
 UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
 WORD = re.compile(rf"{UNSPACED.pattern}|(?<![^\W_])[^\W\d_]+(?![^\W_])")
 NUMBER = re.compile(r"\d+(?:(?:\.\d+){2}|,\d+)*")  # A date is one number.
-SEVERAL = ("[", "{", "('", '("')  # how a cell of several values begins
-WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")
+SEVERAL = ("[", "{", "('", '("', "array([")  # how a cell of several values begins
+WITHOUT_COMMAS = re.compile(r"(?s)\[.*['\"]\s+['\"].*\]")  # Python would join them.
+LIST_OF_TEXTS = re.compile(r"(?:array\()?\[\s*['\"]")
 LETTERS = "ABCDEFGHIJ"
 NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
@@ -62,7 +63,7 @@ ADDED_KEYS = ("split", "group", "start", "end", "captions", "question", "answer"
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
 # Between numbers, a space is as NumPy writes it: [1.  2.5].
 BETWEEN_TIMES = re.compile(
-    r"\s*(?<!^)(?:-->|[-–;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])"
+    r"\s*(?<!^)(?:-->|[-–—~～;]|,\s|\bto\b)\s*|(?<=[\d.])\s+(?=[\d.])"
 )
 
 Time = float | None  # in seconds
@@ -269,10 +270,14 @@ def read_cell(record: Record, column: str) -> Any:
     return value
 
 
+def unwrap(value: Any) -> Any:
+    """Return the value in a list of one value; any other value unchanged."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 @lru_cache
 def split_in(text: str) -> Split | None:
-    """Return the split that a text names, an empty one if it is empty; None if it names none, or
-    several.
+    """Return the split that a text names: empty for an empty text, None for none or several.
 
     >>> [split_in(text) for text in ("Train", "test1k", "held-out", "val set", "nan", "x", "train_val")]
     ['train', 'test', 'test', 'validation', '', None, None]
@@ -290,7 +295,7 @@ def split_in(text: str) -> Split | None:
 
 def parse_cell(value: Any) -> Any:
     """Return the list or object that a text is in JSON or, as pandas writes it, in Python; any other
-    value unchanged. Raises ValueError for a list of NumPy, whose texts Python would join.
+    value unchanged. Raises ValueError for a list of texts that is neither.
 
     >>> [parse_cell(text) for text in ('["a", 1]', "['a', 'b']", "('a', 'b')", "[a]", "(a)")]
     [['a', 1], ['a', 'b'], ['a', 'b'], '[a]', '(a)']
@@ -301,18 +306,18 @@ def parse_cell(value: Any) -> Any:
     errors = (ValueError, SyntaxError, RecursionError, MemoryError)
     with suppress(*errors):
         return json.loads(text)
-    if WITHOUT_COMMAS.fullmatch(text):
-        raise ValueError("a list without commas, as NumPy writes it; write it as JSON")
-    with suppress(*errors):
-        # It only builds literals: nothing in a cell is run.
-        parsed = ast.literal_eval(text)
-        return [*parsed] if isinstance(parsed, tuple) else parsed
+    if not WITHOUT_COMMAS.fullmatch(text):
+        with suppress(*errors):
+            # It only builds literals: nothing in a cell is run.
+            parsed = ast.literal_eval(text)
+            return [*parsed] if isinstance(parsed, tuple) else parsed
+    if LIST_OF_TEXTS.match(text):
+        raise ValueError("a list that is cut off, or of NumPy; write it as JSON")
     return value
 
 
 def read_text(value: Any) -> str:
-    """Return a cell as a text: 0 is "0", 2.0 is "2", as a column of whole numbers with gaps becomes,
-    and False is "false"."""
+    """Return a cell as a text: 0 is "0", 2.0 of a column with gaps is "2", and False is "false"."""
     if value is None or value != value:  # NaN
         return ""
     if isinstance(value, bool):
@@ -377,8 +382,7 @@ def read_captions(value: Any) -> Iterator[str]:
 
 
 def read_questions(record: Record, form: Form) -> Iterator[dict[str, str]]:
-    """Yield the question of a record, and the questions in its list `questions`. Raises ValueError
-    for an incomplete one."""
+    """Yield the question of a record, and those of its list. Raises ValueError for an incomplete one."""
     if clean_text(read_cell(record, form.question)):
         yield read_question(record, form)
     listed = parse_cell(read_cell(record, form.questions)) or []
@@ -445,9 +449,7 @@ def read_answer(record: Record, form: Form) -> str:
 
 def read_option(record: Record, form: Form, answer: str) -> str:
     """Return the text of the option that an answer names. Raises ValueError if it names no option."""
-    options: Any = [parse_cell(read_cell(record, name)) for name in form.options]
-    if len(options) == 1:
-        (options,) = options
+    options = unwrap([parse_cell(read_cell(record, name)) for name in form.options])
     own_names = [] if form.first_option else [*form.options]
     if isinstance(options, dict):
         own_names = [*options]
@@ -465,7 +467,6 @@ def read_option(record: Record, form: Form, answer: str) -> str:
         if sorted(marks) == [*map(fold_answer, names[: len(texts)])]:
             own_names = marks
             texts = [BEFORE_OPTION.sub("", text) for text in texts]
-            break
 
     # The names of the options take precedence over their positions.
     named = [
@@ -530,8 +531,8 @@ def read_span(value: Any) -> tuple[Time, Time]:
 
 
 def read_seconds(value: Any) -> Time:
-    """Return a time in seconds, which may be written as 01:02:03.5; None for an empty cell."""
-    text = read_text(value).replace(",", ".").removesuffix("s")
+    """Return a time in seconds, also of 01:02:03.5 and pandas' durations; None for an empty cell."""
+    text = read_text(value).removeprefix("0 days ").replace(",", ".").removesuffix("s")
     if text.lower() in NO_TEXT:
         return None
 
@@ -544,6 +545,6 @@ def read_seconds(value: Any) -> Time:
             f"{value!r} is not a time in seconds, such as 62.5 or 00:01:02.5"
         ) from None
     seconds = 0.0
-    for place, number in enumerate(reversed(numbers)):
-        seconds += number * 60**place
+    for number in numbers:
+        seconds = 60 * seconds + number
     return seconds

@@ -41,7 +41,7 @@ NOT_TEXTS = re.compile(
     r"vatex_public_test_chinese)[^/]*"
 )
 
-
+BETWEEN_CELLS = re.compile(r"\S\t+\S")
 # Names are compared with composed accents, which a disk may decompose, as macOS does.
 compose = partial(normalize, "NFC")
 
@@ -65,6 +65,10 @@ class Notes:
 
     def lines(self) -> list[str]:
         return [self.line(reason) for reason in self.counts]
+
+    def error(self, problem: str) -> InputError:
+        """Return the error of a source without rows, with what was left out."""
+        return InputError("; ".join([problem, *self.lines()]))
 
 
 @dataclass
@@ -279,6 +283,8 @@ class Sidecars:
                 raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
             text = file.read_text("utf-8-sig")
             if read_suffix(path) != ".json":
+                if BETWEEN_CELLS.search(text):
+                    raise ValueError("a tab between words, as in a table")
                 return {"$value": text.split("\n")}
             value = json.loads(text)
         except UnicodeDecodeError:
@@ -288,20 +294,11 @@ class Sidecars:
         return value if isinstance(value, dict) else {"$value": value}
 
     def find_alone(self) -> Iterator[str]:
-        """Yield the texts whose videos are missing, in the folders of the other texts."""
+        """Yield the texts whose videos are missing, in the folders of the other texts. Note what else is in
+        the folder and not read."""
         used = {*self.texts.values()}
-        stems = {compose(splitext(path)[0]) for path in self.folder.media}
         folders = {text.rpartition("/")[0] for text in used}
-        for path in self._by_name.values():
-            is_known = path in used or compose(splitext(path)[0]) in stems
-            # JSON in the folder of the texts may be a table or settings.
-            is_other = read_suffix(path) == ".json" or NOT_TEXTS.fullmatch(path)
-            if not (is_known or is_other) and path.rpartition("/")[0] in folders:
-                yield path
-
-    def note_others(self) -> None:
-        """Note what is in the folder and not read."""
-        used = {*self.texts.values()}
+        stems = {compose(splitext(path)[0]) for path in self.folder.media}
         remedies: dict[str, str] = {}
         for remedy, suffixes in WORDS["not_read"].items():
             remedies |= dict.fromkeys(suffixes, remedy)
@@ -309,9 +306,18 @@ class Sidecars:
             suffix = read_suffix(path)
             if suffix not in remedies or path in used or NOT_TEXTS.fullmatch(path):
                 continue
-            placeholder = find_placeholder(read_head(self.folder.path / path))
-            remedy = placeholder or remedies[suffix]
-            self.folder.notes.add(f"{suffix} files are not read ({remedy})", path)
+            # JSON in the folder of the texts may be a table or settings; a.de.txt is another text of a.
+            is_text = suffix in TEXT_SUFFIXES and suffix != ".json"
+            stem = compose(path).partition(".")[0]
+            is_alone = stem not in stems and compose(splitext(path)[0]) not in stems
+            if is_text and is_alone and path.rpartition("/")[0] in folders:
+                yield path
+                continue
+            head = read_head(self.folder.path / path)
+            self.folder.notes.add(
+                f"{suffix} files are not read ({find_placeholder(head) or remedies[suffix]})",
+                path,
+            )
 
 
 def show(text: str) -> str:

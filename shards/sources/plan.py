@@ -75,12 +75,11 @@ class DecodeUnit:
 
     def split(self) -> list["DecodeUnit"]:
         """Return a unit for each row, named by its id."""
-        units = []
-        for index, row_id in enumerate(self.table["id"].to_pylist()):
-            # `take` copies: a slice would be pickled with the whole table.
-            row = self.table.take(pa.array([index]))
-            units.append(DecodeUnit(row_id, row))
-        return units
+        # `take` copies: a slice would be pickled with the whole table.
+        return [
+            DecodeUnit(row_id, self.table.take(pa.array([index])))
+            for index, row_id in enumerate(self.table["id"].to_pylist())
+        ]
 
 
 class DecodePlan:

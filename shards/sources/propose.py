@@ -21,7 +21,6 @@ from alpro.shards.sources.form import (
     OPTION_NAME,
     SEVERAL,
     TABLE,
-    TEMPLATE_COLUMN,
     UNSPACED,
     WORDS,
     Columns,
@@ -38,6 +37,7 @@ from alpro.shards.sources.form import (
     read_spans,
     read_text,
     split_in,
+    unwrap,
 )
 from alpro.shards.sources.media import Folder, Notes, is_image
 from alpro.shards.sources.rows import Items
@@ -57,6 +57,7 @@ NOT_SECONDS = re.compile(
 )
 # The mark at the end of a question; that of Greek looks like a semicolon.
 QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff]\W*;$")
+TEMPLATE = re.compile(r"\{[^{}]+\}")  # in the name of a column
 # In ids, paths and texts with the word of a split.
 NO_SPLIT = re.compile(r"(?i) (?!set$)|/|[_-]\d|\d{5}")
 Cells = dict[str, list[Any]]  # The cells of the examined rows by their columns.
@@ -99,8 +100,8 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = (propose(document, place, items.folder) for place in places)
     score, columns, names = max(proposals, key=itemgetter(0))
 
-    conditions = table.form.where  # as of conversations
-    form = Form.model_validate(columns | {"usual": True, "where": conditions})
+    where = table.form.where  # as of conversations
+    form = Form.model_validate(columns | {"usual": True, "where": where})
     header = {name: [name] for name in names if not is_nested}
     if find_first(header, is_caption) and propose_file(header, items.folder):
         raise InputError(
@@ -109,20 +110,18 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         )
 
     lines = ["[corpora.data.columns]"]
-    for key, value in columns.items():
+    conditions = {f"where.{json.dumps(name)}": text for name, text in where.items()}
+    for key, value in (columns | conditions).items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         lines.append(line if value else WORDS["unknown"].get(key, line))
-    for pair in conditions.items():
-        column, value = map(partial(json.dumps, ensure_ascii=False), pair)
-        lines.append(f"where.{column} = {value}")
     for keys, line in WORDS["not_found"].items():
         if columns.keys().isdisjoint(keys.split()):
             lines.append(line)
 
     preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []
-    for where, record in islice(records_in(document, form), SHOWN_ROWS):
-        rows += preview.add(where, record, form)
+    for entry, record in islice(records_in(document, form), SHOWN_ROWS):
+        rows += preview.add(entry, record, form)
     rows += preview.rows()
     return UnknownColumns(
         f"{table.path}: the columns are not known ({', '.join(names[:MAX_SHOWN_COLUMNS])})",
@@ -145,7 +144,6 @@ def hides_meanings(table: Table) -> bool:
     all_cells = read_columns(table.head_records)
     has_times = (
         "span" in table.form.model_fields_set
-        or form.span in all_cells
         or {form.start, form.end} <= all_cells.keys()
     )
     # Half of a part may have the other half under another name; groups and types may be splits.
@@ -162,11 +160,17 @@ def hides_meanings(table: Table) -> bool:
         files = all_cells.get("".join(form.file_columns[:1]), [])
         if not has_times and propose_times(cells, files, are_named=True):
             return True
-        # Beside an answer alone, the texts are options; beside other texts, they may be the questions.
+        # Beside another one, `start` may be a frame.
+        if form.usual and len(find_fitting(cells, is_time, "start")) > 1:
+            return True
+        # Beside an answer alone, the texts are options; beside other texts, they may be the questions, or
+        # the prompt of all files.
         texts = {name: all_cells.get(name, []) for name in form.captions}
         may_ask = find_first(texts, is_marked) and find_first(
             cells, lambda cell: has_words(read_text(cell))
         )
+        if len({*map(str, chain(*texts.values()))}) == 1 < len(table.head_records):
+            may_ask = may_ask or find_first(cells, is_caption)
         if form.usual and not form.question and (form.answer or may_ask):
             return True
 
@@ -184,13 +188,15 @@ def propose(
     have all proposed columns, how many are proposed, and how many records have them all."""
     columns: Record = {"records": place} if place else {}
     pairs = records_in(document, Columns.model_validate(columns))
-    examined = islice(pairs, EXAMINED_ROWS)
-    records = [record for _, record in examined if isinstance(record, dict)]
+    examined = map(itemgetter(1), islice(pairs, EXAMINED_ROWS))
+    records = [record for record in examined if isinstance(record, dict)]
     cells = read_columns(records)
     columns |= propose_columns(cells, folder)
-    # A question that is repeated for each of its answers is one.
-    meanings = Form.model_validate(columns | {"answer": ""}).meanings
-    used = [map(read_text, cells[name]) for name in meanings]
+    form = Form.model_validate(columns)
+    meanings = form.meanings
+    # A text that is repeated for each of its answers, or times, is one.
+    repeated = {form.answer, form.start, form.end, form.span}
+    used = [map(read_text, cells[name]) for name in meanings - repeated]
     rows = [*zip(*used, strict=True)]
     complete = [*filter(all, rows)]
     # Beside a single cell of a record, its others have no meaning.
@@ -225,12 +231,10 @@ def find_lists(value: Any, depth: int = 0) -> Iterator[str]:
 
 def read_columns(records: list[Record]) -> Cells:
     """Return the cells of records by their columns."""
-    names: dict[str, None] = {}
-    for record in records:
-        names |= dict.fromkeys(find_columns(record))
     cells: Cells = {}
-    for name in names:
-        cells[name] = [read_cell(record, name) for record in records]
+    for name in chain.from_iterable(map(find_columns, records)):
+        if name not in cells:
+            cells[name] = [read_cell(record, name) for record in records]
     return cells
 
 
@@ -238,12 +242,11 @@ def find_columns(record: Record, prefix: str = "") -> Iterator[str]:
     """Yield the columns of a record, also those inside of objects and of lists of objects, without
     those that would be templates."""
     for key, value in record.items():
-        match = TEMPLATE_COLUMN.search(key)
         with suppress(ValueError):
             # A key such as 0-5 has the times of its text, and is no column.
             if is_span(key):
                 continue
-        if match and match[1]:
+        if TEMPLATE.search(key):
             continue
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):
@@ -275,10 +278,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
         proposed["split"] = ""
     is_asked = "question" in proposed
     times = propose_times(free, cells.get(file, []), are_named=is_asked)
-    for name in times.values():
-        free.pop(name, None)
-    if "length" in times or any(map(NOT_SECONDS.search, times.values())):
-        times = {"start": "", "span": ""}
+    for name in filter(None, times.values()):
+        free.pop(name)
     proposed |= times
 
     if is_asked:
@@ -302,7 +303,7 @@ def find_fitting(cells: Cells, fits: Callable[[Any], bool], time: str = "") -> C
     that are empty."""
     columns: Cells = {}
     for name in cells:
-        filled = [cell for cell in cells[name] if read_text(cell)]
+        filled = [*filter(read_text, cells[name])]
         fitting = 0
         for cell in filled:
             with suppress(ValueError):
@@ -324,10 +325,8 @@ def time_in(name: str) -> str:
     >>> [time_in(name) for name in ("clipStart", "end_time", "Début (s)", "TIMESTAMP", "weekend")]
     ['start', 'end', 'start', 'span', '']
     """
-    words = [
-        fold(name.rpartition(".")[2]),
-        *map(fold, re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)),
-    ]
+    names = name.rpartition(".")[2], *re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)
+    words = [*map(fold, names)]
     # The first word tells: "Ende in s" is no start.
     for times in (("other",), ("start", "end"), ("span", "length")):
         for word, time in product(words, times):
@@ -344,7 +343,7 @@ def is_split(cell: Any) -> bool:
 
 def has_flag(names: Iterable[str]) -> bool:
     """Return whether a column tells of a row whether it is in one split, such as is_test, or true."""
-    return any(fold(name) in WORDS["flags"] for name in names)
+    return not {*map(fold, names)}.isdisjoint(WORDS["flags"])
 
 
 def is_span(cell: Any) -> bool:
@@ -387,7 +386,7 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
 
     def names_file(cell: Any, anywhere: bool) -> bool:
         # As Windows writes a path.
-        name = read_text(cell).replace("\\", "/")
+        name = read_text(unwrap(cell)).replace("\\", "/")
         return bool(folder and folder.find(name, anywhere=anywhere))
 
     for anywhere in (False, True):
@@ -407,33 +406,32 @@ def propose_times(
     files: list[Any],
     are_named: bool = False,
 ) -> dict[str, str]:
-    """Return the columns of times: those with names of times, also a start and a length, spans of
-    clocks, or numbers that cut files into parts. Unless times must be named, an empty `span` if other
-    numbers may be times."""
+    """Return the columns of times: those with names of times, spans of clocks, or numbers that cut files
+    into parts. They are empty for several starts, a start and a length, and other units than seconds,
+    and unless times must be named, `span` is if other numbers may be times."""
     in_one = find_fitting(cells, is_span)
+    numbers = find_fitting(cells, is_time)
+    starts = [*find_fitting(numbers, is_time, "start")]
+    end = find_first(numbers, is_time, "end")
     span = find_first(in_one, is_span, "span") or find_first(
         in_one, lambda cell: bool(CUE.match(read_text(cell)))
     )
-    numbers = find_fitting(cells, is_time)
-    start = find_first(numbers, is_time, "start")
-    end = find_first(numbers, is_time, "end")
-    if not (start and end):
-        start, end = find_parts(numbers, files) or (start, end)
-    if span or (start and end):
-        return {"span": span} if span else {"start": start, "end": end}
+    if not (span or end):
+        span = find_first(in_one, is_span, "start")  # start_end, from_to
+    times = {"span": span}
+    if not span:
+        pair = [*starts[:1], end] if starts and end else find_parts(numbers, files)
+        times = dict(zip(("start", "end"), pair, strict=False))
     # An end that cannot be read, such as a timecode, is no more than a length.
-    start = start or find_first(cells, has_digits, "start")
     length = find_first(numbers, is_time, "length") or find_first(
         cells, has_digits, "end"
     )
-    if start and length:
-        return {"start": start, "length": length}
-    span = find_first(in_one, is_span, "start")  # start_end, from_to
-    if span:
-        return {"span": span}
-    if are_named:
-        return {}
-    return {"span": ""} if in_one or len({*numbers} - {length}) > 1 else {}
+    has_length = length and find_first(cells, has_digits, "start")
+    is_unclear = len(starts) > 1 or (has_length and not times)
+    if is_unclear or any(map(NOT_SECONDS.search, times.values())):
+        return {"start": "", "span": ""}
+    may_be_times = in_one or len({*numbers} - {length}) > 1
+    return times or ({"span": ""} if may_be_times and not are_named else {})
 
 
 def find_parts(cells: Cells, files: list[Any]) -> tuple[str, ...]:

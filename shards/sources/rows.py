@@ -39,6 +39,7 @@ from alpro.shards.sources.form import (
     read_questions,
     read_text,
     split_in,
+    unwrap,
 )
 from alpro.shards.sources.media import (
     Folder,
@@ -202,14 +203,12 @@ class Items:
         for key, cell in (*cells.items(), *meta.items()):
             refuse_credentials(key, cell)
         # Media have their kind.
-        part = {**cells, "meta": meta, "questions": [], **part}
+        questions = [*read_questions(record, form)]
+        part = {**cells, "meta": meta, "questions": questions, **part}
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
-        if form.question or form.questions:
-            part["questions"] += read_questions(record, form)
         captions = [read_cell(record, column) for column in form.captions]
         parts: list[FilePart] = [((None, None), captions)]
-        has_times = form.span or form.start or form.end
-        if has_times and form.paragraph != "file":
+        if form.paragraph != "file":
             parts = read_parts(record, form, captions)
 
         if "path" not in part:
@@ -286,6 +285,10 @@ class Items:
         if name == path:
             raise ValueError(f"{text!r} names no file")
         found = self.folder.find(name, form.prefixes, form.anywhere)
+        if form.anywhere and not found:
+            # A published folder may lie in another one.
+            below = self.folder.find(text, form.prefixes, form.anywhere) or ""
+            found = below if below.startswith(origin.inside) else None
         if found:
             # Not where it is found: a proposal also looks names up.
             if dirname(compose(found)) != dirname(compose(name)):
@@ -378,11 +381,16 @@ def refuse_used_id(item: Part, used_ids: dict[str, str]) -> None:
         )
 
 
-def reject_row(where: str, detail: str, path: str = "") -> Reject:
+def reject_row(
+    where: str,
+    detail: str,
+    path: str = "",
+    reason: str = "bad row",
+) -> Reject:
     return Reject(
         id=show(where),
         path=path,
-        reason="bad row",
+        reason=reason,
         detail=detail,
     )
 
@@ -420,9 +428,7 @@ def read_file_names(record: Record, form: Form) -> list[str]:
 
     def fill(match: re.Match[str]) -> str:
         column = match[1] or match[0]
-        cell = read_cell(record, column)
-        if isinstance(cell, list) and len(cell) == 1:
-            (cell,) = cell
+        cell = unwrap(read_cell(record, column))
         # Hugging Face's datasets have an object with the path.
         if isinstance(cell, dict):
             cell = cell.get("path")
@@ -457,10 +463,8 @@ def split_of_path(path: str) -> str:
 def find_kind(path: str) -> str:
     """Return the kind of a file by its extension; an animated image is a video."""
     extension = suffix(path) if is_url(path) else read_suffix(path)
-    if extension not in IMAGE_EXTENSIONS:
-        return "video"
     is_moving = extension in MAYBE_ANIMATED and is_animated_file(Path(path))
-    return "video" if is_moving else "image"
+    return "image" if extension in IMAGE_EXTENSIONS and not is_moving else "video"
 
 
 def default_id(item: Part, is_short: bool = True) -> str:

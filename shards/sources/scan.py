@@ -4,13 +4,13 @@ and its rows."""
 import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from posixpath import splitext
 
 from alpro.errors import InputError
 from alpro.log import log, printable
-from alpro.shards.schema import Reject, Row
+from alpro.shards.schema import Row
 from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
@@ -37,6 +37,7 @@ from alpro.shards.sources.rows import (
     TEXTS,
     Items,
     Rows,
+    reject_row,
     split_of_path,
 )
 from alpro.shards.sources.tables import (
@@ -147,13 +148,19 @@ class Source:
             tables = opened
         if tables:
             for text in sidecars.texts.values():
-                reason = "texts beside videos are not read, as a table has captions"
-                folder.notes.add(f"{reason} (`texts` in `columns`)", text)
+                folder.notes.add(
+                    "texts beside videos are not read, as a table has captions (`texts` in "
+                    "`columns`)",
+                    text,
+                )
             return self.scan_tables(tables)
 
         # Not the lines of a text without its video.
-        unknown = [table for table in opened if table.form is not LIST]
-        errors = [unknown_columns(table, self.items) for table in unknown]
+        errors = [
+            unknown_columns(table, self.items)
+            for table in opened
+            if table.form is not LIST
+        ]
         error = max(errors, key=attrgetter("score"), default=None)
         may_have_texts = error and (error.score[0] or not folder.media)
         if error and may_have_texts and not sidecars.texts:
@@ -190,22 +197,16 @@ class Source:
             form = list_form if "$value" in record else sidecars.form
             yield from self.items.add_file(text or path, path, record, form)
             if not text:
-                reason = (
+                folder.notes.add(
                     "videos and images have no caption; name each text like it (a.mp4, a.txt), or "
-                    "pass the table of the captions"
+                    "pass the table of the captions",
+                    path,
                 )
-                folder.notes.add(reason, path)
         for path in sidecars.find_alone():
-            detail = "a text without its video"
-            yield Reject(id=path, path=path, reason="missing", detail=detail)
+            yield reject_row(path, "a text without its video", path, "missing")
         yield from self.items.rows()
-        sidecars.note_others()
         if not folder.media:
-            lines = [
-                f"{folder.path}: no video or image in this folder",
-                *folder.notes.lines(),
-            ]
-            raise InputError("; ".join(lines))
+            raise self.notes.error(f"{folder.path}: no video or image in this folder")
 
     def open_tables(self, folder: Folder) -> list[Table]:
         """Return the tables of a folder. What cannot be read may be settings or logs.
@@ -228,8 +229,7 @@ class Source:
 
         tables: list[Table] = []
         has_texts_at_root = False
-        paths.sort(key=itemgetter(0, 1))
-        for number, (is_text, is_inside, path) in enumerate(paths):
+        for number, (is_text, is_inside, path) in enumerate(sorted(paths)):
             if number == MAX_TABLES:
                 # In a subfolder, they may describe a video each.
                 if is_text or (is_inside and has_texts_at_root):
@@ -251,8 +251,9 @@ class Source:
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
-            # A text in a subfolder is of nothing, unless it has a published form.
-            if not is_text or table.form not in (UNKNOWN, LIST):
+            # A text in a subfolder is of nothing, unless it is a split, or has a published form.
+            is_known = split_in(stem) or table.form not in (UNKNOWN, LIST)
+            if not is_text or is_known:
                 tables.append(table)
                 has_texts_at_root |= table.has_texts and not is_inside
         return tables
@@ -264,9 +265,7 @@ class Source:
             form = table.bound
             may_list = form.file and (has_texts or not self.require_texts)
             is_unknown = not (table.has_texts or may_list)
-            if self.require_texts:
-                is_unknown |= hides_meanings(table)
-
+            is_unknown |= self.require_texts and hides_meanings(table)
             # Columns that a user has named, and that the first records lack, may come later.
             has_named = self.form.meanings <= {*table.columns}
             if is_unknown and table.columns and has_named:
@@ -311,8 +310,7 @@ class Source:
                 yield from self.items.add(where, record, form, table.origin)
             check_columns(table, columns, table.user_form)
         if not self.items.count:
-            lines = [f"{tables[0].path}: no rows", *self.notes.lines()]
-            raise InputError("; ".join(lines))
+            raise self.notes.error(f"{tables[0].path}: no rows")
         yield from self.items.rows()
 
 
@@ -343,6 +341,8 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     paths = {table: str(table.path).removeprefix(f"{folder.path}/") for table in opened}
     partners = [table for table in opened if table.is_partner and not table.split]
     chosen = [table for table in opened if table.has_texts and table not in partners]
+    if not chosen:
+        return []
     chosen = keep_outermost(chosen, paths)
     unnamed = [table for table in chosen if not table.split]
 
@@ -386,7 +386,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
         chosen[0].split = ""
 
     # These tables complete the records of all splits.
-    chosen += partners if chosen else ()
+    chosen += partners
     names_by_start: dict[tuple[str, ...], str] = {}
     for number, table in enumerate(chosen):
         table.origin = Origin(table.split, insides[table], number)
@@ -399,7 +399,7 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
                 "otherwise name the tables of each split in [corpora.data.annotations]"
             )
         names_by_start[start] = table.name
-    for table in opened if chosen else ():
+    for table in opened:
         if table not in chosen:
             folder.notes.add(NOT_READ, paths[table])
     return chosen
@@ -408,12 +408,12 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
 def keep_outermost(tables: list[Table], paths: dict[Table, str]) -> list[Table]:
     """Return the tables at the root of a folder, and those in subfolders of which it has none of the
     same split: the others may be older, or results."""
-    kinds = {table: (table.split, table.is_partner) for table in tables}
-    kinds_at_root = {kinds[table] for table in tables if "/" not in paths[table]}
+    at_root = [table for table in tables if "/" not in paths[table]]
+    kinds = {(table.split, table.is_partner) for table in at_root}
     return [
         table
         for table in tables
-        if "/" not in paths[table] or kinds[table] not in kinds_at_root
+        if table in at_root or (table.split, table.is_partner) not in kinds
     ]
 
 
@@ -431,9 +431,7 @@ def scan_media(folder: Path) -> Rows:
         if not source.folder.media:
             raise
         # The videos are there without their captions.
-        problem = str(error)
-        if isinstance(error, UnknownColumns):
-            problem = error.without_lines
+        problem = getattr(error, "without_lines", str(error))
         log.info(f"note: {printable(problem)}")
     items = Items(folder, source.notes, source.folder)
     for path in source.folder.media:

@@ -37,6 +37,7 @@ from alpro.shards.sources.form import (
     Form,
     Record,
     has_any,
+    unwrap,
 )
 from alpro.shards.storage import Location, local_copy
 from alpro.shards.tar import GZIP
@@ -125,7 +126,7 @@ class Table:
             record for _, record in self.head if isinstance(record, dict)
         ]
         # The form of the first records together.
-        self.columns = list(dict.fromkeys(chain.from_iterable(self.head_records)))
+        self.columns = [*dict.fromkeys(chain.from_iterable(self.head_records))]
         self._find_published(
             lambda form: (
                 not (form.records or form.line)
@@ -267,7 +268,7 @@ class Table:
         for number, first in enumerate(text):
             skipped = number
             # Beside other columns, # is the name of one.
-            if not re.match(r"\s*(#(?!\s*[,;|\t])|$)", first):
+            if not re.match(r"\s*#(?!\s*[,;|\t])|[\s,;|]*$", first):
                 break
         else:
             return
@@ -388,7 +389,7 @@ def read_cells(
         elif is_unclosed:
             reason = "an unclosed quotation mark; save a table with quoted texts as CSV"
             yield where, reason
-        elif cells:
+        elif any(map(str.strip, cells)):
             # Columns that a short row lacks are empty, so that all rows have the table's form.
             record = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
             record.pop("", None)
@@ -472,12 +473,7 @@ def walk(
             cells = {
                 name: cell
                 for name, cell in value.items()
-                if isinstance(cell, kinds)
-                or (
-                    name in FILE_LISTS
-                    and isinstance(cell, list)
-                    and [*map(type, cell)] == [str]
-                )
+                if isinstance(unwrap(cell) if name in FILE_LISTS else cell, kinds)
             }
             around = around | cells
             around.pop(key, None)

@@ -26,7 +26,7 @@ def read(path, content: bytes) -> list[tuple[str, dict | str]]:
 
 
 def test_csv_has_line_numbers_and_invalid_quoting_is_a_bad_row(tmp_path):
-    text = b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n\nc.mp4,it is 5" long\n'
+    text = b'path,caption\na.mp4,"hello" she says\nb.mp4,"two\nlines, ""quoted"""\n , \nc.mp4,it is 5" long\n'
 
     assert read(tmp_path / "m.csv", text + b"d.mp4,a,b\ne.mp4") == [
         ("line 2", "',' expected after '\"'"),

@@ -30,7 +30,7 @@ NO_CAPTIONS = {
     "addresses": "https://host.example/watch?v=1\n",
     "names of files": "clip_0001.mp4\n",
     "a name of words": "my_dog.mp4\n",
-    "lyrics": "[00:12.00]a dog runs\n[00:17.20]a cat sits\n",
+    "labels of Audacity": "0.000000 2.5 a dog runs over grass\n2.5,4.0,a brown cat sits\n",
     "transcripts": "[00:00.000 --> 00:04.000]  a dog runs\n",
     "transcripts without fractions": "[00:12] a dog runs\n[00:17] a cat sits\n",
     "ranges": "0:12 - 0:17 a dog runs\n0:17 - 0:21 a cat sits\n",
@@ -94,7 +94,14 @@ def test_a_caption_is_the_text_that_a_person_reads(kind, read):
 
 @pytest.mark.parametrize(
     "cell",
-    [7, [7], [["a dog"]], {"raw": "a dog"}, '{"text": "a dog"}', "['a dog' 'a cat']"],
+    [
+        7,
+        "['a dog', nan]",
+        [["a dog"]],
+        {"raw": "a dog"},
+        '{"text": "a dog"}',
+        "['a dog' 'a cat']",
+    ],
 )
 def test_what_is_no_clear_caption_is_a_reject(cell, read):
     good = {"video": "b.mp4", "caption": "a cat"}
