@@ -3,7 +3,7 @@ committed rows."""
 
 import pytest
 
-from experiments.differences import losses_difference, silent_difference
+from experiments.differences import silent_difference
 from experiments.paired import Difference, holm, power
 
 
@@ -39,15 +39,3 @@ def test_the_silent_study(arm, base, mean, half_width, p):
     assert gain.mean == pytest.approx(mean, abs=0.05)
     assert gain.half_width == pytest.approx(half_width, abs=0.05)
     assert gain.p == pytest.approx(p, abs=0.0005)
-
-
-def test_the_power_of_the_finished_studies():
-    """For what they looked for: the studies could hardly find it."""
-    silent = silent_difference("crops-all-kept", "none")
-    questions = losses_difference("all", "MLM + VTM + VTC", "qa/acc")
-    similarity = losses_difference("all", "MLM + VTM + VTC", "retrieval_vtc/t2v/R1")
-    zero_shot = losses_difference("all", "MLM + VTM + VTC", "zero_shot/t2v/R1")
-    assert silent.power(silent.mean) == pytest.approx(0.20, abs=0.005)
-    assert questions.power(0.3) == pytest.approx(0.20, abs=0.005)
-    assert similarity.power(1.1) == pytest.approx(0.11, abs=0.005)
-    assert zero_shot.power(1.5) == pytest.approx(0.06, abs=0.005)

@@ -42,6 +42,8 @@ FILES = {
 # test makes.
 MISTAKES = {
     "pretrain": ["run pretran"],
+    "mean 'sample'": ["run --config smaple"],
+    "mean 'objectives'": ["study objetives"],
     '"add"': ["index ad"],
     "import-checkpoint": ["import-checkpoint"],
     "--config": ["run --confg sample"],
@@ -199,24 +201,6 @@ def test_a_pretrained_model_is_named_like_any_artifact_and_set_overrides_it(tmp_
             "tiny", tmp_path
         )
         assert command.changes == (f'pretrained="{folder / "model"}"', "pretrained=b")
-
-
-@pytest.mark.parametrize(
-    ("command", "meant"),
-    [
-        (["run", "--config", "smaple"], "sample"),
-        (["study", "objetives"], "objectives"),
-    ],
-)
-def test_a_mistyped_configuration_creates_no_workspace(
-    command, meant, tmp_path, capsys
-):
-    workspace = tmp_path / "workspace"
-
-    assert cli.execute([*command, "--workspace", str(workspace)]) == 2
-
-    assert f"did you mean {meant!r}?" in capsys.readouterr().err
-    assert not workspace.exists()
 
 
 def test_output_that_nothing_reads_is_no_traceback(monkeypatch):

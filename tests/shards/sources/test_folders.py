@@ -308,14 +308,6 @@ def test_an_index_has_all_media_of_a_folder_with_the_captions_of_its_table(tmp_p
         assert {row.id: row.captions for row in rows} == {"a": expected, "b": ()}
 
 
-def test_a_name_that_is_not_utf8_is_a_reject_of_an_index(tmp_path):
-    folder = write_files(tmp_path / "data", {os.fsdecode(b"caf\xe9.mp4"): ""})
-
-    (reject,) = scan_media(folder)
-
-    assert "not UTF-8" in reject.detail
-
-
 def test_parts_of_files_are_no_rows_of_an_index(tmp_path):
     write_files(
         tmp_path, {"a.mp4": "", "x.csv": f"video,start,end,caption\na,1,2,{DOG}\n"}
