@@ -346,11 +346,6 @@ def test_a_full_disk_of_temporary_files_is_an_error_of_the_system(tmp_path):
 TIMES = "video,start_time,end_time,caption\na.mp4,1.5,2,a dog\na.mp4,2,3.5,a cat\n"
 
 
-def test_times_that_nothing_tells_are_proposed_and_not_used(read):
-    with pytest.raises(InputError, match='start = "start_time"\nend = "end_time"'):
-        read({"x.csv": TIMES}, "a.mp4")
-
-
 def test_times_that_are_told_or_left_out_are_read_as_told(read):
     told = {"start": "start_time", "end": "end_time"}
 
@@ -368,30 +363,6 @@ def test_answers_in_a_list_that_may_name_options_are_rejects(read):
 
     assert "records = 'questions'" in read(table, "a.mp4").details[0]
     assert read(table, "a.mp4", columns=told).answers == ["a dog"]
-
-
-def test_times_of_questions_that_nothing_tells_are_proposed(read):
-    asked = [
-        {"video": "a.mp4", **ASKED, "start_s": number, "end_s": number + 1}
-        for number in (1, 2)
-    ]
-
-    with pytest.raises(InputError, match='start = "start_s"'):
-        read({"x.jsonl": asked}, "a.mp4")
-
-
-@pytest.mark.parametrize("times", ["start_time,end_time", "from_sec,to_sec"])
-def test_times_beside_a_column_that_looks_like_a_span_are_proposed(times, read):
-    table = f"video,age,{times},caption\na.mp4,20-30,1,2,a dog\na.mp4,2-3,2,3,a cat\n"
-    start, end = times.split(",")
-
-    with pytest.raises(InputError, match=f'start = "{start}"\nend = "{end}"'):
-        read({"x.csv": table}, "a.mp4")
-
-
-def test_a_span_that_nothing_tells_is_the_one_of_that_name(read):
-    with pytest.raises(InputError, match='span = "segment"'):
-        read({"x.csv": "video,size,segment,caption\na.mp4,1-2,3-4,a dog\n"}, "a.mp4")
 
 
 @pytest.mark.parametrize(

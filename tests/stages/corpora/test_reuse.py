@@ -147,12 +147,12 @@ def test_a_shard_depends_on_the_settings_of_units_alone(name, count_linked):
     assert count_linked({}, **{name: value}) == linked
 
 
-@pytest.mark.parametrize("change", [{"touched": 2}, {"more": b"more"}])
-def test_a_shard_depends_on_the_time_and_the_size_of_its_files(change, count_linked):
+@pytest.mark.parametrize(
+    ("change", "versions"), [({"touched": 2}, 0), ({"more": b"more"}, 0), ({}, 1)]
+)
+def test_a_shard_depends_on_its_files_and_the_version_of_the_stage(
+    change, versions, count_linked, monkeypatch
+):
+    """On the time and the size of each file."""
+    monkeypatch.setattr(decode_videos, "VERSION", decode_videos.VERSION + versions)
     assert count_linked(change) == 0
-
-
-def test_a_shard_depends_on_the_version_of_the_stage(count_linked, monkeypatch):
-    assert count_linked({}) == 4
-    monkeypatch.setattr(decode_videos, "VERSION", decode_videos.VERSION + 1)
-    assert count_linked({}) == 0
