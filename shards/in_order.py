@@ -50,12 +50,7 @@ def _frames(
 
     The first error ends them: the decoder would conceal it with parts of other frames.
     """
-    has_key = False
     for packet in read_packets(container, request, stream):
-        # Some decoders return frames before the first key frame, and do not mark them as corrupt.
-        has_key = has_key or packet.is_keyframe
-        if not has_key:
-            continue
         if packet.is_corrupt:
             raise DecodeError("unreadable", "corrupt packets")
         for frame in packet.decode():

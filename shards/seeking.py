@@ -93,7 +93,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
-        first_packet = next(read_packets(container, request, stream))
+        first_packet = next(container.demux(stream))
         if not first_packet.is_keyframe:
             raise DecodeError("unreadable", "no key frame at the start")
         target = origin + (start - BACK_SECONDS) * second
@@ -106,8 +106,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     has_offsets = False
     latest_decoded = -np.inf
     for packet in read_packets(container, request, stream):
-        # Nothing can be decoded before the first key frame; the last packet of a stream is empty.
-        if not packet.size or not (keys or packet.is_keyframe):
+        if not packet.size:
             continue
         if packet.is_corrupt or packet.pts is None:
             raise DecodeError(

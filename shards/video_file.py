@@ -82,12 +82,13 @@ def _find_video_stream(container: Any) -> Any:
 
 
 def read_packets(container: Any, request: ClipRequest, *streams: Any) -> Iterator[Any]:
-    """Yield the packets of streams, by default of all, from where the container is. The last one of
-    a stream is empty and flushes its decoder.
+    """Yield the packets of streams, by default of all, from the next key frame on. The last one of a
+    stream is empty and flushes its decoder.
 
     Raises:
         DecodeError: After the time limit.
     """
+    has_key = False
     # PyAV flushes the streams that it knows, and fails at those that the container began later.
     with suppress(IndexError):
         while request.seconds_left():
@@ -95,7 +96,10 @@ def read_packets(container: Any, request: ClipRequest, *streams: Any) -> Iterato
             with suppress(BlockingIOError):
                 for packet in container.demux(*streams):
                     request.seconds_left()
-                    yield packet
+                    # Of earlier ones, some decoders return frames and do not mark them as corrupt.
+                    has_key = has_key or packet.is_keyframe or not packet.size
+                    if has_key:
+                        yield packet
                 return
 
 
