@@ -280,9 +280,9 @@ class Tracker:
     def _log_result(self, run: str, folder: Path, record: Record) -> None:
         """Log a finished artifact: its numbers, corpora and files, the first rows of its tables;
         and its model, or the scores of the model that it evaluates."""
-        # The weights of a training are those of one step, and so are its metrics.
-        last = record.counts.get("steps", 0)
-        step = int(record.metrics.get("selected_step", last))
+        # MLflow shows the values of the last step: also if earlier weights are the result, its metrics
+        # are those.
+        step = record.counts.get("steps", 0)
         model = ""
         used = []
         if record.stage in EVALUATIONS and "model" in record.inputs:

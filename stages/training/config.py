@@ -184,14 +184,17 @@ class MatchingConfig(TrainingConfig, frozen=True):
     @model_validator(mode="after")
     def _whole_pools(self) -> "MatchingConfig":
         pairs = self.batch_size // self.accumulation_steps
+        if self.compares_pairs and 1 in (pairs, self.negative_pool_size):
+            raise ValueError(
+                f"negative_pool_size {self.negative_pool_size} and batch_size / accumulation_steps = "
+                f"{pairs}: a pair alone has no negatives; raise the one that is 1"
+            )
         if self.contrasts_whole_batch and not self.negative_pool_size:
             raise ValueError(
                 "contrast = batch with accumulation_steps needs negative_pool_size: hard negatives "
                 "from the whole batch would need the tokens of all micro-batches; set it to a "
                 f"divisor of {pairs}, such as {pairs}"
             )
-        if self.compares_pairs and self.negative_pool_size == 1:
-            raise ValueError("negative_pool_size 1: a pair alone has no negatives")
         if self.negative_pool_size and pairs % self.negative_pool_size:
             raise ValueError(
                 f"negative_pool_size {self.negative_pool_size} does not divide "

@@ -246,6 +246,7 @@ ALONE = {"accumulation_steps": 8, "contrast": "micro_batch"}
         # A pair alone has no negatives.
         (MatchingConfig, {"negative_pool_size": 1}, "negative_pool_size"),
         (MatchingConfig, ALONE, "batch_size"),
+        (MatchingConfig, {"accumulation_steps": 8}, "batch_size"),
         (TrainPrompter, ALONE, "batch_size"),
         (Pretrain, ALONE | {"weights": {"vtc": 0, "vtm": 0}}, ""),
         (FinetuneQa, ALONE, ""),
