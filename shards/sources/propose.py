@@ -160,8 +160,11 @@ def hides_meanings(table: Table) -> bool:
         files = all_cells.get("".join(form.file_columns[:1]), [])
         if not has_times and propose_times(cells, files, are_named=True):
             return True
-        # Beside another one, `start` may be a frame.
-        if form.usual and len(find_fitting(cells, is_time, "start")) > 1:
+        # Beside other seconds, `start` and `end` may be frames.
+        seconds = {name: cells[name] for name in cells if not NOT_SECONDS.search(name)}
+        starts = find_fitting(seconds, is_time, "start")
+        ends = find_fitting(seconds, is_time, "end")
+        if form.usual and min(len(starts), len(ends)) > 1:
             return True
         # Beside an answer alone, the texts are options; beside other texts, they may be the questions, or
         # the prompt of all files.
@@ -170,7 +173,8 @@ def hides_meanings(table: Table) -> bool:
             cells, lambda cell: has_words(read_text(cell))
         )
         if len({*map(str, chain(*texts.values()))}) == 1 < len(table.head_records):
-            may_ask = may_ask or find_first(cells, is_caption)
+            differ = {name: cells[name] for name in cells if has_several(cells[name])}
+            may_ask = may_ask or find_first(differ, is_caption)
         if form.usual and not form.question and (form.answer or may_ask):
             return True
 
@@ -286,7 +290,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
         return proposed | propose_answer(free)
     texts = [*find_fitting(free, is_caption)]
     # Prompts, and names of the people who wrote the texts, are no captions.
-    texts = [name for name in texts if len({*map(str, free[name])}) > 1] or texts
+    texts = [name for name in texts if has_several(free[name])] or texts
     # Beside a usual name of captions, the others are metadata such as titles; beside a text of no
     # column, they are of its kind.
     texts = [name for name in texts if name in (*usual.captions, "$value")] or texts
@@ -355,6 +359,11 @@ def is_time(cell: Any) -> bool:
     if isinstance(cell, list):
         return all(map(is_time, cell))
     return 0 <= (read_seconds(cell) or 0) <= MAX_SECONDS
+
+
+def has_several(cells: list[Any]) -> bool:
+    """Return whether cells differ."""
+    return len({*map(str, cells)}) > 1
 
 
 def has_digits(cell: Any) -> bool:
@@ -427,7 +436,7 @@ def propose_times(
         cells, has_digits, "end"
     )
     has_length = length and find_first(cells, has_digits, "start")
-    is_unclear = len(starts) > 1 or (has_length and not times)
+    is_unclear = (times and len(starts) > 1) or (has_length and not times)
     if is_unclear or any(map(NOT_SECONDS.search, times.values())):
         return {"start": "", "span": ""}
     may_be_times = in_one or len({*numbers} - {length}) > 1

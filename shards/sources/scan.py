@@ -31,6 +31,7 @@ from alpro.shards.sources.media import (
     Folder,
     Notes,
     Sidecars,
+    cut_extension,
 )
 from alpro.shards.sources.propose import UnknownColumns, hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
@@ -215,6 +216,7 @@ class Source:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
         stems = {splitext(path)[0] for path in folder.media}
+        names = {*map(cut_extension, folder.media)}
         paths: list[tuple[bool, bool, str]] = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
@@ -251,8 +253,12 @@ class Source:
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
-            # A text in a subfolder is of nothing, unless it is a split, or has a published form.
-            is_known = split_in(stem) or table.form not in (UNKNOWN, LIST)
+            # A text in a subfolder is of nothing, unless it lists files of a split, as no log does, or
+            # has a published form.
+            is_known = table.form not in (UNKNOWN, LIST)
+            if table.form is LIST and split_in(stem):
+                lines = (read_text(record["$value"]) for record in table.head_records)
+                is_known = not names.isdisjoint(map(cut_extension, lines))
             if not is_text or is_known:
                 tables.append(table)
                 has_texts_at_root |= table.has_texts and not is_inside
@@ -348,12 +354,17 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
 
     # Tables that only list the videos of a split, or the split of each video.
     has_splits = any(table.names_splits for table in chosen)
+    forms = [table.bound for table in chosen]
+    is_told = has_splits or any(form.start or form.span for form in forms)
     lists = [
         table
         for table in opened
         if table.lists_files
         and (table.split or (table.names_splits and not has_splits))
+        # A split in a row takes precedence over a list in a subfolder, which names no parts.
+        and not (is_told and table.form is LIST and "/" in paths[table])
     ]
+    lists = keep_outermost(lists, paths)
     are_of_each = len({table.split for table in lists}) == len(lists) > 1
     if len(chosen) == len(unnamed) == 1 and are_of_each:
         chosen[0].split = TEXTS
