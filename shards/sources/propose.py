@@ -430,7 +430,7 @@ def propose_times(
     times = {"span": span}
     if not span:
         pair = [*starts[:1], end] if starts and end else find_parts(numbers, files)
-        times = dict(zip(("start", "end"), pair, strict=False))
+        times = dict(zip(["start", "end"], pair, strict=False))
     # An end that cannot be read, such as a timecode, is no more than a length.
     length = find_first(numbers, is_time, "length") or find_first(
         cells, has_digits, "end"

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from alpro.errors import InputError, first_fault
+from alpro.shards.clip import Reason
 from alpro.shards.credentials import redact, refuse_credentials
 from alpro.shards.file_type import IMAGE_EXTENSIONS, is_animated_file
 from alpro.shards.schema import KINDS, MAX_JSON_BYTES, MissingItem, Reject, Row
@@ -385,7 +386,7 @@ def reject_row(
     where: str,
     detail: str,
     path: str = "",
-    reason: str = "bad row",
+    reason: Reason = "bad row",
 ) -> Reject:
     return Reject(
         id=show(where),

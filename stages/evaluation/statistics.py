@@ -139,7 +139,7 @@ def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] 
         vectorized=True,
         method="percentile",
         n_resamples=RESAMPLES,
-        confidence_level=level,
+        confidence_level=float(level),
         batch=max(1, BOOTSTRAP_ELEMENTS // size),
         rng=SEED,
     ).confidence_interval
