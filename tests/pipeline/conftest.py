@@ -147,6 +147,7 @@ def call(monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str, str]]]:
     # A command keeps its handlers until its process ends.
     stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in stopping}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
