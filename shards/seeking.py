@@ -140,7 +140,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
         check_complete(container, stream, max(times, default=origin) / second, request)
 
     name = container.format.name
-    # An ASF has none: FFmpeg guesses them, and after a seek others.
+    # An ASF has no composition offsets: FFmpeg guesses times, and other times after a seek.
     if (name == "asf" and has_offsets) or (
         name.startswith("mov,") and codec.has_b_frames and not has_offsets
     ):

@@ -96,7 +96,7 @@ def read_packets(container: Any, request: ClipRequest, *streams: Any) -> Iterato
             with suppress(BlockingIOError):
                 for packet in container.demux(*streams):
                     request.seconds_left()
-                    # Of earlier ones, some decoders return frames and do not mark them as corrupt.
+                    # Some decoders return frames of earlier ones, and do not mark them as corrupt.
                     has_key = has_key or packet.is_keyframe or not packet.size
                     if has_key:
                         yield packet

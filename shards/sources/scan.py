@@ -253,8 +253,8 @@ class Source:
             except InputError as error:
                 folder.notes.add("files are damaged or no tables", str(error))
                 continue
-            # A text in a subfolder is of nothing, unless it lists files of a split, as no log does, or
-            # has a published form.
+            # A text in a subfolder is ignored, unless it lists files of a split, which a log does not,
+            # or has a published form.
             is_known = table.form not in (UNKNOWN, LIST)
             if table.form is LIST and split_in(stem):
                 lines = (read_text(record["$value"]) for record in table.head_records)

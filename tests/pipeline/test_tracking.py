@@ -144,7 +144,7 @@ def test_values_are_parameters_and_scores_metrics(stage):
     data = stage.logged.data
     phase = {"finetune_retrieval.lr": "0.001", "finetune_retrieval.phases.0.steps": "1"}
     assert phase.items() <= data.params.items()
-    # Of the selected weights, which are not the last ones.
+    # The selected weights are not the last ones.
     assert data.metrics == {"loss": 1, "validation/t2v/R1": 50, "selected_step": 2}
 
 

@@ -77,7 +77,7 @@ def test_selected_videos_keep_the_texts_that_are_right_for_them():
     assert chosen.ids == ["w", "v"]
     assert chosen.texts == ["x", "z"]
     assert chosen.relevant.tolist() == [[True, True], [False, True]]
-    # Of equal captions the first id, whatever the order of the rows.
+    # Equal captions have the first id, whatever the order of the rows.
     assert chosen.queries("t2v").ids.tolist() == ["v", "v"]
 
 
