@@ -55,7 +55,10 @@ class Hit:
 
     def json(self) -> dict[str, Any]:
         """Return the values that `alpro search --json` and the server's API show."""
-        shown = {name: self.item[name] for name in ("key", *SHOWN_COLUMNS, "columns")}
+        shown = {
+            name: self.item[name]
+            for name in ("key", "identity", *SHOWN_COLUMNS, "columns")
+        }
         return shown | {
             "similarity": self.similarity,
             "match": self.match,

@@ -63,8 +63,9 @@ def serve(  # noqa: PLR0913 - options of a command
 
 def open_port(option: str, port: int, host: str = "127.0.0.1") -> socket.socket:
     """Listen on a port of an address. Raise InputError if that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(
             f"port {port} of {host}: {error.strerror}; choose another with {option}"

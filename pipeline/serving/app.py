@@ -132,12 +132,12 @@ def _add_searches(app: FastAPI, models: ServedModels, queue: RequestQueue) -> No
         if query.clip:
             models.item(query.clip)  # 404 if there is none
             embedding = searcher.index.embedding(query.clip)
-            return searcher.similar(embedding, **page, without=query.clip).json()
-        if file:
+        elif file:
             _, frames = models.decode(searcher.model, "", file)
             embedding = queue.compute(searcher.model.embed_frames, frames)
-            return searcher.similar(embedding, **page).json()
-        return searcher.all(**page).json()
+        else:
+            return searcher.all(**page).json()
+        return searcher.similar(embedding, **page, without=query.clip).json()
 
 
 def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> None:
@@ -170,6 +170,7 @@ def _add_answers(app: FastAPI, models: ServedModels, queue: RequestQueue) -> Non
 
 
 def _add_clips(app: FastAPI, models: ServedModels) -> None:
+    @app.head("/api/clip/{key}", include_in_schema=False)
     @app.get("/api/clip/{key}")
     def clip_file(
         key: str, view: Literal["file", "still", "moving"] = "file"
@@ -209,6 +210,7 @@ def render_preview(item: dict[str, Any], moves: bool) -> bytes:
 
 
 def _add_health(app: FastAPI, models: ServedModels) -> None:
+    @app.head("/api/health", include_in_schema=False)
     @app.get("/api/health")
     def health() -> dict[str, Any]:
         """Return what this server does; it waits for no model."""
@@ -216,9 +218,11 @@ def _add_health(app: FastAPI, models: ServedModels) -> None:
         if models.search:
             index = models.search.index
             _ = index.settings  # 503 if it is gone, or of another model now
-            about["clips"] = len(index)
-            about["index"] = Path(index.place).name
-            about["columns"] = [*SHOWN_COLUMNS, *index.columns]
+            about |= {
+                "clips": len(index),
+                "index": Path(index.place).name,
+                "columns": [*SHOWN_COLUMNS, *index.columns],
+            }
         offers = [name for name, model in vars(models).items() if model]
         return {"status": "ok", "offers": offers, **about}
 

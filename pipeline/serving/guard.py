@@ -79,11 +79,7 @@ def parse_token(authorization: bytes) -> bytes:
         return value.strip()
 
     try:
-        return (
-            base64.b64decode(value).partition(b":")[2]
-            if scheme.lower() == b"basic"
-            else b""
-        )
+        return base64.b64decode(value).partition(b":")[2]
     except ValueError:
         return b""
 
@@ -108,8 +104,9 @@ def serve(app: ASGIApp, listening: socket) -> None:
         timeout_graceful_shutdown=10,
         ws="none",
     )
-    host, port = listening.getsockname()
-    print(f"the page is at http://{host}:{port} (Ctrl-C stops it)", flush=True)
+    host, port, *_ = listening.getsockname()
+    shown = f"[{host}]" if ":" in host else host
+    print(f"the page is at http://{shown}:{port} (Ctrl-C stops it)", flush=True)
     # Uvicorn raises the signal again when it has stopped.
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])

@@ -10,11 +10,10 @@ from fastapi import HTTPException
 from alpro.inference.clips import Source
 from alpro.inference.index import Item, get_source, quoted
 from alpro.inference.model import Model
-from alpro.inference.search import Searcher
+from alpro.inference.search import Hit, Searcher, flag_changed_files
 from alpro.shards.clip import Limits
 from alpro.shards.file_type import content_kind, read_head
 from alpro.shards.schema import Row
-from alpro.shards.storage import identities, located
 
 # A file that is made to take long must not hold a decoding thread for a minute.
 UPLOAD_LIMITS = Limits(timeout=10.0)
@@ -46,17 +45,12 @@ class ServedModels:
     def current_item(self, key: str) -> Item:
         """Return a clip whose file is the one that was indexed. Raise 404 for any other: a file that
         took its place may be a link to anything."""
-        item = self.item(key)
-        location = located(item["path"])
-        if isinstance(location, Path):
-            (identity,) = identities([location])
-            if identity != item["identity"]:
-                raise HTTPException(
-                    404,
-                    "this file is missing, or has changed since it was indexed; `alpro index add` "
-                    "embeds it again",
-                )
-        return item
+        (hit,) = flag_changed_files([Hit(self.item(key))])
+        if hit.note:
+            raise HTTPException(
+                404, f"this file: {hit.note}; run `alpro index add` again"
+            )
+        return hit.item
 
     def decode(
         self, model: Model, key: str, file: Path | None

@@ -35,7 +35,7 @@ class RequestQueue:
         """Take a place until the answer is sent, and receive the body as a file.
 
         Yields:
-            The file, which is deleted afterwards; None if there is no body.
+            The file, which is deleted afterwards; None for a GET.
 
         Raises:
             HTTPException: If too many requests wait, or the body is too large or too slow.
@@ -50,7 +50,7 @@ class RequestQueue:
                 return
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await save_body(request, file)
-                yield Path(file.name) if file.tell() else None
+                yield Path(file.name)
         finally:
             self._places.release()
 

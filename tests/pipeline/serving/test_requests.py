@@ -72,19 +72,10 @@ def post(app, *messages):
         "method": "POST",
         "path": "/api/search",
         "query_string": b"",
-    }
-    scope |= {
         "headers": [(b"host", b"127.0.0.1")],
-        "http_version": "1.1",
-        "scheme": "http",
     }
-    scope |= {"server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2), "root_path": ""}
     asyncio.run(app(scope, receive, send))
-    return [
-        message["status"]
-        for message in sent
-        if message["type"] == "http.response.start"
-    ]
+    return [message["status"] for message in sent if "status" in message]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +106,6 @@ def test_a_disk_that_takes_no_upload_is_one_line(client, monkeypatch):
 
     monkeypatch.setattr(module, "NamedTemporaryFile", fail)
     answer = client.post("/api/search", content=b"x" * 100)
-    assert (answer.status_code, "No space left" in answer.json()["detail"]) == (
-        503,
-        True,
-    )
+    assert answer.status_code == 503
+    assert "No space left" in answer.text
     assert "secret" not in answer.text
