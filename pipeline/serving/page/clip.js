@@ -55,12 +55,11 @@ export function showClip(hit, hits, offset) {
   current = { query: { clip: hit.key }, file: null };
   put(player(hit, { controls: true }, fit));
   clearAnswers();
-  setCaption(hit.caption ?? nameOf(hit));
 
   const where = [hit.path, part(hit)].filter(Boolean).join(" · ");
   const lines = [where];
   if (hit.duration !== null) lines.push(`duration: ${time(hit.duration)}`);
-  for (const [name, value] of Object.entries(hit.columns)) lines.push(`${name}: ${value}`);
+  for (const [name, value] of Object.entries(hit.columns)) if (value !== null) lines.push(`${name}: ${value}`);
   if (hit.similarity !== null) lines.push(`similarity: ${hit.similarity.toFixed(3)}`);
   if (hit.match !== null) lines.push(`match: ${hit.match.toFixed(3)}`);
   if (hit.note) lines.push(hit.note);
@@ -68,13 +67,14 @@ export function showClip(hit, hits, offset) {
   $("#actions").hidden = false;
   $("#copy").textContent = "Copy path";
   $("#copy").dataset.path = hit.path;
-  $("#similar").href = address({ clip: hit.key, text: null, offset: null, open: null });
+  $("#similar").href = address({ clip: hit.key, text: null, file: null, offset: null, open: null });
 
   const place = hits.findIndex((other) => other.key === hit.key);
   const found = place >= 0;
   $("#position").textContent = found ? `${offset + place + 1}` : "";
   $("#before").disabled = !found || place === 0;
   $("#after").disabled = !found || place === hits.length - 1;
+  setCaption(hit.caption ?? nameOf(hit)); // it opens the dialog, whose first enabled button gets the focus
 }
 
 export function showFile(file) {
@@ -90,11 +90,11 @@ export function showFile(file) {
   element.src = fileAddress;
   put(element);
   clearAnswers();
-  setCaption(file.name);
   $("#facts").textContent = "";
   $("#actions").hidden = true;
   $("#position").textContent = "";
   for (const arrow of ["#before", "#after"]) $(arrow).disabled = true;
+  setCaption(file.name);
 }
 
 export function hideClip() {
@@ -176,8 +176,8 @@ for (const name of ["ask", "entities"]) {
       warn(line, note);
       const rows = [];
       for (const { text, probability } of answers ?? entities) {
-        rows.push(make("dt", { textContent: text }), make("meter", { value: probability }));
-        rows.push(make("dd", { textContent: `${(100 * probability).toFixed(1)} %` }));
+        const percent = make("span", { textContent: `${(100 * probability).toFixed(1)} %` });
+        rows.push(make("dt", { textContent: text }), make("dd", {}, make("meter", { value: probability }), percent));
       }
       list.replaceChildren(...rows);
       list.scrollIntoView({ block: "nearest" });

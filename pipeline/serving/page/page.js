@@ -1,4 +1,4 @@
-// The page of `alpro serve`. Its state is the query of its address: text, words, where, k, offset, clip (similar to it), open.
+// The page of `alpro serve`. Its state is the query of its address: text, words, where, k, offset, clip (similar to it), file, open.
 import { hideClip, setOffers, showClip, showFile } from "./clip.js";
 import { $, address, api, make, nameOf, part, picture, player, time, warn } from "./parts.js";
 
@@ -6,7 +6,7 @@ const search = $("#search");
 const opened = $("#opened");
 let offers = [];
 let hits = []; // of the page
-let upload = null;
+const uploads = new Map(); // files that were chosen, by name; a reload forgets them
 let request = 0; // the number of the last search: an earlier one that answers later is not shown
 
 const say = (text, error = false) => {
@@ -14,10 +14,11 @@ const say = (text, error = false) => {
   $("#about").className = error ? "error" : "";
 };
 const link = (text, changes) => make("a", { textContent: text, href: address(changes) });
+const uploadOf = (query) => uploads.get(query.get("file"));
 const ofPage = () => Number(new URLSearchParams(location.search).get("offset") ?? 0);
 
-function go(changes, state = null) {
-  history.pushState(state, "", address(changes));
+function go(changes) {
+  history.pushState(null, "", address(changes));
   render();
 }
 
@@ -58,7 +59,7 @@ function card(hit) {
   if (hit.caption) about.append(make("small", { className: "file", textContent: nameOf(hit) }));
   if (hit.note) about.append(make("small", { className: "note", textContent: hit.note }));
   about.append(...scores(hit));
-  about.append(make("nav", {}, link("Similar", { clip: hit.key, text: null, offset: null })));
+  about.append(make("div", { className: "links" }, link("Similar", { clip: hit.key, text: null, file: null, offset: null })));
   return make("article", { className: "card" }, still, about);
 }
 
@@ -98,6 +99,7 @@ function showConditions(query) {
 async function showLike(query) {
   const like = $("#like");
   const id = query.get("clip");
+  const upload = uploadOf(query);
   like.hidden = !id && !upload;
   if (like.hidden) return like.replaceChildren();
   if (id) {
@@ -108,9 +110,8 @@ async function showLike(query) {
   }
   const name = make("span", { textContent: `Similar to your file ${upload.name}` });
   const open = make("button", { textContent: "Open it", onclick: () => showFile(upload) });
-  const clear = make("button", { textContent: "Show all", onclick: () => ((upload = null), go({ offset: null })) });
   const asks = offers.includes("ask") || offers.includes("entities");
-  like.replaceChildren(name, ...(asks ? [open] : []), clear);
+  like.replaceChildren(name, ...(asks ? [open] : []), link("Show all", { file: null, offset: null }));
 }
 
 async function showHits(query) {
@@ -120,7 +121,8 @@ async function showHits(query) {
   const wanted = new URLSearchParams({ k, offset });
   if (query.get("text")) wanted.set("text", query.get("text"));
   for (const name of ["clip", "where", "words"]) if (query.get(name)) wanted.set(name, query.get(name));
-  const file = query.get("text") || query.has("clip") ? null : upload;
+  const file = uploadOf(query);
+  const forgotten = query.has("file") && !file ? `${query.get("file")}: choose this file again` : "";
   showLike(query);
   showConditions(query);
   try {
@@ -129,7 +131,7 @@ async function showHits(query) {
     hits = result.hits;
     const all = `${result.clips.toLocaleString()} clips`;
     say(hits.length ? `${offset + 1} to ${offset + hits.length} of ${all}` : "");
-    warn($("#warning"), result.note);
+    warn($("#warning"), forgotten || result.note);
     $("#hits").replaceChildren(...(hits.length ? hits.map(card) : [empty(query)]));
 
     const pages = [];
@@ -141,7 +143,8 @@ async function showHits(query) {
     // The last results stay, with the reason why there are no others.
     say("");
     if (file) {
-      upload = null;
+      uploads.delete(file.name);
+      history.replaceState(null, "", address({ file: null }));
       $("#like").hidden = true;
     }
     warn($("#warning"), file ? `${file.name}: ${error.message}` : error.message);
@@ -184,7 +187,7 @@ async function render() {
   if (open === null) hideClip();
 
   query.delete("open");
-  const state = `${query} ${upload ? upload.name + upload.lastModified : ""}`;
+  const state = `${query} ${uploadOf(query)?.lastModified}`;
   if (offers.includes("search") && render.last !== state) {
     render.last = state;
     await showHits(query);
@@ -204,15 +207,13 @@ document.addEventListener("click", (event) => {
   if (!anchor || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
   event.preventDefault();
   const opens = new URL(anchor.href).searchParams.has("open");
-  if (anchor.getAttribute("href") === "?") upload = null;
   history.pushState(opens ? { opened: true } : null, "", anchor.href);
   render();
   if (!opens) scrollTo(0, 0);
 });
 search.onsubmit = (event) => {
   event.preventDefault();
-  upload = null;
-  go({ ...Object.fromEntries(new FormData(search)), offset: null, clip: null, open: null });
+  go({ ...Object.fromEntries(new FormData(search)), offset: null, clip: null, file: null, open: null });
 };
 search.elements.k.onchange = () => search.requestSubmit();
 
@@ -254,10 +255,11 @@ addEventListener(
 );
 
 $("#upload").onchange = async ({ target }) => {
-  [upload] = target.files;
+  const [upload] = target.files;
   target.value = "";
   if (!upload) return;
-  history.pushState(null, "", address({ text: null, clip: null, offset: null, open: null }));
+  uploads.set(upload.name, upload);
+  history.pushState(null, "", address({ file: upload.name, text: null, clip: null, offset: null, open: null }));
   await render(); // it closes what was open
   if (!offers.includes("search")) showFile(upload);
 };

@@ -27,7 +27,8 @@ export function address(changes) {
   return `?${query}`;
 }
 
-export const clipAddress = (hit, view) => `api/clip/${hit.key}?view=${view}`;
+// The identity changes with the file, so that a browser shows no picture of an earlier one.
+export const clipAddress = (hit, view) => `api/clip/${hit.key}?${new URLSearchParams({ view, of: hit.identity })}`;
 
 export const nameOf = (hit) => hit.path.split("/").pop();
 

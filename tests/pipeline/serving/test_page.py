@@ -82,8 +82,9 @@ def test_a_pointer_on_a_card_plays_it(page):
 
 
 def test_a_clip_opens_closes_and_has_an_address(page):
-    page.click(".card .still >> nth=0")
+    page.click(".card .still >> nth=1")
     page.wait_for_selector("#opened[open] #media > :first-child")
+    assert "null" not in page.inner_text("#facts")  # it has no day
     address = page.url
 
     page.mouse.click(2, 2)
@@ -96,6 +97,7 @@ def test_a_clip_opens_closes_and_has_an_address(page):
 
 def test_arrow_keys_go_to_the_next_clip_also_after_a_question(page):
     page.click(".card .still >> nth=0")
+    page.wait_for_selector("#opened button:focus")
     open_next(page)
     for key in ("Enter", None):
         page.fill("#ask input", "what moves?")
@@ -150,6 +152,11 @@ def test_an_uploaded_video_has_similar_clips_until_all_are_shown(page, videos):
     area = page.locator("#like >> text=Show all").bounding_box()
     assert area["x"] + area["width"] <= WIDTH
     page.click("#like >> text=Show all")
+    page.wait_for_selector("meter", state="detached")
+
+    page.go_back()
+    page.wait_for_selector("meter")
+    page.go_back()
     page.wait_for_selector("meter", state="detached")
 
 
