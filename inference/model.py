@@ -110,10 +110,11 @@ class Model:
                 scores are float32.
 
         Raises:
-            InputError: If there is no such model, or a file of it is missing.
+            InputError: If there is no such model, device or dtype, or a file of it is missing.
         """
-        if dtype not in get_args(Dtype):
-            raise InputError(f"dtype {dtype!r} is not one of {get_args(Dtype)}")
+        for value, choices in ((device, Device), (dtype, Dtype)):
+            if value not in get_args(choices):
+                raise InputError(f"{value!r} is not one of {get_args(choices)}")
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded = load_bundle(found, target)
@@ -240,7 +241,9 @@ class Model:
 
         # In place of a clip that cannot be decoded, so that a batch is never empty.
         black = np.zeros((video.frames, video.image_size, video.image_size, 3), "uint8")
-        decoded = map_ahead(decode, files)
+        # A single name is no stream of characters.
+        listed: Any = [files] if isinstance(files, PathLike) else files
+        decoded = map_ahead(decode, listed)
         while batch := list(islice(decoded, batch_size or BATCH)):
             clips = [
                 clip.frames if isinstance(clip, Clip) else black for _, clip in batch

@@ -63,8 +63,9 @@ async def save_body(request: Request, file: IO[bytes]) -> None:
             async for part in request.stream():
                 file.write(part)
                 if file.tell() > MAX_UPLOAD_BYTES:
-                    size = f"more than {MAX_UPLOAD_BYTES >> 20} MiB"
-                    raise HTTPException(413, size, close)
+                    raise HTTPException(
+                        413, f"more than {MAX_UPLOAD_BYTES >> 20} MiB", close
+                    )
     except (TimeoutError, ClientDisconnect):
         raise HTTPException(408, "the upload takes too long", close) from None
     file.flush()  # decoders open the file by its name
