@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,8 @@ from torch import Tensor
 from alpro.stages.evaluation.gallery import Gallery, Question
 from alpro.stages.evaluation.metrics import (
     ACCURACY,
+    Metric,
     Score,
-    accuracy_of_type,
-    contrast_metric,
 )
 
 
@@ -47,7 +47,10 @@ def score_answers(
     right = predicted == truth
 
     subsets = [(ACCURACY, np.ones(len(types), bool))]
-    subsets += [(accuracy_of_type(kind), types == kind) for kind in sorted(set(types))]
+    for kind in sorted(set(types)):
+        label = kind.replace("_", " ")
+        of_type = replace(ACCURACY, key=f"{ACCURACY.key}_{kind}", label=label)
+        subsets.append((of_type, types == kind))
     scores = []
     for metric, chosen in subsets:
         chance = float((guessed == truth)[chosen].mean() * 100)
@@ -61,10 +64,9 @@ def score_answers(
         columns = [answers.index(answer) for answer in pair]
         preferred = np.array(pair, object)[logits.numpy()[chosen][:, columns].argmax(1)]
         values = (preferred == truth[chosen]) * 100.0
+        metric = Metric("_or_".join(pair), " against ".join(pair), "qa")
         # With two answers, chance is one half.
-        scores.append(
-            Score(contrast_metric(pair), values, 50.0, queries.select(chosen))
-        )
+        scores.append(Score(metric, values, 50.0, queries.select(chosen)))
 
     table = {
         "id": queries.ids,
@@ -83,13 +85,14 @@ def predict_majority(
 ) -> list[str]:
     """Return for each question the most frequent training answer to questions of its type, or to
     all questions."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    overall = Counter[str]()
+    by_type = defaultdict[str, Counter[str]](Counter)
     for question in training_questions:
-        counts[question["type"]][question["answer"]] += 1
-    overall = sum(counts.values(), Counter[str]())
+        overall[question["answer"]] += 1
+        by_type[question["type"]][question["answer"]] += 1
 
     def guess(kind: str) -> str:
-        counted = counts[kind] or overall
+        counted = by_type[kind] or overall
         # Ties in alphabetical order, as the answers of `frequent_answers`.
         return min(counted, key=lambda answer: (-counted[answer], answer), default="")
 

@@ -70,7 +70,5 @@ def score_model(name: str, model: Model, gallery: Gallery) -> Results:
     decoded = len(results.gallery.ids)
     videos = len(gallery.ids)
     if decoded < videos:
-        results.add_share(
-            "decoded/data", "decoded", "videos of the data", decoded, videos
-        )
+        results.add_share("decoded/data", "videos of the data", decoded, videos)
     return results

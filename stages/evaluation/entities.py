@@ -103,6 +103,8 @@ def add_crops(
     the same crops.
     """
     rows = label_crops(model, gallery, crops)
+    if not rows:
+        return
     for row in rows:
         row["kept"] = row["probability"] >= threshold
     showing = [row for row in rows if row["truth"]]
@@ -111,20 +113,23 @@ def add_crops(
     scores = []
     for metric, subset in ((CROP_ACCURACY, showing), (KEPT_CROP_ACCURACY, kept)):
         if subset:
-            scores.append(accuracy(metric, subset, [str(row["box"]) for row in subset]))
-    if rows:
-        boxes = [str(row["box"]) for row in rows]
-        queries = Queries.of([row["id"] for row in rows], boxes)
-        is_kept = np.array([100.0 * row["kept"] for row in rows])
-        scores.append(Score(KEPT_CROPS, is_kept, queries=queries))
-        probability = np.array([row["probability"] for row in rows])
-        right = np.array([row["right"] for row in rows])
-        # No mean over queries: it has no interval.
-        error = np.array([calibration_error(probability, right)])
-        scores.append(Score(CALIBRATION_ERROR, error, items=len(rows)))
-        results.tables["entity_crops"] = pa.Table.from_pylist(rows)
+            scores.append(accuracy(metric, subset, describe_boxes(subset)))
+    results.tables["entity_crops"] = table = pa.Table.from_pylist(rows)
+    queries = Queries.of(table["id"].to_pylist(), describe_boxes(rows))
+    is_kept = table["kept"].to_numpy() * 100.0
+    scores.append(Score(KEPT_CROPS, is_kept, queries=queries))
+    error = calibration_error(
+        table["probability"].to_numpy(), table["right"].to_numpy()
+    )
+    # No mean over queries: it has no interval.
+    scores.append(Score(CALIBRATION_ERROR, np.array([error]), items=len(rows)))
     for score in scores:
         results.add(score, "entity_crops", "on random crops")
+
+
+def describe_boxes(rows: list[Row]) -> list[str]:
+    """Return the boxes of crops as texts, which tell the crops of a video apart."""
+    return [str(row["box"]) for row in rows]
 
 
 def label_crops(model: LoadedModel, gallery: Gallery, crops: int) -> list[Row]:
@@ -206,12 +211,10 @@ def entities_in_crop(
     start, size = np.array(box, float).reshape(2, 2) / grid
 
     def shown(name: str) -> float:
-        squares = np.array(places.get(name, []), float)
-        squares = squares.reshape(-1, 2, 2).clip(0, 1)  # (T, corner, x or y)
-        inside = np.minimum(squares[:, 1], start + size) - np.maximum(
-            squares[:, 0], start
-        )
-        whole = (squares[:, 1] - squares[:, 0]).prod(axis=1)
+        squares = np.array(places.get(name, []), float).reshape(-1, 2, 2).clip(0, 1)
+        first, last = squares.swapaxes(0, 1)  # corners (T, x or y)
+        inside = np.minimum(last, start + size) - np.maximum(first, start)
+        whole = (last - first).prod(axis=1)
         # `inside` is negative where crop and square do not meet. Without a square nothing is
         # shown: 0 / 1e-9.
         return float(inside.clip(0).prod(axis=1).sum() / max(whole.sum(), 1e-9))
@@ -224,8 +227,8 @@ def find_shown_entities(
 ) -> dict[int, list[str]]:
     """Return the entities that each video of a gallery shows, for the videos that show any."""
     shown = {}
-    for index in range(len(gallery.ids)):
-        truth = true_entities(gallery.videos[index].metadata, entities)
+    for index, video in enumerate(gallery.videos):
+        truth = true_entities(video.metadata, entities)
         if truth:
             shown[index] = truth
     return shown
@@ -237,7 +240,7 @@ def true_entities(metadata: Labels, entities: Sequence[str]) -> list[str]:
     stated = metadata["meta"].get("entities")
     if isinstance(stated, list):
         return [entity for entity in stated if entity in entities]
-    return find_entities(metadata["captions"], list(entities))
+    return find_entities(metadata["captions"], entities)
 
 
 def find_entities(texts: Iterable[str], entities: Iterable[str]) -> list[str]:

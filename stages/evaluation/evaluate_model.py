@@ -109,18 +109,24 @@ def add_retrieval(
     texts = model.encode_texts(gallery.texts)
     similarity = similarities(texts.features, videos.features).cpu().numpy()
     protocol = model.describe_protocol()
-    ranked: dict[str, np.ndarray] = dict.fromkeys(DIRECTIONS, similarity)
+    ranked = dict.fromkeys(DIRECTIONS, similarity)
     add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)
 
-    matched = tuple(asked.matched)
+    matched = asked.matched
     if model.alpro and matched:
         if asked.top_k:
             scores = match_top_k(model.alpro, texts, videos, asked.top_k, matched)
             ranked = dict(zip(matched, scores, strict=True))
         else:
             ranked = dict.fromkeys(matched, match_all(model.alpro, texts, videos))
-        top_k = model.describe_protocol(asked.top_k)
-        add_ranking(results, MATCHING, "by matching", ranked, gallery, top_k)
+        add_ranking(
+            results,
+            MATCHING,
+            "by matching",
+            ranked,
+            gallery,
+            model.describe_protocol(asked.top_k),
+        )
 
     for control in asked.controls:
         if control != "text_only":  # without the video, retrieval is chance
@@ -145,7 +151,7 @@ def add_ranking(
     Args:
         scores: (N, V) of each direction, higher is better.
     """
-    has_several = name == SIMILARITY and bool((gallery.relevant.sum(1) > 1).any())
+    has_several = (gallery.relevant.sum(1) > 1).any()
     for direction, matrix in scores.items():
         ranked, relevant = by_query(matrix, gallery.relevant, direction)
         ranks = Ranks.of(ranked, relevant)
@@ -153,20 +159,21 @@ def add_ranking(
         for score in retrieval_scores(ranks, queries):
             results.add(score, name, what, direction, protocol)
         # Recall counts only the best of several right videos.
-        if has_several:
+        if has_several and name == SIMILARITY:
             precision = average_precision(ranked, relevant, queries)
             results.add(precision, name, what, direction, protocol)
 
         items = np.array(gallery.ids if direction == "t2v" else gallery.texts, object)
         best = ranked.argsort(axis=1)[:, ::-1][:, :SHOWN_ITEMS]
-        columns = {
-            "id": queries.ids,
-            "text": queries.texts,
-            "rank": ranks.expected,
-            "best": items[best].tolist(),
-            "best_scores": np.take_along_axis(ranked, best, axis=1).tolist(),
-        }
-        results.tables[f"{name}_{direction}"] = pa.table(columns)
+        results.tables[f"{name}_{direction}"] = pa.table(
+            {
+                "id": queries.ids,
+                "text": queries.texts,
+                "rank": ranks.expected,
+                "best": items[best].tolist(),
+                "best_scores": np.take_along_axis(ranked, best, axis=1).tolist(),
+            }
+        )
 
 
 def add_answers(
@@ -202,7 +209,7 @@ def match_top_k(
     texts: Texts,
     videos: Videos,
     k: int,
-    directions: tuple[str, ...] = ("t2v", "v2t"),
+    directions: Sequence[str] = DIRECTIONS,
 ) -> np.ndarray:
     """Match the most similar pairs of each direction, and rank the others below by similarity.
 

@@ -117,8 +117,9 @@ def read_rows(
         known = set(ShardReader(corpus).column("id").to_pylist())
         if not known.isdisjoint(row.id for row in rows):
             samples, description = read_samples(corpus, split)
-            test_ids.update(samples.column("id").to_pylist())
-            other_ids |= known.difference(samples.column("id").to_pylist())
+            ids = {*samples.column("id").to_pylist()}
+            test_ids |= ids
+            other_ids |= known - ids
 
     # A model from elsewhere has no record, and may have been trained on them nevertheless.
     if not description:

@@ -1,6 +1,6 @@
 """A model that is evaluated: how it encodes texts and videos, and answers questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -66,7 +66,6 @@ class LoadedModel:
         """Encode texts."""
         return self.bundle.encode_texts(texts, self.length)
 
-    @torch.no_grad()
     def encode_videos(
         self,
         gallery: Gallery,
@@ -92,9 +91,14 @@ class LoadedModel:
             for i, start in enumerate(range(0, count, VIDEO_BATCH))
             if belongs_to_this_rank(i)
         ]
-        orders: Sequence[list[int] | None] = (
-            self.reorder_frames(gallery, reorder) if reorder else [None] * count
-        )
+        orders: list[list[int] | None] = [None] * count
+        if reorder:
+            reader = gallery.videos
+            assert isinstance(reader, ShardReader)
+            # All ranks order all samples, because an order may be the next random one.
+            for index in range(count):
+                starts = segment_starts(reader.frame_count(index), config.frames)
+                orders[index] = reorder(starts)
 
         def decode(index: int) -> np.ndarray | None:
             video = gallery.videos[index]
@@ -130,17 +134,6 @@ class LoadedModel:
             features = self.encoder.model.project_video(tokens).float()
         return indices.tolist(), Videos(tokens, features)
 
-    def reorder_frames(self, gallery: Gallery, reorder: Reorder) -> list[list[int]]:
-        """Return the indices of the frames of each sample of a gallery, reordered.
-
-        All ranks list all samples, because an order may be the next random one.
-        """
-        samples = gallery.videos
-        assert isinstance(samples, ShardReader)
-        counts = map(samples.frame_count, range(len(samples)))
-        return [reorder(segment_starts(count, self.frames)) for count in counts]
-
-    @torch.no_grad()
     def encode_blank(self) -> Tensor:
         """Encode a clip whose pixels are zero after normalization: tokens (1, 1 + patches, D)."""
         config = self.encoder.model.config.video
@@ -153,7 +146,6 @@ class LoadedModel:
         cls_only = self.alpro is None
         return self.encoder.model.encode_video(pixels, cls_only).float()
 
-    @torch.no_grad()
     def answer(
         self,
         gallery: Gallery,

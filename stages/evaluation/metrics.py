@@ -116,7 +116,7 @@ class Score(NamedTuple):
     @property
     def value(self) -> float:
         """The score: the mean or the median of the values."""
-        summary = np.median if self.metric.statistic == "median" else np.mean
+        summary = getattr(np, self.metric.statistic)
         return float(summary(self.values))
 
 
@@ -148,17 +148,6 @@ CALIBRATION_ERROR = Metric(
     higher_is_better=False,
     baseline="",
 )
-
-
-def accuracy_of_type(kind: str) -> Metric:
-    """Return the accuracy on questions of a type."""
-    return replace(ACCURACY, key=f"{ACCURACY.key}_{kind}", label=kind.replace("_", " "))
-
-
-def contrast_metric(pair: tuple[str, str]) -> Metric:
-    """Return two-way accuracy: of the questions answered by one of a pair, how many rank it above
-    the other."""
-    return Metric("_or_".join(pair), " against ".join(pair), "qa")
 
 
 def by_query(
@@ -204,8 +193,7 @@ def average_precision(
     `Ranks.of`. With ties it is the mean over their orders."""
     gallery = scores.shape[1]
     harmonic = (1 / np.arange(1, gallery + 1)).sum()
-    rows = zip(scores, relevant, strict=True)
-    values = np.array([expected_precision(row, right) for row, right in rows]) * 100
+    values = np.array([*map(expected_precision, scores, relevant)]) * 100
 
     # The probability that another item is right, too.
     others = (relevant.sum(axis=1) - 1) / max(1, gallery - 1)
@@ -247,11 +235,8 @@ def chance_recalls(right: np.ndarray, gallery: int) -> np.ndarray:
     ..., k factors.
     """
     drawn = np.arange(gallery)
-    recalls = np.zeros(gallery)
     # Queries with equally many right items have equal terms: most galleries have few such numbers.
     right_counts, query_counts = np.unique(right, return_counts=True)
-    for count, queries in zip(right_counts, query_counts, strict=True):
-        wrong_left = np.clip(gallery - count - drawn, 0, None)
-        missed = np.cumprod(wrong_left / (gallery - drawn))
-        recalls += queries * (1 - missed)
-    return recalls / len(right)
+    wrong_left = np.clip(gallery - right_counts[:, None] - drawn, 0, None)
+    recalls = 1 - np.cumprod(wrong_left / (gallery - drawn), axis=1)
+    return (query_counts[:, None] * recalls).sum(axis=0) / len(right)

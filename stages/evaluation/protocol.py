@@ -126,7 +126,7 @@ def describe_data(results: Results, config: EvaluationConfig, corpora: Corpora) 
         decoded, annotated = check_items(config, column, name, corpora[name])
         if decoded < annotated:
             key = f"decoded/{name}/{column}"
-            results.add_share(key, "decoded", f"{column} of {name}", decoded, annotated)
+            results.add_share(key, f"{column} of {name}", decoded, annotated)
 
     for name in config.corpora:
         # A row whether they are excluded or not: with them, scores are too good.
@@ -134,6 +134,4 @@ def describe_data(results: Results, config: EvaluationConfig, corpora: Corpora) 
         if shared:
             table = "left_out" if config.exclude_overlap else "also_in_training"
             items = len(ShardReader(corpora[name], config.split))
-            results.add_share(
-                f"{table}/{name}", table, f"items of {name}", shared, items
-            )
+            results.add_share(f"{table}/{name}", f"items of {name}", shared, items)

@@ -79,19 +79,17 @@ class Results:
         }
         self.scores.append((row, score))
 
-    def add_share(
-        self, name: str, table: str, what: str, count: int, items: int
-    ) -> None:
+    def add_share(self, name: str, what: str, count: int, items: int) -> None:
         """Add the percentage of the items of a corpus that something concerns.
 
         Args:
-            name: Name of the row.
-            table: Table that shows it.
+            name: Name of the row, which begins with the table that shows it.
             what: The items.
             count: Number of the items that are concerned.
             items: Number of all items.
         """
         name, _, key = name.rpartition("/")
+        table = name.partition("/")[0]
         metric = Metric(key, f"{count} of {items}", table, baseline="")
         percent = np.array([100 * count / items])
         # It describes the data: every model has the same.

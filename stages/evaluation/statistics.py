@@ -149,10 +149,11 @@ def resample_ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] 
 def calibration_error(probability: np.ndarray, correct: np.ndarray) -> float:
     """Return the expected calibration error of predictions (N,), in percent: the mean distance of
     probability and accuracy."""
-    distances = []
-    for count, mean, accuracy in calibration(probability, correct):
-        distances.append(count * abs(mean - accuracy))
-    return 100 * sum(distances) / len(probability)
+    distance = sum(
+        count * abs(mean - accuracy)
+        for count, mean, accuracy in calibration(probability, correct)
+    )
+    return 100 * distance / len(probability)
 
 
 def calibration(
