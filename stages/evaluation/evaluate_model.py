@@ -109,8 +109,8 @@ def add_retrieval(
     texts = model.encode_texts(gallery.texts)
     similarity = similarities(texts.features, videos.features).cpu().numpy()
     protocol = model.describe_protocol()
-    ranked = dict.fromkeys(DIRECTIONS, similarity)
-    add_ranking(results, SIMILARITY, "by similarity", ranked, gallery, protocol)
+    both = {"t2v": similarity, "v2t": similarity}
+    add_ranking(results, SIMILARITY, "by similarity", both, gallery, protocol)
 
     matched = asked.matched
     if model.alpro and matched:
