@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
-from alpro.models.attention import Attention, tile_mask
+from alpro.models.attention import Attention, compute_layer, tile_mask
 from alpro.models.precision import as_residual
 from alpro.models.timesformer import VideoConfig
 from alpro.models.weights import CLIP, convert, select_prefix
@@ -85,6 +85,7 @@ class ClipPrompter(DualEncoder):
             lambda _module, _inputs, embeddings: as_residual(embeddings)
         )
         self.pad_id = pad_id
+        self.checkpoint_activations = False
 
         vision = model.config.vision_config
         # Boxes are in patches, so the patch size must divide the image size; 14 often does not.
@@ -160,8 +161,8 @@ class ClipPrompter(DualEncoder):
         x = as_residual(x)
         for depth, layer in enumerate(tower.encoder.layers):
             if self.temporal:
-                x = self.temporal[depth](x, count)
-            x = layer(x, attention_mask=None)
+                x = compute_layer(self, self.temporal[depth], x, count)
+            x = layer(x, None)
 
         # A CLIP projects its [CLS], a SigLIP pools all patches.
         if self.is_siglip:
@@ -183,8 +184,7 @@ class ClipPrompter(DualEncoder):
         ids = ids[:, :length]
         if self.is_siglip:
             ids = F.pad(ids, (0, length - ids.shape[1]), value=self.pad_id)
-        features = self.clip.get_text_features(input_ids=ids).pooler_output
-        return features.float()[:, None]
+        return self.clip.get_text_features(input_ids=ids).pooler_output.float()[:, None]
 
     def clamped_temperature(self) -> Tensor:
         # A stored scale may lie outside of the range. Training clamps the parameter.

@@ -68,7 +68,7 @@ def configure_layers(
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
 
     for module in objective.modules():
-        if isinstance(module, TimeSformer | Layers):
+        if isinstance(module, TimeSformer | Layers | ClipPrompter):
             module.checkpoint_activations = checkpoint_activations
         if (
             isinstance(module, ClipPrompter)
