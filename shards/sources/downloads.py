@@ -55,6 +55,7 @@ T = TypeVar("T")
 # The options with which fsspec opens a tar: how much a request to a store fetches.
 REQUEST_OPTIONS: dict[str, Any] = {"block_size": 1 << 20, "cache_type": "readahead"}
 FRAME = re.compile(r"\.\d+\.\w+$")  # <key>.<nn>.jpg
+ENDING = re.compile(r"\.(tar\.gz|tgz)$")
 CLIP = re.compile(r"(.+)_\d{3,}")  # the key of a clip that was cut from a sample
 # Maximum length of a text in further columns. Subtitles and metadata of YouTube are longer.
 MAX_META_CHARACTERS = 1000
@@ -90,8 +91,8 @@ class Download:
         clip = CLIP.fullmatch(key) if metadata.get("clips") else None
         meta = {}
         for column, value in metadata.items():
-            is_short = isinstance(value, str) and len(value) <= MAX_META_CHARACTERS
-            if column not in NOT_META and (is_short or isinstance(value, int | float)):
+            is_cell = column not in NOT_META and isinstance(value, str | int | float)
+            if is_cell and len(str(value)) <= MAX_META_CHARACTERS:
                 meta[column] = value
         return meta | {"caption": captions, "group": clip[1] if clip else ""}
 
@@ -118,22 +119,20 @@ def is_downloads(data: Location) -> bool:
     """Return whether a folder has shards of video2dataset or img2dataset: tars whose first sample has
     media as a file of its own, not as numbered frames."""
 
-    def has_media(file: BinaryIO) -> bool | None:
+    def read_names(file: BinaryIO) -> list[str]:
+        names: list[str] = []
         with suppress(DamagedTar):  # the next shard may be readable
             # A sample has a few members: these hold a whole one.
-            for member in islice(tar_members(file), 16):
-                name = PurePosixPath(member.name)
-                extension = name.suffix.lower()
-                if extension in MEDIA_EXTENSIONS:
-                    # A video is no frame, whatever number is before its extension.
-                    return extension in VIDEO_EXTENSIONS or not FRAME.search(name.name)
-        return None
+            names += (member.name for member in islice(tar_members(file), 16))
+        return names
 
     for shard in tars(data):
         with suppress(OSError):
-            answer = with_tar(shard, has_media)
-            if answer is not None:
-                return answer
+            for name in with_tar(shard, read_names):
+                extension = PurePosixPath(name).suffix.lower()
+                if extension in MEDIA_EXTENSIONS:
+                    # A video is no frame, whatever number is before its extension.
+                    return extension in VIDEO_EXTENSIONS or not FRAME.search(name)
     return False
 
 
@@ -152,12 +151,8 @@ def compressed_tars(data: Location) -> list[Location]:
     """List the tars of a folder or URL that are compressed as a whole, which no reader seeks in,
     without those that `gunzip --keep` has unpacked beside them."""
     unpacked = {str(shard).removesuffix(".tar") for shard in listing(data, ".tar")}
-    shards = []
-    for ending in (".tar.gz", ".tgz"):
-        for shard in listing(data, ending):
-            if str(shard).removesuffix(ending) not in unpacked:
-                shards.append(shard)
-    return shards
+    shards = [*listing(data, ".tar.gz"), *listing(data, ".tgz")]
+    return [shard for shard in shards if ENDING.sub("", str(shard)) not in unpacked]
 
 
 def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
@@ -226,7 +221,7 @@ def read_samples(file: BinaryIO) -> tuple[dict[str, Download], str]:
                     add_member(sample, member, extension, file)
         if key and sample.copies:
             samples[key] = sample
-    problem = str(damage) if damage else ""
+    problem = str(damage or "")
 
     # The last sample of a damaged tar may have lost members. Zeros at the end of another may be a
     # hole: then only the JSON tells, which every sample has or none.

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 32
+VERSION = 33
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("forms.toml").read_text("utf-8")
 )
@@ -36,9 +36,10 @@ BLOCK_TAG = re.compile(
     r"(?i)<!--.*?-->|</?(?:body|br|div|h\d|hr|html|img|li|ol|p|table|t[dhr]|ul)(?:\s+[\w-]+ *=[^<>]*)? */?>"
 )
 MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
-# What stands in telemetry and metadata: markup, addresses, names of files, and names with a number.
+# What stands in telemetry and metadata: markup, addresses, names of files, names with a number, and
+# the mark of an option alone.
 MEASUREMENT = re.compile(
-    rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*"
+    rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*|^\(?[a-j][).:]+$"
 )
 # Subtitles, lyrics and labels of Audacity: in front, a time in brackets, with a fraction of a second,
 # or two times; or anywhere, two times with fractions. A caption may begin with the time on a clock.
@@ -58,6 +59,10 @@ NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?is)\(?[{LETTERS}\d](?:[).:]+(?:\s.*)?)?")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
+# Names of columns that have options, or options inside of a question.
+OPTIONS = re.compile(
+    rf"(?im)^(?:{WORDS['options']})$|(?:^|\s)\(?[A1][).:]+\s.+\s\(?[B2][).:]+\s"
+)
 # Columns that people add to published tables.
 ADDED_KEYS = ("split", "group", "start", "end", "captions", "question", "answer")
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
@@ -190,7 +195,7 @@ class Form(Columns):
             is_free = key not in self.model_fields_set
             if present and is_free and present[0] not in taken:
                 changes[key] = present[0]
-        bound = self.model_dump() | self.drop_clip_times(changes)
+        bound = self.model_dump(exclude_unset=True) | self.drop_clip_times(changes)
         self._bound[columns] = Form.model_validate(bound)
         return self._bound[columns]
 
@@ -351,12 +356,8 @@ def has_words(text: str) -> bool:
     >>> [has_words(text) for text in ("[iso: 100] [ev: 0.7]", "https://host/a", "clip_0001.mp4")]
     [False, False, False]
     """
-    if CUE.match(text):
-        return False
-    rest = MEASUREMENT.sub(" ", text)
-    words = WORD.findall(rest)
-    numbers = NUMBER.findall(rest)
-    return len(words) >= max(1, len(numbers))
+    rest = "" if CUE.match(text) else MEASUREMENT.sub(" ", text)
+    return len(WORD.findall(rest)) >= max(1, len(NUMBER.findall(rest)))
 
 
 def read_captions(value: Any) -> Iterator[str]:
@@ -393,16 +394,7 @@ def read_questions(record: Record, form: Form) -> Iterator[dict[str, str]]:
             "questions are not a list of {question, answer}; `question` in `columns` names one text"
         )
     for each in listed:
-        bound = TABLE.bind(each)
-        question = read_question(each, bound)
-        others = [each[key] for key in each if key != bound.answer]
-        has_options = any(isinstance(cell, list | dict) for cell in others)
-        if has_options and OPTION_NAME.fullmatch(question["answer"]):
-            raise ValueError(
-                f"the answer {question['answer']!r} may be the name of an option; set records = "
-                f"{form.questions!r}, and `options`, in `columns`"
-            )
-        yield question
+        yield read_question(each, TABLE.bind(each))
 
 
 def read_question(record: Record, form: Form) -> dict[str, str]:
@@ -421,6 +413,13 @@ def read_question(record: Record, form: Form) -> dict[str, str]:
     answer = read_answer(record, form)
     if not question or not answer:
         raise ValueError("empty question or answer")
+    words = "\n".join([*map(fold, record.keys() - {form.answer}), question])
+    is_told = "options" in form.model_fields_set
+    if not is_told and OPTION_NAME.fullmatch(answer) and OPTIONS.search(words):
+        raise ValueError(
+            f"the answer {answer!r} may be the name of an option; set `options` in `columns` (and "
+            "`records`, for a list of questions), or write its text"
+        )
     kind = read_text(read_cell(record, form.type)) or question.split()[0]
     word = re.sub(r"(?<=\w)['’]\w*", "", kind.lower())
     word = re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
@@ -432,13 +431,12 @@ def read_answer(record: Record, form: Form) -> str:
     first; of options, the text of the right one. Raises ValueError if no option matches."""
     value = parse_cell(read_cell(record, form.answer))
     if isinstance(value, list):
-        counts = Counter[str]()
-        for each in value:
-            # VQA has objects with the key `answer`.
-            cell = each.get("answer") if isinstance(each, dict) else each
-            counts[clean_text(cell)] += 1
-        del counts[""]
-        value = max(counts, key=counts.__getitem__, default="")
+        # VQA has objects with the key `answer`.
+        objects = (
+            each if isinstance(each, dict) else {"answer": each} for each in value
+        )
+        counts = Counter(clean_text(each.get("answer")) for each in objects)
+        value = max(filter(None, counts), key=counts.__getitem__, default="")
     if isinstance(value, dict):
         raise ValueError("the answer is neither a text nor a number")
     answer = re.sub(r"^(-?\d+)\.0$", r"\1", clean_text(value))
@@ -454,7 +452,7 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     if isinstance(options, dict):
         own_names = [*options]
         options = [*options.values()]
-    if isinstance(options, str) and BETWEEN_OPTIONS.search(options.strip()):
+    if isinstance(options, str):
         options = BETWEEN_OPTIONS.split(options.strip())
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
@@ -501,8 +499,8 @@ def read_parts(record: Record, form: Form, captions: list[Any]) -> list[FilePart
         return [(times[0], captions)]
 
     columns = [*map(parse_cell, captions)]
-    are_lists = all(isinstance(texts, list) for texts in columns)
-    if not columns or not are_lists or {*map(len, columns)} != {len(times)}:
+    lengths = {isinstance(texts, list) and len(texts) for texts in columns}
+    if lengths != {len(times)}:
         raise ValueError("not as many captions as times; write a row for each part")
     return [(time, texts) for time, *texts in zip(times, *columns, strict=True)]
 
@@ -513,7 +511,7 @@ def read_spans(value: Any) -> list[tuple[Time, Time]]:
     has_several = isinstance(value, list) and any(
         isinstance(each, list | tuple) for each in value
     )
-    return [read_span(span) for span in (value if has_several else [value])]
+    return [*map(read_span, value if has_several else [value])]
 
 
 def read_span(value: Any) -> tuple[Time, Time]:

@@ -151,9 +151,8 @@ def find_outdated(cache: Path) -> list[Path]:
 def state_of(source: Source) -> Iterator[list[Any]]:
     """Yield the sizes and times of the files that the rows of a source depend on, and of a folder
     the names of its media: their contents count when they are decoded."""
-    for tables in source.annotations.values():
-        for table in tables:
-            yield [str(table), file_state(table)]
+    for table in chain.from_iterable(source.annotations.values()):
+        yield [str(table), file_state(table)]
     if not source.folder:
         shards = tars(source.data)
         beside = [join(source.data, f"{Path(shard).stem}.parquet") for shard in shards]

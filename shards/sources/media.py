@@ -41,7 +41,8 @@ NOT_TEXTS = re.compile(
     r"vatex_public_test_chinese)[^/]*"
 )
 
-BETWEEN_CELLS = re.compile(r"\S\t+\S")
+# Beside numbers, or in several lines; a single one is a slip of a person who writes a caption.
+BETWEEN_CELLS = re.compile(r"(?s)\d\t+\S|\S\t+\d|\S\t+\S.*\n.*\S\t+\S")
 # Names are compared with composed accents, which a disk may decompose, as macOS does.
 compose = partial(normalize, "NFC")
 
@@ -61,10 +62,10 @@ class Notes:
             self.examples[reason].append(show(example))
 
     def line(self, reason: str) -> str:
-        return f"{self.counts[reason]} {reason}: {', '.join(self.examples[reason])}"
+        return f"{reason} ({self.counts[reason]}): {', '.join(self.examples[reason])}"
 
     def lines(self) -> list[str]:
-        return [self.line(reason) for reason in self.counts]
+        return [*map(self.line, self.counts)]
 
     def error(self, problem: str) -> InputError:
         """Return the error of a source without rows, with what was left out."""
@@ -162,13 +163,12 @@ class Folder:
             ValueError: If the name could mean several files.
         """
         # If the folder is listed, most names need no request to the disk.
-        if self.is_listed and name in self.media:
-            return name
-        if os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
+        is_listed = self.is_listed and name in self.media
+        if is_listed or os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
         folder, slash, file = name.rpartition("/")
-        # A name with a prefix is rather the file whose name has it.
-        exact = file.startswith((*prefixes,)) and self.find(name, (), anywhere)
+        # Rather the file of this very name than one with a prefix.
+        exact = self.find(name, (), anywhere) if prefixes else None
         if exact:
             return exact
         names = [file]
@@ -176,12 +176,12 @@ class Folder:
             names += [f"{prefix}{file}", file.removeprefix(prefix)]
         # `talk.264` is rather the name of talk.264.mp4 than talk with the extension .264.
         for cut in (compose, cut_extension):
-            stems = {cut(f"{folder}{slash}{each}"): None for each in names}
-            keys = {stem.rpartition("/")[2]: None for stem in stems}
+            keys = dict.fromkeys(map(cut, names))
             paths_by_key = (self._by_stem.get(key, ()) for key in keys)
             same_stem = [*chain.from_iterable(paths_by_key)]
             if same_stem:
                 break
+        stems = [f"{compose(folder)}{slash}{key}" for key in keys]
         if read_suffix(name) in MEDIA_EXTENSIONS:
             same_stem = [path for path in same_stem if is_image(path) == is_image(name)]
 
@@ -196,7 +196,7 @@ class Folder:
         paths = same or videos or paths
         if len(paths) > 1:
             raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
-        return paths[0] if paths else None
+        return next(iter(paths), None)
 
     def similar(self, name: str) -> list[str]:
         """Return a few files of a similar name: in another folder or case, with other leading zeros,
@@ -250,9 +250,8 @@ class Sidecars:
         # The text folder is below its own folder, or replaces the nearest that it can.
         depths = range(len(folders), -1, -1)
         for index, text_folder in product(depths, self._text_folders):
-            above = folders[:index]
-            below = folders[index + 1 :]
-            paths.append("/".join([*above, text_folder, *below, name]))
+            inside = [*folders[:index], text_folder, *folders[index + 1 :]]
+            paths.append("/".join([*inside, name]))
 
         for path, suffix in product(paths, TEXT_SUFFIXES):
             for stem in (path, splitext(path)[0]):
@@ -293,29 +292,28 @@ class Sidecars:
             return {"$reason": f"{path}: {error}"}
         return value if isinstance(value, dict) else {"$value": value}
 
-    def find_alone(self) -> Iterator[str]:
+    def find_alone(self, tables: set[str]) -> Iterator[str]:
         """Yield the texts whose videos are missing, in the folders of the other texts. Note what else is in
-        the folder and not read."""
-        used = {*self.texts.values()}
-        folders = {text.rpartition("/")[0] for text in used}
+        the folder and not read, neither as a text nor as one of the tables."""
+        used = {*self.texts.values()} | tables
+        folders = {text.rpartition("/")[0] for text in self.texts.values()}
         stems = {compose(splitext(path)[0]) for path in self.folder.media}
-        remedies: dict[str, str] = {}
-        for remedy, suffixes in WORDS["not_read"].items():
-            remedies |= dict.fromkeys(suffixes, remedy)
         for path in self.folder.others:
             suffix = read_suffix(path)
-            if suffix not in remedies or path in used or NOT_TEXTS.fullmatch(path):
+            known = WORDS["not_read"]
+            remedy = next((text for text in known if suffix in known[text]), "")
+            if not remedy or path in used or NOT_TEXTS.fullmatch(path):
                 continue
             # JSON in the folder of the texts may be a table or settings; a.de.txt is another text of a.
             is_text = suffix in TEXT_SUFFIXES and suffix != ".json"
             stem = compose(path).partition(".")[0]
-            is_alone = stem not in stems and compose(splitext(path)[0]) not in stems
+            is_alone = stems.isdisjoint((stem, compose(splitext(path)[0])))
             if is_text and is_alone and path.rpartition("/")[0] in folders:
                 yield path
                 continue
             head = read_head(self.folder.path / path)
             self.folder.notes.add(
-                f"{suffix} files are not read ({find_placeholder(head) or remedies[suffix]})",
+                f"{suffix} files are not read ({find_placeholder(head) or remedy})",
                 path,
             )
 

@@ -152,9 +152,13 @@ class DecodePlan:
     def _read_columns(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the numbers that describe each row of a batch."""
         kind = pc.index_in(batch["kind"], pa.array(KINDS)).cast(pa.int8())
-        split = pa.array(self._assign_splits(batch))
         text_counts = [pc.list_value_length(batch[name]) for name in TEXT_COUNTS]
-        columns = [kind, split, batch["cut"], *text_counts]
+        columns = [
+            kind,
+            pa.array(self._assign_splits(batch)),
+            batch["cut"],
+            *text_counts,
+        ]
         return pa.RecordBatch.from_arrays(columns, schema=NUMBERS)
 
     def _assign_splits(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
@@ -178,12 +182,10 @@ class DecodePlan:
         """Return the group of each row of a batch with the columns `group` and `name`."""
         groups = batch["group"].to_pylist()
         for index, name in enumerate(batch["name"].to_pylist()):
-            match = None
-            if self.pattern and not groups[index]:
-                match = self.pattern.search(name)
-            if match:
+            match = self.pattern and self.pattern.search(name)
+            if match and not groups[index]:
                 # What the first parentheses match, or all of it.
-                groups[index] = match[1 if match.lastindex else 0] or match[0]
+                groups[index] = match[bool(match.lastindex)] or match[0]
             groups[index] = groups[index] or name
         return groups
 
@@ -205,10 +207,9 @@ class DecodePlan:
             first = 0
             unit_count = 0
             while first < len(rows):
-                last = min(first + max_rows, len(rows))
                 after_half = np.searchsorted(possible_ends, first + min_rows)
-                if after_half < len(possible_ends):
-                    last = min(last, int(possible_ends[after_half]))
+                end = possible_ends[after_half : after_half + 1].tolist()
+                last = min(first + max_rows, len(rows), *end)
                 name = f"{split}-{kind}-{unit_count:05d}"
                 yield name, rows[first:last]
                 first = last

@@ -6,7 +6,7 @@ The user reads, corrects and pastes them once, in place of rules that guess at e
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice, pairwise, product
@@ -55,8 +55,10 @@ NOT_SECONDS = re.compile(
     # `ss.ms` are seconds, as ELAN writes.
     r"|(?<!ss\.)(?:\b|_)(?i:ms|msec|us|ns|minutes?|ticks?|samples?|idx|index)\b"
 )
+LABELS = WORDS["labels"]
 # The mark at the end of a question; that of Greek looks like a semicolon.
 QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff]\W*;$")
+SEVERAL_OPTIONS = re.compile("^(?:" + "|".join(map(re.escape, SEVERAL)) + r")|\|")
 TEMPLATE = re.compile(r"\{[^{}]+\}")  # in the name of a column
 # In ids, paths and texts with the word of a split.
 NO_SPLIT = re.compile(r"(?i) (?!set$)|/|[_-]\d|\d{5}")
@@ -100,8 +102,9 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
     proposals = (propose(document, place, items.folder) for place in places)
     score, columns, names = max(proposals, key=itemgetter(0))
 
-    where = table.form.where  # as of conversations
-    form = Form.model_validate(columns | {"usual": True, "where": where})
+    if table.form.where:
+        columns["where"] = table.form.where  # as of conversations
+    form = Form.model_validate(columns | {"usual": True})
     header = {name: [name] for name in names if not is_nested}
     if find_first(header, is_caption) and propose_file(header, items.folder):
         raise InputError(
@@ -110,13 +113,16 @@ def unknown_columns(table: Table, items: Items) -> UnknownColumns:
         )
 
     lines = ["[corpora.data.columns]"]
-    conditions = {f"where.{json.dumps(name)}": text for name, text in where.items()}
-    for key, value in (columns | conditions).items():
-        line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in columns.items():
+        # An object is a table of TOML.
+        line = (
+            f"{key} = {json.dumps(value, ensure_ascii=False, separators=(', ', ' = '))}"
+        )
         lines.append(line if value else WORDS["unknown"].get(key, line))
-    for keys, line in WORDS["not_found"].items():
-        if columns.keys().isdisjoint(keys.split()):
-            lines.append(line)
+    not_found = WORDS["not_found"].items()
+    lines += [
+        line for keys, line in not_found if columns.keys().isdisjoint(keys.split())
+    ]
 
     preview = Items(items.root, Notes(), items.folder)
     rows: list[Row | Reject] = []
@@ -142,30 +148,23 @@ def hides_meanings(table: Table) -> bool:
     """
     form = table.bound
     all_cells = read_columns(table.head_records)
-    has_times = (
-        "span" in table.form.model_fields_set
-        or {form.start, form.end} <= all_cells.keys()
-    )
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
     cells = {name: all_cells[name] for name in all_cells if not has_any([name], used)}
     if table.user_form is TABLE:
-        if form.split not in all_cells and (
+        has_splits = form.split not in all_cells and (
             find_first(cells, is_split) or has_flag(cells)
-        ):
-            return True
+        )
         # Names of columns tell times, or the end of a part whose start is known. A form whose clips are
         # whole files has an empty `span`.
         files = all_cells.get("".join(form.file_columns[:1]), [])
-        if not has_times and propose_times(cells, files, are_named=True):
-            return True
+        has_times = {form.start, form.end} <= all_cells.keys()
+        has_times |= "span" in table.form.model_fields_set
+        may_be_part = not has_times and propose_times(cells, files, are_named=True)
         # Beside other seconds, `start` and `end` may be frames.
         seconds = {name: cells[name] for name in cells if not NOT_SECONDS.search(name)}
-        starts = find_fitting(seconds, is_time, "start")
-        ends = find_fitting(seconds, is_time, "end")
-        if form.usual and min(len(starts), len(ends)) > 1:
-            return True
+        pair = [find_fitting(seconds, is_time, time) for time in ("start", "end")]
         # Beside an answer alone, the texts are options; beside other texts, they may be the questions, or
         # the prompt of all files.
         texts = {name: all_cells.get(name, []) for name in form.captions}
@@ -175,13 +174,16 @@ def hides_meanings(table: Table) -> bool:
         if len({*map(str, chain(*texts.values()))}) == 1 < len(table.head_records):
             differ = {name: cells[name] for name in cells if has_several(cells[name])}
             may_ask = may_ask or find_first(differ, is_caption)
-        if form.usual and not form.question and (form.answer or may_ask):
+        is_unclear = min(map(len, pair)) > 1 or (
+            not form.question and (form.answer or may_ask)
+        )
+        if has_splits or may_be_part or (form.usual and is_unclear):
             return True
 
     # The answers may be in another table.
-    is_asked = form.question and form.answer in cells
-    is_open = is_asked and "options" not in table.form.model_fields_set
-    return bool(is_open and may_name_options(form.answer, cells))
+    is_asked = bool(form.question) and form.answer in cells
+    is_told = "options" in table.form.model_fields_set
+    return is_asked and not is_told and may_name_options(form.answer, cells)
 
 
 def propose(
@@ -265,8 +267,8 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     file = proposed.get("file", "")
     free = {name: cells[name] for name in cells if name != file}
     usual = TABLE.bind(cells)
-    ids = [*map(read_text, cells.get(usual.id, ()))]
-    if len({*ids}) < len(ids):
+    ids = cells.get(usual.id, [])
+    if len({*map(read_text, ids)}) < len(ids):
         # A number within each file is no id.
         proposed["id"] = ""
 
@@ -298,7 +300,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     if usual.answer and usual.captions:
         proposed["captions"] = ""
     elif texts and not usual.answer:
-        proposed["captions"] = texts if texts[1:] else texts[0]
+        proposed["captions"] = unwrap(texts)
     return proposed
 
 
@@ -345,9 +347,13 @@ def is_split(cell: Any) -> bool:
     return bool(split_in(text)) and not NO_SPLIT.search(text)
 
 
-def has_flag(names: Iterable[str]) -> bool:
+def has_flag(cells: Cells) -> bool:
     """Return whether a column tells of a row whether it is in one split, such as is_test, or true."""
-    return not {*map(fold, names)}.isdisjoint(WORDS["flags"])
+    labels = {name: cells[name] for name in cells if fold(name) in LABELS["names"]}
+    is_label = find_first(
+        labels, lambda cell: read_text(cell).lower() in LABELS["words"]
+    )
+    return bool(is_label) or not {*map(fold, cells)}.isdisjoint(WORDS["flags"])
 
 
 def is_span(cell: Any) -> bool:
@@ -403,7 +409,9 @@ def propose_file(cells: Cells, folder: Folder | None) -> Record:
         # The keys of many files in one record are no columns.
         if names and (len(names) < 3 or len(cells[names[0]]) > 1):
             # A picture of a video may have its own column.
-            name = min(names, key=lambda name: is_image(read_text(cells[name][0])))
+            name = min(
+                names, key=lambda name: is_image(read_text(unwrap(cells[name][0])))
+            )
             return {"file": name} | ({"anywhere": True} if anywhere else {})
     # Beside files, an address may be that of a page.
     url = "" if folder and folder.media else find_first(cells, is_url)
@@ -471,7 +479,7 @@ def propose_answer(cells: Cells) -> Record:
         name
         for name in cells
         if re.fullmatch(WORDS["answers"], fold(name))
-        and not any(map(is_list, cells[name]))
+        and not any(map(SEVERAL_OPTIONS.search, map(read_text, cells[name])))
     ]
     if len(cells) == 1:
         names = [*cells]
@@ -479,11 +487,6 @@ def propose_answer(cells: Cells) -> Record:
         return {"options": ""}
     hidden = {"options": ""} if may_name_options(names[0], cells) else {}
     return {"answer": names[0]} | hidden
-
-
-def is_list(cell: Any) -> bool:
-    text = read_text(cell)
-    return text.startswith(SEVERAL) or "|" in text
 
 
 def may_name_options(answer: str, cells: Cells) -> bool:

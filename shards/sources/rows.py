@@ -60,8 +60,9 @@ MAX_COMPARED = 50  # Names without a file that are compared with the names of al
 # The records of an item have one split and one place: the file and its times. Texts are those of
 # files that other tables list.
 TABLES = """
-    CREATE TABLE parts (split TEXT, place TEXT, id TEXT, part BLOB);
-    CREATE TABLE texts (place TEXT, part BLOB);
+    CREATE TABLE records (split TEXT, place TEXT, id TEXT, part BLOB);
+    CREATE VIEW parts AS SELECT rowid, * FROM records WHERE split <> 'texts';
+    CREATE VIEW texts AS SELECT place, part FROM records WHERE split = 'texts';
 """
 # The parts of each item in their order; the items in the order of their first parts.
 ITEMS = """
@@ -72,6 +73,10 @@ ITEMS = """
 OF_SEVERAL_SPLITS = """
     SELECT place FROM parts GROUP BY place HAVING count(DISTINCT split) > 1
     UNION SELECT id FROM parts GROUP BY id HAVING count(DISTINCT split) > 1
+"""
+NAMED_SPLITS = "SELECT DISTINCT split FROM parts WHERE split <> ''"
+UNLISTED = """
+    SELECT part FROM texts WHERE place NOT IN (SELECT place FROM parts) GROUP BY place
 """
 IDS_OF_SEVERAL_ITEMS = """
     SELECT id FROM (SELECT id, min(rowid) FROM parts GROUP BY split, place)
@@ -113,7 +118,6 @@ class Items:
     names_root: Path | None = None
     count: int = field(default=0, init=False)
     _text_count: int = field(default=0, init=False)
-    _splits: set[str] = field(default_factory=set, init=False)  # that records name
     _folder_splits: set[str] = field(default_factory=set, init=False)
     _parts: sqlite3.Connection = field(
         default_factory=lambda: sqlite3.connect("").executescript(TABLES).connection,
@@ -157,6 +161,7 @@ class Items:
         path: str,
         record: Record,
         form: Form = BESIDE,
+        origin: Origin = NO_ORIGIN,
     ) -> Iterator[Reject]:
         """Add a file of the folder with the record of its text. `$reason` in it says why there is no
         text. Yield the reject of an invalid one."""
@@ -168,7 +173,7 @@ class Items:
         else:
             # The file is known, whatever column the user's form has for it.
             media = {"name": path, "path": f"{self.root}/{path}"}
-            yield from self.add(where, record, form, media=media)
+            yield from self.add(where, record, form, origin, media)
 
     def _read(
         self,
@@ -208,9 +213,9 @@ class Items:
         part = {**cells, "meta": meta, "questions": questions, **part}
         part["split"] = origin.split if origin.split == TEXTS else split or origin.split
         captions = [read_cell(record, column) for column in form.captions]
-        parts: list[FilePart] = [((None, None), captions)]
-        if form.paragraph != "file":
-            parts = read_parts(record, form, captions)
+        are_whole = form.paragraph == "file"
+        whole: FilePart = (None, None), captions
+        parts = [whole] if are_whole else read_parts(record, form, captions)
 
         if "path" not in part:
             # With the names of another table: the first of a file that there is.
@@ -218,8 +223,8 @@ class Items:
                 self._find(name, record, form, origin)
                 for name in read_file_names(record, form)
             ]
-            present = [place for place in places if "missing" not in place]
-            part |= (present or places)[0]
+            found = min(places, key=lambda place: "missing" in place)
+            part |= found
             if "missing" in part and part["split"] == TEXTS:
                 return
         part["kind"] = part["kind"].lower() or find_kind(part["path"])
@@ -248,14 +253,10 @@ class Items:
 
         self.count += 1
         place = json.dumps([part["path"], part["name"], part["start"], part["end"]])
-        if part["split"] == TEXTS:
-            self._execute("INSERT INTO texts VALUES (?, ?)", (place, to_json(part)))
-            return
-        self._splits.add(part["split"])
         self._folder_splits.add(split_of_path(part["name"]))
         part["id"] = part["id"] or default_id(part)
         values = (part["split"], place, part["id"], to_json(part))
-        self._execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
+        self._execute("INSERT INTO records VALUES (?, ?, ?, ?)", values)
 
     def _find(
         self,
@@ -330,25 +331,31 @@ class Items:
         """
         if self.notes.counts[WORDLESS] > MAX_WORDLESS_SHARE * self._text_count:
             raise InputError(
-                f"{self.root}: of {self._text_count}, {self.notes.line(WORDLESS)}; write captions in "
-                "their place, or a table with the columns video, start, end and caption"
+                f"{self.root}: {self.notes.line(WORDLESS)}, of {self._text_count}; write captions in their "
+                "place, or a table with the columns video, start, end and caption"
             )
         # Whether no record names a split, and files are in folders of training and of another.
-        folders = self._folder_splits - {""}
-        has_split_folders = self._splits <= {""} and {"train"} < folders
+        splits = {*chain.from_iterable(self._execute(NAMED_SPLITS))}
+        has_split_folders = {"train"} < self._folder_splits - {""} and not splits
 
-        self._execute("CREATE INDEX places ON texts (place)")
-        in_several_splits = {value for (value,) in self._execute(OF_SEVERAL_SPLITS)}
-        repeated_ids = {row_id for (row_id,) in self._execute(IDS_OF_SEVERAL_ITEMS)}
+        self._execute("CREATE INDEX places ON records (place) WHERE split = 'texts'")
+        for part in chain.from_iterable(self._execute(UNLISTED)):
+            self.notes.add(
+                "files are left out, as no list of a split names them",
+                from_json(part)["name"],
+            )
+        in_several_splits = {*chain.from_iterable(self._execute(OF_SEVERAL_SPLITS))}
+        repeated_ids = {*chain.from_iterable(self._execute(IDS_OF_SEVERAL_ITEMS))}
         used_ids: dict[str, str] = {}
         parts_by_item = groupby(self._execute(ITEMS), lambda values: values[:2])
         for (_, place), parts in parts_by_item:
-            item = join_parts(part for _, _, part in parts)
+            records = [part for _, _, part in parts]
+            item = join_parts(records)
             if not any(item[key] for key in TEXT_KEYS):
-                query = "SELECT part FROM texts WHERE place = ?"
-                texts = [part for (part,) in self._execute(query, (place,))]
-                joined = join_parts(iter(texts)) if texts else item
-                item |= {key: joined[key] for key in TEXT_KEYS}
+                texts = self._execute(
+                    "SELECT part FROM texts WHERE place = ?", (place,)
+                )
+                item = join_parts([*records, *chain.from_iterable(texts)])
             if item["id"] in repeated_ids:
                 # Numbers may begin again in each split. A default id is the file's.
                 is_default = item["id"] == default_id(item)
@@ -357,11 +364,16 @@ class Items:
                     item["id"] = f"{item['split'] or 'train'}/{item['id']}"
                 elif is_default:
                     item["id"] = default_id(item, is_short=False)
-                refuse_used_id(item, used_ids)
+                where = f"{item['path']} ({item['where']})"
+                other = used_ids.setdefault(item["id"], where)
+                if other is not where:
+                    raise InputError(
+                        f"{where}: the id {item['id']!r} is also the id of {other}; give each its own "
+                        'in a column `id`, or set `id = ""` in `columns`'
+                    )
             if has_split_folders:
                 item["split"] = split_of_path(item["name"])
-            paragraphs = map(" ".join, item["paragraphs"].values())
-            item["captions"] += filter(None, paragraphs)
+            item["captions"] += filter(None, map(" ".join, item["paragraphs"].values()))
             if "missing" in item:
                 yield self._reject_missing(item)
                 continue
@@ -369,17 +381,6 @@ class Items:
                 yield Row.model_validate(item)
             except ValidationError as error:
                 yield reject_row(item["where"], first_fault(error), item["name"])
-
-
-def refuse_used_id(item: Part, used_ids: dict[str, str]) -> None:
-    """Raise InputError if another item has the id of an item."""
-    where = f"{item['path']} ({item['where']})"
-    other = used_ids.setdefault(item["id"], where)
-    if other is not where:
-        raise InputError(
-            f"{where}: the id {item['id']!r} is also the id of {other}; give each its own in a "
-            'column `id`, or set `id = ""` in `columns`'
-        )
 
 
 def reject_row(
@@ -489,11 +490,10 @@ def default_id(item: Part, is_short: bool = True) -> str:
     return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"
 
 
-def join_parts(parts: Iterator[bytes]) -> Part:
+def join_parts(parts: list[bytes]) -> Part:
     """Return an item of its records: the first one, with the texts of all."""
-    item: Part = from_json(next(parts))
-    for text in parts:
-        part = from_json(text)
+    item, *others = map(from_json, parts)
+    for part in others:
         # Each record of a question may have the captions of its video.
         known = item["captions"] if part["questions"] else ()
         item["captions"] += [

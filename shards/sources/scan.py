@@ -3,7 +3,7 @@ and its rows."""
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from operator import attrgetter
 from pathlib import Path
 from posixpath import splitext
@@ -32,6 +32,7 @@ from alpro.shards.sources.media import (
     Notes,
     Sidecars,
     cut_extension,
+    file_stem,
 )
 from alpro.shards.sources.propose import UnknownColumns, hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
@@ -43,6 +44,7 @@ from alpro.shards.sources.rows import (
 )
 from alpro.shards.sources.tables import (
     LINES,
+    NO_ORIGIN,
     TABLES,
     Origin,
     Table,
@@ -50,6 +52,7 @@ from alpro.shards.sources.tables import (
 )
 from alpro.shards.storage import Location, parent
 
+ANYWHERE = Form(anywhere=True)
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
@@ -106,19 +109,11 @@ class Source:
                 )
             self.form = Form.model_validate({"usual": True} | keys)
         self.notes = Notes()
-        self.folder = None
-        if isinstance(data, Path):
-            # Without an error for a folder that may not be read, which its table will raise.
-            is_folder = os.path.isdir(data)  # noqa: PTH112
-            self.folder = Folder(data if is_folder else data.parent, self.notes)
-        self.is_folder = self.folder is not None and self.folder.path == data
-        base = self.folder.path if self.folder else parent(data)
-        self.items = Items(
-            base,
-            self.notes,
-            self.folder,
-            names_root=root,
-        )
+        # Without an error for a folder that may not be read, which its table will raise.
+        self.is_folder = isinstance(data, Path) and os.path.isdir(data)  # noqa: PTH112
+        base = data if self.is_folder else parent(data)
+        self.folder = Folder(base, self.notes) if isinstance(base, Path) else None
+        self.items = Items(base, self.notes, self.folder, names_root=root)
 
     def scan(self) -> tuple[str, Rows]:
         """Return what the source is, and its rows, with a reject for each invalid record.
@@ -129,9 +124,10 @@ class Source:
         if self.annotations:
             return self.scan_tables(self.open_annotations())
         folder = self.folder if self.is_folder else None
-        files = folder.others if folder else ()
-        has_tars = any(name.endswith(".tar") for name in files)
-        if (has_tars or not self.folder) and is_downloads(self.data):
+        may_have_tars = not folder or any(
+            name.endswith(".tar") for name in folder.others
+        )
+        if may_have_tars and is_downloads(self.data):
             return DOWNLOADS, scan_downloads(self.data, self.items)
         if not folder:
             return self.scan_tables([Table(self.data, self.form)])
@@ -139,10 +135,10 @@ class Source:
         # The texts beside the videos, if most videos have one.
         sidecars = Sidecars(folder, self.form)
         are_most = 2 * len(sidecars.texts) > len(folder.media)
-        if self.form.texts or (are_most and self.form is TABLE):
-            return BESIDE.title, self.read_texts(sidecars)
-
-        opened = self.open_tables(folder)
+        is_beside = bool(self.form.texts) or (are_most and self.form is TABLE)
+        opened = self.open_tables(sidecars, is_beside)
+        if is_beside:
+            return BESIDE.title, self.read_texts(sidecars, opened)
         tables = choose_tables(folder, opened)
         if self.form is not TABLE and not tables:
             # None has the columns of the user.
@@ -162,11 +158,10 @@ class Source:
             for table in opened
             if table.form is not LIST
         ]
-        error = max(errors, key=attrgetter("score"), default=None)
-        may_have_texts = error and (error.score[0] or not folder.media)
-        if error and may_have_texts and not sidecars.texts:
-            raise error
-        return BESIDE.title, self.read_texts(sidecars)
+        best = max(errors, key=attrgetter("score"), default=None)
+        if best and not sidecars.texts and (best.score[0] or not folder.media):
+            raise best
+        return BESIDE.title, self.read_texts(sidecars, opened)
 
     def open_annotations(self) -> list[Table]:
         if not self.is_folder:
@@ -174,49 +169,51 @@ class Source:
         tables: list[Table] = []
         for split, files in self.annotations.items():
             for file in files:
-                origin = Origin(
-                    split,
-                    number=len(tables),
-                    selects=split != TEXTS,
-                )
+                origin = Origin(split, number=len(tables), selects=split != TEXTS)
                 tables.append(Table(file, self.form, origin))
         return tables
 
-    def read_texts(self, sidecars: Sidecars) -> Rows:
+    def read_texts(self, sidecars: Sidecars, opened: list[Table]) -> Rows:
         """Yield a row for each video or image, with the captions in its text, and a reject for each
-        text whose video is missing.
+        text whose video is missing. Lists of the videos of each split, among the tables, choose them.
 
         Raises:
             InputError: If there is no video or image.
         """
         folder = sidecars.folder
+        # An index has no splits.
+        lists = choose_tables(folder, opened, True) if self.require_texts else []
+        origin = Origin(TEXTS) if lists else NO_ORIGIN
         # Lines and lists have no columns that a user could name.
         list_form = Form(captions=("$value",), paragraph=self.form.paragraph)
         for path in folder.media:
             text = sidecars.texts.get(path)
             record = sidecars.read(text) if text else {}
             form = list_form if "$value" in record else sidecars.form
-            yield from self.items.add_file(text or path, path, record, form)
+            yield from self.items.add_file(text or path, path, record, form, origin)
             if not text:
                 folder.notes.add(
                     "videos and images have no caption; name each text like it (a.mp4, a.txt), or "
                     "pass the table of the captions",
                     path,
                 )
-        for path in sidecars.find_alone():
+        for path in sidecars.find_alone({table.place for table in lists}):
             yield reject_row(path, "a text without its video", path, "missing")
-        yield from self.items.rows()
+        yield from self.read_tables(lists, ANYWHERE) if lists else self.items.rows()
         if not folder.media:
             raise self.notes.error(f"{folder.path}: no video or image in this folder")
 
-    def open_tables(self, folder: Folder) -> list[Table]:
-        """Return the tables of a folder. What cannot be read may be settings or logs.
+    def open_tables(self, sidecars: Sidecars, are_texts_beside: bool) -> list[Table]:
+        """Return the tables of a folder. What cannot be read may be settings or logs; beside texts, only
+        lists of splits are wanted.
 
         Raises:
             InputError: For a placeholder, for a table with the bytes of videos, and for too many.
         """
+        folder = sidecars.folder
+        notes = Notes() if are_texts_beside else folder.notes
+        texts = {*sidecars.texts.values()}
         stems = {splitext(path)[0] for path in folder.media}
-        names = {*map(cut_extension, folder.media)}
         paths: list[tuple[bool, bool, str]] = []
         for path in folder.others:
             name = path.lower().removesuffix(".gz")
@@ -225,17 +222,20 @@ class Source:
             is_beside = stem in stems or splitext(stem)[0] in stems
             # A CSV file that is named as a split is a table, even beside test.mp4.
             is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
+            is_beside |= path in texts
             if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
                 is_inside = "/" in path
                 paths.append((is_inside and name.endswith(LINES), is_inside, path))
 
         tables: list[Table] = []
-        has_texts_at_root = False
         for number, (is_text, is_inside, path) in enumerate(sorted(paths)):
             if number == MAX_TABLES:
                 # In a subfolder, they may describe a video each.
-                if is_text or (is_inside and has_texts_at_root):
-                    folder.notes.add(NOT_READ, path)
+                are_enough = are_texts_beside or any(
+                    table.has_texts and table.place == table.name for table in tables
+                )
+                if is_text or (is_inside and are_enough):
+                    notes.add(NOT_READ, path)
                     break
                 raise InputError(
                     f"{folder.path}: more than {MAX_TABLES} tables, such as {path}; `annotations` names "
@@ -243,25 +243,26 @@ class Source:
                 )
             try:
                 table = Table(folder.path / path, self.form)
+                table.place = path
                 stem = splitext(table.name.removesuffix(".gz"))[0]
                 table.split = split_in(stem) or split_of_path(path)
                 if table.head and not table.head_records:
                     where, problem = table.head[0]
                     raise InputError(f"{table.path}: {where}: {problem}")
-            except UnreadableTable:
-                raise
             except InputError as error:
-                folder.notes.add("files are damaged or no tables", str(error))
+                if isinstance(error, UnreadableTable) and not are_texts_beside:
+                    raise
+                notes.add("files are damaged or no tables", str(error))
                 continue
             # A text in a subfolder is ignored, unless it lists files of a split, which a log does not,
             # or has a published form.
-            is_known = table.form not in (UNKNOWN, LIST)
-            if table.form is LIST and split_in(stem):
-                lines = (read_text(record["$value"]) for record in table.head_records)
-                is_known = not names.isdisjoint(map(cut_extension, lines))
+            is_known = table.form is not UNKNOWN
+            if table.form is LIST:
+                is_known = bool(split_in(stem)) and names_media(
+                    table, folder, are_texts_beside
+                )
             if not is_text or is_known:
                 tables.append(table)
-                has_texts_at_root |= table.has_texts and not is_inside
         return tables
 
     def scan_tables(self, tables: list[Table]) -> tuple[str, Rows]:
@@ -280,10 +281,10 @@ class Source:
         names = dict.fromkeys(table.name for table in tables)
         return f"{', '.join(titles)} ({', '.join(names)})", self.read_tables(tables)
 
-    def read_tables(self, tables: list[Table]) -> Rows:
+    def read_tables(self, tables: list[Table], naming: Form | None = None) -> Rows:
+        """Yield the rows of tables. naming: how the texts of the files that they list name them."""
         # By split and id: records that complete records of other tables, as answers do questions.
         partners: dict[tuple[str, str], Record] = {}
-        naming: Form | None = None  # how the table of the texts names their files
         # Answers are read before their questions, and texts before the lists of their files.
         for table in sorted(
             tables,
@@ -310,9 +311,8 @@ class Source:
                 if form.partner_column:
                     key = read_text(read_cell(record, form.partner_column))
                     # A table of partners belongs to this split or to all splits.
-                    of_all = partners.get(("", key), {})
-                    of_split = partners.get((table.origin.split, key), {})
-                    record = of_all | of_split | record
+                    for split in (table.origin.split, ""):
+                        record = partners.get((split, key), {}) | record
                 yield from self.items.add(where, record, form, table.origin)
             check_columns(table, columns, table.user_form)
         if not self.items.count:
@@ -335,8 +335,11 @@ def check_columns(table: Table, columns: set[str], form: Form) -> None:
     raise InputError(f"{table.path}: {problem}; there are {', '.join(present[:20])}")
 
 
-def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
-    """Return the tables that are read, with their origin; none if none has texts.
+def choose_tables(
+    folder: Folder, opened: list[Table], are_texts_beside: bool = False
+) -> list[Table]:
+    """Return the tables that are read, with their origin; none if none has texts. Beside texts of the
+    videos, only the lists of the videos of each split are.
 
     Several must each name their split: by their own name, as `val_1.json`, by their folder's, as
     `train/metadata.csv`, or in a column.
@@ -344,66 +347,65 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
     Raises:
         InputError: If it is not clear which are meant.
     """
-    paths = {table: str(table.path).removeprefix(f"{folder.path}/") for table in opened}
-    partners = [table for table in opened if table.is_partner and not table.split]
-    chosen = [table for table in opened if table.has_texts and table not in partners]
-    if not chosen:
+    tables = [] if are_texts_beside else opened
+    partners = [table for table in tables if table.is_partner and not table.split]
+    chosen = [table for table in tables if table.has_texts and table not in partners]
+    if tables and not chosen:
         return []
-    chosen = keep_outermost(chosen, paths)
+    chosen = keep_outermost(chosen)
     unnamed = [table for table in chosen if not table.split]
 
     # Tables that only list the videos of a split, or the split of each video.
     has_splits = any(table.names_splits for table in chosen)
-    forms = [table.bound for table in chosen]
-    is_told = has_splits or any(form.start or form.span for form in forms)
+    is_told = has_splits or any(
+        table.bound.start or table.bound.span for table in chosen
+    )
     lists = [
         table
         for table in opened
         if table.lists_files
         and (table.split or (table.names_splits and not has_splits))
         # A split in a row takes precedence over a list in a subfolder, which names no parts.
-        and not (is_told and table.form is LIST and "/" in paths[table])
+        and not (is_told and table.form is LIST and "/" in table.place)
+        and (chosen or names_media(table, folder, are_texts_beside))
     ]
-    lists = keep_outermost(lists, paths)
-    are_of_each = len({table.split for table in lists}) == len(lists) > 1
-    if len(chosen) == len(unnamed) == 1 and are_of_each:
-        chosen[0].split = TEXTS
+    lists = keep_outermost(lists)
+    # One for each split, or one for all.
+    are_of_each = len({table.split for table in lists}) == len(lists)
+    are_of_each &= len(lists) > 1 or any(table.names_splits for table in lists)
+    if len(chosen) == len(unnamed) <= 1 and are_of_each:
+        for table in chosen:
+            table.split = TEXTS
         chosen += lists
         unnamed = []
-        lists = []
 
+    if len(chosen) == 1 and {table.split for table in opened} <= {"", chosen[0].split}:
+        # Alone, its name says nothing about the splits of its rows.
+        chosen[0].split = ""
     # The folders of videos that tables lie in; an older table may lie in another folder.
-    insides: dict[Table, str] = {}
-    for table in [*chosen, *partners]:
-        inside = paths[table].removesuffix(table.name)
+    for number, table in enumerate([*chosen, *partners]):
+        inside = table.place.removesuffix(table.name)
         has_media = any(media.startswith(inside) for media in folder.media)
-        insides[table] = inside if has_media else ""
-    apart = {insides[table] for table in chosen} - {""}
-    are_apart = len(chosen) in (1, len(apart))
+        table.origin = Origin(table.split, inside if has_media else "", number)
+    apart = {table.origin.inside for table in chosen} - {""}
     # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
-    of_all = unnamed and [
-        *unnamed,
-        *(table for table in chosen if table.bound.captions),
-    ]
-    are_told = are_apart or all(table.names_splits for table in of_all)
-    if (unnamed and lists) or not are_told:
-        examples = ", ".join(map(paths.__getitem__, [*chosen, *lists][:5]))
+    of_all = [table for table in chosen if table in unnamed or table.bound.captions]
+    are_told = len(chosen) in (1, len(apart)) or all(
+        table.names_splits for table in of_all
+    )
+    if unnamed and (lists or not are_told):
+        examples = ", ".join(table.place for table in [*chosen, *lists][:5])
         raise InputError(
             f"{folder.path}: several tables ({examples}): name those of each split, and the `texts` of "
             "lists, in [corpora.data.annotations] of a configuration, or pass one of them"
         )
-    if len(chosen) == 1 and {table.split for table in opened} <= {"", chosen[0].split}:
-        # Alone, its name says nothing about the splits of its rows.
-        chosen[0].split = ""
-
     # These tables complete the records of all splits.
     chosen += partners
     names_by_start: dict[tuple[str, ...], str] = {}
-    for number, table in enumerate(chosen):
-        table.origin = Origin(table.split, insides[table], number)
+    for table in chosen:
         # A number in JSON is a text in CSV.
         cells = map(read_text, chain(*map(dict.values, table.head_records[:1])))
-        start = (table.split, insides[table], *cells)
+        start = (table.split, table.origin.inside, *cells)
         if start in names_by_start:
             raise InputError(
                 f"{table.path} begins as {names_by_start[start]} does; if it is a copy, move it away, "
@@ -411,15 +413,23 @@ def choose_tables(folder: Folder, opened: list[Table]) -> list[Table]:
             )
         names_by_start[start] = table.name
     for table in opened:
-        if table not in chosen:
-            folder.notes.add(NOT_READ, paths[table])
+        if tables and table not in chosen:
+            folder.notes.add(NOT_READ, table.place)
     return chosen
 
 
-def keep_outermost(tables: list[Table], paths: dict[Table, str]) -> list[Table]:
+def names_media(table: Table, folder: Folder, anywhere: bool) -> bool:
+    """Return whether a table that lists files has the name of one. anywhere: in any folder."""
+    key = file_stem if anywhere else cut_extension
+    cells = product(table.head_records, table.bound.file_columns)
+    names = (read_text(read_cell(record, column)) for record, column in cells)
+    return not {*map(key, folder.media)}.isdisjoint(map(key, names))
+
+
+def keep_outermost(tables: list[Table]) -> list[Table]:
     """Return the tables at the root of a folder, and those in subfolders of which it has none of the
     same split: the others may be older, or results."""
-    at_root = [table for table in tables if "/" not in paths[table]]
+    at_root = [table for table in tables if "/" not in table.place]
     kinds = {(table.split, table.is_partner) for table in at_root}
     return [
         table
@@ -442,8 +452,7 @@ def scan_media(folder: Path) -> Rows:
         if not source.folder.media:
             raise
         # The videos are there without their captions.
-        problem = getattr(error, "without_lines", str(error))
-        log.info(f"note: {printable(problem)}")
+        log.info(f"note: {printable(getattr(error, 'without_lines', str(error)))}")
     items = Items(folder, source.notes, source.folder)
     for path in source.folder.media:
         if path in texts:

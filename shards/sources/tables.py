@@ -113,6 +113,7 @@ class Table:
         self.origin = origin
         self.split = ""  # the split that its name or its folder names
         self.name = PurePosixPath(str(path)).name
+        self.place = self.name  # its path in a folder
         self.extension = PurePosixPath(self.name.lower().removesuffix(".gz")).suffix
         self.user_form = user_form
         # Until the columns show that it is a published one.
@@ -136,7 +137,7 @@ class Table:
         usual = LIST if self.columns == ["$value"] else TABLE
         bound = usual.bind(self.columns)
         # A list of files has no column of the user's form.
-        names = {*self.columns} if usual is TABLE else set()
+        names = {*self.columns} - {"$value"}
         fits_user = has_any(user_form.meanings, names) or bound.has_texts(names)
         if bound.file and self.form is user_form and not fits_user:
             self.form = usual
@@ -156,7 +157,8 @@ class Table:
         user = self.user_form
         if self.form is user and not (user.records or user.line):
             published = next(filter(fits, FORMS), None)
-            self.form = published.override(user) if published else user
+            if published:
+                self.form = published.override(user)
 
     def _find_form_of_document(self, document: Any) -> None:
         """Set the published form whose columns the records inside of a document have."""
@@ -264,9 +266,7 @@ class Table:
 
         It may begin with comments, which are blank or begin with `#`.
         """
-        skipped = 0
-        for number, first in enumerate(text):
-            skipped = number
+        for skipped, first in enumerate(text):  # noqa: B007 - used below
             # Beside other columns, # is the name of one.
             if not re.match(r"\s*#(?!\s*[,;|\t])|[\s,;|]*$", first):
                 break
@@ -291,13 +291,14 @@ class Table:
 
         lines = map(str.strip, chain([first], text))
         for number, line in enumerate(lines, skipped + 1):
+            where = f"line {number}"
             match = re.fullmatch(pattern or ".*", line)
             if NOT_UTF8.search(line):
-                yield f"line {number}", SAVE_AS_UTF8
+                yield where, SAVE_AS_UTF8
             elif line and match:
-                yield f"line {number}", match.groupdict() or {"$value": line}
+                yield where, match.groupdict() or {"$value": line}
             elif line:
-                yield f"line {number}", f"not a line of {form.title}"
+                yield where, f"not a line of {form.title}"
 
     def _read_parquet(self, file: IO[bytes]) -> Records:
         with pq.ParquetFile(file) as table:
@@ -364,20 +365,20 @@ def read_cells(
     columns = check_columns(next(reader, []))
     while True:
         line = skipped + reader.line_num + 1
+        where = f"line {line}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
             # The end of this text is unknown: continuing could lose rows.
             if skipped + reader.line_num > line:
                 raise ValueError(
-                    f"line {line}: unclosed quotation mark at the start of a text ({error}); "
+                    f"{where}: unclosed quotation mark at the start of a text ({error}); "
                     "double the quotation marks that are part of a text"
                 ) from None
-            yield f"line {line}", str(error)
+            yield where, str(error)
             continue
         if cells is None:
             return
-        where = f"line {line}"
         # Without quoting, a text that begins with a quotation mark should end with one.
         is_unclosed = not is_quoted and any(
             cell.startswith('"') and cell.count('"') % 2 for cell in cells

@@ -216,10 +216,7 @@ def test_a_check_prints_what_the_first_rows_become(data, capsys):
     ("table", "line"),
     [
         ("split,said\nc.mp4,a dog runs\n", 'file = "split"'),
-        ("video,caption,phase\nc.mp4,a dog,val\n", 'split = "phase"'),
-        ("video,caption,is_test\nc.mp4,a dog,1\n", "# split ="),
         ("video,caption,answer\nc.mp4,a dog runs,1\n", 'captions = ""'),
-        ("video,question,answer,o1,o2\nc.mp4,how many?,2,3,4\n", "# options ="),
     ],
 )
 def test_a_column_of_another_meaning_than_its_name_is_asked_for(

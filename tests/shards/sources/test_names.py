@@ -67,7 +67,7 @@ def test_a_missing_file_is_a_reject_with_the_files_of_similar_names(
     (reject,) = imported.rejects
     assert (reject.path, reject.reason) == (name, "missing")
     assert reject.detail.partition(": ")[2] == similar
-    assert "1 names have no file" in imported.notes
+    assert "names have no file" in imported.notes
 
 
 def test_a_missing_file_of_many_records_is_one_reject(read):
@@ -97,7 +97,7 @@ def test_a_form_may_find_a_file_anywhere_and_a_note_counts_it(read):
         "A/d.mov": ("a cow",),
     }
     assert "could mean A/b.mp4 or B/b.mp4" in imported.details[0]
-    assert "2 names were found in a subfolder: a (A/a.mp4)" in imported.notes
+    assert "names were found in a subfolder (2): a (A/a.mp4)" in imported.notes
 
 
 def test_a_video_is_meant_rather_than_its_picture(read):

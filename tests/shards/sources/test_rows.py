@@ -61,6 +61,7 @@ def test_a_record_keeps_what_its_columns_say_under_any_header(line, column, read
 BAD = {
     "no file": ({"video": ""}, "no name of a file"),
     "the folder": ({"video": "."}, "names no file"),
+    "options": ({"question": "what? A. cat B. dog", "answer": "B"}, "`options`"),
     "bytes in base64": ({"video": "iVBORw0K" * 200}, "1,600 characters names no file"),
     "a hole in a name": ({"video": "b\0.mp4"}, "NUL"),
     "media": ({"bytes": "x" * (1 << 23)}, "8,388,6"),
@@ -240,9 +241,9 @@ def test_rows_that_are_not_wanted_are_counted(read):
     wanted = read(tables, "a.mp4 b.mp4", columns={"where": {"lang": "en"}})
     of_split = read(tables, "a.mp4 b.mp4", annotations=annotations)
 
-    assert "1 rows are left out by `where`: line 3" in wanted.notes
-    assert "1 rows are of another split than train: line 3" in of_split.notes
-    with one_line("no rows", "2 rows are left out by `where`"):
+    assert "rows are left out by `where` (1): line 3" in wanted.notes
+    assert "rows are of another split than train (1): line 3" in of_split.notes
+    with one_line("no rows", "rows are left out by `where` (2)"):
         read(tables, "a.mp4 b.mp4", columns={"where": {"lang": "fr"}})
 
 
@@ -361,7 +362,7 @@ def test_answers_in_a_list_that_may_name_options_are_rejects(read):
     table = {"x.json": [{"video": "a.mp4", "questions": asked}]}
     told = {"records": "questions", "options": "options", "first_option": "0"}
 
-    assert "records = 'questions'" in read(table, "a.mp4").details[0]
+    assert "`options`" in read(table, "a.mp4").details[0]
     assert read(table, "a.mp4", columns=told).answers == ["a dog"]
 
 
