@@ -362,9 +362,10 @@ class Index:
             upsert.execute(data, on_bad_vectors="null")
 
     @engine_call
-    def remove(self, sql: str) -> None:
-        """Remove rows, also from the disk."""
+    def remove(self, keys: list[str]) -> None:
+        """Remove rows, also from the disk. The engine records conditions: a key has no name."""
         table = self.table
+        sql = f"key IN ({', '.join(map(quoted, keys))})"
         with self._lock:
             query = (
                 table.search().where(sql).select(["key"]).with_row_id(True).limit(None)

@@ -369,7 +369,7 @@ class Addition:
                 f"as {kept[0]}; `alpro index rm {self.place} FOLDER` removes them"
             )
         if removed:
-            self.index.remove(f"key IN ({', '.join(map(quoted, removed))})")
+            self.index.remove(removed)
         self.counts.removed = len(removed)
 
 
@@ -440,5 +440,5 @@ def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
 
     condition = " OR ".join(conditions)
     removed = index.rows(condition)
-    index.remove(condition)
+    index.remove([item["key"] for item in removed])
     return removed

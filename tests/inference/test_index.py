@@ -206,9 +206,9 @@ def test_what_is_removed_is_not_on_the_disk_also_after_a_kill(
         with monkeypatch.context() as patch:
             patch.setattr(type(index.table), killed, kill)
             with pytest.raises(KeyboardInterrupt):
-                index.remove("id = '5'")
+                index.remove(["/05.mp4"])
 
-    index.remove("id IN ('5', '25')")
+    index.remove(["/05.mp4", "/25.mp4"])
 
     contents = bytes_on_disk(index.place)
     assert vectors[5].tobytes() not in contents
@@ -260,7 +260,7 @@ CHANGES = {
         "merge_insert",
         lambda index: fill(index, [make_item(9)], make_vectors(1)),
     ),
-    "remove": ("delete", lambda index: index.remove("id = '9'")),
+    "remove": ("delete", lambda index: index.remove(["/09.mp4"])),
     "optimize": ("optimize", lambda index: index.optimize()),
     "change_settings": (
         "update_field_metadata",
@@ -343,7 +343,7 @@ def test_an_index_may_be_in_a_store(free_port, monkeypatch):
             client.put(f"{address}/bucket")
         index = make_index("s3://bucket/index")
         fill(index, [make_item(n) for n in range(4)], make_vectors(4))
-        index.remove(make_condition("id = '1'"))
+        index.remove(["/01.mp4"])
 
         assert ids(Index.open(index.place)) == ["0", "2", "3"]
     finally:

@@ -536,6 +536,9 @@ def test_what_is_removed_is_named_by_an_id_a_file_or_a_folder(
 
     assert ids(opened()) == remaining
     assert {item["id"] for item in removed}.isdisjoint(remaining)
+    # Also what names the removed clips in a condition.
+    records = (own.parent / "index").glob("clips.lance/_transactions/*")
+    assert not any(b"starts_with" in record.read_bytes() for record in records)
 
 
 def test_a_name_that_stands_for_nothing_removes_nothing(update, own, opened):

@@ -85,8 +85,6 @@ def test_similarity_has_the_order_of_its_arguments(models, videos):
         (Path("README"), True),
         ("a dog", False),
         ("notes/README.md", False),
-        ("a" * 5000, False),
-        ("a\0b", False),
     ],
 )
 def test_a_string_is_a_file_if_it_ends_like_one(value, expected):
@@ -146,7 +144,6 @@ MISTAKES = [
     ("retrieval", "ask", ("a.mp4", "what?"), "finetune_qa"),
     ("qa", "ask", ("a.mp4", " \n"), "empty"),
     ("retrieval", "match", ([None], ["a.mp4"]), "None"),
-    ("retrieval", "encode", (["a dog", ""],), "empty"),
     ("retrieval", "encode", (["a dog", "\udcff"],), "UTF-8"),
     ("retrieval", "encode", (["a dog", "a.mp4"],), "not both"),
     ("retrieval", "encode", ([],), "[]"),

@@ -149,7 +149,7 @@ def test_what_is_offered_follows_from_the_models(
         assert client.get(f"/api/{questions[name]}").status_code == 404
 
 
-@pytest.mark.parametrize(("ask", "entities"), [("", ""), (PROMPTER, ""), ("", QA)])
+@pytest.mark.parametrize(("ask", "entities"), [(PROMPTER, ""), ("", QA)])
 def test_models_that_can_do_nothing_that_is_asked_are_refused(ask, entities, trained):
     with pytest.raises(InputError):
         load_models("", "", ask, entities, Options(device="cpu", workspace=trained))
