@@ -46,6 +46,7 @@ def mixed(videos, tmp_path):
     ]
 
 
+@torch.no_grad()  # as `evaluate_model`
 def test_embeddings_are_those_of_the_evaluation(models, videos):
     model = models["retrieval"]
     loaded = LoadedModel("", model.folder, model.encoder, length=30)
