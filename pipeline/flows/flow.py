@@ -107,7 +107,8 @@ def start(
 
 @prefect.flow(
     name="alpro",
-    flow_run_name="{config} {stage}",
+    # Without a stage, no space ends the name.
+    flow_run_name=lambda: "{config} {stage}".format_map(flow_run.parameters).strip(),
     persist_result=False,
 )
 def alpro(

@@ -174,6 +174,7 @@ def test_a_mistake_is_the_message_of_the_state_in_one_line(
     with pytest.raises(InputError, match="did you mean 'lr'"):
         flow.alpro(TINY, changes=changes)
     run, _ = newest_run()
+    assert run.name == TINY
     assert run.state.type.value == "FAILED"
     assert "did you mean 'lr'" in run.state.message
     assert "\n" not in run.state.message
