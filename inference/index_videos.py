@@ -424,7 +424,7 @@ def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
     """
     index = Index.open(place)
     root = quoted(f"{index.settings.root}/")
-    conditions = []
+    removed: dict[str, Item] = {}
     for name in names:
         folder = quoted(f"{absolute(name)}/")
         # A path is absolute, or relative to the root.
@@ -432,13 +432,12 @@ def remove_videos(place: Location, names: Sequence[str]) -> list[Item]:
             f"id = {quoted(name)} OR starts_with(concat(path, '/'), {folder}) "
             f"OR starts_with(concat({root}, path, '/'), {folder})"
         )
-        if not index.count(is_named):
+        items = index.rows(is_named)
+        if not items:
             raise InputError(
                 f"{place}: {name} is not in this index; `alpro index ls` lists what is"
             )
-        conditions.append(is_named)
+        removed |= {item["key"]: item for item in items}
 
-    condition = " OR ".join(conditions)
-    removed = index.rows(condition)
-    index.remove([item["key"] for item in removed])
-    return removed
+    index.remove(list(removed))
+    return list(removed.values())
