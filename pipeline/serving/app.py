@@ -124,11 +124,12 @@ def _add_searches(app: FastAPI, models: ServedModels, queue: RequestQueue) -> No
             raise HTTPException(
                 400, "search for a text, a clip or a file, not for two of them"
             )
-        page = query.model_dump(include={"k", "offset", "where", "words"})
+        page = query.model_dump(exclude={"text", "clip", "rerank"})
 
         if query.text:
-            page["rerank"] = query.rerank
-            return queue.compute(searcher.search, query.text, **page).json()
+            return queue.compute(
+                searcher.search, query.text, rerank=query.rerank, **page
+            ).json()
         if query.clip:
             models.item(query.clip)  # 404 if there is none
             embedding = searcher.index.embedding(query.clip)

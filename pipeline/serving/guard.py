@@ -30,7 +30,7 @@ class Guard:
     Other pages are known by Sec-Fetch-Site and Origin.
     """
 
-    def __init__(self, app: ASGIApp, token: str = ""):
+    def __init__(self, app: ASGIApp, token: str):
         self.app = app
         self.token = token.encode()
 

@@ -35,22 +35,30 @@ class RequestQueue:
         """Take a place until the answer is sent, and receive the body as a file.
 
         Yields:
-            The file, which is deleted afterwards; None for a GET.
+            The file, which is deleted afterwards; None for a GET, or if a text or a clip is
+            named instead.
 
         Raises:
             HTTPException: If too many requests wait, or the body is too large or too slow.
         """
         # A longer queue would answer everybody late.
         if not self._places.acquire(blocking=False):
-            headers = {"Retry-After": "1", "Connection": "close"}
-            raise HTTPException(429, "too many requests are waiting", headers)
+            raise HTTPException(
+                429,
+                "too many requests are waiting",
+                {"Retry-After": "1", "Connection": "close"},
+            )
         try:
             if request.method != "POST":  # a search for a text needs no disk
                 yield None
                 return
             with NamedTemporaryFile(prefix="alpro-upload-") as file:
                 await save_body(request, file)
-                yield Path(file.name)
+                # An empty body is no file if the request names a text or a clip.
+                if file.tell() or {"text", "clip"}.isdisjoint(request.query_params):
+                    yield Path(file.name)
+                else:
+                    yield None
         finally:
             self._places.release()
 
