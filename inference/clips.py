@@ -1,6 +1,7 @@
 """Loads clips for a model: of a file, a URL or a part of one, and frames of decoded samples."""
 
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ def file_name(source: Source) -> str:
 
 
 def is_file(value: Any) -> bool:
-    """Check whether a value of Python is a file and not a text: whatever is no string, a URL, and a
-    name that ends like a video or an image, so that a mistyped name is an error and no text."""
-    if not isinstance(value, str):
-        return True
-    return is_url(value) or suffix(Path(value)) in MEDIA_EXTENSIONS
+    """Check whether a value of Python is a file and not a text: a path, a row, a URL, and a name that
+    ends like a video or an image, so that a mistyped name is an error and no text."""
+    if isinstance(value, str):
+        return is_url(value) or suffix(Path(value)) in MEDIA_EXTENSIONS
+    return isinstance(value, PathLike | Row)
 
 
 def get_row(source: Source) -> Row:

@@ -177,9 +177,7 @@ class Searcher:
                 self.model, flag_changed_files(hits[:rerank]), encoded
             )
 
-        result = self._result(hits[offset : offset + k], condition)
-        result.note = note
-        return result
+        return self._result(hits[offset : offset + k], condition, note)
 
     def similar(
         self,
@@ -218,10 +216,12 @@ class Searcher:
         items = self.index.rows(condition, k, offset)
         return self._result([Hit(item) for item in items], condition)
 
-    def _result(self, hits: list[Hit], condition: str) -> SearchResult:
+    def _result(self, hits: list[Hit], condition: str, note: str = "") -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.
         flagged = flag_changed_files(hits)
-        return SearchResult(flagged, self.index.count(condition), self.index.count())
+        return SearchResult(
+            flagged, self.index.count(condition), self.index.count(), note
+        )
 
     def _nearest(
         self, vector: np.ndarray, k: int, condition: str, exact: bool

@@ -148,6 +148,7 @@ MISTAKES = [
     ("retrieval", "encode", (["a dog", "\udcff"],), "UTF-8"),
     ("retrieval", "encode", (["a dog", "a.mp4"],), "not both"),
     ("retrieval", "encode", ([],), "[]"),
+    ("retrieval", "encode", ([1],), "not 1"),
 ]
 
 
