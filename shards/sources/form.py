@@ -36,8 +36,7 @@ BLOCK_TAG = re.compile(
     r"(?i)<!--.*?-->|</?(?:body|br|div|h\d|hr|html|img|li|ol|p|table|t[dhr]|ul)(?:\s+[\w-]+ *=[^<>]*)? */?>"
 )
 MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
-# What stands in telemetry and metadata: markup, addresses, names of files, names with a number, and
-# the mark of an option alone.
+# Markup, addresses, names of files, names with a number, as in telemetry, and the mark of an option.
 MEASUREMENT = re.compile(
     rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*|^\(?[a-j][).:]+$"
 )
@@ -59,12 +58,10 @@ NUMBERS = [str(number) for number in range(100)]
 OPTION_NAMES = {"A": [*LETTERS], "0": NUMBERS, "1": NUMBERS[1:]}
 OPTION_NAME = re.compile(rf"(?is)\(?[{LETTERS}\d](?:[).:]+(?:\s.*)?)?")
 BEFORE_OPTION = re.compile(r"(?i)^\(?[A-J\d][).:]\s+")
-# Names of columns that have options, or options inside of a question.
-OPTIONS = re.compile(
-    rf"(?im)^(?:{WORDS['options']})$|(?:^|\s)\(?[A1][).:]+\s.+\s\(?[B2][).:]+\s"
-)
-# Columns that people add to published tables.
-ADDED_KEYS = ("split", "group", "start", "end", "captions", "question", "answer")
+OPTION_COLUMN = re.compile(WORDS["options"])
+# A cell with several options, and a question that ends with them: "who? A. he B. she".
+SEVERAL_OPTIONS = re.compile(r"""^(?:[\[{]|\(['"]|array\(\[)(?!\s*[\])}])|\|""")
+OPTIONS_INSIDE = re.compile(WORDS["options_inside"])
 BETWEEN_OPTIONS = re.compile(r"[|\n]")
 # Between numbers, a space is as NumPy writes it: [1.  2.5].
 BETWEEN_TIMES = re.compile(
@@ -181,13 +178,12 @@ class Form(Columns):
         return is_format and names.issuperset(self.has) and names.isdisjoint(self.lacks)
 
     def bind(self, record: Iterable[str]) -> "Form":
-        """Return the form with the usual names that the columns of a record have. A published form
-        only gets those of ADDED_KEYS."""
+        """Return the form with the usual names of a record; a published one has those that people add."""
         columns = tuple(record)
         if columns in self._bound:
             return self._bound[columns]
         names = {fold(name): name for name in reversed(columns)}
-        keys = WORDS["usual"] if self.usual else ADDED_KEYS
+        keys = WORDS["usual"] if self.usual else WORDS["added"]
         taken = {self.question, self.answer} if self.usual else self.meanings
         changes: Record = {}
         for key in keys:
@@ -413,13 +409,8 @@ def read_question(record: Record, form: Form) -> dict[str, str]:
     answer = read_answer(record, form)
     if not question or not answer:
         raise ValueError("empty question or answer")
-    words = "\n".join([*map(fold, record.keys() - {form.answer}), question])
-    is_told = "options" in form.model_fields_set
-    if not is_told and OPTION_NAME.fullmatch(answer) and OPTIONS.search(words):
-        raise ValueError(
-            f"the answer {answer!r} may be the name of an option; set `options` in `columns` (and "
-            "`records`, for a list of questions), or write its text"
-        )
+    if "options" not in form.model_fields_set and OPTION_NAME.fullmatch(answer):
+        answer = read_likely_option(record, form, question, answer)
     kind = read_text(read_cell(record, form.type)) or question.split()[0]
     word = re.sub(r"(?<=\w)['’]\w*", "", kind.lower())
     word = re.sub(r"[^a-z0-9_-]+", "_", word).strip("_") or "other"
@@ -432,16 +423,27 @@ def read_answer(record: Record, form: Form) -> str:
     value = parse_cell(read_cell(record, form.answer))
     if isinstance(value, list):
         # VQA has objects with the key `answer`.
-        objects = (
-            each if isinstance(each, dict) else {"answer": each} for each in value
+        texts = (
+            each.get("answer") if isinstance(each, dict) else each for each in value
         )
-        counts = Counter(clean_text(each.get("answer")) for each in objects)
+        counts = Counter(map(clean_text, texts))
         value = max(filter(None, counts), key=counts.__getitem__, default="")
     if isinstance(value, dict):
         raise ValueError("the answer is neither a text nor a number")
     answer = re.sub(r"^(-?\d+)\.0$", r"\1", clean_text(value))
     if form.options and answer:
         return read_option(record, form, answer)
+    return answer
+
+
+def read_likely_option(record: Record, form: Form, question: str, answer: str) -> str:
+    """Return the text of an answer that may name an option. Raises ValueError if no option is like it."""
+    columns = filter(lambda name: OPTION_COLUMN.fullmatch(fold(name)), record)
+    names = [name for name in columns if name != form.answer]
+    cells = "|".join(filter(None, map(read_text, map(record.get, names))))
+    # A single text is no list of options.
+    if SEVERAL_OPTIONS.search(cells) or OPTIONS_INSIDE.search(question):
+        return read_option(record, Form(options=(*names,)), answer)
     return answer
 
 
@@ -452,7 +454,7 @@ def read_option(record: Record, form: Form, answer: str) -> str:
     if isinstance(options, dict):
         own_names = [*options]
         options = [*options.values()]
-    if isinstance(options, str):
+    if isinstance(options, str) and BETWEEN_OPTIONS.search(options.strip()):
         options = BETWEEN_OPTIONS.split(options.strip())
     if not isinstance(options, list):
         raise ValueError(f"`{form.options[0]}` is not a list of options")
@@ -476,8 +478,8 @@ def read_option(record: Record, form: Form, answer: str) -> str:
         if fold_answer(name) in wanted:
             return text
     raise ValueError(
-        f"the answer {answer!r} is none of the {len(texts)} options; `first_option` in `columns` is "
-        "what answers call the first: 0, 1 or A"
+        f"the answer {answer!r} is none of the {len(texts)} options; set, in `columns`, `options`, and "
+        "`first_option`, what answers call the first (0, 1 or A), and `records` of a list of questions"
     )
 
 

@@ -167,10 +167,6 @@ class Folder:
         if is_listed or os.path.isfile(f"{self.path}/{name}"):  # noqa: PTH113 - no error for an invalid name
             return name
         folder, slash, file = name.rpartition("/")
-        # Rather the file of this very name than one with a prefix.
-        exact = self.find(name, (), anywhere) if prefixes else None
-        if exact:
-            return exact
         names = [file]
         for prefix in prefixes:
             names += [f"{prefix}{file}", file.removeprefix(prefix)]
@@ -189,11 +185,14 @@ class Folder:
         if anywhere and not paths:
             ends = tuple(f"/{stem}" for stem in stems)
             paths = [path for path in same_stem if cut_extension(path).endswith(ends)]
-        # A name with its extension means that file; one without it the video rather than its
-        # picture.
-        same = [path for path in paths if f"/{path}".endswith(f"/{name}")]
-        videos = [path for path in paths if not is_image(path)]
-        paths = same or videos or paths
+        # Of several, it is the one with this extension, the video rather than its picture, and the one of
+        # this very name rather than one with a prefix.
+        for is_meant in (
+            lambda path: f"/{path}".endswith(f"/{name}"),
+            lambda path: not is_image(path),
+            lambda path: f"/{cut_extension(path)}".endswith(f"/{stems[0]}"),
+        ):
+            paths = [*filter(is_meant, paths)] or paths
         if len(paths) > 1:
             raise ValueError(f"the name {name!r} could mean {paths[0]} or {paths[1]}")
         return next(iter(paths), None)

@@ -19,7 +19,7 @@ from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.form import (
     CUE,
     OPTION_NAME,
-    SEVERAL,
+    SEVERAL_OPTIONS,
     TABLE,
     UNSPACED,
     WORDS,
@@ -58,7 +58,6 @@ NOT_SECONDS = re.compile(
 LABELS = WORDS["labels"]
 # The mark at the end of a question; that of Greek looks like a semicolon.
 QUESTION_MARK = re.compile(r"[?？؟]$|[\u0370-\u03ff]\W*;$")
-SEVERAL_OPTIONS = re.compile("^(?:" + "|".join(map(re.escape, SEVERAL)) + r")|\|")
 TEMPLATE = re.compile(r"\{[^{}]+\}")  # in the name of a column
 # In ids, paths and texts with the word of a split.
 NO_SPLIT = re.compile(r"(?i) (?!set$)|/|[_-]\d|\d{5}")

@@ -76,7 +76,8 @@ OF_SEVERAL_SPLITS = """
 """
 NAMED_SPLITS = "SELECT DISTINCT split FROM parts WHERE split <> ''"
 UNLISTED = """
-    SELECT part FROM texts WHERE place NOT IN (SELECT place FROM parts) GROUP BY place
+    SELECT DISTINCT json_extract(place, '$[1]') FROM texts
+    WHERE place NOT IN (SELECT place FROM parts)
 """
 IDS_OF_SEVERAL_ITEMS = """
     SELECT id FROM (SELECT id, min(rowid) FROM parts GROUP BY split, place)
@@ -335,15 +336,12 @@ class Items:
                 "place, or a table with the columns video, start, end and caption"
             )
         # Whether no record names a split, and files are in folders of training and of another.
-        splits = {*chain.from_iterable(self._execute(NAMED_SPLITS))}
-        has_split_folders = {"train"} < self._folder_splits - {""} and not splits
+        has_splits = self._execute(NAMED_SPLITS).fetchone()
+        has_split_folders = {"train"} < self._folder_splits - {""} and not has_splits
 
         self._execute("CREATE INDEX places ON records (place) WHERE split = 'texts'")
-        for part in chain.from_iterable(self._execute(UNLISTED)):
-            self.notes.add(
-                "files are left out, as no list of a split names them",
-                from_json(part)["name"],
-            )
+        for name in chain.from_iterable(self._execute(UNLISTED)):
+            self.notes.add("files are left out, as no list of a split names them", name)
         in_several_splits = {*chain.from_iterable(self._execute(OF_SEVERAL_SPLITS))}
         repeated_ids = {*chain.from_iterable(self._execute(IDS_OF_SEVERAL_ITEMS))}
         used_ids: dict[str, str] = {}
@@ -503,4 +501,5 @@ def join_parts(parts: list[bytes]) -> Part:
         for number, sentences in part["paragraphs"].items():
             item["paragraphs"].setdefault(number, []).extend(sentences)
         item["meta"] = part["meta"] | item["meta"]
+        item["group"] = item["group"] or part["group"]
     return item

@@ -3,6 +3,7 @@ and its rows."""
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, product
 from operator import attrgetter
 from pathlib import Path
@@ -31,8 +32,6 @@ from alpro.shards.sources.media import (
     Folder,
     Notes,
     Sidecars,
-    cut_extension,
-    file_stem,
 )
 from alpro.shards.sources.propose import UnknownColumns, hides_meanings, unknown_columns
 from alpro.shards.sources.rows import (
@@ -52,7 +51,8 @@ from alpro.shards.sources.tables import (
 )
 from alpro.shards.storage import Location, parent
 
-ANYWHERE = Form(anywhere=True)
+# How lists name the files beside their texts, of which each is the clip.
+OF_WHOLE_FILES = Form(anywhere=True, start="", end="", span="")
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
@@ -199,7 +199,9 @@ class Source:
                 )
         for path in sidecars.find_alone({table.place for table in lists}):
             yield reject_row(path, "a text without its video", path, "missing")
-        yield from self.read_tables(lists, ANYWHERE) if lists else self.items.rows()
+        yield from (
+            self.read_tables(lists, OF_WHOLE_FILES) if lists else self.items.rows()
+        )
         if not folder.media:
             raise self.notes.error(f"{folder.path}: no video or image in this folder")
 
@@ -292,7 +294,8 @@ class Source:
         ):
             form = table.form
             if table.origin.split == TEXTS:
-                naming = Form(prefixes=form.prefixes, anywhere=form.anywhere)
+                keys = {"prefixes", "anywhere", "start", "end", "span"}
+                naming = Form.model_validate(table.bound.model_dump(include=keys))
             elif naming and not table.has_texts:
                 # A list of the files names them in the same way.
                 form = form.override(naming)
@@ -356,7 +359,7 @@ def choose_tables(
     unnamed = [table for table in chosen if not table.split]
 
     # Tables that only list the videos of a split, or the split of each video.
-    has_splits = any(table.names_splits for table in chosen)
+    has_splits = any(table.named_splits for table in chosen)
     is_told = has_splits or any(
         table.bound.start or table.bound.span for table in chosen
     )
@@ -364,15 +367,19 @@ def choose_tables(
         table
         for table in opened
         if table.lists_files
-        and (table.split or (table.names_splits and not has_splits))
+        and (table.split or (table.named_splits and not has_splits))
         # A split in a row takes precedence over a list in a subfolder, which names no parts.
         and not (is_told and table.form is LIST and "/" in table.place)
         and (chosen or names_media(table, folder, are_texts_beside))
     ]
     lists = keep_outermost(lists)
-    # One for each split, or one for all.
-    are_of_each = len({table.split for table in lists}) == len(lists)
-    are_of_each &= len(lists) > 1 or any(table.names_splits for table in lists)
+    # One for each split, or one for all, which results of one split are not.
+    splits = {table.split for table in lists}
+    named = splits.union(*(table.named_splits for table in lists))
+    has_training = {"train"} < named - {""} and not is_told
+    are_of_each = len(splits) == len(lists) and (
+        has_training or bool(chosen and lists[1:])
+    )
     if len(chosen) == len(unnamed) <= 1 and are_of_each:
         for table in chosen:
             table.split = TEXTS
@@ -391,7 +398,7 @@ def choose_tables(
     # The captions of a split that lie beside those of all, as of MSR-VTT 1k-A, are another split.
     of_all = [table for table in chosen if table in unnamed or table.bound.captions]
     are_told = len(chosen) in (1, len(apart)) or all(
-        table.names_splits for table in of_all
+        table.named_splits for table in of_all
     )
     if unnamed and (lists or not are_told):
         examples = ", ".join(table.place for table in [*chosen, *lists][:5])
@@ -420,10 +427,12 @@ def choose_tables(
 
 def names_media(table: Table, folder: Folder, anywhere: bool) -> bool:
     """Return whether a table that lists files has the name of one. anywhere: in any folder."""
-    key = file_stem if anywhere else cut_extension
-    cells = product(table.head_records, table.bound.file_columns)
-    names = (read_text(read_cell(record, column)) for record, column in cells)
-    return not {*map(key, folder.media)}.isdisjoint(map(key, names))
+    for record, column in product(table.head_records, table.bound.file_columns):
+        name = read_text(read_cell(record, column))
+        with suppress(ValueError):
+            if folder.find(name, anywhere=anywhere):
+                return True
+    return False
 
 
 def keep_outermost(tables: list[Table]) -> list[Table]:

@@ -37,6 +37,8 @@ from alpro.shards.sources.form import (
     Form,
     Record,
     has_any,
+    read_text,
+    split_in,
     unwrap,
 )
 from alpro.shards.storage import Location, local_copy
@@ -176,9 +178,10 @@ class Table:
         return has_any(self.bound.file_columns, self.columns) and not self.has_texts
 
     @property
-    def names_splits(self) -> bool:
-        split = self.bound.split
-        return any(split and record.get(split) for record in self.head_records)
+    def named_splits(self) -> set[Any]:
+        """The splits that its first records name."""
+        cells = (record.get(self.bound.split) for record in self.head_records)
+        return {*map(split_in, map(read_text, cells))} - {""}
 
     def refuse_placeholder(self) -> None:
         """Raise UnreadableTable if the contents are stored elsewhere."""

@@ -109,7 +109,7 @@ def test_a_video_is_meant_rather_than_its_picture(read):
 def test_prefixes_belong_to_a_form(read):
     table = {"x.csv": "path,caption\n1,a dog\nv_2,a cat\n"}
 
-    imported = read(table, "v_1.mp4 2.mp4", columns={"prefixes": "v_"})
+    imported = read(table, "v_1.mp4 1.jpg 2.mp4", columns={"prefixes": "v_"})
 
     assert imported.captions == {"v_1.mp4": ("a dog",), "2.mp4": ("a cat",)}
 
