@@ -168,11 +168,11 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Weights) -> None:
 
 def random_state() -> Tensor:
     """Return the random state of this rank: the bytes of the CPU's generator, followed by the bytes
-    of its GPU's, if any."""
+    of its GPU's, if it uses one: asking an unused GPU would create a context there."""
     cpu = torch.get_rng_state()
     return (
         torch.cat([cpu, torch.cuda.get_rng_state()])
-        if torch.cuda.is_available()
+        if torch.cuda.is_initialized()
         else cpu
     )
 
@@ -181,7 +181,7 @@ def set_random_state(state: Tensor) -> None:
     """Restore a state of `random_state`."""
     size = len(torch.get_rng_state())
     torch.set_rng_state(state[:size])
-    if torch.cuda.is_available() and len(state) > size:
+    if torch.cuda.is_initialized() and len(state) > size:
         torch.cuda.set_rng_state(state[size:])
 
 

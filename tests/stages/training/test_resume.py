@@ -35,21 +35,21 @@ BATCH = {"accumulation_steps": 2, "contrast": "batch"}
 @pytest.mark.parametrize(
     ("stops", "objective", "dropout", "settings"),
     [
-        ((0,), PrompterObjective, 0.0, {}),
-        ((1, 2, 6), PrompterObjective, 0.2, {}),
+        ((0, 6), PrompterObjective, 0.2, {}),
         ((3,), MatchingObjective, 0.0, {}),
         ((3,), PrompterObjective, 0.2, BATCH),
     ],
     ids=[
-        "the first step",
-        "several times, dropout",
+        "several times, from the first step, dropout",
         "hard negatives",
         "contrast over the batch",
     ],
 )
 def test_an_interrupted_run_has_the_same_weights_and_metrics(
-    new_run, stops, objective, dropout, settings
+    new_run, stops, objective, dropout, settings, monkeypatch
 ):
+    # A GPU that `device = "cpu"` leaves alone.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     whole, broken = (
         new_run(name, objective, dropout, **settings) for name in ("whole", "broken")
     )
