@@ -185,7 +185,7 @@ class DecodePlan:
             match = self.pattern and self.pattern.search(name)
             if match and not groups[index]:
                 # What the first parentheses match, or all of it.
-                groups[index] = match[bool(match.lastindex)] or match[0]
+                groups[index] = match[1 if match.lastindex else 0] or match[0]
             groups[index] = groups[index] or name
         return groups
 
@@ -208,8 +208,9 @@ class DecodePlan:
             unit_count = 0
             while first < len(rows):
                 after_half = np.searchsorted(possible_ends, first + min_rows)
-                end = possible_ends[after_half : after_half + 1].tolist()
-                last = min(first + max_rows, len(rows), *end)
+                # Of the possible ends after half, the first, if there is one.
+                hashed_end = possible_ends[after_half:][:1].tolist()
+                last = min(first + max_rows, len(rows), *hashed_end)
                 name = f"{split}-{kind}-{unit_count:05d}"
                 yield name, rows[first:last]
                 first = last

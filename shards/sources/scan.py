@@ -191,7 +191,7 @@ class Source:
             record = sidecars.read(text) if text else {}
             form = list_form if "$value" in record else sidecars.form
             yield from self.items.add_file(text or path, path, record, form, origin)
-            if not text:
+            if self.require_texts and not text:
                 folder.notes.add(
                     "videos and images have no caption; name each text like it (a.mp4, a.txt), or "
                     "pass the table of the captions",
