@@ -185,7 +185,7 @@ class Folder:
         if anywhere and not paths:
             ends = tuple(f"/{stem}" for stem in stems)
             paths = [path for path in same_stem if cut_extension(path).endswith(ends)]
-        # Of several, it is the one with this extension, the video rather than its picture, and the one of
+        # The file with this extension comes first, then a video rather than its picture, then the one of
         # this very name rather than one with a prefix.
         for is_meant in (
             lambda path: f"/{path}".endswith(f"/{name}"),

@@ -208,7 +208,7 @@ class DecodePlan:
             unit_count = 0
             while first < len(rows):
                 after_half = np.searchsorted(possible_ends, first + min_rows)
-                # Of the possible ends after half, the first, if there is one.
+                # The first possible end after half of the rows, if there is one.
                 hashed_end = possible_ends[after_half:][:1].tolist()
                 last = min(first + max_rows, len(rows), *hashed_end)
                 name = f"{split}-{kind}-{unit_count:05d}"
