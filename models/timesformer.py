@@ -154,8 +154,8 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cls_only: bool = False,
     ) -> Tensor:
-        # The gradient of `split` is one concatenation. The gradient of a slice is a tensor of zeros
-        # of the size of x.
+        # The gradient of `split` is one concatenation. The gradient of a slice is a tensor of zeros,
+        # as large as x.
         cls, patches = x.split((1, x.shape[1] - 1), dim=1)
         patches = patches.unflatten(1, (frames, -1))
         b, t, n, d = patches.shape

@@ -53,8 +53,8 @@ class Guard:
         # The origin is the Host that the browser has asked, of a proxy with https. A program sends
         # none.
         own_origins = (None, b"http://" + host, b"https://" + host)
-        # Browsers send "none" for an address that was typed, programs send no such header. A link
-        # of another site may open the page; its scripts do not reach the API.
+        # Browsers send "none" for an address that was typed, programs send no such header. Another
+        # site may link to the page; its scripts do not reach the API.
         site = headers.get(b"sec-fetch-site", b"none")
         is_foreign = scope["path"].startswith("/api") and site not in (
             b"none",

@@ -119,20 +119,22 @@ def is_downloads(data: Location) -> bool:
     """Return whether a folder has shards of video2dataset or img2dataset: tars whose first sample has
     media as a file of its own, not as numbered frames."""
 
-    def read_names(file: BinaryIO) -> list[str]:
-        names: list[str] = []
+    def has_media(file: BinaryIO) -> bool | None:
         with suppress(DamagedTar):  # the next shard may be readable
             # A sample has a few members: these hold a whole one.
-            names += (member.name for member in islice(tar_members(file), 16))
-        return names
+            for member in islice(tar_members(file), 16):
+                name = PurePosixPath(member.name)
+                extension = name.suffix.lower()
+                if extension in MEDIA_EXTENSIONS:
+                    # A video is no frame, whatever number is before its extension.
+                    return extension in VIDEO_EXTENSIONS or not FRAME.search(name.name)
+        return None
 
     for shard in tars(data):
         with suppress(OSError):
-            for name in with_tar(shard, read_names):
-                extension = PurePosixPath(name).suffix.lower()
-                if extension in MEDIA_EXTENSIONS:
-                    # A video is no frame, whatever number is before its extension.
-                    return extension in VIDEO_EXTENSIONS or not FRAME.search(name)
+            answer = with_tar(shard, has_media)
+            if answer is not None:
+                return answer
     return False
 
 

@@ -182,8 +182,10 @@ class DecodePlan:
         """Return the group of each row of a batch with the columns `group` and `name`."""
         groups = batch["group"].to_pylist()
         for index, name in enumerate(batch["name"].to_pylist()):
-            match = self.pattern and self.pattern.search(name)
-            if match and not groups[index]:
+            match = None
+            if self.pattern and not groups[index]:
+                match = self.pattern.search(name)
+            if match:
                 # What the first parentheses match, or all of it.
                 groups[index] = match[1 if match.lastindex else 0] or match[0]
             groups[index] = groups[index] or name

@@ -51,7 +51,7 @@ from alpro.shards.sources.tables import (
 )
 from alpro.shards.storage import Location, parent
 
-# How lists name the files beside their texts, of which each is the clip.
+# How lists name the files beside their texts. Each file is a whole clip.
 OF_WHOLE_FILES = Form(anywhere=True, start="", end="", span="")
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.

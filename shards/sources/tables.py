@@ -207,8 +207,8 @@ class Table:
                     )
                 file: Any = gzip.open(raw) if self._start.startswith(GZIP) else raw
                 head = file.peek(1024)[:1024]
-                # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole,
-                # which invalidates only its own record.
+                # In UTF-16, one of the two bytes of an ASCII character is 0. A single NUL is a hole
+                # and invalidates only its own record.
                 if head.count(0) * 8 > len(head):
                     raise ValueError("it is UTF-16 or not text; save it as UTF-8")
                 # One line would have all captions. The last byte may be half of an end of a line.

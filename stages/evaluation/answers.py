@@ -110,6 +110,6 @@ def describe_unanswerable(
         return []
     share = count / len(questions)
     return [
-        f"{count} of {len(questions)} questions ({share:.1%}) have an answer that is none of the "
+        f"{count} of {len(questions)} questions ({share:.1%}) have an answer outside the "
         f"{len(answers)} of the model: accuracy is at most {1 - share:.1%}"
     ]

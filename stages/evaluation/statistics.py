@@ -17,8 +17,8 @@ PERMUTATIONS = 9999  # a p value of 0.05 is then within 0.006 of the exact one
 CONFIDENCE_LEVEL = 0.95
 SEED = 0
 CALIBRATION_BINS = 10
-# Elements of a batch of resamples, which bound the memory. Batches of a bootstrap stay in the cache
-# of the processor: 20,000 videos take 0.4 s, and 2.6 s with the larger batch of permutations.
+# Elements of a batch of resamples, which bound the memory. Batches of a bootstrap stay in the
+# processor's cache: 20,000 videos take 0.4 s, and 2.6 s with the larger batch of permutations.
 BOOTSTRAP_ELEMENTS = 400_000
 PERMUTATION_ELEMENTS = 4_000_000
 PRECISION = 1e-6  # to which means are compared, and the sums of permuted values rounded

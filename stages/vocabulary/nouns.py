@@ -51,8 +51,8 @@ EMBEDDED = Path(__file__).parent / "noun_tagger" / "model"
 CAPTIONS_PER_UNIT = 4096  # a unit takes about a second
 MAX_LOCAL_UNITS = 8  # tagged in this process: starting workers would take longer
 CAPTIONS_PER_BATCH = 256  # the fastest of 32 to 5000: the activations fit the cache
-# spaCy stores every word; beyond this number the pipeline is loaded again. (With its memory zones,
-# which discard the words of each unit, tagging takes a fifth longer.)
+# spaCy stores every word; beyond this number the pipeline is loaded again. (Its memory zones discard
+# the words of each unit, but tagging takes a fifth longer.)
 MAX_VOCAB_WORDS = 300_000
 # Components of spaCy pipelines that only take time.
 UNUSED = [

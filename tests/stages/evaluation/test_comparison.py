@@ -65,8 +65,8 @@ def test_each_score_has_both_values_and_the_difference(tmp_path):
         name: (d.a, d.b, d.difference) for name, (_, d) in compared.scores.items()
     }
     assert differences == {"qa/acc": (20, 40, 20), "retrieval/R1": (25, 50, 25)}
-    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference, one
-    # of it alone has 50.
+    # Video v0 alone has a question that differs, 1 of 2. A sample without it has no difference; a
+    # sample with nothing else has 50.
     _, accuracy = compared.scores["qa/acc"]
     assert accuracy.low == 0
     assert accuracy.high == 50
