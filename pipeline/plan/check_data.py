@@ -64,7 +64,7 @@ def check_data(settings: PipelineConfig) -> DataReport:
         if unusable > corpus.max_reject_share * items:
             problems.append(
                 f"{unusable} of {items} items have no file, no text or an invalid row, more than "
-                f"max_reject_share = {corpus.max_reject_share:g} allows"
+                f"corpora.data.max_reject_share = {corpus.max_reject_share:g} allows"
             )
         if len(failures) > corpus.max_reject_share * max(1, len(decoded)):
             problems.append(

@@ -171,8 +171,9 @@ def complete(
         reasons = count_rejects(out).most_common()
         by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons)
         raise InputError(
-            f"{source}: {totals['rejected']} of {items} items are rejected, more than max_reject_share = "
-            f"{max_reject_share:g} allows ({by_reason}); see {out / 'rejects.parquet'}"
+            f"{source}: {totals['rejected']} of {items} items are rejected, more than "
+            f"corpora.NAME.max_reject_share = {max_reject_share:g} allows ({by_reason}); see "
+            f"{out / 'rejects.parquet'}"
         )
     return Outcome(totals, warnings=describe_overlaps(overlaps))
 
