@@ -36,7 +36,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def describe_memory(stage: str, error: Exception) -> str:
     """Return one line that says what ran out of memory, and which settings need less."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
         if total - free - torch.cuda.memory_reserved() > total / 2:
             return (

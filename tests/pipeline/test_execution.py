@@ -337,7 +337,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(error, main):
 
 @pytest.mark.parametrize(("free", "is_named"), [(10, True), (50, False)])
 def test_a_gpu_that_other_processes_fill_is_named(free, is_named, main, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 30)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, 100))
 
