@@ -288,17 +288,21 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
     proposed |= times
 
     if is_asked:
-        return proposed | propose_answer(free)
+        proposed |= propose_answer(free)
+        free.pop(proposed.get("answer"), None)
     texts = [*find_fitting(free, is_caption)]
     # Prompts, and names of the people who wrote the texts, are no captions.
     texts = [name for name in texts if has_several(free[name])] or texts
     # Beside a usual name of captions, the others are metadata such as titles; beside a text of no
     # column, they are of its kind.
     texts = [name for name in texts if name in (*usual.captions, "$value")] or texts
-    # Beside an answer, the texts are options, or questions that are not known as such.
-    if usual.answer and usual.captions:
+    # Beside an answer, texts are captions or options, or questions that are not known as such.
+    is_unclear = bool(usual.answer and usual.captions)
+    if is_asked:
+        is_unclear = bool(texts) and not (usual.captions or "options" in proposed)
+    if is_unclear:
         proposed["captions"] = ""
-    elif texts and not usual.answer:
+    elif texts and not (is_asked or usual.answer):
         proposed["captions"] = unwrap(texts)
     return proposed
 

@@ -217,6 +217,10 @@ def test_a_check_prints_what_the_first_rows_become(data, capsys):
     [
         ("split,said\nc.mp4,a dog runs\n", 'file = "split"'),
         ("video,caption,answer\nc.mp4,a dog runs,1\n", 'captions = ""'),
+        (
+            "Datei,Inhalt,Frage,Antwort\nc.mp4,Hunde rennen,wer rennt,sie\n",
+            'captions = ""',
+        ),
     ],
 )
 def test_a_column_of_another_meaning_than_its_name_is_asked_for(
