@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alpro.pipeline.config.command import Command, data_change
+from alpro.pipeline.config.command import DATA, Command, text_change
 from alpro.pipeline.config.load import read_settings
 from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests, digest_manifest
@@ -14,7 +14,7 @@ from alpro.shards.storage import Location
 def command(
     config: str | Path, *changes: str, data: str | Path = "", stage: str = ""
 ) -> Command:
-    own_data = [data_change(str(data))] if data else []
+    own_data = [text_change(DATA, str(data))] if data else []
     return Command(str(config), (*own_data, *changes), stage)
 
 

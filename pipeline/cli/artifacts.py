@@ -235,15 +235,16 @@ def print_artifacts(listed: Sequence[Built]) -> None:
         size = sum(file["size"] for file in record.contents.values())
         total += size
         command = command_of(record)
-        line = {
-            "artifact": record.fingerprint[:8],
-            "name": record.name,
-            "built": record.run.get("at", "")[:16],
-            "MB": f"{size / 1e6:,.1f}",
-            "score": main_score(record.metrics),
-            "run": " ".join([command.config_name, *command.changes]),
-        }
-        lines.append(line)
+        lines.append(
+            {
+                "artifact": record.fingerprint[:8],
+                "name": record.name,
+                "built": record.run.get("at", "")[:16],
+                "MB": f"{size / 1e6:,.1f}",
+                "score": main_score(record.metrics),
+                "run": " ".join([command.config_name, *command.changes]),
+            }
+        )
 
     print_rows(lines)
     print(f"{len(listed)} artifacts, {total / 1e6:,.1f} MB")

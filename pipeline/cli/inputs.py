@@ -48,13 +48,13 @@ def check(
         config: The configuration whose decoding settings are used.
         set: Change a value, such as corpora.data.frames=16; repeatable.
     """
-    from alpro.pipeline.config.command import Command, data_change
+    from alpro.pipeline.config.command import DATA, Command, text_change
     from alpro.pipeline.config.load import read_settings
     from alpro.pipeline.plan.check_data import check_data
     from alpro.pipeline.reports.columns import print_rows
     from alpro.shards.sources.propose import UnknownColumns
 
-    settings = read_settings(Command(config, (data_change(data), *set)))
+    settings = read_settings(Command(config, (text_change(DATA, data), *set)))
     if settings.corpora["data"].shards:
         raise InputError(
             "`alpro data check` cannot check shards (corpora.data.shards); run `alpro run index_shards`"
@@ -71,10 +71,12 @@ def check(
     print(f"{data}: {report.form}; {report.items:,} items; {verdict}")
     for problem in report.problems:
         print(f"problem: {problem}")
-    rows = []
-    for split, counts in report.splits.items():
-        rows.append({"split": split, **counts, "why_empty": ""})
-    print_rows(rows)
+    print_rows(
+        [
+            {"split": split, **counts, "why_empty": ""}
+            for split, counts in report.splits.items()
+        ]
+    )
     for finding in report.findings:
         print(f"  {finding}")
     return 1 if report.problems else 0

@@ -67,7 +67,7 @@ class Source:
 
     def command(self, config: str, workspace: Path, stage: str = "") -> "Command":
         """Return the command of a configuration with these options as changes."""
-        from alpro.pipeline.config.command import Command, data_change, text_change
+        from alpro.pipeline.config.command import DATA, Command, text_change
 
         changes = []
         if self.pretrained:
@@ -77,7 +77,7 @@ class Source:
             model = model_folder(resolve(self.pretrained, workspace).model)
             changes.append(text_change("pretrained", str(model.resolve())))
         if self.data:
-            changes.append(data_change(self.data))
+            changes.append(text_change(DATA, self.data))
         return Command(config, (*changes, *self.set), stage)
 
 

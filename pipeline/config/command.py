@@ -3,7 +3,7 @@ that it may name. Nothing here is slow to import."""
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,7 @@ STUDIES = CONFIGS / "studies"
 MODEL_STAGES = ("train_prompter", "pretrain")
 # Stages that run without a table, and use [templates].
 TEMPLATE_STAGES = ("train_tokenizer", "build_vocabulary", "cache_prompts")
+DATA = "corpora.data.data"  # what `--data` sets
 # Tables that are set once, and the stages whose configuration has a copy.
 SHARED = {"model": MODEL_STAGES, "templates": TEMPLATE_STAGES}
 
@@ -52,11 +53,6 @@ def command_of(record: Record) -> Command:
     return Command(run["config"], tuple(run["changes"]), record.name)
 
 
-def data_change(data: str) -> str:
-    """Return the change of `--data`."""
-    return text_change("corpora.data.data", data)
-
-
 def text_change(key: str, text: str) -> str:
     """Return the change that sets a key to a text, whatever characters it has.
 
@@ -85,22 +81,20 @@ def find_config(source: str, folder: Path = Path(), shipped_in: Path = CONFIGS) 
         if file.is_file():
             return file
 
-    hint = suggest(source, shipped(shipped_in), "the shipped ones are")
+    hint = suggest(source, shipped(shipped_in))
     raise InputError(f"{source}: no such file; {hint}")
 
 
-def suggest(name: str, names: Sequence[str], introduction: str) -> str:
+def suggest(name: str, names: Collection[str]) -> str:
     """Return a hint with the closest name, or with all names.
 
-    >>> suggest("pretrian", ["pretrain", "evaluate"], "the stages are")
+    >>> suggest("pretrian", ["pretrain", "evaluate"])
     "did you mean 'pretrain'?"
-    >>> suggest("x", ["pretrain", "evaluate"], "the stages are")
-    'the stages are pretrain, evaluate'
+    >>> suggest("x", ["pretrain", "evaluate"])
+    'there are pretrain, evaluate'
     """
     close = get_close_matches(name, names, 1)
-    return (
-        f"did you mean {close[0]!r}?" if close else f"{introduction} {', '.join(names)}"
-    )
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -106,14 +106,13 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
         folder: the folder that relative paths are relative to.
         keys: the key of the value.
     """
+    if isinstance(value, list):
+        items = {str(index): one for index, one in enumerate(value)}
+        return [*resolve_paths(items, folder, keys).values()]
     if isinstance(value, dict):
         return {
             key: resolve_paths(one, folder, (*keys, key)) for key, one in value.items()
         }
-    if isinstance(value, list):
-        return [
-            resolve_paths(one, folder, (*keys, str(i))) for i, one in enumerate(value)
-        ]
     if not isinstance(value, str) or not value:
         return value
 
@@ -227,8 +226,8 @@ def find_field(
     for key in keys:
         for kind in (annotation, *get_args(annotation)):
             if get_origin(kind) in (dict, tuple):
-                # A key or an index; of tuple[T, ...] the last argument is an ellipsis.
-                annotation = [one for one in get_args(kind) if one is not ...][-1]
+                # A key or an index: the second type of dict[K, V], the first of tuple[T, ...].
+                annotation = get_args(kind)[get_origin(kind) is dict]
                 break
         else:
             field = list_fields(annotation).get(key)
@@ -254,10 +253,17 @@ def error_line(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         _, table = find_field(model, parents)
-        names = [*list_fields(table)]
-        message = f"unknown key; {suggest(last, names, 'the keys are')}"
+        fields = list_fields(table)
+        # As seed=1, in place of pretrain.seed=1.
+        tables = [key for key in fields if last in list_fields(fields[key].annotation)]
+        hint = (
+            f"set it in a table: {', '.join(tables)}"
+            if tables
+            else suggest(last, fields)
+        )
+        message = f"unknown key; {hint}"
     # A whole table would be too long for the line.
     elif not isinstance(first["input"], dict | BaseModel):
         message += f" (it is {first['input']!r})"
-    key = ".".join([*parents, last])
-    return f"{key}: {message}" if key else message
+    # The check of a whole configuration has no key.
+    return f"{'.'.join([*parents, last])}: {message}".removeprefix(": ")

@@ -51,8 +51,8 @@ class Corpus(DecodeVideos, frozen=True):
     def _check_keys(self) -> "Corpus":
         if sum(map(bool, (self.manifest, self.data, self.shards))) > 1:
             raise ValueError("set one of data, shards, and manifest (of the sample)")
-        places = {"manifest", "data", "shards"}
-        extra = self.model_fields_set - IndexShards.model_fields.keys() - places
+        extra = self.model_fields_set - IndexShards.model_fields.keys()
+        extra -= {"manifest", "data", "shards"}
         if self.shards and extra:
             raise ValueError(f"shards are used unchanged; remove the key {min(extra)}")
         if self.root and not self.annotations:
@@ -99,7 +99,7 @@ class PipelineConfig(
         if self.pretrained and named_clip:
             raise ValueError("set pretrained, or cache_prompts.prompter, not both")
 
-        has_prompter = bool(named_clip or self.train_prompter)
+        has_prompter = named_clip or self.train_prompter
         has_start = self.pretrained or (has_prompter and self.pretrain)
         if not has_start and not self.finetunes_clip:
             raise ValueError(
@@ -128,14 +128,14 @@ class PipelineConfig(
             return self
 
         # A prompter may be smaller than the student, if both see the same patches.
-        for key in ("patch_size", "image_size", "frames"):
-            size = getattr(teacher.model.video, key)
-            student_size = getattr(student.model.video, key)
-            if size != student_size:
-                raise ValueError(
-                    f"video.{key} of the prompter is {size}, and of pretrain {student_size}: the "
-                    "prompter labels crops of the same frames, in the same patches; make them equal"
-                )
+        keys = {"patch_size", "image_size", "frames"}
+        sizes = teacher.model.video.model_dump(include=keys)
+        student_sizes = student.model.video.model_dump(include=keys)
+        if sizes != student_sizes:
+            raise ValueError(
+                f"model.video of the prompter has {sizes}, and that of pretrain {student_sizes}: the "
+                "prompter labels crops of the same frames, in the same patches; make them equal"
+            )
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from alpro.errors import InputError, one_line
 from alpro.inference.names import find_workspace
 from alpro.interpreter import set_parent_death_signal
 from alpro.log import log
-from alpro.pipeline.config.command import Command, data_change
+from alpro.pipeline.config.command import DATA, Command, text_change
 from alpro.pipeline.config.load import variations
 from alpro.pipeline.flows.pipeline_run import EXPECTED, PipelineRun, announce
 from alpro.pipeline.flows.servers import get_worker_workspace
@@ -132,7 +132,7 @@ def alpro(
     """
     try:
         workspace = open_workspace()
-        own_data = [data_change(data)] if data else []
+        own_data = [text_change(DATA, data)] if data else []
         command = Command(config, (*own_data, *changes), stage)
         plan = make_plan(command, workspace)
         remote_stages = find_remote_stages()

@@ -127,8 +127,7 @@ def make_plan(command: Command, workspace: Path) -> Plan:
     if stage:
         names = [step.name for step in steps if stage in (step.stage, step.name)]
         if not names:
-            every_name = [step.name for step in steps]
-            hint = suggest(stage, every_name, "this configuration has")
+            hint = suggest(stage, [step.name for step in steps])
             raise InputError(f"no stage {stage!r}; {hint}")
         steps = with_inputs(steps, names)
     return Plan(command, settings, steps, Store(workspace / "artifacts"))

@@ -16,9 +16,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of equal keys below these as heads, without the columns that have no value."""
     if rows:
         keys = [key for key in rows[0] if any(row[key] != "" for row in rows)]
-        lines = []
-        for row in rows:
-            lines.append([str(row[key]) for key in keys])
+        lines = [[str(row[key]) for key in keys] for row in rows]
         print_columns(keys, lines)
 
 

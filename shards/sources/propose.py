@@ -289,7 +289,7 @@ def propose_columns(cells: Cells, folder: Folder | None) -> Record:
 
     if is_asked:
         proposed |= propose_answer(free)
-        free.pop(proposed.get("answer"), None)
+        free.pop(proposed.get("answer", ""), None)
     texts = [*find_fitting(free, is_caption)]
     # Prompts, and names of the people who wrote the texts, are no captions.
     texts = [name for name in texts if has_several(free[name])] or texts
