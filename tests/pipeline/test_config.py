@@ -275,8 +275,9 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ),
         (
             "pretrain.start=scratch & train_prompter.model.video.frames=4",
-            ["video.frames", "is 4"],
+            ["model.video", "'frames': 4"],
         ),
+        ("frames=8", ["corpora, finetune_retrieval"]),
         (
             "finetune_retrieval.negative_pool_size=5",
             ["finetune_retrieval: negative_pool_size 5"],
