@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 33
+VERSION = 34
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("forms.toml").read_text("utf-8")
 )

@@ -260,9 +260,7 @@ class Source:
             # or has a published form.
             is_known = table.form is not UNKNOWN
             if table.form is LIST:
-                is_known = bool(split_in(stem)) and names_media(
-                    table, folder, are_texts_beside
-                )
+                is_known = bool(split_in(stem)) and names_media(table, folder, True)
             if not is_text or is_known:
                 tables.append(table)
         return tables
@@ -363,14 +361,17 @@ def choose_tables(
     is_told = has_splits or any(
         table.bound.start or table.bound.span for table in chosen
     )
+    # Texts in subfolders, which may list other files.
+    inner = [table for table in opened if table.form is LIST and "/" in table.place]
+    anywhere = are_texts_beside or any(table.bound.anywhere for table in chosen)
     lists = [
         table
         for table in opened
         if table.lists_files
         and (table.split or (table.named_splits and not has_splits))
-        # A split in a row takes precedence over a list in a subfolder, which names no parts.
-        and not (is_told and table.form is LIST and "/" in table.place)
-        and (chosen or names_media(table, folder, are_texts_beside))
+        # A split in a row takes precedence over them, which name no parts.
+        and not (is_told and table in inner)
+        and ((chosen and table not in inner) or names_media(table, folder, anywhere))
     ]
     lists = keep_outermost(lists)
     # One for each split, or one for all, which results of one split are not.
