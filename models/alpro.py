@@ -127,9 +127,8 @@ class DualEncoder(nn.Module, ABC):
         """
         with torch.inference_mode():
             tokens = self.encode_video(frames, cls_only=True)
-            device_type = "cuda" if frames.is_cuda else "cpu"
             # Computed in float32: bfloat16 would leave two digits of similarity / temperature.
-            with torch.autocast(device_type, enabled=False):
+            with torch.autocast("cuda" if frames.is_cuda else "cpu", enabled=False):
                 # The weights of an exported model may be half precision. A CLIP has no projection.
                 weight = getattr(self.video_proj, "weight", tokens)
 

@@ -72,9 +72,7 @@ class Attention(nn.Module):
             # products take 45 ms.
             out = attention_by_products(q, k, v, mask, dropout)
         else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout
-            )
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         out = out.transpose(1, 2).flatten(2)  # (B, L, D)
         return self.proj(out)
 

@@ -114,14 +114,12 @@ def pem_loss(
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     losses = -(pseudo_labels * log_probabilities).sum(dim=1)
     # Multiply by the mask; boolean indexing would force a host-device sync.
-    confident_losses = losses * confident
-    return confident_losses.sum(), confident
+    return (losses * confident).sum(), confident
 
 
 def find_confident(pseudo_labels: Tensor, threshold: float) -> Tensor:
     """Return True (B,) where the most likely entity has at least the probability `threshold`."""
-    highest = pseudo_labels.amax(dim=1)
-    return highest >= threshold
+    return pseudo_labels.amax(dim=1) >= threshold
 
 
 def box_mask(boxes: Tensor, grid: int) -> Tensor:
@@ -132,10 +130,8 @@ def box_mask(boxes: Tensor, grid: int) -> Tensor:
         output: Boolean (B, grid * grid), row-major.
     """
     left, top, width, height = boxes[:, :, None].unbind(1)
-    bottom = top + height
-    right = left + width
     index = torch.arange(grid, device=boxes.device)
-    rows = (index >= top) & (index < bottom)  # (B, grid)
-    columns = (index >= left) & (index < right)
+    rows = (index >= top) & (index < top + height)  # (B, grid)
+    columns = (index >= left) & (index < left + width)
     inside = rows[:, :, None] & columns[:, None, :]
     return inside.flatten(1)

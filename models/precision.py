@@ -1,7 +1,6 @@
 """The device, and mixed precision: bfloat16 where the device computes it natively and the model is
 large enough to gain."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -116,8 +115,8 @@ def is_on_gpu(x: Tensor) -> bool:
 
 def cpu_has_bfloat16() -> bool:
     """Return True if this processor has instructions for bfloat16 matrix products."""
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.13
-    capabilities: Mapping[str, Any] = get_capabilities()
+    # Since torch 2.13.
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in NATIVE)
 
 

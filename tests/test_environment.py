@@ -97,6 +97,21 @@ def test_what_a_launcher_closes_ignores_or_sets_hides_no_status_and_no_text(tmp_
     assert (tmp_path / "text").read_text("utf-8") == "é 1"
 
 
+def test_a_torchvision_that_loads_declares_its_operators_itself(tmp_path):
+    """Declared by two, they abort the process."""
+    code = """if True:
+        import pathlib, shutil, sys, torch
+        pathlib.Path("__init__.py").touch()
+        shutil.copy(torch._C.__file__, "_C.so")  # any library that loads
+        sys.path.insert(0, "..")
+        import alpro.models
+        assert not hasattr(torch.ops.torchvision, "nms")
+    """
+    folder = tmp_path / "torchvision"
+    folder.mkdir()
+    subprocess.run(interpreter("-c", code), cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_disk_without_locks_is_one_line_with_what_to_do(
     number, tmp_path, monkeypatch

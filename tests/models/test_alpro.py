@@ -134,13 +134,12 @@ def test_the_full_size_model_has_the_papers_parameters():
         "multimodal_encoder": 42_527_232,
     }
     heads = {
-        "video_proj": 768 * 256 + 256,
-        "text_proj": 768 * 256 + 256,
-        "vtm_head": 768 * 2 + 2,
-        "pem_head": 768 * 1536 + 1536 + 1536 * 1000 + 1000,
+        "video_proj": 196_864,
+        "text_proj": 196_864,
+        "vtm_head": 1538,
+        "mlm_head": 622_650,  # its decoder is the word embeddings
+        "pem_head": 2_718_184,
     }
-    # The decoder is the word embeddings.
-    heads |= {"mlm_head": 768 * 768 + 3 * 768 + 30522}
     assert sizes == encoders | heads
     # With the temperature.
     assert sum(p.numel() for p in model.parameters()) == 233_883_429
