@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,7 @@ def check_record(folder: Path, record: Record) -> None:
 
 
 def check_artifact(folder: Path) -> Record | None:
-    """Compare the files of an artifact with its record: all but the shards, whose samples have
-    checksums.
+    """Compare the files of an artifact with its record.
 
     Args:
         folder: An artifact, or the model folder in it. Without a record, nothing is compared.
@@ -201,31 +201,31 @@ def check_artifact(folder: Path) -> Record | None:
         return None
     check_record(folder, record)
 
-    paths = {
-        folder / name: content["sha256"]
+    # Of a shard, only the size: it may have gigabytes, and its samples have checksums.
+    files = {
+        folder / name: content["size" if name.endswith(".tar") else "sha256"]
         for name, content in record.contents.items()
-        if not name.endswith(".tar")
     }
-    for path in find_damaged(paths):
+    for path in find_damaged(files):
         raise InputError(f"{path} is damaged or missing; {repair_hint(folder)}")
     return record
 
 
-def find_damaged(files: Mapping[Path, str]) -> list[Path]:
-    """Return the files whose SHA-256 is another one, or that are missing."""
+def find_damaged(files: Mapping[Path, str | int]) -> list[Path]:
+    """Return the files that have another SHA-256 or size than the one given, or that are missing."""
     with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
-        checksums = threads.map(try_checksum, files)
-    pairs = zip(files, checksums, strict=True)
-    return [file for file, sha256 in pairs if sha256 != files[file]]
+        damaged = threads.map(is_damaged, files, files.values())
+    return [*compress(files, damaged)]
 
 
-def try_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; empty if there is none. Raises OSError for one that cannot be
-    read: it may be intact."""
+def is_damaged(path: Path, expected: str | int) -> bool:
+    """Return whether a file has not the expected SHA-256 or size. Raises OSError for one that cannot
+    be read: it may be intact."""
     try:
-        return checksum(path)
+        is_size = isinstance(expected, int)
+        return expected != (path.stat().st_size if is_size else checksum(path))
     except (FileNotFoundError, NotADirectoryError):
-        return ""
+        return True
 
 
 def repair_hint(folder: Path) -> str:

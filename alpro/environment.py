@@ -39,10 +39,13 @@ def restart_with_streams_in_utf8() -> None:
     """Start this program again if it lacks a standard stream, as under some daemons, or if its
     locale has another encoding, in which it would write files that other machines cannot read."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
-    is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() == "utf-8"
     # With -X utf8=0, another start would change nothing.
-    is_chosen = "utf8" in sys._xoptions
-    if (is_utf8 or is_chosen) and None not in streams:
+    is_final = (
+        sys.flags.utf8_mode
+        or locale.getencoding().lower() == "utf-8"
+        or "utf8" in sys._xoptions
+    )
+    if is_final and None not in streams:
         return
 
     for descriptor, stream in enumerate(streams):
@@ -109,5 +112,5 @@ def unset_ranks(environment: MutableMapping[str, str]) -> None:
     {'PATH': '/bin'}
     """
     # A list, because entries are removed during the loop.
-    for name in [name for name in environment if RANKS.fullmatch(name)]:
+    for name in [*filter(RANKS.fullmatch, environment)]:
         del environment[name]

@@ -24,8 +24,15 @@ from alpro.errors import InputError
 
 # Errors of file systems that do not sync files or folders, and of folders that can be written but
 # not read.
-CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
-CANNOT_SYNC |= {errno.EISDIR, errno.EACCES, errno.EPERM}
+CANNOT_SYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full local disk
 
 

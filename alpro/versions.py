@@ -40,10 +40,9 @@ def package_versions() -> dict[str, str]:
 def get_versions() -> dict[str, str]:
     """Return the versions that must be equal on all machines that work together, and the digest of
     this project's source."""
-    here: dict[str, str] = {}
-    for name, version in package_versions().items():
-        # Builds for CPUs and for GPUs, such as 2.11.0+cpu, are the same version.
-        here[name] = version.partition("+")[0]
+    # Builds for CPUs and for GPUs, such as 2.11.0+cpu, are the same version.
+    versions = package_versions().items()
+    here = {name: version.partition("+")[0] for name, version in versions}
     here["python"] = here["python"].rpartition(".")[0]  # without the patch
 
     source = sha256()

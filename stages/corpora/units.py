@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.artifact import try_checksum
+from alpro.artifact import is_damaged
 from alpro.files import (
     checksum,
     make_folder,
@@ -89,7 +89,7 @@ class Units:
             files = [(RECORD, "")]
 
         for name, sha256 in files:
-            if try_checksum(folder / name) != sha256:
+            if is_damaged(folder / name, sha256):
                 log.warning(f"{folder / name} is damaged: its unit is made again")
                 return None
         return None if record["transient"] else record

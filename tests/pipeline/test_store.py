@@ -270,15 +270,16 @@ def test_an_edited_record_is_a_problem_and_is_not_used(store, built, change):
 @pytest.mark.parametrize(
     "damage", [Path.unlink, lambda path: path.write_bytes(b"weighty")]
 )
-def test_no_stage_starts_with_a_damaged_input(store, built, damage):
+@pytest.mark.parametrize("name", ["a.tar", "model/weights"])
+def test_no_stage_starts_with_a_damaged_input(store, built, name, damage):
     for folder in (built, built / "model", built.parent):
         check_artifact(folder)
-    damage(built / "model" / "weights")
+    damage(built / name)
 
     with pytest.raises(InputError):
         check_artifact(built / "model")
     step = decode_step()
-    with pytest.raises(InputError, match="model/weights is damaged or missing"):
+    with pytest.raises(InputError, match=f"{name} is damaged or missing"):
         run_stage(step, store.folder(step), store, Resources(), Launch())
 
 

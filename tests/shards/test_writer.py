@@ -327,7 +327,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), DAMAGED, ids=range(len(DAMAGED)))
+@pytest.mark.parametrize(("content", "message"), DAMAGED)
 def test_the_error_of_a_damaged_tar_names_the_byte_and_the_reason(content, message):
     with pytest.raises(DamagedTar, match=f"damaged at {message}"):
         list(tar_members(io.BytesIO(content)))

@@ -210,9 +210,7 @@ def test_a_model_ranks_by_what_was_better_on_validation(
     assert tuned(finetune_retrieval)[1].ranking == ranking
 
 
-@pytest.mark.parametrize(
-    "stage", [finetune_retrieval, finetune_qa], ids=["retrieval", "qa"]
-)
+@pytest.mark.parametrize("stage", [finetune_retrieval, finetune_qa])
 def test_a_fine_tuned_model_has_the_text_length_and_the_frames_of_its_own_training(
     stage, tuned
 ):
