@@ -39,7 +39,7 @@ def test_this_machine_is_reached_past_proxies_and_the_users_hosts_stay(given, ho
         }
 
 
-def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
+def test_a_stage_on_a_cpu_is_alone_whatever_the_ranks_and_gpus_of_its_pod(monkeypatch):
     ranks = {
         "RANK",
         "WORLD_SIZE",
@@ -53,7 +53,8 @@ def test_a_stage_is_alone_whatever_the_ranks_of_its_pod(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
 
     step = Step("render_sample", "render_sample", render_sample.Config())
-    environment = get_environment(step, Resources(), Launch())
+    environment = get_environment(step, Resources(device="cpu"), Launch())
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert ranks.isdisjoint(environment)
     # The user's own, instead of this project's.
     assert environment["GOMP_SPINCOUNT"] == "7"

@@ -252,15 +252,17 @@ def get_command(
 
     group = ["--standalone"]
     if nodes > 1:
-        group = [f"--nnodes={nodes}", f"--node-rank={node}"]
-        group += [f"--rdzv-endpoint={resources.rendezvous}"]
+        group = [
+            f"--nnodes={nodes}",
+            f"--node-rank={node}",
+            f"--rdzv-endpoint={resources.rendezvous}",
+        ]
         # Named by the fingerprint: the command of another run on that node must not join this one.
         group += [f"--rdzv-id={work_file.parent.name}"]
         if node > 0:  # node 0 starts now, and waits 15 minutes for the others
             group += [f"--rdzv-conf=timeout={JOIN_SECONDS}"]
-    options = [f"--nproc-per-node={processes}", *group]
     # Without a log folder, torchrun leaves an empty one.
-    options += [f"--log-dir={os.devnull}"]
+    options = [f"--nproc-per-node={processes}", *group, f"--log-dir={os.devnull}"]
     return interpreter("-m", "torch.distributed.run", *options, *module)
 
 
@@ -281,7 +283,8 @@ def get_environment(step: Step, resources: Resources, launch: Launch) -> dict[st
         defaults["OMP_NUM_THREADS"] = str(max(1, cores() // models))
 
     environment = {**defaults, **os.environ}
-    if launch.gpus:
+    # On a CPU, the GPUs are hidden: since PyTorch 2.13, a step of an optimizer creates a context on one.
+    if launch.gpus or resources.device == "cpu":
         environment[VISIBLE_GPUS] = ",".join(launch.gpus)
     # Progress bars of several stages would overwrite each other.
     if resources.max_stages > 1:

@@ -46,10 +46,8 @@ BATCH = {"accumulation_steps": 2, "contrast": "batch"}
     ],
 )
 def test_an_interrupted_run_has_the_same_weights_and_metrics(
-    new_run, stops, objective, dropout, settings, monkeypatch
+    new_run, stops, objective, dropout, settings
 ):
-    # A GPU that `device = "cpu"` leaves alone.
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     whole, broken = (
         new_run(name, objective, dropout, **settings) for name in ("whole", "broken")
     )
