@@ -356,31 +356,7 @@ def choose_tables(
     chosen = keep_outermost(chosen)
     unnamed = [table for table in chosen if not table.split]
 
-    # Tables that only list the videos of a split, or the split of each video.
-    has_splits = any(table.named_splits for table in chosen)
-    is_told = has_splits or any(
-        table.bound.start or table.bound.span for table in chosen
-    )
-    # Texts in subfolders, which may list other files.
-    inner = [table for table in opened if table.form is LIST and "/" in table.place]
-    anywhere = are_texts_beside or any(table.bound.anywhere for table in chosen)
-    lists = [
-        table
-        for table in opened
-        if table.lists_files
-        and (table.split or (table.named_splits and not has_splits))
-        # A split in a row takes precedence over them, which name no parts.
-        and not (is_told and table in inner)
-        and ((chosen and table not in inner) or names_media(table, folder, anywhere))
-    ]
-    lists = keep_outermost(lists)
-    # One for each split, or one for all, which results of one split are not.
-    splits = {table.split for table in lists}
-    named = splits.union(*(table.named_splits for table in lists))
-    has_training = {"train"} < named - {""} and not is_told
-    are_of_each = len(splits) == len(lists) and (
-        has_training or bool(chosen and lists[1:])
-    )
+    lists, are_of_each = find_lists(folder, opened, chosen, are_texts_beside)
     if len(chosen) == len(unnamed) <= 1 and are_of_each:
         for table in chosen:
             table.split = TEXTS
@@ -409,6 +385,52 @@ def choose_tables(
         )
     # These tables complete the records of all splits.
     chosen += partners
+    refuse_copies(chosen)
+    for table in opened:
+        if tables and table not in chosen:
+            folder.notes.add(NOT_READ, table.place)
+    return chosen
+
+
+def find_lists(
+    folder: Folder, opened: list[Table], chosen: list[Table], are_texts_beside: bool
+) -> tuple[list[Table], bool]:
+    """Return the tables that only list the videos of a split, or the split of each video; and whether
+    they are the splits of all videos: one list of each, or one of all.
+
+    Args:
+        chosen: The tables that have texts.
+    """
+    has_splits = any(table.named_splits for table in chosen)
+    is_told = has_splits or any(
+        table.bound.start or table.bound.span for table in chosen
+    )
+    # Texts in subfolders, which may list other files.
+    inner = [table for table in opened if table.form is LIST and "/" in table.place]
+    anywhere = are_texts_beside or any(table.bound.anywhere for table in chosen)
+    lists = [
+        table
+        for table in opened
+        if table.lists_files
+        and (table.split or (table.named_splits and not has_splits))
+        # A split in a row takes precedence over them, which name no parts.
+        and not (is_told and table in inner)
+        and ((chosen and table not in inner) or names_media(table, folder, anywhere))
+    ]
+    lists = keep_outermost(lists)
+
+    # Results are of one split, and lists of which one is for training are of all.
+    splits = {table.split for table in lists}
+    named = splits.union(*(table.named_splits for table in lists))
+    has_training = {"train"} < named - {""} and not is_told
+    are_of_each = len(splits) == len(lists) and (
+        has_training or bool(chosen and lists[1:])
+    )
+    return lists, are_of_each
+
+
+def refuse_copies(chosen: list[Table]) -> None:
+    """Raise InputError if two tables of the same videos begin alike: their texts would count twice."""
     names_by_start: dict[tuple[str, ...], str] = {}
     for table in chosen:
         # A number in JSON is a text in CSV.
@@ -420,10 +442,6 @@ def choose_tables(
                 "otherwise name the tables of each split in [corpora.data.annotations]"
             )
         names_by_start[start] = table.name
-    for table in opened:
-        if tables and table not in chosen:
-            folder.notes.add(NOT_READ, table.place)
-    return chosen
 
 
 def names_media(table: Table, folder: Folder, anywhere: bool) -> bool:
