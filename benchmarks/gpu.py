@@ -15,17 +15,27 @@ the compute dtype, measured on the same device. A step counts 6 FLOPs for each t
 token, and 2 for each parameter and token of the frozen prompter, without attention and without
 recomputation (such as the second forward pass of a contrast over the batch). On a CPU, the program
 counts operations instead of kernels.
+
+It needs a part of the packages of the project: torch, numpy, pillow, pyarrow, tokenizers,
+transformers, safetensors, regex, rich, filelock, fsspec, and pydantic, simplejpeg and webdataset.
+Images of PyTorch often lack the last three. With pydantic-core, annotated-types and braceexpand,
+their wheels are 3.3 MB: `pip install --no-deps`, then `PYTHONPATH=. python benchmarks/gpu.py`. The
+figures are written after each row, and a variant that fails is a row with its error. With compilation,
+the part `runs` takes the longest.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -61,6 +71,7 @@ from alpro.models.attention import (
     tile_mask,
 )
 from alpro.models.clip_prompter import ClipPrompter
+from alpro.models.precision import as_residual
 from alpro.models.timesformer import Block, VideoConfig
 from alpro.shards.clip import Clip
 from alpro.shards.schema import Row
@@ -109,16 +120,31 @@ def main() -> int:
     }
     programs = {"attention": attention_variants, "block": block_variants, "runs": runs}
     for part in options.parts:
-        # Written after each part: a lent GPU may be taken back.
-        figures[part] = programs[part](options, figures)
-        for row in figures[part]:
+        figures[part] = []
+        for row, measure in programs[part](options, figures):
+            try:
+                row |= measure()
+            except Exception as error:  # the next variant may work
+                traceback.print_exc()
+                row["error"] = str(error)
+            figures[part].append(row)
             print(
                 " | ".join(f"{name} {shown(value)}" for name, value in row.items()),
                 flush=True,
             )
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1))
+            # Written after each row: a lent GPU may be taken back.
+            if options.json:
+                options.json.write_text(json.dumps(figures, indent=1))
+            free_memory()
     return 0
+
+
+def free_memory() -> None:
+    """Delete the models and the compiled graphs of a row, which the peak of the next would count."""
+    torch.compiler.reset()
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
 
 
 def shown(value: Any) -> str:
@@ -166,9 +192,11 @@ def attention_by_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1)[..., None] * v[..., None, :, :]).sum(-2)
 
 
-def attention_variants(
-    options: argparse.Namespace, figures: dict[str, Any]
-) -> list[dict]:
+# A part yields, for each row, its first columns, and the function that measures the others.
+Rows = Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
+
+
+def attention_variants(options: argparse.Namespace, figures: dict[str, Any]) -> Rows:
     """Temporal attention: a sequence of four frames for each patch of each clip."""
     patches = 4 if options.small else 196
     shape = (options.batch * patches, 2 if options.small else 12, 4, 64)
@@ -187,68 +215,77 @@ def attention_variants(
     }
     if not CUDA:  # Compilation takes a minute and needs a compiler.
         del variants["broadcast, compiled"]
-    expected = scaled_dot_product_attention(q, k, v)
-
-    rows: list[dict] = []
-    for name, attend in variants.items():
-
-        def work(attend: Callable[..., Tensor] = attend) -> None:
-            attend(q, k, v).sum().backward()
-
-        row: dict[str, Any] = {
-            "attention": name,
-            "milliseconds": 1000 * measure_seconds(work),
-        }
-        row["to alone"] = (
-            row["milliseconds"] / (rows[0] if rows else row)["milliseconds"]
-        )
-        row["kernels"] = count_kernels(work).total()
-        row["largest difference"] = (attend(q, k, v) - expected).abs().max().item()
-        rows.append(row)
-    rows[0]["backend"] = find_backend(q)
     packed = q[: together * (len(q) // together)].reshape(
         -1, shape[1], together * 4, shape[3]
     )
-    rows[-1]["backend"] = find_backend(packed, mask)
-    return rows
+    backends = {"alone": find_backend(q), "packed": find_backend(packed, mask)}
+    expected = scaled_dot_product_attention(q, k, v)
+    baseline = 0.0
+
+    for name, attend in variants.items():
+
+        def measure(
+            attend: Callable[..., Tensor] = attend, name: str = name
+        ) -> dict[str, Any]:
+            nonlocal baseline
+
+            def work() -> None:
+                attend(q, k, v).sum().backward()
+
+            milliseconds = 1000 * measure_seconds(work)
+            baseline = baseline or milliseconds
+            difference = (attend(q, k, v) - expected).abs().max().item()
+            return {
+                "milliseconds": milliseconds,
+                "to alone": milliseconds / baseline,
+                "kernels": count_kernels(work).total(),
+                "largest difference": difference,
+                "backend": backends.get(name, ""),
+            }
+
+        yield {"attention": name}, measure
 
 
-def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
-    """One layer of the video encoder at four frames, forward and backward."""
+def block_variants(options: argparse.Namespace, figures: dict[str, Any]) -> Rows:
+    """One layer of the video encoder at four frames, forward and backward, compiled as in a run."""
     config = VideoConfig(**MODEL["video"]) if options.small else VideoConfig()
-    rows = []
     patches = config.grid**2
-    for compilation in (
-        ("eager", "compiled", "compiled, kernels combined") if CUDA else ("eager",)
-    ):
-        block = Block(config).to(DEVICE)
-        if compilation == "compiled":
-            block.compile()
-        elif compilation == "compiled, kernels combined":
-            block.compile(options={"combo_kernels": True})
-        x = torch.randn(
-            options.batch,
-            1 + 4 * patches,
-            config.width,
-            device=DEVICE,
-            requires_grad=True,
-        )
+    shape = options.batch, 1 + 4 * patches, config.width
+    compilations: dict[str, dict[str, Any] | None] = {"eager": None}
+    if CUDA:
+        compilations["compiled"] = {}
+        compilations["compiled, kernels combined"] = {
+            "options": {"combo_kernels": True}
+        }
 
-        def work(block: Block = block, x: Tensor = x) -> None:
-            with torch.autocast(DEVICE.type, DTYPE, enabled=CUDA):
-                mask = tile_mask(x, len(x) * patches, 4)
-                y = block(x, 4, mask=mask)
-            y.float().sum().backward()
+    for name, compilation in compilations.items():
 
-        row: dict[str, Any] = {"block": compilation}
-        row["milliseconds"] = 1000 * measure_seconds(work)
-        kernels = count_kernels(work)
-        row["kernels"] = kernels.total()
-        row["most frequent"] = [
-            f"{count} {name:.80}" for name, count in kernels.most_common(8)
-        ]
-        rows.append(row)
-    return rows
+        def measure(
+            compilation: dict[str, Any] | None = compilation,
+        ) -> dict[str, Any]:
+            block = Block(config).to(DEVICE)
+            if compilation is not None:
+                block.compile(dynamic=False, **compilation)
+            x = torch.randn(shape, device=DEVICE, requires_grad=True)
+
+            def work() -> None:
+                with torch.autocast(DEVICE.type, DTYPE, enabled=CUDA):
+                    mask = tile_mask(x, len(x) * patches, 4)
+                    y = block(as_residual(x), 4, mask=mask)
+                y.float().sum().backward()
+
+            milliseconds = 1000 * measure_seconds(work)
+            kernels = count_kernels(work)
+            frequent = kernels.most_common(8)
+            return {
+                "milliseconds": milliseconds,
+                "kernels": kernels.total(),
+                "most frequent": [
+                    f"{count} {kernel:.80}" for kernel, count in frequent
+                ],
+            }
+
+        yield {"block": name}, measure
 
 
 def write_corpus(folder: Path, kind: str, samples: int) -> Path:
@@ -296,7 +333,7 @@ def write_clip(folder: Path, small: bool) -> Path:
     return folder
 
 
-def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
+def runs(options: argparse.Namespace, figures: dict[str, Any]) -> Rows:
     """Stages as a run has them."""
     model = MODEL if options.small else {"init": "scratch"}
     frames = ModelConfig.model_validate(model).video.frames
@@ -306,7 +343,6 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
         "max_text_tokens": tokens,
         "log_every": LOG_EVERY,
     }
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         vocabulary = write_vocabulary(folder / "vocabulary")
@@ -320,10 +356,10 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
         config = make_config(
             "train_prompter", "clips", 1, {"model": model, "batch_size": 2}
         )
-        run_stage(
-            "train_prompter", config, inputs, folder / "teacher" / "out", Resources()
-        )
-        add_inputs("train_prompter", inputs, folder / "teacher" / "out", Resources())
+        teacher = folder / "teacher" / "out"
+        eager = Resources(compile=False)
+        run_stage("train_prompter", config, inputs, teacher, eager)
+        add_inputs("train_prompter", inputs, teacher, eager)
 
         steps = WARMUP + options.steps
         own = shared | {"model": model, "negative_pool_size": 0, "start": "scratch"}
@@ -355,14 +391,12 @@ def runs(options: argparse.Namespace, figures: dict[str, Any]) -> list[dict]:
         ]
         for name, stage, corpus, flops, changes in cases:
             for compiled in (False, True) if CUDA else (False,):
-                out = folder / f"{name} {compiled}" / "out"
-                row: dict[str, Any] = {"run": name, "compiled": compiled}
                 config = make_config(stage, corpus, steps, changes)
-                row |= timed(stage, config, inputs, out, Resources(compile=compiled))
-                row["tflops"] = row["samples_per_second"] * flops / 1e12
-                row["utilization"] = row["tflops"] / figures["matmul_tflops"]
-                rows.append(row)
-    return rows
+                out = folder / f"{name} {compiled}" / "out"
+                resources = Resources(compile=compiled)
+                seconds = flops / 1e12 / figures["matmul_tflops"]
+                measure = partial(timed, stage, config, inputs, out, resources, seconds)
+                yield {"run": name, "compiled": compiled}, measure
 
 
 def make_config(
@@ -382,9 +416,14 @@ def timed(
     inputs: dict[str, Path],
     out: Path,
     resources: Resources,
+    sample_seconds: float,
 ) -> dict[str, Any]:
     """Return speed, memory and data wait of a run after its first window, and the kernels of its last
-    step."""
+    step.
+
+    Args:
+        sample_seconds: Time of a sample at the rate of the large matrix multiplication.
+    """
     update = Trainer.update
     kernels = 0
 
@@ -413,6 +452,7 @@ def timed(
         "batch": config["batch_size"],
         "samples_per_second": speed,
         "milliseconds": 1000 * config["batch_size"] / speed,
+        "utilization": speed * sample_seconds,
         "data_wait": median("data_wait"),
         "memory_gib": max(line.get("train/memory_gib", 0.0) for line in lines),
         "kernels": kernels,
