@@ -20,7 +20,8 @@ install: $(STAMP) ## make .venv with the exact versions of requirements.lock
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12 install"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (less than a minute, 2 GB)"
+	@echo "installing into $(VENV) (2 GB, or 6 GB with a torch for CUDA)"
+	@$(PIP) --constraint requirements.lock torch torchvision # with what a build for CUDA needs: it is not in the lock
 	@grep -v '^#' requirements.lock | xargs -P 2 -n 24 $(PIP) --no-deps # two at a time take half as long as one
 	@$(BIN)/python -c 'from importlib.metadata import version; import sys; builds = {version(name).partition("+")[2] for name in ("torch", "torchvision")}; len(builds) > 1 and print("warning: torch and torchvision are of different builds; install both from one index, as README.md does", file=sys.stderr)'
 	@$(PIP) --no-deps --no-build-isolation -e .

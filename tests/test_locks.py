@@ -34,7 +34,7 @@ def test_every_requirement_of_a_locked_package_is_locked(files):
     names = read_names(*files)
     missing = {
         f"{name} needs {requirement}"
-        for name in names
+        for name in names - {"torch"}  # `make install` asks pip for what a build needs
         for requirement in find_requirements(name)
         if canonicalize_name(requirement.name) not in names
         or not requirement.specifier.contains(
