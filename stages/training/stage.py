@@ -22,6 +22,7 @@ from alpro.models.folder import (
     start_from,
 )
 from alpro.models.precision import dtype_name
+from alpro.shards.reader import REPAIR
 from alpro.stages.evaluation.evaluate_model import Asked
 from alpro.stages.execution.interface import (
     Corpora,
@@ -138,6 +139,11 @@ def train(
                 warnings.append(
                     f"{trainer.state.skipped} of {len(data)} steps were skipped, because a loss or "
                     "the gradient was not finite; lower lr"
+                )
+            if trainer.state.unreadable:
+                warnings.append(
+                    f"{trainer.state.unreadable} of the examples could not be read, and others took "
+                    f"their place; {REPAIR}"
                 )
             if training.interpolates and validate:
                 measure = partial(trainer.measure, validate)
