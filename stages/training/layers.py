@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -41,11 +43,15 @@ def are_layers_compiled(
     if objective.model.config.video.width < MIN_COMPILED_WIDTH:
         return False
     compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    if find_spec("triton") and any(shutil.which(name) for name in compilers if name):
+    compiler = any(shutil.which(name) for name in compilers if name)
+    # Triton compiles a module of Python, with the headers of this scheme.
+    headers = Path(sysconfig.get_path("include", "posix_prefix"))
+    if find_spec("triton") and compiler and (headers / "Python.h").exists():
         return True
     if world.main:
         log.warning(
-            "the layers are not compiled: torch.compile needs triton and a C compiler"
+            "the layers are not compiled: torch.compile needs triton, a C compiler and Python.h "
+            "(python3-dev)"
         )
     return False
 
