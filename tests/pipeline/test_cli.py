@@ -81,9 +81,9 @@ MISTAKES = {
     "loop.toml": ["run --config {tmp}/loop.toml", "run --data {tmp}/loop.toml"],
     "fifo": ["run --data {tmp}/fifo", "run --config {tmp}/fifo"],
     "ARTIFACT": ["artifacts rm"],
-    "none": ["study none", "serve {tmp}/none", "eval {tmp}/none {tmp}"],
+    "none": ["study none", "serve {tmp}/none --port {free}", "eval {tmp}/none {tmp}"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
-    "INDEX": ["serve"],
+    "INDEX": ["serve --port {free}"],
     "--token-file": ["serve {tmp}/none --host 0.0.0.0"],
     "there.toml": ["serve {tmp}/none --token-file {tmp}/there.toml"],
     "--public-name": ["serve {tmp}/none --public-name a.example"],
@@ -97,7 +97,7 @@ MISTAKES = {
     [(one, named) for named in MISTAKES for one in MISTAKES[named]],
 )
 def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
-    command, named, hub, tmp_path, monkeypatch, call
+    command, named, hub, tmp_path, monkeypatch, call, free_port
 ):
     monkeypatch.chdir(tmp_path)
     for file, text in FILES.items():
@@ -107,7 +107,7 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(
     os.mkfifo(tmp_path / "fifo")
 
     with socket.create_server(("127.0.0.1", 0)) as used:
-        places = {"tmp": tmp_path, "used": used.getsockname()[1]}
+        places = {"tmp": tmp_path, "used": used.getsockname()[1], "free": free_port()}
         status, out, err = call(*command.format(**places).split())
 
     notes = ("configuration: ", "warning: no questions in ")

@@ -390,7 +390,6 @@ def binary_size(size):
             for size in (*SIZES, "x", "9" * 5000)
         ),
     ],
-    ids=range(6),
 )
 def test_a_member_of_absurd_size_is_an_error(tmp_path, content):
     """In the header, as a binary number, or in the extended header of the format pax."""

@@ -85,7 +85,7 @@ def test_only_shards_with_new_or_changed_rows_are_decoded(
     outcome, new = decode_images(rows, tmp_path, resources)
 
     assert outcome.counts["linked"] in linked
-    same = [ids for checksum, ids in shards(new).items() if checksum in shards(old)]
+    same = [ids for sha256, ids in shards(new).items() if sha256 in shards(old)]
     assert sum(map(len, same)) == outcome.counts["linked"]
     assert outcome.sha256 == {path.name: checksum(path) for path in new.glob("*.tar")}
     assert contents(old) == before
