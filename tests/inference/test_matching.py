@@ -27,7 +27,7 @@ LENGTHS = [4, 2, 6, 3, 6, 2, 5]
 close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture(params=[1, 3], ids=["one fusion layer", "three fusion layers"])
+@pytest.fixture(params=[1, 3])
 def model(tiny_model, request):
     config = tiny_model(50)
     text = config.text.model_copy(

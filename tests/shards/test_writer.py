@@ -327,7 +327,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), DAMAGED)
+@pytest.mark.parametrize(("content", "message"), DAMAGED, ids=range(len(DAMAGED)))
 def test_the_error_of_a_damaged_tar_names_the_byte_and_the_reason(content, message):
     with pytest.raises(DamagedTar, match=f"damaged at {message}"):
         list(tar_members(io.BytesIO(content)))
@@ -390,6 +390,7 @@ def binary_size(size):
             for size in (*SIZES, "x", "9" * 5000)
         ),
     ],
+    ids=range(6),
 )
 def test_a_member_of_absurd_size_is_an_error(tmp_path, content):
     """In the header, as a binary number, or in the extended header of the format pax."""

@@ -117,9 +117,7 @@ def all_of(model, optimizer):
     return values
 
 
-@pytest.mark.parametrize(
-    "spoiled", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "another rank's"]
-)
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 0.0])
 @pytest.mark.parametrize("bad", [(), (0,), (2,), (0, 1, 3), (4,)])
 def test_a_skipped_step_changes_nothing_and_another_is_that_of_the_optimizer(
     bad, spoiled, stepping
