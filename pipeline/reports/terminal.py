@@ -1,5 +1,6 @@
 """Print results on standard output."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def print_results(artifacts: Sequence[Artifact], workspace: Path, report: Path) 
         print(f"warning: {warning}")
     if report.is_file():  # A run that finds every artifact writes none.
         print(f"report: {report}")
-    print(f"curves, pictures and comparison: alpro ui --workspace {workspace}")
+    place = shlex.quote(str(workspace))
+    print(f"curves, pictures and comparison: alpro ui --workspace {place}")
 
 
 def print_tables(tables: Iterable[Table], sentence: str = "") -> None:

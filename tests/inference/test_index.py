@@ -352,7 +352,7 @@ def test_an_index_may_be_in_a_store(free_port, monkeypatch):
 
 
 def test_what_is_no_index_is_a_line(tmp_path):
-    with pytest.raises(InputError, match="no index; `alpro index add"):
+    with pytest.raises(InputError):
         Index.open(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 

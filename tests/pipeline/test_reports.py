@@ -1,6 +1,7 @@
 """Results as tables, on the terminal and side by side."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -102,9 +103,10 @@ def test_a_run_ends_with_its_main_scores_its_warnings_and_the_place_of_the_rest(
     score = score_row(value=49.55, low=42.5, high=56.5)
     artifact = write_artifact(tmp_path, "evaluate", warnings=["few clips"])
     write_json(artifact[0] / "results.json", [score | {"name": name} for name in names])
-    (tmp_path / "run.html").touch()
+    report = tmp_path / "run.html"
+    report.touch()
 
-    print_results([artifact], tmp_path, tmp_path / "run.html")
+    print_results([artifact], Path("my videos"), report)
 
     lines = [
         re.split(r" {2,}", line.rstrip())
@@ -114,6 +116,6 @@ def test_a_run_ends_with_its_main_scores_its_warnings_and_the_place_of_the_rest(
     assert lines.count(line) == len(PRINTED)
     assert [cells[0] for cells in lines[-3:]] == [
         "warning: evaluate: few clips",
-        f"report: {tmp_path / 'run.html'}",
-        f"curves, pictures and comparison: alpro ui --workspace {tmp_path}",
+        f"report: {report}",
+        "curves, pictures and comparison: alpro ui --workspace 'my videos'",
     ]
