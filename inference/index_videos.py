@@ -332,8 +332,9 @@ class Addition:
     def _write(self) -> None:
         vectors = [row["vector"] for row in self.pending if "vector" in row]
         if self.index is None and vectors:
-            size = len(vectors[0])
-            self.index = Index.create(self.place, self.settings, size, self.types)
+            self.index = Index.create(
+                self.place, self.settings, len(vectors[0]), self.types
+            )
         if self.index is not None and self.pending:
             self.index.write(self.pending)
             self.pending = []

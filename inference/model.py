@@ -118,10 +118,11 @@ class Model:
         found = name if isinstance(name, Found) else resolve(name, workspace)
         target = pick_device(device)
         loaded = load_bundle(found, target)
-        if dtype == "auto":
-            torch_dtype = compute_dtype(loaded.model.config.video.width, target)
-        else:
-            torch_dtype = getattr(torch, dtype)
+        torch_dtype = (
+            compute_dtype(loaded.model.config.video.width, target)
+            if dtype == "auto"
+            else getattr(torch, dtype)
+        )
         return cls(loaded, target, torch_dtype)
 
     # Texts
@@ -166,12 +167,12 @@ class Model:
             "tokens"
         )
 
-    def _check_texts(self, texts: Any) -> list[str]:
+    def _check_texts(self, texts: Any, stacklevel: int = 3) -> list[str]:
         """Return one or more texts as a list, with a warning if some are too long."""
         checked = check_texts(texts, InputError)
         note = self._count_long(checked)
         if note:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=stacklevel)
         return checked
 
     # Videos
@@ -271,42 +272,39 @@ class Model:
         Raises:
             InputError: If texts and files are mixed.
         """
-        if isinstance(inputs, PathLike):
-            return self.encode([inputs], batch_size)[0]
-
-        listed = as_list(inputs)
-        are_files = [is_file(item) for item in listed]
-        if all(are_files):
-            return collect_rows(
-                self._score(listed, get_features, batch_size=batch_size)
-            )
-        if any(are_files):
-            raise InputError(
-                "expected a list of texts or a list of files, not both in one"
-            )
-
-        return self.folder.embed_texts(self._check_texts(listed)).cpu().numpy()
+        rows = self._embed(inputs, batch_size)
+        return rows[0] if isinstance(inputs, PathLike) else rows
 
     def similarity(self, a: Any, b: Any) -> np.ndarray:
         """Compute the VTC similarity (N, M) float32, -1 to 1, of N and M texts, files or
         embeddings. NaN for a file that cannot be decoded."""
-        rows, columns = (
-            inputs if isinstance(inputs, np.ndarray) else self.encode(inputs)
-            for inputs in (a, b)
-        )
-        # One embedding (E,) is a row.
-        return np.atleast_2d(rows) @ np.atleast_2d(columns).T
+        return self._embed(a) @ self._embed(b).T
+
+    def _embed(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
+        """Embed one or more texts or files: (N, E). One embedding (E,) is a row."""
+        if isinstance(inputs, np.ndarray):
+            return np.atleast_2d(inputs)
+
+        listed = as_list(inputs)
+        are_files = {is_file(item) for item in listed}
+        if len(are_files) > 1:
+            raise InputError(
+                "expected a list of texts or a list of files, not both in one"
+            )
+        if True in are_files:
+            scored = self._score(listed, get_features, batch_size=batch_size)
+            return collect_rows(scored, 4)
+        return self.folder.embed_texts(self._check_texts(listed, 4)).cpu().numpy()
 
     @property
     def can_match(self) -> bool:
         """Whether the model has a multimodal encoder, which a prompter lacks."""
         return isinstance(self.folder.model, Alpro)
 
-    @torch.inference_mode()
     def match(self, texts: Sequence[str], files: Iterable[Source]) -> np.ndarray:
         """Compute the VTM probabilities (texts, files) float32 that text and video match. NaN for a
         file that cannot be decoded."""
-        encoded = self.folder.encode_texts(self._check_texts(texts))
+        encoded = self.texts(self._check_texts(texts))
         margins = self.match_margins(encoded, as_list(files))
         return torch.from_numpy(collect_rows(margins)).sigmoid().numpy().T
 
@@ -417,13 +415,17 @@ def get_features(videos: Videos) -> np.ndarray:
     return videos.features.cpu().numpy()
 
 
-def collect_rows(scored: Iterable[Scored[Any]]) -> np.ndarray:
-    """Return the scores of files as an array, and warn of each file that cannot be decoded."""
+def collect_rows(scored: Iterable[Scored[Any]], stacklevel: int = 3) -> np.ndarray:
+    """Return the scores of files as an array, and warn of each file that cannot be decoded.
+
+    Args:
+        stacklevel: Which caller the warning names: the user of the public method.
+    """
     rows = []
     for source, row, clip in scored:
         rows.append(row)
         if isinstance(clip, DecodeError):
-            warnings.warn(f"{file_name(source)}: {clip}", stacklevel=3)
+            warnings.warn(f"{file_name(source)}: {clip}", stacklevel=stacklevel)
     return np.stack(rows)
 
 
@@ -464,8 +466,12 @@ def region_to_patches(box: Box, grid: int) -> list[int]:
 def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWords:
     """Return the words with the highest probabilities (words,), in descending order."""
     best = probabilities.topk(min(top_k, len(words)))
-    ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [(words[i], probability) for i, probability in ranked]
+    return [
+        (words[i], probability)
+        for i, probability in zip(
+            best.indices.tolist(), best.values.tolist(), strict=True
+        )
+    ]
 
 
 def as_list(items: Any) -> list[Any]:

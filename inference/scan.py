@@ -49,8 +49,14 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
         values = {"split": row.split, "group": row.group or row.name} | row.meta
         fields = row.model_dump(include={"id", "kind", "start", "end", "member"})
         fields |= {"path": str(row.path), "caption": next(iter(row.captions), None)}
-        kept = {name: values.get(name) for name in columns}
-        yield EMPTY | fields | {"columns": kept, "listed_by": str(source)}
+        yield (
+            EMPTY
+            | fields
+            | {
+                "columns": {name: values.get(name) for name in columns},
+                "listed_by": str(source),
+            }
+        )
 
 
 def is_corpus(source: Location) -> bool:

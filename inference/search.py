@@ -218,9 +218,11 @@ class Searcher:
 
     def _result(self, hits: list[Hit], condition: str, note: str = "") -> SearchResult:
         # Done only for shown hits: each file is a request to the disk or the store.
-        flagged = flag_changed_files(hits)
         return SearchResult(
-            flagged, self.index.count(condition), self.index.count(), note
+            flag_changed_files(hits),
+            self.index.count(condition),
+            self.index.count(),
+            note,
         )
 
     def _nearest(

@@ -186,12 +186,10 @@ def test_the_scores_of_a_bad_file_are_nan_with_a_warning(
     monkeypatch.setattr("alpro.inference.model.BATCH", 2)
     score = getattr(models["retrieval"], method)
 
-    with pytest.warns(
-        UserWarning, match="notes.mp4: unreadable|empty.mp4: empty"
-    ) as warned:
+    with pytest.warns(UserWarning, match="empty") as warned:
         scores = score(TEXTS, mixed)
 
-    assert len(warned) == 2
+    assert [warning.filename for warning in warned] == [__file__] * 2
     np.testing.assert_allclose(
         scores[:, [0, 2, 3]], score(TEXTS, videos), atol=1e-5, rtol=1e-4
     )
