@@ -231,7 +231,7 @@ def test_other_programs_targets_and_extras_exist():
 SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_jobs_have_time_for_a_checkpoint_are_queued_again_and_print_their_usage(script):
     text = script.read_text()
     done = subprocess.run(["bash", script], capture_output=True, text=True)

@@ -23,8 +23,10 @@ def read_names(*files):
 def find_requirements(name):
     for text in requires(name) or []:
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield requirement
+        for python in ("3.11", "3.12", "3.13", "3.14"):
+            machine = {"extra": "", "python_version": python}
+            if requirement.marker is None or requirement.marker.evaluate(machine):
+                yield requirement
 
 
 @pytest.mark.parametrize(

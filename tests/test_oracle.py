@@ -44,7 +44,7 @@ Results = Iterator[tuple[str, Tensor]]
 )
 # Each builds a model of full size; tests/models/test_golden.py has small models of each task.
 @pytest.mark.long
-@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_the_numbers_are_those_of_the_official_code(path):
     with np.load(path) as file:
         arrays: Arrays = dict(file)

@@ -115,7 +115,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_continues(new_run
     assert_same(whole, broken)
 
 
-@pytest.mark.parametrize("is_ended", [True, False], ids=["for a while", "to the end"])
+@pytest.mark.parametrize("is_ended", [True, False])
 def test_best_weights_that_a_full_disk_refuses_are_the_result(new_run, is_ended):
     def validate(objective, disk=None):
         scores.append(len(scores))
