@@ -166,13 +166,13 @@ class ModelBundle:
     def save_pretrained(self, folder: Path) -> None:
         """Write the folder. model.safetensors has the state dict of the model."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = FolderConfig(
+        text = FolderConfig(
             task=self.task,
             model=self.model.config,
             preprocessing=self.preprocessing,
             ranking=self.ranking,
-        )
-        (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
+        ).model_dump_json(indent=1)
+        (folder / "config.json").write_text(f"{text}\n")
 
         # safetensors refuses views of another memory layout.
         state = self.model.state_dict()
@@ -270,11 +270,13 @@ class ClipBundle(ModelBundle):
         use_default_mode(folder / "model.safetensors")
 
         self.tokenizer.save_pretrained(folder)
-        constants = {
-            "image_mean": self.preprocessing.mean,
-            "image_std": self.preprocessing.std,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(constants) + "\n")
+        text = json.dumps(
+            {
+                "image_mean": self.preprocessing.mean,
+                "image_std": self.preprocessing.std,
+            }
+        )
+        (folder / "preprocessor_config.json").write_text(f"{text}\n")
 
 
 def read_kind(folder: Path, key: str) -> str:
@@ -391,14 +393,18 @@ def start_from(
     expected = model.state_dict()
     weights = dict(other.state_dict())
     video = model.config.video
-    times = weights["video_encoder.time_embed"]
-    positions = weights["video_encoder.pos_embed"]
-    weights["video_encoder.time_embed"] = resize_times(times, video.frames)
-    weights["video_encoder.pos_embed"] = resize_positions(positions, video.grid)
+    weights["video_encoder.time_embed"] = resize_times(
+        weights["video_encoder.time_embed"], video.frames
+    )
+    weights["video_encoder.pos_embed"] = resize_positions(
+        weights["video_encoder.pos_embed"], video.grid
+    )
 
-    shared = {}
-    for key, value in weights.items():
-        is_shared = key in expected and not key.startswith(excluded)
-        if is_shared and value.shape == expected[key].shape:
-            shared[key] = value
+    shared = {
+        key: value
+        for key, value in weights.items()
+        if not key.startswith(excluded)
+        and key in expected
+        and value.shape == expected[key].shape
+    }
     model.load_state_dict(shared, strict=False)

@@ -112,8 +112,12 @@ def load_vit(model: Prompter, name: str) -> None:
             vit[key] = vit[spatial]
         elif "temporal_fc" in key or key == "time_embed":
             vit[key] = torch.zeros_like(weights[key])
-    remedy = "; it must be a plain ViT, and [model] must have its sizes"
-    load_weights(encoder, vit, source, remedy)
+    load_weights(
+        encoder,
+        vit,
+        source,
+        "; it must be a plain ViT, and [model] must have its sizes",
+    )
 
 
 def plain_vit(vit: StateDict) -> StateDict:
@@ -198,11 +202,14 @@ def timm_weights(name: str, video: VideoConfig) -> StateDict:
     blocks = getattr(vit, "blocks", None)
     if blocks:
         quick = "Quick" in type(blocks[0].mlp.act).__name__
-        sizes = {
-            "heads": blocks[0].attn.num_heads,
-            "activation": "quick_gelu" if quick else "gelu",
-        }
-        check_values(f"{source}: model.video", video, sizes)
+        check_values(
+            f"{source}: model.video",
+            video,
+            {
+                "heads": blocks[0].attn.num_heads,
+                "activation": "quick_gelu" if quick else "gelu",
+            },
+        )
     return dict(vit.state_dict())
 
 

@@ -11,6 +11,9 @@ from alpro.errors import InputError, one_line
 from alpro.models.timesformer import MAX_DEPTH
 from alpro.models.weights import WEIGHTS, check_finite, find_weights
 
+# What the text encoder computes and has no key for, by the names of transformers.
+FIXED = {"bert": {"hidden_act": "gelu", "layer_norm_eps": 1e-12}}
+
 
 @dataclass(frozen=True)
 class HubName:
@@ -101,7 +104,8 @@ def read_model_config(key: str, name: str, types: tuple[str, ...]) -> Any:
         The configuration; `name_or_path` is the folder of the files.
 
     Raises:
-        InputError: If it cannot be downloaded or read, or is another type of model.
+        InputError: If it cannot be downloaded or read, or is another type of model, or a BERT with
+            another activation or epsilon.
     """
     from transformers import AutoConfig
 
@@ -120,6 +124,9 @@ def read_model_config(key: str, name: str, types: tuple[str, ...]) -> Any:
         raise InputError(
             f"{key} = {name!r}: this is a {config.model_type}, not a {' or '.join(types)}"
         )
+    for setting, value in FIXED.get(config.model_type, {}).items():
+        if getattr(config, setting) != value:
+            raise InputError(f"{key} = {name!r}: its {setting} is not {value}")
     return config
 
 
@@ -139,8 +146,9 @@ def load_pretrained(config: Any) -> Any:
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
     file = find_weights(config.name_or_path)
-    towers = (config.text_config, config.vision_config)
-    if max(tower.num_hidden_layers for tower in towers) > MAX_DEPTH:
+    if MAX_DEPTH < max(
+        tower.num_hidden_layers for tower in (config.text_config, config.vision_config)
+    ):
         raise ValueError(f"more than {MAX_DEPTH} layers")
     with torch.device("meta"):
         count = AutoModel.from_config(config).num_parameters()

@@ -99,12 +99,11 @@ def read_weights(file: Path) -> StateDict:
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file, or not a regular file")
-    content: Any
     try:
-        if file.suffix == ".safetensors":
-            content = load_file(file)
+        if file.suffix != ".safetensors":
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = load_file(file)
     except pickle.UnpicklingError as error:
         # The message of torch advises to run the code.
         raise ValueError(
@@ -121,10 +120,11 @@ def read_weights(file: Path) -> StateDict:
         if isinstance(content.get(key), dict):
             content = content[key]
 
-    weights = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            weights[str(key).removeprefix("module.")] = value
+    weights = {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
     if not weights:
         raise ValueError(f"{file}: contains no weights")
     return weights
@@ -149,8 +149,9 @@ def convert(state: Mapping[str, Tensor], names: Names) -> StateDict:
         shapes = {weights[part].shape if part in weights else None for part in parts}
         # Parts that do not fit together stay, and are reported as unknown.
         if len(shapes) == 1:
-            tensors = [weights.pop(part) for part in parts]
-            weights[query.replace(".q.", ".qkv.")] = torch.cat(tensors)
+            weights[query.replace(".q.", ".qkv.")] = torch.cat(
+                [weights.pop(part) for part in parts]
+            )
     return weights
 
 
@@ -166,11 +167,13 @@ def select_prefix(weights: Mapping[str, Tensor], prefix: str) -> StateDict:
 def split_bert(fusion_layer: int, depth: int) -> Names:
     """Return the names that move the layers of a BERT from `fusion_layer` on to the multimodal
     encoder, after the table BERT."""
-    names = []
-    for layer in range(fusion_layer, depth):
-        fused = f"multimodal_encoder.layers.{layer - fusion_layer}."
-        names.append((rf"^text_encoder\.layers\.{layer}\.", fused))
-    return tuple(names)
+    return tuple(
+        (
+            rf"^text_encoder\.layers\.{layer}\.",
+            f"multimodal_encoder.layers.{layer - fusion_layer}.",
+        )
+        for layer in range(fusion_layer, depth)
+    )
 
 
 class _WithoutNormal(TorchFunctionMode):
@@ -205,9 +208,10 @@ def load_weights(
             finite.
     """
     check_finite(weights, source)
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
     try:
-        model.load_state_dict(weights, assign=on_meta)
+        model.load_state_dict(
+            weights, assign=any(weight.is_meta for weight in model.parameters())
+        )
     except RuntimeError as error:
         # torch lists all problems, in lines with lists of names. The first is enough.
         problem = re.split(r'(?m):\n\t|, "|\. ?$', str(error))[1]

@@ -270,6 +270,7 @@ def test_a_vit_of_timm_may_have_a_revision(hub, tmp_path):
         ({"model_type": "bert", "hidden_size": "x"}, "not readable as a bert"),
         ({"hidden_size": 8}, "not readable as a bert"),
         ({"model_type": "roberta"}, "this is a roberta, not a bert"),
+        ({"model_type": "bert", "hidden_act": "relu"}, "its hidden_act is not gelu"),
     ],
 )
 def test_a_folder_of_another_model_or_without_valid_sizes_is_refused(

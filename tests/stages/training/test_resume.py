@@ -127,7 +127,6 @@ def damage_step(file):
         ("state.json", Path.unlink, 1),
         ("sums.json", Path.unlink, 1),
     ],
-    ids=["the first bit", "of both", "the last bit", "a value", "missing", "no sums"],
 )
 def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(
     killed, broken, file, spoil, count
