@@ -125,7 +125,7 @@ def test_killed_processes_lose_their_tasks_alone(tmp_path):
         outcomes.append((task, result))
         processes = active_children()
         if processes and chance.random() < 0.3:
-            os.kill(chance.choice(processes).pid, signal.SIGKILL)
+            chance.choice(processes).kill()
             kills += 1
 
     assert sorted(task for task, _ in outcomes) == list(range(60))
