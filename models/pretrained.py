@@ -146,8 +146,12 @@ def load_pretrained(config: Any) -> Any:
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
     file = find_weights(config.name_or_path)
-    if MAX_DEPTH < max(
-        tower.num_hidden_layers for tower in (config.text_config, config.vision_config)
+    if (
+        max(
+            tower.num_hidden_layers
+            for tower in (config.text_config, config.vision_config)
+        )
+        > MAX_DEPTH
     ):
         raise ValueError(f"more than {MAX_DEPTH} layers")
     with torch.device("meta"):
