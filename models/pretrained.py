@@ -146,13 +146,8 @@ def load_pretrained(config: Any) -> Any:
     config._attn_implementation = "sdpa"  # the files could name code from the hub
 
     file = find_weights(config.name_or_path)
-    if (
-        max(
-            tower.num_hidden_layers
-            for tower in (config.text_config, config.vision_config)
-        )
-        > MAX_DEPTH
-    ):
+    text_layers = config.text_config.num_hidden_layers
+    if max(text_layers, config.vision_config.num_hidden_layers) > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} layers")
     with torch.device("meta"):
         count = AutoModel.from_config(config).num_parameters()
