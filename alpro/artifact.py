@@ -201,7 +201,7 @@ def check_artifact(folder: Path) -> Record | None:
         return None
     check_record(folder, record)
 
-    # Of a shard, only the size: it may have gigabytes, and its samples have checksums.
+    # A shard may have gigabytes, and its samples have checksums: the size is enough.
     files = {
         folder / name: content["size" if name.endswith(".tar") else "sha256"]
         for name, content in record.contents.items()
@@ -219,8 +219,8 @@ def find_damaged(files: Mapping[Path, str | int]) -> list[Path]:
 
 
 def is_damaged(path: Path, expected: str | int) -> bool:
-    """Return whether a file has not the expected SHA-256 or size. Raises OSError for one that cannot
-    be read: it may be intact."""
+    """Return whether a file is missing, or has another SHA-256 or size than expected. Raises OSError
+    for one that cannot be read: it may be intact."""
     try:
         is_size = isinstance(expected, int)
         return expected != (path.stat().st_size if is_size else checksum(path))

@@ -466,12 +466,8 @@ def region_to_patches(box: Box, grid: int) -> list[int]:
 def rank_words(probabilities: Tensor, words: list[str], top_k: int) -> RankedWords:
     """Return the words with the highest probabilities (words,), in descending order."""
     best = probabilities.topk(min(top_k, len(words)))
-    return [
-        (words[i], probability)
-        for i, probability in zip(
-            best.indices.tolist(), best.values.tolist(), strict=True
-        )
-    ]
+    ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(words[i], probability) for i, probability in ranked]
 
 
 def as_list(items: Any) -> list[Any]:

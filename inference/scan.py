@@ -48,15 +48,13 @@ def scan_videos(source: Location, columns: Sequence[str] = ()) -> Iterator[Item]
             continue
         values = {"split": row.split, "group": row.group or row.name} | row.meta
         fields = row.model_dump(include={"id", "kind", "start", "end", "member"})
-        fields |= {"path": str(row.path), "caption": next(iter(row.captions), None)}
-        yield (
-            EMPTY
-            | fields
-            | {
-                "columns": {name: values.get(name) for name in columns},
-                "listed_by": str(source),
-            }
-        )
+        fields |= {
+            "path": str(row.path),
+            "caption": next(iter(row.captions), None),
+            "columns": {name: values.get(name) for name in columns},
+            "listed_by": str(source),
+        }
+        yield EMPTY | fields
 
 
 def is_corpus(source: Location) -> bool:
