@@ -150,39 +150,60 @@ def hides_meanings(table: Table) -> bool:
     # Half of a part may have the other half under another name; groups and types may be splits.
     kept = {form.answer, form.start, form.end, form.group, form.type}
     used = form.meanings - kept
-    cells = {name: all_cells[name] for name in all_cells if not has_any([name], used)}
-    if table.user_form is TABLE:
-        has_splits = form.split not in all_cells and (
-            find_first(cells, is_split) or has_flag(cells)
-        )
-        # Names of columns tell times, or the end of a part whose start is known. A form whose clips are
-        # whole files has an empty `span`.
-        files = all_cells.get("".join(form.file_columns[:1]), [])
-        has_times = {form.start, form.end} <= all_cells.keys()
-        has_times |= "span" in table.form.model_fields_set
-        may_be_part = not has_times and propose_times(cells, files, are_named=True)
-        # Beside other seconds, `start` and `end` may be frames.
-        seconds = {name: cells[name] for name in cells if not NOT_SECONDS.search(name)}
-        pair = [find_fitting(seconds, is_time, time) for time in ("start", "end")]
-        # Beside an answer alone, the texts are options; beside other texts, they may be the questions, or
-        # the prompt of all files.
-        texts = {name: all_cells.get(name, []) for name in form.captions}
-        may_ask = find_first(texts, is_marked) and find_first(
-            cells, lambda cell: has_words(read_text(cell))
-        )
-        if len({*map(str, chain(*texts.values()))}) == 1 < len(table.head_records):
-            differ = {name: cells[name] for name in cells if has_several(cells[name])}
-            may_ask = may_ask or find_first(differ, is_caption)
-        is_unclear = min(map(len, pair)) > 1 or (
-            not form.question and (form.answer or may_ask)
-        )
-        if has_splits or may_be_part or (form.usual and is_unclear):
-            return True
+    stored = {name: all_cells[name] for name in all_cells if not has_any([name], used)}
+    questions = (hides_splits, hides_times, hides_questions)
+    if table.user_form is TABLE and any(
+        hides(table, all_cells, stored) for hides in questions
+    ):
+        return True
 
     # The answers may be in another table.
-    is_asked = bool(form.question) and form.answer in cells
+    is_asked = bool(form.question) and form.answer in stored
     is_told = "options" in table.form.model_fields_set
-    return is_asked and not is_told and may_name_options(form.answer, cells)
+    return is_asked and not is_told and may_name_options(form.answer, stored)
+
+
+def hides_splits(table: Table, all_cells: Cells, stored: Cells) -> bool:
+    """Return whether a stored column may name the split of each row, or tell whether it is in one."""
+    if table.bound.split in all_cells:
+        return False
+    return bool(find_first(stored, is_split)) or has_flag(stored)
+
+
+def hides_times(table: Table, all_cells: Cells, stored: Cells) -> bool:
+    """Return whether stored columns may be the times of a part, or the end of one whose start is known."""
+    form = table.bound
+    has_times = {form.start, form.end} <= all_cells.keys()
+    # A form whose clips are whole files has an empty `span`.
+    has_times |= "span" in table.form.model_fields_set
+    files = all_cells.get("".join(form.file_columns[:1]), [])
+    if not has_times and propose_times(stored, files, are_named=True):
+        return True
+
+    # Beside other seconds, `start` and `end` may be frames.
+    seconds = {name: stored[name] for name in stored if not NOT_SECONDS.search(name)}
+    pair = [find_fitting(seconds, is_time, time) for time in ("start", "end")]
+    return form.usual and min(map(len, pair)) > 1
+
+
+def hides_questions(table: Table, all_cells: Cells, stored: Cells) -> bool:
+    """Return whether the texts that are read may be options, questions, or the prompt of all files."""
+    form = table.bound
+    if form.question or not form.usual:
+        return False
+    # Beside an answer, they are options.
+    if form.answer:
+        return True
+    texts = {name: all_cells.get(name, []) for name in form.captions}
+    if find_first(texts, is_marked) and find_first(
+        stored, lambda cell: has_words(read_text(cell))
+    ):
+        return True
+
+    # The prompt of all files, beside texts that differ.
+    is_prompt = len({*map(str, chain(*texts.values()))}) == 1
+    differ = {name: stored[name] for name in stored if has_several(stored[name])}
+    return is_prompt and bool(find_first(differ, is_caption))
 
 
 def propose(
