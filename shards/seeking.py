@@ -93,11 +93,9 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
-        first_packet = next(container.demux(stream))
-        if not first_packet.is_keyframe:
-            raise DecodeError("unreadable", "no key frame at the start")
-        target = origin + (start - BACK_SECONDS) * second
-        container.seek(int(target), stream=stream)
+        _seek_from_start(
+            container, stream, int(origin + (start - BACK_SECONDS) * second)
+        )
 
     is_vp8 = codec.name == "vp8"
     times: list[int] = []
@@ -139,23 +137,44 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     else:
         check_complete(container, stream, max(times, default=origin) / second, request)
 
-    name = container.format.name
+    ascending = np.sort(np.array(times, np.int64))
+    if not times or (is_far and ascending[0] > origin + start * second):
+        raise DecodeError("unreadable", "no frames in the window")
+    timeline = _Timeline(ascending, np.array(keys), origin)
+    _check_times(timeline, container.format.name, codec, has_offsets)
+    # Whether a decoder returns those that may refer to frames before the file is not known.
+    if not is_far and ascending[0] < keys[0][0]:
+        raise DecodeError("unreadable", "frames before the first key frame")
+    return timeline
+
+
+def _seek_from_start(container: Any, stream: Any, timestamp: int) -> None:
+    """Seek to a key frame before a time, in a video that begins with one."""
+    first_packet = next(container.demux(stream))
+    if not first_packet.is_keyframe:
+        raise DecodeError("unreadable", "no key frame at the start")
+    container.seek(timestamp, stream=stream)
+
+
+def _check_times(
+    timeline: _Timeline, container_name: str, codec: Any, has_offsets: bool
+) -> None:
+    """Raise DecodeError if the times may not be those of presentation.
+
+    Args:
+        has_offsets: Whether a frame is presented at another time than it is decoded.
+    """
     # An ASF has no composition offsets: FFmpeg guesses times, and other times after a seek.
-    if (name == "asf" and has_offsets) or (
-        name.startswith("mov,") and codec.has_b_frames and not has_offsets
-    ):
+    is_guess = container_name == "asf" and has_offsets
+    lacks_offsets = (
+        container_name.startswith("mov,") and codec.has_b_frames and not has_offsets
+    )
+    if is_guess or lacks_offsets:
         raise DecodeError(
             "unreadable", "no composition offsets: only times of decoding"
         )
-    # Whether a decoder returns those that may refer to frames before the file is not known.
-    if not is_far and times and min(times) < keys[0][0]:
-        raise DecodeError("unreadable", "frames before the first key frame")
-    ascending = np.sort(np.array(times, np.int64))
-    starts_late = bool(times) and is_far and ascending[0] > origin + start * second
-    has_duplicates = (np.diff(ascending) == 0).any()
-    if not times or starts_late or has_duplicates:
+    if (np.diff(timeline.shown) == 0).any():
         raise DecodeError("unreadable", "no frames with unique timestamps")
-    return _Timeline(ascending, np.array(keys), origin)
 
 
 def _seek_frames(
