@@ -119,32 +119,14 @@ def train(
         warnings: list[str] = []
         if world.main:
             log.info(f"training in {dtype_name(dtype)} on {world.device.type}")
-            warnings += data.find_truncated_texts()
-            if training.interpolates and not validate:
-                warnings.append(
-                    "interpolate = true chooses weights on validation, and no corpus has a "
-                    "validation split: the last weights are kept"
-                )
-            if training.draw:
-                warnings += training.draw(data)
-            for warning in warnings:
-                log.warning(warning)
+            warnings = warn_before_training(training, data, bool(validate))
 
         metrics: Metrics = {}
         if objective.losses:
             initial = copy_trainable(objective) if training.interpolates else {}
             trainer = Trainer(objective, data, config, out, world, resources)
             metrics = trainer.train(validate, training.select if validate else "")
-            if trainer.state.skipped:
-                warnings.append(
-                    f"{trainer.state.skipped} of {len(data)} steps were skipped, because a loss or "
-                    "the gradient was not finite; lower lr"
-                )
-            if trainer.state.unreadable:
-                warnings.append(
-                    f"{trainer.state.unreadable} of the examples could not be read, and others took "
-                    f"their place; {REPAIR}"
-                )
+            warnings += warn_after_training(trainer)
             if training.interpolates and validate:
                 measure = partial(trainer.measure, validate)
                 metrics |= interpolate_(objective, initial, measure, training.select)
@@ -162,6 +144,40 @@ def train(
             "samples_without_text": data.skipped,
         }
         return Outcome(counts, metrics, warnings, dtype_name(dtype))
+
+
+def warn_before_training(
+    training: Training, data: TrainingDataset, can_validate: bool
+) -> list[str]:
+    """Log and return what a user may want to change before the training."""
+    warnings = [*data.find_truncated_texts()]
+    if training.interpolates and not can_validate:
+        warnings.append(
+            "interpolate = true chooses weights on validation, and no corpus has a "
+            "validation split: the last weights are kept"
+        )
+    if training.draw:
+        warnings += training.draw(data)
+    for warning in warnings:
+        log.warning(warning)
+    return warnings
+
+
+def warn_after_training(trainer: Trainer) -> list[str]:
+    """Return the steps and the examples that the training did without."""
+    state = trainer.state
+    warnings = []
+    if state.skipped:
+        warnings.append(
+            f"{state.skipped} of {state.step} steps were skipped, because a loss or the gradient was "
+            "not finite; lower lr"
+        )
+    if state.unreadable:
+        warnings.append(
+            f"{state.unreadable} of the examples could not be read, and others took their place; "
+            f"{REPAIR}"
+        )
+    return warnings
 
 
 def save_model(
