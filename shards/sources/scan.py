@@ -214,23 +214,8 @@ class Source:
         """
         folder = sidecars.folder
         notes = Notes() if are_texts_beside else folder.notes
-        texts = {*sidecars.texts.values()}
-        stems = {splitext(path)[0] for path in folder.media}
-        paths: list[tuple[bool, bool, str]] = []
-        for path in folder.others:
-            name = path.lower().removesuffix(".gz")
-            stem = splitext(path)[0]
-            # What is named as a video describes that one: a.json, a.info.json.
-            is_beside = stem in stems or splitext(stem)[0] in stems
-            # A CSV file that is named as a split is a table, even beside test.mp4.
-            is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
-            is_beside |= path in texts
-            if name.endswith(TABLES) and not (is_beside or NOT_TEXTS.fullmatch(path)):
-                is_inside = "/" in path
-                paths.append((is_inside and name.endswith(LINES), is_inside, path))
-
         tables: list[Table] = []
-        for number, (is_text, is_inside, path) in enumerate(sorted(paths)):
+        for number, (is_text, is_inside, path) in enumerate(find_tables(sidecars)):
             if number == MAX_TABLES:
                 # In a subfolder, they may describe a video each.
                 are_enough = are_texts_beside or any(
@@ -319,6 +304,29 @@ class Source:
         if not self.items.count:
             raise self.notes.error(f"{tables[0].path}: no rows")
         yield from self.items.rows()
+
+
+def find_tables(sidecars: Sidecars) -> list[tuple[bool, bool, str]]:
+    """Return the paths of the tables of a folder, in the order in which they are opened, without the
+    texts of its videos. Before each, whether it is a text in a subfolder, and whether it is in one.
+    """
+    folder = sidecars.folder
+    texts = {*sidecars.texts.values()}
+    stems = {splitext(path)[0] for path in folder.media}
+    tables: list[tuple[bool, bool, str]] = []
+    for path in folder.others:
+        name = path.lower().removesuffix(".gz")
+        if not name.endswith(TABLES) or NOT_TEXTS.fullmatch(path):
+            continue
+        stem = splitext(path)[0]
+        # What is named as a video describes that one: a.json, a.info.json.
+        is_beside = stem in stems or splitext(stem)[0] in stems
+        # A CSV file that is named as a split is a table, even beside test.mp4.
+        is_beside &= path.endswith(TEXT_SUFFIXES) or not split_in(stem)
+        if not (is_beside or path in texts):
+            is_inside = "/" in path
+            tables.append((is_inside and name.endswith(LINES), is_inside, path))
+    return sorted(tables)
 
 
 def check_columns(table: Table, columns: set[str], form: Form) -> None:
