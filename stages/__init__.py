@@ -13,15 +13,16 @@ The command line and the deployments read this table, so that they need not impo
 
 from typing import Literal
 
-Kind = Literal["data", "text", "training", "model", "evaluation"]
+Kind = Literal["data", "corpus", "text", "training", "model", "evaluation"]
 
-# Stages in an order in which they can run. Each runs in its own process. The deployments of `data` and
-# `text` are in the pool `cpu`; the others hold a model, and are in the pool `gpu`. A `training` may
-# use several processes. An `evaluation` writes results.json.
+# Stages in an order in which they can run. Each runs in its own process. The deployments of `data`,
+# `corpus` and `text` are in the pool `cpu`; the others hold a model, and are in the pool `gpu`. Each
+# artifact of a `corpus` stage is a corpus. A `training` may use several processes. An `evaluation`
+# writes results.json.
 STAGES: dict[str, Kind] = {
     "render_sample": "data",
-    "decode_videos": "data",
-    "index_shards": "data",
+    "decode_videos": "corpus",
+    "index_shards": "corpus",
     "train_tokenizer": "text",
     "build_vocabulary": "text",
     "train_prompter": "training",
@@ -31,7 +32,6 @@ STAGES: dict[str, Kind] = {
     "finetune_qa": "training",
     "evaluate": "evaluation",
 }
-CORPUS_STAGES = ("decode_videos", "index_shards")  # each of their artifacts is a corpus
 
 
 def list_stages(*kinds: Kind) -> tuple[str, ...]:
@@ -39,6 +39,7 @@ def list_stages(*kinds: Kind) -> tuple[str, ...]:
     return tuple(name for name, kind in STAGES.items() if kind in kinds)
 
 
+CORPUS_STAGES = list_stages("corpus")
 EVALUATIONS = list_stages("evaluation")
 TRAININGS = list_stages("training")
 WITH_MODEL = list_stages("training", "model", "evaluation")

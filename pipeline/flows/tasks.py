@@ -29,7 +29,6 @@ from alpro.pipeline.flows.pipeline_run import (
 from alpro.pipeline.plan.checks import check_decoded
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.store import FLOW_RUN
-from alpro.stages import STAGES
 from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.step import Step
@@ -108,8 +107,7 @@ def find_or_build(run: PipelineRun, step: Step) -> State | None:
     existed = store.find(step) is not None
 
     # A corpus that is complete now may have no test items.
-    if STAGES[step.stage] != "data":
-        check_decoded(run.plan)
+    check_decoded(run.plan)
     if not existed and step.stage in run.remote_stages:
         run_remotely(run, step)
 

@@ -122,8 +122,8 @@ def check_imported(plan: Plan) -> None:
         if step.stage not in (*EVALUATIONS, *SELECTION_TEXTS):
             continue
         for name, source in step.inputs.items():
-            if "manifest" in source.given:
-                manifest = Manifest(Path(source.given["manifest"]))
+            if source.manifest:
+                manifest = Manifest(source.manifest)
                 rows = make_plan(plan.settings.corpora[name], manifest)
                 check_splits(step.stage, step.config, name, rows)
 

@@ -140,7 +140,9 @@ def setting_name(record: Record, key: str) -> str:
     'model.video.depth'
     """
     stage, _, rest = key.partition(".")
-    if record.stage in CORPUS_STAGES:
+    made_of = {source.stage for source in record.inputs.values()}
+    # A stage that changes a corpus has a table of its own.
+    if record.stage in CORPUS_STAGES and made_of.isdisjoint(CORPUS_STAGES):
         return f"corpora.{corpus_name(record)}.{rest}"
 
     # [model] and [templates] are set once. Only the prompter may have sizes of its own.

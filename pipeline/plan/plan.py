@@ -165,9 +165,7 @@ def build_steps(
                 corpora[name] = replace(step, unreadable=reason)
 
     manifests = {
-        name: Manifest(Path(step.given["manifest"]))
-        for name, step in corpora.items()
-        if "manifest" in step.given
+        name: Manifest(step.manifest) for name, step in corpora.items() if step.manifest
     }
     settings = without_questions(settings, manifests)
 

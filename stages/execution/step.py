@@ -5,10 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from alpro.artifact import Record, Source, compute_fingerprint
 from alpro.shards.storage import Location, absolute
+from alpro.stages import CORPUS_STAGES
 from alpro.stages.execution.interface import FILE_OR_NAME, StageConfig
 
 
@@ -55,6 +57,16 @@ class Step:
                     folder = HubName(name).snapshot(local=True)
                     commits[f"{self.stage}.{key}"] = folder.name
         return commits
+
+    @property
+    def manifest(self) -> Path | None:
+        """The imported source of a corpus, or of the corpus that it is made of; None for shards, for
+        the sample, and for a step that makes no corpus."""
+        if self.stage not in CORPUS_STAGES:
+            return None
+        if "manifest" in self.given:
+            return Path(self.given["manifest"])
+        return next((step.manifest for step in self.inputs.values()), None)
 
     @property
     def module(self) -> ModuleType:

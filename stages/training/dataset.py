@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import pyarrow.compute as pc
@@ -41,6 +41,8 @@ from alpro.stages.training.config import Phase, TrainingConfig
 
 # An epoch has one example per sample, caption or question; see `CorpusExamples`.
 Granularity = Literal["sample", "caption", "question"]
+# How the frames of a clip are chosen, by the value of `sampling`.
+SAMPLINGS = {"halves": frames_in_halves, "random": frames_at_random}
 # First samples of a source whose texts are tokenized before training, to count those that are
 # truncated.
 MAX_MEASURED = 5000
@@ -380,15 +382,15 @@ class TrainingDataset(Dataset[Batch]):
     def clip(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
         """Sample, crop and augment frames of a video -> (T, H, W, 3) uint8. The model resizes
         them."""
-        choose = (
-            frames_in_halves if self.config.sampling == "halves" else frames_at_random
-        )
+        choose = SAMPLINGS[self.config.sampling]
         count = self.spec.frames
         indices = choose(len(sample), count, rng) if len(sample) > 1 else [0] * count
 
         frames = random_crop(sample.frames(indices), self.config.random_crop, rng)
         if self.config.augmentation == "official":
             frames = augment_video(frames, text, rng)
+        elif self.config.augmentation != "none":
+            assert_never(self.config.augmentation)
         return frames
 
     def still(self, sample: Sample, text: str, rng: np.random.Generator) -> np.ndarray:
@@ -397,10 +399,12 @@ class TrainingDataset(Dataset[Batch]):
         frame = sample.frames([0])
         if self.config.augmentation == "official":
             frame = augment_image(frame[0], self.spec.image_size, text, rng)[None]
-        else:
+        elif self.config.augmentation == "none":
             frame = squash(
                 random_crop(frame, self.config.random_crop, rng), self.spec.image_size
             )
+        else:
+            assert_never(self.config.augmentation)
 
         # Section 3.3: images are duplicated to static videos.
         count = self.spec.frames if self.config.repeat_images else 1

@@ -97,6 +97,9 @@ class Muon(AdamW):
                 matrix.mul_(decay).add_(update, alpha=-group["lr"])
 
 
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+
+
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bring all singular values of matrices near 1, and scale to an RMS of about 0.2, by 0.2
     sqrt(max(N, M)).
@@ -174,7 +177,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
         }
         groups.append(group)
     # Only the fused AdamW reads `found_inf`; see `step_if`.
-    optimizer = Muon if muon else AdamW
+    optimizer = OPTIMIZERS[config.optimizer]
     return optimizer(groups, lr=config.lr, betas=BETAS, eps=EPS, fused=True)
 
 

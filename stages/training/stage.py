@@ -40,10 +40,11 @@ from alpro.stages.training.metrics import Metrics
 from alpro.stages.training.objective import Objective
 from alpro.stages.training.validation import build_validation
 
-# Mean and standard deviation of each channel of pixels in [0, 1].
-CONSTANTS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+# Mean and standard deviation of pixels, by the value of `normalization`; CLIP's are the defaults.
+NORMALIZATIONS = {
+    "clip": Preprocessing(),
+    "imagenet": Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "half": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }
 
 
@@ -221,11 +222,8 @@ def with_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 def measure_preprocessing(config: EncoderConfig, corpora: Corpora) -> Preprocessing:
     """Return the normalization of frames: constants, or the averaged statistics of the corpora."""
-    if config.normalization == "clip":
-        return Preprocessing()
-    if config.normalization in CONSTANTS:
-        mean, std = CONSTANTS[config.normalization]
-        return Preprocessing(mean=mean, std=std)
+    if config.normalization != "corpus":
+        return NORMALIZATIONS[config.normalization]
 
     statistics = []
     for name in sorted(config.corpora):
