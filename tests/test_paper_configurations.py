@@ -299,8 +299,10 @@ def test_a_paragraph_of_didemo_is_the_captions_of_a_video(
     )
 
     assert folders.keys() == {
-        *("decode_videos didemo", "finetune_retrieval"),
-        *("evaluate pretrained", "evaluate retrieval"),
+        "decode_videos didemo",
+        "finetune_retrieval",
+        "evaluate pretrained",
+        "evaluate retrieval",
     }
     items = read_items(folders)
     test = [row for row in rows if row["split"] == "test"]
@@ -369,8 +371,10 @@ def test_prompter_and_pretraining_from_a_vit_and_a_bert(
     for stage in ("train_prompter", "pretrain"):
         values = [
             "phases=[{corpora=['webvid', 'cc3m'], steps=2}]",
-            *("batch_size=4", "max_text_tokens=20"),
-            *(f"vit={tmp_path / 'vit.pt'}", f"bert={tmp_path / 'bert'}"),
+            "batch_size=4",
+            "max_text_tokens=20",
+            f"vit={tmp_path / 'vit.pt'}",
+            f"bert={tmp_path / 'bert'}",
         ]
         changes += [f"{stage}.{value}" for value in values]
 
@@ -432,10 +436,16 @@ def test_own_videos_from_both_towers_of_a_clip(
     changes = [
         *SIZES,
         *SHORT,
-        *(f"train_prompter.clip={clip}", f"pretrain.vit={clip}", "pretrain.bert="),
-        *("train_tokenizer.tokenizer=train", "build_vocabulary.entities=8"),
-        *("evaluate.controls=[]", "train_prompter.max_text_tokens=24"),
-        *("model.embed_dim=16", "model.init=scratch", "pretrain.negative_pool_size=2"),
+        f"train_prompter.clip={clip}",
+        f"pretrain.vit={clip}",
+        "pretrain.bert=",
+        "train_tokenizer.tokenizer=train",
+        "build_vocabulary.entities=8",
+        "evaluate.controls=[]",
+        "train_prompter.max_text_tokens=24",
+        "model.embed_dim=16",
+        "model.init=scratch",
+        "pretrain.negative_pool_size=2",
         "model.video={image_size=32, frames=3, width=16, depth=2, heads=2, mlp_ratio=2.0, "
         "pre_norm=true, activation='quick_gelu'}",
         "model.text={width=16, depth=2, fusion_layer=1, heads=2, max_length=40}",

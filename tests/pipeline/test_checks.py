@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,12 +48,11 @@ def test_a_batch_that_the_processes_of_any_stage_do_not_divide_is_refused(
     "changes",
     [
         [
-            *(
-                "resources.nodes=2",
-                "resources.processes=8",
-                "resources.rendezvous=host:1",
-            ),
-            *("pretrain.batch_size=64", "pretrain.accumulation_steps=8"),
+            "resources.nodes=2",
+            "resources.processes=8",
+            "resources.rendezvous=host:1",
+            "pretrain.batch_size=64",
+            "pretrain.accumulation_steps=8",
         ],
         ["pretrain.batch_size=8", "pretrain.accumulation_steps=3"],
         ["pretrain.negative_pool_size=4", "resources.processes=8"],
@@ -112,7 +112,8 @@ def test_a_gpu_that_cuda_cannot_use_is_refused_unless_the_cpu_is_named(
 def test_stages_without_a_model_or_on_another_machine_need_no_device_here(tmp_path):
     check(tmp_path, "resources.device=cuda", stage="build_vocabulary")
     check(
-        *(tmp_path, "resources.device=cuda"),
+        tmp_path,
+        "resources.device=cuda",
         stage="pretrain",
         elsewhere=("train_prompter", "cache_prompts", "pretrain"),
     )
@@ -194,7 +195,12 @@ def test_a_configuration_that_only_answers_questions_refuses_data_without_them(
     data = f"corpora.msrvtt.data={manifest(tmp_path, {'caption': 'a dog', 'split': 'test'})}"
     model = model_folder(tmp_path / "model", {})
 
-    with one_line("msrvtt: no test item has questions"):
-        check_plan(
-            plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path)
-        )
+    plan = plan_of("msrvtt_qa", data, f"pretrained={model}", workspace=tmp_path)
+    corpus, *_, evaluation = plan.steps
+    # A corpus may be made of another, such as by a stage that leaves items out.
+    filtered = replace(corpus, given={}, inputs={"msrvtt": corpus})
+    evaluation = replace(evaluation, inputs={"msrvtt": filtered})
+
+    for one in (plan, replace(plan, steps=[evaluation])):
+        with one_line("msrvtt: no test item has questions"):
+            check_plan(one)

@@ -11,6 +11,7 @@ from alpro.pipeline.config.pipeline_config import PipelineConfig
 from alpro.pipeline.plan.digests import Digests
 from alpro.pipeline.plan.plan import build_steps
 from tests.conftest import ROOT
+from tests.pipeline.conftest import TINY
 from tests.plans import configure
 
 
@@ -31,12 +32,9 @@ def test_the_example_of_a_new_stage_is_planned(tmp_path, monkeypatch):
     class WithCounts(PipelineConfig):
         count_words: module.Config = module.Config()  # type: ignore[name-defined]
 
-    tiny = configure(str(ROOT / "tests" / "tiny.toml"))
-    values = {name: getattr(tiny, name) for name in PipelineConfig.model_fields}
-    config = WithCounts(**values, count_words=module.Config(min_letters=5))  # type: ignore[attr-defined]
+    config = WithCounts(**dict(configure(TINY)))
     steps = {
         step.name: step
         for step in build_steps(config, Digests(tmp_path / "digests.sqlite"))[1]
     }
-    step = steps["count_words"]
-    assert step.inputs == {"vocabulary": steps["build_vocabulary"]}
+    assert steps["count_words"].inputs == {"vocabulary": steps["build_vocabulary"]}

@@ -125,14 +125,14 @@ def files(*names: str, **more) -> list[Row]:
 
 
 CLIPS = [
-    *(
-        "star_AB_0.mp4",
-        "star_AB_1.mp4",
-        "star_CD_10.mp4",
-        "star_CD_11.mp4",
-        "star_EF_1.mp4",
-    ),
-    *("star_EF_2.mp4", "one.mp4", "two.mp4"),
+    "star_AB_0.mp4",
+    "star_AB_1.mp4",
+    "star_CD_10.mp4",
+    "star_CD_11.mp4",
+    "star_EF_1.mp4",
+    "star_EF_2.mp4",
+    "one.mp4",
+    "two.mp4",
 ]
 GOPRO = [
     "2024-07-01_GX010042.MP4",

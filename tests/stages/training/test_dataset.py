@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain, islice
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from alpro.errors import InputError
 from alpro.stages.execution.interface import Resources
-from alpro.stages.training.config import MatchingConfig, Phase
+from alpro.stages.training.config import MatchingConfig, Phase, TrainingConfig
 from tests.stages.training.conftest import loading_processes, sample_rows
 
 
@@ -34,18 +35,26 @@ def assert_equal(one, other):
 @given(
     st.sampled_from([(1, 1), (2, 1), (8, 1), (1, 4), (2, 2), (4, 2)]),
     st.integers(0, 3),
+    st.sampled_from(get_args(TrainingConfig.model_fields["augmentation"].annotation)),
 )
 def test_the_micro_batches_of_all_ranks_add_up_to_the_batch_of_one_process(
-    clips, steps_of, shape, step
+    clips, stills, steps_of, shape, step, augmentation
 ):
-    """What is contrasted with what does not depend on how many processes share a batch."""
+    """What is contrasted with what, and how it is augmented, does not depend on how many processes
+    share a batch."""
     ranks, count = shape
-    config = {"mlm": 0.3, "crops": 0.5, "accumulation_steps": count}
-    whole = steps_of({"clips": clips}, **config)[step]
+    corpora = {"clips": clips, "stills": stills}
+    config = {
+        "mlm": 0.3,
+        "crops": 0.5,
+        "accumulation_steps": count,
+        "augmentation": augmentation,
+    }
+    whole = steps_of(corpora, **config)[step]
 
     micro_batches = []
     for rank in range(ranks):
-        batch = steps_of({"clips": clips}, rank=rank, ranks=ranks, **config)[step]
+        batch = steps_of(corpora, rank=rank, ranks=ranks, **config)[step]
         micro_batches.append(batch.split(count))
     # The first micro-batch of every rank, then the second, and so on.
     parts = list(chain(*zip(*micro_batches, strict=True)))

@@ -111,13 +111,8 @@ def test_images_of_any_shape_make_a_batch(corpus_of, tmp_path, steps_of):
     assert torch.equal(red > 128, above.expand(3, 4, 2, 2))
     assert torch.equal(blue > 128, above.T.expand(3, 4, 2, 2))
     for how in ({"random_crop": 0.5}, {"augmentation": "official"}):
-        assert steps_of(corpora, 1, batch_size=3, **how)[0].frames.shape == (
-            3,
-            4,
-            3,
-            8,
-            8,
-        )
+        other = steps_of(corpora, 1, batch_size=3, **how)[0]
+        assert other.frames.shape == batch.frames.shape
 
 
 def test_words_are_masked_at_the_rates_of_bert():
