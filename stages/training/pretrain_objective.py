@@ -1,10 +1,6 @@
 """The pre-training objective: VTC + VTM + MLM + PEM (paper, section 3.2, equation 6).
 
-To add a loss, add its weight to `LossWeights`, the submodules it trains to `TRAINED_BY`
-(objective.py), and a term to `PretrainObjective.forward` (and to `counts`, if it is a mean over
-items); a new head goes into `Alpro.__init__` and `build_model` (models/folder.py). Its weight in `WEIGHTS` of
-tests/stages/training/part_of_a_batch.py lets the tests take a step with it. metrics.jsonl, MLflow and
-checkpoints then have it.
+CONTRIBUTING.md says how to add a loss.
 """
 
 from collections.abc import Iterator, Sequence
