@@ -24,7 +24,7 @@ CLIPS = Path(os.environ.get("ALPRO_CLIPS", ROOT.parent / "shared" / "clips")).re
 
 pytestmark = pytest.mark.long
 
-# Far below the means of three seeds (docs/results.md), and far above what is left if a stage learns
+# Far below the means of five seeds (docs/results.md), and far above what is left if a stage learns
 # nothing.
 FLOORS = {
     "pre-trained/similarity/t2v/R1": 70,
