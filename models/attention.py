@@ -214,12 +214,19 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(hidden))
 
 
-def compute_layer(encoder: Any, layer: nn.Module, *inputs: Any) -> Tensor:
-    """Compute a layer of an encoder.
+class TransformerLayer(nn.Module):
+    """Base of the layers that training compiles, and whose matrices Muon trains.
 
-    With `checkpoint_activations`, training computes it again in the backward pass, which takes less
-    memory.
+    Attributes:
+        checkpoint_activations: Whether `compute_layer` computes it again in the backward pass of
+            training, which takes less memory.
     """
-    if encoder.checkpoint_activations and encoder.training:
+
+    checkpoint_activations = False
+
+
+def compute_layer(layer: Any, *inputs: Any) -> Tensor:
+    """Compute a `TransformerLayer`."""
+    if layer.checkpoint_activations and layer.training:
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)

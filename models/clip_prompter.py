@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from alpro.models.alpro import TEMPERATURES, DualEncoder, ModelConfig
-from alpro.models.attention import Attention, compute_layer, tile_mask
+from alpro.models.attention import Attention, TransformerLayer, compute_layer, tile_mask
 from alpro.models.precision import as_residual
 from alpro.models.timesformer import VideoConfig
 from alpro.models.weights import CLIP, convert, select_prefix
@@ -17,7 +17,7 @@ from alpro.models.weights import CLIP, convert, select_prefix
 TEMPORAL = "temporal."  # prefix of weights that the model of transformers does not have
 
 
-class TemporalAttention(nn.Module):
+class TemporalAttention(TransformerLayer):
     """Attention over the frames of a clip, at each patch, before a layer of the vision tower.
 
     Together with the layer it is divided space-time attention. Its norm, queries, keys and values
@@ -85,7 +85,6 @@ class ClipPrompter(DualEncoder):
             lambda _module, _inputs, embeddings: as_residual(embeddings)
         )
         self.pad_id = pad_id
-        self.checkpoint_activations = False
 
         vision = model.config.vision_config
         # Boxes are in patches, so the patch size must divide the image size; 14 often does not.
@@ -114,9 +113,8 @@ class ClipPrompter(DualEncoder):
         self.set_frames(frames)
 
     def layers(self) -> list[nn.Module]:
-        """Return the layers of both towers and of temporal attention."""
+        """Return the layers of both towers."""
         return [
-            *self.temporal,
             *self.clip.vision_model.encoder.layers,
             *self.clip.text_model.encoder.layers,
         ]
@@ -161,7 +159,7 @@ class ClipPrompter(DualEncoder):
         x = as_residual(x)
         for depth, layer in enumerate(tower.encoder.layers):
             if self.temporal:
-                x = compute_layer(self, self.temporal[depth], x, count)
+                x = compute_layer(self.temporal[depth], x, count)
             x = layer(x, None)
 
         # A CLIP projects its [CLS], a SigLIP pools all patches.

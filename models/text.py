@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from alpro.models.attention import Attention, Mlp, compute_layer
+from alpro.models.attention import Attention, Mlp, TransformerLayer, compute_layer
 from alpro.models.precision import as_residual
 from alpro.models.timesformer import HEADS, MAX_DEPTH, MLP_RATIO, WIDTH, check_multiple
 
@@ -84,7 +84,7 @@ class TextEmbeddings(nn.Module):
         return as_residual(self.dropout(self.norm(x)))
 
 
-class Layer(nn.Module):
+class Layer(TransformerLayer):
     """A post-norm transformer layer as in BERT.
 
     Args:
@@ -133,7 +133,6 @@ class Layers(nn.ModuleList):
 
     def __init__(self, config: TextConfig, count: int):
         super().__init__(Layer(config) for _ in range(count))
-        self.checkpoint_activations = False
 
     def forward(
         self, x: Tensor, mask: Tensor, groups: Sequence[tuple[int, int | None]]
@@ -141,12 +140,12 @@ class Layers(nn.ModuleList):
         mask = mask.bool()[:, None, None, :]  # for all heads and queries
         *layers, last = self
         for layer in layers:
-            x = compute_layer(self, layer, x, mask)
+            x = compute_layer(layer, x, mask)
 
         sizes = [size for size, _ in groups]
         parts = zip(groups, x.split(sizes), mask.split(sizes), strict=True)
         return [
-            compute_layer(self, last, tokens, part_mask, outputs)
+            compute_layer(last, tokens, part_mask, outputs)
             for (_, outputs), tokens, part_mask in parts
         ]
 

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from alpro.models.attention import Attention, Mlp, compute_layer, tile_mask
+from alpro.models.attention import (
+    Attention,
+    Mlp,
+    TransformerLayer,
+    compute_layer,
+    tile_mask,
+)
 from alpro.models.precision import as_residual, get_autocast_dtype
 
 # Epsilon of the layer norms of most ViTs, and of a CLIP, which has `pre_norm`.
@@ -120,7 +126,7 @@ def build_conv_stem(width: int, patch: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Block(nn.Module):
+class Block(TransformerLayer):
     """Divided space-time attention, pre-norm: temporal attention per patch, spatial per frame, MLP.
 
     Args:
@@ -211,7 +217,6 @@ class TimeSformer(nn.Module):
     def __init__(self, config: VideoConfig):
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
 
         width = config.width
         patch = config.patch_size
@@ -256,7 +261,7 @@ class TimeSformer(nn.Module):
         mask = tile_mask(x, b * patches.shape[2], t)
         last = self.blocks[-1]
         for block, keep in zip(self.blocks, keeps, strict=True):
-            x = compute_layer(self, block, x, t, keep, mask, cls_only and block is last)
+            x = compute_layer(block, x, t, keep, mask, cls_only and block is last)
 
         # The paper's temporal mean pooling averages normalized tokens.
         x = self.norm(x)

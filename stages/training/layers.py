@@ -3,18 +3,15 @@
 import os
 import shutil
 import sysconfig
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from alpro.log import log
+from alpro.models.attention import TransformerLayer
 from alpro.models.clip_prompter import ClipPrompter
 from alpro.models.precision import compute_dtype
-from alpro.models.text import Layer, Layers
-from alpro.models.timesformer import Block, TimeSformer
 from alpro.stages.execution.interface import Resources
 from alpro.stages.training.config import TrainingConfig
 from alpro.stages.training.distributed import World
@@ -74,7 +71,7 @@ def configure_layers(
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
 
     for module in objective.modules():
-        if isinstance(module, TimeSformer | Layers | ClipPrompter):
+        if isinstance(module, TransformerLayer):
             module.checkpoint_activations = checkpoint_activations
         if (
             isinstance(module, ClipPrompter)
@@ -85,10 +82,8 @@ def configure_layers(
         if not compiled:
             continue
 
-        layers: Sequence[nn.Module] = []
-        if isinstance(module, ClipPrompter):
-            layers = module.layers()
-        elif isinstance(module, Block | Layer):
-            layers = [module]
-        for layer in layers:
-            layer.compile(dynamic=False)
+        if isinstance(module, TransformerLayer):
+            module.compile(dynamic=False)
+        elif isinstance(module, ClipPrompter):
+            for layer in module.layers():
+                layer.compile(dynamic=False)

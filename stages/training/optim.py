@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alpro.models.attention import Attention
+from alpro.models.attention import Attention, TransformerLayer
 from alpro.models.precision import WIDE, compute_dtype
-from alpro.models.text import Layer
-from alpro.models.timesformer import Block
 from alpro.stages.training.config import TrainingConfig
 
 NO_DECAY = {
@@ -133,7 +131,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     # Number of stacked matrices by the id of a layer's matrix: queries, keys and values are three.
     stacked: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, Block | Layer):
+        if isinstance(module, TransformerLayer):
             stacked |= {
                 id(weight): 1 for weight in module.parameters() if weight.ndim == 2
             }

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from alpro.models.alpro import Alpro, ModelConfig, Prompter
-from alpro.models.attention import attention_by_products
+from alpro.models.attention import TransformerLayer, attention_by_products
 from alpro.models.precision import WIDE, compute_dtype
-from alpro.models.text import Layers
-from alpro.models.timesformer import TimeSformer
 from tests.models.conftest import near
 
 LENGTH = 6
@@ -82,7 +80,7 @@ def test_activation_checkpointing_gives_equal_gradients(tiny, frames, ids, mask)
     gradients = []
     for checkpointed in (False, True):
         for module in model.modules():
-            if isinstance(module, TimeSformer | Layers):
+            if isinstance(module, TransformerLayer):
                 module.checkpoint_activations = checkpointed
         model.zero_grad()
         torch.manual_seed(1)  # the same dropout and dropped branches

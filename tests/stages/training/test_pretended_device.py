@@ -17,9 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from alpro.models import alpro, attention, precision
-from alpro.models.clip_prompter import TemporalAttention
-from alpro.models.text import Layer
-from alpro.models.timesformer import Block
+from alpro.models.attention import TransformerLayer
 from alpro.stages.training import loop
 from alpro.stages.training.distributed import World
 from alpro.stages.training.objective import PrompterObjective
@@ -155,7 +153,7 @@ def test_a_step_stays_on_its_device(name, contrast, parts, training, tmp_path, p
     batch = batch_for(name).to(META)
     streams = set()
     for layer in objective.modules():
-        if isinstance(layer, Block | Layer | TemporalAttention):
+        if isinstance(layer, TransformerLayer):
             layer.register_forward_hook(
                 lambda _layer, _inputs, output: streams.add(output.dtype)
             )
