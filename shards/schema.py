@@ -12,12 +12,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from alpro.shards.clip import MAX_SECONDS, Reason
 from alpro.shards.file_type import Kind
 
-SAMPLE_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
 MAX_SIDE = 1_000_000  # pixels, before resizing
+# # and ? have a meaning in these URLs.
+HTTP = re.compile(r"(\w+::)?https?://", re.IGNORECASE)
 SPLITS = ("train", "validation", "test")
 SplitCounts = dict[str, dict[str, int]]  # what is counted of each split
 KINDS: tuple[Kind, ...] = ("video", "image")
+
+
+def without_query(path: str) -> str:
+    """Return a path, or the address of a file without the query of a URL."""
+    return unquote(re.split("[?#]", path)[0]) if HTTP.match(path) else path
 
 
 def _not_blank(text: str) -> str:
@@ -76,9 +82,7 @@ class Row(BaseModel):
     def file_name(self) -> str:
         """File name without its folder; for a URL, without the query string."""
         path = self.member.name if self.member else str(self.path)
-        if re.match(r"(\w+::)?https?://", path, re.IGNORECASE):
-            path = unquote(re.split("[?#]", path)[0])
-        return PurePosixPath(path).name
+        return PurePosixPath(without_query(path)).name
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class SampleMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    version: Literal[1] = SAMPLE_VERSION
+    version: Literal[1] = 1
     id: str = Field(min_length=1)
     kind: Kind
     split: Literal["train", "validation", "test"]

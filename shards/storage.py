@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from alpro.errors import MAX_MESSAGE, InputError, one_line
 from alpro.files import DISK_FULL, expand_home, file_state
 from alpro.shards.credentials import redact, refuse_credentials
-from alpro.shards.schema import Member
+from alpro.shards.schema import HTTP, Member, without_query
 from alpro.threads import map_ahead
 
 Location = Path | str
@@ -38,8 +38,6 @@ Answer = TypeVar("Answer")
 
 CACHE = "filecache::"  # before a URL: fsspec keeps local copies of its files
 URL = re.compile(r"(?:[a-z][\w+.-]*::)*[a-z][\w+.-]*://", re.IGNORECASE)
-# # and ? have a meaning in these URLs.
-HTTP = re.compile(rf"({CACHE})?https?://", re.IGNORECASE)
 LOCAL_PROTOCOLS = ("file", "local")
 # Network stores, which rows may refer to. All other protocols can lead to local files.
 NETWORK_PROTOCOLS = {
@@ -157,10 +155,7 @@ def suffix(location: Location) -> str:
     >>> [suffix(text) for text in ("https://host/a%2Emp4#t=1", "s3://b/a.x y/../z", Path("A.JPG"))]
     ['.mp4', '', '.jpg']
     """
-    path = str(location)
-    if HTTP.match(path):
-        path = unquote(re.split("[?#]", path)[0])
-    extension = PurePosixPath(path).suffix.lower()
+    extension = PurePosixPath(without_query(str(location))).suffix.lower()
     return extension if re.fullmatch(r"\.[a-z0-9]{1,10}", extension) else ""
 
 
@@ -283,12 +278,10 @@ def read_range(location: Location, offset: int, size: int) -> bytes:
             file.seek(offset)
             return file.read(size)
 
-    def read(system: fsspec.AbstractFileSystem, name: str) -> bytes:
-        data = system.cat_file(name, start=offset, end=offset + size)
-        assert isinstance(data, bytes)  # a str only if a text was asked for
-        return data
-
-    data = call_store(location, read)
+    data: Any = call_store(  # a str only if a text is asked for
+        location,
+        lambda system, name: system.cat_file(name, start=offset, end=offset + size),
+    )
     if len(data) > size:
         raise OSError(
             f"{location}: the server does not support range requests; put {CACHE} before the URL"

@@ -72,13 +72,12 @@ def tar_members(file: BinaryIO) -> Iterator[TarMember]:
                     raise DamagedTar(
                         at, f"{member.name[:80]!r} of {size} bytes, of a file of {end}"
                     )
-                # A sparse file has other bytes than its data.
-                is_file = member.isreg() and not member.issparse()
                 yield TarMember(
                     name=member.name,
                     offset=member.offset_data,
                     size=size,
-                    is_file=is_file,
+                    # A sparse file has other bytes than its data.
+                    is_file=member.isreg() and not member.issparse(),
                 )
                 at = tar.offset
     except DamagedTar:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
@@ -61,14 +60,14 @@ def write_run(workspace: Path, run: RunEntry) -> None:
 def read_runs(workspace: Path) -> list[RunEntry]:
     """Return the runs in the order in which they began."""
     file = workspace / FILE
-    values: dict[str, dict[str, Any]] = {}
+    runs: dict[str, RunEntry] = {}
     text = file.read_text("utf-8", "replace") if file.is_file() else ""
-    for part in text.split("\n"):
-        with suppress(ValueError):  # a power failure has cut the line
-            line = json.loads(part)
-            values.setdefault(line["id"], {}).update(line)
+    for line in text.split("\n"):
+        with suppress(ValueError):  # a power failure has cut the line, or it is damaged
+            run = ENTRY.validate_json(line)
+            runs[run.id] = run
 
-    return [ENTRY.validate_python(one) for one in values.values()]
+    return [*runs.values()]
 
 
 def read_earlier(workspace: Path, run: RunEntry) -> list[RunEntry]:

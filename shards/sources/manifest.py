@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -20,8 +21,14 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alpro.errors import InputError
-from alpro.files import atomic_write, digest, file_state, make_folder, read_json
+from alpro.files import (
+    atomic_write,
+    checksum,
+    digest,
+    file_state,
+    make_folder,
+    read_json,
+)
 from alpro.locks import acquire, file_lock
 from alpro.log import progress
 from alpro.shards.schema import IMPORT_REJECTS, MANIFEST, MissingItem, Reject, Row
@@ -73,6 +80,11 @@ class Manifest:
         return pq.read_table(self.folder / "rejects.parquet", schema=IMPORT_REJECTS)
 
 
+def table_checksums(folder: Path) -> list[str]:
+    """Return the SHA-256 of each table of a manifest."""
+    return [*map(checksum, sorted(folder.glob("*.parquet")))]
+
+
 def read_rows(table: pa.Table | pa.RecordBatch) -> Iterator[Row]:
     """Yield the rows of a part of a manifest."""
     for values in table.to_pylist():
@@ -109,10 +121,16 @@ def import_source(
         # A second process waits, and finds what the first one has imported.
         acquire(lock)
         for imported in map(Manifest, cache.glob(f"{name}-*")):
-            # The names of all files count if one was looked up among them.
-            names = imported.about["names"]
-            if not names or (source.folder and names == source.folder.names_digest):
-                return imported
+            # A damaged one, or one of a version that wrote no checksums, is imported again.
+            with suppress(FileNotFoundError, ValueError, TypeError, LookupError):
+                names = imported.about["names"]
+                is_intact = imported.about["sha256"] == table_checksums(imported.folder)
+                # The names of all files count if one was looked up among them.
+                is_same = not names or (
+                    source.folder and names == source.folder.names_digest
+                )
+                if is_intact and is_same:
+                    return imported
 
         with atomic_write(target) as folder:
             folder.mkdir()
@@ -128,12 +146,9 @@ def import_source(
                 "form": form,
                 "notes": source.notes.lines(),
                 "names": names,
+                "sha256": table_checksums(folder),
             }
             (folder / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename or data}: {error.strerror or error}"
-        ) from error
     finally:
         lock.release()
     return Manifest(target)
@@ -141,9 +156,7 @@ def import_source(
 
 def find_outdated(cache: Path) -> list[Path]:
     """Return the folders of all manifests but the newest of each source."""
-    folders = sorted(
-        cache.glob("[!.]*-*"), key=lambda folder: folder.stat().st_mtime_ns
-    )
+    folders = sorted(cache.glob("[!.]*-*"), key=os.path.getmtime)
     newest = {folder.name.partition("-")[0]: folder for folder in folders}
     return [folder for folder in folders if folder not in newest.values()]
 

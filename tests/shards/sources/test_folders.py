@@ -477,6 +477,16 @@ def test_a_table_is_read_again_if_a_name_that_had_no_file_has_one(tmp_path):
     assert (manifest.about["rows"], is_read) == (2, True)
 
 
+@pytest.mark.parametrize("file", ["about.json", "manifest.parquet", "rejects.parquet"])
+def test_a_damaged_import_is_made_again(file, tmp_path):
+    folder = write_files(tmp_path / "data", {"a.mp4": "x", "a.txt": DOG})
+    cache = tmp_path / "cache"
+    (import_source(folder, cache).folder / file).write_text("[1]")
+
+    assert [row.captions for row in import_source(folder, cache).rows()] == [(DOG,)]
+    assert not import_again(folder, cache)[1]
+
+
 def test_a_run_keeps_the_manifest_that_it_reads_until_it_is_collected(tmp_path):
     folder = write_files(tmp_path / "data", {"a.mp4": "x", "a.txt": DOG})
     cache = tmp_path / "cache"

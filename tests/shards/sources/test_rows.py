@@ -5,7 +5,6 @@ import json
 import pytest
 
 from alpro.errors import InputError
-from alpro.shards.sources import manifest
 from alpro.shards.sources.scan import Source
 from tests.conftest import one_line
 
@@ -245,16 +244,6 @@ def test_rows_that_are_not_wanted_are_counted(read):
     assert "rows are of another split than train (1): line 3" in of_split.notes
     with one_line("no rows", "rows are left out by `where` (2)"):
         read(tables, "a.mp4 b.mp4", columns={"where": {"lang": "fr"}})
-
-
-def test_a_cache_that_may_not_be_written_is_one_line(read, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(manifest, "make_folder", refuse)
-
-    with one_line("cache", "Permission denied"):
-        read({"x.jsonl": [A]}, "a.mp4")
 
 
 def test_a_table_of_several_splits_is_read_for_each(read):
