@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 34
+VERSION = 35
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("forms.toml").read_text("utf-8")
 )
@@ -44,7 +44,7 @@ MEASUREMENT = re.compile(
 # or two times; or anywhere, two times with fractions. A caption may begin with the time on a clock.
 TIME = r"\d+:\d\d(?::\d\d)?"
 CUE = re.compile(
-    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME}|\d+\.\d+[\s,;]+\d+\.\d+[\s,;])|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
+    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME}|\d+\.\d+[\s,;-]+\d+\.\d+[\s,;:])|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
 )
 # Letters beside no digit, as in hashes and names of files; of scripts without spaces, all letters.
 UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")

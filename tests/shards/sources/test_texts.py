@@ -35,6 +35,7 @@ NO_CAPTIONS = {
     "transcripts": "[00:00.000 --> 00:04.000]  a dog runs\n",
     "transcripts without fractions": "[00:12] a dog runs\n[00:17] a cat sits\n",
     "ranges": "0:12 - 0:17 a dog runs\n0:17 - 0:21 a cat sits\n",
+    "times in front": "0.0 - 0.9: a dog runs\n",
     "WebVTT with settings": "00:00.000 --> 00:02.000 align:start position:0%\n",
     "ASS": "Dialogue: 0,0:00:01.00,0:00:03.00,Default,,0,0,0,,a dog runs\n",
 }
