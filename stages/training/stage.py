@@ -1,7 +1,7 @@
 """The common steps of the four training stages: seed, model, data, objective, validation, training,
 model folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,9 @@ def train(
         warnings: list[str] = []
         if world.main:
             log.info(f"training in {dtype_name(dtype)} on {world.device.type}")
-            warnings = warn_before_training(training, data, bool(validate))
+            warnings += warn_before_training(training, data, bool(validate))
+            for warning in warnings:
+                log.warning(warning)
 
         metrics: Metrics = {}
         if objective.losses:
@@ -141,7 +143,7 @@ def train(
 
         counts = {
             "steps": len(data) if objective.losses else 0,
-            "examples": sum(len(source) for source in data.sources),
+            "examples": sum(map(len, data.sources)),
             "samples_without_text": data.skipped,
         }
         return Outcome(counts, metrics, warnings, dtype_name(dtype))
@@ -149,36 +151,31 @@ def train(
 
 def warn_before_training(
     training: Training, data: TrainingDataset, can_validate: bool
-) -> list[str]:
-    """Log and return what a user may want to change before the training."""
-    warnings = [*data.find_truncated_texts()]
+) -> Iterator[str]:
+    """Yield what a user may want to change before the training."""
+    yield from data.find_truncated_texts()
     if training.interpolates and not can_validate:
-        warnings.append(
+        yield (
             "interpolate = true chooses weights on validation, and no corpus has a "
             "validation split: the last weights are kept"
         )
     if training.draw:
-        warnings += training.draw(data)
-    for warning in warnings:
-        log.warning(warning)
-    return warnings
+        yield from training.draw(data)
 
 
-def warn_after_training(trainer: Trainer) -> list[str]:
-    """Return the steps and the examples that the training did without."""
+def warn_after_training(trainer: Trainer) -> Iterator[str]:
+    """Yield the steps and the examples that the training did without."""
     state = trainer.state
-    warnings = []
     if state.skipped:
-        warnings.append(
+        yield (
             f"{state.skipped} of {state.step} steps were skipped, because a loss or the gradient was "
             "not finite; lower lr"
         )
     if state.unreadable:
-        warnings.append(
+        yield (
             f"{state.unreadable} of the examples could not be read, and others took their place; "
             f"{REPAIR}"
         )
-    return warnings
 
 
 def save_model(
