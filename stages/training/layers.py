@@ -73,17 +73,10 @@ def configure_layers(
     for module in objective.modules():
         if isinstance(module, TransformerLayer):
             module.checkpoint_activations = checkpoint_activations
-        if (
-            isinstance(module, ClipPrompter)
-            and module.temporal
-            and checkpoint_activations
-        ):
-            module.clip.gradient_checkpointing_enable({"use_reentrant": False})
-        if not compiled:
-            continue
-
-        if isinstance(module, TransformerLayer):
-            module.compile(dynamic=False)
+            if compiled:
+                module.compile(dynamic=False)
         elif isinstance(module, ClipPrompter):
-            for layer in module.layers():
+            if module.temporal and checkpoint_activations:
+                module.clip.gradient_checkpointing_enable({"use_reentrant": False})
+            for layer in module.layers() if compiled else ():
                 layer.compile(dynamic=False)

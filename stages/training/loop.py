@@ -104,9 +104,14 @@ class Trainer:
         world = self.world
         self.dtype = training_precision(objective, config, world)
 
+        # The running mean of a BatchNorm would be lost where a training resumes.
+        model = objective.model
+        assert len(model.state_dict()) == len([*model.parameters()]), (
+            "checkpoints, ranks and the best weights have parameters alone, and no saved buffers"
+        )
         # DDP waits for the gradient of every parameter that requires one.
         for name in objective.unused_parameters:
-            getattr(objective.model, name).requires_grad_(False)
+            getattr(model, name).requires_grad_(False)
         self.compiled = are_layers_compiled(objective, self.resources, world)
         checkpoint_activations = self.resources.checkpoint_activations
         configure_layers(objective, self.compiled, checkpoint_activations)
