@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from alpro.artifact import read_record
 from alpro.errors import MAX_MESSAGE, InputError, one_line
-from alpro.files import os_errors
+from alpro.files import os_errors, read_text
 from alpro.inference.loading import Found
 from alpro.locks import file_lock
 from alpro.log import log
@@ -106,8 +106,13 @@ def engine_call(call: Callable[..., T]) -> Callable[..., T]:
                     return call(index, *args, **kwargs)
             except (ValueError, RuntimeError, pa.ArrowException) as error:
                 # Leave out lines of the engine's source, and the query that it made of a condition.
-                source = r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: "
-                text = re.sub(source, "", str(error))
+                text = re.sub(
+                    r"(?s),? ?/\S+\.rs:\d+:\d+|^.*sql parser error: ", "", str(error)
+                ).replace(
+                    "lance error:",
+                    "lance error (if files are damaged, restore the index, or delete it and add its "
+                    "videos again):",
+                )
                 # If a column is unknown, the engine's message lists all columns.
                 message = redact(one_line(ValueError(text), MAX_MESSAGE))
                 if not re.search(OVERTAKEN, message):
@@ -460,8 +465,7 @@ def make_condition(where: str = "", words: str = "") -> str:
 
 def quoted(text: str) -> str:
     """Return a text as a string of SQL."""
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
+    return "'" + text.replace("'", "''") + "'"
 
 
 def folded(text: str) -> str:
@@ -527,4 +531,4 @@ def find_indexed_models(workspace: Path) -> set[str]:
 
 def read_notes(workspace: Path) -> list[str]:
     file = workspace / INDEXES
-    return file.read_text("utf-8").splitlines() if file.is_file() else []
+    return read_text(file).splitlines() if file.is_file() else []

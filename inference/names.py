@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alpro.artifact import Artifact, artifacts, read_record
 from alpro.errors import InputError
-from alpro.files import atomic_write, expand_home, make_folder
+from alpro.files import atomic_write, expand_home, make_folder, read_text
 from alpro.log import log
 
 REFS = "refs"
@@ -57,7 +57,7 @@ def config_folder(workspace: Path, config: str) -> Path:
 
 
 def read_ref(file: Path) -> list[str]:
-    return file.read_text().split() if file.is_file() else []
+    return read_text(file).split() if file.is_file() else []
 
 
 def referenced_fingerprints(workspace: Path) -> set[str]:

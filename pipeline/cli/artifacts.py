@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from alpro.artifact import RECORD, artifacts
+from alpro.artifact import RECORD, artifacts, check_artifact
 from alpro.artifact import Artifact as Built
 from alpro.errors import InputError
 from alpro.inference.names import find_artifact, referenced_fingerprints
@@ -188,6 +188,7 @@ def log_artifacts(
     from alpro.pipeline.tracking.tracker import Tracker
 
     for folder, record in choose(artifacts, workspace):
+        check_artifact(folder)
         experiment = command_of(record).config_name or "alpro"
         tracker = Tracker.open(tracking_uri, workspace.resolve(), experiment)
         run = tracker.log_artifact(folder.resolve(), record)

@@ -115,16 +115,20 @@ def check_store(workspace: Path) -> str:
         InputError: If the store was made in another folder, or cannot be read.
     """
     uri = store_uri(workspace)
-    if not (workspace / "mlflow.db").is_file():  # The client would create one.
+    database = workspace / "mlflow.db"
+    if not database.is_file():  # The client would create one.
         return uri
     with one_line_errors(uri):
+        # MLflow would begin a new store in it, without the earlier runs.
+        if not database.stat().st_size:
+            raise ValueError("not a database, but an empty file")
         # The first experiment, which cannot be deleted, is made with the store.
         location = MlflowClient(uri).get_experiment("0").artifact_location
 
     own = (workspace / "mlflow" / "0").resolve().as_uri()
     if re.fullmatch("file:.*/mlflow/0", location) and location != own:
         raise InputError(
-            f"MLflow store {workspace / 'mlflow.db'}: its files are in {location}, where it was made "
+            f"MLflow store {database}: its files are in {location}, where it was made "
             f"before this workspace was copied or moved; {REFILL}"
         )
     return uri

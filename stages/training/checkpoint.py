@@ -107,7 +107,10 @@ class Checkpoints:
             wrong = corrupt_files(newest)
             if not wrong:
                 break
-            log.warning(f"{newest}: corrupt ({wrong}), and not used")
+            log.warning(
+                f"{newest}: corrupt ({wrong}): training continues from an earlier checkpoint, or "
+                "begins anew"
+            )
             if rank == 0:
                 shutil.rmtree(newest, ignore_errors=True)
         else:
