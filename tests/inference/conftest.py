@@ -61,7 +61,7 @@ def film(tmp_path):
         listed.write_text("".join(f"file '{clip}'\n" for clip in parts))
         command = [ffmpeg_binary(), "-y", "-v", "error", "-f", "concat", "-safe", "0"]
         command += ["-i", listed, "-c", "copy", path]
-        subprocess.run([str(part) for part in command], check=True)
+        subprocess.run([*map(str, command)], check=True)
         return path.parent
 
     return join

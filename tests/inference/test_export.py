@@ -128,7 +128,7 @@ def exported(exporting, folders, videos, tmp_path_factory):
     titled = root / "titled.mp4"
     command = [ffmpeg_binary(), "-v", "error", "-i", videos[0], "-c", "copy"]
     command += ["-metadata", "title=caf#", titled]
-    subprocess.run([str(part) for part in command], check=True)
+    subprocess.run([*map(str, command)], check=True)
     content = titled.read_bytes()
     assert content.count(b"caf#") == 1
     titled.write_bytes(content.replace(b"caf#", b"caf\xe9"))

@@ -56,7 +56,7 @@ MISTAKES = {
     "/proc": ["run --workspace /proc"],
     "cdcd": ["config show msvd_qa --data {tmp} --pretrained cdcd"],
     "--data": ["config show own_videos"],
-    "alpro run": ["ui --workspace {tmp}"],
+    "alpro run": ["ui --workspace {tmp} --port {free}"],
     "abc": ["artifacts show abc --workspace {tmp}"],
     "no artifacts": [
         f"artifacts {name} --workspace {{tmp}}/none" for name in ("verify", "gc")
@@ -84,9 +84,9 @@ MISTAKES = {
     "none": ["study none", "serve {tmp}/none --port {free}", "eval {tmp}/none {tmp}"],
     "{used}": ["up --prefect-port {used}", "ui --port {used} --workspace {tmp}/store"],
     "INDEX": ["serve --port {free}"],
-    "--token-file": ["serve {tmp}/none --host 0.0.0.0"],
-    "there.toml": ["serve {tmp}/none --token-file {tmp}/there.toml"],
-    "--public-name": ["serve {tmp}/none --public-name a.example"],
+    "--token-file": ["serve {tmp}/none --host 0.0.0.0 --port {free}"],
+    "there.toml": ["serve {tmp}/none --token-file {tmp}/there.toml --port {free}"],
+    "--public-name": ["serve {tmp}/none --public-name a.example --port {free}"],
     "--model": ["index add {tmp}/i {tmp}"],
     "no/clip": ["eval no/clip {tmp}/asked.jsonl"],
 }
@@ -156,7 +156,7 @@ def test_a_dry_run_lists_the_stages_that_would_run(tmp_path, call):
 
 
 def test_ui_prints_its_address_and_becomes_mlflows_program(
-    mlflow_store, tmp_path, monkeypatch, call
+    mlflow_store, tmp_path, monkeypatch, call, free_port
 ):
     """From a folder with nobody's files."""
     started = []
@@ -164,9 +164,11 @@ def test_ui_prints_its_address_and_becomes_mlflows_program(
     monkeypatch.chdir(tmp_path)
     mlflow_store(tmp_path)
 
-    _, out, _ = call("ui", "--port", 5017, "--workspace", tmp_path)
+    port = free_port()
 
-    assert out.startswith("MLflow at http://127.0.0.1:5017")
+    _, out, _ = call("ui", "--port", port, "--workspace", tmp_path)
+
+    assert out.startswith(f"MLflow at http://127.0.0.1:{port}")
     (command,) = started
     assert command[1:5] == ["-P", "-m", "mlflow", "ui"]
     assert f"sqlite:///{tmp_path / 'mlflow.db'}" in command
