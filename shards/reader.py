@@ -34,10 +34,8 @@ MEMORY_COLUMNS += ["frame_offsets", "frame_sizes", "frame_crc32s"]
 ROWS_PER_BATCH = 8192  # rows of an index that are read at a time
 # Headers and members of other samples that one request may fetch, beyond twice a sample's size.
 MAX_GAP_BYTES = 65536
-MAX_KEPT_BYTES = (
-    2**28
-)  # a corpus of at most these bytes is kept in memory once it is read
-
+# A corpus of at most these bytes is kept in memory once it is read.
+MAX_KEPT_BYTES = 2**28
 
 # What the user can do if samples are unreadable.
 REPAIR = "`alpro artifacts verify` lists damaged files and how to rebuild them"
