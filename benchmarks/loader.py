@@ -48,9 +48,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    warnings.filterwarnings(
-        "ignore", message=".*pin_memory.*"
-    )  # the loader pins memory, which needs CUDA
+    # The loader pins memory, which needs CUDA.
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     counts = sorted({0, 1, os.cpu_count() or 1})
     with tempfile.TemporaryDirectory() as temporary:
         videos = Path(temporary) / "videos"

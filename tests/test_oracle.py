@@ -182,9 +182,8 @@ def masked_batch(arrays):
     masked[MASKED_SAMPLES, MASKED_POSITIONS] = MASK_ID
     labels[MASKED_SAMPLES, MASKED_POSITIONS] = ids[MASKED_SAMPLES, MASKED_POSITIONS]
     items = [str(n) for n in range(len(ids))], torch.arange(len(ids)), frames
-    boxes = torch.from_numpy(
-        arrays["boxes"][:, [1, 0, 3, 2]]
-    )  # recorded as top, left, height, width
+    # Recorded as top, left, height, width.
+    boxes = torch.from_numpy(arrays["boxes"][:, [1, 0, 3, 2]])
     return Batch(
         0,
         "video",

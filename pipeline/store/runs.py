@@ -43,9 +43,8 @@ class RunEntry(Command):
     states: Mapping[str, str] = field(default_factory=dict)  # what became of each step
 
 
-ENTRY = TypeAdapter(
-    RunEntry
-)  # reads a run, without the keys that another version wrote
+# Reads a run, without the keys that another version wrote.
+ENTRY = TypeAdapter(RunEntry)
 
 
 def write_run(workspace: Path, run: RunEntry) -> None:

@@ -47,9 +47,8 @@ def test_earlier_runs_are_those_of_the_same_configuration_the_last_one_first(tmp
     )
     other = begin(tmp_path, "2026-01-03T00:00:00+00:00", "sample")
     third = begin(tmp_path, "2026-01-04T00:00:00+00:00", "tiny")
-    write_run(
-        tmp_path, replace(first, state="finished")
-    )  # a run may end after another began
+    # A run may end after another began.
+    write_run(tmp_path, replace(first, state="finished"))
 
     assert [read_earlier(tmp_path, run) for run in (first, other)] == [[], []]
     assert [run.id for run in read_earlier(tmp_path, third)] == [first.id, second.id]
