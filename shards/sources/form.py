@@ -478,8 +478,8 @@ def read_option(record: Record, form: Form, answer: str) -> str:
         if fold_answer(name) in wanted:
             return text
     raise ValueError(
-        f"the answer {answer!r} matches none of the {len(texts)} options; set, in `columns`, `options`, and "
-        "`first_option`, what answers call the first (0, 1 or A), and `records` of a list of questions"
+        f"the answer {answer!r} matches none of the {len(texts)} options (those in a question do not count); "
+        "set, in `columns`, `options`, `first_option`, how answers call the first (0, 1 or A), or `records`"
     )
 
 

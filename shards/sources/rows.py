@@ -195,7 +195,8 @@ class Items:
         split = split_in(cells["split"])
         if split is None:
             raise ValueError(
-                f"unknown split {cells['split']!r}; use train, validation, test"
+                f"unknown split {cells['split']!r}; use train, validation, test, or set `split` in `columns` "
+                'to another column, or to ""'
             )
         if origin.selects and split not in ("", origin.split):
             reason = f"rows are of another split than {origin.split}"
