@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 35
+VERSION = 36
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("forms.toml").read_text("utf-8")
 )
@@ -40,11 +40,11 @@ MEDIA = "|".join(map(re.escape, sorted(MEDIA_EXTENSIONS)))
 MEASUREMENT = re.compile(
     rf"(?i)<[^<>]*>|\S+://\S+|\S+(?:{MEDIA})\b|\w+ ?[:=(] ?[-+]?\d[\d.,/:]*|^\(?[a-j][).:]+$"
 )
-# Subtitles, lyrics and labels of Audacity: in front, a time in brackets, with a fraction of a second,
-# or two times; or anywhere, two times with fractions. A caption may begin with the time on a clock.
+# Negative prompts, and the times of subtitles and lyrics. A caption may begin with the time on a clock.
 TIME = r"\d+:\d\d(?::\d\d)?"
 CUE = re.compile(
-    rf"\W*(?:\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME}|\d+\.\d+[\s,;-]+\d+\.\d+[\s,;:])|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
+    rf"\W*(?:(?i:neg(?:ative)?[ _]prompt\s*:)|\[{TIME}\b|{TIME}[.,]\d|{TIME}\W+{TIME}|"
+    rf"\d+\.\d+[\s,;-]+\d+\.\d+[\s,;:])|.*\d:\d\d[.,]\d+\W+{TIME}[.,]\d"
 )
 # Letters beside no digit, as in hashes and names of files; of scripts without spaces, all letters.
 UNSPACED = re.compile(r"[^\W\d_\x00-\u0dff]")
