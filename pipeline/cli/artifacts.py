@@ -74,8 +74,10 @@ def verify_artifacts(*artifacts: Artifact, workspace: Workspace = WORKSPACE) -> 
     else:
         read_store(workspace)  # raises if the workspace does not exist
         # Also those whose record cannot be read.
-        records = sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
-        chosen = [record.parent for record in records]
+        chosen = [
+            record.parent
+            for record in sorted(workspace.glob(f"artifacts/*/*/{RECORD}"))
+        ]
     problems = [*verify(chosen)]
 
     for file in problems:

@@ -179,14 +179,15 @@ def print_plan(plan: "Plan") -> None:
         elif step in plan.required:
             state = "to run"
             reason = explain(step.description, earlier.get(step.name))
-        row = {
-            "state": state,
-            "name": step.name,
-            # As many characters as the name of its folder has.
-            "fingerprint": step.fingerprint[:16],
-            "reason": reason,
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "state": state,
+                "name": step.name,
+                # As many characters as the name of its folder has.
+                "fingerprint": step.fingerprint[:16],
+                "reason": reason,
+            }
+        )
     print_rows(rows)
 
 

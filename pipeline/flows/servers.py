@@ -122,7 +122,8 @@ def wait_until(
             status = program.poll()
             if status is not None:
                 raise StageFailed(
-                    f"{name} ended with status {status}, see {name}.log: "
+                    f"{name} ended with status {status}, see {name}.log in the workspace (a damaged "
+                    "prefect/prefect.db may be moved away: it has the history of Prefect's page): "
                     f"{' | '.join(program.last_lines)}"
                 )
         time.sleep(POLL_SECONDS)

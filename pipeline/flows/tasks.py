@@ -29,6 +29,7 @@ from alpro.pipeline.flows.pipeline_run import (
 from alpro.pipeline.plan.checks import check_decoded
 from alpro.pipeline.tracking.contents import stage_title
 from alpro.pipeline.tracking.store import FLOW_RUN
+from alpro.stages import TRAININGS
 from alpro.stages.evaluation.score_names import main_score
 from alpro.stages.execution.interface import StageFailed
 from alpro.stages.execution.step import Step
@@ -130,9 +131,14 @@ def find_or_build(run: PipelineRun, step: Step) -> State | None:
 def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
     """Build the artifact of a step under its lock, and log it to MLflow. Returns its record."""
     store = run.plan.store
-    tags = {FLOW_RUN: flow_run.id}
     with run.gpus(step) as gpus:
         run.announce(step, "started")
+        if step.stage in TRAININGS:
+            for other in store.interrupted(step.stage):
+                run.announce(
+                    step,
+                    f"not continued: {other}, interrupted with other values, inputs or versions",
+                )
         launch = Launch(
             gpus,
             [lock_descriptor(lock)],
@@ -141,10 +147,12 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             killing=run.killing,
             models=run.count_models(step),
         )
-        resources = run.plan.settings.resources
         run.tracker.end_killed(step.fingerprint, run.plan.workspace)
         with run.tracker.stage_run(
-            step.description, store.folder(step), run.mlflow_run, tags
+            step.description,
+            store.folder(step),
+            run.mlflow_run,
+            {FLOW_RUN: flow_run.id},
         ) as mlflow_run:
             run_info = {
                 "commit": run.log_entry.commit,
@@ -158,7 +166,9 @@ def build(run: PipelineRun, step: Step, lock: FileLock) -> Record:
             }
             return store.make(
                 step,
-                lambda step, out: run_stage(step, out, store, resources, launch),
+                lambda step, out: run_stage(
+                    step, out, store, run.plan.settings.resources, launch
+                ),
                 run_info,
             )
 
@@ -186,8 +196,7 @@ def run_remotely(run: PipelineRun, step: Step) -> None:
         flow_run_name=stage_title(step.description),
         job_variables={"env": {PARENT_RUN: run.mlflow_run}},
     )
-    waits = f"waits for a worker or runs there, as {name} {submitted.name}"
-    run.announce(step, waits)
+    run.announce(step, f"waits for a worker or runs there, as {name} {submitted.name}")
 
     with get_client(sync_client=True) as client:
         while not run.stopping.wait(POLL_SECONDS):

@@ -150,11 +150,11 @@ class Store:
             shutil.rmtree(folder / name, ignore_errors=True)
         return Record.from_json(values)
 
-    def interrupted(self) -> list[Path]:
-        """Return the folders of unfinished work that no stage is writing now."""
+    def interrupted(self, stage: str = "*") -> list[Path]:
+        """Return the folders of unfinished work, of one stage or all, that no run is writing now."""
         return [
             folder
-            for folder in sorted(self.root.glob("*/*/"))
+            for folder in sorted(self.root.glob(f"{stage}/*/"))
             if not (folder / RECORD).exists() and not is_being_built(folder)
         ]
 
