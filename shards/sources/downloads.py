@@ -30,7 +30,7 @@ from alpro.shards.file_type import (
     media_kind,
 )
 from alpro.shards.schema import MAX_JSON_BYTES, Reject
-from alpro.shards.sources.form import SAMPLE, Record
+from alpro.shards.sources.form import SAMPLE, Form, Record, has_any
 from alpro.shards.sources.rows import (
     MAYBE_ANIMATED,
     Items,
@@ -82,17 +82,21 @@ class Download:
     problem: str = ""
     copies: Counter[str] = field(default_factory=Counter)  # members by their extension
 
-    def record(self, key: str) -> Record:
-        """Return the caption of the sample, and the further columns of its JSON."""
+    def record(self, key: str, form: Form) -> Record:
+        """Return the caption of the sample, and the further columns of its JSON: those that the user
+        names, and of the others the short ones."""
         metadata = self.metadata
         captions = (
             self.caption.strip() or metadata.get("caption") or metadata.get("captions")
         )
         clip = CLIP.fullmatch(key) if metadata.get("clips") else None
         meta = {}
+        named = form.meanings - SAMPLE.meanings
         for column, value in metadata.items():
             is_cell = column not in NOT_META and isinstance(value, str | int | float)
-            if is_cell and len(str(value)) <= MAX_META_CHARACTERS:
+            if (is_cell and len(str(value)) <= MAX_META_CHARACTERS) or has_any(
+                named, [column]
+            ):
                 meta[column] = value
         return meta | {"caption": captions, "group": clip[1] if clip else ""}
 
@@ -167,7 +171,7 @@ def with_tar(shard: Location, function: Callable[[BinaryIO], T]) -> T:
     return call_store(shard, read)
 
 
-def scan_downloads(folder: Location, items: Items) -> Rows:
+def scan_downloads(folder: Location, items: Items, form: Form = SAMPLE) -> Rows:
     """Yield the rows of all shards of a folder, and a reject for each failed download and each
     invalid sample.
 
@@ -195,7 +199,7 @@ def scan_downloads(folder: Location, items: Items) -> Rows:
                 yield from [reject] * max(sample.copies.values())
             else:
                 media = {"name": key, "path": str(shard)} | sample.media
-                yield from items.add(key, sample.record(key), SAMPLE, media=media)
+                yield from items.add(key, sample.record(key, form), form, media=media)
         yield from missing_downloads(shard, samples.keys())
 
     for shard in compressed_tars(folder):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
 from alpro.shards.file_type import MEDIA_EXTENSIONS
 
 # Increase it if the same files give other rows: sources are then imported again.
-VERSION = 36
+VERSION = 37
 WORDS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("forms.toml").read_text("utf-8")
 )
@@ -247,12 +247,10 @@ def fold(name: str) -> str:
 
 
 FORMS = [Form.model_validate(values) for values in WORDS["form"]]
-TABLE = Form.model_validate(WORDS["table"])
-# It completes no other table, as one without files and usual names would.
-UNKNOWN = Form(title="a table of unknown columns", usual=True)
-LIST = Form.model_validate(WORDS["list"])
-BESIDE = Form.model_validate(WORDS["beside"])
-SAMPLE = Form.model_validate(WORDS["sample"])
+TABLE, UNKNOWN, LIST, BESIDE, SAMPLE, WHOLE_FILES = (
+    Form.model_validate(WORDS[name])
+    for name in ("table", "no_table", "list", "beside", "sample", "whole_files")
+)
 
 
 def read_cell(record: Record, column: str) -> Any:

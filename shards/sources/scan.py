@@ -16,8 +16,10 @@ from alpro.shards.sources.downloads import is_downloads, scan_downloads
 from alpro.shards.sources.form import (
     BESIDE,
     LIST,
+    SAMPLE,
     TABLE,
     UNKNOWN,
+    WHOLE_FILES,
     Columns,
     Form,
     Record,
@@ -52,7 +54,6 @@ from alpro.shards.sources.tables import (
 from alpro.shards.storage import Location, parent
 
 # How lists name the files beside their texts. Each file is a whole clip.
-OF_WHOLE_FILES = Form(anywhere=True, start="", end="", span="")
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"
@@ -128,7 +129,9 @@ class Source:
             name.endswith(".tar") for name in folder.others
         )
         if may_have_tars and is_downloads(self.data):
-            return DOWNLOADS, scan_downloads(self.data, self.items)
+            return DOWNLOADS, scan_downloads(
+                self.data, self.items, SAMPLE.override(self.form)
+            )
         if not folder:
             return self.scan_tables([Table(self.data, self.form)])
 
@@ -200,7 +203,7 @@ class Source:
         for path in sidecars.find_alone({table.place for table in lists}):
             yield reject_row(path, "a text without its video", path, "missing")
         yield from (
-            self.read_tables(lists, OF_WHOLE_FILES) if lists else self.items.rows()
+            self.read_tables(lists, WHOLE_FILES) if lists else self.items.rows()
         )
         if not folder.media:
             raise self.notes.error(f"{folder.path}: no video or image in this folder")

@@ -14,6 +14,7 @@ import pytest
 from alpro.errors import InputError
 from alpro.shards.schema import Reject, Row
 from alpro.shards.sources.downloads import scan_downloads
+from alpro.shards.sources.form import Columns
 from alpro.shards.sources.scan import DOWNLOADS, Source, scan_source
 from tests.conftest import in_store, one_line
 from tests.shards.conftest import damaged, headers_of, pack, rows_and_rejects
@@ -267,24 +268,25 @@ def test_an_animated_image_of_a_sample_is_a_video(tmp_path):
     assert {key: row.kind for key, row in rows.items()} == {"0": "video", "1": "image"}
 
 
-def test_short_columns_of_a_sample_are_stored(tmp_path):
-    columns = {
-        "note": "x" * 1001,
-        "title": "x" * 1000,
-        "list": [1],
-        "sha256": "0",
-        "fps": 25,
-    }
+def test_short_columns_of_a_sample_are_stored_and_any_that_the_user_names(tmp_path):
     sample = members(
-        "0", captions=["a dog  runs", "a cat"], page="https://me:pw@host/a", **columns
+        "0",
+        captions=["a dog  runs", "a cat"],
+        page="https://me:pw@host/a",
+        note="x" * 1001,
+        title="x" * 1000,
+        list=[1],
+        sha256="0",
+        fps=25,
     )
     (tmp_path / "0.tar").write_bytes(pack_samples(sample))
 
-    row = scan(tmp_path)[0]["0"]
+    columns = Columns(captions=("captions", "note"))
+    [row] = Source(tmp_path, columns=columns).scan()[1]
 
     assert (row.captions, [*row.meta]) == (
-        ("a dog runs", "a cat"),
-        ["url", "title", "fps"],
+        ("a dog runs", "a cat", "x" * 1001),
+        ["url", "title", "fps", "caption"],
     )
 
 

@@ -20,15 +20,9 @@ STORED_ELSEWHERE = {
 # What other programs write under the name of a text.
 NO_CAPTIONS = {
     "boxes of YOLO": "0 0.51 0.48 0.2 0.3\n17 0.1 0.9 0.05 0.07\n",
-    "boxes with classes": "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64\n",
     "subtitles": "1\n00:00:01,000 --> 00:00:02,500\na dog runs\n\n2\n00:00:03,000 --> 00:00:04,000\nit barks\n",
-    "WebVTT": "WEBVTT\n\n00:01.000 --> 00:04.000\na dog\n\n00:05.000 --> 00:09.000\na cat\n",
-    "telemetry": "[iso: 110] [shutter: 1/200.0] [fnum: 2.8] [latitude: 48.13] [longitude: 11.57]\n",
     "numbers of a sensor": "1693526400,48.13,11.57,520\n1693526401,48.13,11.58,521\n",
-    "checksums": "4d7a214614ab2935c943f9e0ff69d22e\n",
     "markup": "<object>\n<bndbox/>\n</object>\n",
-    "addresses": "https://host.example/watch?v=1\n",
-    "names of files": "clip_0001.mp4\n",
     "marks of options": "B.\n",
     "a name of words": "my_dog.mp4\n",
     "labels of Audacity": "0.000000 2.5 a dog runs over grass\n2.5,4.0,a brown cat sits\n",
