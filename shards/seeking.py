@@ -93,9 +93,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     is_far = start > FAR_SECONDS
     origin = stream.start_time or 0
     if is_far:
-        _seek_from_start(
-            container, stream, int(origin + (start - BACK_SECONDS) * second)
-        )
+        _seek_before(container, stream, int(origin + (start - BACK_SECONDS) * second))
 
     is_vp8 = codec.name == "vp8"
     times: list[int] = []
@@ -148,7 +146,7 @@ def _read_timeline(container: Any, stream: Any, request: ClipRequest) -> _Timeli
     return timeline
 
 
-def _seek_from_start(container: Any, stream: Any, timestamp: int) -> None:
+def _seek_before(container: Any, stream: Any, timestamp: int) -> None:
     """Seek to a key frame before a time, in a video that begins with one."""
     first_packet = next(container.demux(stream))
     if not first_packet.is_keyframe:
