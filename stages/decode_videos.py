@@ -184,8 +184,8 @@ def check_texts(plan: DecodePlan) -> None:
     # Notes of the import say where captions were looked for.
     notes = [note for note in plan.manifest.about.get("notes", []) if "caption" in note]
     repair = (
-        "fill the column `captions` of the manifest, or put each video's captions, one per line, "
-        "in a .txt file of the same name"
+        "name the column of the captions in [corpora.NAME.columns], or put those of each video, one per "
+        "line, in a .txt file of the same name"
     )
     hints = "; ".join(notes) or repair
     raise InputError(f"{source}: no captions and no questions; {hints}")
