@@ -41,7 +41,7 @@ class Corpus(DecodeVideos, frozen=True):
     """annotation files by split (`train`, `validation`, `test`), and `texts` if these only list
     videos"""
     root: str = Field(default="", json_schema_extra={"path": "root"})
-    """folder that the names in `annotations` are relative to; of absolute names, the folder that
+    """folder that the names in tables are relative to; of absolute names, the folder that
     corresponds to `data`"""
 
     columns: Columns | None = None
@@ -55,8 +55,6 @@ class Corpus(DecodeVideos, frozen=True):
         extra -= {"manifest", "data", "shards"}
         if self.shards and extra:
             raise ValueError(f"shards are used unchanged; remove the key {min(extra)}")
-        if self.root and not self.annotations:
-            raise ValueError("root is only used with annotations; remove this key")
         return self
 
 

@@ -258,7 +258,6 @@ def test_own_data_is_a_corpus_that_the_configuration_names(tmp_path):
         ("corpora.clips={shards='a', size=36}", ["corpora.clips: ", "key size"]),
         ("corpora.clips.group_pattern='('", ["corpora.clips.group_pattern: "]),
         ("corpora.clips.data=https://me:pw@host/a", ["corpora.clips.data", "password"]),
-        ("corpora.clips={data='a', root='b'}", ["corpora.clips: root", "annotations"]),
         ("render_sample=false", ["corpora.clips.manifest", "render_sample"]),
         (
             "train_prompter.crops={share=1, area=[0.3, 0.31]}",
