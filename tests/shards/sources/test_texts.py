@@ -1,5 +1,8 @@
 """A text that has no words is no caption; texts and their placeholders are counted."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from alpro.errors import InputError
@@ -17,22 +20,9 @@ STORED_ELSEWHERE = {
     "zero-filled file": bytes(4096),
     "XML document": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
 }
-# What other programs write under the name of a text.
-NO_CAPTIONS = {
-    "boxes of YOLO": "0 0.51 0.48 0.2 0.3\n17 0.1 0.9 0.05 0.07\n",
-    "subtitles": "1\n00:00:01,000 --> 00:00:02,500\na dog runs\n\n2\n00:00:03,000 --> 00:00:04,000\nit barks\n",
-    "numbers of a sensor": "1693526400,48.13,11.57,520\n1693526401,48.13,11.58,521\n",
-    "markup": "<object>\n<bndbox/>\n</object>\n",
-    "marks of options": "B.\n",
-    "a name of words": "my_dog.mp4\n",
-    "labels of Audacity": "0.000000 2.5 a dog runs over grass\n2.5,4.0,a brown cat sits\n",
-    "transcripts": "[00:12] a dog runs\n[00:17] a cat sits\n",
-    "ranges": "0:12 - 0:17 a dog runs\n0:17 - 0:21 a cat sits\n",
-    "negative prompts": "a dog runs\nNegative prompt: a cat, blurry\n",
-    "times in front": "0.0 - 0.9: a dog runs\n",
-    "WebVTT with settings": "00:00.000 --> 00:02.000 align:start position:0%\n",
-    "ASS": "Dialogue: 0,0:00:01.00,0:00:03.00,Default,,0,0,0,,a dog runs\n",
-}
+NO_CAPTIONS = tomllib.loads(
+    Path(__file__).with_name("no_captions.toml").read_text("utf-8")
+)
 
 
 @pytest.mark.parametrize("kind", NO_CAPTIONS)
