@@ -53,7 +53,6 @@ from alpro.shards.sources.tables import (
 )
 from alpro.shards.storage import Location, parent
 
-# How lists name the files beside their texts. Each file is a whole clip.
 DOWNLOADS = "shards of video2dataset or img2dataset"
 MAX_TABLES = 500  # Tables of a folder that are opened.
 NOT_READ = "tables are not read (`annotations` names the tables of a split)"

@@ -106,7 +106,8 @@ class Trainer:
 
         # The running mean of a BatchNorm would be lost where a training resumes.
         model = objective.model
-        assert len(model.state_dict()) == len([*model.parameters()]), (
+        names = dict(model.named_parameters(remove_duplicate=False)).keys()
+        assert model.state_dict().keys() == names, (
             "checkpoints, ranks and the best weights have parameters alone, and no saved buffers"
         )
         # DDP waits for the gradient of every parameter that requires one.
