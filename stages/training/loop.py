@@ -213,6 +213,9 @@ class Trainer:
                     )
                 clock.last_step = time.monotonic()
 
+        # Otherwise DDP would be deleted after the process group, and join its thread while holding the
+        # GIL, for which that thread may wait: the process would never end.
+        self.module = self.objective
         if select and world.main:  # rank 0 saves the model
             self.objective.load_state_dict(self.best, strict=False)
         return final
