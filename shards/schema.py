@@ -14,7 +14,7 @@ from alpro.shards.file_type import Kind
 
 MAX_JSON_BYTES = 1 << 24  # bytes of a sample's metadata
 MAX_SIDE = 1_000_000  # pixels, before resizing
-# # and ? have a meaning in these URLs.
+# In these URLs, `#` and `?` have a meaning.
 HTTP = re.compile(r"(\w+::)?https?://", re.IGNORECASE)
 SPLITS = ("train", "validation", "test")
 SplitCounts = dict[str, dict[str, int]]  # what is counted of each split

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from alpro.errors import MAX_REASON, InputError
 from alpro.files import atomic_write, create_database
-from alpro.locks import file_lock
+from alpro.locks import acquire, file_lock
 
 REFILL = (
     "move it away: the next run makes a new one, and `alpro artifacts log` fills it"
@@ -80,12 +80,16 @@ def create_store(database: Path, files: Path) -> None:
     its process was killed or the disk was full.
     """
     # Two pipelines may start at the same time.
-    with file_lock(database.with_name(f"{database.name}.lock")):
+    lock = file_lock(database.with_name(f"{database.name}.lock"))
+    acquire(lock)
+    try:
         if not database.exists():
             with atomic_write(database) as temporary:
                 create_database(temporary)
                 uri = f"sqlite:///{temporary}"
                 SqlAlchemyStore(uri, files.as_uri()).engine.dispose()
+    finally:
+        lock.release()
 
 
 def find_store(workspace: Path) -> str:

@@ -86,7 +86,7 @@ def write_ffmpeg(tmp_path, monkeypatch):
 
 
 def test_a_hanging_ffmpeg_is_killed(make_video, write_ffmpeg):
-    write_ffmpeg("sleep 600")
+    write_ffmpeg("exec sleep 600")
     path = make_video("a.mp4", 4)
 
     assert refusal(path, "ffmpeg", Limits(timeout=0.2)) == "too slow: longer than 0.2 s"
